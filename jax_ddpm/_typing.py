@@ -1,0 +1,43 @@
+"""Named array types, in one place.
+
+Images are NHWC in [-1, 1]. The maths never looks inside an image, so it is written for any
+`Sample`: a leading batch axis and whatever follows it.
+"""
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+__all__ = ["DenoiseFn", "Image", "NoiseFn", "PerSample", "PRNGKey", "Sample", "Table", "Timestep"]
+
+_AnyArray: TypeAlias = Array | np.ndarray
+
+Image: TypeAlias = Float[_AnyArray, "batch height width channel"]
+"""A batch of images, NHWC, pixels in [-1, 1]."""
+
+Sample: TypeAlias = Float[_AnyArray, "batch *event"]
+"""A batch of whatever diffuses."""
+
+PerSample: TypeAlias = Float[_AnyArray, "batch"]
+"""One number for each sample of the batch: an un-reduced loss."""
+
+Timestep: TypeAlias = Int[_AnyArray, "batch"] | Int[_AnyArray, ""]
+"""Entries of the chain, 0 … T - 1: one a sample, or one for all of them."""
+
+Table: TypeAlias = Float[_AnyArray, "timesteps"]
+"""One number for each entry of the chain."""
+
+PRNGKey: TypeAlias = Key[Array, ""]
+"""A typed key, as `jax.random.key` makes it."""
+
+DenoiseFn: TypeAlias = Callable[[Array, Array], Array]
+"""`(x_t, t) -> output`: the one type in which the network and the maths meet.
+
+`t` is int32 [batch], the training timestep; the output has the shape of `x_t`, or twice its
+channels (last axis) where the variance is learned.
+"""
+
+NoiseFn: TypeAlias = Callable[[Array], Array]
+"""`i -> noise [batch, …]`: the standard normal draw for entry `i` of the chain."""

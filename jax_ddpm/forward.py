@@ -1,0 +1,120 @@
+"""The forward process q, its posterior, and what ε, x_0 and v say of one another.
+
+    q(x_t | x_0) = N(√ᾱ_t x_0, (1 - ᾱ_t) I)                          Ho et al. 2020, eq. 4
+    q(x_{t-1} | x_t, x_0) = N(μ̃_t(x_t, x_0), β̃_t I)                 eq. 6, 7
+    x_t = √ᾱ_t x_0 + √(1 - ᾱ_t) ε                                    reparametrised eq. 4
+    v = √ᾱ_t ε - √(1 - ᾱ_t) x_0                                      Salimans & Ho 2022, App. D
+
+Every function takes `schedule` first, x of shape [batch, …], and t, integer entries of the
+chain, of shape [batch] (or [] for all). Variances come in the shape of the mean. All raise
+`ValueError` when a shape does not fit or a concrete t lies outside the chain.
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jax_ddpm._checks import check_shape
+from jax_ddpm._typing import Sample, Timestep
+from jax_ddpm.schedule import NoiseSchedule, extract
+
+__all__ = [
+    "predict_eps_from_v",
+    "predict_eps_from_xstart",
+    "predict_v",
+    "predict_xstart_from_eps",
+    "predict_xstart_from_v",
+    "q_mean_variance",
+    "q_posterior_mean_variance",
+    "q_sample",
+]
+
+
+def q_sample(schedule: NoiseSchedule, x_start: Sample, t: Timestep, noise: Sample) -> Array:
+    """Sample from q(x_t | x_0), Ho et al. eq. 4, given standard normal `noise`."""
+    check_shape("noise", noise, jnp.shape(x_start))
+    return (
+        extract(schedule.sqrt_alphas_cumprod, t, x_start) * x_start
+        + extract(schedule.sqrt_one_minus_alphas_cumprod, t, x_start) * noise
+    )
+
+
+def q_mean_variance(
+    schedule: NoiseSchedule, x_start: Sample, t: Timestep
+) -> tuple[Array, Array, Array]:
+    """Mean, variance and log-variance of q(x_t | x_0), Ho et al. eq. 4."""
+    mean = extract(schedule.sqrt_alphas_cumprod, t, x_start) * x_start
+    variance = extract(schedule.sqrt_one_minus_alphas_cumprod**2, t, x_start)
+    log_variance = extract(schedule.log_one_minus_alphas_cumprod, t, x_start)
+    return (
+        mean,
+        jnp.broadcast_to(variance, mean.shape),
+        jnp.broadcast_to(log_variance, mean.shape),
+    )
+
+
+def q_posterior_mean_variance(
+    schedule: NoiseSchedule, x_start: Sample, x_t: Sample, t: Timestep
+) -> tuple[Array, Array, Array]:
+    """Mean, variance and log-variance of q(x_{t-1} | x_t, x_0), Ho et al. eq. 6 and 7.
+
+    At t = 0 the variance is 0; the log-variance there is that of entry 1 (as OpenAI's).
+    """
+    check_shape("x_t", x_t, jnp.shape(x_start))
+    mean = (
+        extract(schedule.posterior_mean_coef1, t, x_t) * x_start
+        + extract(schedule.posterior_mean_coef2, t, x_t) * x_t
+    )
+    variance = extract(schedule.posterior_variance, t, x_t)
+    log_variance = extract(schedule.posterior_log_variance_clipped, t, x_t)
+    return (
+        mean,
+        jnp.broadcast_to(variance, mean.shape),
+        jnp.broadcast_to(log_variance, mean.shape),
+    )
+
+
+def predict_xstart_from_eps(
+    schedule: NoiseSchedule, x_t: Sample, t: Timestep, eps: Sample
+) -> Array:
+    """x_0 = (x_t - √(1 - ᾱ_t) ε) / √ᾱ_t."""
+    check_shape("eps", eps, jnp.shape(x_t))
+    return (
+        extract(schedule.sqrt_recip_alphas_cumprod, t, x_t) * x_t
+        - extract(schedule.sqrt_recipm1_alphas_cumprod, t, x_t) * eps
+    )
+
+
+def predict_eps_from_xstart(
+    schedule: NoiseSchedule, x_t: Sample, t: Timestep, x_start: Sample
+) -> Array:
+    """ε = (x_t - √ᾱ_t x_0) / √(1 - ᾱ_t), finite also where ᾱ_t = 0."""
+    check_shape("x_start", x_start, jnp.shape(x_t))
+    signal = extract(schedule.sqrt_alphas_cumprod, t, x_t) * x_start
+    return (x_t - signal) / extract(schedule.sqrt_one_minus_alphas_cumprod, t, x_t)
+
+
+def predict_v(schedule: NoiseSchedule, x_start: Sample, t: Timestep, noise: Sample) -> Array:
+    """v = √ᾱ_t ε - √(1 - ᾱ_t) x_0, the velocity (Salimans & Ho 2022, Appendix D)."""
+    check_shape("noise", noise, jnp.shape(x_start))
+    return (
+        extract(schedule.sqrt_alphas_cumprod, t, x_start) * noise
+        - extract(schedule.sqrt_one_minus_alphas_cumprod, t, x_start) * x_start
+    )
+
+
+def predict_xstart_from_v(schedule: NoiseSchedule, x_t: Sample, t: Timestep, v: Sample) -> Array:
+    """x_0 = √ᾱ_t x_t - √(1 - ᾱ_t) v."""
+    check_shape("v", v, jnp.shape(x_t))
+    return (
+        extract(schedule.sqrt_alphas_cumprod, t, x_t) * x_t
+        - extract(schedule.sqrt_one_minus_alphas_cumprod, t, x_t) * v
+    )
+
+
+def predict_eps_from_v(schedule: NoiseSchedule, x_t: Sample, t: Timestep, v: Sample) -> Array:
+    """ε = √ᾱ_t v + √(1 - ᾱ_t) x_t."""
+    check_shape("v", v, jnp.shape(x_t))
+    return (
+        extract(schedule.sqrt_alphas_cumprod, t, x_t) * v
+        + extract(schedule.sqrt_one_minus_alphas_cumprod, t, x_t) * x_t
+    )

@@ -1,0 +1,59 @@
+"""The tutorial's network: four 3×3 convolutions and the step number.
+
+Despite its name it has no resampling and no skips. Its transposed convolutions (stride 1,
+padding 1) are convolutions whose kernel is flipped, so here they are plain convolutions, and
+the flip happens where weights come from PyTorch (`interop.simple_unet`).
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jax_ddpm._checks import check_shape
+from jax_ddpm._typing import Image, Timestep
+
+__all__ = ["SimpleUNet"]
+
+# The raw step number, 0 … T - 1, is the layer's one input: the default would start the output
+# near 100 (the tutorial's does, and its untrained loss is about 1e4).
+_time_init = nn.initializers.variance_scaling(1e-4, "fan_in", "uniform")
+
+
+class SimpleUNet(nn.Module):
+    """The tutorial's SimpleUNet, NHWC: 151,427 parameters at 3 channels.
+
+    Attributes:
+      channels: of the images.
+      dtype: of the computation; that of the inputs and parameters where None.
+      param_dtype: of the parameters.
+      precision: of the convolutions; GPUs and TPUs drop to TF32 or bfloat16 unless `"highest"`.
+    """
+
+    channels: int = 3
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+    precision: Any = None
+
+    @nn.compact
+    def __call__(self, x: Image, t: Timestep) -> Array:
+        """Predict the noise in `x`, [batch, height, width, channels], at step `t`, [batch]."""
+        check_shape("x", x, (*jnp.shape(x)[:3], self.channels))
+        policy = {
+            "dtype": self.dtype,
+            "param_dtype": self.param_dtype,
+            "precision": self.precision,
+        }
+
+        def conv(features: int, name: str) -> nn.Conv:
+            return nn.Conv(features, (3, 3), padding=1, name=name, **policy)
+
+        time = jnp.asarray(t, x.dtype)[:, None]
+        time = nn.Dense(128, name="time_mlp", kernel_init=_time_init, **policy)(time)
+
+        x = nn.relu(conv(64, "down1")(x))
+        x = nn.relu(conv(128, "down2")(x))
+        x = x + time[:, None, None, :]
+        x = nn.relu(conv(64, "up1")(x))
+        return conv(self.channels, "up2")(x)

@@ -1,0 +1,134 @@
+"""One reverse step: what the network's output says about p_θ(x_{t-1} | x_t).
+
+    x̂_0 from the output                                  ε, x_0 or v, see `forward`
+    p_θ(x_{t-1} | x_t) = N(μ̃_t(x_t, x̂_0), Σ_θ)           Ho et al. 2020, eq. 1, 7, 11
+
+Σ_θ is β̃_t (`fixed_small`), β_t (`fixed_large`), or the second half of the output's channels:
+log Σ itself (`learned`), or the place v of log Σ between log β̃_t and log β_t
+(`learned_range`, Nichol & Dhariwal 2021, eq. 15).
+"""
+
+from typing import Literal, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jax_ddpm._checks import check_choice, check_shape
+from jax_ddpm._typing import DenoiseFn, Sample, Timestep
+from jax_ddpm.forward import (
+    predict_xstart_from_eps,
+    predict_xstart_from_v,
+    q_posterior_mean_variance,
+)
+from jax_ddpm.schedule import NoiseSchedule, extract
+
+__all__ = [
+    "PMeanVariance",
+    "PredictionType",
+    "VarianceType",
+    "denoise",
+    "p_mean_variance",
+    "predict_xstart",
+]
+
+PredictionType = Literal["epsilon", "sample", "v_prediction"]
+VarianceType = Literal["fixed_small", "fixed_large", "learned", "learned_range"]
+
+
+class PMeanVariance(NamedTuple):
+    """Moments of p_θ(x_{t-1} | x_t) and the x_0 they rest on, each in the shape of x_t."""
+
+    mean: Array
+    variance: Array
+    log_variance: Array
+    pred_xstart: Array
+
+
+def denoise(
+    schedule: NoiseSchedule,
+    denoise_fn: DenoiseFn,
+    x_t: Sample,
+    t: Timestep,
+    *,
+    variance_type: VarianceType = "fixed_small",
+) -> tuple[Array, Array | None]:
+    """Run the network at entry `t` of the chain: its output, and the variance channels if learned.
+
+    The network is shown the training timestep `schedule.timesteps[t]`, int32 [batch]. Raises
+    `ValueError` unless the output has the shape of `x_t`, or twice its channels if learned.
+    """
+    check_choice(
+        "variance_type", variance_type, ("fixed_small", "fixed_large", "learned", "learned_range")
+    )
+    entries = jnp.broadcast_to(t, jnp.shape(x_t)[:1])
+    output = denoise_fn(x_t, jnp.asarray(schedule.timesteps, jnp.int32)[entries])
+    output = output.astype(x_t.dtype)
+    if variance_type in ("fixed_small", "fixed_large"):
+        check_shape("output of denoise_fn", output, x_t.shape)
+        return output, None
+    channels = x_t.shape[-1]
+    check_shape("output of denoise_fn", output, (*x_t.shape[:-1], 2 * channels))
+    return output[..., :channels], output[..., channels:]
+
+
+def predict_xstart(
+    schedule: NoiseSchedule,
+    x_t: Sample,
+    t: Timestep,
+    output: Sample,
+    *,
+    prediction_type: PredictionType = "epsilon",
+) -> Array:
+    """x̂_0 from the network's output, by what the network was trained to predict."""
+    check_choice("prediction_type", prediction_type, ("epsilon", "sample", "v_prediction"))
+    if prediction_type == "epsilon":
+        return predict_xstart_from_eps(schedule, x_t, t, output)
+    if prediction_type == "v_prediction":
+        return predict_xstart_from_v(schedule, x_t, t, output)
+    return jnp.asarray(output)
+
+
+def p_mean_variance(
+    schedule: NoiseSchedule,
+    denoise_fn: DenoiseFn,
+    x_t: Sample,
+    t: Timestep,
+    *,
+    prediction_type: PredictionType = "epsilon",
+    variance_type: VarianceType = "fixed_small",
+    clip_denoised: bool = True,
+) -> PMeanVariance:
+    """Moments of p_θ(x_{t-1} | x_t), Ho et al. eq. 1 with the mean of eq. 7.
+
+    `clip_denoised` clips x̂_0 to [-1, 1]. At t = 0, `fixed_small` has variance 0 and the
+    log-variance of entry 1; `fixed_large` takes both from entry 1 (as OpenAI's).
+    """
+    output, values = denoise(schedule, denoise_fn, x_t, t, variance_type=variance_type)
+    pred_xstart = predict_xstart(schedule, x_t, t, output, prediction_type=prediction_type)
+    if clip_denoised:
+        pred_xstart = jnp.clip(pred_xstart, -1, 1)
+    mean, variance, log_variance = q_posterior_mean_variance(schedule, pred_xstart, x_t, t)
+    if variance_type != "fixed_small":
+        log_variance = _log_variance(schedule, log_variance, x_t, t, values, variance_type)
+        variance = jnp.exp(log_variance)
+    return PMeanVariance(mean, variance, log_variance, pred_xstart)
+
+
+def _log_variance(
+    schedule: NoiseSchedule,
+    log_posterior: Array,
+    x_t: Sample,
+    t: Timestep,
+    values: Array | None,
+    variance_type: VarianceType,
+) -> Array:
+    if variance_type == "learned":
+        assert values is not None
+        return values
+    log_beta = extract(schedule.log_betas, t, x_t)
+    if variance_type == "fixed_large":
+        first = extract(jnp.arange(schedule.num_timesteps) == 0, t, x_t)
+        return jnp.where(first > 0, log_posterior, log_beta)
+    assert values is not None
+    fraction = (values + 1) / 2
+    return fraction * log_beta + (1 - fraction) * log_posterior

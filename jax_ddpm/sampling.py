@@ -1,0 +1,225 @@
+"""The reverse chain as one `lax.scan`, whatever the update rule.
+
+        x_T ──▶ entry T-1 ──▶ … ──▶ entry i ──▶ … ──▶ entry 0 ──▶ x_0
+                                    │
+                 predict: denoise_fn, then p_mean_variance
+                 update:  sampler.step, with the noise of (sample, entry)
+
+The loop holds one state and nothing of the trajectory, and its program does not grow with T.
+
+Randomness belongs to the sample, not to the batch: sample `j` at entry `i` draws from
+`fold_in(fold_in(key, first_sample + j), i)`, and its x_T uses `i = T`. Sample 17 is the same
+picture in a batch of 1 or 64, on one device or eight.
+
+`p_sample_loop` is `p_sample_init` and then `p_sample_steps` over all entries. Use the two
+yourself to run a long chain in pieces, for a progress bar, say: the result is the same to the
+bit.
+
+    state = p_sample_init(key, schedule, shape)
+    steps = jax.jit(lambda state, entries: p_sample_steps(key, schedule, denoise_fn, state, entries))
+    for entries in np.arange(T)[::-1].reshape(-1, 100):
+        state = steps(state, entries)
+    x_0 = state.x_t
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import AxisType, NamedSharding
+from jaxtyping import Array, Int
+
+from jax_ddpm._checks import check_shape
+from jax_ddpm._typing import DenoiseFn, NoiseFn, PRNGKey, Sample
+from jax_ddpm.reverse import PredictionType, VarianceType, p_mean_variance
+from jax_ddpm.samplers import Sampler, ancestral
+from jax_ddpm.schedule import NoiseSchedule
+
+__all__ = ["SampleState", "p_sample_init", "p_sample_loop", "p_sample_steps", "sample_noise"]
+
+
+class SampleState(NamedTuple):
+    """What the next step of the chain needs."""
+
+    x_t: Array
+    memory: Any
+
+
+def p_sample_loop(
+    key: PRNGKey | None,
+    schedule: NoiseSchedule,
+    denoise_fn: DenoiseFn,
+    shape: Sequence[int],
+    *,
+    sampler: Sampler | None = None,
+    prediction_type: PredictionType = "epsilon",
+    variance_type: VarianceType = "fixed_small",
+    clip_denoised: bool = True,
+    x_T: Sample | None = None,
+    noise_fn: NoiseFn | None = None,
+    first_sample: int | Array = 0,
+    save_every: int | None = None,
+    sharding: NamedSharding | None = None,
+) -> Array | tuple[Array, Array]:
+    """Run the whole reverse chain, Ho et al. 2020 Algorithm 2 for the default `ancestral()`.
+
+    Args:
+      key: typed key; may be None where `x_T` is given and no noise has to be drawn.
+      schedule: the chain; a `respace`d one runs fewer steps.
+      denoise_fn: `(x_t, t) -> output`, with t the training timestep, int32 [batch].
+      shape: [batch, height, width, channel] of the result.
+      sampler: the update rule; `ancestral()` where None.
+      prediction_type, variance_type, clip_denoised: as in `p_mean_variance`.
+      x_T: the start, instead of a draw; its dtype is that of the whole loop.
+      noise_fn: `i -> noise` of `shape`, instead of the draws at entry i.
+      first_sample: the number of the batch's first sample, which decides its randomness.
+      save_every: also return the states after every so many steps.
+      sharding: where noise is drawn and the state kept. Without it XLA replicates the loop
+        over the devices of a mesh.
+
+    Returns:
+      x_0 of `shape`; with `save_every`, `(x_0, states)` with states [T // save_every, *shape],
+      noisiest first.
+
+    Raises:
+      ValueError: a shape, a choice or `save_every` does not fit, or noise is needed and there
+        is neither `key` nor `noise_fn`.
+    """
+    state = p_sample_init(
+        key,
+        schedule,
+        shape,
+        sampler=sampler,
+        x_T=x_T,
+        first_sample=first_sample,
+        sharding=sharding,
+    )
+    run = partial(
+        p_sample_steps,
+        key,
+        schedule,
+        denoise_fn,
+        sampler=sampler,
+        prediction_type=prediction_type,
+        variance_type=variance_type,
+        clip_denoised=clip_denoised,
+        noise_fn=noise_fn,
+        first_sample=first_sample,
+        sharding=sharding,
+    )
+    steps = schedule.num_timesteps
+    entries = jnp.arange(steps)[::-1]
+    if save_every is None:
+        return run(state, entries).x_t
+    if not 1 <= save_every <= steps:
+        raise ValueError(f"save_every: expected 1 to {steps} steps, got {save_every}")
+
+    def step(state, block):
+        state = run(state, block)
+        return state, state.x_t
+
+    saved = steps - steps % save_every
+    state, states = lax.scan(step, state, entries[:saved].reshape(-1, save_every))
+    if saved < steps:
+        state = run(state, entries[saved:])
+    return state.x_t, states
+
+
+def p_sample_init(
+    key: PRNGKey | None,
+    schedule: NoiseSchedule,
+    shape: Sequence[int],
+    *,
+    sampler: Sampler | None = None,
+    x_T: Sample | None = None,
+    first_sample: int | Array = 0,
+    sharding: NamedSharding | None = None,
+) -> SampleState:
+    """The state before the first step: x_T, drawn from N(0, I) unless given."""
+    if x_T is None:
+        x_T = sample_noise(
+            key, schedule.num_timesteps, shape, first_sample=first_sample, sharding=sharding
+        )
+    check_shape("x_T", x_T, shape)
+    x_T = _place(jnp.asarray(x_T), sharding)
+    return SampleState(x_T, (sampler or ancestral()).init(x_T))
+
+
+def p_sample_steps(
+    key: PRNGKey | None,
+    schedule: NoiseSchedule,
+    denoise_fn: DenoiseFn,
+    state: SampleState,
+    entries: Int[Any, "steps"],
+    *,
+    sampler: Sampler | None = None,
+    prediction_type: PredictionType = "epsilon",
+    variance_type: VarianceType = "fixed_small",
+    clip_denoised: bool = True,
+    noise_fn: NoiseFn | None = None,
+    first_sample: int | Array = 0,
+    sharding: NamedSharding | None = None,
+) -> SampleState:
+    """Take one step for each of `entries`, in the order given (T - 1 … 0 is the whole chain)."""
+    sampler = sampler or ancestral()
+    shape, dtype = state.x_t.shape, state.x_t.dtype
+
+    def predict(x_t, i):
+        return p_mean_variance(
+            schedule,
+            denoise_fn,
+            x_t,
+            i,
+            prediction_type=prediction_type,
+            variance_type=variance_type,
+            clip_denoised=clip_denoised,
+        )
+
+    def draw(i):
+        if noise_fn is None:
+            return sample_noise(
+                key, i, shape, first_sample=first_sample, sharding=sharding, dtype=dtype
+            )
+        noise = noise_fn(i)
+        check_shape("output of noise_fn", noise, shape)
+        return noise.astype(dtype)
+
+    def step(state, i):
+        x_prev, memory = sampler.step(schedule, predict, draw, i, state.x_t, state.memory)
+        return SampleState(_place(x_prev, sharding), memory), None
+
+    return lax.scan(step, state, entries)[0]
+
+
+def sample_noise(
+    key: PRNGKey | None,
+    i: int | Array,
+    shape: Sequence[int],
+    *,
+    first_sample: int | Array = 0,
+    sharding: NamedSharding | None = None,
+    dtype: Any = float,
+) -> Array:
+    """Standard normal noise of `shape` for entry `i`, each sample's own whatever the batch."""
+    if key is None:
+        raise ValueError("key: expected a key, or both x_T and noise_fn, got None")
+
+    def draw(sample):
+        return jax.random.normal(
+            jax.random.fold_in(jax.random.fold_in(key, sample), i), tuple(shape[1:]), dtype
+        )
+
+    samples = _place(first_sample + jnp.arange(shape[0]), sharding)
+    return _place(jax.vmap(draw)(samples), sharding)
+
+
+def _place(x: Array, sharding: NamedSharding | None) -> Array:
+    """Keep `x` where `sharding` says, on a mesh with Auto axes or with Explicit ones."""
+    if sharding is None:
+        return x
+    if AxisType.Explicit in sharding.mesh.axis_types:
+        return jax.device_put(x, sharding)
+    return lax.with_sharding_constraint(x, sharding)

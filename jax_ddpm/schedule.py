@@ -1,0 +1,226 @@
+"""Noise schedules: the numbers of the forward process, made once on the host in float64.
+
+With β_t the variance added at step t (Ho et al. 2020, §2):
+
+    α_t = 1 - β_t                                                                (1)
+    ᾱ_t = α_0 α_1 … α_t                                                          (2)
+    β̃_t = β_t (1 - ᾱ_{t-1}) / (1 - ᾱ_t)          the posterior's variance         (3)
+
+`t` runs 0 … T - 1 and `t = 0` means one step of noise, so ᾱ before the first entry is 1.
+
+Tables stay float64 on the host and are rounded once, to the dtype of the images they meet
+(`extract`). Building them in float32 costs up to 1e-2 in β (cosine, T = 4000).
+"""
+
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jax_ddpm._checks import check_choice
+from jax_ddpm._typing import Sample, Table, Timestep
+
+__all__ = [
+    "NoiseSchedule",
+    "Spacing",
+    "cosine_beta_schedule",
+    "extract",
+    "linear_beta_schedule",
+    "make_schedule",
+    "rescale_zero_terminal_snr",
+    "respace",
+    "scaled_linear_beta_schedule",
+    "sigmoid_beta_schedule",
+    "spaced_timesteps",
+]
+
+Spacing = Literal["leading", "trailing", "linspace"]
+Betas = Float[np.ndarray, "timesteps"]
+
+
+class NoiseSchedule(NamedTuple):
+    """Tables of length T over the chain's entries, under OpenAI's names (guided-diffusion).
+
+    `timesteps` is the step number that the network is shown for each entry: 0 … T - 1, or the
+    kept ones after `respace`.
+    """
+
+    betas: Table
+    log_betas: Table
+    alphas_cumprod: Table
+    alphas_cumprod_prev: Table
+    sqrt_alphas_cumprod: Table
+    sqrt_one_minus_alphas_cumprod: Table
+    log_one_minus_alphas_cumprod: Table
+    sqrt_recip_alphas_cumprod: Table
+    sqrt_recipm1_alphas_cumprod: Table
+    posterior_variance: Table
+    posterior_log_variance_clipped: Table
+    posterior_mean_coef1: Table
+    posterior_mean_coef2: Table
+    timesteps: Int[Array | np.ndarray, "timesteps"]
+
+    @property
+    def num_timesteps(self) -> int:
+        """T, the number of entries (`len` of a NamedTuple counts its fields)."""
+        return self.betas.shape[0]
+
+
+def linear_beta_schedule(timesteps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> Betas:
+    """β linear in t (Ho et al. 2020, §4)."""
+    _check_timesteps(timesteps)
+    return np.linspace(beta_start, beta_end, timesteps, dtype=np.float64)
+
+
+def scaled_linear_beta_schedule(
+    timesteps: int, beta_start: float = 1e-4, beta_end: float = 0.02
+) -> Betas:
+    """√β linear in t (Rombach et al. 2022)."""
+    _check_timesteps(timesteps)
+    return np.linspace(beta_start**0.5, beta_end**0.5, timesteps, dtype=np.float64) ** 2
+
+
+def cosine_beta_schedule(timesteps: int, s: float = 0.008, max_beta: float = 0.999) -> Betas:
+    """ᾱ a squared cosine (Nichol & Dhariwal 2021, eq. 17), β clipped at `max_beta`."""
+    _check_timesteps(timesteps)
+    time = np.arange(timesteps + 1, dtype=np.float64) / timesteps
+    alpha_bar = np.cos((time + s) / (1 + s) * np.pi / 2) ** 2
+    return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], max_beta)
+
+
+def sigmoid_beta_schedule(
+    timesteps: int, start: float = -3.0, end: float = 3.0, tau: float = 1.0
+) -> Betas:
+    """ᾱ a sigmoid scaled to run from 1 to 0 (Jabri et al. 2022, Algorithm 4), β below 0.999."""
+    _check_timesteps(timesteps)
+    time = np.arange(timesteps + 1, dtype=np.float64) / timesteps
+    sigmoid = 1 / (1 + np.exp(-(start + time * (end - start)) / tau))
+    alpha_bar = (sigmoid[-1] - sigmoid) / (sigmoid[-1] - sigmoid[0])
+    return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
+
+
+def rescale_zero_terminal_snr(betas: Betas) -> Betas:
+    """Shift and scale √ᾱ so that the last step is pure noise (Lin et al. 2024, Algorithm 1).
+
+    The first ᾱ is kept and the last becomes 0, so the last β is 1. A network that predicts ε
+    knows nothing at that step: train it with `"v_prediction"`.
+    """
+    sqrt_alpha_bar = np.sqrt(np.cumprod(1 - np.asarray(betas, np.float64)))
+    first, last = sqrt_alpha_bar[0], sqrt_alpha_bar[-1]
+    alpha_bar = ((sqrt_alpha_bar - last) * first / (first - last)) ** 2
+    return 1 - alpha_bar / np.append(1.0, alpha_bar[:-1])
+
+
+def make_schedule(betas: Any) -> NoiseSchedule:
+    """All tables of the forward process and its posterior, from β of shape [T].
+
+    Raises `ValueError` unless every β lies in (0, 1]. A β of 1, which forgets the image, may
+    only come last.
+    """
+    betas = np.asarray(betas, dtype=np.float64)
+    if betas.ndim != 1 or betas.size == 0:
+        raise ValueError(f"betas: expected shape [timesteps], got {betas.shape}")
+    if not (np.all(betas > 0) and np.all(betas <= 1) and np.all(betas[:-1] < 1)):
+        worst = betas[np.argmax(~((betas > 0) & (betas <= 1)))]
+        raise ValueError(f"betas: expected values in (0, 1], 1 only at the end, got {worst}")
+    return _tables(betas, np.cumprod(1 - betas), np.arange(betas.size))
+
+
+def spaced_timesteps(
+    timesteps: int, steps: int, spacing: Spacing = "leading"
+) -> Int[np.ndarray, "steps"]:
+    """The entries that a chain of `steps` keeps of `timesteps`, ascending.
+
+    As in Lin et al. 2024, Table 2: `"leading"` counts up from 0, `"trailing"` down from
+    T - 1, and `"linspace"` holds both ends. Rounding is diffusers'.
+    """
+    check_choice("spacing", spacing, ("leading", "trailing", "linspace"))
+    _check_timesteps(timesteps)
+    if not 1 <= steps <= timesteps:
+        raise ValueError(f"steps: expected 1 to {timesteps} (the timesteps), got {steps}")
+    if spacing == "leading":
+        return np.arange(steps) * (timesteps // steps)
+    if spacing == "trailing":
+        descending = np.round(timesteps - np.arange(steps) * (timesteps / steps)) - 1
+        return descending[::-1].astype(np.int64)
+    return np.round(np.linspace(0, timesteps - 1, steps)).astype(np.int64)
+
+
+def respace(schedule: NoiseSchedule, timesteps: Any) -> NoiseSchedule:
+    """The schedule of the chain that visits only the entries `timesteps` (ascending) of this one.
+
+    A strided chain is a shorter chain with β_i = 1 - ᾱ_i / ᾱ_{i-1} over the kept entries
+    (Nichol & Dhariwal 2021, §4): every sampler runs on it unchanged, since "the previous
+    timestep" is always entry i - 1.
+    """
+    kept = np.asarray(timesteps)
+    if kept.ndim != 1 or kept.size == 0 or not np.issubdtype(kept.dtype, np.integer):
+        raise ValueError(f"timesteps: expected integers of shape [steps], got {timesteps!r}")
+    if np.any(np.diff(kept) <= 0):
+        raise ValueError(f"timesteps: expected strictly ascending entries, got {kept}")
+    last = schedule.num_timesteps - 1
+    if kept[0] < 0 or kept[-1] > last:
+        raise ValueError(f"timesteps: expected entries in [0, {last}], got {kept}")
+    alphas_cumprod = np.asarray(schedule.alphas_cumprod)[kept]
+    betas = 1 - alphas_cumprod / np.append(1.0, alphas_cumprod[:-1])
+    return _tables(betas, alphas_cumprod, np.asarray(schedule.timesteps)[kept])
+
+
+def extract(table: Any, t: Timestep | int, x: Sample | Any) -> Array:
+    """`table[t]` in the dtype of `x`, shaped [batch, 1, 1, …] to meet it.
+
+    Gathered on the device. Out-of-range entries, which JAX would clamp in silence, raise
+    `ValueError` where `t` is concrete.
+    """
+    dtype = jnp.result_type(x)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"x: expected a floating dtype, got {dtype}")
+    _check_entries(t, table.shape[0], jnp.shape(x))
+    values = jnp.asarray(table, dtype=dtype)[t]
+    return values.reshape(values.shape + (1,) * (jnp.ndim(x) - values.ndim))
+
+
+def _tables(betas: Betas, alphas_cumprod: Betas, timesteps: np.ndarray) -> NoiseSchedule:
+    alphas_cumprod_prev = np.append(1.0, alphas_cumprod[:-1])
+    posterior_variance = betas * (1 - alphas_cumprod_prev) / (1 - alphas_cumprod)  # eq. 3
+    # β̃_0 = 0 has no logarithm: entry 0 takes entry 1, as OpenAI does (Ho et al. clip at 1e-20).
+    log_variance = np.log(np.append(posterior_variance[1:2], posterior_variance[1:]))
+    with np.errstate(divide="ignore"):  # zero terminal SNR: 1 / ᾱ is infinite at the last entry
+        recip_alphas_cumprod = 1 / alphas_cumprod
+    return NoiseSchedule(
+        betas=betas,
+        log_betas=np.log(betas),
+        alphas_cumprod=alphas_cumprod,
+        alphas_cumprod_prev=alphas_cumprod_prev,
+        sqrt_alphas_cumprod=np.sqrt(alphas_cumprod),
+        sqrt_one_minus_alphas_cumprod=np.sqrt(1 - alphas_cumprod),
+        log_one_minus_alphas_cumprod=np.log(1 - alphas_cumprod),
+        sqrt_recip_alphas_cumprod=np.sqrt(recip_alphas_cumprod),
+        sqrt_recipm1_alphas_cumprod=np.sqrt(recip_alphas_cumprod - 1),
+        posterior_variance=posterior_variance,
+        # A chain of one entry has no entry 1, and its only step adds no noise.
+        posterior_log_variance_clipped=log_variance if betas.size > 1 else np.log(betas),
+        posterior_mean_coef1=betas * np.sqrt(alphas_cumprod_prev) / (1 - alphas_cumprod),
+        posterior_mean_coef2=(1 - alphas_cumprod_prev) * np.sqrt(1 - betas) / (1 - alphas_cumprod),
+        timesteps=timesteps,
+    )
+
+
+def _check_timesteps(timesteps: int) -> None:
+    if timesteps < 1:
+        raise ValueError(f"timesteps: expected at least 1, got {timesteps}")
+
+
+def _check_entries(t: Any, size: int, x_shape: tuple[int, ...]) -> None:
+    if not jnp.issubdtype(jnp.result_type(t), jnp.integer):
+        raise TypeError(f"t: expected integers, got {jnp.result_type(t)}")
+    if jnp.shape(t) not in ((), x_shape[:1]):
+        raise ValueError(f"t: expected shape {x_shape[:1]} or (), got {jnp.shape(t)}")
+    if isinstance(t, jax.core.Tracer) or np.size(t) == 0:
+        return
+    low, high = np.min(t), np.max(t)
+    if low < 0 or high >= size:
+        got = low if low < 0 else high
+        raise ValueError(f"t: expected entries in [0, {size - 1}], got {got}")

@@ -1,0 +1,28 @@
+"""The order of the data: a pure function of the key and the step, so that nothing is lost.
+
+There is no iterator to save: a run that resumes at step n asks for batch n.
+"""
+
+import jax
+from jax import lax
+from jaxtyping import Array, Int
+
+from jax_ddpm._typing import PRNGKey
+
+__all__ = ["batch_indices"]
+
+
+def batch_indices(
+    key: PRNGKey, step: int | Array, dataset_size: int, batch_size: int
+) -> Int[Array, "batch"]:
+    """Which images step `step` sees: slices of a permutation that each epoch draws anew.
+
+    An epoch drops what does not fill a batch. `step` may be traced (the order can live inside
+    a scan). Raises `ValueError` if a batch is larger than the data.
+    """
+    if not 1 <= batch_size <= dataset_size:
+        raise ValueError(f"batch_size: expected 1 to {dataset_size} (the data), got {batch_size}")
+    steps_per_epoch = dataset_size // batch_size
+    epoch = step // steps_per_epoch
+    order = jax.random.permutation(jax.random.fold_in(key, epoch), dataset_size)
+    return lax.dynamic_slice_in_dim(order, step % steps_per_epoch * batch_size, batch_size)
