@@ -16,9 +16,9 @@ yourself to run a long chain in pieces, for a progress bar, say: the result is t
 bit.
 
     state = p_sample_init(key, schedule, shape)
-    steps = jax.jit(lambda state, entries: p_sample_steps(key, schedule, denoise_fn, state, entries))
+    run = partial(p_sample_steps, key, schedule, denoise_fn)
     for entries in np.arange(T)[::-1].reshape(-1, 100):
-        state = steps(state, entries)
+        state = jax.jit(run)(state, entries)
     x_0 = state.x_t
 """
 

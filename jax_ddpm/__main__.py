@@ -1,0 +1,38 @@
+"""`jax-ddpm`, also `python -m jax_ddpm`."""
+
+import sys
+
+__all__ = ["main"]
+
+_EXTRAS = {
+    "diffusers": "parity",
+    "matplotlib": "train",
+    "PIL": "train",
+    "safetensors": "train",
+    "sklearn": "train",
+    "torch": "parity",
+    "tqdm": "train",
+    "tyro": "train",
+}
+
+
+def main() -> None:
+    """Run the command line; a package that is missing is named with the extra that brings it."""
+    try:
+        from jax_ddpm.cli import run
+
+        run()
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in _EXTRAS:
+            raise
+        extra = _EXTRAS[package]
+        print(
+            f'jax-ddpm: this command needs {package}: pip install "jax_ddpm[{extra}]"',
+            file=sys.stderr,
+        )
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

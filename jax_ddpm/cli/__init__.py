@@ -1,0 +1,45 @@
+"""The command line: one frozen dataclass and one function a command."""
+
+import sys
+from typing import Annotated
+
+import tyro
+
+from jax_ddpm.cli.config import ParityConfig, SampleConfig, TrainConfig, UsageError
+
+__all__ = ["run"]
+
+_Command = (
+    Annotated[TrainConfig, tyro.conf.subcommand("train")]
+    | Annotated[SampleConfig, tyro.conf.subcommand("sample")]
+    | Annotated[ParityConfig, tyro.conf.subcommand("parity")]
+)
+
+
+def run(arguments: list[str] | None = None) -> None:
+    """Parse the command line and run it. What is wrong with it is one line and exit code 2."""
+    config = tyro.cli(
+        _Command,
+        prog="jax-ddpm",
+        description="Train, sample and certify diffusion models (DDPM) in JAX.",
+        args=arguments,
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff),
+    )
+    try:
+        # Each command is imported when it is run: `parity` alone needs torch.
+        match config:
+            case TrainConfig():
+                from jax_ddpm.cli.train import train
+
+                train(config)
+            case SampleConfig():
+                from jax_ddpm.cli.sample import sample
+
+                sample(config)
+            case ParityConfig():
+                from jax_ddpm.cli.parity import parity
+
+                parity(config)
+    except UsageError as error:
+        print(f"jax-ddpm: {error}", file=sys.stderr)
+        sys.exit(2)

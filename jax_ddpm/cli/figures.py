@@ -1,0 +1,104 @@
+"""The pictures: grids, strips of the forward process, the reverse process as a GIF, the loss.
+
+Images come in as float [image, height, width, channel] in [-1, 1].
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import matplotlib
+import numpy as np
+from PIL import Image
+
+from jax_ddpm.forward import q_sample
+from jax_ddpm.schedule import NoiseSchedule
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt  # noqa: E402  (the backend is chosen first)
+
+__all__ = ["image_grid", "save_forward", "save_gif", "save_grid", "save_loss"]
+
+_BACKGROUND = 255
+_LONG_SIDE = 640
+
+
+def image_grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
+    """Images side by side on white, uint8 [height, width, 3], enlarged by whole pixels."""
+    count, height, width, channels = images.shape
+    columns = columns or int(np.ceil(np.sqrt(count)))
+    rows = -(-count // columns)
+    scale = max(1, _LONG_SIDE // max(columns * width, rows * height))
+    gap = max(2, scale // 2)
+    pixels = np.clip((images + 1) * 127.5, 0, 255).round().astype(np.uint8)
+    # Two channels are a picture and its opacity, four are RGB and opacity, which is not drawn.
+    pixels = pixels[..., :3] if channels >= 3 else np.repeat(pixels[..., :1], 3, axis=-1)
+    pixels = pixels.repeat(scale, axis=1).repeat(scale, axis=2)
+    cell = (height * scale + gap, width * scale + gap)
+    shape = (rows * cell[0] + gap, columns * cell[1] + gap, 3)
+    canvas = np.full(shape, _BACKGROUND, np.uint8)
+    for k, picture in enumerate(pixels):
+        top, left = gap + k // columns * cell[0], gap + k % columns * cell[1]
+        canvas[top : top + height * scale, left : left + width * scale] = picture
+    return canvas
+
+
+def save_grid(path: Path, images: np.ndarray) -> None:
+    """Write a grid of images as PNG."""
+    Image.fromarray(image_grid(images)).save(path, format="PNG")
+
+
+def save_gif(path: Path, frames: Sequence[np.ndarray], *, hold: int = 25) -> None:
+    """Write grids of images as a GIF that holds the last one for `hold` frames, then repeats."""
+    pictures = [Image.fromarray(image_grid(frame)).convert("P") for frame in frames]
+    pictures[0].save(
+        path,
+        format="GIF",
+        save_all=True,
+        append_images=pictures[1:],
+        duration=[60] * (len(pictures) - 1) + [60 * hold],
+        loop=0,
+    )
+
+
+def save_forward(path: Path, schedule: NoiseSchedule, image: np.ndarray) -> None:
+    """Write one image, and the tutorial's white square, at four steps of noise."""
+    last = schedule.num_timesteps - 1
+    steps = np.unique([0, last // 4, last // 2, last])
+    square = np.full((64, 64, 3), -1, np.float32)
+    square[16:48, 16:48] = 1
+    figure, axes = plt.subplots(2, len(steps), figsize=(2 * len(steps), 4.3), squeeze=False)
+    for row, x_start in zip(axes, (image, square), strict=True):
+        batch = np.repeat(x_start[None], len(steps), axis=0)
+        noise = np.asarray(jax.random.normal(jax.random.key(0), batch.shape))
+        noisy = np.asarray(q_sample(schedule, batch, steps, noise))
+        for axis, x_t, t in zip(row, noisy, steps, strict=True):
+            axis.imshow(np.clip((x_t + 1) / 2, 0, 1).squeeze(), cmap="gray", vmin=0, vmax=1)
+            axis.set_xticks([])
+            axis.set_yticks([])
+            axis.set_title(f"t = {t}", fontsize=10)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def save_loss(path: Path, steps: Sequence[int], losses: Sequence[float]) -> None:
+    """Write the training loss against the step, with a running median over it."""
+    figure, axis = plt.subplots(figsize=(7, 4))
+    axis.plot(steps, losses, color="tab:blue", alpha=0.3, linewidth=0.8, label="mean of 50 steps")
+    width = max(1, len(losses) // 20)
+    if width > 1:
+        windows = np.lib.stride_tricks.sliding_window_view(np.asarray(losses), width)
+        axis.plot(
+            steps[width - 1 :], np.median(windows, axis=1), color="tab:blue", label="running median"
+        )
+    axis.set_yscale("log")
+    axis.set_xlabel("training step")
+    axis.set_ylabel("mean squared error of the noise")
+    axis.grid(alpha=0.3, which="both")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
