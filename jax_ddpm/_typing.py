@@ -23,7 +23,7 @@ Sample: TypeAlias = Float[_AnyArray, "batch *event"]
 PerSample: TypeAlias = Float[_AnyArray, "batch"]
 """One number for each sample of the batch: an un-reduced loss."""
 
-Timestep: TypeAlias = Int[_AnyArray, "batch"] | Int[_AnyArray, ""]
+Timestep: TypeAlias = Int[_AnyArray, "batch"] | Int[_AnyArray, ""] | int | np.integer
 """Entries of the chain, 0 … T - 1: one a sample, or one for all of them."""
 
 Table: TypeAlias = Float[_AnyArray, "timesteps"]

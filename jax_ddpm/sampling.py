@@ -11,14 +11,13 @@ Randomness belongs to the sample, not to the batch: sample `j` at entry `i` draw
 `fold_in(fold_in(key, first_sample + j), i)`, and its x_T uses `i = T`. Sample 17 is the same
 picture in a batch of 1 or 64, on one device or eight.
 
-`p_sample_loop` is `p_sample_init` and then `p_sample_steps` over all entries. Use the two
-yourself to run a long chain in pieces, for a progress bar, say: the result is the same to the
-bit.
+`p_sample_loop` is `p_sample_init` and then `p_sample_steps` for all T. Use the two yourself to
+run a long chain in pieces, for a progress bar, say: the result is the same to the bit.
 
     state = p_sample_init(key, schedule, shape)
-    run = partial(p_sample_steps, key, schedule, denoise_fn)
-    for entries in np.arange(T)[::-1].reshape(-1, 100):
-        state = jax.jit(run)(state, entries)
+    run = jax.jit(lambda state: p_sample_steps(key, schedule, denoise_fn, state, 100))
+    for _ in range(T // 100):
+        state = run(state)
     x_0 = state.x_t
 """
 
@@ -42,8 +41,9 @@ __all__ = ["SampleState", "p_sample_init", "p_sample_loop", "p_sample_steps", "s
 
 
 class SampleState(NamedTuple):
-    """What the next step of the chain needs."""
+    """What the next step of the chain needs: its entry, T - 1 … 0, x_t, the rule's memory."""
 
+    i: Int[Array, ""]
     x_t: Array
     memory: Any
 
@@ -110,22 +110,18 @@ def p_sample_loop(
         first_sample=first_sample,
         sharding=sharding,
     )
-    steps = schedule.num_timesteps
-    entries = jnp.arange(steps)[::-1]
+    total = schedule.num_timesteps
     if save_every is None:
-        return run(state, entries).x_t
-    if not 1 <= save_every <= steps:
-        raise ValueError(f"save_every: expected 1 to {steps} steps, got {save_every}")
+        return run(state, total).x_t
+    if not 1 <= save_every <= total:
+        raise ValueError(f"save_every: expected 1 to {total} steps, got {save_every}")
 
-    def step(state, block):
-        state = run(state, block)
+    def step(state, _):
+        state = run(state, save_every)
         return state, state.x_t
 
-    saved = steps - steps % save_every
-    state, states = lax.scan(step, state, entries[:saved].reshape(-1, save_every))
-    if saved < steps:
-        state = run(state, entries[saved:])
-    return state.x_t, states
+    state, states = lax.scan(step, state, length=total // save_every)
+    return run(state, total % save_every).x_t, states
 
 
 def p_sample_init(
@@ -139,13 +135,12 @@ def p_sample_init(
     sharding: NamedSharding | None = None,
 ) -> SampleState:
     """The state before the first step: x_T, drawn from N(0, I) unless given."""
+    total = schedule.num_timesteps
     if x_T is None:
-        x_T = sample_noise(
-            key, schedule.num_timesteps, shape, first_sample=first_sample, sharding=sharding
-        )
+        x_T = sample_noise(key, total, shape, first_sample=first_sample, sharding=sharding)
     check_shape("x_T", x_T, shape)
     x_T = _place(jnp.asarray(x_T), sharding)
-    return SampleState(x_T, (sampler or ancestral()).init(x_T))
+    return SampleState(jnp.int32(total - 1), x_T, (sampler or ancestral()).init(x_T))
 
 
 def p_sample_steps(
@@ -153,7 +148,7 @@ def p_sample_steps(
     schedule: NoiseSchedule,
     denoise_fn: DenoiseFn,
     state: SampleState,
-    entries: Int[Any, "steps"],
+    steps: int,
     *,
     sampler: Sampler | None = None,
     prediction_type: PredictionType = "epsilon",
@@ -163,7 +158,7 @@ def p_sample_steps(
     first_sample: int | Array = 0,
     sharding: NamedSharding | None = None,
 ) -> SampleState:
-    """Take one step for each of `entries`, in the order given (T - 1 … 0 is the whole chain)."""
+    """Take `steps` steps down the chain from `state`; T of them from its start are the whole."""
     sampler = sampler or ancestral()
     shape, dtype = state.x_t.shape, state.x_t.dtype
 
@@ -187,11 +182,12 @@ def p_sample_steps(
         check_shape("output of noise_fn", noise, shape)
         return noise.astype(dtype)
 
-    def step(state, i):
-        x_prev, memory = sampler.step(schedule, predict, draw, i, state.x_t, state.memory)
-        return SampleState(_place(x_prev, sharding), memory), None
+    def step(state, _):
+        i, x_t, memory = state
+        x_prev, memory = sampler.step(schedule, predict, draw, i, x_t, memory)
+        return SampleState(i - 1, _place(x_prev, sharding), memory), None
 
-    return lax.scan(step, state, entries)[0]
+    return lax.scan(step, state, length=steps)[0]
 
 
 def sample_noise(

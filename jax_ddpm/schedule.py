@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jax_ddpm._checks import check_choice
-from jax_ddpm._typing import Sample, Table, Timestep
+from jax_ddpm._typing import Table, Timestep
 
 __all__ = [
     "NoiseSchedule",
@@ -168,7 +168,7 @@ def respace(schedule: NoiseSchedule, timesteps: Any) -> NoiseSchedule:
     return _tables(betas, alphas_cumprod, np.asarray(schedule.timesteps)[kept])
 
 
-def extract(table: Any, t: Timestep | int, x: Sample | Any) -> Array:
+def extract(table: Any, t: Timestep, x: Any) -> Array:
     """`table[t]` in the dtype of `x`, shaped [batch, 1, 1, …] to meet it.
 
     Gathered on the device. Out-of-range entries, which JAX would clamp in silence, raise

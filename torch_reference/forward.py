@@ -1,4 +1,4 @@
-"""The tutorial's forward process, and its posterior by Bayes' rule."""
+"""The tutorial's forward process; beyond it, what ε, x_0 and v say of one another, and Bayes."""
 
 import torch
 from torch import Tensor
@@ -22,27 +22,78 @@ def forward_diffusion_sample(x_0: Tensor, t: Tensor, device: str = "cpu") -> tup
     return noisy, noise.to(device)
 
 
-# Beyond the tutorial.
+# Beyond the tutorial. x_t and v are x_0 and ε turned by an angle φ with cos φ = √ᾱ
+# (Salimans & Ho 2022, App. D), so everything below follows from that angle.
+
+
+def _angle(terms: Tables, t: Tensor, x: Tensor) -> Tensor:
+    signal = get_index_from_list(terms.sqrt_alphas_cumprod, t, x.shape)
+    noise = get_index_from_list(terms.sqrt_one_minus_alphas_cumprod, t, x.shape)
+    return torch.atan2(noise, signal)
+
+
+def q_sample(terms: Tables, x_start: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+    """cos φ x_0 + sin φ ε."""
+    angle = _angle(terms, t, x_start)
+    return angle.cos() * x_start + angle.sin() * noise
+
+
+def predict_v(terms: Tables, x_start: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+    """dx_φ / dφ = cos φ ε - sin φ x_0."""
+    angle = _angle(terms, t, x_start)
+    return angle.cos() * noise - angle.sin() * x_start
+
+
+def predict_xstart_from_v(terms: Tables, x_t: Tensor, t: Tensor, v: Tensor) -> Tensor:
+    """Turned back by φ."""
+    angle = _angle(terms, t, x_t)
+    return angle.cos() * x_t - angle.sin() * v
+
+
+def predict_eps_from_v(terms: Tables, x_t: Tensor, t: Tensor, v: Tensor) -> Tensor:
+    """Turned back by φ."""
+    angle = _angle(terms, t, x_t)
+    return angle.sin() * x_t + angle.cos() * v
+
+
+def predict_xstart_from_eps(terms: Tables, x_t: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+    """x_t / cos φ - tan φ ε."""
+    angle = _angle(terms, t, x_t)
+    return x_t / angle.cos() - angle.tan() * eps
+
+
+def predict_eps_from_xstart(terms: Tables, x_t: Tensor, t: Tensor, x_start: Tensor) -> Tensor:
+    """x_t / sin φ - x_0 / tan φ."""
+    angle = _angle(terms, t, x_t)
+    return x_t / angle.sin() - x_start / angle.tan()
+
+
+def q_mean_variance(terms: Tables, x_start: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, variance and log-variance of q(x_t | x_0)."""
+    angle = _angle(terms, t, x_start)
+    variance = angle.sin().square().expand_as(x_start)
+    return angle.cos() * x_start, variance, variance.log()
 
 
 def q_posterior_mean_variance(
     terms: Tables, x_start: Tensor, x_t: Tensor, t: Tensor
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """q(x_{t-1} | x_t, x_0) as the product of q(x_t | x_{t-1}) and q(x_{t-1} | x_0).
 
     Two Gaussians in x_{t-1}: precisions add, and means are weighed by them. At t = 0 the second
-    is a point at x_0.
+    is a point at x_0; its log-variance is taken at t = 1, as OpenAI does.
     """
 
-    def at(vals: Tensor) -> Tensor:
-        return get_index_from_list(vals, t, x_t.shape)
+    def product(t: Tensor) -> tuple[Tensor, Tensor]:
+        def at(vals: Tensor) -> Tensor:
+            return get_index_from_list(vals, t, x_t.shape)
 
-    alpha, beta, alpha_bar_prev = at(terms.alphas), at(terms.betas), at(terms.alphas_cumprod_prev)
-    step_precision = alpha / beta
-    prior_precision = 1 / (1 - alpha_bar_prev)
-    variance = 1 / (step_precision + prior_precision)
-    mean = variance * (
-        step_precision * x_t / alpha.sqrt() + prior_precision * alpha_bar_prev.sqrt() * x_start
-    )
+        alpha, beta, previous = at(terms.alphas), at(terms.betas), at(terms.alphas_cumprod_prev)
+        step_precision, prior_precision = alpha / beta, 1 / (1 - previous)
+        variance = 1 / (step_precision + prior_precision)
+        weighed = step_precision * x_t / alpha.sqrt() + prior_precision * previous.sqrt() * x_start
+        return variance * weighed, variance.expand_as(x_t)
+
+    mean, variance = product(t)
     first = (t == 0).reshape(-1, *((1,) * (x_t.ndim - 1)))
-    return torch.where(first, x_start, mean), variance.expand_as(x_t)
+    return torch.where(first, x_start, mean), variance, product(t.clamp(min=1))[1].log()

@@ -1,6 +1,7 @@
 """Draw many images from a model, a batch at a time over all devices, with a progress bar."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -48,27 +49,28 @@ def draw_samples(
         shape = (batch_size, *image_shape)
         return p_sample_init(key, schedule, shape, first_sample=first_sample, **chain)
 
-    @jax.jit
-    def advance(params, state, entries, first_sample):
+    @partial(jax.jit, static_argnames="steps")
+    def advance(params, state, first_sample, steps):
         def denoise_fn(x_t, t):
             return apply_fn(params, x_t, t)
 
         return p_sample_steps(
-            key, schedule, denoise_fn, state, entries, first_sample=first_sample, **chain
+            key, schedule, denoise_fn, state, steps, first_sample=first_sample, **chain
         )
 
     total = schedule.num_timesteps
-    pieces = np.array_split(np.arange(total)[::-1], min(total, _PIECES))
+    piece = -(-total // _PIECES)
+    pieces = [piece] * (total // piece) + [total % piece] * (total % piece > 0)
     samples = []
     starts = range(0, num, batch_size)
     with tqdm(total=total * len(starts), desc="sampling", unit="step") as progress:
         for first_sample in starts:
             state = init(first_sample)
-            for entries in pieces:
+            for steps in pieces:
                 if watch and first_sample == 0:
                     watch(np.asarray(state.x_t))
-                state = jax.block_until_ready(advance(params, state, entries, first_sample))
-                progress.update(len(entries))
+                state = jax.block_until_ready(advance(params, state, first_sample, steps))
+                progress.update(steps)
             if watch and first_sample == 0:
                 watch(np.asarray(state.x_t))
             samples.append(np.asarray(state.x_t))

@@ -64,8 +64,8 @@ def save_gif(path: Path, frames: Sequence[np.ndarray], *, hold: int = 25) -> Non
 
 def save_forward(path: Path, schedule: NoiseSchedule, image: np.ndarray) -> None:
     """Write one image, and the tutorial's white square, at four steps of noise."""
-    last = schedule.num_timesteps - 1
-    steps = np.unique([0, last // 4, last // 2, last])
+    total = schedule.num_timesteps
+    steps = np.unique([0, total // 4, total // 2, total - 1])
     square = np.full((64, 64, 3), -1, np.float32)
     square[16:48, 16:48] = 1
     figure, axes = plt.subplots(2, len(steps), figsize=(2 * len(steps), 4.3), squeeze=False)

@@ -80,7 +80,11 @@ def _fit(
     state = init_train_state(train_key, variables, optimizer)
     state = jax.device_put(state, replicated(mesh))
     dataset = jax.device_put(images, replicated(mesh))
-    train_step = make_train_step(schedule, model.apply, optimizer, ema_decay=config.ema_decay)
+
+    def ema_decay(step):  # a young average forgets fast, or a short run would sample its start
+        return jnp.minimum(config.ema_decay, (1 + step) / (10 + step))
+
+    train_step = make_train_step(schedule, model.apply, optimizer, ema_decay=ema_decay)
 
     @partial(jax.jit, donate_argnums=0)
     def step(state, dataset):

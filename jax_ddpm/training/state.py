@@ -53,7 +53,7 @@ def make_train_step(
     apply_fn: ApplyFn,
     optimizer: optax.GradientTransformation,
     *,
-    ema_decay: float = 0.9999,
+    ema_decay: float | optax.Schedule = 0.9999,
     prediction_type: PredictionType = "epsilon",
     variance_type: VarianceType = "fixed_small",
     loss_type: LossType = "mse",
@@ -64,9 +64,10 @@ def make_train_step(
     the optimizer (`optax.chain(optax.clip_by_global_norm(1.0), …)`). The metrics are the batch's
     mean `loss` and the gradient's global `grad_norm`, both of the weights before the step.
 
-    `ema_decay` d averages the weights as `ema = d * ema + (1 - d) * params` (Ho et al. §4).
+    `ema_decay` d averages the weights as `ema = d * ema + (1 - d) * params` (Ho et al. §4); it
+    may depend on the number of the step, from 0, as an Optax schedule does.
     """
-    if not 0 <= ema_decay < 1:
+    if not callable(ema_decay) and not 0 <= ema_decay < 1:
         raise ValueError(f"ema_decay: expected 0 to 1, below 1, got {ema_decay}")
 
     def train_step(state: TrainState, batch: Image) -> tuple[TrainState, dict[str, Array]]:
@@ -88,8 +89,9 @@ def make_train_step(
         loss, grads = jax.value_and_grad(loss_fn)(state.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        ema_params = optax.incremental_update(params, state.ema_params, 1 - ema_decay)
-        metrics = {"loss": loss, "grad_norm": optax.global_norm(grads)}
+        decay = ema_decay(state.step) if callable(ema_decay) else ema_decay
+        ema_params = optax.incremental_update(params, state.ema_params, 1 - decay)
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
         return TrainState(state.step + 1, params, ema_params, opt_state, state.key), metrics
 
     return train_step

@@ -1,0 +1,69 @@
+"""`jax-ddpm parity`: every certified comparison with PyTorch, as a table."""
+
+import json
+import platform
+import sys
+
+import jax
+from tqdm import tqdm
+
+from jax_ddpm.cli.config import ParityConfig, UsageError
+from jax_ddpm.cli.runs import write_text
+
+__all__ = ["parity"]
+
+_TITLES = {
+    "maths": "schedule, q, p, losses",
+    "weights": "converted weights",
+    "forward": "network",
+    "gradients": "network, gradients",
+    "training": "training",
+    "chain": "reverse chain",
+}
+
+
+def parity(config: ParityConfig) -> None:
+    """Run all cases in float64 and float32, print the table; exit code 1 if one fails."""
+    if config.json is not None and not config.json.parent.is_dir():
+        raise UsageError(f"--json: no such folder: {config.json.parent}")
+    jax.config.update("jax_enable_x64", True)
+    import torch
+
+    from jax_ddpm.parity import CASES, run_case
+
+    dtypes = ("float64", "float32")
+    work = [(case, dtype) for case in CASES for dtype in dtypes]
+    results = [
+        run_case(case, dtype)
+        for case, dtype in tqdm(work, desc="comparing", unit="case", leave=False)
+    ]
+    print(
+        f"jax {jax.__version__} on {jax.devices()[0].device_kind} · torch {torch.__version__} "
+        f"on cpu · python {platform.python_version()}"
+    )
+    print("worst error over the largest reference value, and its limit\n")
+    width = max(len(case.name) for case in CASES) + 2
+    print(f"  {'':<{width}}{'float64':^22}  {'float32':^22}")
+    kind = None
+    for double, single in zip(results[::2], results[1::2], strict=True):
+        if double.kind != kind:
+            kind = double.kind
+            print(f"{_TITLES[kind]}")
+        print(f"  {double.name:<{width}}{_cell(double)}  {_cell(single)}")
+    failed = [result for result in results if not result.passed]
+    seconds = sum(result.seconds for result in results)
+    print(f"\n{len(results) - len(failed)} of {len(results)} comparisons hold ({seconds:.0f} s)")
+    if config.json is not None:
+        rows = [{**result._asdict(), "passed": result.passed} for result in results]
+        write_text(config.json, json.dumps(rows, indent=2) + "\n")
+    if failed:
+        for result in failed:
+            print(f"FAILED: {result.name}, {result.dtype}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _cell(result) -> str:
+    mark = "✓" if result.passed else "✗"
+    error = "equal" if result.error == 0 else f"{result.error:.1e}"
+    limit = "= to the bit" if result.tolerance == 0 else f"≤ {result.tolerance:.0e}"
+    return f"{mark} {error:>7} {limit:<12}"

@@ -1,0 +1,116 @@
+"""What a comparison is: the same name on both sides, the same inputs, one number out.
+
+A case makes its inputs from a fixed seed in float64, rounds them to the dtype under test, and
+calls both sides. Images travel as NumPy, NHWC for JAX and NCHW for torch.
+"""
+
+import importlib
+import time
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+import torch
+
+import jax_ddpm
+from jax_ddpm.parity.tolerances import TOLERANCES
+
+__all__ = [
+    "Case",
+    "Result",
+    "both",
+    "from_torch",
+    "images",
+    "relative_error",
+    "run_case",
+    "timesteps",
+    "to_torch",
+]
+
+DType = Literal["float64", "float32"]
+_REFERENCE_MODULES = ("schedule", "forward", "reverse", "models.simple_unet")
+
+
+class Case(NamedTuple):
+    """A labelled comparison; `compare(dtype)` returns what JAX and what torch computed."""
+
+    kind: str
+    name: str
+    compare: Callable[[DType], tuple[Any, Any]]
+
+
+class Result(NamedTuple):
+    """What a case measured in one precision."""
+
+    kind: str
+    name: str
+    dtype: DType
+    error: float
+    tolerance: float
+    seconds: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the error is within the tolerance (NaN is not)."""
+        return self.error <= self.tolerance
+
+
+def run_case(case: Case, dtype: DType) -> Result:
+    """Run both sides in `dtype`. Needs `jax_enable_x64`; products run at highest precision."""
+    start = time.perf_counter()
+    with jax.default_matmul_precision("highest"):
+        ours, theirs = case.compare(dtype)
+    error = relative_error(ours, theirs)
+    tolerance = getattr(TOLERANCES[case.kind], dtype)
+    return Result(case.kind, case.name, dtype, error, tolerance, time.perf_counter() - start)
+
+
+def relative_error(ours: Any, theirs: Any) -> float:
+    """The largest difference over the largest reference, the worst over all arrays."""
+    ours_leaves, ours_tree = jax.tree.flatten(ours)
+    theirs_leaves, theirs_tree = jax.tree.flatten(theirs)
+    if ours_tree != theirs_tree or not ours_leaves:
+        raise ValueError(f"theirs: expected the structure {ours_tree}, got {theirs_tree}")
+    errors = []
+    for a, b in zip(ours_leaves, theirs_leaves, strict=True):
+        a, b = np.asarray(a), np.asarray(b)
+        if a.shape != b.shape:
+            raise ValueError(f"theirs: expected shape {a.shape}, got {b.shape}")
+        a, b = a.astype(np.float64), b.astype(np.float64)
+        difference, scale = np.max(np.abs(a - b)), np.max(np.abs(b))
+        errors.append(difference / scale if difference > 0 else difference)
+    return float(np.max(errors))
+
+
+def both(name: str) -> tuple[Any, Any]:
+    """The library's function and the reference's, found by the same name."""
+    modules = [importlib.import_module(f"torch_reference.{name}") for name in _REFERENCE_MODULES]
+    theirs = [getattr(module, name) for module in modules if hasattr(module, name)]
+    if not theirs:
+        raise ValueError(f"name: expected a function of torch_reference, got {name!r}")
+    return getattr(jax_ddpm, name), theirs[0]
+
+
+def images(seed: int, dtype: DType, shape: tuple[int, ...] = (6, 5, 4, 3)) -> np.ndarray:
+    """Standard normal images, NHWC, the same numbers in both precisions up to rounding."""
+    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+
+
+def timesteps(total: int, count: int = 6) -> np.ndarray:
+    """`count` steps from 0 to `total - 1`, both ends among them."""
+    return np.round(np.linspace(0, total - 1, count)).astype(np.int32)
+
+
+def to_torch(array: Any) -> torch.Tensor:
+    """NHWC to NCHW, a copy; anything that is not an image keeps its axes."""
+    array = np.asarray(array)
+    if array.ndim == 4:
+        array = array.transpose(0, 3, 1, 2)
+    return torch.from_numpy(array.copy())
+
+
+def from_torch(tensor: torch.Tensor) -> np.ndarray:
+    """NCHW to NHWC."""
+    array = tensor.detach().numpy()
+    return array.transpose(0, 2, 3, 1) if array.ndim == 4 else array

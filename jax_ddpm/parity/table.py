@@ -1,0 +1,8 @@
+"""Every certified case, in the order in which the report prints them."""
+
+from jax_ddpm.parity.maths import MATHS_CASES
+from jax_ddpm.parity.tutorial import TUTORIAL_CASES
+
+__all__ = ["CASES"]
+
+CASES = (*MATHS_CASES, *TUTORIAL_CASES)

@@ -1,0 +1,29 @@
+"""How far from PyTorch each kind of result may be: the worst error over the largest reference.
+
+Loosening a number needs its cause found and written beside it.
+"""
+
+from typing import NamedTuple
+
+__all__ = ["TOLERANCES", "Tolerance"]
+
+
+class Tolerance(NamedTuple):
+    """The largest error allowed in each precision; 0 means equal to the bit."""
+
+    float64: float
+    float32: float
+
+
+TOLERANCES = {
+    # Tables, q, p and losses against float64 torch on the same inputs, so that 1e-6 is our own
+    # rounding: a few units of 6e-8, times the few operations of a formula.
+    "maths": Tolerance(1e-12, 1e-6),
+    "weights": Tolerance(0, 0),
+    # Sums over up to 1,152 products in another order than torch's.
+    "forward": Tolerance(1e-13, 1e-5),
+    "gradients": Tolerance(1e-12, 1e-4),
+    # Adam divides by √v: where a gradient is near zero its rounding decides the step.
+    "training": Tolerance(1e-9, 1e-3),
+    "chain": Tolerance(1e-11, 1e-3),
+}
