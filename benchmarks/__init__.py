@@ -1,0 +1,1 @@
+"""How fast `jax_ddpm` is, next to PyTorch: `python -m benchmarks`. See README.md here."""

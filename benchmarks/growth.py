@@ -1,0 +1,43 @@
+"""What the compiled loop costs against the length of the chain: nothing but time."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+import jax_ddpm as ddpm
+from benchmarks import contenders as sides
+from benchmarks.settings import Settings
+from benchmarks.timing import timed
+
+__all__ = ["run"]
+
+
+def run(settings: Settings, log: Callable[[str], None] = print) -> list[dict[str, Any]]:
+    """Compile the tutorial's loop at batch 4 for each T."""
+    rows = []
+    for timesteps in settings.chain_lengths:
+        rows.append(_compile(settings, timesteps))
+        log(f"program for T = {timesteps:,}: {rows[-1]['compile_s']:.1f} s to compile")
+    return rows
+
+
+def _compile(settings: Settings, timesteps: int) -> dict[str, Any]:
+    schedule = ddpm.make_schedule(ddpm.linear_beta_schedule(timesteps))
+    shape = (4, settings.image_size, settings.image_size, 3)
+
+    def loop(key, variables):
+        def denoise_fn(x, t):
+            return sides.apply_fn(variables, x, t)
+
+        return ddpm.p_sample_loop(key, schedule, denoise_fn, shape)
+
+    arguments = jax.random.key(0), sides.jax_variables()
+    program, seconds = timed(lambda: jax.jit(loop).lower(*arguments).compile())
+    assert isinstance(program, jax.stages.Compiled)
+    return {
+        "timesteps": timesteps,
+        "compile_s": seconds,
+        "program_lines": len((program.as_text() or "").splitlines()),
+        "temporary_bytes": program.memory_analysis().temp_size_in_bytes,
+    }

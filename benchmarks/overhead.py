@@ -1,0 +1,60 @@
+"""What a step costs beyond the network: the whole loop around a network that does nothing."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import diffusers
+import jax
+import numpy as np
+import torch
+
+import jax_ddpm as ddpm
+from benchmarks.settings import Settings
+from benchmarks.timing import interleave
+
+__all__ = ["run"]
+
+_SHAPE = (1, 8, 8, 3)
+
+
+def run(settings: Settings, log: Callable[[str], None] = print) -> list[dict[str, Any]]:
+    """Time one image of 8×8×3 through `overhead_steps` steps, each side drawing its noise."""
+    steps = settings.overhead_steps
+    key = jax.random.key(0)
+    schedule = ddpm.make_schedule(ddpm.linear_beta_schedule(steps))
+
+    def nothing(x, t):
+        return x
+
+    scan = jax.jit(lambda key: ddpm.p_sample_loop(key, schedule, nothing, _SHAPE))
+    step = jax.jit(lambda state: ddpm.p_sample_steps(key, schedule, nothing, state, 1))
+
+    def python_loop():
+        state = ddpm.p_sample_init(key, schedule, _SHAPE)
+        for _ in range(steps):
+            state = step(state)
+        return jax.block_until_ready(state.x_t)
+
+    np.testing.assert_allclose(python_loop(), scan(key), atol=1e-6)
+    scheduler = diffusers.DDPMScheduler(steps)
+    scheduler.set_timesteps(steps)
+    runs = {
+        "JAX, one scan": lambda: jax.block_until_ready(scan(key)),
+        "JAX, a jitted step in a Python loop": python_loop,
+        "diffusers DDPMScheduler.step": partial(_diffusers_loop, scheduler),
+    }
+    log(f"overhead: {steps:,} steps of a network that does nothing …")
+    times = interleave(runs, settings.rounds)
+    return [
+        {"contender": name, "seconds_per_step": [seconds / steps for seconds in times[name]]}
+        for name in runs
+    ]
+
+
+@torch.no_grad()
+def _diffusers_loop(scheduler: diffusers.DDPMScheduler) -> torch.Tensor:
+    x = torch.randn(_SHAPE)
+    for t in scheduler.timesteps:
+        x = scheduler.step(x, t, x).prev_sample
+    return x

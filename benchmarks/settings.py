@@ -1,0 +1,42 @@
+"""What a run measures, and how often."""
+
+from dataclasses import dataclass
+
+__all__ = ["FULL", "SHORT", "Settings"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Sizes and repeats of one run.
+
+    Attributes:
+      image_size: of the square images, 3 channels.
+      sampling_batches, training_batches: batch sizes to time.
+      sampling_steps: length of the reverse chain. Every step costs the same, so a short chain
+        gives the cost of each.
+      training_steps: optimizer steps of one timed run.
+      rounds: timed runs of every contender, taken in turns.
+      overhead_steps: length of the chain whose network does nothing.
+      chain_lengths: T of the programs whose size is compared.
+      torch_compile: whether torch.compile takes part.
+    """
+
+    image_size: int = 64
+    sampling_batches: tuple[int, ...] = (1, 4, 16)
+    training_batches: tuple[int, ...] = (4, 16)
+    sampling_steps: int = 10
+    training_steps: int = 2
+    rounds: int = 5
+    overhead_steps: int = 1000
+    chain_lengths: tuple[int, ...] = (10, 100, 1000)
+    torch_compile: bool = True
+
+
+SHORT = Settings()
+FULL = Settings(
+    sampling_batches=(1, 4, 16, 64),
+    training_batches=(4, 16, 64),
+    sampling_steps=20,
+    training_steps=3,
+    rounds=15,
+)
