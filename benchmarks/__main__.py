@@ -2,11 +2,18 @@
 
 import argparse
 import json
+import multiprocessing
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-from jax_ddpm.training.sharding import use_cpu_cores
+from benchmarks.settings import FULL, SHORT, Settings
+
+SECTIONS = ("overhead", "growth", "sampling", "training")
 
 
 def main() -> None:
@@ -15,40 +22,50 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="batch 64 too, and more rounds")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     arguments = parser.parse_args()
-    use_cpu_cores()
-    try:
-        from benchmarks import growth, machine, overhead, report, sampling, training
-        from benchmarks.compare import Disagreement
-    except ModuleNotFoundError as error:
-        print(f'benchmarks: {error.name} is missing: pip install "jax_ddpm[test]"', file=sys.stderr)
-        sys.exit(2)
-    import jax
-    import torch
-
-    from benchmarks.settings import FULL, SHORT
-
-    jax.config.update("jax_default_matmul_precision", "highest")
-    torch.set_num_threads(machine.cores())
+    for package in ("torch", "diffusers", "matplotlib"):
+        if find_spec(package) is None:
+            print(
+                f'benchmarks: {package} is missing: pip install "jax_ddpm[test]"', file=sys.stderr
+            )
+            sys.exit(2)
     settings = FULL if arguments.full else SHORT
-    log = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: E731
-    try:
-        results = {
-            "machine": machine.describe(),
-            "settings": asdict(settings),
-            "overhead": overhead.run(settings, log),
-            "growth": growth.run(settings, log),
-            "sampling": sampling.run(settings, log),
-            "training": training.run(settings, log),
-        }
-    except Disagreement as error:
-        print(f"benchmarks: {error}", file=sys.stderr)
-        sys.exit(1)
+    results: dict[str, Any] = {"settings": asdict(settings)}
+    # A process for each section: training's needs a larger pool of threads than sampling's.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context, max_tasks_per_child=1) as processes:
+        for name in SECTIONS:
+            section = processes.submit(measure, name, settings)
+            if error := section.exception():
+                print(f"benchmarks: {name}: {error}", file=sys.stderr)
+                sys.exit(1)
+            results["machine"], results[name] = section.result()
+    from benchmarks import report
+
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "benchmarks.json").write_text(json.dumps(results, indent=1) + "\n")
     (arguments.out / "benchmarks.md").write_text(report.markdown(results))
     report.plot(results, arguments.out / "benchmarks.png")
     print(report.markdown(results))
     print(f"wrote benchmarks.json, benchmarks.md and benchmarks.png to {arguments.out}")
+
+
+def measure(name: str, settings: Settings) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """One section, in a process of its own: what it ran on, and its rows."""
+    from jax_ddpm.training.sharding import use_cpu_cores
+
+    use_cpu_cores(collectives=name == "training")
+    import jax
+    import torch
+
+    from benchmarks import machine
+
+    jax.config.update("jax_default_matmul_precision", "highest")
+    torch.set_num_threads(machine.cores())
+    return machine.describe(), import_module(f"benchmarks.{name}").run(settings, _log)
+
+
+def _log(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ def sample(config: SampleConfig) -> None:
         raise UsageError(f"--out: expected a .png or a .npz, got {config.out}")
     if not config.out.parent.is_dir():
         raise UsageError(f"--out: no such folder: {config.out.parent}")
-    use_cpu_cores()
+    use_cpu_cores(collectives=False)
     run = load_run(config.run)
     timesteps = run.schedule.num_timesteps
     if config.steps > timesteps:

@@ -32,7 +32,7 @@ _LOG_EVERY = 50
 def train(config: TrainConfig) -> None:
     """Train as `config` says, write the run, and say what was written."""
     _check(config)
-    use_cpu_cores()
+    use_cpu_cores(collectives=True)
     images = load_images(config.data)
     if config.batch_size > len(images):
         raise UsageError(

@@ -13,17 +13,21 @@ from jax.sharding import PartitionSpec as P
 __all__ = ["data_mesh", "data_sharding", "replicated", "use_cpu_cores"]
 
 
-def use_cpu_cores(count: int | None = None) -> None:
-    """Make the host's cores (or `count` of them) JAX devices. Call before JAX's first use.
+def use_cpu_cores(*, collectives: bool) -> None:
+    """Make each of the host's cores a JAX device. Call before JAX's first use.
 
     XLA splits a convolution over output channels in large blocks, which leaves cores idle;
     splitting the batch over cores does not. Without effect where another backend is used.
+
+    `collectives` says that devices will talk to each other, as training's do and sampling's do
+    not. They share one pool of threads, by default one for each core, and every all-reduce of
+    a step may hold one while it waits for the others: too small a pool stops for good. A large
+    one costs sampling a quarter of its speed at small batches.
     """
-    count = count or len(os.sched_getaffinity(0))
-    # The devices share one pool of threads, by default one for each core, and every all-reduce
-    # of a step may hold one while it waits for the others: too small a pool stops for good.
-    os.environ.setdefault("NPROC", str(32 * count))
-    jax.config.update("jax_num_cpu_devices", count)
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if collectives:
+        os.environ.setdefault("NPROC", str(32 * (count or 1)))
+    jax.config.update("jax_num_cpu_devices", count or 1)
 
 
 def data_mesh(batch_size: int) -> Mesh:
