@@ -6,12 +6,12 @@ import multiprocessing
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from benchmarks.settings import FULL, SHORT, Settings
+from benchmarks.section import measure
+from benchmarks.settings import FULL, SHORT
 
 SECTIONS = ("overhead", "growth", "sampling", "training")
 
@@ -47,25 +47,6 @@ def main() -> None:
     report.plot(results, arguments.out / "benchmarks.png")
     print(report.markdown(results))
     print(f"wrote benchmarks.json, benchmarks.md and benchmarks.png to {arguments.out}")
-
-
-def measure(name: str, settings: Settings) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """One section, in a process of its own: what it ran on, and its rows."""
-    from jax_ddpm.training.sharding import use_cpu_cores
-
-    use_cpu_cores(collectives=name == "training")
-    import jax
-    import torch
-
-    from benchmarks import machine
-
-    jax.config.update("jax_default_matmul_precision", "highest")
-    torch.set_num_threads(machine.cores())
-    return machine.describe(), import_module(f"benchmarks.{name}").run(settings, _log)
-
-
-def _log(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,203 @@
+"""The command line as a user meets it: real processes, their output and what they leave behind."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+TRAIN = ["train", "--steps", "60", "--batch-size", "16", "--timesteps", "20"]
+
+
+def jax_ddpm(*arguments, cwd):
+    """Run `jax-ddpm`; a single line on the error stream is what the user reads."""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    environment.pop("NPROC", None)
+    return subprocess.run(
+        [sys.executable, "-m", "jax_ddpm", *arguments],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A short run on the digits."""
+    cwd = tmp_path_factory.mktemp("train")
+    result = jax_ddpm(*TRAIN, cwd=cwd)
+    assert result.returncode == 0, result.stderr
+    return cwd, result
+
+
+def test_train_writes_a_run_and_says_so(trained):
+    cwd, result = trained
+    folder = cwd / "runs" / "digits"
+    names = {path.name for path in folder.iterdir()}
+    assert names == {
+        "config.json",
+        "metrics.jsonl",
+        "params.safetensors",
+        "ema.safetensors",
+        "loss.png",
+        "forward.png",
+        "samples.png",
+        "reverse.gif",
+    }
+    assert all(name in result.stdout for name in names)
+    assert "next: jax-ddpm sample --run runs/digits" in result.stdout
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [50, 60]
+    assert lines[1]["loss"] < lines[0]["loss"]
+    assert json.loads((folder / "config.json").read_text())["image_shape"] == [8, 8, 1]
+    with Image.open(folder / "reverse.gif") as animation:
+        assert animation.n_frames == 21
+
+
+def test_the_same_command_trains_the_same_weights(trained, tmp_path):
+    cwd, _ = trained
+    assert jax_ddpm(*TRAIN, cwd=tmp_path).returncode == 0
+    weights = "runs/digits/ema.safetensors"
+    assert (tmp_path / weights).read_bytes() == (cwd / weights).read_bytes()
+
+
+def test_a_sample_is_its_own_however_many_are_drawn(trained):
+    cwd, _ = trained
+    command = ["sample", "--run", "runs/digits", "--steps", "10"]
+    for sampler in ("ddim", "ancestral"):
+        draws = []
+        for out, extra in (("all.npz", ["--num", "20"]), ("few.npz", ["--num", "5"])):
+            result = jax_ddpm(*command, "--sampler", sampler, "--out", out, *extra, cwd=cwd)
+            assert result.returncode == 0, result.stderr
+            draws.append(np.load(cwd / out)["samples"])
+        assert draws[0].shape == (20, 8, 8, 1) and draws[0].dtype == np.float32
+        np.testing.assert_allclose(draws[0][:5], draws[1], atol=1e-4)
+
+
+def test_sample_writes_a_picture(trained):
+    cwd, _ = trained
+    result = jax_ddpm("sample", "--run", "runs/digits", "--num", "6", "--steps", "5", cwd=cwd)
+    assert result.returncode == 0, result.stderr
+    with Image.open(cwd / "samples.png") as picture:
+        assert min(picture.size) > 300
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path, images: np.save(path / "images.npy", images),
+        lambda path, images: np.savez(path / "images.npz", images=images, labels=np.arange(20)),
+        lambda path, images: [
+            Image.fromarray(image).save(path / f"{k}.png") for k, image in enumerate(images)
+        ],
+    ],
+    ids=["npy", "npz", "folder"],
+)
+def test_train_takes_your_own_images(tmp_path, write):
+    data = tmp_path / "data"
+    data.mkdir()
+    write(data, np.random.default_rng(0).integers(0, 256, (20, 6, 5, 3), np.uint8))
+    files = list(data.iterdir())
+    path = files[0] if len(files) == 1 else data
+    result = jax_ddpm(
+        "train", "--data", str(path), "--steps", "2", "--batch-size", "4", "--timesteps", "4",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "20 images of 6×5×3" in result.stdout
+
+
+def _bad_data(tmp_path):
+    np.save(tmp_path / "wide.npy", np.full((4, 8, 8), 300.0))
+    np.save(tmp_path / "flat.npy", np.zeros((4, 8), np.uint8))
+    np.save(tmp_path / "nan.npy", np.full((4, 8, 8), np.nan))
+    (tmp_path / "torn.npy").write_bytes(b"\x93NUMPY")
+    (tmp_path / "torn.npz").write_bytes(b"PK")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").write_text("hello")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "--data", "nowhere"], "--data: no such file or folder: nowhere"),
+        (["train", "--data", "empty"], "--data: no pictures in empty"),
+        (["train", "--data", "notes.txt"], "--data: expected a .npz, a .npy or a folder"),
+        (["train", "--data", "wide.npy"], "--data: expected float pixels in [0, 1] or [-1, 1]"),
+        (["train", "--data", "flat.npy"], "--data: expected images of shape"),
+        (["train", "--data", "nan.npy"], "--data: expected finite pixels"),
+        (["train", "--data", "torn.npy"], "--data: cannot read torn.npy"),
+        (["train", "--data", "torn.npz"], "--data: cannot read torn.npz"),
+        (["train", "--batch-size", "5000"], "--batch-size: expected at most 1797"),
+        (["train", "--steps", "0"], "--steps: expected more than 0, got 0"),
+        (["train", "--ema-decay", "1"], "--ema-decay: expected 0 to 1"),
+        (["train", "--name", "a/b"], "--name: expected the name of a folder"),
+        (["train", "--out", "notes.txt"], "--out: cannot write"),
+        (["sample", "--run", "nowhere"], "--run: expected a run's folder, got nowhere"),
+        (["sample", "--run", "empty"], "--run: expected a run's folder, got empty"),
+        (["sample", "--run", "empty", "--out", "a.jpg"], "--out: expected a .png or a .npz"),
+        (["parity", "--json", "no/where.json"], "--json: no such folder: no"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, arguments, words):
+    _bad_data(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    result = jax_ddpm(*arguments, cwd=tmp_path)
+    assert result.returncode == 2
+    assert words in result.stderr and len(result.stderr.strip().splitlines()) == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (TRAIN, "--name: runs/digits exists already"),
+        (
+            ["sample", "--run", "runs/digits", "--steps", "21"],
+            "--steps: expected at most 20, the run's timesteps, got 21",
+        ),
+    ],
+)
+def test_a_run_is_never_written_over(trained, arguments, words):
+    cwd, _ = trained
+    before = {path: path.stat().st_mtime_ns for path in (cwd / "runs").rglob("*")}
+    result = jax_ddpm(*arguments, cwd=cwd)
+    assert result.returncode == 2 and words in result.stderr
+    assert {path: path.stat().st_mtime_ns for path in (cwd / "runs").rglob("*")} == before
+
+
+def test_a_damaged_run_is_named(trained, tmp_path):
+    cwd, _ = trained
+    config = (cwd / "runs/digits/config.json").read_text()
+    weights = (cwd / "runs/digits/ema.safetensors").read_bytes()
+    for name, text, data, words in [
+        ("json", config[:-20], weights, "config.json is not a run's config"),
+        ("short", config, weights[:-8], "ema.safetensors: not a whole safetensors file"),
+        (
+            "shape",
+            config.replace("[\n    8,\n    8,\n    1\n  ]", "[8, 8, 3]"),
+            weights,
+            "expected",
+        ),
+    ]:
+        run = tmp_path / name
+        run.mkdir()
+        (run / "config.json").write_text(text)
+        (run / "ema.safetensors").write_bytes(data)
+        result = jax_ddpm("sample", "--run", str(run), cwd=tmp_path)
+        assert result.returncode == 2 and words in result.stderr
+        assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_a_missing_package_names_its_extra(tmp_path):
+    code = "import sys; sys.modules['tyro'] = None\nfrom jax_ddpm.__main__ import main; main()"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 2
+    assert result.stderr.strip() == (
+        'jax-ddpm: this command needs tyro: pip install "jax_ddpm[train]"'
+    )

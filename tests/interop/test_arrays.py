@@ -1,0 +1,32 @@
+import numpy as np
+import pytest
+
+from jax_ddpm.interop.arrays import load_arrays, save_arrays
+
+
+def test_round_trip_of_arrays_that_are_not_contiguous(tmp_path):
+    """safetensors alone would write these as garbage."""
+    base = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    tree = {"params": {"a": {"kernel": base.transpose(2, 0, 1)}, "b": base[::-1, ::2]}}
+    save_arrays(tmp_path / "x.safetensors", tree)
+    back = load_arrays(tmp_path / "x.safetensors")
+    np.testing.assert_array_equal(back["params"]["a"]["kernel"], base.transpose(2, 0, 1))
+    np.testing.assert_array_equal(back["params"]["b"], base[::-1, ::2])
+    assert [path.name for path in tmp_path.iterdir()] == ["x.safetensors"]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not safetensors at all"])
+def test_a_file_that_cannot_be_read_is_named(tmp_path, content):
+    path = tmp_path / "x.safetensors"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match="x.safetensors"):
+        load_arrays(path)
+
+
+def test_a_truncated_file_is_named(tmp_path):
+    path = tmp_path / "x.safetensors"
+    save_arrays(path, {"a": np.ones(100)})
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(ValueError, match="x.safetensors"):
+        load_arrays(path)

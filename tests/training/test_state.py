@@ -1,0 +1,91 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import jax_ddpm as ddpm
+from jax_ddpm.training import draw_step
+
+SCHEDULE = ddpm.make_schedule(ddpm.linear_beta_schedule(50))
+OPTIMIZER = optax.sgd(0.5)
+
+
+def apply_fn(params, x, t):
+    return params["w"] * x
+
+
+@pytest.fixture
+def batch(key):
+    return jax.random.normal(key, (16, 4, 4, 1))
+
+
+@pytest.fixture
+def state(key):
+    return ddpm.init_train_state(key, {"w": jnp.ones(())}, OPTIMIZER)
+
+
+def test_one_step_is_gradient_descent_on_the_mean_loss(state, batch):
+    """The loss is a parabola in w, so its derivative is exact: 2 mean((w x_t - ε) x_t)."""
+    t, noise = draw_step(state, SCHEDULE, batch)
+    x_t = ddpm.q_sample(SCHEDULE, batch, t, noise)
+    step = jax.jit(ddpm.make_train_step(SCHEDULE, apply_fn, OPTIMIZER, ema_decay=0.9))
+    new, metrics = step(state, batch)
+    gradient = 2 * np.mean((x_t - noise) * x_t)
+    np.testing.assert_allclose(metrics["loss"], np.mean((x_t - noise) ** 2), rtol=1e-12)
+    np.testing.assert_allclose(metrics["grad_norm"], abs(gradient), rtol=1e-12)
+    np.testing.assert_allclose(new.params["w"], 1 - 0.5 * gradient, rtol=1e-12)
+    np.testing.assert_allclose(new.ema_params["w"], 1 - 0.1 * 0.5 * gradient, rtol=1e-12)
+    assert int(new.step) == 1
+
+
+def test_every_step_draws_anew_and_t_covers_the_chain(state, batch):
+    steps = [draw_step(state._replace(step=jnp.int32(k)), SCHEDULE, batch) for k in range(60)]
+    drawn = np.concatenate([t for t, _ in steps])
+    assert set(drawn) == set(range(50))
+    assert np.any(steps[0][1] != steps[1][1])
+
+
+def test_donated_once_and_compiled_once(state, batch):
+    step = jax.jit(ddpm.make_train_step(SCHEDULE, apply_fn, OPTIMIZER), donate_argnums=0)
+    given = state.params["w"]
+    state, _ = step(state, batch)
+    step(state, batch)
+    assert step._cache_size() == 1 and given.is_deleted()
+
+
+def test_the_state_does_not_hold_the_callers_buffers(key, batch):
+    params = {"w": jnp.ones(())}
+    state = ddpm.init_train_state(key, params, OPTIMIZER)
+    step = jax.jit(ddpm.make_train_step(SCHEDULE, apply_fn, OPTIMIZER), donate_argnums=0)
+    step(state, batch)
+    assert not params["w"].is_deleted() and not key.is_deleted()
+
+
+def test_eight_devices_train_as_one(state, batch):
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    step = jax.jit(ddpm.make_train_step(SCHEDULE, apply_fn, OPTIMIZER))
+    alone, spread = state, jax.device_put(state, NamedSharding(mesh, P()))
+    shards = jax.device_put(batch, NamedSharding(mesh, P("data")))
+    for _ in range(5):
+        alone, expected = step(alone, batch)
+        spread, metrics = step(spread, shards)
+        np.testing.assert_allclose(metrics["loss"], expected["loss"], rtol=1e-9)
+    np.testing.assert_allclose(spread.params["w"], alone.params["w"], rtol=1e-9)
+
+
+def test_decay_may_follow_a_schedule(state, batch):
+    step = ddpm.make_train_step(
+        SCHEDULE, apply_fn, OPTIMIZER, ema_decay=lambda step: jnp.where(step == 0, 0.0, 1.0)
+    )
+    first, _ = step(state, batch)
+    second, _ = step(first, batch)
+    np.testing.assert_array_equal(first.ema_params["w"], first.params["w"])
+    np.testing.assert_array_equal(second.ema_params["w"], first.params["w"])
+
+
+def test_bad_decay_is_named():
+    with pytest.raises(ValueError, match="ema_decay: expected 0 to 1, below 1, got 1.5"):
+        ddpm.make_train_step(SCHEDULE, apply_fn, OPTIMIZER, ema_decay=1.5)
