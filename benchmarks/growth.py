@@ -34,10 +34,11 @@ def _compile(settings: Settings, timesteps: int) -> dict[str, Any]:
 
     arguments = jax.random.key(0), sides.jax_variables()
     program, seconds = timed(lambda: jax.jit(loop).lower(*arguments).compile())
-    assert isinstance(program, jax.stages.Compiled)
+    memory = program.memory_analysis()
+    assert memory is not None
     return {
         "timesteps": timesteps,
         "compile_s": seconds,
         "program_lines": len((program.as_text() or "").splitlines()),
-        "temporary_bytes": program.memory_analysis().temp_size_in_bytes,
+        "temporary_bytes": memory.temp_size_in_bytes,
     }

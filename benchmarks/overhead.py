@@ -4,10 +4,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import diffusers
 import jax
 import numpy as np
 import torch
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler, DDPMSchedulerOutput
 
 import jax_ddpm as ddpm
 from benchmarks.settings import Settings
@@ -37,7 +37,7 @@ def run(settings: Settings, log: Callable[[str], None] = print) -> list[dict[str
         return jax.block_until_ready(state.x_t)
 
     np.testing.assert_allclose(python_loop(), scan(key), atol=1e-6)
-    scheduler = diffusers.DDPMScheduler(steps)
+    scheduler = DDPMScheduler(steps)
     scheduler.set_timesteps(steps)
     runs = {
         "JAX, one scan": lambda: jax.block_until_ready(scan(key)),
@@ -53,8 +53,10 @@ def run(settings: Settings, log: Callable[[str], None] = print) -> list[dict[str
 
 
 @torch.no_grad()
-def _diffusers_loop(scheduler: diffusers.DDPMScheduler) -> torch.Tensor:
+def _diffusers_loop(scheduler: DDPMScheduler) -> torch.Tensor:
     x = torch.randn(_SHAPE)
     for t in scheduler.timesteps:
-        x = scheduler.step(x, t, x).prev_sample
+        output = scheduler.step(x, t, x)  # pyright: ignore[reportArgumentType]
+        assert isinstance(output, DDPMSchedulerOutput)
+        x = output.prev_sample
     return x

@@ -69,7 +69,6 @@ def _run_batch(settings: Settings, batch: int, log: Callable[[str], None]) -> li
         convert = partial(sides.nchw, channels_last=channels_last)
         given = [convert(draw) for draw in noise]
         out, seconds = timed(partial(_torch_loop, step, convert(x_T), given.__getitem__, steps))
-        assert isinstance(out, Tensor)
         outputs[name] = sides.nhwc(out)
         compile_s[name] = seconds if name.startswith("torch.compile") else None
         runs[name] = partial(_torch_run, step, batch, size, channels_last, steps)

@@ -3,11 +3,15 @@
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 __all__ = ["interleave", "summary", "timed"]
 
 
-def timed(function: Callable[[], object]) -> tuple[object, float]:
+Result = TypeVar("Result")
+
+
+def timed(function: Callable[[], Result]) -> tuple[Result, float]:
     """`function()` and the seconds it took."""
     start = time.perf_counter()
     result = function()

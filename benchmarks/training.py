@@ -93,7 +93,6 @@ def _run_batch(settings: Settings, batch: int, log: Callable[[str], None]) -> li
             for t, noise in drawn
         ]
         first, seconds = timed(partial(trainer.run, given[:1]))
-        assert isinstance(first, list)
         outputs[name] = np.array(first + trainer.run(given[1:]))
         compile_s[name] = seconds if name.startswith("torch.compile") else None
         runs[name] = partial(trainer.run, [None] * steps)

@@ -5,7 +5,7 @@ Images are NHWC in [-1, 1]. The maths never looks inside an image, so it is writ
 """
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
@@ -32,11 +32,11 @@ Table: TypeAlias = Float[_AnyArray, "timesteps"]
 PRNGKey: TypeAlias = Key[Array, ""]
 """A typed key, as `jax.random.key` makes it."""
 
-DenoiseFn: TypeAlias = Callable[[Array, Array], Array]
+DenoiseFn: TypeAlias = Callable[[Array, Array], Any]
 """`(x_t, t) -> output`: the one type in which the network and the maths meet.
 
 `t` is int32 [batch], the training timestep; the output has the shape of `x_t`, or twice its
-channels (last axis) where the variance is learned.
+channels (last axis) where the variance is learned. `Any`, since Flax's `apply` says no more.
 """
 
 NoiseFn: TypeAlias = Callable[[Array], Array]

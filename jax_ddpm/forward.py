@@ -90,7 +90,7 @@ def predict_eps_from_xstart(
     """ε = (x_t - √ᾱ_t x_0) / √(1 - ᾱ_t), finite also where ᾱ_t = 0."""
     check_shape("x_start", x_start, jnp.shape(x_t))
     signal = extract(schedule.sqrt_alphas_cumprod, t, x_t) * x_start
-    return (x_t - signal) / extract(schedule.sqrt_one_minus_alphas_cumprod, t, x_t)
+    return jnp.subtract(x_t, signal) / extract(schedule.sqrt_one_minus_alphas_cumprod, t, x_t)
 
 
 def predict_v(schedule: NoiseSchedule, x_start: Sample, t: Timestep, noise: Sample) -> Array:

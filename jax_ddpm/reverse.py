@@ -61,6 +61,7 @@ def denoise(
         "variance_type", variance_type, ("fixed_small", "fixed_large", "learned", "learned_range")
     )
     entries = jnp.broadcast_to(t, jnp.shape(x_t)[:1])
+    x_t = jnp.asarray(x_t)
     output = denoise_fn(x_t, jnp.asarray(schedule.timesteps, jnp.int32)[entries])
     output = output.astype(x_t.dtype)
     if variance_type in ("fixed_small", "fixed_large"):

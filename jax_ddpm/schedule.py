@@ -14,9 +14,9 @@ Tables stay float64 on the host and are rounded once, to the dtype of the images
 
 from typing import Any, Literal, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from jax_ddpm._checks import check_choice
@@ -218,7 +218,7 @@ def _check_entries(t: Any, size: int, x_shape: tuple[int, ...]) -> None:
         raise TypeError(f"t: expected integers, got {jnp.result_type(t)}")
     if jnp.shape(t) not in ((), x_shape[:1]):
         raise ValueError(f"t: expected shape {x_shape[:1]} or (), got {jnp.shape(t)}")
-    if isinstance(t, jax.core.Tracer) or np.size(t) == 0:
+    if isinstance(t, Tracer) or np.size(t) == 0:
         return
     low, high = np.min(t), np.max(t)
     if low < 0 or high >= size:

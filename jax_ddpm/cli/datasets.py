@@ -16,7 +16,8 @@ def load_images(path: Path | None) -> np.ndarray:
     if path is None:
         from sklearn.datasets import load_digits
 
-        return (load_digits().images[..., None] / 8 - 1).astype(np.float32)
+        pixels, _ = load_digits(return_X_y=True)
+        return (np.reshape(pixels, (-1, 8, 8, 1)) / 8 - 1).astype(np.float32)
     if not path.exists():
         raise UsageError(f"--data: no such file or folder: {path}")
     if path.is_dir():

@@ -23,7 +23,7 @@ _PIECES = 20
 def draw_samples(
     key: PRNGKey,
     schedule: NoiseSchedule,
-    apply_fn: Callable[[Any, Array, Array], Array],
+    apply_fn: Callable[[Any, Array, Array], Any],
     params: Any,
     num: int,
     image_shape: tuple[int, ...],

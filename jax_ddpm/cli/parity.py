@@ -3,6 +3,7 @@
 import json
 import platform
 import sys
+from typing import get_args
 
 import jax
 from tqdm import tqdm
@@ -29,10 +30,9 @@ def parity(config: ParityConfig) -> None:
     jax.config.update("jax_enable_x64", True)
     import torch
 
-    from jax_ddpm.parity import CASES, run_case
+    from jax_ddpm.parity import CASES, DType, run_case
 
-    dtypes = ("float64", "float32")
-    work = [(case, dtype) for case in CASES for dtype in dtypes]
+    work = [(case, dtype) for case in CASES for dtype in get_args(DType)]
     results = [
         run_case(case, dtype)
         for case, dtype in tqdm(work, desc="comparing", unit="case", leave=False)

@@ -18,6 +18,7 @@ from jax_ddpm.parity.tolerances import TOLERANCES
 
 __all__ = [
     "Case",
+    "DType",
     "Result",
     "both",
     "from_torch",

@@ -16,7 +16,7 @@ from jax_ddpm.schedule import NoiseSchedule
 __all__ = ["TrainState", "draw_step", "init_train_state", "make_train_step"]
 
 Params = Any
-ApplyFn = Callable[[Params, Array, Array], Array]
+ApplyFn = Callable[[Params, Array, Array], Any]
 """`(params, x_t, t) -> output`: a Flax module's `apply`, or any function like it."""
 
 
