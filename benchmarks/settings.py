@@ -24,7 +24,7 @@ class Settings:
     image_size: int = 64
     sampling_batches: tuple[int, ...] = (1, 4, 16)
     training_batches: tuple[int, ...] = (4, 16)
-    sampling_steps: int = 10
+    sampling_steps: int = 20
     training_steps: int = 2
     rounds: int = 5
     overhead_steps: int = 1000
@@ -36,7 +36,6 @@ SHORT = Settings()
 FULL = Settings(
     sampling_batches=(1, 4, 16, 64),
     training_batches=(4, 16, 64),
-    sampling_steps=20,
     training_steps=3,
     rounds=15,
 )

@@ -177,7 +177,12 @@ def test_a_damaged_run_is_named(trained, tmp_path):
     weights = (cwd / "runs/digits/ema.safetensors").read_bytes()
     for name, text, data, words in [
         ("json", config[:-20], weights, "config.json is not a run's config"),
-        ("short", config, weights[:-8], "ema.safetensors: not a whole safetensors file"),
+        (
+            "short",
+            config,
+            weights[:-8],
+            "ema.safetensors: expected a safetensors file, got a damaged one",
+        ),
         (
             "shape",
             config.replace("[\n    8,\n    8,\n    1\n  ]", "[8, 8, 3]"),

@@ -10,7 +10,7 @@ import jax_ddpm as ddpm
 def test_parameters(key, channels, count):
     """151,427 is the tutorial's; a channel less is 9 × 64 weights twice and a bias less."""
     variables = ddpm.SimpleUNet(channels).init(
-        key, jnp.zeros((1, 8, 8, channels)), jnp.zeros((1,), jnp.int32)
+        key, jnp.zeros((1, 8, 8, channels), jnp.float32), jnp.zeros((1,), jnp.int32)
     )
     assert sum(leaf.size for leaf in jax.tree.leaves(variables)) == count
 
