@@ -25,6 +25,7 @@ __all__ = [
     "jax_variables",
     "nchw",
     "nhwc",
+    "rows",
     "synchronize",
     "torch_contenders",
     "torch_device",
@@ -116,6 +117,29 @@ def nchw(images: Any, channels_last: bool = False) -> Tensor:
 def nhwc(images: Tensor) -> np.ndarray:
     """torch's images for JAX."""
     return images.detach().cpu().permute(0, 2, 3, 1).numpy()
+
+
+def rows(
+    batch: int,
+    steps: int,
+    times: dict[str, list[float]],
+    devices: dict[str, int],
+    differences: dict[str, float],
+    compile_s: dict[str, float | None],
+) -> list[dict[str, Any]]:
+    """What is recorded of each contender: `times` are of whole runs, of `steps` steps each."""
+    return [
+        {
+            "contender": name,
+            "batch": batch,
+            "steps": steps,
+            "devices": devices[name],
+            "max_relative_difference": differences.get(name),
+            "compile_s": compile_s[name],
+            "seconds_per_step": [seconds / steps for seconds in whole],
+        }
+        for name, whole in times.items()
+    ]
 
 
 def _memory_format(channels_last: bool) -> torch.memory_format:

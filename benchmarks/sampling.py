@@ -76,18 +76,8 @@ def _run_batch(settings: Settings, batch: int, log: Callable[[str], None]) -> li
     differences = check_agreement(outputs, sides.REFERENCE, TOLERANCE)
     log(f"sampling, batch {batch}: same x_0 to {max(differences.values()):.1e}; timing …")
     times = interleave(runs, settings.rounds)
-    return [
-        {
-            "contender": name,
-            "batch": batch,
-            "steps": steps,
-            "devices": sides.devices_of(shardings.get(name)),
-            "max_relative_difference": differences.get(name),
-            "compile_s": compile_s[name],
-            "seconds_per_step": [seconds / steps for seconds in times[name]],
-        }
-        for name in runs
-    ]
+    devices = {name: sides.devices_of(shardings.get(name)) for name in runs}
+    return sides.rows(batch, steps, times, devices, differences, compile_s)
 
 
 def _jax_loop(schedule, shape, sharding, key, variables):
