@@ -122,8 +122,9 @@ def make_schedule(betas: Any) -> NoiseSchedule:
     betas = np.asarray(betas, dtype=np.float64)
     if betas.ndim != 1 or betas.size == 0:
         raise ValueError(f"betas: expected shape [timesteps], got {betas.shape}")
-    if not (np.all(betas > 0) and np.all(betas <= 1) and np.all(betas[:-1] < 1)):
-        worst = betas[np.argmax(~((betas > 0) & (betas <= 1)))]
+    valid = (betas > 0) & (betas <= 1) & np.append(betas[:-1] < 1, True)
+    if not np.all(valid):
+        worst = betas[np.argmin(valid)]
         raise ValueError(f"betas: expected values in (0, 1], 1 only at the end, got {worst}")
     return _tables(betas, np.cumprod(1 - betas), np.arange(betas.size))
 

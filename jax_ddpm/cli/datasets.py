@@ -51,7 +51,9 @@ def _read_folder(path: Path) -> np.ndarray:
     for file in files:
         try:
             with Image.open(file) as picture:
-                grey = picture.mode in ("1", "L", "LA", "I", "I;16", "F")
+                if picture.mode[0] in "IF":
+                    raise ValueError(f"expected 8 bits a channel, got mode {picture.mode}")
+                grey = picture.mode in ("1", "L", "LA")
                 pictures.append(np.asarray(picture.convert("L" if grey else "RGB")))
         except (OSError, ValueError, SyntaxError) as error:
             raise UsageError(f"--data: cannot read {file}: {_line(error)}") from None

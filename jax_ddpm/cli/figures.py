@@ -74,7 +74,9 @@ def save_forward(path: Path, schedule: NoiseSchedule, image: np.ndarray) -> None
         noise = np.asarray(jax.random.normal(jax.random.key(0), batch.shape))
         noisy = np.asarray(q_sample(schedule, batch, steps, noise))
         for axis, x_t, t in zip(row, noisy, steps, strict=True):
-            axis.imshow(np.clip((x_t + 1) / 2, 0, 1).squeeze(), cmap="gray", vmin=0, vmax=1)
+            pixels = np.clip((x_t + 1) / 2, 0, 1)
+            pixels = pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., 0]
+            axis.imshow(pixels, cmap="gray", vmin=0, vmax=1)
             axis.set_xticks([])
             axis.set_yticks([])
             axis.set_title(f"t = {t}", fontsize=10)

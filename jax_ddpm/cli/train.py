@@ -1,6 +1,7 @@
 """`jax-ddpm train`: the main job, from images to a folder with weights and pictures."""
 
 import json
+import signal
 import time
 from functools import partial
 from pathlib import Path
@@ -43,7 +44,7 @@ def train(config: TrainConfig) -> None:
     folder = create_run(config, images.shape[1:])
     print(
         f"{len(images):,} images of {'×'.join(map(str, images.shape[1:]))}, "
-        f"{jax.device_count()} {jax.default_backend()} device(s) → {folder}"
+        f"{data_mesh(config.batch_size).size} {jax.default_backend()} device(s) → {folder}"
     )
     model = SimpleUNet(channels=images.shape[-1])
     state = _fit(config, folder, schedule, model, images)
@@ -97,6 +98,9 @@ def _fit(
         tqdm(total=config.steps, desc="training", unit="step") as progress,
     ):
         recent, since = [], time.perf_counter()
+        # An exception inside a step would leave its donated state deleted: a flag does not.
+        stopped = []
+        previous = signal.signal(signal.SIGINT, lambda *_: stopped.append(True))
         try:
             for number in range(1, config.steps + 1):
                 state, metrics = step(state, dataset)
@@ -104,8 +108,11 @@ def _fit(
                 if number % _LOG_EVERY == 0 or number == config.steps:
                     since = _log(log, progress, number, recent, since)
                     recent = []
-        except KeyboardInterrupt:
-            progress.write(f"stopped at step {int(state.step):,}")
+                if stopped:
+                    progress.write(f"stopped at step {number:,}")
+                    break
+        finally:
+            signal.signal(signal.SIGINT, previous)
     return state
 
 

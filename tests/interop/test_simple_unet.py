@@ -29,6 +29,15 @@ def test_parameters_that_track_gradients_are_taken():
     )
 
 
+def test_training_on_in_torch_leaves_these_weights_alone():
+    reference = SimpleUNet()
+    variables = simple_unet_from_torch(reference.state_dict())
+    before = variables["params"]["up1"]["kernel"].copy()
+    with torch.no_grad():
+        reference.up1.weight.add_(1)
+    np.testing.assert_array_equal(variables["params"]["up1"]["kernel"], before)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
