@@ -15,6 +15,7 @@ from jax_ddpm.forward import q_posterior_mean_variance as q_posterior_mean_varia
 from jax_ddpm.forward import q_sample as q_sample
 from jax_ddpm.losses import training_losses as training_losses
 from jax_ddpm.models import SimpleUNet as SimpleUNet
+from jax_ddpm.noise import sample_noise as sample_noise
 from jax_ddpm.reverse import PMeanVariance as PMeanVariance
 from jax_ddpm.reverse import p_mean_variance as p_mean_variance
 from jax_ddpm.samplers import Sampler as Sampler
@@ -24,7 +25,6 @@ from jax_ddpm.sampling import SampleState as SampleState
 from jax_ddpm.sampling import p_sample_init as p_sample_init
 from jax_ddpm.sampling import p_sample_loop as p_sample_loop
 from jax_ddpm.sampling import p_sample_steps as p_sample_steps
-from jax_ddpm.sampling import sample_noise as sample_noise
 from jax_ddpm.schedule import NoiseSchedule as NoiseSchedule
 from jax_ddpm.schedule import cosine_beta_schedule as cosine_beta_schedule
 from jax_ddpm.schedule import extract as extract

@@ -10,7 +10,17 @@ from typing import Any, TypeAlias
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-__all__ = ["DenoiseFn", "Image", "NoiseFn", "PerSample", "PRNGKey", "Sample", "Table", "Timestep"]
+__all__ = [
+    "DenoiseFn",
+    "Image",
+    "NoiseFn",
+    "PerSample",
+    "PRNGKey",
+    "Sample",
+    "Table",
+    "ThresholdFn",
+    "Timestep",
+]
 
 _AnyArray: TypeAlias = Array | np.ndarray
 
@@ -41,3 +51,6 @@ channels (last axis) where the variance is learned. `Any`, since Flax's `apply` 
 
 NoiseFn: TypeAlias = Callable[[Array], Array]
 """`i -> noise [batch, …]`: the standard normal draw for entry `i` of the chain."""
+
+ThresholdFn: TypeAlias = Callable[[Array], Array]
+"""`x_start -> x_start`: what keeps a predicted x_0 in range, in place of clipping to [-1, 1]."""

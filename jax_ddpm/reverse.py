@@ -11,10 +11,11 @@ log Σ itself (`learned`), or the place v of log Σ between log β̃_t and log �
 from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array
 
 from jax_ddpm._checks import check_choice, check_shape
-from jax_ddpm._typing import DenoiseFn, Sample, Timestep
+from jax_ddpm._typing import DenoiseFn, Sample, ThresholdFn, Timestep
 from jax_ddpm.forward import (
     predict_xstart_from_eps,
     predict_xstart_from_v,
@@ -80,9 +81,18 @@ def predict_xstart(
     *,
     prediction_type: PredictionType = "epsilon",
 ) -> Array:
-    """x̂_0 from the network's output, by what the network was trained to predict."""
+    """x̂_0 from the network's output, by what the network was trained to predict.
+
+    Raises `ValueError` for `"epsilon"` on a schedule of zero terminal SNR: x_t is ε there, and
+    says nothing of x_0.
+    """
     check_choice("prediction_type", prediction_type, ("epsilon", "sample", "v_prediction"))
     if prediction_type == "epsilon":
+        if not isinstance(schedule.alphas_cumprod, Tracer) and schedule.alphas_cumprod[-1] == 0:
+            raise ValueError(
+                "prediction_type: expected 'sample' or 'v_prediction' on a schedule of zero "
+                "terminal SNR, got 'epsilon'"
+            )
         return predict_xstart_from_eps(schedule, x_t, t, output)
     if prediction_type == "v_prediction":
         return predict_xstart_from_v(schedule, x_t, t, output)
@@ -97,16 +107,19 @@ def p_mean_variance(
     *,
     prediction_type: PredictionType = "epsilon",
     variance_type: VarianceType = "fixed_small",
-    clip_denoised: bool = True,
+    clip_denoised: bool | ThresholdFn = True,
 ) -> PMeanVariance:
     """Moments of p_θ(x_{t-1} | x_t), Ho et al. eq. 1 with the mean of eq. 7.
 
-    `clip_denoised` clips x̂_0 to [-1, 1]. At t = 0, `fixed_small` has variance 0 and the
-    log-variance of entry 1; `fixed_large` takes both from entry 1 (as OpenAI's).
+    `clip_denoised` clips x̂_0 to [-1, 1], or is the function that x̂_0 goes through. At t = 0,
+    `fixed_small` has variance 0 and the log-variance of entry 1; `fixed_large` takes both from
+    entry 1 (as OpenAI's).
     """
     output, values = denoise(schedule, denoise_fn, x_t, t, variance_type=variance_type)
     pred_xstart = predict_xstart(schedule, x_t, t, output, prediction_type=prediction_type)
-    if clip_denoised:
+    if callable(clip_denoised):
+        pred_xstart = clip_denoised(pred_xstart)
+    elif clip_denoised:
         pred_xstart = jnp.clip(pred_xstart, -1, 1)
     mean, variance, log_variance = q_posterior_mean_variance(schedule, pred_xstart, x_t, t)
     if variance_type != "fixed_small":

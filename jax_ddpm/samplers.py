@@ -42,12 +42,13 @@ class Sampler(NamedTuple):
 
 
 def ancestral() -> Sampler:
-    """Draw x_{t-1} from p_θ(x_{t-1} | x_t): Ho et al. 2020, Algorithm 2. No noise at t = 0."""
+    """Draw x_{t-1} from p_θ(x_{t-1} | x_t): Ho et al. 2020, Algorithm 2. No noise lands on x_0."""
 
     def step(schedule, predict, noise_fn, i, x_t, memory):
         p = predict(x_t, i)
         x_prev = p.mean + jnp.exp(p.log_variance / 2) * noise_fn(i)
-        return jnp.where(i > 0, x_prev, p.mean), memory
+        ends_in_noise = extract(schedule.posterior_variance, i, x_t) > 0
+        return jnp.where(ends_in_noise, x_prev, p.mean), memory
 
     return Sampler(_no_memory, step)
 

@@ -7,9 +7,11 @@
 
 The loop holds one state and nothing of the trajectory, and its program does not grow with T.
 
-Randomness belongs to the sample, not to the batch: sample `j` at entry `i` draws from
-`fold_in(fold_in(key, first_sample + j), i)`, and its x_T uses `i = T`. Sample 17 is the same
-picture in a batch of 1 or 64, on one device or eight.
+Randomness belongs to the sample (see `noise`): sample `j` at entry `i` draws from
+`fold_in(fold_in(key, first_sample + j), i)`, and its x_T uses `i = T`.
+
+The loop is differentiable. Going back through it recomputes each step from its x_t, so that what
+is kept is T states, not T times the network's activations.
 
 `p_sample_loop` is `p_sample_init` and then `p_sample_steps` for all T. Use the two yourself to
 run a long chain in pieces, for a progress bar, say: the result is the same to the bit.
@@ -28,16 +30,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Int
 
 from jax_ddpm._checks import check_shape
-from jax_ddpm._typing import DenoiseFn, NoiseFn, PRNGKey, Sample
+from jax_ddpm._typing import DenoiseFn, NoiseFn, PRNGKey, Sample, ThresholdFn
+from jax_ddpm.noise import place, sample_noise
 from jax_ddpm.reverse import PredictionType, VarianceType, p_mean_variance
 from jax_ddpm.samplers import Sampler, ancestral
 from jax_ddpm.schedule import NoiseSchedule
 
-__all__ = ["SampleState", "p_sample_init", "p_sample_loop", "p_sample_steps", "sample_noise"]
+__all__ = ["SampleState", "p_sample_init", "p_sample_loop", "p_sample_steps"]
 
 
 class SampleState(NamedTuple):
@@ -57,7 +60,7 @@ def p_sample_loop(
     sampler: Sampler | None = None,
     prediction_type: PredictionType = "epsilon",
     variance_type: VarianceType = "fixed_small",
-    clip_denoised: bool = True,
+    clip_denoised: bool | ThresholdFn = True,
     x_T: Sample | None = None,
     noise_fn: NoiseFn | None = None,
     first_sample: int | Array = 0,
@@ -139,7 +142,7 @@ def p_sample_init(
     if x_T is None:
         x_T = sample_noise(key, total, shape, first_sample=first_sample, sharding=sharding)
     check_shape("x_T", x_T, shape)
-    x_T = _place(jnp.asarray(x_T), sharding)
+    x_T = place(jnp.asarray(x_T), sharding)
     return SampleState(jnp.int32(total - 1), x_T, (sampler or ancestral()).init(x_T))
 
 
@@ -153,7 +156,7 @@ def p_sample_steps(
     sampler: Sampler | None = None,
     prediction_type: PredictionType = "epsilon",
     variance_type: VarianceType = "fixed_small",
-    clip_denoised: bool = True,
+    clip_denoised: bool | ThresholdFn = True,
     noise_fn: NoiseFn | None = None,
     first_sample: int | Array = 0,
     sharding: NamedSharding | None = None,
@@ -185,37 +188,6 @@ def p_sample_steps(
     def step(state, _):
         i, x_t, memory = state
         x_prev, memory = sampler.step(schedule, predict, draw, i, x_t, memory)
-        return SampleState(i - 1, _place(x_prev, sharding), memory), None
+        return SampleState(i - 1, place(x_prev, sharding), memory), None
 
-    return lax.scan(step, state, length=steps)[0]
-
-
-def sample_noise(
-    key: PRNGKey | None,
-    i: int | Array,
-    shape: Sequence[int],
-    *,
-    first_sample: int | Array = 0,
-    sharding: NamedSharding | None = None,
-    dtype: Any = float,
-) -> Array:
-    """Standard normal noise of `shape` for entry `i`, each sample's own whatever the batch."""
-    if key is None:
-        raise ValueError("key: expected a key, or both x_T and noise_fn, got None")
-
-    def draw(sample):
-        return jax.random.normal(
-            jax.random.fold_in(jax.random.fold_in(key, sample), i), tuple(shape[1:]), dtype
-        )
-
-    samples = _place(first_sample + jnp.arange(shape[0]), sharding)
-    return _place(jax.vmap(draw)(samples), sharding)
-
-
-def _place(x: Array, sharding: NamedSharding | None) -> Array:
-    """Keep `x` where `sharding` says, on a mesh with Auto axes or with Explicit ones."""
-    if sharding is None:
-        return x
-    if AxisType.Explicit in sharding.mesh.axis_types:
-        return jax.device_put(x, sharding)
-    return lax.with_sharding_constraint(x, sharding)
+    return lax.scan(jax.checkpoint(step, prevent_cse=False), state, length=steps)[0]

@@ -43,8 +43,9 @@ Betas = Float[np.ndarray, "timesteps"]
 class NoiseSchedule(NamedTuple):
     """Tables of length T over the chain's entries, under OpenAI's names (guided-diffusion).
 
-    `timesteps` is the step number that the network is shown for each entry: 0 … T - 1, or the
-    kept ones after `respace`.
+    `half_log_snr` is λ = log(√ᾱ / √(1 - ᾱ)) (Lu et al. 2022), and `_prev` that of the entry
+    before. `timesteps` is the step number that the network is shown for each entry: 0 … T - 1,
+    or the kept ones after `respace`.
     """
 
     betas: Table
@@ -60,6 +61,8 @@ class NoiseSchedule(NamedTuple):
     posterior_log_variance_clipped: Table
     posterior_mean_coef1: Table
     posterior_mean_coef2: Table
+    half_log_snr: Table
+    half_log_snr_prev: Table
     timesteps: Int[Array | np.ndarray, "timesteps"]
 
     @property
@@ -126,7 +129,9 @@ def make_schedule(betas: Any) -> NoiseSchedule:
     if not np.all(valid):
         worst = betas[np.argmin(valid)]
         raise ValueError(f"betas: expected values in (0, 1], 1 only at the end, got {worst}")
-    return _tables(betas, np.cumprod(1 - betas), np.arange(betas.size))
+    alphas_cumprod = np.cumprod(1 - betas)
+    alphas_cumprod_prev = np.append(1.0, alphas_cumprod[:-1])
+    return _tables(betas, alphas_cumprod, alphas_cumprod_prev, np.arange(betas.size))
 
 
 def spaced_timesteps(
@@ -149,12 +154,18 @@ def spaced_timesteps(
     return np.round(np.linspace(0, timesteps - 1, steps)).astype(np.int64)
 
 
-def respace(schedule: NoiseSchedule, timesteps: Any) -> NoiseSchedule:
+def respace(
+    schedule: NoiseSchedule, timesteps: Any, *, final_alpha_cumprod: float = 1.0
+) -> NoiseSchedule:
     """The schedule of the chain that visits only the entries `timesteps` (ascending) of this one.
 
     A strided chain is a shorter chain with β_i = 1 - ᾱ_i / ᾱ_{i-1} over the kept entries
     (Nichol & Dhariwal 2021, §4): every sampler runs on it unchanged, since "the previous
     timestep" is always entry i - 1.
+
+    `final_alpha_cumprod` is ᾱ where the chain ends: 1 is the image itself; below it, some noise
+    is left (that of entry 0 is diffusers' `set_alpha_to_one=False` and `"sigma_min"`). Raises
+    `ValueError` unless it lies between ᾱ of the first kept entry and 1.
     """
     kept = np.asarray(timesteps)
     if kept.ndim != 1 or kept.size == 0 or not np.issubdtype(kept.dtype, np.integer):
@@ -165,8 +176,15 @@ def respace(schedule: NoiseSchedule, timesteps: Any) -> NoiseSchedule:
     if kept[0] < 0 or kept[-1] > last:
         raise ValueError(f"timesteps: expected entries in [0, {last}], got {kept}")
     alphas_cumprod = np.asarray(schedule.alphas_cumprod)[kept]
-    betas = 1 - alphas_cumprod / np.append(1.0, alphas_cumprod[:-1])
-    return _tables(betas, alphas_cumprod, np.asarray(schedule.timesteps)[kept])
+    if not alphas_cumprod[0] <= final_alpha_cumprod <= 1:
+        raise ValueError(
+            f"final_alpha_cumprod: expected {alphas_cumprod[0]:.6g} (that of entry {kept[0]}) to "
+            f"1, got {final_alpha_cumprod}"
+        )
+    alphas_cumprod_prev = np.append(final_alpha_cumprod, alphas_cumprod[:-1])
+    betas = 1 - alphas_cumprod / alphas_cumprod_prev
+    timesteps = np.asarray(schedule.timesteps)[kept]
+    return _tables(betas, alphas_cumprod, alphas_cumprod_prev, timesteps)
 
 
 def extract(table: Any, t: Timestep, x: Any) -> Array:
@@ -183,13 +201,17 @@ def extract(table: Any, t: Timestep, x: Any) -> Array:
     return values.reshape(values.shape + (1,) * (jnp.ndim(x) - values.ndim))
 
 
-def _tables(betas: Betas, alphas_cumprod: Betas, timesteps: np.ndarray) -> NoiseSchedule:
-    alphas_cumprod_prev = np.append(1.0, alphas_cumprod[:-1])
-    posterior_variance = betas * (1 - alphas_cumprod_prev) / (1 - alphas_cumprod)  # eq. 3
+@np.errstate(divide="ignore")  # 1 / ᾱ where ᾱ = 0 at the end, log β where a last step is none
+def _tables(
+    betas: Betas, alphas_cumprod: Betas, alphas_cumprod_prev: Betas, timesteps: np.ndarray
+) -> NoiseSchedule:
+    posterior_variance = betas * (1 - alphas_cumprod_prev) / (1 - alphas_cumprod)  # (3)
     # β̃_0 = 0 has no logarithm: entry 0 takes entry 1, as OpenAI does (Ho et al. clip at 1e-20).
-    log_variance = np.log(np.append(posterior_variance[1:2], posterior_variance[1:]))
-    with np.errstate(divide="ignore"):  # zero terminal SNR: 1 / ᾱ is infinite at the last entry
-        recip_alphas_cumprod = 1 / alphas_cumprod
+    # A chain of one entry has no entry 1, and its only step adds no noise.
+    first = posterior_variance[:1]
+    if first == 0:
+        first = posterior_variance[1:2] if betas.size > 1 else betas
+    recip_alphas_cumprod = 1 / alphas_cumprod
     return NoiseSchedule(
         betas=betas,
         log_betas=np.log(betas),
@@ -201,10 +223,11 @@ def _tables(betas: Betas, alphas_cumprod: Betas, timesteps: np.ndarray) -> Noise
         sqrt_recip_alphas_cumprod=np.sqrt(recip_alphas_cumprod),
         sqrt_recipm1_alphas_cumprod=np.sqrt(recip_alphas_cumprod - 1),
         posterior_variance=posterior_variance,
-        # A chain of one entry has no entry 1, and its only step adds no noise.
-        posterior_log_variance_clipped=log_variance if betas.size > 1 else np.log(betas),
+        posterior_log_variance_clipped=np.log(np.append(first, posterior_variance[1:])),
         posterior_mean_coef1=betas * np.sqrt(alphas_cumprod_prev) / (1 - alphas_cumprod),
         posterior_mean_coef2=(1 - alphas_cumprod_prev) * np.sqrt(1 - betas) / (1 - alphas_cumprod),
+        half_log_snr=(np.log(alphas_cumprod) - np.log(1 - alphas_cumprod)) / 2,
+        half_log_snr_prev=(np.log(alphas_cumprod_prev) - np.log(1 - alphas_cumprod_prev)) / 2,
         timesteps=timesteps,
     )
 

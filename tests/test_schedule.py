@@ -36,6 +36,7 @@ def test_zero_terminal_snr_is_that_of_diffusers():
     np.testing.assert_allclose(ours, reference.betas.numpy(), rtol=0, atol=4e-6)
     schedule = ddpm.make_schedule(ours)
     assert schedule.alphas_cumprod[-1] == 0
+    schedule = schedule._replace(half_log_snr_prev=schedule.half_log_snr)  # infinite at x_0
     assert all(np.all(np.isfinite(table[:-1])) for table in schedule)
     assert np.all(np.isfinite(schedule.posterior_mean_coef1))
 
@@ -94,8 +95,26 @@ def test_respacing_to_every_entry_changes_nothing(schedule):
 
 
 def test_one_step_chain_is_finite(schedule):
-    short = ddpm.respace(schedule, [49])
-    assert all(np.all(np.isfinite(table)) for table in short)
+    short = ddpm.respace(schedule, [49])._asdict()
+    assert short.pop("half_log_snr_prev") == np.inf  # it ends at x_0, where nothing is noise
+    assert all(np.all(np.isfinite(table)) for table in short.values())
+
+
+def test_a_chain_may_end_in_noise(schedule):
+    """The tail of a long chain is a chain: its tables are those of the whole."""
+    tail = ddpm.respace(
+        schedule, np.arange(20, 50), final_alpha_cumprod=schedule.alphas_cumprod[19]
+    )
+    for name, table in tail._asdict().items():
+        np.testing.assert_allclose(table, getattr(schedule, name)[20:], rtol=1e-9, err_msg=name)
+    still = ddpm.respace(schedule, [7, 30], final_alpha_cumprod=schedule.alphas_cumprod[7])
+    assert still.betas[0] == still.posterior_variance[0] == 0
+
+
+def test_half_log_snr(schedule):
+    snr = schedule.alphas_cumprod / (1 - schedule.alphas_cumprod)
+    np.testing.assert_allclose(np.exp(2 * schedule.half_log_snr), snr, rtol=1e-12)
+    np.testing.assert_array_equal(schedule.half_log_snr_prev[1:], schedule.half_log_snr[:-1])
 
 
 def test_extract_works_traced_and_vmapped(schedule):
@@ -120,6 +139,11 @@ def test_extract_works_traced_and_vmapped(schedule):
         (lambda s: ddpm.make_schedule([[0.1]]), ValueError, "betas: expected shape"),
         (lambda s: ddpm.spaced_timesteps(10, 11), ValueError, "steps: expected 1 to 10"),
         (lambda s: ddpm.respace(s, [3, 2]), ValueError, "ascending"),
+        (
+            lambda s: ddpm.respace(s, [3], final_alpha_cumprod=0.1),
+            ValueError,
+            r"final_alpha_cumprod: expected .* \(that of entry 3\) to 1, got 0\.1",
+        ),
         (lambda s: ddpm.respace(s, [0, 50]), ValueError, r"entries in \[0, 49\]"),
         (lambda s: ddpm.respace(s, [0.5]), ValueError, "expected integers"),
     ],

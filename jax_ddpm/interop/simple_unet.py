@@ -69,7 +69,7 @@ def _kernel_to_torch(layer: str, kernel: np.ndarray) -> np.ndarray:
 def _as_numpy(value: Any) -> np.ndarray:
     # A parameter that tracks gradients refuses NumPy, and this package never imports torch. A
     # copy, or training on in torch would change these weights too.
-    return np.array(value.detach() if hasattr(value, "detach") else value)
+    return np.asarray(value.detach() if hasattr(value, "detach") else value).copy()
 
 
 def _check_shapes(tensors: Mapping[str, np.ndarray], channels: int) -> None:

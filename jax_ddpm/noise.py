@@ -1,0 +1,49 @@
+"""Standard normal noise that belongs to the sample, not to the batch.
+
+Sample `j` at entry `i` draws from `fold_in(fold_in(key, first_sample + j), i)`. Sample 17 is the
+same in a batch of 1 or 64, on one device or eight.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import AxisType, NamedSharding
+from jaxtyping import Array
+
+from jax_ddpm._typing import PRNGKey
+
+__all__ = ["place", "sample_noise"]
+
+
+def sample_noise(
+    key: PRNGKey | None,
+    i: int | Array,
+    shape: Sequence[int],
+    *,
+    first_sample: int | Array = 0,
+    sharding: NamedSharding | None = None,
+    dtype: Any = float,
+) -> Array:
+    """Standard normal noise of `shape` for entry `i`, each sample's own whatever the batch."""
+    if key is None:
+        raise ValueError("key: expected a key, or both x_T and noise_fn, got None")
+
+    def draw(sample):
+        return jax.random.normal(
+            jax.random.fold_in(jax.random.fold_in(key, sample), i), tuple(shape[1:]), dtype
+        )
+
+    samples = place(first_sample + jnp.arange(shape[0]), sharding)
+    return place(jax.vmap(draw)(samples), sharding)
+
+
+def place(x: Array, sharding: NamedSharding | None) -> Array:
+    """Keep `x` where `sharding` says, on a mesh with Auto axes or with Explicit ones."""
+    if sharding is None:
+        return x
+    if AxisType.Explicit in sharding.mesh.axis_types:
+        return jax.device_put(x, sharding)
+    return lax.with_sharding_constraint(x, sharding)
