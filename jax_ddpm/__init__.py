@@ -15,6 +15,9 @@ from jax_ddpm.forward import q_posterior_mean_variance as q_posterior_mean_varia
 from jax_ddpm.forward import q_sample as q_sample
 from jax_ddpm.losses import training_losses as training_losses
 from jax_ddpm.models import SimpleUNet as SimpleUNet
+from jax_ddpm.models import UNet as UNet
+from jax_ddpm.models import ddpm_cifar10 as ddpm_cifar10
+from jax_ddpm.models import ddpm_digits as ddpm_digits
 from jax_ddpm.noise import sample_noise as sample_noise
 from jax_ddpm.reverse import PMeanVariance as PMeanVariance
 from jax_ddpm.reverse import p_mean_variance as p_mean_variance

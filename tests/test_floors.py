@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "jax_ddpm"
 FLOORS = [
     {"_typing", "_checks"},
-    {"schedule", "noise"},
+    {"schedule", "noise", "thresholding"},
     {"forward", "models"},
     {"reverse", "guidance"},
     {"losses", "likelihood"},

@@ -20,6 +20,9 @@ _TITLES = {
     "gradients": "network, gradients",
     "training": "training",
     "chain": "reverse chain",
+    "unet": "U-Net against diffusers'",
+    "unet gradients": "U-Net, gradients",
+    "unet chain": "U-Net, reverse chain",
 }
 
 

@@ -1,6 +1,19 @@
 """Weights in and out. NumPy and safetensors only: torch is never imported."""
 
+from jax_ddpm.interop.diffusers import Pretrained as Pretrained
+from jax_ddpm.interop.diffusers import load_diffusers as load_diffusers
+from jax_ddpm.interop.diffusers import save_diffusers as save_diffusers
 from jax_ddpm.interop.simple_unet import simple_unet_from_torch as simple_unet_from_torch
 from jax_ddpm.interop.simple_unet import simple_unet_to_torch as simple_unet_to_torch
+from jax_ddpm.interop.unet import unet_from_torch as unet_from_torch
+from jax_ddpm.interop.unet import unet_to_torch as unet_to_torch
 
-__all__ = ["simple_unet_from_torch", "simple_unet_to_torch"]
+__all__ = [
+    "Pretrained",
+    "load_diffusers",
+    "save_diffusers",
+    "simple_unet_from_torch",
+    "simple_unet_to_torch",
+    "unet_from_torch",
+    "unet_to_torch",
+]

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from jax_ddpm.interop.tensors import as_numpy, check_tensors
+
 __all__ = ["simple_unet_from_torch", "simple_unet_to_torch"]
 
 _LAYERS = ("down1", "down2", "time_mlp", "up1", "up2")
@@ -25,7 +27,7 @@ def simple_unet_from_torch(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     Accepts tensors (on the CPU) or arrays and keeps their dtype. Raises `ValueError` naming any
     tensor that is missing, unknown or misshapen.
     """
-    tensors = {name: _as_numpy(value) for name, value in state_dict.items()}
+    tensors = {name: as_numpy(value) for name, value in state_dict.items()}
     if "down1.weight" not in tensors or tensors["down1.weight"].ndim != 4:
         raise ValueError("state_dict: expected the tutorial's SimpleUNet, got no 4-d down1.weight")
     _check_shapes(tensors, channels=tensors["down1.weight"].shape[1])
@@ -66,12 +68,6 @@ def _kernel_to_torch(layer: str, kernel: np.ndarray) -> np.ndarray:
     return kernel.transpose(3, 2, 0, 1)
 
 
-def _as_numpy(value: Any) -> np.ndarray:
-    # A parameter that tracks gradients refuses NumPy, and this package never imports torch. A
-    # copy, or training on in torch would change these weights too.
-    return np.asarray(value.detach() if hasattr(value, "detach") else value).copy()
-
-
 def _check_shapes(tensors: Mapping[str, np.ndarray], channels: int) -> None:
     expected = {
         "down1.weight": (64, channels, 3, 3),
@@ -85,12 +81,4 @@ def _check_shapes(tensors: Mapping[str, np.ndarray], channels: int) -> None:
         "up2.weight": (64, channels, 3, 3),
         "up2.bias": (channels,),
     }
-    for name in sorted(expected.keys() | tensors.keys()):
-        if name not in tensors:
-            raise ValueError(f"state_dict: expected a tensor {name}, got none")
-        if name not in expected:
-            raise ValueError(f"state_dict: expected only SimpleUNet's tensors, got {name}")
-        if tensors[name].shape != expected[name]:
-            raise ValueError(
-                f"state_dict: expected {name} of shape {expected[name]}, got {tensors[name].shape}"
-            )
+    check_tensors(tensors, expected, owner="SimpleUNet's")

@@ -2,7 +2,8 @@
 
 from jax_ddpm.parity.maths import MATHS_CASES
 from jax_ddpm.parity.tutorial import TUTORIAL_CASES
+from jax_ddpm.parity.unet import UNET_CASES
 
 __all__ = ["CASES"]
 
-CASES = (*MATHS_CASES, *TUTORIAL_CASES)
+CASES = (*MATHS_CASES, *TUTORIAL_CASES, *UNET_CASES)

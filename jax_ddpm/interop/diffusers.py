@@ -1,0 +1,222 @@
+"""Folders of diffusers' `DDPMPipeline`, in and out.
+
+model_index.json
+unet/config.json                                   (or the U-Net's two files at the root)
+unet/diffusion_pytorch_model.safetensors           (or shards, with an index)
+scheduler/scheduler_config.json                    (or at the root)
+"""
+
+import os
+import shutil
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jax_ddpm._typing import ThresholdFn
+from jax_ddpm.interop.arrays import load_tensors, save_tensors
+from jax_ddpm.interop.configs import read_config, read_json, write_json
+from jax_ddpm.interop.scheduler import (
+    Scheduler,
+    default_scheduler,
+    read_scheduler,
+    scheduler_config,
+)
+from jax_ddpm.interop.unet import unet_from_torch, unet_to_torch
+from jax_ddpm.models import UNet
+from jax_ddpm.schedule import NoiseSchedule, respace, spaced_timesteps
+
+__all__ = ["Pretrained", "load_diffusers", "save_diffusers"]
+
+_WEIGHTS = "diffusion_pytorch_model.safetensors"
+_PICKLE = "diffusion_pytorch_model.bin"
+_WRITTEN_FOR = "0.42.1"  # the diffusers that the tests open the folders with
+
+# What `UNet2DModel` takes for a setting that its config leaves out.
+_UNET_DEFAULTS: dict[str, Any] = {
+    "sample_size": None,
+    "in_channels": 3,
+    "out_channels": 3,
+    "center_input_sample": False,
+    "time_embedding_dim": None,
+    "freq_shift": 0,
+    "flip_sin_to_cos": True,
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
+    "mid_block_type": "UNetMidBlock2D",
+    "up_block_types": ("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+    "block_out_channels": (224, 448, 672, 896),
+    "layers_per_block": 2,
+    "mid_block_scale_factor": 1,
+    "downsample_padding": 1,
+    "dropout": 0.0,
+    "act_fn": "silu",
+    "attention_head_dim": 8,
+    "norm_num_groups": 32,
+    "attn_norm_num_groups": None,
+    "norm_eps": 1e-5,
+    "resnet_time_scale_shift": "default",
+    "add_attention": True,
+    "num_class_embeds": None,
+}
+# Settings with one supported value.
+_UNET_FIXED: dict[str, Any] = {
+    "time_embedding_type": "positional",
+    "downsample_type": "conv",
+    "upsample_type": "conv",
+    "class_embed_type": None,
+}
+_UNET_IGNORED = ("num_train_timesteps",)  # says something only of learned time embeddings
+
+
+class Pretrained(NamedTuple):
+    """A trained model and how it was trained; the fields from `timestep_spacing` on are advice."""
+
+    model: UNet
+    variables: Mapping[str, Any]
+    schedule: NoiseSchedule
+    prediction_type: Any = "epsilon"
+    variance_type: Any = "fixed_small"
+    clip_denoised: bool | ThresholdFn = True
+    timestep_spacing: Any = "leading"
+    steps_offset: int = 0
+    set_alpha_to_one: bool = True
+
+    def chain(self, steps: int) -> NoiseSchedule:
+        """The chain of `steps` that diffusers would run: its spacing, its offset, its end."""
+        spaced = spaced_timesteps(self.schedule.num_timesteps, steps, self.timestep_spacing)
+        if self.timestep_spacing == "leading":
+            spaced = spaced + self.steps_offset
+        final = 1.0 if self.set_alpha_to_one else float(self.schedule.alphas_cumprod[0])
+        return respace(self.schedule, spaced, final_alpha_cumprod=final)
+
+
+def load_diffusers(folder: str | os.PathLike[str]) -> Pretrained:
+    """Open a folder that `DDPMPipeline.save_pretrained` wrote, or one with the U-Net at its root.
+
+    Weights keep their dtype. A U-Net that comes without a scheduler is taken for one of Ho et
+    al.'s (ε, T = 1,000, linear β), with a warning.
+
+    Raises:
+      ValueError: a file is missing, damaged or a pickle; a config says what is not supported; a
+        tensor is missing, unknown or misshapen. The message names it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: expected a folder of diffusers, got none")
+    unet = folder / "unet" if (folder / "unet").is_dir() else folder
+    path = unet / "config.json"
+    settings = read_config(path, {"UNet2DModel": _UNET_DEFAULTS | _UNET_FIXED}, _UNET_IGNORED)
+    for name, supported in _UNET_FIXED.items():
+        value = settings.pop(name)
+        if value != supported:
+            raise ValueError(f"{path}: {name}: expected {supported!r}, got {value!r}")
+    model = UNet(**settings)
+    tensors = _load_weights(unet)
+    try:
+        variables = unet_from_torch(tensors, model)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{unet}: {error}") from None
+    return Pretrained(model, variables, *_load_scheduler(folder))
+
+
+def save_diffusers(
+    folder: str | os.PathLike[str],
+    model: UNet,
+    variables: Mapping[str, Any],
+    schedule: NoiseSchedule,
+    prediction_type: Any = "epsilon",
+    variance_type: Any = "fixed_small",
+    clip_denoised: bool | ThresholdFn = True,
+    timestep_spacing: Any = "leading",
+    steps_offset: int = 0,
+    set_alpha_to_one: bool = True,
+) -> None:
+    """Write a folder that `DDPMPipeline.from_pretrained` opens, whole or not at all.
+
+    The arguments are the fields of `Pretrained`: `save_diffusers(folder, *pretrained)`. β go by
+    name where they have one, otherwise one by one. Raises `ValueError` if the folder holds
+    anything, if `variables` are not the model's, or if diffusers has no word for a setting.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder}: expected a new or empty folder, got one that holds something")
+    scheduler = Scheduler(
+        schedule,
+        prediction_type,
+        variance_type,
+        clip_denoised,
+        timestep_spacing,
+        steps_offset,
+        set_alpha_to_one,
+    )
+    config = {"_diffusers_version": _WRITTEN_FOR, **scheduler_config(scheduler)}
+    tensors = unet_to_torch(variables)
+    unet_from_torch(tensors, model)  # raises unless they are the model's
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    (temporary / "unet").mkdir(parents=True)
+    (temporary / "scheduler").mkdir()
+    save_tensors(temporary / "unet" / _WEIGHTS, tensors)
+    write_json(temporary / "unet" / "config.json", _unet_config(model))
+    write_json(temporary / "scheduler" / "scheduler_config.json", config)
+    index = {
+        "_class_name": "DDPMPipeline",
+        "_diffusers_version": _WRITTEN_FOR,
+        "scheduler": ["diffusers", config["_class_name"]],
+        "unet": ["diffusers", "UNet2DModel"],
+    }
+    write_json(temporary / "model_index.json", index)
+    if folder.exists():
+        folder.rmdir()
+    os.replace(temporary, folder)
+
+
+def _unet_config(model: UNet) -> dict[str, Any]:
+    settings = {name: getattr(model, name) for name in _UNET_DEFAULTS}
+    listed = {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
+    names = {"_class_name": "UNet2DModel", "_diffusers_version": _WRITTEN_FOR}
+    return {**names, **listed, **_UNET_FIXED}
+
+
+def _load_scheduler(folder: Path) -> Scheduler:
+    for path in (folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json"):
+        if path.exists():
+            return read_scheduler(path)
+    if (folder / "model_index.json").exists():
+        raise ValueError(f"{folder}: expected scheduler/scheduler_config.json, got none")
+    warnings.warn(
+        f"{folder}: no scheduler_config.json: assuming ε, linear β and T = 1,000", stacklevel=3
+    )
+    return default_scheduler()
+
+
+def _load_weights(folder: Path) -> dict[str, np.ndarray]:
+    index = folder / f"{_WEIGHTS}.index.json"
+    if (folder / _WEIGHTS).exists():
+        return load_tensors(folder / _WEIGHTS)
+    if index.exists():
+        return _load_shards(index)
+    if (folder / _PICKLE).exists():
+        raise ValueError(
+            f"{folder / _PICKLE}: expected safetensors, got a pickle, which can run code; convert "
+            f'it where you trust it: python -c "from diffusers import UNet2DModel as M; '
+            f"M.from_pretrained('{folder}').save_pretrained('{folder}')\""
+        )
+    raise ValueError(f"{folder}: expected {_WEIGHTS}, got none")
+
+
+def _load_shards(index: Path) -> dict[str, np.ndarray]:
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not all(
+        isinstance(file, str) and Path(file).name == file for file in places.values()
+    ):
+        raise ValueError(f"{index}: expected a weight_map of tensors to files beside it")
+    tensors: dict[str, np.ndarray] = {}
+    for file in sorted(set(places.values())):
+        tensors |= load_tensors(index.with_name(file))
+    for name, file in places.items():
+        if name not in tensors:
+            raise ValueError(f"{index.with_name(file)}: expected a tensor {name}, got none")
+    return tensors

@@ -1,0 +1,194 @@
+"""diffusers' scheduler configs: schedule, parametrisation and clipping, in and out.
+
+Only what says how the network was trained is read. How to sample it (which update rule, how
+many steps) is the caller's: `p_sample_loop(…, sampler=…)` over `Pretrained.chain(steps)`.
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jax_ddpm._checks import check_choice
+from jax_ddpm._typing import ThresholdFn
+from jax_ddpm.interop.configs import read_config
+from jax_ddpm.schedule import (
+    NoiseSchedule,
+    cosine_beta_schedule,
+    linear_beta_schedule,
+    make_schedule,
+    rescale_zero_terminal_snr,
+    scaled_linear_beta_schedule,
+)
+from jax_ddpm.thresholding import (
+    DynamicThreshold,
+    StaticThreshold,
+    dynamic_threshold,
+    static_threshold,
+)
+
+__all__ = ["Scheduler", "default_scheduler", "read_scheduler", "scheduler_config"]
+
+_COMMON: dict[str, Any] = {
+    "num_train_timesteps": 1000,
+    "beta_start": 1e-4,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "trained_betas": None,
+    "clip_sample": True,
+    "clip_sample_range": 1.0,
+    "prediction_type": "epsilon",
+    "thresholding": False,
+    "dynamic_thresholding_ratio": 0.995,
+    "sample_max_value": 1.0,
+    "timestep_spacing": "leading",
+    "steps_offset": 0,
+    "rescale_betas_zero_snr": False,
+    "predict_epsilon": None,  # of 2022; False is today's prediction_type "sample"
+}
+_DEFAULTS = {
+    "DDPMScheduler": {**_COMMON, "variance_type": "fixed_small"},
+    "DDIMScheduler": {**_COMMON, "set_alpha_to_one": True},
+}
+_IGNORED = ("tensor_format",)  # of 2022: which framework the scheduler computed in
+_VARIANCE_TYPES = {
+    "fixed_small": "fixed_small",
+    "fixed_small_log": "fixed_small",  # the same variance, by way of its logarithm
+    "fixed_large": "fixed_large",
+    "fixed_large_log": "fixed_large",
+    "learned": "learned",
+    "learned_range": "learned_range",
+}
+
+
+class Scheduler(NamedTuple):
+    """What a scheduler config says of training."""
+
+    schedule: NoiseSchedule
+    prediction_type: Any
+    variance_type: Any
+    clip_denoised: bool | ThresholdFn
+    timestep_spacing: Any
+    steps_offset: int
+    set_alpha_to_one: bool
+
+
+def default_scheduler() -> Scheduler:
+    """That of diffusers' `DDPMScheduler()`: Ho et al.'s schedule and parametrisation."""
+    return _scheduler(_DEFAULTS["DDPMScheduler"])
+
+
+def read_scheduler(path: Path) -> Scheduler:
+    """What the config in `path` says. Raises `ValueError` naming what is not supported."""
+    settings = read_config(path, _DEFAULTS, _IGNORED)
+    try:
+        return _scheduler(settings)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def scheduler_config(scheduler: Scheduler) -> dict[str, Any]:
+    """The config that diffusers reads back as the same. Raises `ValueError` if there is none."""
+    schedule = scheduler.schedule
+    if not np.array_equal(schedule.timesteps, np.arange(schedule.num_timesteps)):
+        raise ValueError("schedule: expected the one of training, got a respaced one")
+    config: dict[str, Any] = {
+        "_class_name": "DDPMScheduler",
+        **_betas_config(np.asarray(schedule.betas)),
+        "prediction_type": scheduler.prediction_type,
+        "timestep_spacing": scheduler.timestep_spacing,
+        "steps_offset": scheduler.steps_offset,
+        "rescale_betas_zero_snr": False,
+        **_clip_config(scheduler.clip_denoised),
+    }
+    if scheduler.set_alpha_to_one:
+        return {**config, "variance_type": scheduler.variance_type}
+    if scheduler.variance_type != "fixed_small":
+        raise ValueError(
+            "variance_type: expected 'fixed_small' where set_alpha_to_one is False (only "
+            f"DDIMScheduler has that), got {scheduler.variance_type!r}"
+        )
+    return {**config, "_class_name": "DDIMScheduler", "set_alpha_to_one": False}
+
+
+def _scheduler(settings: dict[str, Any]) -> Scheduler:
+    prediction_type = settings["prediction_type"]
+    if settings["predict_epsilon"] is False:
+        prediction_type = "sample"
+    variance_type = settings.get("variance_type", "fixed_small")
+    check_choice("prediction_type", prediction_type, ("epsilon", "sample", "v_prediction"))
+    check_choice("variance_type", variance_type, tuple(_VARIANCE_TYPES))
+    spacing = settings["timestep_spacing"]
+    check_choice("timestep_spacing", spacing, ("leading", "trailing", "linspace"))
+    return Scheduler(
+        schedule=make_schedule(_betas(settings)),
+        prediction_type=prediction_type,
+        variance_type=_VARIANCE_TYPES[variance_type],
+        clip_denoised=_clip(settings),
+        timestep_spacing=spacing,
+        steps_offset=settings["steps_offset"],
+        set_alpha_to_one=settings.get("set_alpha_to_one", True),
+    )
+
+
+def _betas(settings: dict[str, Any]) -> np.ndarray:
+    steps = settings["num_train_timesteps"]
+    start, end = settings["beta_start"], settings["beta_end"]
+    name = settings["beta_schedule"]
+    if settings["trained_betas"] is not None:
+        betas = np.asarray(settings["trained_betas"], np.float64)
+    elif name == "linear":
+        betas = linear_beta_schedule(steps, start, end)
+    elif name == "scaled_linear":
+        betas = scaled_linear_beta_schedule(steps, start, end)
+    elif name == "squaredcos_cap_v2":
+        betas = cosine_beta_schedule(steps)
+    elif name == "sigmoid":
+        # Not Jabri et al.'s sigmoid of ᾱ, but GeoDiff's of β (Xu et al. 2022).
+        betas = (end - start) / (1 + np.exp(-np.linspace(-6, 6, steps))) + start
+    else:
+        known = "'linear', 'scaled_linear', 'squaredcos_cap_v2' or 'sigmoid'"
+        raise ValueError(f"beta_schedule: expected {known}, got {name!r}")
+    return rescale_zero_terminal_snr(betas) if settings["rescale_betas_zero_snr"] else betas
+
+
+def _betas_config(betas: np.ndarray) -> dict[str, Any]:
+    start, end, steps = float(betas[0]), float(betas[-1]), betas.size
+    config = {"num_train_timesteps": steps, "beta_start": start, "beta_end": end}
+    if np.array_equal(betas, linear_beta_schedule(steps, start, end)):
+        return {**config, "beta_schedule": "linear", "trained_betas": None}
+    if np.array_equal(betas, cosine_beta_schedule(steps)):
+        return {**config, "beta_schedule": "squaredcos_cap_v2", "trained_betas": None}
+    return {**config, "beta_schedule": "linear", "trained_betas": betas.tolist()}
+
+
+def _clip(settings: dict[str, Any]) -> bool | ThresholdFn:
+    if settings["thresholding"]:
+        return dynamic_threshold(
+            settings["dynamic_thresholding_ratio"], settings["sample_max_value"]
+        )
+    if settings["clip_sample"] and settings["clip_sample_range"] != 1:
+        return static_threshold(settings["clip_sample_range"])
+    return bool(settings["clip_sample"])
+
+
+def _clip_config(clip_denoised: bool | ThresholdFn) -> dict[str, Any]:
+    if isinstance(clip_denoised, bool):
+        return {"clip_sample": clip_denoised, "thresholding": False}
+    if isinstance(clip_denoised, StaticThreshold):
+        return {
+            "clip_sample": True,
+            "clip_sample_range": clip_denoised.limit,
+            "thresholding": False,
+        }
+    if isinstance(clip_denoised, DynamicThreshold):
+        return {
+            "clip_sample": False,
+            "thresholding": True,
+            "dynamic_thresholding_ratio": clip_denoised.quantile,
+            "sample_max_value": clip_denoised.max_value,
+        }
+    raise ValueError(
+        "clip_denoised: expected True, False, static_threshold(…) or dynamic_threshold(…), "
+        f"got {clip_denoised!r}"
+    )

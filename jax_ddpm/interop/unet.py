@@ -1,0 +1,99 @@
+"""The U-Net's weights, in and out: the names and layouts of diffusers' `UNet2DModel`.
+
+| PyTorch                                     | Flax                                       |
+|---------------------------------------------|--------------------------------------------|
+| `down_blocks.0.resnets.1.conv1.weight`      | `down_blocks_0/resnets_1/conv1/kernel`     |
+| Conv2d weight [out, in, row, column]        | kernel [row, column, in, out]              |
+| Linear weight [out, in]                     | kernel [in, out]                           |
+| GroupNorm weight, Embedding weight          | scale, embedding                           |
+| attention `query`, …, `proj_attn` (to 2022) | `to_q`, `to_k`, `to_v`, `to_out_0`         |
+
+Only moves, so a round trip returns every bit.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_ddpm.interop.arrays import flatten, unflatten
+from jax_ddpm.interop.tensors import as_numpy, check_tensors
+from jax_ddpm.models import UNet
+
+__all__ = ["unet_from_torch", "unet_to_torch"]
+
+_LISTS = re.compile(
+    r"\b(down_blocks|up_blocks|resnets|attentions|downsamplers|upsamplers|to_out)_(\d+)"
+)
+_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+_OLD_NAME = re.compile(rf"(attentions\.\d+\.)({'|'.join(_OLD_ATTENTION)})\b")
+_LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
+
+
+def unet_from_torch(state_dict: Mapping[str, Any], model: UNet) -> dict[str, Any]:
+    """Variables of `model` from a `UNet2DModel`'s `state_dict`.
+
+    Accepts tensors (on the CPU) or arrays and keeps their dtype. Raises `ValueError` naming any
+    tensor that is missing, unknown or misshapen.
+    """
+    tensors = {_current_name(name): as_numpy(value) for name, value in state_dict.items()}
+    expected = _flax_shapes(model)
+    names = {path: _torch_name(path) for path in expected}
+    check_tensors(
+        tensors,
+        {names[path]: _torch_shape(path, shape) for path, shape in expected.items()},
+        owner="the U-Net's",
+    )
+    params = {path: _from_torch(path, tensors[name]) for path, name in names.items()}
+    return {"params": unflatten(params)}
+
+
+def unet_to_torch(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """A `UNet2DModel`'s state dict, as C-contiguous NumPy arrays, from variables of `UNet`."""
+    return {
+        _torch_name(path): np.ascontiguousarray(_to_torch(path, np.asarray(value)))
+        for path, value in flatten(variables["params"]).items()
+    }
+
+
+def _torch_name(path: str) -> str:
+    *modules, leaf = _LISTS.sub(r"\1.\2", path).split("/")
+    return ".".join([*modules, _LEAVES[leaf]])
+
+
+def _current_name(name: str) -> str:
+    return _OLD_NAME.sub(lambda match: match[1] + _OLD_ATTENTION[match[2]], name)
+
+
+def _from_torch(path: str, weight: np.ndarray) -> np.ndarray:
+    if not path.endswith("/kernel"):
+        return weight
+    return weight.transpose(2, 3, 1, 0) if weight.ndim == 4 else weight.T
+
+
+def _to_torch(path: str, value: np.ndarray) -> np.ndarray:
+    if not path.endswith("/kernel"):
+        return value
+    return value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T
+
+
+def _torch_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    if not path.endswith("/kernel"):
+        return shape
+    return (shape[3], shape[2], shape[0], shape[1]) if len(shape) == 4 else shape[::-1]
+
+
+def _flax_shapes(model: UNet) -> dict[str, tuple[int, ...]]:
+    side = 2 ** (len(model.block_out_channels) - 1)
+    labels = None if model.num_class_embeds is None else jnp.zeros((1,), jnp.int32)
+    variables = jax.eval_shape(
+        model.init,
+        jax.random.key(0),
+        jnp.zeros((1, side, side, model.in_channels), jnp.float32),
+        jnp.zeros((1,), jnp.int32),
+        labels,
+    )
+    return {path: leaf.shape for path, leaf in flatten(variables["params"]).items()}

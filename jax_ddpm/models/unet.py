@@ -1,0 +1,328 @@
+"""The U-Net of the DDPM papers, configured in the words of diffusers' `UNet2DModel`.
+
+    x ─ conv_in ─ down_blocks ─ mid_block ─ up_blocks ─ norm, silu, conv_out ─▶ ε, x_0 or v
+                      └─────── skips ───────────▲
+    t ─ sinusoids ─ time_embedding (+ class_embedding of the label) ─▶ every residual block
+
+Submodules carry diffusers' names (`down_blocks_0/resnets_1/conv1`), which is all that
+`interop.diffusers` needs to know of it.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Int
+
+from jax_ddpm._checks import check_choice, check_shape
+from jax_ddpm._typing import Image, Timestep
+from jax_ddpm.models.layers import (
+    ACTIVATIONS,
+    Attention,
+    BlockConfig,
+    Downsample,
+    ResnetBlock,
+    TimestepEmbedding,
+    Upsample,
+    sinusoidal_embedding,
+)
+
+__all__ = ["UNet"]
+
+Label = Int[Array | np.ndarray, "batch"]
+
+
+class UNet(nn.Module):
+    """Ho et al. 2020, Appendix B, and its successors, NHWC. The defaults are their CIFAR-10 net.
+
+    Attributes:
+      sample_size: height and width it is meant for; recorded, any size that halves runs.
+      in_channels, out_channels: of the images, and of the output (twice as many where the
+        variance is learned).
+      block_out_channels: one for each resolution, from the full one down.
+      down_block_types, up_block_types: `"DownBlock2D"` or `"AttnDownBlock2D"`, from the full
+        resolution down; `"UpBlock2D"` or `"AttnUpBlock2D"`, from the lowest up.
+      layers_per_block: residual blocks at each resolution on the way down; one more going up.
+      mid_block_type: `"UNetMidBlock2D"`, or None for no block in the middle.
+      mid_block_scale_factor: the middle's outputs are divided by it.
+      add_attention: whether the middle has attention.
+      attention_head_dim: channels of a head; None means one head.
+      norm_num_groups, norm_eps: of all group norms.
+      attn_norm_num_groups: of the middle's attention; None means `norm_num_groups`, or no norm
+        under `"scale_shift"` (as diffusers).
+      resnet_time_scale_shift: the time is added (`"default"`), or scales and shifts
+        (`"scale_shift"`).
+      downsample_padding: 1, or 0 to pad below and to the right only.
+      act_fn: `"silu"`, `"swish"`, `"mish"`, `"gelu"` or `"relu"`, inside residual blocks.
+      dropout: in residual blocks, while training.
+      time_embedding_dim: None means 4 × the first of `block_out_channels`.
+      flip_sin_to_cos, freq_shift: of the sinusoids, see `sinusoidal_embedding`.
+      num_class_embeds: number of labels, the null label of guidance included; None for none.
+      center_input_sample: whether images come in [0, 1] and are centred first.
+      dtype: of the computation; that of the inputs and parameters where None.
+      param_dtype: of the parameters.
+      precision: of products; GPUs and TPUs drop to TF32 or bfloat16 unless `"highest"`.
+      remat: whether gradients recompute each block instead of keeping what is inside it.
+    """
+
+    sample_size: int | Sequence[int] | None = None
+    in_channels: int = 3
+    out_channels: int = 3
+    block_out_channels: Sequence[int] = (128, 256, 256, 256)
+    down_block_types: Sequence[str] = (
+        "DownBlock2D",
+        "AttnDownBlock2D",
+        "DownBlock2D",
+        "DownBlock2D",
+    )
+    up_block_types: Sequence[str] = ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D")
+    layers_per_block: int = 2
+    mid_block_type: str | None = "UNetMidBlock2D"
+    mid_block_scale_factor: float = 1.0
+    add_attention: bool = True
+    attention_head_dim: int | None = None
+    norm_num_groups: int = 32
+    norm_eps: float = 1e-6
+    attn_norm_num_groups: int | None = None
+    resnet_time_scale_shift: str = "default"
+    downsample_padding: int = 0
+    act_fn: str = "silu"
+    dropout: float = 0.0
+    time_embedding_dim: int | None = None
+    flip_sin_to_cos: bool = False
+    freq_shift: float = 1
+    num_class_embeds: int | None = None
+    center_input_sample: bool = False
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+    precision: Any = None
+    remat: bool = False
+
+    @nn.compact
+    def __call__(
+        self, x: Image, t: Timestep, labels: Label | None = None, *, train: bool = False
+    ) -> Array:
+        """Predict from `x`, [batch, height, width, in_channels], at step `t`, [batch].
+
+        `labels` [batch] goes with `num_class_embeds`. `train` turns dropout on, which draws from
+        the Flax stream `"dropout"`. Raises `ValueError` naming what does not fit: a field, a
+        shape, or a concrete label out of range.
+        """
+        self._check_fields()
+        self._check_inputs(x, t, labels)
+        config = BlockConfig(
+            norm_num_groups=self.norm_num_groups,
+            norm_eps=self.norm_eps,
+            act_fn=self.act_fn,
+            dropout=self.dropout,
+            resnet_time_scale_shift=self.resnet_time_scale_shift,
+            attention_head_dim=self.attention_head_dim,
+            deterministic=not train,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            precision=self.precision,
+        )
+        if self.center_input_sample:
+            x = 2 * x - 1
+        embedding = self._embed(config, x, t, labels)
+
+        x = config.conv(self.block_out_channels[0], "conv_in")(x)
+        skips = [x]
+        last = len(self.block_out_channels) - 1
+        for level, (features, kind) in enumerate(
+            zip(self.block_out_channels, self.down_block_types, strict=True)
+        ):
+            block = _DownBlock(
+                config,
+                features,
+                self.layers_per_block,
+                attention=kind == "AttnDownBlock2D",
+                downsample_padding=self.downsample_padding if level < last else None,
+                remat=self.remat,
+                name=f"down_blocks_{level}",
+            )
+            x, states = block(x, embedding)
+            skips += states
+        if self.mid_block_type is not None:
+            x = self._mid_block(config)(x, embedding)
+        for level, (features, kind) in enumerate(
+            zip(reversed(self.block_out_channels), self.up_block_types, strict=True)
+        ):
+            layers = self.layers_per_block + 1
+            block = _UpBlock(
+                config,
+                features,
+                attention=kind == "AttnUpBlock2D",
+                upsample=level < last,
+                remat=self.remat,
+                name=f"up_blocks_{level}",
+            )
+            x = block(x, skips[-layers:], embedding)
+            skips = skips[:-layers]
+        x = nn.silu(config.norm("conv_norm_out")(x))
+        zeros = nn.initializers.zeros_init()
+        return config.conv(self.out_channels, "conv_out", kernel_init=zeros)(x)
+
+    def _embed(self, config: BlockConfig, x: Image, t: Timestep, labels: Label | None) -> Array:
+        features = self.time_embedding_dim or 4 * self.block_out_channels[0]
+        waves = sinusoidal_embedding(
+            t,
+            self.block_out_channels[0],
+            flip_sin_to_cos=self.flip_sin_to_cos,
+            freq_shift=self.freq_shift,
+            # Step numbers near 1,000 have no room in sixteen bits.
+            dtype=jnp.promote_types(x.dtype, jnp.float32),
+        )
+        if self.dtype is not None:
+            waves = waves.astype(self.dtype)
+        embedding = TimestepEmbedding(config, features, name="time_embedding")(waves)
+        if self.num_class_embeds is None:
+            return embedding
+        table = nn.Embed(
+            self.num_class_embeds,
+            features,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            name="class_embedding",
+        )
+        return embedding + table(labels)
+
+    def _mid_block(self, config: BlockConfig) -> "_MidBlock":
+        groups = self.attn_norm_num_groups
+        if groups is None and self.resnet_time_scale_shift == "default":
+            groups = self.norm_num_groups
+        return _MidBlock(
+            config,
+            attention=self.add_attention,
+            norm_num_groups=groups,
+            output_scale_factor=self.mid_block_scale_factor,
+            remat=self.remat,
+            name="mid_block",
+        )
+
+    def _check_fields(self) -> None:
+        for name, kinds in (
+            ("down_block_types", ("DownBlock2D", "AttnDownBlock2D")),
+            ("up_block_types", ("UpBlock2D", "AttnUpBlock2D")),
+        ):
+            types = getattr(self, name)
+            for kind in types:
+                check_choice(name, kind, kinds)
+            if len(types) != len(self.block_out_channels):
+                raise ValueError(
+                    f"{name}: expected {len(self.block_out_channels)} (one for each of "
+                    f"block_out_channels), got {len(types)}"
+                )
+        check_choice("mid_block_type", self.mid_block_type, ("UNetMidBlock2D", None))
+        check_choice("act_fn", self.act_fn, tuple(ACTIVATIONS))
+        check_choice("downsample_padding", self.downsample_padding, (0, 1))
+        check_choice(
+            "resnet_time_scale_shift", self.resnet_time_scale_shift, ("default", "scale_shift")
+        )
+        for channels in self.block_out_channels:
+            if channels % self.norm_num_groups:
+                raise ValueError(
+                    f"block_out_channels: expected multiples of norm_num_groups "
+                    f"{self.norm_num_groups}, got {channels}"
+                )
+        if self.attention_head_dim is not None and not (
+            1 <= self.attention_head_dim <= min(self.block_out_channels)
+        ):
+            raise ValueError(
+                f"attention_head_dim: expected 1 to {min(self.block_out_channels)}, the fewest "
+                f"channels, got {self.attention_head_dim}"
+            )
+
+    def _check_inputs(self, x: Image, t: Timestep, labels: Label | None) -> None:
+        batch, height, width, _ = jnp.shape(x)
+        check_shape("x", x, (batch, height, width, self.in_channels))
+        check_shape("t", t, (batch,))
+        halvings = 2 ** (len(self.block_out_channels) - 1)
+        if height % halvings or width % halvings:
+            raise ValueError(
+                f"x: expected height and width to be multiples of {halvings}, got {height}×{width}"
+            )
+        if self.num_class_embeds is None:
+            if labels is not None:
+                raise ValueError("labels: expected None where num_class_embeds is None, got labels")
+            return
+        if labels is None:
+            raise ValueError("labels: expected integers [batch] for num_class_embeds, got None")
+        check_shape("labels", labels, (batch,))
+        if isinstance(labels, Tracer):
+            return
+        if np.min(labels) < 0 or np.max(labels) >= self.num_class_embeds:
+            raise ValueError(
+                f"labels: expected 0 to {self.num_class_embeds - 1}, got {np.asarray(labels)}"
+            )
+
+
+class _DownBlock(nn.Module):
+    config: BlockConfig
+    features: int
+    layers: int
+    attention: bool
+    downsample_padding: int | None
+    remat: bool
+
+    @nn.compact
+    def __call__(self, x: Image, embedding: Array) -> tuple[Image, list[Image]]:
+        resnet, attention = _blocks(self.remat)
+        states = []
+        for layer in range(self.layers):
+            x = resnet(self.config, self.features, name=f"resnets_{layer}")(x, embedding)
+            if self.attention:
+                groups = self.config.norm_num_groups
+                x = attention(self.config, groups, name=f"attentions_{layer}")(x)
+            states.append(x)
+        if self.downsample_padding is not None:
+            x = Downsample(self.config, self.downsample_padding, name="downsamplers_0")(x)
+            states.append(x)
+        return x, states
+
+
+class _MidBlock(nn.Module):
+    config: BlockConfig
+    attention: bool
+    norm_num_groups: int | None
+    output_scale_factor: float
+    remat: bool
+
+    @nn.compact
+    def __call__(self, x: Image, embedding: Array) -> Image:
+        resnet, attention = _blocks(self.remat)
+        scale, features = self.output_scale_factor, x.shape[-1]
+        x = resnet(self.config, features, scale, name="resnets_0")(x, embedding)
+        if self.attention:
+            x = attention(self.config, self.norm_num_groups, scale, name="attentions_0")(x)
+        return resnet(self.config, features, scale, name="resnets_1")(x, embedding)
+
+
+class _UpBlock(nn.Module):
+    config: BlockConfig
+    features: int
+    attention: bool
+    upsample: bool
+    remat: bool
+
+    @nn.compact
+    def __call__(self, x: Image, skips: list[Image], embedding: Array) -> Image:
+        resnet, attention = _blocks(self.remat)
+        for layer, skip in enumerate(reversed(skips)):
+            x = jnp.concatenate([x, skip], axis=-1)
+            x = resnet(self.config, self.features, name=f"resnets_{layer}")(x, embedding)
+            if self.attention:
+                groups = self.config.norm_num_groups
+                x = attention(self.config, groups, name=f"attentions_{layer}")(x)
+        if self.upsample:
+            x = Upsample(self.config, name="upsamplers_0")(x)
+        return x
+
+
+def _blocks(remat: bool) -> tuple[Any, Any]:
+    if remat:
+        return nn.remat(ResnetBlock), nn.remat(Attention)
+    return ResnetBlock, Attention
