@@ -215,6 +215,9 @@ def _tables(
     if first == 0:
         first = posterior_variance[1:2] if betas.size > 1 else betas
     recip_alphas_cumprod = 1 / alphas_cumprod
+    half_log_snr = (np.log(alphas_cumprod) - np.log(noise_variance)) / 2
+    end = alphas_cumprod_prev[0]
+    half_log_snr_end = (np.log(end) - np.log(1 - end)) / 2
     return NoiseSchedule(
         betas=betas,
         log_betas=np.log(betas),
@@ -229,8 +232,8 @@ def _tables(
         posterior_log_variance_clipped=np.log(np.append(first, posterior_variance[1:])),
         posterior_mean_coef1=betas * np.sqrt(alphas_cumprod_prev) / noise_variance,
         posterior_mean_coef2=(1 - alphas_cumprod_prev) * np.sqrt(1 - betas) / noise_variance,
-        half_log_snr=(np.log(alphas_cumprod) - np.log(noise_variance)) / 2,
-        half_log_snr_prev=(np.log(alphas_cumprod_prev) - np.log(1 - alphas_cumprod_prev)) / 2,
+        half_log_snr=half_log_snr,
+        half_log_snr_prev=np.append(half_log_snr_end, half_log_snr[:-1]),
         timesteps=timesteps,
     )
 

@@ -20,8 +20,8 @@ TOLERANCES = {
     # rounding: a few units of 6e-8, times the few operations of a formula.
     "maths": Tolerance(1e-12, 1e-6),
     # The bound divides x̂_0 - x_0 by the posterior's deviation, 7e-3 at the first entries, and x̂_0
-    # is a float32 near 1: its rounding alone, up to 3e-8, is 4e-6 of that ratio. Float64 torch on
-    # float32's x_t and the library in float32 part by as much as with their own.
+    # is a float32 near 1: its rounding alone, up to 3e-8, is 4e-6 of that ratio. It stays when
+    # torch is given the very x_t of float32.
     "likelihood": Tolerance(1e-12, 1e-5),
     "weights": Tolerance(0, 0),
     # Sums over up to 1,152 products in another order than torch's.
