@@ -14,7 +14,7 @@ PIXELS = np.arange(256) / 127.5 - 1
 
 @pytest.fixture
 def x_start(key):
-    return jax.random.randint(key, (3, 4, 4, 2), 0, 256) / 127.5 - 1
+    return jax.random.choice(key, PIXELS, (3, 4, 4, 2))
 
 
 def denoise_fn(x, t):
@@ -163,9 +163,7 @@ def test_jit_vmap_a_traced_schedule_and_no_second_compilation(key, x_start):
             key, schedule, denoise_fn, x, prediction_type="v_prediction"
         )
     )
-    expected = ddpm.bits_per_dim(
-        key, SCHEDULE, denoise_fn, x_start, prediction_type="v_prediction"
-    )
+    expected = ddpm.bits_per_dim(key, SCHEDULE, denoise_fn, x_start, prediction_type="v_prediction")
     assert [value.shape for value in expected] == [(3,), (3,), (3, 20), (3, 20)]
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9),
