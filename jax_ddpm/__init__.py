@@ -13,6 +13,8 @@ from jax_ddpm.forward import predict_xstart_from_v as predict_xstart_from_v
 from jax_ddpm.forward import q_mean_variance as q_mean_variance
 from jax_ddpm.forward import q_posterior_mean_variance as q_posterior_mean_variance
 from jax_ddpm.forward import q_sample as q_sample
+from jax_ddpm.likelihood import BitsPerDim as BitsPerDim
+from jax_ddpm.likelihood import bits_per_dim as bits_per_dim
 from jax_ddpm.losses import training_losses as training_losses
 from jax_ddpm.models import SimpleUNet as SimpleUNet
 from jax_ddpm.models import UNet as UNet

@@ -1,23 +1,36 @@
 """Training losses, one number for each sample of the batch: the caller takes the mean.
 
     L_simple = ‖ε - ε_θ(x_t, t)‖²                                   Ho et al. 2020, eq. 14
+    L_vb     = L_{t-1} of the bound, L_0 at t = 0; see `likelihood`  eq. 5
+    L_hybrid = L_simple + T/1000 · L_vb                             Nichol & Dhariwal 2021, eq. 16
 
 with the mean taken over pixels and channels, and x_0 or v in place of ε by `prediction_type`.
+In L_hybrid the bound's gradient stops at the mean, so that it trains the variance alone. Its
+factor is OpenAI's (their `RESCALED_MSE`): the paper's λ = 0.001 times the T terms of the bound.
+
+L_simple weighs the steps of the chain as ε does. Hang et al. 2023 clamp that weight, with
+SNR = ᾱ_t / (1 - ᾱ_t), where the signal is strong:
+
+    w = min(SNR, γ) / SNR,   min(SNR, γ),   min(SNR, γ) / (SNR + 1)     for ε, x_0, v
 """
 
 from typing import Literal
 
 import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array
 
 from jax_ddpm._checks import check_choice, check_shape
 from jax_ddpm._typing import DenoiseFn, PerSample, Sample, Timestep
 from jax_ddpm.forward import predict_v, q_sample
+from jax_ddpm.likelihood import mean_over_event, vb_term
 from jax_ddpm.reverse import PredictionType, VarianceType, denoise
-from jax_ddpm.schedule import NoiseSchedule
+from jax_ddpm.schedule import NoiseSchedule, extract
 
-__all__ = ["LossType", "training_losses"]
+__all__ = ["LossType", "Weighting", "training_losses"]
 
-LossType = Literal["mse"]
+LossType = Literal["mse", "vb", "hybrid"]
+Weighting = Literal["min_snr"]
 
 
 def training_losses(
@@ -30,20 +43,70 @@ def training_losses(
     prediction_type: PredictionType = "epsilon",
     variance_type: VarianceType = "fixed_small",
     loss_type: LossType = "mse",
+    weighting: Weighting | None = None,
+    min_snr_gamma: float = 5.0,
 ) -> PerSample:
-    """The loss of each sample at x_t ~ q(x_t | x_0), Ho et al. eq. 14; shape [batch].
+    """The loss of each sample at x_t ~ q(x_t | x_0), shape [batch]; runs the network once.
 
     `noise` is the standard normal draw that makes x_t, and the target where ε is predicted.
+    `"mse"` is Ho et al. eq. 14; `"vb"` the term of the variational bound, bits per dimension,
+    with x̂_0 unclipped; `"hybrid"` Nichol & Dhariwal's, for learned variances. `weighting` weighs
+    the mse (`"min_snr"`, γ = `min_snr_gamma`). Raises `ValueError` where choices do not fit.
     """
-    check_choice("loss_type", loss_type, ("mse",))
+    check_choice("loss_type", loss_type, ("mse", "vb", "hybrid"))
     check_choice("prediction_type", prediction_type, ("epsilon", "sample", "v_prediction"))
+    check_choice("weighting", weighting, (None, "min_snr"))
+    if loss_type == "vb" and weighting is not None:
+        raise ValueError(f"weighting: expected None with loss_type 'vb', got {weighting!r}")
+    if loss_type == "hybrid":
+        check_choice("variance_type with loss_type 'hybrid'", variance_type, _LEARNED)
+    if not min_snr_gamma > 0:
+        raise ValueError(f"min_snr_gamma: expected a number above 0, got {min_snr_gamma}")
     check_shape("noise", noise, jnp.shape(x_start))
     x_t = q_sample(schedule, x_start, t, noise)
-    output, _ = denoise(schedule, denoise_fn, x_t, t, variance_type=variance_type)
+
+    def bits(denoise_fn: DenoiseFn) -> Array:
+        return vb_term(
+            schedule,
+            denoise_fn,
+            x_start,
+            x_t,
+            t,
+            prediction_type=prediction_type,
+            variance_type=variance_type,
+            clip_denoised=False,
+        ).bits
+
+    if loss_type == "vb":
+        return bits(denoise_fn)
+    output, values = denoise(schedule, denoise_fn, x_t, t, variance_type=variance_type)
     if prediction_type == "epsilon":
         target = noise
     elif prediction_type == "v_prediction":
         target = predict_v(schedule, x_start, t, noise)
     else:
         target = x_start
-    return jnp.mean((target - output) ** 2, axis=tuple(range(1, output.ndim)))
+    squares = jnp.square(jnp.subtract(target, output))
+    if weighting == "min_snr":
+        squares = _min_snr(schedule, t, output, prediction_type, min_snr_gamma) * squares
+    mse = mean_over_event(squares)
+    if loss_type == "mse":
+        return mse
+    assert values is not None
+    frozen = jnp.concatenate([lax.stop_gradient(output), values], axis=-1)
+    return mse + schedule.num_timesteps / 1000 * bits(lambda x_t, t: frozen)
+
+
+_LEARNED = ("learned", "learned_range")
+
+
+def _min_snr(
+    schedule: NoiseSchedule, t: Timestep, x: Array, prediction_type: PredictionType, gamma: float
+) -> Array:
+    signal = extract(schedule.sqrt_alphas_cumprod, t, x)
+    snr = (signal / extract(schedule.sqrt_one_minus_alphas_cumprod, t, x)) ** 2
+    if prediction_type == "epsilon":
+        return gamma / jnp.maximum(snr, gamma)  # min(SNR, γ) / SNR, and 1 where the SNR is 0
+    if prediction_type == "sample":
+        return jnp.minimum(snr, gamma)
+    return jnp.minimum(snr, gamma) / (snr + 1)

@@ -205,29 +205,35 @@ def extract(table: Any, t: Timestep, x: Any) -> Array:
 def _tables(
     betas: Betas, alphas_cumprod: Betas, alphas_cumprod_prev: Betas, timesteps: np.ndarray
 ) -> NoiseSchedule:
-    posterior_variance = betas * (1 - alphas_cumprod_prev) / (1 - alphas_cumprod)  # (3)
+    # 1 - ᾱ_t without the cancellation of 1 - ᾱ_0 ≈ 1 - 0.9999: there it is β_0 to the bit, and
+    # the posterior's mean is x_0 itself.
+    noise_variance = betas + (1 - betas) * (1 - alphas_cumprod_prev)
+    posterior_variance = betas * (1 - alphas_cumprod_prev) / noise_variance  # (3)
     # β̃_0 = 0 has no logarithm: entry 0 takes entry 1, as OpenAI does (Ho et al. clip at 1e-20).
     # A chain of one entry has no entry 1, and its only step adds no noise.
     first = posterior_variance[:1]
     if first == 0:
         first = posterior_variance[1:2] if betas.size > 1 else betas
     recip_alphas_cumprod = 1 / alphas_cumprod
+    half_log_snr = (np.log(alphas_cumprod) - np.log(noise_variance)) / 2
+    end = alphas_cumprod_prev[0]
+    half_log_snr_end = (np.log(end) - np.log(1 - end)) / 2
     return NoiseSchedule(
         betas=betas,
         log_betas=np.log(betas),
         alphas_cumprod=alphas_cumprod,
         alphas_cumprod_prev=alphas_cumprod_prev,
         sqrt_alphas_cumprod=np.sqrt(alphas_cumprod),
-        sqrt_one_minus_alphas_cumprod=np.sqrt(1 - alphas_cumprod),
-        log_one_minus_alphas_cumprod=np.log(1 - alphas_cumprod),
+        sqrt_one_minus_alphas_cumprod=np.sqrt(noise_variance),
+        log_one_minus_alphas_cumprod=np.log(noise_variance),
         sqrt_recip_alphas_cumprod=np.sqrt(recip_alphas_cumprod),
-        sqrt_recipm1_alphas_cumprod=np.sqrt(recip_alphas_cumprod - 1),
+        sqrt_recipm1_alphas_cumprod=np.sqrt(recip_alphas_cumprod * noise_variance),
         posterior_variance=posterior_variance,
         posterior_log_variance_clipped=np.log(np.append(first, posterior_variance[1:])),
-        posterior_mean_coef1=betas * np.sqrt(alphas_cumprod_prev) / (1 - alphas_cumprod),
-        posterior_mean_coef2=(1 - alphas_cumprod_prev) * np.sqrt(1 - betas) / (1 - alphas_cumprod),
-        half_log_snr=(np.log(alphas_cumprod) - np.log(1 - alphas_cumprod)) / 2,
-        half_log_snr_prev=(np.log(alphas_cumprod_prev) - np.log(1 - alphas_cumprod_prev)) / 2,
+        posterior_mean_coef1=betas * np.sqrt(alphas_cumprod_prev) / noise_variance,
+        posterior_mean_coef2=(1 - alphas_cumprod_prev) * np.sqrt(1 - betas) / noise_variance,
+        half_log_snr=half_log_snr,
+        half_log_snr_prev=np.append(half_log_snr_end, half_log_snr[:-1]),
         timesteps=timesteps,
     )
 

@@ -11,13 +11,14 @@ FLOORS = [
     {"schedule", "noise", "thresholding"},
     {"forward", "models"},
     {"reverse", "guidance"},
-    {"losses", "likelihood"},
+    {"likelihood"},
+    {"losses"},
     {"samplers"},
     {"sampling"},
     {"training", "interop"},
     {"__init__", "cli", "parity", "__main__"},
 ]
-MATHS = set.union(*FLOORS[:7]) - {"models"}
+MATHS = set.union(*FLOORS[:8]) - {"models"}
 ALLOWED = {
     **dict.fromkeys(MATHS, {"jax", "numpy", "jaxtyping"}),
     "models": {"jax", "numpy", "jaxtyping", "flax"},

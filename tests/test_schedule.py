@@ -59,6 +59,14 @@ def test_posterior_variance_by_bayes(schedule):
     )
 
 
+def test_the_posterior_ends_in_x_start_to_the_bit(schedule):
+    """1 - ᾱ_0 by subtraction is 1e-13 off, which a decoder of deviation 0.01 makes 1e-11."""
+    assert schedule.posterior_mean_coef1[0] == 1 and schedule.posterior_mean_coef2[0] == 0
+    np.testing.assert_array_equal(
+        schedule.sqrt_one_minus_alphas_cumprod[0], np.sqrt(schedule.betas[0])
+    )
+
+
 def test_float32_tables_are_correctly_rounded():
     """Built in float32, cosine betas of 4,000 steps are 1e-2 off; gathered late they are not."""
     schedule = ddpm.make_schedule(ddpm.cosine_beta_schedule(4000))

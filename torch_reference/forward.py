@@ -94,6 +94,7 @@ def q_posterior_mean_variance(
         weighed = step_precision * x_t / alpha.sqrt() + prior_precision * previous.sqrt() * x_start
         return variance * weighed, variance.expand_as(x_t)
 
-    mean, variance = product(t)
+    # Where t = 0 the product would be inf * 0: the mean is chosen before anything is infinite.
+    mean, later_variance = product(t.clamp(min=1))
     first = (t == 0).reshape(-1, *((1,) * (x_t.ndim - 1)))
-    return torch.where(first, x_start, mean), variance, product(t.clamp(min=1))[1].log()
+    return torch.where(first, x_start, mean), product(t)[1], later_variance.log()

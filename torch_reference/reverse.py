@@ -1,4 +1,4 @@
-"""One reverse step and the loss, from the papers: the tutorial has only the ε loss."""
+"""One reverse step, from the papers."""
 
 from collections.abc import Callable
 
@@ -6,18 +6,18 @@ import torch
 from torch import Tensor
 
 from torch_reference.forward import (
-    predict_v,
     predict_xstart_from_eps,
     predict_xstart_from_v,
     q_posterior_mean_variance,
-    q_sample,
 )
 from torch_reference.schedule import Tables, get_index_from_list
+
+Model = Callable[[Tensor, Tensor], Tensor]
 
 
 def p_mean_variance(
     terms: Tables,
-    model: Callable[[Tensor, Tensor], Tensor],
+    model: Model,
     x_t: Tensor,
     t: Tensor,
     *,
@@ -52,22 +52,3 @@ def p_mean_variance(
             values = (beta**weight * log_variance.exp() ** (1 - weight)).log()
         variance, log_variance = values.exp(), values
     return mean, variance, log_variance, x_start
-
-
-def training_losses(
-    terms: Tables,
-    model: Callable[[Tensor, Tensor], Tensor],
-    x_start: Tensor,
-    t: Tensor,
-    noise: Tensor,
-    *,
-    prediction_type: str = "epsilon",
-) -> Tensor:
-    """The mean squared error of each image of the batch, Ho et al. eq. 14."""
-    target = {
-        "epsilon": noise,
-        "sample": x_start,
-        "v_prediction": predict_v(terms, x_start, t, noise),
-    }[prediction_type]
-    output = model(q_sample(terms, x_start, t, noise), t)
-    return (output - target).flatten(start_dim=1).square().mean(dim=1)

@@ -15,6 +15,7 @@ __all__ = ["parity"]
 
 _TITLES = {
     "maths": "schedule, q, p, losses",
+    "likelihood": "variational bound",
     "weights": "converted weights",
     "forward": "network",
     "gradients": "network, gradients",

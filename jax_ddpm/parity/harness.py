@@ -30,7 +30,14 @@ __all__ = [
 ]
 
 DType = Literal["float64", "float32"]
-_REFERENCE_MODULES = ("schedule", "forward", "reverse", "models.simple_unet")
+_REFERENCE_MODULES = (
+    "schedule",
+    "forward",
+    "reverse",
+    "likelihood",
+    "losses",
+    "models.simple_unet",
+)
 
 
 class Case(NamedTuple):

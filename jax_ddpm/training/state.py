@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, Int
 
 from jax_ddpm._typing import Image, PRNGKey
-from jax_ddpm.losses import LossType, training_losses
+from jax_ddpm.losses import LossType, Weighting, training_losses
 from jax_ddpm.reverse import PredictionType, VarianceType
 from jax_ddpm.schedule import NoiseSchedule
 
@@ -57,12 +57,15 @@ def make_train_step(
     prediction_type: PredictionType = "epsilon",
     variance_type: VarianceType = "fixed_small",
     loss_type: LossType = "mse",
+    weighting: Weighting | None = None,
+    min_snr_gamma: float = 5.0,
 ) -> TrainStep:
     """`(state, batch) -> (state, metrics)`, Ho et al. Algorithm 1, for a batch of images.
 
     Jit it with the state donated: `jax.jit(train_step, donate_argnums=0)`. Clip gradients in
     the optimizer (`optax.chain(optax.clip_by_global_norm(1.0), …)`). The metrics are the batch's
-    mean `loss` and the gradient's global `grad_norm`, both of the weights before the step.
+    mean `loss` and the gradient's global `grad_norm`, both of the weights before the step. What
+    the loss is, is said as in `training_losses`.
 
     `ema_decay` d averages the weights as `ema = d * ema + (1 - d) * params` (Ho et al. §4); it
     may depend on the number of the step, from 0, as an Optax schedule does.
@@ -83,6 +86,8 @@ def make_train_step(
                 prediction_type=prediction_type,
                 variance_type=variance_type,
                 loss_type=loss_type,
+                weighting=weighting,
+                min_snr_gamma=min_snr_gamma,
             )
             return jnp.mean(losses)
 

@@ -48,6 +48,24 @@ def test_every_step_draws_anew_and_t_covers_the_chain(state, batch):
     assert np.any(steps[0][1] != steps[1][1])
 
 
+def test_the_loss_is_what_was_asked_for(state, batch):
+    def twice(params, x, t):
+        return params["w"] * jnp.concatenate([x, x], axis=-1)
+
+    policy = {
+        "variance_type": "learned_range",
+        "loss_type": "hybrid",
+        "weighting": "min_snr",
+        "min_snr_gamma": 2.0,
+    }
+    _, metrics = ddpm.make_train_step(SCHEDULE, twice, OPTIMIZER, **policy)(state, batch)
+    t, noise = draw_step(state, SCHEDULE, batch)
+    losses = ddpm.training_losses(
+        SCHEDULE, lambda x, t: twice(state.params, x, t), batch, t, noise, **policy
+    )
+    np.testing.assert_allclose(metrics["loss"], np.mean(losses), rtol=1e-12)
+
+
 def test_donated_once_and_compiled_once(state, batch):
     step = jax.jit(ddpm.make_train_step(SCHEDULE, apply_fn, OPTIMIZER), donate_argnums=0)
     given = state.params["w"]
