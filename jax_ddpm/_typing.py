@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int, Key
 __all__ = [
     "DenoiseFn",
     "Image",
+    "Label",
     "NoiseFn",
     "PerSample",
     "PRNGKey",
@@ -32,6 +33,9 @@ Sample: TypeAlias = Float[_AnyArray, "batch *event"]
 
 PerSample: TypeAlias = Float[_AnyArray, "batch"]
 """One number for each sample of the batch: an un-reduced loss."""
+
+Label: TypeAlias = Int[_AnyArray, "batch"]
+"""The class of each sample."""
 
 Timestep: TypeAlias = Int[_AnyArray, "batch"] | Int[_AnyArray, ""] | int | np.integer
 """Entries of the chain, 0 … T - 1: one a sample, or one for all of them."""

@@ -45,6 +45,8 @@ __all__ = [
     "vb_term",
 ]
 
+_SLOPE, _CUBIC = math.sqrt(2 / math.pi), 0.044715
+
 
 class BitsPerDim(NamedTuple):
     """The bound of each sample and its parts, in bits per dimension: `total = prior + Σ vb`.
@@ -189,9 +191,6 @@ def discretized_gaussian_log_likelihood(x: Any, mean: Any, log_scale: Any) -> Ar
 def mean_over_event(x: Array) -> Array:
     """The mean over all axes but the first: [batch]."""
     return jnp.mean(x, axis=tuple(range(1, x.ndim)))
-
-
-_SLOPE, _CUBIC = math.sqrt(2 / math.pi), 0.044715
 
 
 def _logit_cdf(x: Array) -> Array:

@@ -31,6 +31,7 @@ __all__ = ["LossType", "Weighting", "training_losses"]
 
 LossType = Literal["mse", "vb", "hybrid"]
 Weighting = Literal["min_snr"]
+_LEARNED = ("learned", "learned_range")
 
 
 def training_losses(
@@ -95,9 +96,6 @@ def training_losses(
     assert values is not None
     frozen = jnp.concatenate([lax.stop_gradient(output), values], axis=-1)
     return mse + schedule.num_timesteps / 1000 * bits(lambda x_t, t: frozen)
-
-
-_LEARNED = ("learned", "learned_range")
 
 
 def _min_snr(

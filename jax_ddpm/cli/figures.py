@@ -44,14 +44,16 @@ def image_grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
     return canvas
 
 
-def save_grid(path: Path, images: np.ndarray) -> None:
+def save_grid(path: Path, images: np.ndarray, columns: int | None = None) -> None:
     """Write a grid of images as PNG."""
-    Image.fromarray(image_grid(images)).save(path, format="PNG")
+    Image.fromarray(image_grid(images, columns)).save(path, format="PNG")
 
 
-def save_gif(path: Path, frames: Sequence[np.ndarray], *, hold: int = 25) -> None:
+def save_gif(
+    path: Path, frames: Sequence[np.ndarray], columns: int | None = None, *, hold: int = 25
+) -> None:
     """Write grids of images as a GIF that holds the last one for `hold` frames, then repeats."""
-    pictures = [Image.fromarray(image_grid(frame)).convert("P") for frame in frames]
+    pictures = [Image.fromarray(image_grid(frame, columns)).convert("P") for frame in frames]
     pictures[0].save(
         path,
         format="GIF",

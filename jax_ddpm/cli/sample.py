@@ -1,4 +1,4 @@
-"""`jax-ddpm sample`: images from a trained run."""
+"""`jax-ddpm sample`: images from a trained run or a diffusers checkpoint."""
 
 import os
 
@@ -6,14 +6,15 @@ import jax
 import numpy as np
 
 from jax_ddpm.cli.config import SampleConfig, UsageError, positive
-from jax_ddpm.cli.draw import draw_samples
+from jax_ddpm.cli.draw import class_columns, cycle_labels, draw_samples
 from jax_ddpm.cli.figures import save_grid
-from jax_ddpm.cli.runs import load_run
-from jax_ddpm.samplers import ancestral, ddim
-from jax_ddpm.schedule import respace, spaced_timesteps
+from jax_ddpm.cli.runs import Run, load_pretrained, load_run
+from jax_ddpm.samplers import ancestral, ddim, dpm_solver_pp, heun
 from jax_ddpm.training.sharding import use_cpu_cores
 
 __all__ = ["sample"]
+
+_SAMPLERS = {"ancestral": ancestral, "ddim": ddim, "dpm_solver_pp": dpm_solver_pp, "heun": heun}
 
 
 def sample(config: SampleConfig) -> None:
@@ -24,27 +25,51 @@ def sample(config: SampleConfig) -> None:
     if not config.out.parent.is_dir():
         raise UsageError(f"--out: no such folder: {config.out.parent}")
     use_cpu_cores(collectives=False)
-    run = load_run(config.run)
-    timesteps = run.schedule.num_timesteps
+    run = _load(config)
+    timesteps = run.pretrained.schedule.num_timesteps
     if config.steps > timesteps:
         raise UsageError(
-            f"--steps: expected at most {timesteps}, the run's timesteps, got {config.steps}"
+            f"--steps: expected at most {timesteps}, the model's timesteps, got {config.steps}"
         )
-    kept = spaced_timesteps(timesteps, config.steps, config.spacing)
+    if config.spacing is not None:
+        run = run._replace(pretrained=run.pretrained._replace(timestep_spacing=config.spacing))
+    labels = _labels(config, run)
     samples = draw_samples(
         jax.random.key(config.seed),
-        respace(run.schedule, kept),
-        run.model.apply,
-        run.variables,
+        run,
+        run.pretrained.chain(config.steps),
         config.num,
-        run.image_shape,
-        {"ddim": ddim, "ancestral": ancestral}[config.sampler](),
+        _SAMPLERS[config.sampler](),
+        labels=labels,
         batch_size=config.batch_size,
     )
     temporary = config.out.with_name(f".{config.out.stem}.tmp{config.out.suffix}")
     if config.out.suffix == ".png":
-        save_grid(temporary, samples)
+        save_grid(temporary, samples, columns=class_columns(run) if config.label is None else None)
     else:
-        np.savez(temporary, samples=samples)
+        arrays = {"samples": samples} if labels is None else {"samples": samples, "labels": labels}
+        np.savez(temporary, **arrays)
     os.replace(temporary, config.out)
     print(f"wrote {config.out}: {config.num} images, {config.steps} {config.sampler} steps each")
+
+
+def _load(config: SampleConfig) -> Run:
+    if (config.run is None) == (config.pretrained is None):
+        raise UsageError("expected --run or --pretrained, and not both")
+    run = load_run(config.run) if config.run is not None else load_pretrained(config.pretrained)
+    if config.guidance is None or config.guidance == run.guidance:
+        return run
+    if run.null_label is None:
+        raise UsageError("--guidance: the model has no classes")
+    # A checkpoint does not say which label stands for none: it is the last, if it is guided.
+    return run._replace(guidance=config.guidance, num_classes=run.null_label)
+
+
+def _labels(config: SampleConfig, run: Run) -> np.ndarray | None:
+    if config.label is None:
+        return cycle_labels(run, config.num)
+    if run.num_classes is None:
+        raise UsageError("--label: the model has no classes")
+    if not 0 <= config.label < run.num_classes:
+        raise UsageError(f"--label: expected 0 to {run.num_classes - 1}, got {config.label}")
+    return np.full(config.num, config.label, np.int32)

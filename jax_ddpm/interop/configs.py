@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["read_config", "read_json", "write_json"]
+__all__ = ["complete_config", "read_json", "write_json"]
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -21,14 +21,17 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_config(
-    path: Path, defaults: Mapping[str, Mapping[str, Any]], ignored: Sequence[str] = ()
+def complete_config(
+    content: Mapping[str, Any],
+    path: Path,
+    defaults: Mapping[str, Mapping[str, Any]],
+    ignored: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The settings in `path`, completed from `defaults` of the class that it names.
+    """The settings in `content`, completed from `defaults` of the class that it names.
 
-    Raises `ValueError` for another class, and for a setting that the class does not have.
+    Raises `ValueError` for another class, and for a setting that the class does not have; `path`
+    is where it says so.
     """
-    content = read_json(path)
     kind = content.get("_class_name", next(iter(defaults)))
     if kind not in defaults:
         raise ValueError(f"{path}: expected _class_name {' or '.join(defaults)}, got {kind}")

@@ -17,18 +17,24 @@ import numpy as np
 
 from jax_ddpm._typing import ThresholdFn
 from jax_ddpm.interop.arrays import load_tensors, save_tensors
-from jax_ddpm.interop.configs import read_config, read_json, write_json
+from jax_ddpm.interop.configs import complete_config, read_json, write_json
 from jax_ddpm.interop.scheduler import (
     Scheduler,
     default_scheduler,
-    read_scheduler,
     scheduler_config,
+    scheduler_from_config,
 )
 from jax_ddpm.interop.unet import unet_from_torch, unet_to_torch
-from jax_ddpm.models import UNet
+from jax_ddpm.models import SimpleUNet, UNet
 from jax_ddpm.schedule import NoiseSchedule, respace, spaced_timesteps
 
-__all__ = ["Pretrained", "load_diffusers", "save_diffusers"]
+__all__ = [
+    "Pretrained",
+    "load_diffusers",
+    "save_diffusers",
+    "unet_config",
+    "unet_from_config",
+]
 
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 _PICKLE = "diffusion_pytorch_model.bin"
@@ -73,7 +79,7 @@ _UNET_IGNORED = ("num_train_timesteps",)  # says something only of learned time 
 class Pretrained(NamedTuple):
     """A trained model and how it was trained; the fields from `timestep_spacing` on are advice."""
 
-    model: UNet
+    model: UNet | SimpleUNet
     variables: Mapping[str, Any]
     schedule: NoiseSchedule
     prediction_type: Any = "epsilon"
@@ -107,12 +113,7 @@ def load_diffusers(folder: str | os.PathLike[str]) -> Pretrained:
         raise ValueError(f"{folder}: expected a folder of diffusers, got none")
     unet = folder / "unet" if (folder / "unet").is_dir() else folder
     path = unet / "config.json"
-    settings = read_config(path, {"UNet2DModel": _UNET_DEFAULTS | _UNET_FIXED}, _UNET_IGNORED)
-    for name, supported in _UNET_FIXED.items():
-        value = settings.pop(name)
-        if value != supported:
-            raise ValueError(f"{path}: {name}: expected {supported!r}, got {value!r}")
-    model = UNet(**settings)
+    model = unet_from_config(read_json(path), path)
     tensors = _load_weights(unet)
     try:
         variables = unet_from_torch(tensors, model)
@@ -123,7 +124,7 @@ def load_diffusers(folder: str | os.PathLike[str]) -> Pretrained:
 
 def save_diffusers(
     folder: str | os.PathLike[str],
-    model: UNet,
+    model: UNet | SimpleUNet,
     variables: Mapping[str, Any],
     schedule: NoiseSchedule,
     prediction_type: Any = "epsilon",
@@ -139,6 +140,8 @@ def save_diffusers(
     name where they have one, otherwise one by one. Raises `ValueError` if the folder holds
     anything, if `variables` are not the model's, or if diffusers has no word for a setting.
     """
+    if not isinstance(model, UNet):
+        raise ValueError(f"model: expected a UNet, got {type(model).__name__}")
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder}: expected a new or empty folder, got one that holds something")
@@ -159,7 +162,7 @@ def save_diffusers(
     (temporary / "unet").mkdir(parents=True)
     (temporary / "scheduler").mkdir()
     save_tensors(temporary / "unet" / _WEIGHTS, tensors)
-    write_json(temporary / "unet" / "config.json", _unet_config(model))
+    write_json(temporary / "unet" / "config.json", unet_config(model))
     write_json(temporary / "scheduler" / "scheduler_config.json", config)
     index = {
         "_class_name": "DDPMPipeline",
@@ -173,7 +176,19 @@ def save_diffusers(
     os.replace(temporary, folder)
 
 
-def _unet_config(model: UNet) -> dict[str, Any]:
+def unet_from_config(content: Mapping[str, Any], path: Path) -> UNet:
+    """The network that `content`, read from `path`, says. `ValueError` for what it cannot be."""
+    defaults = {"UNet2DModel": _UNET_DEFAULTS | _UNET_FIXED}
+    settings = complete_config(content, path, defaults, _UNET_IGNORED)
+    for name, supported in _UNET_FIXED.items():
+        value = settings.pop(name)
+        if value != supported:
+            raise ValueError(f"{path}: {name}: expected {supported!r}, got {value!r}")
+    return UNet(**settings)
+
+
+def unet_config(model: UNet) -> dict[str, Any]:
+    """The config of `UNet2DModel` that says `model`."""
     settings = {name: getattr(model, name) for name in _UNET_DEFAULTS}
     listed = {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
     names = {"_class_name": "UNet2DModel", "_diffusers_version": _WRITTEN_FOR}
@@ -183,7 +198,7 @@ def _unet_config(model: UNet) -> dict[str, Any]:
 def _load_scheduler(folder: Path) -> Scheduler:
     for path in (folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json"):
         if path.exists():
-            return read_scheduler(path)
+            return scheduler_from_config(read_json(path), path)
     if (folder / "model_index.json").exists():
         raise ValueError(f"{folder}: expected scheduler/scheduler_config.json, got none")
     warnings.warn(

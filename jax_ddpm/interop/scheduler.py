@@ -4,6 +4,7 @@ Only what says how the network was trained is read. How to sample it (which upda
 many steps) is the caller's: `p_sample_loop(…, sampler=…)` over `Pretrained.chain(steps)`.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from jax_ddpm._checks import check_choice
 from jax_ddpm._typing import ThresholdFn
-from jax_ddpm.interop.configs import read_config
+from jax_ddpm.interop.configs import complete_config
 from jax_ddpm.schedule import (
     NoiseSchedule,
     cosine_beta_schedule,
@@ -27,7 +28,7 @@ from jax_ddpm.thresholding import (
     static_threshold,
 )
 
-__all__ = ["Scheduler", "default_scheduler", "read_scheduler", "scheduler_config"]
+__all__ = ["Scheduler", "default_scheduler", "scheduler_config", "scheduler_from_config"]
 
 _COMMON: dict[str, Any] = {
     "num_train_timesteps": 1000,
@@ -78,9 +79,9 @@ def default_scheduler() -> Scheduler:
     return _scheduler(_DEFAULTS["DDPMScheduler"])
 
 
-def read_scheduler(path: Path) -> Scheduler:
-    """What the config in `path` says. Raises `ValueError` naming what is not supported."""
-    settings = read_config(path, _DEFAULTS, _IGNORED)
+def scheduler_from_config(content: Mapping[str, Any], path: Path) -> Scheduler:
+    """What the config `content`, read from `path`, says. `ValueError` for what is not supported."""
+    settings = complete_config(content, path, _DEFAULTS, _IGNORED)
     try:
         return _scheduler(settings)
     except (TypeError, ValueError) as error:

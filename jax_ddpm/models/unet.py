@@ -15,10 +15,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Int
+from jaxtyping import Array
 
 from jax_ddpm._checks import check_choice, check_shape
-from jax_ddpm._typing import Image, Timestep
+from jax_ddpm._typing import Image, Label, Timestep
 from jax_ddpm.models.layers import (
     ACTIVATIONS,
     Attention,
@@ -31,8 +31,6 @@ from jax_ddpm.models.layers import (
 )
 
 __all__ = ["UNet"]
-
-Label = Int[Array | np.ndarray, "batch"]
 
 
 class UNet(nn.Module):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
-from jax_ddpm._typing import Image, PRNGKey
+from jax_ddpm._typing import Image, Label, PRNGKey
 from jax_ddpm.losses import LossType, Weighting, training_losses
 from jax_ddpm.reverse import PredictionType, VarianceType
 from jax_ddpm.schedule import NoiseSchedule
@@ -16,8 +16,9 @@ from jax_ddpm.schedule import NoiseSchedule
 __all__ = ["TrainState", "draw_step", "init_train_state", "make_train_step"]
 
 Params = Any
-ApplyFn = Callable[[Params, Array, Array], Any]
-"""`(params, x_t, t) -> output`: a Flax module's `apply`, or any function like it."""
+Batch = Image | tuple[Image, Label]
+ApplyFn = Callable[..., Any]
+"""`(params, x_t, t[, labels]) -> output`: a Flax module's `apply`, or any function like it."""
 
 
 class TrainState(NamedTuple):
@@ -30,7 +31,7 @@ class TrainState(NamedTuple):
     key: PRNGKey
 
 
-TrainStep = Callable[[TrainState, Image], tuple[TrainState, dict[str, Array]]]
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
 
 
 def init_train_state(
@@ -59,8 +60,12 @@ def make_train_step(
     loss_type: LossType = "mse",
     weighting: Weighting | None = None,
     min_snr_gamma: float = 5.0,
+    null_label: int | None = None,
+    label_dropout: float = 0.1,
+    dropout: bool = False,
 ) -> TrainStep:
-    """`(state, batch) -> (state, metrics)`, Ho et al. Algorithm 1, for a batch of images.
+    """`(state, batch) -> (state, metrics)`, Ho et al. Algorithm 1, for a batch of images, or of
+    `(images, labels)`.
 
     Jit it with the state donated: `jax.jit(train_step, donate_argnums=0)`. Clip gradients in
     the optimizer (`optax.chain(optax.clip_by_global_norm(1.0), …)`). The metrics are the batch's
@@ -69,18 +74,31 @@ def make_train_step(
 
     `ema_decay` d averages the weights as `ema = d * ema + (1 - d) * params` (Ho et al. §4); it
     may depend on the number of the step, from 0, as an Optax schedule does.
+
+    Where there is a `null_label`, the share `label_dropout` of the labels is replaced by it, so
+    that one network learns both sides of classifier-free guidance (Ho & Salimans 2022,
+    Algorithm 1). With `dropout`, `apply_fn` is also told `train=True` and given a key of the
+    step's own in `rngs={"dropout": …}`.
     """
+    if not 0 <= label_dropout <= 1:
+        raise ValueError(f"label_dropout: expected 0 to 1, got {label_dropout}")
     if not callable(ema_decay) and not 0 <= ema_decay < 1:
         raise ValueError(f"ema_decay: expected 0 to 1, below 1, got {ema_decay}")
 
-    def train_step(state: TrainState, batch: Image) -> tuple[TrainState, dict[str, Array]]:
-        t, noise = draw_step(state, schedule, batch)
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        images, *labels = batch if isinstance(batch, tuple) else (batch,)
+        t, noise = draw_step(state, schedule, images)
+        _, _, label_key, dropout_key = _keys(state)
+        if null_label is not None:
+            dropped = jax.random.bernoulli(label_key, label_dropout, images.shape[:1])
+            labels = [jnp.where(dropped, null_label, each) for each in labels]
+        options = {"train": True, "rngs": {"dropout": dropout_key}} if dropout else {}
 
         def loss_fn(params):
             losses = training_losses(
                 schedule,
-                lambda x_t, t: apply_fn(params, x_t, t),
-                batch,
+                lambda x_t, t: apply_fn(params, x_t, t, *labels, **options),
+                images,
                 t,
                 noise,
                 prediction_type=prediction_type,
@@ -104,6 +122,11 @@ def make_train_step(
 
 def draw_step(state: TrainState, schedule: NoiseSchedule, batch: Image) -> tuple[Array, Array]:
     """What the step at `state` draws for `batch`: t uniform in 0 … T - 1, and the noise."""
-    t_key, noise_key = jax.random.split(jax.random.fold_in(state.key, state.step))
+    t_key, noise_key, _, _ = _keys(state)
     t = jax.random.randint(t_key, batch.shape[:1], 0, schedule.num_timesteps)
     return t, jax.random.normal(noise_key, batch.shape, batch.dtype)
+
+
+def _keys(state: TrainState) -> Array:
+    """One key each for t, the noise, the labels and dropout."""
+    return jax.random.split(jax.random.fold_in(state.key, state.step), 4)

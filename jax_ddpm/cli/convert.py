@@ -1,0 +1,82 @@
+"""`jax-ddpm convert`: between a run, a folder of diffusers and a PyTorch state dict."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jax_ddpm.cli.config import ConvertConfig, UsageError
+from jax_ddpm.cli.runs import Run, create_run, load_pretrained, load_run, save_weights
+from jax_ddpm.interop import (
+    Pretrained,
+    save_diffusers,
+    simple_unet_from_torch,
+    simple_unet_to_torch,
+    unet_to_torch,
+)
+from jax_ddpm.interop.arrays import load_tensors, save_tensors
+from jax_ddpm.models import SimpleUNet
+from jax_ddpm.schedule import linear_beta_schedule, make_schedule
+
+__all__ = ["convert"]
+
+_TUTORIAL_TIMESTEPS = 200
+
+
+def convert(config: ConvertConfig) -> None:
+    """Read `config.source`, whatever it is, and write it as `config.to` says."""
+    run = _load(config)
+    pretrained = run.pretrained
+    if config.out.exists():
+        raise UsageError(f"OUT: {config.out} exists already")
+    if not config.out.parent.is_dir():
+        raise UsageError(f"OUT: no such folder: {config.out.parent}")
+    if config.to == "run":
+        create_run(config.out, run)
+        save_weights(config.out, pretrained.variables, pretrained.variables)
+        hint = f"jax-ddpm sample --run {config.out}"
+    elif config.to == "diffusers":
+        try:
+            save_diffusers(config.out, *pretrained)
+        except ValueError as error:
+            raise UsageError(f"--to diffusers: {error}") from None
+        hint = f"DDPMPipeline.from_pretrained({str(config.out)!r})"
+    else:
+        if config.out.suffix != ".safetensors":
+            raise UsageError(f"OUT: expected a .safetensors file, got {config.out}")
+        simple = isinstance(pretrained.model, SimpleUNet)
+        to_torch = simple_unet_to_torch if simple else unet_to_torch
+        save_tensors(config.out, to_torch(pretrained.variables))
+        hint = f"model.load_state_dict(safetensors.torch.load_file({str(config.out)!r}))"
+    print(f"wrote {config.out}\n\nnext: {hint}")
+
+
+def _load(config: ConvertConfig) -> Run:
+    source = config.source
+    if not source.exists():
+        raise UsageError(f"SOURCE: no such file or folder: {source}")
+    if source.is_file():
+        return _load_state_dict(source, config.image_size)
+    if (source / "ema.safetensors").exists():
+        return load_run(source, config.weights)
+    return load_pretrained(source)
+
+
+def _load_state_dict(path: Path, image_size: int) -> Run:
+    """The tutorial's network, with the tutorial's schedule."""
+    if path.suffix in (".pt", ".pth", ".bin", ".pkl"):
+        raise UsageError(
+            f"SOURCE: {path} is a pickle, which can run code; convert it where you trust it: "
+            f"safetensors.torch.save_file(torch.load({str(path)!r}), 'weights.safetensors')"
+        )
+    try:
+        variables: dict[str, Any] = simple_unet_from_torch(load_tensors(path))
+    except ValueError as error:
+        raise UsageError(f"SOURCE: {error}") from None
+    channels = int(np.shape(variables["params"]["down1"]["kernel"])[2])
+    schedule = make_schedule(linear_beta_schedule(_TUTORIAL_TIMESTEPS))
+    pretrained = Pretrained(
+        SimpleUNet(channels=channels), variables, schedule, timestep_spacing="trailing"
+    )
+    shape = (image_size, image_size, channels)
+    return Run(pretrained, shape, num_classes=None, null_label=None, guidance=1.0)
