@@ -8,16 +8,17 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "jax_ddpm"
 FLOORS = [
     {"_typing", "_checks"},
-    {"schedule", "noise"},
+    {"schedule", "noise", "thresholding"},
     {"forward", "models"},
-    {"reverse", "guidance"},
-    {"losses", "likelihood"},
+    {"reverse"},
+    {"losses", "likelihood", "guidance"},
     {"samplers"},
     {"sampling"},
+    {"editing", "inpainting"},
     {"training", "interop"},
     {"__init__", "cli", "parity", "__main__"},
 ]
-MATHS = set.union(*FLOORS[:7]) - {"models"}
+MATHS = set.union(*FLOORS[:8]) - {"models"}
 ALLOWED = {
     **dict.fromkeys(MATHS, {"jax", "numpy", "jaxtyping"}),
     "models": {"jax", "numpy", "jaxtyping", "flax"},
