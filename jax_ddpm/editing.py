@@ -195,4 +195,5 @@ def interpolate(
             sharding=sharding,
         ).x_t
 
-    return jax.vmap(decode)(jnp.asarray(weights))
+    # One weight at a time keeps each batch where `sharding` wants it, and the memory of one.
+    return lax.map(decode, jnp.asarray(weights))
