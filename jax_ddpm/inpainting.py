@@ -50,7 +50,8 @@ def repaint_walk(
         )
     entries, up = [], []
     for entry in reversed(range(timesteps)):
-        entries, up = [*entries, entry], [*up, False]
+        entries.append(entry)
+        up.append(False)
         level = entry - 1
         if level >= 0 and level % jump_length == 0 and level + jump_length < timesteps:
             climb = list(range(level + 1, level + jump_length + 1))
