@@ -21,6 +21,7 @@ __all__ = [
     "Table",
     "ThresholdFn",
     "Timestep",
+    "Weight",
 ]
 
 _AnyArray: TypeAlias = Array | np.ndarray
@@ -39,6 +40,9 @@ Label: TypeAlias = Int[_AnyArray, "batch"]
 
 Timestep: TypeAlias = Int[_AnyArray, "batch"] | Int[_AnyArray, ""] | int | np.integer
 """Entries of the chain, 0 … T - 1: one a sample, or one for all of them."""
+
+Weight: TypeAlias = Float[_AnyArray, "batch"] | Float[_AnyArray, ""] | float | int
+"""How much of something: one number a sample, or one for all of them."""
 
 Table: TypeAlias = Float[_AnyArray, "timesteps"]
 """One number for each entry of the chain."""

@@ -13,9 +13,10 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding
 from jaxtyping import Array
 
-from jax_ddpm._typing import PRNGKey
+from jax_ddpm._checks import check_shape
+from jax_ddpm._typing import NoiseFn, PRNGKey
 
-__all__ = ["place", "sample_noise"]
+__all__ = ["noise_source", "place", "sample_noise"]
 
 
 def sample_noise(
@@ -38,6 +39,29 @@ def sample_noise(
 
     samples = place(first_sample + jnp.arange(shape[0]), sharding)
     return place(jax.vmap(draw)(samples), sharding)
+
+
+def noise_source(
+    key: PRNGKey | None,
+    noise_fn: NoiseFn | None,
+    shape: Sequence[int],
+    *,
+    first_sample: int | Array = 0,
+    sharding: NamedSharding | None = None,
+    dtype: Any = float,
+) -> NoiseFn:
+    """`i -> noise` of `shape`: the caller's `noise_fn`, or draws of each sample's own."""
+
+    def draw(i):
+        if noise_fn is None:
+            return sample_noise(
+                key, i, shape, first_sample=first_sample, sharding=sharding, dtype=dtype
+            )
+        noise = noise_fn(i)
+        check_shape("output of noise_fn", noise, shape)
+        return noise.astype(dtype)
+
+    return draw
 
 
 def place(x: Array, sharding: NamedSharding | None) -> Array:

@@ -35,7 +35,7 @@ from jaxtyping import Array, Int
 
 from jax_ddpm._checks import check_shape
 from jax_ddpm._typing import DenoiseFn, NoiseFn, PRNGKey, Sample, ThresholdFn
-from jax_ddpm.noise import place, sample_noise
+from jax_ddpm.noise import noise_source, place, sample_noise
 from jax_ddpm.reverse import PredictionType, VarianceType, p_mean_variance
 from jax_ddpm.samplers import Sampler, ancestral
 from jax_ddpm.schedule import NoiseSchedule
@@ -163,7 +163,6 @@ def p_sample_steps(
 ) -> SampleState:
     """Take `steps` steps down the chain from `state`; T of them from its start are the whole."""
     sampler = sampler or ancestral()
-    shape, dtype = state.x_t.shape, state.x_t.dtype
 
     def predict(x_t, i):
         return p_mean_variance(
@@ -176,14 +175,14 @@ def p_sample_steps(
             clip_denoised=clip_denoised,
         )
 
-    def draw(i):
-        if noise_fn is None:
-            return sample_noise(
-                key, i, shape, first_sample=first_sample, sharding=sharding, dtype=dtype
-            )
-        noise = noise_fn(i)
-        check_shape("output of noise_fn", noise, shape)
-        return noise.astype(dtype)
+    draw = noise_source(
+        key,
+        noise_fn,
+        state.x_t.shape,
+        first_sample=first_sample,
+        sharding=sharding,
+        dtype=state.x_t.dtype,
+    )
 
     def step(state, _):
         i, x_t, memory = state

@@ -10,15 +10,16 @@ FLOORS = [
     {"_typing", "_checks"},
     {"schedule", "noise", "thresholding"},
     {"forward", "models"},
-    {"reverse", "guidance"},
-    {"likelihood"},
+    {"reverse"},
+    {"likelihood", "guidance"},
     {"losses"},
     {"samplers"},
     {"sampling"},
+    {"editing", "inpainting"},
     {"training", "interop"},
     {"__init__", "cli", "parity", "__main__"},
 ]
-MATHS = set.union(*FLOORS[:8]) - {"models"}
+MATHS = set.union(*FLOORS[:9]) - {"models"}
 ALLOWED = {
     **dict.fromkeys(MATHS, {"jax", "numpy", "jaxtyping"}),
     "models": {"jax", "numpy", "jaxtyping", "flax"},

@@ -1,0 +1,134 @@
+"""Guidance: a denoiser made of others, `DenoiseFn -> DenoiseFn`. No sampler knows of it.
+
+    ε̃ = ε(x_t, y) + w (ε(x_t, y) - ε(x_t))                      Ho & Salimans 2022, eq. 6
+    ε̂ = ε(x_t) - s √(1 - ᾱ_t) ∇ log p(y | x_t)                  Dhariwal & Nichol 2021, Alg. 2
+
+The first is linear, so it holds for x_0 and v as it stands. Where the network also predicts a
+variance (2C channels for C of x_t), only the first C are guided.
+"""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import numpy as np
+from jax import vjp
+from jax.core import Tracer
+from jaxtyping import Array
+
+from jax_ddpm._checks import check_choice, check_shape
+from jax_ddpm._typing import DenoiseFn, Weight
+from jax_ddpm.reverse import PredictionType
+from jax_ddpm.schedule import NoiseSchedule, extract
+
+__all__ = ["classifier_free_guidance", "classifier_guidance"]
+
+
+def classifier_free_guidance(
+    conditional: DenoiseFn,
+    unconditional: DenoiseFn,
+    scale: Weight,
+    *,
+    rescale: float = 0.0,
+    interval: tuple[int, int] | None = None,
+) -> DenoiseFn:
+    """Ho & Salimans 2022, eq. 6, with `scale` = w + 1 (as diffusers'): 1 is the conditional
+    network, 0 the unconditional one.
+
+    Each network is run on the batch as it is. Doubling the batch, to run one network once, would
+    move samples between the devices that it is sharded over, twice a step.
+
+    Args:
+      conditional, unconditional: any output type, the same for both.
+      scale: one number, or one a sample; may be traced.
+      rescale: φ of Lin et al. 2024, eq. 15 and 16: how far each sample's standard deviation is
+        led back to that of the conditional output.
+      interval: first and last training timestep that are guided, both included; elsewhere the
+        output is the conditional one (Kynkäänniemi et al. 2024).
+
+    Raises:
+      ValueError: `rescale` lies outside [0, 1], `interval` descends, or a shape does not fit.
+    """
+    if not 0 <= rescale <= 1:
+        raise ValueError(f"rescale: expected 0 to 1, got {rescale}")
+    if interval is not None and interval[0] > interval[1]:
+        raise ValueError(f"interval: expected (low, high) with low <= high, got {interval}")
+
+    def denoise_fn(x_t, t):
+        output = conditional(x_t, t)
+        eps, rest = _split("conditional", output, x_t)
+        eps_unconditional, _ = _split("unconditional", unconditional(x_t, t), x_t)
+        weight = _per_sample("scale", scale, x_t) - 1
+        if interval is not None:
+            inside = (interval[0] <= t) & (t <= interval[1])
+            weight = weight * _per_sample("t", inside.astype(x_t.dtype), x_t)
+        guided = eps + weight * (eps - eps_unconditional)
+        if rescale:
+            pixels = tuple(range(1, x_t.ndim))
+            ratio = eps.std(pixels, keepdims=True) / guided.std(pixels, keepdims=True)
+            guided = guided * (1 + rescale * (ratio - 1))
+        return jnp.concatenate([guided, rest], axis=-1)
+
+    return denoise_fn
+
+
+def classifier_guidance(
+    schedule: NoiseSchedule,
+    denoise_fn: DenoiseFn,
+    log_prob_fn: Callable[[Array, Array], Array],
+    scale: Weight = 1.0,
+    *,
+    prediction_type: PredictionType = "epsilon",
+) -> DenoiseFn:
+    """Dhariwal & Nichol 2021, Algorithm 2: lead x_t where a classifier finds its label.
+
+    Shifting ε by δ shifts the x_0 that it stands for by -δ √(1 - ᾱ_t) / √ᾱ_t, and v by δ / √ᾱ_t.
+    Where ᾱ_t = 0, x_t says nothing of the label, and nothing is shifted.
+
+    Args:
+      schedule: the one of training, not a `respace`d one, since t is the training timestep.
+      denoise_fn: the network, of output `prediction_type`.
+      log_prob_fn: `(x_t, t) -> log p(y | x_t)`, [batch], of a classifier that knows noise.
+      scale: s, one number or one a sample; may be traced.
+
+    Raises:
+      ValueError: a choice or a shape does not fit, or `schedule` is not one of training.
+    """
+    check_choice("prediction_type", prediction_type, ("epsilon", "sample", "v_prediction"))
+    timesteps = schedule.timesteps
+    if not isinstance(timesteps, Tracer) and np.any(timesteps != np.arange(timesteps.size)):
+        raise ValueError(f"schedule: expected the training schedule, got timesteps {timesteps}")
+
+    def guided_fn(x_t, t):
+        eps, rest = _split("denoise_fn", denoise_fn(x_t, t), x_t)
+        # A pullback of ones, not the gradient of a sum over the batch, which devices share.
+        log_prob, pullback = vjp(lambda x: log_prob_fn(x, t), x_t)
+        check_shape("output of log_prob_fn", log_prob, x_t.shape[:1])
+        (score,) = pullback(jnp.ones_like(log_prob))
+        sigma = extract(schedule.sqrt_one_minus_alphas_cumprod, t, x_t)
+        recip_alpha = extract(schedule.sqrt_recip_alphas_cumprod, t, x_t)
+        recip_alpha = jnp.where(jnp.isfinite(recip_alpha), recip_alpha, 0)
+        shift = {
+            "epsilon": -sigma,
+            "sample": sigma * sigma * recip_alpha,
+            "v_prediction": -sigma * recip_alpha,
+        }[prediction_type]
+        guided = eps + _per_sample("scale", scale, x_t) * shift * score
+        return jnp.concatenate([guided, rest], axis=-1)
+
+    return guided_fn
+
+
+def _split(name: str, output: Array, x_t: Array) -> tuple[Array, Array]:
+    """The channels of x_t and the rest, in the dtype of x_t, in which guidance is computed."""
+    channels = x_t.shape[-1]
+    output = output.astype(x_t.dtype)
+    check_shape(f"output of {name}", output[..., :channels], x_t.shape)
+    return output[..., :channels], output[..., channels:]
+
+
+def _per_sample(name: str, value: Weight, x_t: Array) -> Array:
+    """One number, or one a sample, shaped [batch, 1, 1, …] to meet x_t."""
+    value = jnp.asarray(value, dtype=x_t.dtype)
+    if value.shape not in ((), x_t.shape[:1]):
+        raise ValueError(f"{name}: expected shape {x_t.shape[:1]} or (), got {value.shape}")
+    return value.reshape(value.shape + (1,) * (x_t.ndim - value.ndim))

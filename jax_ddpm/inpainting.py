@@ -1,0 +1,139 @@
+"""Inpainting: the missing part of a picture from the network, the rest from the picture.
+
+RePaint (Lugmayr et al. 2022) walks the chain with detours: after a step down to a level it goes
+`jump_length` entries back up and down again, `resamples` - 1 times, so that the two parts come to
+agree. Its walk for T = 5, jump_length = 2, resamples = 2, by the level reached:
+
+    x_T=4   3 2   4 3 2   1 0   2 1 0   x_0        levels 2 and 0 are jumped from
+            └ ┘   └───┘   └ ┘   └───┘
+
+    down    x_{i-1} = m q(x_{i-1} | x_start) + (1 - m) p_θ(x_{i-1} | x_i)            eq. 8
+    up      x_i = √(1 - β_i) x_{i-1} + √β_i ε                                        eq. 1
+
+The walk is made on the host, and one `lax.scan` follows it, so the program does not grow with it.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import NamedSharding
+from jaxtyping import Array, Bool, Float, Int
+
+from jax_ddpm._typing import DenoiseFn, NoiseFn, PRNGKey, Sample, ThresholdFn
+from jax_ddpm.forward import q_sample
+from jax_ddpm.noise import noise_source, place
+from jax_ddpm.reverse import PredictionType, VarianceType, p_mean_variance
+from jax_ddpm.samplers import ancestral
+from jax_ddpm.schedule import NoiseSchedule, extract
+
+__all__ = ["inpaint", "repaint_walk"]
+
+
+def repaint_walk(
+    timesteps: int, jump_length: int = 10, resamples: int = 10
+) -> tuple[Int[np.ndarray, "visits"], Bool[np.ndarray, "visits"]]:
+    """The steps of RePaint (Lugmayr et al. 2022, App. B): the entry of each, and whether it is up.
+
+    A step of entry i goes down from level i to i - 1, or up from i - 1 to i. Jumps start from the
+    levels 0, `jump_length`, 2 `jump_length`, …, where they stay inside the chain. Raises
+    `ValueError` for less than 1 of anything, or a jump longer than the chain.
+    """
+    if resamples < 1:
+        raise ValueError(f"resamples: expected at least 1, got {resamples}")
+    if jump_length < 1 or (resamples > 1 and jump_length >= timesteps):
+        raise ValueError(
+            f"jump_length: expected 1 to {timesteps - 1} (below the chain's length), "
+            f"got {jump_length}"
+        )
+    entries, up = [], []
+    for entry in reversed(range(timesteps)):
+        entries.append(entry)
+        up.append(False)
+        level = entry - 1
+        if level >= 0 and level % jump_length == 0 and level + jump_length < timesteps:
+            climb = list(range(level + 1, level + jump_length + 1))
+            entries += (climb + climb[::-1]) * (resamples - 1)
+            up += ([True] * jump_length + [False] * jump_length) * (resamples - 1)
+    return np.array(entries), np.array(up)
+
+
+def inpaint(
+    key: PRNGKey | None,
+    schedule: NoiseSchedule,
+    denoise_fn: DenoiseFn,
+    x_start: Sample,
+    mask: Float[Array | np.ndarray, "..."] | Bool[Array | np.ndarray, "..."],
+    *,
+    jump_length: int = 10,
+    resamples: int = 10,
+    prediction_type: PredictionType = "epsilon",
+    variance_type: VarianceType = "fixed_small",
+    clip_denoised: bool | ThresholdFn = True,
+    noise_fn: NoiseFn | None = None,
+    first_sample: int | Array = 0,
+    sharding: NamedSharding | None = None,
+) -> Array:
+    """RePaint, Lugmayr et al. 2022 Algorithm 1: `x_start` where `mask` is 1, drawn where it is 0.
+
+    Visits of the walk are numbered downwards, so that the last has number 0, and visit n of the
+    N in all takes the draw that `p_sample_loop` makes for entry n; the start takes draw N. With
+    `resamples=1` the missing part therefore gets the noise that `p_sample_loop` would give it.
+
+    Args:
+      key: typed key; may be None where `noise_fn` is given.
+      x_start: [batch, …]; what it holds where `mask` is 0 is not looked at, but must be finite.
+      mask: broadcastable to `x_start`.
+      jump_length, resamples: as in `repaint_walk`; `resamples=1` never jumps.
+      noise_fn: `n -> noise` of the shape of `x_start`, for visit n and for N.
+      the rest: as in `p_sample_loop`.
+
+    Returns:
+      x_0, equal to `x_start` to the bit where `mask` is 1.
+
+    Raises:
+      ValueError: as `repaint_walk` and `p_sample_loop` do.
+    """
+    entries, up = repaint_walk(schedule.num_timesteps, jump_length, resamples)
+    x_start = place(jnp.asarray(x_start), sharding)
+    mask = place(jnp.broadcast_to(jnp.asarray(mask, x_start.dtype), x_start.shape), sharding)
+    draw = noise_source(
+        key,
+        noise_fn,
+        x_start.shape,
+        first_sample=first_sample,
+        sharding=sharding,
+        dtype=x_start.dtype,
+    )
+    predict = partial(
+        p_mean_variance,
+        schedule,
+        denoise_fn,
+        prediction_type=prediction_type,
+        variance_type=variance_type,
+        clip_denoised=clip_denoised,
+    )
+    sampler = ancestral()
+
+    # One draw serves both parts: a pixel is either known or drawn, so none is used twice.
+    def descend(x_t, i, noise):
+        drawn, _ = sampler.step(schedule, predict, lambda i: noise, i, x_t, ())
+        known = q_sample(schedule, x_start, jnp.maximum(i - 1, 0), noise)
+        known = jnp.where(i > 0, known, x_start)
+        return mask * known + (1 - mask) * drawn
+
+    def ascend(x_prev, i, noise):
+        beta = extract(schedule.betas, i, x_prev)
+        return jnp.sqrt(1 - beta) * x_prev + jnp.sqrt(beta) * noise
+
+    def step(x_t, visit):
+        number, i, upwards = visit
+        x_t = lax.cond(upwards, ascend, descend, x_t, i, draw(number))
+        return place(x_t, sharding), None
+
+    numbers = np.arange(entries.size)[::-1]
+    visits = (jnp.asarray(numbers, jnp.int32), jnp.asarray(entries, jnp.int32), jnp.asarray(up))
+    x_T = place(draw(jnp.int32(entries.size)), sharding)
+    return lax.scan(jax.checkpoint(step, prevent_cse=False), x_T, visits)[0]
