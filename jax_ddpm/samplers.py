@@ -83,22 +83,26 @@ def ddim(eta: float = 0.0) -> Sampler:
 def dpm_solver_pp(order: int = 2, *, stochastic: bool = False) -> Sampler:
     """Multistep DPM-Solver++ of order 1, 2 or 3 (Lu et al. 2022b, Algorithm 2), or its SDE form.
 
-    In λ = log(α / σ), with h = λ' - λ, and k = 1 for the ODE, 2 for the SDE (its Appendix):
+    In λ = log(α / σ), with h = λ' - λ, and k = 1 for the ODE, 2 for the SDE:
 
         x' = (σ' / σ) e^{-(k-1)h} x + α' k ∫ e^{-k(λ' - s)} x̂_0(s) ds + σ' √(1 - e^{-2h}) noise
 
-    where the noise is the SDE's, and x̂_0(s) is extrapolated from this entry's and the ones
-    before. The first step has order 1 and the second at most 2; so has the step that lands on
-    x_0, where h is infinite. Order 2 is the paper's and diffusers' "midpoint".
+    where only the SDE has noise, and x̂_0(s) is extrapolated from this entry's and those before:
+    the first step has order 1, the second at most 2. Where h is infinite, onto x_0, order 1 is
+    exact. Order 2 is the paper's and diffusers' "midpoint".
 
-    Order 3 weighs x̂_0'' exactly. Lu et al.'s code and diffusers give it half that weight, which
-    leaves them an error of second order.
+    Order 3 weighs x̂_0'' exactly. The authors' code and diffusers give it half that weight, which
+    leaves an error of second order. It extrapolates far, and needs steps of like length in λ:
+    space them `"trailing"`, since the last steps of other spacings are each several times the
+    one before, and order 2 is better there.
     """
     check_choice("order", order, (1, 2, 3))
     k = 2 if stochastic else 1
 
     def init(x_T):
-        return (jnp.int32(0), *[jnp.zeros_like(x_T)] * (order - 1)) if order > 1 else ()
+        if order == 1:
+            return ()
+        return (jnp.int32(0), *[jnp.zeros_like(x_T)] * (order - 1))
 
     def step(schedule, predict, noise_fn, i, x_t, memory):
         m_0 = predict(x_t, i).pred_xstart
@@ -107,7 +111,7 @@ def dpm_solver_pp(order: int = 2, *, stochastic: bool = False) -> Sampler:
         integral = A * m_0
         if order > 1:
             done, *older = memory
-            integral = integral + _higher_order(schedule, i, k, done, m_0, *older)
+            integral = integral + _higher_order(schedule, i, k, A, done, m_0, *older)
             memory = (done + 1, m_0, *older[: order - 2])
         alpha_prev = extract(schedule.alphas_cumprod_prev**0.5, i, x_t)
         sigma_prev = extract((1 - schedule.alphas_cumprod_prev) ** 0.5, i, x_t)
@@ -127,51 +131,50 @@ def heun() -> Sampler:
     correction by ε at the entry where that lands: two networks. It stays DDIM's where that entry
     is none, at the end of the chain (also of one that ends in noise), and where σ̂ is infinite.
 
-    The correction grows with σ̂ / σ̂', so a chain should not begin where σ̂ is in the thousands
-    (the last entries of a cosine schedule).
+    The correction grows with σ̂ / σ̂', so no chain should begin where σ̂ is in the thousands, as
+    in the last entries of a cosine schedule: `"leading"` spacing leaves them out.
     """
 
     def step(schedule, predict, noise_fn, i, x_t, memory):
-        def eps(x, i):
-            x_start = predict(x, i).pred_xstart
-            return x_start, predict_eps_from_xstart(schedule, x, i, x_start)
-
         alpha_prev = extract(schedule.alphas_cumprod_prev**0.5, i, x_t)
         sigma_prev = extract((1 - schedule.alphas_cumprod_prev) ** 0.5, i, x_t)
-        x_start, d = eps(x_t, i)
-        x_prev = alpha_prev * x_start + sigma_prev * d
-        _, d_prev = eps(x_prev, jnp.maximum(i - 1, 0))
+        x_start = predict(x_t, i).pred_xstart
+        eps = predict_eps_from_xstart(schedule, x_t, i, x_start)
+        x_prev = alpha_prev * x_start + sigma_prev * eps
+
+        ahead = jnp.maximum(i - 1, 0)  # at the last step any entry will do: it is not used
+        x_start = predict(x_prev, ahead).pred_xstart
+        eps_ahead = predict_eps_from_xstart(schedule, x_prev, ahead, x_start)
         sigma_hat = extract(schedule.sqrt_recipm1_alphas_cumprod, i, x_t)
         inside = (i > 0) & jnp.isfinite(sigma_hat)
         span = sigma_prev - alpha_prev * jnp.where(inside, sigma_hat, 0)  # √ᾱ' (σ̂' - σ̂)
-        return x_prev + jnp.where(inside, span / 2, 0) * (d_prev - d), memory
+        return x_prev + jnp.where(inside, span / 2, 0) * (eps_ahead - eps), memory
 
     return Sampler(_no_memory, step)
 
 
-def _higher_order(schedule, i, k, done, m_0, m_1, m_2=None):
-    """k ∫ e^{-k(λ' - s)} (x̂_0(s) - m_0) ds by the polynomial through m_0, m_1 (and m_2).
+def _higher_order(schedule, i, k, A, done, m_0, m_1, m_2=None):
+    """k ∫ e^{-k(λ' - s)} (x̂_0(s) - m_0) ds, by the polynomial through m_0, m_1 (and m_2).
 
-    Everything that a masked-out case could make infinite is replaced before it divides: a NaN
-    that is only selected away still poisons gradients.
+    `done` steps were taken. What a case that does not apply would make infinite is replaced
+    before it divides: a NaN that is only selected away still poisons gradients.
     """
     last = schedule.num_timesteps - 1
     h, h_0, h_1 = (_log_snr_step(schedule, jnp.minimum(i + n, last), m_0) for n in range(3))
-    A = -jnp.expm1(-k * h)
     second = (done >= 1) & jnp.isfinite(h) & (h > 0)
-    h, h_0 = jnp.where(second, h, 1), jnp.where(second, h_0, 1)
+    h, h_0 = jnp.where(second, h, 0), jnp.where(second, h_0, 1)
     D1_0 = h / h_0 * (m_0 - m_1)
-    order_2 = A / 2 * D1_0
+    midpoint = A / 2 * D1_0
     if m_2 is None:
-        return jnp.where(second, order_2, 0)
+        return midpoint
     third = second & (done >= 2)
-    h_0, h_1 = jnp.where(third, h_0, 1), jnp.where(third, h_1, 1)
+    z, h_0, h_1 = (jnp.where(third, value, 1) for value in (k * h, h_0, h_1))
     bend = D1_0 - h / h_1 * (m_1 - m_2)
-    D1 = D1_0 + h_0 / (h_0 + h_1) * bend
-    D2 = 2 * h / (h_0 + h_1) * bend
-    phi_1 = 1 - A / (k * h)
-    phi_2 = 0.5 - phi_1 / (k * h)
-    return jnp.where(third, phi_1 * D1 + phi_2 * D2, jnp.where(second, order_2, 0))
+    D1 = D1_0 + h_0 / (h_0 + h_1) * bend  # h x̂_0'
+    D2 = 2 * h / (h_0 + h_1) * bend  # h² x̂_0''
+    phi_1 = 1 - A / z
+    phi_2 = 0.5 - phi_1 / z
+    return jnp.where(third, phi_1 * D1 + phi_2 * D2, midpoint)
 
 
 def _log_snr_step(schedule, i, x):
