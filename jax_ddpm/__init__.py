@@ -34,6 +34,8 @@ from jax_ddpm.reverse import p_mean_variance as p_mean_variance
 from jax_ddpm.samplers import Sampler as Sampler
 from jax_ddpm.samplers import ancestral as ancestral
 from jax_ddpm.samplers import ddim as ddim
+from jax_ddpm.samplers import dpm_solver_pp as dpm_solver_pp
+from jax_ddpm.samplers import heun as heun
 from jax_ddpm.sampling import SampleState as SampleState
 from jax_ddpm.sampling import p_sample_init as p_sample_init
 from jax_ddpm.sampling import p_sample_loop as p_sample_loop

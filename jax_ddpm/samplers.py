@@ -7,6 +7,13 @@ remembers between steps (nothing, `()`, for the one-step rules), and `step` move
     predict(x_t, i)    one run of the network: `PMeanVariance` at entry i
     noise_fn(i)        the standard normal draw of entry i; a deterministic rule never asks
 
+What there is, with x_{t-1} from x_t alone unless it says "multistep":
+
+    ancestral()                    Ho et al. 2020, Algorithm 2: a draw from p_θ
+    ddim(eta)                      Song et al. 2021a, eq. 12
+    dpm_solver_pp(order)           Lu et al. 2022b, multistep; `stochastic=True` is its SDE form
+    heun()                         Karras et al. 2022, Algorithm 1: two networks a step
+
 A rule of your own:
 
     def step(schedule, predict, noise_fn, i, x_t, memory):
@@ -22,12 +29,13 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jax_ddpm._checks import check_choice
 from jax_ddpm._typing import NoiseFn
 from jax_ddpm.forward import predict_eps_from_xstart
 from jax_ddpm.reverse import PMeanVariance
 from jax_ddpm.schedule import NoiseSchedule, extract
 
-__all__ = ["PredictFn", "Sampler", "ancestral", "ddim"]
+__all__ = ["PredictFn", "Sampler", "ancestral", "ddim", "dpm_solver_pp", "heun"]
 
 PredictFn = Callable[[Array, Array], PMeanVariance]
 
@@ -70,6 +78,108 @@ def ddim(eta: float = 0.0) -> Sampler:
         return x_prev, memory
 
     return Sampler(_no_memory, step)
+
+
+def dpm_solver_pp(order: int = 2, *, stochastic: bool = False) -> Sampler:
+    """Multistep DPM-Solver++ of order 1, 2 or 3 (Lu et al. 2022b, Algorithm 2), or its SDE form.
+
+    In λ = log(α / σ), with h = λ' - λ, and k = 1 for the ODE, 2 for the SDE:
+
+        x' = (σ' / σ) e^{-(k-1)h} x + α' k ∫ e^{-k(λ' - s)} x̂_0(s) ds + σ' √(1 - e^{-2h}) noise
+
+    where only the SDE has noise, and x̂_0(s) is extrapolated from this entry's and those before:
+    the first step has order 1, the second at most 2. Where h is infinite, onto x_0, order 1 is
+    exact. Order 2 is the paper's and diffusers' "midpoint".
+
+    Order 3 weighs x̂_0'' exactly. The authors' code and diffusers give it half that weight, which
+    leaves an error of second order. It extrapolates far, and needs steps of like length in λ:
+    space them `"trailing"`, since the last steps of other spacings are each several times the
+    one before, and order 2 is better there.
+    """
+    check_choice("order", order, (1, 2, 3))
+    k = 2 if stochastic else 1
+
+    def init(x_T):
+        if order == 1:
+            return ()
+        return (jnp.int32(0), *[jnp.zeros_like(x_T)] * (order - 1))
+
+    def step(schedule, predict, noise_fn, i, x_t, memory):
+        m_0 = predict(x_t, i).pred_xstart
+        h = _log_snr_step(schedule, i, x_t)
+        A = -jnp.expm1(-k * h)
+        integral = A * m_0
+        if order > 1:
+            done, *older = memory
+            integral = integral + _higher_order(schedule, i, k, A, done, m_0, *older)
+            memory = (done + 1, m_0, *older[: order - 2])
+        alpha_prev = extract(schedule.alphas_cumprod_prev**0.5, i, x_t)
+        sigma_prev = extract((1 - schedule.alphas_cumprod_prev) ** 0.5, i, x_t)
+        shrink = sigma_prev / extract(schedule.sqrt_one_minus_alphas_cumprod, i, x_t)
+        if not stochastic:
+            return shrink * x_t + alpha_prev * integral, memory
+        x_prev = shrink * jnp.exp(-h) * x_t + alpha_prev * integral
+        return x_prev + sigma_prev * jnp.sqrt(A) * noise_fn(i), memory
+
+    return Sampler(init, step)
+
+
+def heun() -> Sampler:
+    """Heun's method of second order, deterministic (Karras et al. 2022, Algorithm 1, S_churn = 0).
+
+    In x̂ = x / √ᾱ and σ̂ = √(1 - ᾱ) / √ᾱ the ODE is dx̂ / dσ̂ = ε. A step is DDIM's and then its
+    correction by ε at the entry where that lands: two networks. It stays DDIM's where that entry
+    is none, at the end of the chain (also of one that ends in noise), and where σ̂ is infinite.
+
+    The correction grows with σ̂ / σ̂', so no chain should begin where σ̂ is in the thousands, as
+    in the last entries of a cosine schedule: `"leading"` spacing leaves them out.
+    """
+
+    def step(schedule, predict, noise_fn, i, x_t, memory):
+        alpha_prev = extract(schedule.alphas_cumprod_prev**0.5, i, x_t)
+        sigma_prev = extract((1 - schedule.alphas_cumprod_prev) ** 0.5, i, x_t)
+        x_start = predict(x_t, i).pred_xstart
+        eps = predict_eps_from_xstart(schedule, x_t, i, x_start)
+        x_prev = alpha_prev * x_start + sigma_prev * eps
+
+        ahead = jnp.maximum(i - 1, 0)  # at the last step any entry will do: it is not used
+        x_start = predict(x_prev, ahead).pred_xstart
+        eps_ahead = predict_eps_from_xstart(schedule, x_prev, ahead, x_start)
+        sigma_hat = extract(schedule.sqrt_recipm1_alphas_cumprod, i, x_t)
+        inside = (i > 0) & jnp.isfinite(sigma_hat)
+        span = sigma_prev - alpha_prev * jnp.where(inside, sigma_hat, 0)  # √ᾱ' (σ̂' - σ̂)
+        return x_prev + jnp.where(inside, span / 2, 0) * (eps_ahead - eps), memory
+
+    return Sampler(_no_memory, step)
+
+
+def _higher_order(schedule, i, k, A, done, m_0, m_1, m_2=None):
+    """k ∫ e^{-k(λ' - s)} (x̂_0(s) - m_0) ds, by the polynomial through m_0, m_1 (and m_2).
+
+    `done` steps were taken. What a case that does not apply would make infinite is replaced
+    before it divides: a NaN that is only selected away still poisons gradients.
+    """
+    last = schedule.num_timesteps - 1
+    h, h_0, h_1 = (_log_snr_step(schedule, jnp.minimum(i + n, last), m_0) for n in range(3))
+    second = (done >= 1) & jnp.isfinite(h) & (h > 0)
+    h, h_0 = jnp.where(second, h, 0), jnp.where(second, h_0, 1)
+    D1_0 = h / h_0 * (m_0 - m_1)
+    midpoint = A / 2 * D1_0
+    if m_2 is None:
+        return midpoint
+    third = second & (done >= 2)
+    z, h_0, h_1 = (jnp.where(third, value, 1) for value in (k * h, h_0, h_1))
+    bend = D1_0 - h / h_1 * (m_1 - m_2)
+    D1 = D1_0 + h_0 / (h_0 + h_1) * bend  # h x̂_0'
+    D2 = 2 * h / (h_0 + h_1) * bend  # h² x̂_0''
+    phi_1 = 1 - A / z
+    phi_2 = 0.5 - phi_1 / z
+    return jnp.where(third, phi_1 * D1 + phi_2 * D2, midpoint)
+
+
+def _log_snr_step(schedule, i, x):
+    """h = λ_{i-1} - λ_i: infinite onto x_0, and from where nothing but noise is left."""
+    return extract(schedule.half_log_snr_prev - schedule.half_log_snr, i, x)
 
 
 def _no_memory(x_T: Array) -> tuple[()]:

@@ -1,13 +1,16 @@
-"""Every sampler is a row of `SAMPLERS`, and every test here runs over all of them."""
+"""Every sampler is a row of `SAMPLERS`, and every test here runs over all of them.
 
+`dpm_solver_pp(1)` needs no row: it is DDIM, or the ancestral chain, and is tested to be.
+"""
+
+import contextlib
+import itertools
 from functools import partial
 
-import diffusers
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -18,8 +21,12 @@ SAMPLERS = {
     "ddim": ddpm.ddim(),
     "ddim_half": ddpm.ddim(eta=0.5),
     "ddim_full": ddpm.ddim(eta=1.0),
+    "dpm_2": ddpm.dpm_solver_pp(2),
+    "dpm_3": ddpm.dpm_solver_pp(3),
+    "dpm_sde_2": ddpm.dpm_solver_pp(2, stochastic=True),
+    "dpm_sde_3": ddpm.dpm_solver_pp(3, stochastic=True),
+    "heun": ddpm.heun(),
 }
-STOCHASTIC = ["ancestral", "ddim_half", "ddim_full"]
 SCHEDULE = ddpm.make_schedule(ddpm.linear_beta_schedule(200))
 SHORT = ddpm.respace(SCHEDULE, ddpm.spaced_timesteps(200, 10, "trailing"))
 SHAPE = (8, 4, 4, 3)
@@ -31,16 +38,35 @@ def network(x, t):
     return mixed * jnp.cos(t.astype(x.dtype) / 200).reshape(-1, 1, 1, 1)
 
 
-def gaussian_eps(schedule, mean, std):
-    """The best ε for data N(mean, std²): E[ε | x_t], by the conditional of two Gaussians."""
-    alpha_bar = np.ones(200)
-    alpha_bar[schedule.timesteps] = schedule.alphas_cumprod
+def gaussian_eps(mean, std):
+    """The best ε for data N(mean, std²) on `SCHEDULE`: E[ε | x_t], two Gaussians' conditional."""
 
     def denoise_fn(x, t):
-        a = jnp.asarray(alpha_bar, x.dtype)[t].reshape(-1, *((1,) * (x.ndim - 1)))
+        a = jnp.asarray(SCHEDULE.alphas_cumprod, x.dtype)[t].reshape(-1, *((1,) * (x.ndim - 1)))
         return jnp.sqrt(1 - a) * (x - jnp.sqrt(a) * mean) / (a * std**2 + 1 - a)
 
     return denoise_fn
+
+
+def moments(schedule, denoise_fn, sampler):
+    """Mean and variance of what a chain makes of normal noise, exactly, where ε is affine in x.
+
+    x_0 is then affine in x_T and the noise of every entry. One batch finds the coefficients:
+    of its T + 2 samples the first has them all zero, and each other has one of them one.
+    """
+    total = schedule.num_timesteps
+    unit = jnp.eye(total + 2, k=-1)
+    offset, *slopes = ddpm.p_sample_loop(
+        None,
+        schedule,
+        denoise_fn,
+        (total + 2, 1),
+        sampler=sampler,
+        x_T=unit[:, total:-1],
+        noise_fn=lambda i: unit[:, i, None],
+        clip_denoised=False,
+    )[:, 0]
+    return offset, jnp.sum((jnp.stack(slopes) - offset) ** 2)
 
 
 @pytest.fixture(params=SAMPLERS)
@@ -61,8 +87,8 @@ def test_jit_is_eager_and_compiles_once(sampler, key):
 
 
 def test_vmap_over_keys(sampler, key):
-    loop = partial(
-        ddpm.p_sample_loop, schedule=SHORT, denoise_fn=network, shape=SHAPE, sampler=sampler
+    loop = jax.jit(
+        lambda key: ddpm.p_sample_loop(key, SHORT, network, SHAPE, sampler=sampler),
     )
     keys = jax.random.split(key, 2)
     both = jax.vmap(loop)(keys)
@@ -83,39 +109,37 @@ def test_a_sample_is_the_same_in_any_batch(sampler, key):
             first_sample=first_sample,
         )
 
-    seventeen = draw(64, 0)[17]
-    np.testing.assert_array_equal(draw(1, 17)[0], seventeen)
-    np.testing.assert_array_equal(draw(8, 12)[5], seventeen)
-    assert np.any(draw(64, 0)[16] != seventeen)
+    samples = draw(64, 0)
+    np.testing.assert_array_equal(draw(1, 17)[0], samples[17])
+    np.testing.assert_array_equal(draw(8, 12)[5], samples[17])
+    assert np.any(samples[16] != samples[17])
 
 
-@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
-@pytest.mark.parametrize("in_mesh", [False, True])
-def test_a_sample_is_the_same_on_eight_devices(sampler, key, axis_type, in_mesh):
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(axis_type,))
-    sharding = NamedSharding(mesh, P("data"))
+def test_a_sample_is_the_same_on_eight_devices(sampler, key):
+    """On meshes of either kind of axis, entered or only named."""
 
-    def draw(key, sharding):
+    def draw(key, sharding=None):
         return ddpm.p_sample_loop(
             key, SHORT, network, (64, *SHAPE[1:]), sampler=sampler, sharding=sharding
         )
 
-    alone = jax.jit(partial(draw, sharding=None))(key)
-    if in_mesh:
-        with jax.set_mesh(mesh):
-            spread = jax.jit(partial(draw, sharding=sharding))(key)
-    else:
-        spread = jax.jit(partial(draw, sharding=sharding))(key)
-    assert spread.sharding.spec[0] == "data"
-    np.testing.assert_allclose(spread, alone, rtol=1e-12, atol=1e-12)
+    alone = jax.jit(draw)(key)
+    for axis_type, in_mesh in itertools.product((AxisType.Auto, AxisType.Explicit), (False, True)):
+        mesh = jax.make_mesh((8,), ("data",), axis_types=(axis_type,))
+        with jax.set_mesh(mesh) if in_mesh else contextlib.nullcontext():
+            spread = jax.jit(partial(draw, sharding=NamedSharding(mesh, P("data"))))(key)
+        assert spread.sharding.spec[0] == "data"
+        np.testing.assert_allclose(spread, alone, rtol=1e-12, atol=1e-12)
 
 
-def test_noise_is_drawn_where_the_state_is(key):
+def test_noise_and_memory_are_where_the_state_is(sampler, key):
     """The compiled loop moves nothing between devices."""
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     sharding = NamedSharding(mesh, P("data"))
     loop = jax.jit(
-        lambda key: ddpm.p_sample_loop(key, SHORT, network, (64, 4, 4, 3), sharding=sharding)
+        lambda key: ddpm.p_sample_loop(
+            key, SHORT, network, (64, 4, 4, 3), sampler=sampler, sharding=sharding
+        )
     )
     text = loop.lower(key).compile().as_text()
     assert "f64[8,4,4,3]" in text and "f64[64,4,4,3]" not in text
@@ -123,35 +147,33 @@ def test_noise_is_drawn_where_the_state_is(key):
         assert collective not in text
 
 
-@pytest.mark.parametrize("pieces", [(5, 5), (3, 3, 4), (1,) * 10], ids=len)
-def test_in_pieces_is_the_same_to_the_bit(sampler, key, pieces):
+def test_in_pieces_is_the_same_to_the_bit(sampler, key):
     whole = jax.jit(lambda key: ddpm.p_sample_loop(key, SHORT, network, SHAPE, sampler=sampler))(
         key
     )
     run = partial(ddpm.p_sample_steps, key, SHORT, network, sampler=sampler)
     run = jax.jit(run, static_argnums=1)
-    state = ddpm.p_sample_init(key, SHORT, SHAPE, sampler=sampler)
-    for steps in pieces:
-        state = run(state, steps)
-    assert int(state.i) == -1
-    np.testing.assert_array_equal(state.x_t, whole)
+    for pieces in ((5, 5), (1,) * 10):
+        state = ddpm.p_sample_init(key, SHORT, SHAPE, sampler=sampler)
+        for steps in pieces:
+            state = run(state, steps)
+        assert int(state.i) == -1
+        np.testing.assert_array_equal(state.x_t, whole)
 
 
-@pytest.mark.parametrize("save_every", [1, 3, 5, 10])
-def test_saved_states_are_those_on_the_way(sampler, key, save_every):
-    x_start, states = ddpm.p_sample_loop(
-        key, SHORT, network, SHAPE, sampler=sampler, save_every=save_every
-    )
-    assert states.shape == (10 // save_every, *SHAPE)
-    np.testing.assert_array_equal(
-        x_start, ddpm.p_sample_loop(key, SHORT, network, SHAPE, sampler=sampler)
-    )
+def test_saved_states_are_those_on_the_way(sampler, key):
+    loop = partial(ddpm.p_sample_loop, key, SHORT, network, SHAPE, sampler=sampler)
     run = partial(ddpm.p_sample_steps, key, SHORT, network, sampler=sampler)
     run = jax.jit(run, static_argnums=1)
-    state = ddpm.p_sample_init(key, SHORT, SHAPE, sampler=sampler)
-    for saved in states:
-        state = run(state, save_every)
-        np.testing.assert_allclose(saved, state.x_t, rtol=1e-12, atol=1e-12)
+    whole = loop()
+    for save_every in (3, 5):
+        x_start, states = loop(save_every=save_every)
+        assert states.shape == (10 // save_every, *SHAPE)
+        np.testing.assert_array_equal(x_start, whole)
+        state = ddpm.p_sample_init(key, SHORT, SHAPE, sampler=sampler)
+        for saved in states:
+            state = run(state, save_every)
+            np.testing.assert_allclose(saved, state.x_t, rtol=1e-12, atol=1e-12)
 
 
 def test_injected_noise_is_used_and_needs_no_key(sampler, key):
@@ -192,100 +214,92 @@ def test_program_and_memory_do_not_grow_with_the_chain(sampler, key):
     assert long.memory_analysis().temp_size_in_bytes == short.memory_analysis().temp_size_in_bytes
 
 
-@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
-def test_closed_form_on_gaussian_data(sampler, key, spacing):
-    """With the best ε the loop is linear: its moments follow an exact recursion."""
-    mean, std, count = 0.3, 0.5, 40_000
-    schedule = ddpm.respace(SCHEDULE, ddpm.spaced_timesteps(200, 20, spacing))
-    denoise_fn = gaussian_eps(schedule, mean, std)
+def test_closed_form_on_gaussian_data(sampler, key):
+    """With the best ε the loop is affine: its samples have the moments that follow exactly.
+
+    The schedule is an argument of the jitted loop, so that one program runs all the spacings.
+    """
+    count = 20_000
+    denoise_fn = gaussian_eps(0.3, 0.5)
     loop = jax.jit(
-        lambda key: ddpm.p_sample_loop(
+        lambda key, schedule: ddpm.p_sample_loop(
             key, schedule, denoise_fn, (count, 1), sampler=sampler, clip_denoised=False
         )
     )
-    samples = np.asarray(loop(key))
-
-    # Two probes of one step give its slope and offset, and unit noise its spread: the map of
-    # each entry is affine in (x, noise), so the moments are carried through it exactly.
-    def entry(i, x, noise):
-        state = ddpm.SampleState(jnp.int32(i), jnp.full((1, 1), x), ())
-        return ddpm.p_sample_steps(
-            None,
-            schedule,
-            denoise_fn,
-            state,
-            1,
-            sampler=sampler,
-            clip_denoised=False,
-            noise_fn=lambda i: jnp.full((1, 1), noise),
-        ).x_t.item()
-
-    expected_mean, expected_variance = 0.0, 1.0
-    for i in reversed(range(20)):
-        offset = entry(i, 0.0, 0.0)
-        slope, spread = entry(i, 1.0, 0.0) - offset, entry(i, 0.0, 1.0) - offset
-        expected_mean = slope * expected_mean + offset
-        expected_variance = slope**2 * expected_variance + spread**2
-    assert abs(samples.mean() - expected_mean) < 4 * np.sqrt(expected_variance / count)
-    assert abs(samples.var() - expected_variance) < 4 * expected_variance * np.sqrt(2 / count)
+    exact = jax.jit(lambda schedule: moments(schedule, denoise_fn, sampler))
+    for spacing in ("leading", "trailing", "linspace"):
+        schedule = ddpm.respace(SCHEDULE, ddpm.spaced_timesteps(200, 20, spacing))
+        samples = np.asarray(loop(key, schedule))
+        mean, variance = exact(schedule)
+        assert abs(samples.mean() - mean) < 4 * np.sqrt(variance / count)
+        assert abs(samples.var() - variance) < 4 * variance * np.sqrt(2 / count)
+    assert loop._cache_size() == 1
 
 
-@pytest.mark.parametrize("name", ["ancestral", "ddim"])
-def test_a_long_chain_reaches_the_data(name, key):
-    """T = 1,000 with the best ε: mean and spread are the data's, to 1 % of its spread.
+def test_a_long_chain_reaches_the_data(sampler):
+    """T = 1,000 with the best ε: the mean and spread that it makes, exactly, are the data's.
 
-    The linear schedule leaves ᾱ_T = 4e-5 and a discrete chain an error of order 1 / T: with
-    40,000 samples 4 standard errors are 0.01 of the mean and 0.007 of the spread.
+    To 1 % of its spread: the linear schedule leaves ᾱ_T = 4e-5, which moves the mean by up to
+    √ᾱ_T = 0.6 % of it, and a discrete chain has an error of order 1 / T.
     """
-    mean, std, count = 0.3, 0.5, 40_000
     schedule = ddpm.make_schedule(ddpm.linear_beta_schedule(1000))
 
     def denoise_fn(x, t):
         a = jnp.asarray(schedule.alphas_cumprod)[t].reshape(-1, 1)
-        return jnp.sqrt(1 - a) * (x - jnp.sqrt(a) * mean) / (a * std**2 + 1 - a)
+        return jnp.sqrt(1 - a) * (x - jnp.sqrt(a) * 0.3) / (a * 0.5**2 + 1 - a)
 
-    samples = jax.jit(
-        lambda key: ddpm.p_sample_loop(
-            key, schedule, denoise_fn, (count, 1), sampler=SAMPLERS[name], clip_denoised=False
-        )
-    )(key)
-    assert abs(float(samples.mean()) - mean) < 0.01
-    assert abs(float(samples.std()) - std) < 0.01
+    mean, variance = moments(schedule, denoise_fn, sampler)
+    assert abs(mean - 0.3) < 0.005
+    assert abs(np.sqrt(variance) - 0.5) < 0.005
 
 
-def test_ddim_of_eta_one_is_ancestral(key):
-    """Song et al. 2021a, §4.1: the same chain, written another way."""
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (ddpm.ddim(eta=1.0), ddpm.ancestral()),
+        (ddpm.dpm_solver_pp(1), ddpm.ddim()),
+        (ddpm.dpm_solver_pp(1, stochastic=True), ddpm.ancestral()),
+    ],
+    ids=["ddim_full", "dpm_1", "dpm_sde_1"],
+)
+def test_one_rule_written_two_ways(one, other, key):
+    """Song et al. 2021a, §4.1; Lu et al. 2022b, §4.1 and §5: the same chain."""
     draw = partial(ddpm.p_sample_loop, key, SHORT, network, SHAPE)
-    np.testing.assert_allclose(
-        draw(sampler=ddpm.ddim(eta=1.0)), draw(sampler=ddpm.ancestral()), atol=1e-12
-    )
+    np.testing.assert_allclose(draw(sampler=one), draw(sampler=other), atol=1e-12)
 
 
-@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
-def test_ddim_is_that_of_diffusers(key, spacing):
-    """Where its scheduler is right: it reads ᾱ_prev at t - T/S, which under linspace is not the
-    entry before (one step alone has none)."""
-    steps = {"leading": 20, "trailing": 20, "linspace": 1}[spacing]
-    x_T = np.array(jax.random.normal(key, SHAPE))
-    reference = diffusers.DDIMScheduler(
-        200,
-        1e-4,
-        0.02,
-        clip_sample=False,
-        timestep_spacing=spacing,
-        set_alpha_to_one=True,
-    )
-    reference.set_timesteps(steps)
-    x = torch.from_numpy(x_T)
-    for t in reference.timesteps:
-        output = network(jnp.asarray(x.numpy()), jnp.full((SHAPE[0],), int(t)))
-        x = reference.step(torch.from_numpy(np.array(output)), t, x).prev_sample
-    schedule = ddpm.respace(SCHEDULE, ddpm.spaced_timesteps(200, steps, spacing))
-    ours = ddpm.p_sample_loop(
-        None, schedule, network, SHAPE, sampler=ddpm.ddim(), x_T=x_T, clip_denoised=False
-    )
-    # diffusers' tables are float32.
-    np.testing.assert_allclose(ours, x.numpy(), rtol=0, atol=2e-5 * np.abs(x.numpy()).max())
+def test_finite_and_so_are_its_gradients(sampler, key):
+    """Also from pure noise (λ = -∞) to the image (λ = ∞), and where a last step has length 0."""
+
+    @jax.jit
+    @partial(jax.value_and_grad, argnums=1)
+    def loss(schedule, x_T):
+        x_start = ddpm.p_sample_loop(
+            key,
+            schedule,
+            network,
+            x_T.shape,
+            sampler=sampler,
+            x_T=x_T,
+            prediction_type="v_prediction",
+        )
+        return jnp.sum(x_start**2)
+
+    linear = ddpm.linear_beta_schedule(200)
+    for betas in (linear, ddpm.rescale_zero_terminal_snr(linear)):
+        full = ddpm.make_schedule(betas)
+        for end in (1.0, full.alphas_cumprod[0]):
+            kept = ddpm.spaced_timesteps(200, 5, "linspace")
+            schedule = ddpm.respace(full, kept, final_alpha_cumprod=end)
+            value, gradient = loss(schedule, jnp.ones((2, 4, 4, 3)))
+            assert jnp.isfinite(value) and jnp.all(jnp.isfinite(gradient))
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_the_state_keeps_its_dtype(sampler, key, dtype):
+    x_T = jnp.ones(SHAPE, dtype)
+    x_start = ddpm.p_sample_loop(key, SHORT, network, SHAPE, sampler=sampler, x_T=x_T)
+    assert x_start.dtype == dtype and jnp.all(jnp.isfinite(x_start))
 
 
 @pytest.mark.parametrize(
@@ -306,11 +320,15 @@ def test_bad_input_is_named(untyped, key, arguments, words):
         ddpm.p_sample_loop(**arguments)
     with pytest.raises(ValueError, match="eta: expected 0 to 1, got 2"):
         ddpm.ddim(eta=2.0)
+    with pytest.raises(ValueError, match="order: expected one of 1, 2, 3, got 4"):
+        ddpm.dpm_solver_pp(4)
 
 
-def test_deterministic_chains_ask_for_no_noise(key):
+@pytest.mark.parametrize("name", ["ddim", "dpm_2", "dpm_3", "heun"])
+def test_deterministic_chains_ask_for_no_noise(name, key):
     x_T = jax.random.normal(key, SHAPE)
-    assert ddpm.p_sample_loop(None, SHORT, network, SHAPE, sampler=ddpm.ddim(), x_T=x_T).shape
+    sampler = SAMPLERS[name]
+    assert ddpm.p_sample_loop(None, SHORT, network, SHAPE, sampler=sampler, x_T=x_T).shape
 
 
 def test_a_sampler_of_ones_own(key):
