@@ -23,7 +23,6 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from jax_ddpm._checks import check_shape
 from jax_ddpm._typing import DenoiseFn, NoiseFn, PerSample, PRNGKey, Sample, ThresholdFn, Timestep
 from jax_ddpm.forward import (
     predict_eps_from_xstart,
@@ -31,7 +30,7 @@ from jax_ddpm.forward import (
     q_posterior_mean_variance,
     q_sample,
 )
-from jax_ddpm.noise import sample_noise
+from jax_ddpm.noise import noise_source
 from jax_ddpm.reverse import PredictionType, VarianceType, p_mean_variance
 from jax_ddpm.schedule import NoiseSchedule
 
@@ -98,14 +97,9 @@ def bits_per_dim(
     """
     x_start = jnp.asarray(x_start)
 
-    def draw(i):
-        if noise_fn is None:
-            return sample_noise(
-                key, i, x_start.shape, first_sample=first_sample, dtype=x_start.dtype
-            )
-        noise = noise_fn(i)
-        check_shape("output of noise_fn", noise, x_start.shape)
-        return noise.astype(x_start.dtype)
+    draw = noise_source(
+        key, noise_fn, x_start.shape, first_sample=first_sample, dtype=x_start.dtype
+    )
 
     def step(_, i):
         noise = draw(i)

@@ -109,12 +109,13 @@ def _denoise_fn(run: Run, params: Any, labels: Any) -> Callable[[Any, Any], Any]
     model: Any = run.pretrained.model
     if labels is None:
         return lambda x_t, t: model.apply(params, x_t, t)
+    null_labels = labels * 0 + run.null_label
 
     def conditional(x_t, t):
         return model.apply(params, x_t, t, labels)
 
     def unconditional(x_t, t):
-        return model.apply(params, x_t, t, jax.numpy.full_like(labels, run.null_label))
+        return model.apply(params, x_t, t, null_labels)
 
     if run.guidance == 1:
         return conditional

@@ -1,6 +1,7 @@
 """`jax-ddpm sample`: images from a trained run or a diffusers checkpoint."""
 
 import os
+from typing import Any
 
 import jax
 import numpy as np
@@ -47,16 +48,21 @@ def sample(config: SampleConfig) -> None:
     if config.out.suffix == ".png":
         save_grid(temporary, samples, columns=class_columns(run) if config.label is None else None)
     else:
-        arrays = {"samples": samples} if labels is None else {"samples": samples, "labels": labels}
+        arrays: dict[str, Any] = {"samples": samples}
+        if labels is not None:
+            arrays["labels"] = labels
         np.savez(temporary, **arrays)
     os.replace(temporary, config.out)
     print(f"wrote {config.out}: {config.num} images, {config.steps} {config.sampler} steps each")
 
 
 def _load(config: SampleConfig) -> Run:
-    if (config.run is None) == (config.pretrained is None):
-        raise UsageError("expected --run or --pretrained, and not both")
-    run = load_run(config.run) if config.run is not None else load_pretrained(config.pretrained)
+    if config.run is not None and config.pretrained is None:
+        run = load_run(config.run)
+    elif config.pretrained is not None and config.run is None:
+        run = load_pretrained(config.pretrained)
+    else:
+        raise UsageError("expected --run or --pretrained, and one of them only")
     if config.guidance is None or config.guidance == run.guidance:
         return run
     if run.null_label is None:

@@ -15,18 +15,22 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jax_ddpm._typing import Image, Timestep
+from jax_ddpm._typing import Timestep
 
 __all__ = [
     "ACTIVATIONS",
     "Attention",
     "BlockConfig",
     "Downsample",
+    "Features",
     "ResnetBlock",
     "TimestepEmbedding",
     "Upsample",
     "sinusoidal_embedding",
 ]
+
+Features = Float[Array, "batch _ _ _"]
+"""NHWC, of a size that changes on the way."""
 
 Embedding = Float[Array, "batch embedding"]
 
@@ -46,9 +50,9 @@ class BlockConfig:
     """What all blocks of one network share, and the layers that follow from it."""
 
     norm_num_groups: int
-    norm_eps: float
+    norm_eps: int | float
     act_fn: str
-    dropout: float
+    dropout: int | float
     resnet_time_scale_shift: str
     attention_head_dim: int | None
     deterministic: bool
@@ -86,7 +90,7 @@ class BlockConfig:
 
 
 def sinusoidal_embedding(
-    t: Timestep, features: int, *, flip_sin_to_cos: bool, freq_shift: float, dtype: Any
+    t: Timestep, features: int, *, flip_sin_to_cos: bool, freq_shift: int, dtype: Any
 ) -> Array:
     """sin and cos of t at frequencies from 1 to 1e-4, [batch, features] (Vaswani et al. 2017).
 
@@ -94,7 +98,7 @@ def sinusoidal_embedding(
     """
     half = features // 2
     frequencies = np.exp(-np.log(10_000) * np.arange(half) / (half - freq_shift))
-    angles = jnp.asarray(t, dtype)[:, None] * jnp.asarray(frequencies, dtype)
+    angles = jnp.asarray(t, dtype)[:, None] * jnp.asarray(frequencies, dtype)[None, :]
     waves = [jnp.sin(angles), jnp.cos(angles)]
     embedding = jnp.concatenate(waves[::-1] if flip_sin_to_cos else waves, axis=-1)
     return jnp.pad(embedding, ((0, 0), (0, features % 2)))
@@ -117,10 +121,10 @@ class ResnetBlock(nn.Module):
 
     config: BlockConfig
     features: int
-    output_scale_factor: float = 1.0
+    output_scale_factor: int | float = 1
 
     @nn.compact
-    def __call__(self, x: Image, embedding: Embedding) -> Image:
+    def __call__(self, x: Features, embedding: Embedding) -> Features:
         config = self.config
         hidden = config.conv(self.features, "conv1")(config.act(config.norm("norm1")(x)))
         scale_shift = config.resnet_time_scale_shift == "scale_shift"
@@ -143,10 +147,10 @@ class Attention(nn.Module):
 
     config: BlockConfig
     norm_num_groups: int | None
-    output_scale_factor: float = 1.0
+    output_scale_factor: int | float = 1
 
     @nn.compact
-    def __call__(self, x: Image) -> Image:
+    def __call__(self, x: Features) -> Features:
         config, (batch, height, width, channels) = self.config, x.shape
         head_dim = config.attention_head_dim or channels
         heads = channels // head_dim
@@ -175,7 +179,7 @@ class Downsample(nn.Module):
     padding: int
 
     @nn.compact
-    def __call__(self, x: Image) -> Image:
+    def __call__(self, x: Features) -> Features:
         padding = (0, 1) if self.padding == 0 else (1, 1)
         conv = self.config.conv(x.shape[-1], "conv", strides=2, padding=(padding, padding))
         return conv(x)
@@ -187,5 +191,5 @@ class Upsample(nn.Module):
     config: BlockConfig
 
     @nn.compact
-    def __call__(self, x: Image) -> Image:
+    def __call__(self, x: Features) -> Features:
         return self.config.conv(x.shape[-1], "conv")(x.repeat(2, axis=1).repeat(2, axis=2))

@@ -24,6 +24,7 @@ from jax_ddpm.models.layers import (
     Attention,
     BlockConfig,
     Downsample,
+    Features,
     ResnetBlock,
     TimestepEmbedding,
     Upsample,
@@ -79,19 +80,19 @@ class UNet(nn.Module):
     up_block_types: Sequence[str] = ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D")
     layers_per_block: int = 2
     mid_block_type: str | None = "UNetMidBlock2D"
-    mid_block_scale_factor: float = 1.0
+    mid_block_scale_factor: int | float = 1
     add_attention: bool = True
     attention_head_dim: int | None = None
     norm_num_groups: int = 32
-    norm_eps: float = 1e-6
+    norm_eps: int | float = 1e-6
     attn_norm_num_groups: int | None = None
     resnet_time_scale_shift: str = "default"
     downsample_padding: int = 0
     act_fn: str = "silu"
-    dropout: float = 0.0
+    dropout: int | float = 0.0
     time_embedding_dim: int | None = None
     flip_sin_to_cos: bool = False
-    freq_shift: float = 1
+    freq_shift: int = 1
     num_class_embeds: int | None = None
     center_input_sample: bool = False
     dtype: Any = None
@@ -123,12 +124,12 @@ class UNet(nn.Module):
             param_dtype=self.param_dtype,
             precision=self.precision,
         )
+        embedding = self._embed(config, x, t, labels)
+        x = jnp.asarray(x)
         if self.center_input_sample:
             x = 2 * x - 1
-        embedding = self._embed(config, x, t, labels)
-
         x = config.conv(self.block_out_channels[0], "conv_in")(x)
-        skips = [x]
+        skips: list[Array] = [x]
         last = len(self.block_out_channels) - 1
         for level, (features, kind) in enumerate(
             zip(self.block_out_channels, self.down_block_types, strict=True)
@@ -267,7 +268,7 @@ class _DownBlock(nn.Module):
     remat: bool
 
     @nn.compact
-    def __call__(self, x: Image, embedding: Array) -> tuple[Image, list[Image]]:
+    def __call__(self, x: Features, embedding: Array) -> tuple[Features, list[Features]]:
         resnet, attention = _blocks(self.remat)
         states = []
         for layer in range(self.layers):
@@ -286,11 +287,11 @@ class _MidBlock(nn.Module):
     config: BlockConfig
     attention: bool
     norm_num_groups: int | None
-    output_scale_factor: float
+    output_scale_factor: int | float
     remat: bool
 
     @nn.compact
-    def __call__(self, x: Image, embedding: Array) -> Image:
+    def __call__(self, x: Features, embedding: Array) -> Features:
         resnet, attention = _blocks(self.remat)
         scale, features = self.output_scale_factor, x.shape[-1]
         x = resnet(self.config, features, scale, name="resnets_0")(x, embedding)
@@ -307,7 +308,7 @@ class _UpBlock(nn.Module):
     remat: bool
 
     @nn.compact
-    def __call__(self, x: Image, skips: list[Image], embedding: Array) -> Image:
+    def __call__(self, x: Features, skips: list[Features], embedding: Array) -> Features:
         resnet, attention = _blocks(self.remat)
         for layer, skip in enumerate(reversed(skips)):
             x = jnp.concatenate([x, skip], axis=-1)

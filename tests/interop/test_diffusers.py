@@ -1,0 +1,332 @@
+"""Folders that diffusers wrote are opened, and diffusers opens what is written."""
+
+import json
+import warnings
+from pathlib import Path
+
+import diffusers
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch
+from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
+
+import jax_ddpm as ddpm
+from jax_ddpm.interop import load_diffusers, save_diffusers
+from jax_ddpm.parity.harness import from_torch, images, timesteps, to_torch
+from jax_ddpm.parity.unet import CONFIGS, labels, reference_unet
+
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+SMALL = CONFIGS["diffusers' defaults"]
+
+
+def written(folder: Path, config=SMALL, scheduler=None, **options) -> UNet2DModel:
+    """A pipeline as diffusers writes it."""
+    network = reference_unet({"sample_size": 8, **config}, "float32")
+    pipeline = DDPMPipeline(network, scheduler or DDPMScheduler())
+    pipeline.save_pretrained(folder, **options)
+    return network
+
+
+def edited(path: Path, **changes):
+    """A JSON file with some settings changed."""
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_opens_computes_and_returns(tmp_path, name):
+    """The output to 1e-4, and the file that comes back equal to the one that came, to the bit."""
+    config = CONFIGS[name]
+    network = written(tmp_path / "theirs", config)
+    pretrained = load_diffusers(tmp_path / "theirs")
+    shape = (2, 8, 12, 3)
+    x, t, y = images(0, "float32", shape), timesteps(1000, 2), labels(config, 2)
+    with torch.no_grad():
+        class_labels = None if y is None else torch.from_numpy(y).long()
+        expected = network(to_torch(x), to_torch(t).long(), class_labels=class_labels).sample
+    with jax.numpy_dtype_promotion("standard"):
+        output = pretrained.model.apply(pretrained.variables, x, t, y)
+    expected = from_torch(expected)
+    np.testing.assert_allclose(output, expected, atol=1e-4 * np.abs(expected).max())
+
+    save_diffusers(tmp_path / "ours", *pretrained)
+    theirs, ours = (safetensors.numpy.load_file(tmp_path / f / WEIGHTS) for f in ("theirs", "ours"))
+    assert theirs.keys() == ours.keys()
+    for tensor in theirs:
+        np.testing.assert_array_equal(ours[tensor], theirs[tensor], err_msg=tensor)
+    reopened = DDPMPipeline.from_pretrained(tmp_path / "ours")
+    public = {k: v for k, v in network.config.items() if not k.startswith("_")}
+    assert {k: reopened.unet.config[k] for k in public} == public
+    for tensor, value in network.state_dict().items():
+        assert torch.equal(reopened.unet.state_dict()[tensor], value)
+
+
+SCHEDULERS = {
+    "Ho et al.": DDPMScheduler(variance_type="fixed_large"),
+    "scaled linear": DDPMScheduler(500, 0.001, 0.012, beta_schedule="scaled_linear"),
+    "cosine, v": DDPMScheduler(
+        400, beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction"
+    ),
+    "sigmoid of β": DDPMScheduler(beta_schedule="sigmoid", prediction_type="sample"),
+    "learned range": DDPMScheduler(variance_type="learned_range", clip_sample=False),
+    "trained β": DDPMScheduler(5, trained_betas=[0.1, 0.2, 0.15, 0.3, 0.5]),
+    "zero SNR": DDPMScheduler(
+        rescale_betas_zero_snr=True, prediction_type="v_prediction", timestep_spacing="trailing"
+    ),
+    "wide clip": DDPMScheduler(clip_sample_range=2.5),
+    "dynamic threshold": DDPMScheduler(thresholding=True, sample_max_value=3.0),
+    "offset": DDPMScheduler(steps_offset=1),
+    "linspace": DDPMScheduler(timestep_spacing="linspace"),
+    "DDIM": DDIMScheduler(),
+    "DDIM that ends in noise": DDIMScheduler(set_alpha_to_one=False, steps_offset=1),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_schedulers(tmp_path, name):
+    """Schedule, parametrisation, clipping and spacing; and diffusers reads back the same."""
+    theirs = SCHEDULERS[name]
+    said = theirs.config
+    written(tmp_path / "theirs", scheduler=theirs)
+    pretrained = load_diffusers(tmp_path / "theirs")
+    # diffusers multiplies ᾱ up in float32.
+    table = theirs.alphas_cumprod.numpy()
+    np.testing.assert_allclose(pretrained.schedule.alphas_cumprod, table, rtol=3e-4, atol=3e-6)
+    assert pretrained.prediction_type == said.prediction_type
+    assert pretrained.variance_type == said.get("variance_type", "fixed_small")
+    steps = 3 if name == "trained β" else 10
+    theirs.set_timesteps(steps)
+    chain = pretrained.chain(steps)
+    np.testing.assert_array_equal(chain.timesteps, theirs.timesteps.numpy()[::-1])
+    if isinstance(theirs, DDIMScheduler):
+        final = float(theirs.final_alpha_cumprod)
+        np.testing.assert_allclose(chain.alphas_cumprod_prev[0], final, rtol=1e-6)
+    x = torch.linspace(-4, 4, 48).reshape(1, 3, 4, 4)
+    if said.thresholding:
+        expected = theirs._threshold_sample(x)
+    else:
+        limit = said.clip_sample_range if said.clip_sample else np.inf
+        expected = x.clamp(-limit, limit)
+    clip = pretrained.clip_denoised
+    ours = from_torch(x)
+    if clip is True:
+        ours = np.clip(ours, -1, 1)
+    elif clip is not False:
+        ours = clip(jnp.asarray(ours))
+    np.testing.assert_allclose(ours, from_torch(expected), rtol=1e-6)
+
+    save_diffusers(tmp_path / "ours", *pretrained)
+    back = DDPMPipeline.from_pretrained(tmp_path / "ours").scheduler
+    assert type(back) is type(theirs)
+    np.testing.assert_allclose(back.alphas_cumprod.numpy(), table, rtol=3e-4, atol=3e-6)
+    for setting in ("prediction_type", "timestep_spacing", "steps_offset", "thresholding"):
+        assert back.config[setting] == said[setting]
+    again = load_diffusers(tmp_path / "ours")
+    assert again.clip_denoised == clip
+    for a, b in zip(again.schedule, pretrained.schedule, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_the_pipeline_draws_the_same_pictures(tmp_path, prediction_type):
+    """diffusers' own `DDPMPipeline`, its noise handed to `p_sample_loop`."""
+    written(tmp_path, scheduler=DDPMScheduler(prediction_type=prediction_type))
+    pipeline = DDPMPipeline.from_pretrained(tmp_path)
+    pipeline.set_progress_bar_config(disable=True)
+    seeded = torch.Generator().manual_seed(7)
+    expected = pipeline(2, seeded, num_inference_steps=10, output_type="np").images
+    seeded = torch.Generator().manual_seed(7)
+    draws = [from_torch(torch.randn(2, 3, 8, 8, generator=seeded)) for _ in range(10)]
+    x_T, noise = draws[0], np.stack([np.zeros_like(draws[0]), *draws[:0:-1]])
+    pretrained = load_diffusers(tmp_path)
+
+    @jax.jit
+    def loop(variables, x_T, noise):
+        return ddpm.p_sample_loop(
+            None,
+            pretrained.chain(10),
+            lambda x, t: pretrained.model.apply(variables, x, t),
+            (2, 8, 8, 3),
+            prediction_type=pretrained.prediction_type,
+            variance_type=pretrained.variance_type,
+            clip_denoised=pretrained.clip_denoised,
+            x_T=x_T,
+            noise_fn=lambda i: noise[i],
+        )
+
+    ours = loop(pretrained.variables, jnp.asarray(x_T), jnp.asarray(noise))
+    np.testing.assert_allclose(np.clip(ours / 2 + 0.5, 0, 1), expected, atol=1e-3)
+
+
+def test_float64_weights_stay_float64(tmp_path):
+    network = reference_unet({"sample_size": 8, **SMALL}, "float64")
+    DDPMPipeline(network, DDPMScheduler()).save_pretrained(tmp_path)
+    pretrained = load_diffusers(tmp_path)
+    assert all(leaf.dtype == np.float64 for leaf in jax.tree.leaves(pretrained.variables))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_sixteen_bits_come_back_to_the_bit(tmp_path, dtype):
+    network = written(tmp_path / "a")
+    for parameter in network.parameters():
+        parameter.data = parameter.data.to(dtype)
+    network.save_pretrained(tmp_path / "a" / "unet")
+    save_diffusers(tmp_path / "b", *load_diffusers(tmp_path / "a"))
+    back = UNet2DModel.from_pretrained(tmp_path / "b" / "unet", torch_dtype=dtype)
+    for tensor, value in network.state_dict().items():
+        assert torch.equal(back.state_dict()[tensor], value)
+
+
+def test_shards(tmp_path):
+    network = written(tmp_path, max_shard_size="50KB")
+    assert len(list((tmp_path / "unet").glob("*.safetensors"))) > 3
+    check_weights(load_diffusers(tmp_path), network)
+    victim = sorted((tmp_path / "unet").glob("*.safetensors"))[1]
+    victim.unlink()
+    with pytest.raises(ValueError, match=f"{victim.name}: expected a safetensors file, got none"):
+        load_diffusers(tmp_path)
+
+
+def test_the_unet_at_the_root(tmp_path):
+    network = reference_unet(SMALL, "float32")
+    network.save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match="no scheduler_config.json"):
+        check_weights(load_diffusers(tmp_path), network)
+    DDPMScheduler(77).save_pretrained(tmp_path)
+    with warnings.catch_warnings(action="error"):
+        assert load_diffusers(tmp_path).schedule.num_timesteps == 77
+
+
+def test_attention_weights_under_their_old_names(tmp_path):
+    network = written(tmp_path)
+    path = tmp_path / WEIGHTS
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    tensors = {}
+    for name, value in safetensors.numpy.load_file(path).items():
+        for new, before in old.items():
+            name = name.replace(f".{new}.", f".{before}.")
+        tensors[name] = value
+    assert any("proj_attn" in name for name in tensors)
+    safetensors.numpy.save_file(tensors, path)
+    check_weights(load_diffusers(tmp_path), network)
+
+
+def test_a_config_of_2022(tmp_path):
+    """Few settings, `predict_epsilon`, and a framework's name."""
+    written(tmp_path)
+    config = {"_class_name": "DDPMScheduler", "predict_epsilon": False, "tensor_format": "pt"}
+    path = tmp_path / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps({**config, "trained_betas": None, "timestep_values": None}))
+    assert load_diffusers(tmp_path).prediction_type == "sample"
+
+
+def test_settings_left_out_are_those_of_diffusers():
+    from jax_ddpm.interop.diffusers import unet_config, unet_from_config
+
+    theirs = dict(UNet2DModel(block_out_channels=(32,) * 4).config)
+    ours = unet_config(unet_from_config({"block_out_channels": [32] * 4}, Path("x")))
+    for name in ours.keys() & theirs.keys():
+        value = theirs[name]
+        assert ours[name] == (list(value) if isinstance(value, tuple) else value), name
+    assert theirs.keys() - ours.keys() == {"num_train_timesteps"}
+
+
+UNET, SCHEDULER = "unet/config.json", "scheduler/scheduler_config.json"
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "words"),
+    [
+        (UNET, {"time_embedding_type": "fourier"}, "time_embedding_type: expected 'positional'"),
+        (UNET, {"downsample_type": "resnet"}, "downsample_type: expected 'conv', got 'resnet'"),
+        (UNET, {"class_embed_type": "timestep"}, "class_embed_type: expected None"),
+        (UNET, {"cross_attention_dim": 8}, "expected only settings of UNet2DModel, got cross_att"),
+        (UNET, {"_class_name": "UNet2DConditionModel"}, "expected _class_name UNet2DModel, got"),
+        (UNET, {"down_block_types": ["DownBlock2D", "SkipDownBlock2D"]}, "'SkipDownBlock2D'"),
+        (UNET, {"layers_per_block": 2}, r"expected a tensor down_blocks\S+, got none"),
+        (UNET, {"block_out_channels": [16, 40]}, r"expected down_blocks\S+ of shape \(40,\)"),
+        (UNET, {"add_attention": False}, "expected only the U-Net's tensors, got mid_block.att"),
+        (SCHEDULER, {"_class_name": "PNDMScheduler"}, "expected _class_name DDPMScheduler or DDIM"),
+        (SCHEDULER, {"beta_schedule": "laplace"}, "beta_schedule: expected .* got 'laplace'"),
+        (SCHEDULER, {"prediction_type": "flow"}, "prediction_type: expected one of"),
+        (SCHEDULER, {"variance_type": "x"}, "variance_type: expected one of"),
+        (SCHEDULER, {"timestep_spacing": "karras"}, "timestep_spacing: expected one of"),
+        (SCHEDULER, {"beta_start": -1.0}, "betas: expected values in"),
+        (SCHEDULER, {"use_karras_sigmas": True}, "got use_karras_sigmas: True"),
+    ],
+)
+def test_what_is_not_supported_is_named_with_its_file(tmp_path, untyped, file, changes, words):
+    written(tmp_path)
+    edited(tmp_path / file, **changes)
+    with pytest.raises(ValueError, match=words) as raised:
+        load_diffusers(tmp_path)
+    assert str(tmp_path / file.partition("/")[0]) in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda f: (f / UNET).unlink(), "config.json: expected a JSON file, got none"),
+        (lambda f: (f / UNET).write_text("{"), "config.json: expected JSON, got a damaged file"),
+        (lambda f: (f / UNET).write_text("[]"), "config.json: expected a JSON object, got list"),
+        (lambda f: (f / SCHEDULER).unlink(), "expected scheduler/scheduler_config.json, got none"),
+        (lambda f: (f / WEIGHTS).unlink(), "expected diffusion_pytorch_model.safetensors, got no"),
+        (lambda f: (f / WEIGHTS).write_bytes(b"x" * 99), "safetensors file, got a damaged one"),
+        (
+            lambda f: (f / WEIGHTS).rename(f / "unet" / "diffusion_pytorch_model.bin"),
+            "a pickle, which can run code; convert .* UNet2DModel as M; M.from_pretrained",
+        ),
+        (lambda f: f.rename(f.with_name("gone")), "expected a folder of diffusers, got none"),
+    ],
+)
+def test_a_damaged_folder_is_named(tmp_path, damage, words):
+    folder = tmp_path / "pipeline"
+    written(folder)
+    damage(folder)
+    with pytest.raises(ValueError, match=words):
+        load_diffusers(folder)
+
+
+def test_a_shard_outside_the_folder_is_refused(tmp_path):
+    written(tmp_path)
+    (tmp_path / WEIGHTS).unlink()
+    index = {"weight_map": {"conv_in.weight": "../../secret.safetensors"}}
+    (tmp_path / f"{WEIGHTS}.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="expected a weight_map of tensors to files beside it"):
+        load_diffusers(tmp_path)
+
+
+def test_what_cannot_be_written_leaves_nothing(tmp_path):
+    written(tmp_path / "a")
+    pretrained = load_diffusers(tmp_path / "a")
+    short = pretrained._replace(schedule=pretrained.chain(10))
+    wrong = pretrained._replace(model=pretrained.model.clone(layers_per_block=2))
+    odd = pretrained._replace(clip_denoised=jnp.tanh)
+    ends = pretrained._replace(set_alpha_to_one=False, variance_type="learned")
+    simple = pretrained._replace(model=ddpm.SimpleUNet())
+    for broken, words in [
+        (short, "schedule: expected the one of training"),
+        (wrong, "expected a tensor down_blocks"),
+        (odd, "clip_denoised: expected True, False, static"),
+        (ends, "variance_type: expected 'fixed_small'"),
+        (simple, "model: expected a UNet, got SimpleUNet"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            save_diffusers(tmp_path / "b", *broken)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    with pytest.raises(ValueError, match="expected a new or empty folder"):
+        save_diffusers(tmp_path / "a", *pretrained)
+
+
+def check_weights(pretrained, network):
+    for name, value in ddpm.interop.unet_to_torch(pretrained.variables).items():
+        np.testing.assert_array_equal(value, network.state_dict()[name].numpy())
+
+
+def test_version():
+    """The folders claim to be of a version whose reader these tests ran."""
+    from jax_ddpm.interop.diffusers import _WRITTEN_FOR
+
+    assert diffusers.__version__.split(".")[:2] == _WRITTEN_FOR.split(".")[:2]

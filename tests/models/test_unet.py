@@ -1,0 +1,121 @@
+"""Values are compared with diffusers in `tests/parity`; here is what a user can do with the net."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jax_ddpm as ddpm
+
+SMALL = {
+    "block_out_channels": (8, 16),
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+    "norm_num_groups": 4,
+    "layers_per_block": 1,
+}
+X = jnp.ones((2, 8, 4, 3), jnp.float32)
+T = jnp.array([0, 999], jnp.int32)
+
+
+def randomised(variables, key):
+    """Weights that are nowhere zero."""
+    leaves, tree = jax.tree.flatten(variables)
+    keys = jax.random.split(key, len(leaves))
+    drawn = [jax.random.normal(k, x.shape, x.dtype) / 4 for k, x in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(tree, drawn)
+
+
+@pytest.mark.parametrize(
+    ("model", "side", "count"),
+    [(ddpm.ddpm_cifar10(), 32, 35_746_307), (ddpm.UNet(), 8, 35_746_307)],
+)
+def test_ho_et_als_number_of_parameters(key, model, side, count):
+    """Ho et al. 2020, Appendix B: 35.7 million; to the last one, diffusers' ddpm-cifar10-32."""
+    x = jnp.zeros((1, side, side, 3), jnp.float32)
+    shapes = jax.eval_shape(model.init, key, x, jnp.zeros((1,), jnp.int32))
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == count
+
+
+def test_a_new_network_starts_at_zero(key):
+    model = ddpm.UNet(**SMALL)
+    variables = model.init(key, X, T)
+    np.testing.assert_array_equal(model.apply(variables, X, T), np.zeros(X.shape))
+
+
+def test_dropout_acts_in_training_only(key):
+    model = ddpm.UNet(**SMALL, dropout=0.5)
+    variables = randomised(model.init(key, X, T), key)
+    calm = model.apply(variables, X, T)
+    np.testing.assert_array_equal(model.apply(variables, X, T), calm)
+    keys = jax.random.split(key)
+    one, two = (model.apply(variables, X, T, train=True, rngs={"dropout": k}) for k in keys)
+    assert np.any(one != calm) and np.any(one != two)
+
+
+def test_rematerialisation_changes_memory_and_nothing_else(key):
+    x = jax.random.normal(key, (8, 16, 16, 3), jnp.float32)
+    t = jnp.arange(8, dtype=jnp.int32)
+
+    def compiled(remat):
+        model = ddpm.UNet(**{**SMALL, "layers_per_block": 3}, remat=remat)
+        variables = randomised(model.init(key, x, t), key)
+
+        def loss_fn(variables):
+            return jnp.mean(model.apply(variables, x, t) ** 2)
+
+        program = jax.jit(jax.value_and_grad(loss_fn)).lower(variables).compile()
+        return program(variables), program.memory_analysis().temp_size_in_bytes
+
+    (kept, kept_bytes), (recomputed, recomputed_bytes) = compiled(False), compiled(True)
+    for a, b in zip(jax.tree.leaves(kept), jax.tree.leaves(recomputed), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * float(jnp.max(jnp.abs(a))))
+    assert recomputed_bytes < 0.8 * kept_bytes
+
+
+def test_bfloat16_computes_near_float32(key):
+    model = ddpm.UNet(**SMALL)
+    variables = randomised(model.init(key, X, T), key)
+    expected = model.apply(variables, X, T)
+    output = model.clone(dtype=jnp.bfloat16).apply(variables, X, T)
+    assert output.dtype == jnp.bfloat16
+    error = jnp.max(jnp.abs(output.astype(jnp.float32) - expected))
+    assert float(error) < 0.05 * float(jnp.max(jnp.abs(expected)))
+
+
+def test_a_sample_does_not_see_the_others(key):
+    model = ddpm.UNet(**SMALL, num_class_embeds=3)
+    x, y = jax.random.normal(key, (2, 8, 4, 3), jnp.float32), jnp.array([0, 2], jnp.int32)
+    variables = randomised(model.init(key, x, T, y), key)
+    both = model.apply(variables, x, T, y)
+    np.testing.assert_allclose(model.apply(variables, x[1:], T[1:], y[1:]), both[1:], atol=1e-4)
+    other = model.apply(variables, x, T, jnp.array([1, 2], jnp.int32))
+    assert np.any(other[0] != both[0])
+
+
+@pytest.mark.parametrize(
+    ("fields", "arguments", "words"),
+    [
+        ({"act_fn": "tanh"}, {}, "act_fn: expected one of 'silu', .* got 'tanh'"),
+        (
+            {"down_block_types": ("DownBlock2D", "SkipDownBlock2D")},
+            {},
+            "down_block_types: expected one of .* got 'SkipDownBlock2D'",
+        ),
+        ({"up_block_types": ("UpBlock2D",)}, {}, "up_block_types: expected 2 .* got 1"),
+        ({"mid_block_type": "UNetMidBlock2DCrossAttn"}, {}, "mid_block_type: expected one of"),
+        ({"downsample_padding": 2}, {}, "downsample_padding: expected one of 0, 1, got 2"),
+        ({"resnet_time_scale_shift": "spatial"}, {}, "resnet_time_scale_shift: expected one of"),
+        ({"norm_num_groups": 3}, {}, "block_out_channels: expected multiples .* 3, got 8"),
+        ({"attention_head_dim": 9}, {}, "attention_head_dim: expected 1 to 8"),
+        ({}, {"x": np.zeros((2, 8, 5, 3))}, "x: expected height and width to be multiples of 2"),
+        ({}, {"x": np.zeros((2, 8, 4, 1))}, r"x: expected shape \(2, 8, 4, 3\)"),
+        ({}, {"t": np.zeros((3,), int)}, r"t: expected shape \(2,\), got \(3,\)"),
+        ({}, {"labels": np.zeros((2,), int)}, "labels: expected None where num_class_embeds"),
+        ({"num_class_embeds": 4}, {}, "labels: expected integers .* got None"),
+        ({"num_class_embeds": 4}, {"labels": np.array([0, 4])}, "labels: expected 0 to 3"),
+    ],
+)
+def test_what_does_not_fit_is_named(untyped, key, fields, arguments, words):
+    with pytest.raises(ValueError, match=words):
+        ddpm.UNet(**{**SMALL, **fields}).init(key, **{"x": X, "t": T, **arguments})
