@@ -91,8 +91,8 @@ def dpm_solver_pp(order: int = 2, *, stochastic: bool = False) -> Sampler:
     the first step has order 1, the second at most 2. Where h is infinite, onto x_0, order 1 is
     exact. Order 2 is the paper's and diffusers' "midpoint".
 
-    Order 3 weighs x̂_0'' exactly. The authors' code and diffusers give it half that weight, which
-    leaves an error of second order. It extrapolates far, and needs steps of like length in λ:
+    Order 3 weighs x̂_0'' exactly; diffusers gives it half that weight, which leaves an error of
+    second order. It extrapolates far, and needs steps of like length in λ:
     space them `"trailing"`, since the last steps of other spacings are each several times the
     one before, and order 2 is better there.
     """

@@ -125,11 +125,11 @@ class UNet(nn.Module):
             precision=self.precision,
         )
         embedding = self._embed(config, x, t, labels)
-        x = jnp.asarray(x)
+        hidden = jnp.asarray(x)
         if self.center_input_sample:
-            x = 2 * x - 1
-        x = config.conv(self.block_out_channels[0], "conv_in")(x)
-        skips: list[Array] = [x]
+            hidden = 2 * hidden - 1
+        hidden = config.conv(self.block_out_channels[0], "conv_in")(hidden)
+        skips: list[Array] = [hidden]
         last = len(self.block_out_channels) - 1
         for level, (features, kind) in enumerate(
             zip(self.block_out_channels, self.down_block_types, strict=True)
@@ -143,10 +143,10 @@ class UNet(nn.Module):
                 remat=self.remat,
                 name=f"down_blocks_{level}",
             )
-            x, states = block(x, embedding)
+            hidden, states = block(hidden, embedding)
             skips += states
         if self.mid_block_type is not None:
-            x = self._mid_block(config)(x, embedding)
+            hidden = self._mid_block(config)(hidden, embedding)
         for level, (features, kind) in enumerate(
             zip(reversed(self.block_out_channels), self.up_block_types, strict=True)
         ):
@@ -159,11 +159,11 @@ class UNet(nn.Module):
                 remat=self.remat,
                 name=f"up_blocks_{level}",
             )
-            x = block(x, skips[-layers:], embedding)
+            hidden = block(hidden, skips[-layers:], embedding)
             skips = skips[:-layers]
-        x = nn.silu(config.norm("conv_norm_out")(x))
+        hidden = nn.silu(config.norm("conv_norm_out")(hidden))
         zeros = nn.initializers.zeros_init()
-        return config.conv(self.out_channels, "conv_out", kernel_init=zeros)(x)
+        return config.conv(self.out_channels, "conv_out", kernel_init=zeros)(hidden)
 
     def _embed(self, config: BlockConfig, x: Image, t: Timestep, labels: Label | None) -> Array:
         features = self.time_embedding_dim or 4 * self.block_out_channels[0]

@@ -83,7 +83,7 @@ class _Float64Timesteps(torch.nn.Module):
     """diffusers computes the sinusoids in float32 whatever the model's dtype, which alone puts a
     float64 output 1e-8 off. Here they are, in float64."""
 
-    def __init__(self, features: int, flip_sin_to_cos: bool, freq_shift: float) -> None:
+    def __init__(self, features: int, flip_sin_to_cos: bool, freq_shift: int) -> None:
         super().__init__()
         self.features, self.flip, self.shift = features, flip_sin_to_cos, freq_shift
 

@@ -53,31 +53,34 @@ def test_dropout_acts_in_training_only(key):
     assert np.any(one != calm) and np.any(one != two)
 
 
-def test_rematerialisation_changes_memory_and_nothing_else(key):
-    x = jax.random.normal(key, (8, 16, 16, 3), jnp.float32)
-    t = jnp.arange(8, dtype=jnp.int32)
+def test_rematerialisation_keeps_less_and_changes_nothing_else(key):
+    """What the backward pass is handed: on CPU, XLA undoes the saving itself."""
+    x, t = jnp.ones((2, 16, 16, 3), jnp.float32), jnp.array([0, 999], jnp.int32)
+    fields = {**SMALL, "layers_per_block": 2}
+    variables = randomised(ddpm.UNet(**fields).init(key, x, t), key)
 
-    def compiled(remat):
-        model = ddpm.UNet(**{**SMALL, "layers_per_block": 3}, remat=remat)
-        variables = randomised(model.init(key, x, t), key)
+    def backward(remat):
+        model = ddpm.UNet(**fields, remat=remat)
 
         def loss_fn(variables):
             return jnp.mean(model.apply(variables, x, t) ** 2)
 
-        program = jax.jit(jax.value_and_grad(loss_fn)).lower(variables).compile()
-        return program(variables), program.memory_analysis().temp_size_in_bytes
+        kept = jax.eval_shape(lambda variables: jax.vjp(loss_fn, variables)[1], variables)
+        gradients = jax.tree.leaves(jax.jit(jax.grad(loss_fn))(variables))
+        size = sum(leaf.size for leaf in jax.tree.leaves(kept))
+        return size, np.concatenate([np.ravel(leaf) for leaf in gradients])
 
-    (kept, kept_bytes), (recomputed, recomputed_bytes) = compiled(False), compiled(True)
-    for a, b in zip(jax.tree.leaves(kept), jax.tree.leaves(recomputed), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * float(jnp.max(jnp.abs(a))))
-    assert recomputed_bytes < 0.8 * kept_bytes
+    (all_of_it, expected), (some, gradients) = backward(False), backward(True)
+    np.testing.assert_allclose(gradients, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    assert some < 0.5 * all_of_it
 
 
 def test_bfloat16_computes_near_float32(key):
     model = ddpm.UNet(**SMALL)
     variables = randomised(model.init(key, X, T), key)
     expected = model.apply(variables, X, T)
-    output = model.clone(dtype=jnp.bfloat16).apply(variables, X, T)
+    with jax.numpy_dtype_promotion("standard"):  # Flax's own norms mix bfloat16 and float32
+        output = model.clone(dtype=jnp.bfloat16).apply(variables, X, T)
     assert output.dtype == jnp.bfloat16
     error = jnp.max(jnp.abs(output.astype(jnp.float32) - expected))
     assert float(error) < 0.05 * float(jnp.max(jnp.abs(expected)))
