@@ -152,3 +152,98 @@ def test_no_noise_is_added_at_t_0(sampler, variance_type, x_start):
     np.testing.assert_array_equal(quiet, loud)
     mean = ddpm.p_mean_variance(SCHEDULE, lambda x, t: x / 2, x_start, 0).pred_xstart
     np.testing.assert_allclose(quiet, mean, atol=1e-12)
+
+
+def learned(value):
+    """A network that halves x and says `value` for the variance of every pixel."""
+    return lambda x, t: jnp.concatenate([x / 2, jnp.full_like(x, value)], axis=-1)
+
+
+def test_learned_variance_is_split_off_at_c_channels(x_start):
+    """`jnp.split(x, C)` makes C pieces, as NumPy's; torch's makes pieces of C channels."""
+    p = ddpm.p_mean_variance(
+        SCHEDULE,
+        learned(-3.0),
+        x_start,
+        100,
+        prediction_type="sample",
+        variance_type="learned",
+        clip_denoised=False,
+    )
+    np.testing.assert_array_equal(p.pred_xstart, x_start / 2)
+    np.testing.assert_array_equal(p.log_variance, np.full(SHAPE, -3.0))
+
+
+@pytest.mark.parametrize(
+    ("variance_type", "value", "variance"),
+    [
+        ("learned", -3.0, np.exp(-3.0)),
+        ("fixed_large", 0.0, SCHEDULE.betas[100]),
+        ("learned_range", 1.0, SCHEDULE.betas[100]),
+        ("learned_range", -1.0, SCHEDULE.posterior_variance[100]),
+    ],
+)
+def test_noise_is_scaled_by_the_root_of_the_variance(variance_type, value, variance, x_start):
+    """A log-variance taken for a variance is negative, and its root NaN."""
+    network = learned(value) if variance_type != "fixed_large" else lambda x, t: x / 2
+    state = ddpm.SampleState(jnp.int32(100), x_start, ())
+    run = partial(
+        ddpm.p_sample_steps, None, SCHEDULE, network, state, 1, variance_type=variance_type
+    )
+    quiet, loud = (run(noise_fn=lambda i, s=s: jnp.full(SHAPE, s)).x_t for s in (0.0, 1.0))
+    np.testing.assert_allclose(loud - quiet, np.full(SHAPE, np.sqrt(variance)), rtol=1e-9)
+
+
+def test_learned_range_is_a_geometric_mean(x_start):
+    """Half way between the bounds lies √(β β̃), not (β + β̃) / 2: logarithms are mixed."""
+    p = ddpm.p_mean_variance(SCHEDULE, learned(0.0), x_start, 1, variance_type="learned_range")
+    expected = np.sqrt(SCHEDULE.betas[1] * SCHEDULE.posterior_variance[1])
+    np.testing.assert_allclose(p.variance, np.full(SHAPE, expected), rtol=1e-12)
+
+
+def test_tables_are_float64_also_where_jax_has_none():
+    """`dtype=float64` without x64 is float32 in silence: here tables never pass through JAX."""
+    expected = ddpm.make_schedule(ddpm.cosine_beta_schedule(4000))
+    with jax.enable_x64(False):
+        schedule = ddpm.make_schedule(ddpm.cosine_beta_schedule(4000))
+        kept = ddpm.respace(schedule, ddpm.spaced_timesteps(4000, 100))
+        x = jnp.zeros((4000, 1))
+        assert x.dtype == jnp.float32
+        betas = ddpm.extract(schedule.betas, np.arange(4000), x)[:, 0]
+    assert all(table.dtype == np.float64 for table in kept[:-1])
+    np.testing.assert_array_equal(schedule.betas, expected.betas)
+    np.testing.assert_array_equal(betas, expected.betas.astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("prediction_type", "high", "low"),
+    [("epsilon", 0.05, 1), ("sample", 5, 0.01), ("v_prediction", 5 / 101, 0.01 / 1.01)],
+)
+def test_min_snr_clamps_from_above(prediction_type, high, low):
+    """The clamp the wrong way round, max(SNR, γ), made the easiest steps count most.
+
+    γ = 5 at SNR 100 and 0.01, by hand from Hang et al. 2023, §3.4. A network that is off by 1
+    shows the weight as its loss.
+    """
+    alphas_cumprod = np.array([100 / 101, 0.01 / 1.01])
+    schedule = ddpm.make_schedule(1 - alphas_cumprod / np.append(1.0, alphas_cumprod[:-1]))
+    x_start = noise = np.zeros((2, 3))
+    losses = ddpm.training_losses(
+        schedule,
+        lambda x, t: jnp.ones_like(x),
+        x_start,
+        np.array([0, 1]),
+        noise,
+        prediction_type=prediction_type,
+        weighting="min_snr",
+    )
+    np.testing.assert_allclose(losses, [high, low], rtol=1e-9)
+
+
+def test_the_trajectory_is_not_kept(key):
+    """A scan that stacks every x_t costs T pictures, whether they are looked at or not."""
+    loop = jax.jit(lambda key: ddpm.p_sample_loop(key, SCHEDULE, lambda x, t: x / 2, SHAPE))
+    memory = loop.lower(key).compile().memory_analysis()
+    picture = 8 * np.prod(SHAPE)
+    assert memory.output_size_in_bytes == picture
+    assert memory.temp_size_in_bytes < 20 * picture  # of the 200 on the way

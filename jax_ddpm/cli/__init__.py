@@ -7,6 +7,7 @@ import tyro
 
 from jax_ddpm.cli.config import (
     ConvertConfig,
+    EvaluateConfig,
     ParityConfig,
     SampleConfig,
     TrainConfig,
@@ -19,6 +20,7 @@ _Command = (
     Annotated[TrainConfig, tyro.conf.subcommand("train")]
     | Annotated[SampleConfig, tyro.conf.subcommand("sample")]
     | Annotated[ConvertConfig, tyro.conf.subcommand("convert")]
+    | Annotated[EvaluateConfig, tyro.conf.subcommand("evaluate")]
     | Annotated[ParityConfig, tyro.conf.subcommand("parity")]
 )
 
@@ -47,6 +49,10 @@ def run(arguments: list[str] | None = None) -> None:
                 from jax_ddpm.cli.convert import convert
 
                 convert(config)
+            case EvaluateConfig():
+                from jax_ddpm.cli.evaluate import evaluate
+
+                evaluate(config)
             case ParityConfig():
                 from jax_ddpm.cli.parity import parity
 

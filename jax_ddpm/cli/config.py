@@ -8,6 +8,7 @@ import tyro
 
 __all__ = [
     "ConvertConfig",
+    "EvaluateConfig",
     "ParityConfig",
     "SampleConfig",
     "ScheduleName",
@@ -111,6 +112,30 @@ class ConvertConfig:
     """Of a run: the average of the weights, or the weights."""
     image_size: int = 64
     """Of a state dict, which does not say: height and width of the images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Measure a run: do its samples look like what was asked for, and how likely is the data."""
+
+    run: Path
+    """Folder of the run, as `jax-ddpm train` made it."""
+    dataset: Literal["digits", "mnist5k"] = "digits"
+    """The data that it learned."""
+    data: Path | None = None
+    """Or images of your own, as for `train`."""
+    num: int = 1000
+    """How many samples to judge, and at most how many images to score."""
+    steps: int | None = None
+    """Steps of the chain. Default: all."""
+    sampler: SamplerName = "ancestral"
+    """The update rule."""
+    guidance: float | None = None
+    """Scale of classifier-free guidance. Default: the run's."""
+    seed: int = 0
+    """Of the samples, and of the split of the data."""
+    json: Path | None = None
+    """Also write the figures to this file, as JSON."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jax_ddpm.cli.config import TrainConfig, UsageError
+from jax_ddpm.cli.config import EvaluateConfig, TrainConfig, UsageError
 
 __all__ = ["Dataset", "load_dataset"]
 
@@ -25,7 +25,7 @@ class Dataset(NamedTuple):
         return None if self.labels is None else int(self.labels.max()) + 1
 
 
-def load_dataset(config: TrainConfig) -> Dataset:
+def load_dataset(config: TrainConfig | EvaluateConfig) -> Dataset:
     """What `--data` names, or else `--dataset`."""
     path = config.data
     if path is None:

@@ -81,11 +81,11 @@ def init_variables(model: UNet | SimpleUNet, key: Any, image_shape: tuple[int, .
 def create_run(folder: Path, run: Run, settings: TrainConfig | None = None) -> None:
     """Make the run's folder and its config.json. Refuses a folder that holds anything."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"{folder} exists already: choose another name, or remove it")
+        raise UsageError(f"--name: {folder} exists already: choose another name, or remove it")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"cannot write {folder}: {error.strerror}") from None
+        raise UsageError(f"--out: cannot write {folder}: {error.strerror}") from None
     model, scheduler = run.pretrained.model, Scheduler(*run.pretrained[2:])
     if isinstance(model, UNet):
         network = unet_config(model)

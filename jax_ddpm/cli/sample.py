@@ -13,9 +13,9 @@ from jax_ddpm.cli.runs import Run, load_pretrained, load_run
 from jax_ddpm.samplers import ancestral, ddim, dpm_solver_pp, heun
 from jax_ddpm.training.sharding import use_cpu_cores
 
-__all__ = ["sample"]
+__all__ = ["SAMPLERS", "guided", "sample"]
 
-_SAMPLERS = {"ancestral": ancestral, "ddim": ddim, "dpm_solver_pp": dpm_solver_pp, "heun": heun}
+SAMPLERS = {"ancestral": ancestral, "ddim": ddim, "dpm_solver_pp": dpm_solver_pp, "heun": heun}
 
 
 def sample(config: SampleConfig) -> None:
@@ -40,7 +40,7 @@ def sample(config: SampleConfig) -> None:
         run,
         run.pretrained.chain(config.steps),
         config.num,
-        _SAMPLERS[config.sampler](),
+        SAMPLERS[config.sampler](),
         labels=labels,
         batch_size=config.batch_size,
     )
@@ -63,12 +63,17 @@ def _load(config: SampleConfig) -> Run:
         run = load_pretrained(config.pretrained)
     else:
         raise UsageError("expected --run or --pretrained, and one of them only")
-    if config.guidance is None or config.guidance == run.guidance:
+    return guided(run, config.guidance)
+
+
+def guided(run: Run, guidance: float | None) -> Run:
+    """The run with `--guidance`, if it is given."""
+    if guidance is None or guidance == run.guidance:
         return run
     if run.null_label is None:
         raise UsageError("--guidance: the model has no classes")
     # A checkpoint does not say which label stands for none: it is the last, if it is guided.
-    return run._replace(guidance=config.guidance, num_classes=run.null_label)
+    return run._replace(guidance=guidance, num_classes=run.null_label)
 
 
 def _labels(config: SampleConfig, run: Run) -> np.ndarray | None:

@@ -54,7 +54,11 @@ def test_train_writes_a_run_and_says_so(trained):
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [50, 60]
     assert lines[1]["loss"] < lines[0]["loss"]
-    assert json.loads((folder / "config.json").read_text())["image_shape"] == [8, 8, 1]
+    config = json.loads((folder / "config.json").read_text())
+    assert config["image_shape"] == [8, 8, 1] and config["num_classes"] == 10
+    assert config["model"]["_class_name"] == "UNet2DModel"
+    assert config["model"]["num_class_embeds"] == 11  # the last is the null label
+    assert "1,797 images of 8×8×1 in 10 classes" in result.stdout
     with Image.open(folder / "reverse.gif") as animation:
         assert animation.n_frames == 21
 
@@ -118,6 +122,9 @@ def _bad_data(tmp_path):
     np.save(tmp_path / "nan.npy", np.full((4, 8, 8), np.nan))
     (tmp_path / "torn.npy").write_bytes(b"\x93NUMPY")
     (tmp_path / "torn.npz").write_bytes(b"PK")
+    np.save(tmp_path / "odd.npy", np.zeros((99, 5, 5), np.uint8))
+    np.savez(tmp_path / "labels.npz", x=np.zeros((99, 8, 8), np.uint8), y=np.zeros(5, int))
+    (tmp_path / "weights.pt").write_bytes(b"PK")
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").write_text("hello")
 
@@ -138,6 +145,17 @@ def _bad_data(tmp_path):
         (["train", "--ema-decay", "1"], "--ema-decay: expected 0 to 1"),
         (["train", "--name", "a/b"], "--name: expected the name of a folder"),
         (["train", "--out", "notes.txt"], "--out: cannot write"),
+        (["train", "--init", "empty"], "--pretrained: empty/config.json: expected a JSON file"),
+        (["train", "--data", "odd.npy"], "--data: the network refuses images of (5, 5, 1)"),
+        (["train", "--data", "labels.npz"], "--data: expected a label for each of 99 images"),
+        (["train", "--label-dropout", "2"], "--label-dropout: expected 0 to 1, got 2"),
+        (["sample"], "expected --run or --pretrained, and one of them only"),
+        (["sample", "--run", "a", "--pretrained", "b"], "and one of them only"),
+        (["sample", "--pretrained", "nowhere"], "--pretrained: nowhere: expected a folder of di"),
+        (["convert", "nowhere", "x", "--to", "run"], "SOURCE: no such file or folder: nowhere"),
+        (["convert", "notes.txt", "x", "--to", "run"], "SOURCE: notes.txt: expected a safetensors"),
+        (["convert", "weights.pt", "x", "--to", "run"], "SOURCE: weights.pt is a pickle, which"),
+        (["evaluate", "--run", "nowhere"], "--run: expected a run's folder, got nowhere"),
         (["sample", "--run", "nowhere"], "--run: expected a run's folder, got nowhere"),
         (["sample", "--run", "empty"], "--run: expected a run's folder, got empty"),
         (["sample", "--run", "empty", "--out", "a.jpg"], "--out: expected a .png or a .npz"),
@@ -169,6 +187,85 @@ def test_a_run_is_never_written_over(trained, arguments, words):
     result = jax_ddpm(*arguments, cwd=cwd)
     assert result.returncode == 2 and words in result.stderr
     assert {path: path.stat().st_mtime_ns for path in (cwd / "runs").rglob("*")} == before
+
+
+def test_samples_are_of_the_class_that_is_asked_for(trained):
+    cwd, _ = trained
+    command = ["sample", "--run", "runs/digits", "--num", "12", "--steps", "4", "--out", "x.npz"]
+    assert jax_ddpm(*command, cwd=cwd).returncode == 0
+    in_turn = np.load(cwd / "x.npz")
+    np.testing.assert_array_equal(in_turn["labels"], np.arange(12) % 10)
+    assert jax_ddpm(*command, "--label", "3", "--sampler", "heun", cwd=cwd).returncode == 0
+    np.testing.assert_array_equal(np.load(cwd / "x.npz")["labels"], np.full(12, 3))
+    result = jax_ddpm(*command, "--label", "10", cwd=cwd)
+    assert result.returncode == 2 and "--label: expected 0 to 9, got 10" in result.stderr
+
+
+def test_evaluate_prints_and_writes_its_figures(trained):
+    cwd, _ = trained
+    command = ["evaluate", "--run", "runs/digits", "--num", "20", "--steps", "4"]
+    result = jax_ddpm(*command, "--json", "figures.json", cwd=cwd)
+    assert result.returncode == 0, result.stderr
+    assert "are what was asked for, by an SVC that is right on 99" in result.stdout
+    figures = json.loads((cwd / "figures.json").read_text())
+    assert 0 <= figures["agreement"] <= 1 and figures["steps"] == 4
+
+
+def test_a_run_goes_to_diffusers_and_comes_back(trained, tmp_path):
+    """Weights to the bit, the same pictures, and training goes on from there."""
+    cwd, _ = trained
+    run = str(cwd / "runs/digits")
+    result = jax_ddpm("convert", run, "there", "--to", "diffusers", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "next: DDPMPipeline.from_pretrained('there')" in result.stdout
+    assert jax_ddpm("convert", "there", "back", "--to", "run", cwd=tmp_path).returncode == 0
+    weights = (cwd / "runs/digits/ema.safetensors").read_bytes()
+    assert (tmp_path / "back/ema.safetensors").read_bytes() == weights
+
+    sample = ["--num", "10", "--steps", "4", "--out", "x.npz", "--guidance", "3"]
+    pictures = []
+    for source in (["--run", run], ["--pretrained", "there"], ["--run", "back"]):
+        result = jax_ddpm("sample", *source, *sample, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        pictures.append(np.load(tmp_path / "x.npz")["samples"])
+    np.testing.assert_array_equal(pictures[1], pictures[0])
+    np.testing.assert_array_equal(pictures[2], pictures[0])
+
+    result = jax_ddpm("train", "--init", "there", "--steps", "2", "--name", "on", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "wrote runs/on/" in result.stdout
+
+
+def test_the_tutorials_network_and_its_state_dict(tmp_path):
+    """`--model simple`, to PyTorch and back."""
+    import safetensors.torch
+
+    from torch_reference.models.simple_unet import SimpleUNet
+
+    result = jax_ddpm(*TRAIN, "--model", "simple", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    result = jax_ddpm("convert", "runs/digits", "w.safetensors", "--to", "torch", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    SimpleUNet(1).load_state_dict(safetensors.torch.load_file(tmp_path / "w.safetensors"))
+    command = ["convert", "w.safetensors", "back", "--to", "run", "--image-size", "8"]
+    assert jax_ddpm(*command, cwd=tmp_path).returncode == 0
+    weights = (tmp_path / "runs/digits/ema.safetensors").read_bytes()
+    assert (tmp_path / "back/ema.safetensors").read_bytes() == weights
+    result = jax_ddpm("convert", "back", "d", "--to", "diffusers", cwd=tmp_path)
+    assert result.returncode == 2 and "expected a UNet, got SimpleUNet" in result.stderr
+
+
+def test_labels_of_ones_own_images(tmp_path):
+    """Integers beside the images are classes; without them there are none."""
+    images = np.random.default_rng(0).integers(0, 256, (20, 16, 8, 3), np.uint8)
+    np.savez(tmp_path / "mine.npz", pictures=images, kinds=np.arange(20) % 3)
+    np.save(tmp_path / "plain.npy", images)
+    for file, classes in (("mine.npz", 3), ("plain.npy", None)):
+        options = ["--steps", "2", "--batch-size", "4", "--timesteps", "4"]
+        result = jax_ddpm("train", "--data", file, *options, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        config = json.loads((tmp_path / "runs" / file[:-4] / "config.json").read_text())
+        assert config["num_classes"] == classes
 
 
 def test_a_damaged_run_is_named(trained, tmp_path):

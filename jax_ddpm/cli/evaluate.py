@@ -1,0 +1,119 @@
+"""`jax-ddpm evaluate`: figures for a run, from the data that it learned.
+
+Samples are judged by a support vector machine that was trained on real images: how often does it
+name the class that was asked for? Beside it stands how often it names the class of real images
+that it has not seen. Pixels of 8 bits also have a likelihood: the bound of `bits_per_dim`.
+"""
+
+import json
+from typing import Any
+
+import jax
+import numpy as np
+from sklearn.model_selection import train_test_split
+from sklearn.svm import SVC
+
+from jax_ddpm.cli.config import EvaluateConfig, UsageError, positive
+from jax_ddpm.cli.datasets import Dataset, load_dataset
+from jax_ddpm.cli.draw import cycle_labels, draw_samples
+from jax_ddpm.cli.runs import Run, load_run, write_text
+from jax_ddpm.cli.sample import SAMPLERS, guided
+from jax_ddpm.likelihood import bits_per_dim
+from jax_ddpm.training.sharding import use_cpu_cores
+
+__all__ = ["evaluate", "label_agreement"]
+
+
+def evaluate(config: EvaluateConfig) -> None:
+    """Measure as `config` says, and print."""
+    positive(config, "num", *(["steps"] if config.steps is not None else []))
+    if config.json is not None and not config.json.parent.is_dir():
+        raise UsageError(f"--json: no such folder: {config.json.parent}")
+    use_cpu_cores(collectives=False)
+    run, data = guided(load_run(config.run), config.guidance), load_dataset(config)
+    if data.images.shape[1:] != run.image_shape:
+        raise UsageError(
+            f"--dataset: expected images of {run.image_shape}, as the run's, "
+            f"got {data.images.shape[1:]}"
+        )
+    figures: dict[str, Any] = {"run": str(config.run)}
+    if run.num_classes is not None and data.labels is not None:
+        figures |= _judge(config, run, data)
+        print(
+            f"{config.num:,} samples ({figures['steps']} {config.sampler} steps, guidance "
+            f"{run.guidance:g}): {figures['agreement']:.1%} are what was asked for, by an SVC "
+            f"that is right on {figures['svc_held_out']:.1%} of real images held out from it"
+        )
+    if _is_8_bit(data.images):
+        figures["bits_per_dim"] = _bits_per_dim(config, run, data)
+        print(f"{figures['bits_per_dim']:.3f} bits per dimension at most, on the images learned")
+    if len(figures) == 1:
+        raise UsageError("--run: nothing to measure: no classes, and no pixels of 8 bits")
+    if config.json is not None:
+        write_text(config.json, json.dumps(figures, indent=2) + "\n")
+
+
+def label_agreement(
+    data: Dataset, samples: np.ndarray, labels: np.ndarray, seed: int = 0
+) -> tuple[float, float]:
+    """How often an SVC names the label of a sample, and of a real image held out from it."""
+    flat = data.images.reshape(len(data.images), -1)
+    seen, unseen, seen_labels, unseen_labels = train_test_split(
+        flat, data.labels, test_size=0.2, random_state=seed, stratify=data.labels
+    )
+    judge = SVC(C=10).fit(seen, seen_labels)
+    agreement = float(judge.score(samples.reshape(len(samples), -1), labels))
+    return agreement, float(judge.score(unseen, unseen_labels))
+
+
+def _judge(config: EvaluateConfig, run: Run, data: Dataset) -> dict[str, Any]:
+    steps = config.steps or run.pretrained.schedule.num_timesteps
+    if steps > run.pretrained.schedule.num_timesteps:
+        raise UsageError(
+            f"--steps: expected at most {run.pretrained.schedule.num_timesteps}, the run's "
+            f"timesteps, got {steps}"
+        )
+    labels = cycle_labels(run, config.num)
+    assert labels is not None
+    samples = draw_samples(
+        jax.random.key(config.seed),
+        run,
+        run.pretrained.chain(steps),
+        config.num,
+        SAMPLERS[config.sampler](),
+        labels=labels,
+    )
+    agreement, held_out = label_agreement(data, samples, labels, config.seed)
+    return {"steps": steps, "agreement": agreement, "svc_held_out": held_out}
+
+
+def _is_8_bit(images: np.ndarray) -> bool:
+    levels = (images.astype(np.float64) + 1) * 127.5
+    # 17 grey levels of scikit-learn's digits are no bins of 1/255.
+    return bool(np.allclose(levels, np.round(levels), atol=1e-3))
+
+
+def _bits_per_dim(config: EvaluateConfig, run: Run, data: Dataset) -> float:
+    model: Any = run.pretrained.model
+    images = data.images[: config.num]
+    labels = None
+    if run.num_classes is not None and data.labels is not None:
+        labels = data.labels[: config.num]
+
+    @jax.jit
+    def bound(variables, images, labels):
+        def denoise_fn(x_t, t):
+            arguments = (x_t, t) if labels is None else (x_t, t, labels)
+            return model.apply(variables, *arguments)
+
+        return bits_per_dim(
+            jax.random.key(config.seed),
+            run.pretrained.schedule,
+            denoise_fn,
+            images,
+            prediction_type=run.pretrained.prediction_type,
+            variance_type=run.pretrained.variance_type,
+            clip_denoised=run.pretrained.clip_denoised,
+        ).total.mean()
+
+    return float(bound(run.pretrained.variables, images, labels))
