@@ -16,12 +16,14 @@ import numpy as np
 
 from jax_ddpm.cli.config import TrainConfig
 from jax_ddpm.cli.datasets import load_dataset
-from jax_ddpm.cli.draw import cycle_labels, draw_samples
+from jax_ddpm.cli.draw import cycle_labels, guided_denoise_fn
 from jax_ddpm.cli.evaluate import label_agreement
 from jax_ddpm.cli.figures import image_grid
 from jax_ddpm.cli.runs import load_run
+from jax_ddpm.noise import sample_noise
 from jax_ddpm.samplers import ancestral, ddim, dpm_solver_pp, heun
-from jax_ddpm.training.sharding import use_cpu_cores
+from jax_ddpm.sampling import p_sample_loop
+from jax_ddpm.training.sharding import data_mesh, data_sharding, use_cpu_cores
 
 STEPS = (10, 25, 50)
 SAMPLERS = {
@@ -50,12 +52,30 @@ def main() -> None:
     labels = cycle_labels(run, arguments.num)
     assert labels is not None
 
+    shape = (arguments.num, *run.image_shape)
+    key, pretrained = jax.random.key(0), run.pretrained
+    sharding = data_sharding(data_mesh(arguments.num))
+    # The start that `p_sample_loop` would draw depends on the length of the chain.
+    x_T = sample_noise(key, pretrained.schedule.num_timesteps, shape)
+
     def draw(name: str, steps: int) -> np.ndarray:
         # The last entries of a cosine schedule are too steep for Heun's correction.
         spacing = "leading" if name == "heun()" else "trailing"
-        chain = run.pretrained._replace(timestep_spacing=spacing).chain(steps)
-        key, (sampler, _) = jax.random.key(0), SAMPLERS[name]
-        return draw_samples(key, run, chain, arguments.num, sampler, labels=labels)
+
+        @jax.jit
+        def loop(variables, labels, x_T):
+            return p_sample_loop(
+                key,
+                pretrained._replace(timestep_spacing=spacing).chain(steps),
+                guided_denoise_fn(run, variables, labels),
+                shape,
+                sampler=SAMPLERS[name][0],
+                prediction_type=pretrained.prediction_type,
+                x_T=x_T,
+                sharding=sharding,
+            )
+
+        return np.asarray(loop(pretrained.variables, labels, x_T))
 
     limit = draw("ddim()", run.pretrained.schedule.num_timesteps)
     rows, pictures = [], {}

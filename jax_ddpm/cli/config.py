@@ -44,7 +44,7 @@ class TrainConfig:
     init: Path | None = None
     """Start from a run or a folder of diffusers: its network, weights, schedule and
     parametrisation."""
-    steps: int = 2000
+    steps: int = 1500
     """Training steps."""
     batch_size: int = 64
     """Images a step."""

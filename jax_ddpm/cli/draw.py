@@ -16,7 +16,7 @@ from jax_ddpm.sampling import p_sample_init, p_sample_steps
 from jax_ddpm.schedule import NoiseSchedule
 from jax_ddpm.training.sharding import data_mesh, data_sharding, replicated
 
-__all__ = ["class_columns", "cycle_labels", "draw_samples"]
+__all__ = ["class_columns", "cycle_labels", "draw_samples", "guided_denoise_fn"]
 
 _PIECES = 20
 
@@ -73,7 +73,7 @@ def draw_samples(
         return p_sample_steps(
             key,
             schedule,
-            _denoise_fn(run, params, labels),
+            guided_denoise_fn(run, params, labels),
             state,
             steps,
             sampler=sampler,
@@ -105,7 +105,8 @@ def draw_samples(
     return np.concatenate(samples)[:num]
 
 
-def _denoise_fn(run: Run, params: Any, labels: Any) -> Callable[[Any, Any], Any]:
+def guided_denoise_fn(run: Run, params: Any, labels: Any) -> Callable[[Any, Any], Any]:
+    """The run's network under its guidance, for these labels if it knows any."""
     model: Any = run.pretrained.model
     if labels is None:
         return lambda x_t, t: model.apply(params, x_t, t)

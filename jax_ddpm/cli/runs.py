@@ -73,7 +73,7 @@ def init_variables(model: UNet | SimpleUNet, key: Any, image_shape: tuple[int, .
     if isinstance(model, UNet) and model.num_class_embeds is not None:
         arguments.append(jnp.zeros((1,), jnp.int32))
     try:
-        return model.init(key, *arguments)
+        return jax.jit(model.init)(key, *arguments)
     except ValueError as error:
         raise UsageError(f"--data: the network refuses images of {image_shape}: {error}") from None
 

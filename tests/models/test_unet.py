@@ -39,17 +39,18 @@ def test_ho_et_als_number_of_parameters(key, model, side, count):
 
 def test_a_new_network_starts_at_zero(key):
     model = ddpm.UNet(**SMALL)
-    variables = model.init(key, X, T)
-    np.testing.assert_array_equal(model.apply(variables, X, T), np.zeros(X.shape))
+    variables = jax.jit(model.init)(key, X, T)
+    np.testing.assert_array_equal(jax.jit(model.apply)(variables, X, T), np.zeros(X.shape))
 
 
 def test_dropout_acts_in_training_only(key):
     model = ddpm.UNet(**SMALL, dropout=0.5)
-    variables = randomised(model.init(key, X, T), key)
-    calm = model.apply(variables, X, T)
-    np.testing.assert_array_equal(model.apply(variables, X, T), calm)
+    variables = randomised(jax.eval_shape(model.init, key, X, T), key)
+    apply = jax.jit(model.apply, static_argnames="train")
+    calm = apply(variables, X, T)
+    np.testing.assert_array_equal(apply(variables, X, T), calm)
     keys = jax.random.split(key)
-    one, two = (model.apply(variables, X, T, train=True, rngs={"dropout": k}) for k in keys)
+    one, two = (apply(variables, X, T, train=True, rngs={"dropout": k}) for k in keys)
     assert np.any(one != calm) and np.any(one != two)
 
 
@@ -57,7 +58,7 @@ def test_rematerialisation_keeps_less_and_changes_nothing_else(key):
     """What the backward pass is handed: on CPU, XLA undoes the saving itself."""
     x, t = jnp.ones((2, 16, 16, 3), jnp.float32), jnp.array([0, 999], jnp.int32)
     fields = {**SMALL, "layers_per_block": 2}
-    variables = randomised(ddpm.UNet(**fields).init(key, x, t), key)
+    variables = randomised(jax.eval_shape(ddpm.UNet(**fields).init, key, x, t), key)
 
     def backward(remat):
         model = ddpm.UNet(**fields, remat=remat)
@@ -77,10 +78,10 @@ def test_rematerialisation_keeps_less_and_changes_nothing_else(key):
 
 def test_bfloat16_computes_near_float32(key):
     model = ddpm.UNet(**SMALL)
-    variables = randomised(model.init(key, X, T), key)
-    expected = model.apply(variables, X, T)
+    variables = randomised(jax.eval_shape(model.init, key, X, T), key)
+    expected = jax.jit(model.apply)(variables, X, T)
     with jax.numpy_dtype_promotion("standard"):  # Flax's own norms mix bfloat16 and float32
-        output = model.clone(dtype=jnp.bfloat16).apply(variables, X, T)
+        output = jax.jit(model.clone(dtype=jnp.bfloat16).apply)(variables, X, T)
     assert output.dtype == jnp.bfloat16
     error = jnp.max(jnp.abs(output.astype(jnp.float32) - expected))
     assert float(error) < 0.05 * float(jnp.max(jnp.abs(expected)))
@@ -89,10 +90,11 @@ def test_bfloat16_computes_near_float32(key):
 def test_a_sample_does_not_see_the_others(key):
     model = ddpm.UNet(**SMALL, num_class_embeds=3)
     x, y = jax.random.normal(key, (2, 8, 4, 3), jnp.float32), jnp.array([0, 2], jnp.int32)
-    variables = randomised(model.init(key, x, T, y), key)
-    both = model.apply(variables, x, T, y)
-    np.testing.assert_allclose(model.apply(variables, x[1:], T[1:], y[1:]), both[1:], atol=1e-4)
-    other = model.apply(variables, x, T, jnp.array([1, 2], jnp.int32))
+    variables = randomised(jax.eval_shape(model.init, key, x, T, y), key)
+    apply = jax.jit(model.apply)
+    both = apply(variables, x, T, y)
+    np.testing.assert_allclose(apply(variables, x[1:], T[1:], y[1:]), both[1:], atol=1e-4)
+    other = apply(variables, x, T, jnp.array([1, 2], jnp.int32))
     assert np.any(other[0] != both[0])
 
 
