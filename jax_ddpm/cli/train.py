@@ -86,16 +86,17 @@ def _start(config: TrainConfig, data: Dataset) -> Run:
             raise UsageError(
                 f"--init: expected images of {run.image_shape}, as its network, got {image_shape}"
             )
-        if (
-            (run.num_classes or 0) < (data.num_classes or 0)
-            or run.num_classes
-            and (data.labels is None)
-        ):
+        if run.num_classes is None:
+            return run
+        if data.num_classes is None or data.num_classes > run.num_classes:
             raise UsageError(
-                f"--init: its network has {run.num_classes or 'no'} classes, the images "
+                f"--init: its network has {run.num_classes} classes, the images "
                 f"{data.num_classes or 'none'}"
             )
-        return run
+        if run.null_label is not None and data.num_classes > run.null_label:
+            # A checkpoint whose every label is a class: none is left to stand for no class.
+            return run._replace(null_label=None, guidance=1.0)
+        return run._replace(num_classes=data.num_classes, guidance=config.guidance)
     model = _new_model(config, data)
     variables = init_variables(model, jax.random.key(config.seed), image_shape)
     pretrained = Pretrained(
