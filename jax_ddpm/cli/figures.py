@@ -90,8 +90,9 @@ def save_forward(path: Path, schedule: NoiseSchedule, image: np.ndarray) -> None
 def save_loss(path: Path, steps: Sequence[int], losses: Sequence[float]) -> None:
     """Write the training loss against the step, with a running median over it."""
     figure, axis = plt.subplots(figsize=(7, 4))
-    axis.plot(steps, losses, color="tab:blue", alpha=0.3, linewidth=0.8, label="mean of 50 steps")
-    width = max(1, len(losses) // 20)
+    width = len(losses) // 20  # of a median over what is too many points to see through
+    alpha = 0.3 if width > 1 else 1.0
+    axis.plot(steps, losses, color="tab:blue", alpha=alpha, label="mean of 50 steps")
     if width > 1:
         windows = np.lib.stride_tricks.sliding_window_view(np.asarray(losses), width)
         axis.plot(
@@ -99,7 +100,7 @@ def save_loss(path: Path, steps: Sequence[int], losses: Sequence[float]) -> None
         )
     axis.set_yscale("log")
     axis.set_xlabel("training step")
-    axis.set_ylabel("mean squared error of the noise")
+    axis.set_ylabel("training loss")
     axis.grid(alpha=0.3, which="both")
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False)
