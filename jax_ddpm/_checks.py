@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
-__all__ = ["check_choice", "check_shape"]
+__all__ = ["check_choice", "check_range", "check_shape"]
 
 
 def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
@@ -20,3 +22,13 @@ def check_shape(name: str, value: Any, expected: Sequence[int]) -> None:
     shape = jnp.shape(value)
     if shape != tuple(expected):
         raise ValueError(f"{name}: expected shape {tuple(expected)}, got {shape}")
+
+
+def check_range(name: str, value: Any, size: int) -> None:
+    """Raises `ValueError` unless a concrete `value` lies in 0 … size - 1: JAX would clamp it."""
+    if isinstance(value, Tracer) or np.size(value) == 0:
+        return
+    value = np.asarray(value)  # before any arithmetic, which a surrounding trace would take over
+    if value.min() < 0 or value.max() >= size:
+        got = value.min() if value.min() < 0 else value.max()
+        raise ValueError(f"{name}: expected entries in [0, {size - 1}], got {got}")

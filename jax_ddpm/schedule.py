@@ -16,10 +16,9 @@ from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
-from jax_ddpm._checks import check_choice
+from jax_ddpm._checks import check_choice, check_range
 from jax_ddpm._typing import Table, Timestep
 
 __all__ = [
@@ -248,9 +247,4 @@ def _check_entries(t: Any, size: int, x_shape: tuple[int, ...]) -> None:
         raise TypeError(f"t: expected integers, got {jnp.result_type(t)}")
     if jnp.shape(t) not in ((), x_shape[:1]):
         raise ValueError(f"t: expected shape {x_shape[:1]} or (), got {jnp.shape(t)}")
-    if isinstance(t, Tracer) or np.size(t) == 0:
-        return
-    low, high = np.min(t), np.max(t)
-    if low < 0 or high >= size:
-        got = low if low < 0 else high
-        raise ValueError(f"t: expected entries in [0, {size - 1}], got {got}")
+    check_range("t", t, size)

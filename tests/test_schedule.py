@@ -125,6 +125,13 @@ def test_half_log_snr(schedule):
     np.testing.assert_array_equal(schedule.half_log_snr_prev[1:], schedule.half_log_snr[:-1])
 
 
+def test_a_concrete_t_may_meet_a_traced_x(schedule):
+    """Arithmetic on it inside the trace would be traced too, and its check fail."""
+    t = jnp.array([0, 7, 49])
+    jitted = jax.jit(lambda x: ddpm.extract(schedule.betas, t, x))
+    np.testing.assert_array_equal(jitted(jnp.zeros((3, 1)))[:, 0], schedule.betas[[0, 7, 49]])
+
+
 def test_extract_works_traced_and_vmapped(schedule):
     x, t = jnp.zeros((3, 2, 2, 1)), jnp.array([0, 7, 49])
     expected = schedule.betas[[0, 7, 49]].reshape(3, 1, 1, 1)

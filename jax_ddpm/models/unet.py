@@ -13,11 +13,9 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array
 
-from jax_ddpm._checks import check_choice, check_shape
+from jax_ddpm._checks import check_choice, check_range, check_shape
 from jax_ddpm._typing import Image, Label, Timestep
 from jax_ddpm.models.layers import (
     ACTIVATIONS,
@@ -251,12 +249,7 @@ class UNet(nn.Module):
         if labels is None:
             raise ValueError("labels: expected integers [batch] for num_class_embeds, got None")
         check_shape("labels", labels, (batch,))
-        if isinstance(labels, Tracer):
-            return
-        if np.min(labels) < 0 or np.max(labels) >= self.num_class_embeds:
-            raise ValueError(
-                f"labels: expected 0 to {self.num_class_embeds - 1}, got {np.asarray(labels)}"
-            )
+        check_range("labels", labels, self.num_class_embeds)
 
 
 class _DownBlock(nn.Module):
