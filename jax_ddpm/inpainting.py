@@ -98,7 +98,15 @@ def inpaint(
     """
     entries, up = repaint_walk(schedule.num_timesteps, jump_length, resamples)
     x_start = place(jnp.asarray(x_start), sharding)
-    mask = place(jnp.broadcast_to(jnp.asarray(mask, x_start.dtype), x_start.shape), sharding)
+    mask = jnp.asarray(mask, x_start.dtype)
+    if mask.ndim > x_start.ndim or any(
+        size not in (1, whole)
+        for size, whole in zip(mask.shape[::-1], x_start.shape[::-1], strict=False)
+    ):
+        raise ValueError(
+            f"mask: expected a shape that broadcasts to {x_start.shape}, got {mask.shape}"
+        )
+    mask = place(jnp.broadcast_to(mask, x_start.shape), sharding)
     draw = noise_source(
         key,
         noise_fn,

@@ -143,7 +143,7 @@ def p_sample_init(
         x_T = sample_noise(key, total, shape, first_sample=first_sample, sharding=sharding)
     check_shape("x_T", x_T, shape)
     x_T = place(jnp.asarray(x_T), sharding)
-    return SampleState(jnp.int32(total - 1), x_T, (sampler or ancestral()).init(x_T))
+    return SampleState(jnp.int32(total - 1), x_T, _rule(sampler).init(x_T))
 
 
 def p_sample_steps(
@@ -162,7 +162,7 @@ def p_sample_steps(
     sharding: NamedSharding | None = None,
 ) -> SampleState:
     """Take `steps` steps down the chain from `state`; T of them from its start are the whole."""
-    sampler = sampler or ancestral()
+    sampler = _rule(sampler)
 
     def predict(x_t, i):
         return p_mean_variance(
@@ -190,3 +190,9 @@ def p_sample_steps(
         return SampleState(i - 1, place(x_prev, sharding), memory), None
 
     return lax.scan(jax.checkpoint(step, prevent_cse=False), state, length=steps)[0]
+
+
+def _rule(sampler: Sampler | None) -> Sampler:
+    if sampler is not None and not isinstance(sampler, Sampler):
+        raise TypeError(f"sampler: expected a Sampler, such as ddim(), got {sampler!r}")
+    return sampler or ancestral()

@@ -1,5 +1,7 @@
 """What each command can be told. Fields become flags; docstrings become their help."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,6 +16,7 @@ __all__ = [
     "ScheduleName",
     "TrainConfig",
     "UsageError",
+    "naming",
     "positive",
 ]
 
@@ -23,6 +26,15 @@ SamplerName = Literal["ddim", "ancestral", "dpm_solver_pp", "heun"]
 
 class UsageError(Exception):
     """What the user asked for cannot be done; the message is one line that names the flag."""
+
+
+@contextmanager
+def naming(flag: str) -> Iterator[None]:
+    """Puts `flag` in front of what is wrong with what it was given."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"{flag}: {error}") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +55,8 @@ class TrainConfig:
     """The U-Net, which knows labels, or the tutorial's four convolutions, which do not."""
     init: Path | None = None
     """Start from a run or a folder of diffusers: its network, weights, schedule and
-    parametrisation."""
+    parametrisation (so without --model, --schedule, --timesteps and --prediction-type). If the
+    images use every label of its network, none is hidden and nothing is guided."""
     steps: int = 1500
     """Training steps."""
     batch_size: int = 64
@@ -102,9 +115,10 @@ class SampleConfig:
 class ConvertConfig:
     """Turn a run, a diffusers folder or a PyTorch state dict into one of the others."""
 
-    source: Annotated[Path, tyro.conf.Positional]
-    """A run, a folder of diffusers, or the tutorial's state dict as .safetensors."""
-    out: Annotated[Path, tyro.conf.Positional]
+    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
+    """A run, a folder of diffusers, or a state dict of the tutorial's SimpleUNet as .safetensors
+    (that of a U-Net says too little: its folder is what can be read)."""
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """A new folder, or a .safetensors file for a state dict."""
     to: Literal["run", "diffusers", "torch"]
     """A run of `jax-ddpm`, a folder of diffusers, or a state dict for PyTorch."""

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from jax_ddpm.cli.config import ConvertConfig, UsageError
+from jax_ddpm.cli.config import ConvertConfig, UsageError, naming
 from jax_ddpm.cli.runs import Run, create_run, load_pretrained, load_run, save_weights
 from jax_ddpm.interop import (
     Pretrained,
@@ -57,9 +57,10 @@ def _load(config: ConvertConfig) -> Run:
         raise UsageError(f"SOURCE: no such file or folder: {source}")
     if source.is_file():
         return _load_state_dict(source, config.image_size)
-    if (source / "ema.safetensors").exists():
-        return load_run(source, config.weights)
-    return load_pretrained(source)
+    with naming("SOURCE"):
+        if (source / "ema.safetensors").exists():
+            return load_run(source, config.weights)
+        return load_pretrained(source)
 
 
 def _load_state_dict(path: Path, image_size: int) -> Run:
@@ -67,7 +68,8 @@ def _load_state_dict(path: Path, image_size: int) -> Run:
     if path.suffix in (".pt", ".pth", ".bin", ".pkl"):
         raise UsageError(
             f"SOURCE: {path} is a pickle, which can run code; convert it where you trust it: "
-            f"safetensors.torch.save_file(torch.load({str(path)!r}), 'weights.safetensors')"
+            f'python -c "import torch, safetensors.torch as s; '
+            f"s.save_file(torch.load('{path}', weights_only=True), 'weights.safetensors')\""
         )
     try:
         variables: dict[str, Any] = simple_unet_from_torch(load_tensors(path))

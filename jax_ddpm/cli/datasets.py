@@ -76,16 +76,14 @@ def _read_arrays(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     except Exception as error:  # NumPy's, zipfile's and zlib's errors share no nearer base
         raise UsageError(f"--data: cannot read {path}: {_line(error)}") from None
     images = [array for array in arrays.values() if array.ndim in (3, 4)]
-    labels = [
-        array
-        for array in arrays.values()
-        if array.ndim == 1 and np.issubdtype(array.dtype, np.integer)
-    ]
+    labels = [array for array in arrays.values() if array.ndim == 1]
     if len(images) != 1 or len(labels) > 1:
         raise UsageError(
             f"--data: expected one array of images and at most one of labels in {path}, "
             f"got the arrays {', '.join(arrays)}"
         )
+    if labels and not np.issubdtype(labels[0].dtype, np.integer):
+        raise UsageError(f"--data: expected integer labels in {path}, got {labels[0].dtype}")
     return images[0], labels[0].astype(np.int32) if labels else None
 
 

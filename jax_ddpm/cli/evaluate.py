@@ -13,7 +13,7 @@ import numpy as np
 from sklearn.model_selection import train_test_split
 from sklearn.svm import SVC
 
-from jax_ddpm.cli.config import EvaluateConfig, UsageError, positive
+from jax_ddpm.cli.config import EvaluateConfig, UsageError, naming, positive
 from jax_ddpm.cli.datasets import Dataset, load_dataset
 from jax_ddpm.cli.draw import cycle_labels, draw_samples
 from jax_ddpm.cli.runs import Run, load_run, write_text
@@ -30,7 +30,9 @@ def evaluate(config: EvaluateConfig) -> None:
     if config.json is not None and not config.json.parent.is_dir():
         raise UsageError(f"--json: no such folder: {config.json.parent}")
     use_cpu_cores(collectives=False)
-    run, data = guided(load_run(config.run), config.guidance), load_dataset(config)
+    with naming("--run"):
+        run = load_run(config.run)
+    run, data = guided(run, config.guidance), load_dataset(config)
     if data.images.shape[1:] != run.image_shape:
         raise UsageError(
             f"--dataset: expected images of {run.image_shape}, as the run's, "

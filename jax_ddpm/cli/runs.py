@@ -75,7 +75,7 @@ def init_variables(model: UNet | SimpleUNet, key: Any, image_shape: tuple[int, .
     try:
         return jax.jit(model.init)(key, *arguments)
     except ValueError as error:
-        raise UsageError(f"--data: the network refuses images of {image_shape}: {error}") from None
+        raise UsageError(f"the network refuses images of {image_shape}: {error}") from None
 
 
 def create_run(folder: Path, run: Run, settings: TrainConfig | None = None) -> None:
@@ -114,7 +114,9 @@ def load_run(folder: Path, weights: str = "ema") -> Run:
     """Read a run. Raises `UsageError` naming what is missing or does not fit."""
     path = folder / "config.json"
     if not path.is_file():
-        raise UsageError(f"--run: expected a run's folder, got {folder} (no config.json in it)")
+        is_diffusers = (folder / "model_index.json").exists()
+        hint = ": a folder of diffusers, for --pretrained" if is_diffusers else ""
+        raise UsageError(f"expected a run's folder, got {folder} (no config.json in it){hint}")
     try:
         description = read_json(path)
         height, width, channels = description["image_shape"]
@@ -124,31 +126,42 @@ def load_run(folder: Path, weights: str = "ema") -> Run:
         image_shape = (height, width, channels)
         expected = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), image_shape))
     except (KeyError, TypeError, ValueError, UsageError) as error:
-        raise UsageError(f"--run: {path} is not a run's config: {_line(error)}") from None
+        raise UsageError(f"{path} is not a run's config: {_line(error)}") from None
     try:
         variables = load_arrays(folder / f"{weights}.safetensors")
         _check_tree(folder / f"{weights}.safetensors", variables, expected)
     except ValueError as error:
-        raise UsageError(f"--run: {error}") from None
+        raise UsageError(str(error)) from None
     return Run(Pretrained(model, variables, *scheduler), image_shape, *labelling)
 
 
 def load_pretrained(folder: Path) -> Run:
     """Read a folder of diffusers. Raises `UsageError` naming what is missing or does not fit."""
+    if (folder / "ema.safetensors").exists():
+        raise UsageError(f"{folder} is a run, for --run, and no folder of diffusers")
     try:
         pretrained = load_diffusers(folder)
     except ValueError as error:
-        raise UsageError(f"--pretrained: {error}") from None
+        raise UsageError(str(error)) from None
     model: Any = pretrained.model
     size = model.sample_size
     if size is None:
-        raise UsageError(
-            f"--pretrained: {folder}: expected sample_size in the U-Net's config, got null"
-        )
+        raise UsageError(f"{folder}: expected sample_size in the U-Net's config, got null")
     height, width = (size, size) if isinstance(size, int) else size
+    image_shape = (height, width, model.in_channels)
+    channels = model.in_channels * (2 if pretrained.variance_type.startswith("learned") else 1)
+    if model.out_channels != channels:
+        raise UsageError(
+            f"{folder}: expected {channels} output channels for variance_type "
+            f"{pretrained.variance_type!r}, got {model.out_channels}"
+        )
+    try:
+        jax.eval_shape(lambda: init_variables(model, jax.random.key(0), image_shape))
+    except UsageError as error:
+        raise UsageError(f"{folder}: sample_size: {error}") from None
     classes = model.num_class_embeds
     null_label = None if classes is None else classes - 1
-    return Run(pretrained, (height, width, model.in_channels), classes, null_label, guidance=1.0)
+    return Run(pretrained, image_shape, classes, null_label, guidance=1.0)
 
 
 def load_model(folder: Path) -> Run:

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jax_ddpm.cli.config import SampleConfig, UsageError, positive
+from jax_ddpm.cli.config import SampleConfig, UsageError, naming, positive
 from jax_ddpm.cli.draw import class_columns, cycle_labels, draw_samples
 from jax_ddpm.cli.figures import save_grid
 from jax_ddpm.cli.runs import Run, load_pretrained, load_run
@@ -58,9 +58,11 @@ def sample(config: SampleConfig) -> None:
 
 def _load(config: SampleConfig) -> Run:
     if config.run is not None and config.pretrained is None:
-        run = load_run(config.run)
+        with naming("--run"):
+            run = load_run(config.run)
     elif config.pretrained is not None and config.run is None:
-        run = load_pretrained(config.pretrained)
+        with naming("--pretrained"):
+            run = load_pretrained(config.pretrained)
     else:
         raise UsageError("expected --run or --pretrained, and one of them only")
     return guided(run, config.guidance)

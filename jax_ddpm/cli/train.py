@@ -15,7 +15,7 @@ import optax
 from jax import lax
 from tqdm import tqdm
 
-from jax_ddpm.cli.config import TrainConfig, UsageError, positive
+from jax_ddpm.cli.config import TrainConfig, UsageError, naming, positive
 from jax_ddpm.cli.datasets import Dataset, load_dataset
 from jax_ddpm.cli.draw import class_columns, cycle_labels, draw_samples
 from jax_ddpm.cli.figures import save_forward, save_gif, save_grid, save_loss
@@ -36,6 +36,7 @@ from jax_ddpm.training.sharding import data_mesh, data_sharding, replicated, use
 __all__ = ["train"]
 
 _LOG_EVERY = 50
+_PICTURE_STEPS = 200
 
 
 def train(config: TrainConfig) -> None:
@@ -44,11 +45,11 @@ def train(config: TrainConfig) -> None:
     use_cpu_cores(collectives=True)
     data = load_dataset(config)
     count, *image_shape = data.images.shape
+    run = _start(config, data)
     if config.batch_size > count:
         raise UsageError(
             f"--batch-size: expected at most {count}, the number of images, got {config.batch_size}"
         )
-    run = _start(config, data)
     folder = config.out / (config.name or (config.data or Path(config.dataset)).stem)
     create_run(folder, run, config)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(run.pretrained.variables))
@@ -81,7 +82,11 @@ def _start(config: TrainConfig, data: Dataset) -> Run:
     """The model before the first step: new, or that of `--init`."""
     image_shape = tuple(data.images.shape[1:])
     if config.init is not None:
-        run = load_model(config.init)
+        for name in ("model", "schedule", "timesteps", "prediction_type"):
+            if getattr(config, name) != getattr(TrainConfig, name):
+                raise UsageError(f"--{name.replace('_', '-')}: comes with --init")
+        with naming("--init"):
+            run = load_model(config.init)
         if run.image_shape != image_shape:
             raise UsageError(
                 f"--init: expected images of {run.image_shape}, as its network, got {image_shape}"
@@ -98,7 +103,8 @@ def _start(config: TrainConfig, data: Dataset) -> Run:
             return run._replace(null_label=None, guidance=1.0)
         return run._replace(num_classes=data.num_classes, guidance=config.guidance)
     model = _new_model(config, data)
-    variables = init_variables(model, jax.random.key(config.seed), image_shape)
+    with naming("--data"):
+        variables = init_variables(model, jax.random.key(config.seed), image_shape)
     pretrained = Pretrained(
         model,
         variables,
@@ -208,10 +214,13 @@ def _log(log: TextIO, progress: tqdm, number: int, recent: list[dict], since: fl
 def _draw(config: TrainConfig, folder: Path, run: Run, data: Dataset) -> None:
     frames = []
     columns = class_columns(run) or 8
+    chain = run.pretrained.schedule
+    if chain.num_timesteps > _PICTURE_STEPS:
+        chain = run.pretrained.chain(_PICTURE_STEPS)
     samples = draw_samples(
         jax.random.fold_in(jax.random.key(config.seed), 1),
         run,
-        run.pretrained.schedule,
+        chain,
         8 * columns,
         ancestral(),
         labels=cycle_labels(run, 8 * columns),

@@ -106,7 +106,7 @@ class UNet(nn.Module):
 
         `labels` [batch] goes with `num_class_embeds`. `train` turns dropout on, which draws from
         the Flax stream `"dropout"`. Raises `ValueError` naming what does not fit: a field, a
-        shape, or a concrete label out of range.
+        shape, or a concrete label out of range (a traced one makes NaN).
         """
         self._check_fields()
         self._check_inputs(x, t, labels)

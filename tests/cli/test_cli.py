@@ -124,6 +124,7 @@ def _bad_data(tmp_path):
     (tmp_path / "torn.npz").write_bytes(b"PK")
     np.save(tmp_path / "odd.npy", np.zeros((99, 5, 5), np.uint8))
     np.savez(tmp_path / "labels.npz", x=np.zeros((99, 8, 8), np.uint8), y=np.zeros(5, int))
+    np.savez(tmp_path / "float.npz", x=np.zeros((99, 8, 8), np.uint8), y=np.zeros(99))
     (tmp_path / "weights.pt").write_bytes(b"PK")
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").write_text("hello")
@@ -145,9 +146,11 @@ def _bad_data(tmp_path):
         (["train", "--ema-decay", "1"], "--ema-decay: expected 0 to 1"),
         (["train", "--name", "a/b"], "--name: expected the name of a folder"),
         (["train", "--out", "notes.txt"], "--out: cannot write"),
-        (["train", "--init", "empty"], "--pretrained: empty/config.json: expected a JSON file"),
+        (["train", "--init", "empty"], "--init: empty/config.json: expected a JSON file"),
         (["train", "--data", "odd.npy"], "--data: the network refuses images of (5, 5, 1)"),
         (["train", "--data", "labels.npz"], "--data: expected a label for each of 99 images"),
+        (["train", "--data", "float.npz"], "--data: expected integer labels in float.npz, got fl"),
+        (["train", "--init", "empty", "--timesteps", "9"], "--timesteps: comes with --init"),
         (["train", "--label-dropout", "2"], "--label-dropout: expected 0 to 1, got 2"),
         (["sample"], "expected --run or --pretrained, and one of them only"),
         (["sample", "--run", "a", "--pretrained", "b"], "and one of them only"),
