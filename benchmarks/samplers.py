@@ -59,14 +59,11 @@ def main() -> None:
     x_T = sample_noise(key, pretrained.schedule.num_timesteps, shape)
 
     def draw(name: str, steps: int) -> np.ndarray:
-        # The last entries of a cosine schedule are too steep for Heun's correction.
-        spacing = "leading" if name == "heun()" else "trailing"
-
         @jax.jit
         def loop(variables, labels, x_T):
             return p_sample_loop(
                 key,
-                pretrained._replace(timestep_spacing=spacing).chain(steps),
+                pretrained.chain(steps),
                 guided_denoise_fn(run, variables, labels),
                 shape,
                 sampler=SAMPLERS[name][0],

@@ -200,7 +200,7 @@ def extract(table: Any, t: Timestep, x: Any) -> Array:
     return values.reshape(values.shape + (1,) * (jnp.ndim(x) - values.ndim))
 
 
-@np.errstate(divide="ignore")  # 1 / ᾱ where ᾱ = 0 at the end, log β where a last step is none
+@np.errstate(divide="ignore")  # 1 / ᾱ where ᾱ = 0 at the end, λ where ᾱ is 0 or 1
 def _tables(
     betas: Betas, alphas_cumprod: Betas, alphas_cumprod_prev: Betas, timesteps: np.ndarray
 ) -> NoiseSchedule:
@@ -219,7 +219,8 @@ def _tables(
     half_log_snr_end = (np.log(end) - np.log(1 - end)) / 2
     return NoiseSchedule(
         betas=betas,
-        log_betas=np.log(betas),
+        # A last step that is none, β_0 = 0, has no logarithm either.
+        log_betas=np.log(np.append(betas[:1] if betas[0] > 0 else first, betas[1:])),
         alphas_cumprod=alphas_cumprod,
         alphas_cumprod_prev=alphas_cumprod_prev,
         sqrt_alphas_cumprod=np.sqrt(alphas_cumprod),

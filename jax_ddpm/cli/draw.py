@@ -11,6 +11,7 @@ from tqdm import tqdm
 from jax_ddpm._typing import PRNGKey
 from jax_ddpm.cli.runs import Run
 from jax_ddpm.guidance import classifier_free_guidance
+from jax_ddpm.noise import sample_noise
 from jax_ddpm.samplers import Sampler
 from jax_ddpm.sampling import p_sample_init, p_sample_steps
 from jax_ddpm.schedule import NoiseSchedule
@@ -64,9 +65,15 @@ def draw_samples(
     @jax.jit
     def init(first_sample):
         shape = (batch_size, *run.image_shape)
-        return p_sample_init(
-            key, schedule, shape, sampler=sampler, first_sample=first_sample, sharding=sharding
+        x_T = sample_noise(
+            key,
+            schedule.num_timesteps,
+            shape,
+            first_sample=first_sample,
+            sharding=sharding,
+            dtype=jax.numpy.float32,
         )
+        return p_sample_init(None, schedule, shape, sampler=sampler, x_T=x_T, sharding=sharding)
 
     @partial(jax.jit, static_argnames="steps")
     def advance(params, labels, state, first_sample, steps):

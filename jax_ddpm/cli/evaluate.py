@@ -23,6 +23,8 @@ from jax_ddpm.training.sharding import use_cpu_cores
 
 __all__ = ["evaluate", "label_agreement"]
 
+_BATCH = 250
+
 
 def evaluate(config: EvaluateConfig) -> None:
     """Measure as `config` says, and print."""
@@ -38,8 +40,10 @@ def evaluate(config: EvaluateConfig) -> None:
             f"--dataset: expected images of {run.image_shape}, as the run's, "
             f"got {data.images.shape[1:]}"
         )
+    if run.num_classes is not None and data.labels is None:
+        raise UsageError("--data: expected labels, since the run has classes, got none")
     figures: dict[str, Any] = {"run": str(config.run)}
-    if run.num_classes is not None and data.labels is not None:
+    if run.num_classes is not None:
         figures |= _judge(config, run, data)
         print(
             f"{config.num:,} samples ({figures['steps']} {config.sampler} steps, guidance "
@@ -97,13 +101,11 @@ def _is_8_bit(images: np.ndarray) -> bool:
 
 def _bits_per_dim(config: EvaluateConfig, run: Run, data: Dataset) -> float:
     model: Any = run.pretrained.model
-    images = data.images[: config.num]
-    labels = None
-    if run.num_classes is not None and data.labels is not None:
-        labels = data.labels[: config.num]
+    # Files are often sorted by class.
+    chosen = np.random.default_rng(config.seed).permutation(len(data.images))[: config.num]
 
     @jax.jit
-    def bound(variables, images, labels):
+    def bound(variables, images, labels, first_sample):
         def denoise_fn(x_t, t):
             arguments = (x_t, t) if labels is None else (x_t, t, labels)
             return model.apply(variables, *arguments)
@@ -116,6 +118,12 @@ def _bits_per_dim(config: EvaluateConfig, run: Run, data: Dataset) -> float:
             prediction_type=run.pretrained.prediction_type,
             variance_type=run.pretrained.variance_type,
             clip_denoised=run.pretrained.clip_denoised,
-        ).total.mean()
+            first_sample=first_sample,
+        ).total
 
-    return float(bound(run.pretrained.variables, images, labels))
+    totals = []
+    for first in range(0, len(chosen), _BATCH):
+        batch = chosen[first : first + _BATCH]
+        labels = data.labels[batch] if run.num_classes and data.labels is not None else None
+        totals.append(bound(run.pretrained.variables, data.images[batch], labels, first))
+    return float(np.mean(np.concatenate(totals)))

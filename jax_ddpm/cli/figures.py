@@ -27,7 +27,7 @@ _LONG_SIDE = 640
 def image_grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
     """Images side by side on white, uint8 [height, width, 3], enlarged by whole pixels."""
     count, height, width, channels = images.shape
-    columns = columns or int(np.ceil(np.sqrt(count)))
+    columns = min(columns or int(np.ceil(np.sqrt(count))), count)
     rows = -(-count // columns)
     scale = max(1, _LONG_SIDE // max(columns * width, rows * height))
     gap = max(2, scale // 2)

@@ -155,6 +155,8 @@ def load_pretrained(folder: Path) -> Run:
             f"{folder}: expected {channels} output channels for variance_type "
             f"{pretrained.variance_type!r}, got {model.out_channels}"
         )
+    if pretrained.prediction_type == "epsilon" and pretrained.schedule.alphas_cumprod[-1] == 0:
+        raise UsageError(f"{folder}: zero terminal SNR says nothing to a network that predicts ε")
     try:
         jax.eval_shape(lambda: init_variables(model, jax.random.key(0), image_shape))
     except UsageError as error:

@@ -72,8 +72,8 @@ def guided(run: Run, guidance: float | None) -> Run:
     """The run with `--guidance`, if it is given."""
     if guidance is None or guidance == run.guidance:
         return run
-    if run.null_label is None:
-        raise UsageError("--guidance: the model has no classes")
+    if not run.null_label:
+        raise UsageError("--guidance: the model has no classes, or no label that stands for none")
     # A checkpoint does not say which label stands for none: it is the last, if it is guided.
     return run._replace(guidance=guidance, num_classes=run.null_label)
 

@@ -87,6 +87,9 @@ def _start(config: TrainConfig, data: Dataset) -> Run:
                 raise UsageError(f"--{name.replace('_', '-')}: comes with --init")
         with naming("--init"):
             run = load_model(config.init)
+        # Sixteen bits hold a network, but not the small steps that train it.
+        variables = jax.tree.map(lambda x: np.asarray(x, np.float32), run.pretrained.variables)
+        run = run._replace(pretrained=run.pretrained._replace(variables=variables))
         if run.image_shape != image_shape:
             raise UsageError(
                 f"--init: expected images of {run.image_shape}, as its network, got {image_shape}"
@@ -123,7 +126,11 @@ def _new_model(config: TrainConfig, data: Dataset) -> UNet | SimpleUNet:
         return SimpleUNet(channels=channels)
     # One more level for every doubling from 32 pixels on; attention at the lowest.
     levels = 2
-    while levels < 4 and min(height, width) >= 2 ** (levels + 3):
+    while (
+        levels < 4
+        and min(height, width) >= 2 ** (levels + 3)
+        and not (height % 2**levels or width % 2**levels)
+    ):
         levels += 1
     return ddpm_digits(
         data.num_classes,

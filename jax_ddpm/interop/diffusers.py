@@ -90,9 +90,13 @@ class Pretrained(NamedTuple):
     set_alpha_to_one: bool = True
 
     def chain(self, steps: int) -> NoiseSchedule:
-        """The chain of `steps` that diffusers would run: its spacing, its offset, its end."""
+        """The chain of `steps` that diffusers would run: its spacing, its offset, its end.
+
+        The offset is left out where it would lead out of the chain (there diffusers fails).
+        """
         spaced = spaced_timesteps(self.schedule.num_timesteps, steps, self.timestep_spacing)
-        if self.timestep_spacing == "leading":
+        last = self.schedule.num_timesteps - 1
+        if self.timestep_spacing == "leading" and spaced[-1] + self.steps_offset <= last:
             spaced = spaced + self.steps_offset
         final = 1.0 if self.set_alpha_to_one else float(self.schedule.alphas_cumprod[0])
         return respace(self.schedule, spaced, final_alpha_cumprod=final)
