@@ -110,7 +110,8 @@ def test_train_takes_your_own_images(tmp_path, write):
     files = list(data.iterdir())
     path = files[0] if len(files) == 1 else data
     result = jax_ddpm(
-        "train", "--data", str(path), "--steps", "2", "--batch-size", "4", "--timesteps", "4",
+        "train", "--model", "simple", "--data", str(path), "--steps", "2", "--batch-size", "4",
+        "--timesteps", "4",
         cwd=tmp_path,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
@@ -181,7 +182,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, arguments, words):
         (TRAIN, "--name: runs/digits exists already"),
         (
             ["sample", "--run", "runs/digits", "--steps", "21"],
-            "--steps: expected at most 20, the run's timesteps, got 21",
+            "--steps: expected at most 20, the model's timesteps, got 21",
         ),
     ],
 )
