@@ -13,6 +13,7 @@ from jax_ddpm.cli.config import (
     TrainConfig,
     UsageError,
 )
+from jax_ddpm.training.hosts import WriterFailed
 
 __all__ = ["run"]
 
@@ -57,6 +58,6 @@ def run(arguments: list[str] | None = None) -> None:
                 from jax_ddpm.cli.parity import parity
 
                 parity(config)
-    except UsageError as error:
+    except (UsageError, WriterFailed) as error:
         print(f"jax-ddpm: {error}", file=sys.stderr)
         sys.exit(2)
