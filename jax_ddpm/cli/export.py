@@ -42,6 +42,8 @@ def export(config: ExportConfig) -> None:
     if not config.platforms:
         raise UsageError("--platforms: expected at least one, got none")
     import_module("flatbuffers")  # JAX would ask for it only after the work
+    # No paths of this machine: the same weights make the same file anywhere.
+    jax.config.update("jax_traceback_in_locations_limit", 0)
     run, chain = load_chain(config)
     exported = export_sampler(run, chain, SAMPLERS[config.sampler](), config.platforms)
     data = exported.serialize()
