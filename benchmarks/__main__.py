@@ -13,13 +13,26 @@ from typing import Any
 from benchmarks.section import measure
 from benchmarks.settings import FULL, SHORT
 
-SECTIONS = ("overhead", "growth", "sampling", "training")
+SECTIONS = (
+    "overhead",
+    "peak",
+    "sampling",
+    "training",
+    "cifar10_sampling",
+    "cifar10_training",
+    "growth",
+    "scaling",
+    "processes",
+)
 
 
 def main() -> None:
     """Parse the command line, measure, report."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--full", action="store_true", help="batch 64 too, and more rounds")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing, say what moved since the record"
+    )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     arguments = parser.parse_args()
     for package in ("torch", "diffusers", "matplotlib"):
@@ -28,6 +41,10 @@ def main() -> None:
                 f'benchmarks: {package} is missing: pip install "jax_ddpm[test]"', file=sys.stderr
             )
             sys.exit(2)
+    recorded = arguments.out / "benchmarks.json"
+    if arguments.check and not recorded.exists():
+        print(f"benchmarks: --check: expected a record, got none at {recorded}", file=sys.stderr)
+        sys.exit(2)
     settings = FULL if arguments.full else SHORT
     results: dict[str, Any] = {"settings": asdict(settings)}
     # A process for each section: training's needs a larger pool of threads than sampling's.
@@ -40,13 +57,19 @@ def main() -> None:
                 sys.exit(1)
             results["machine"], results[name] = section.result()
     from benchmarks import report
+    from benchmarks.ratios import moved
 
+    if arguments.check:
+        lines = moved(json.loads(recorded.read_text()), results)
+        print("\n".join(lines) or "no ratio moved by more than the noise")
+        sys.exit(1 if lines else 0)
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "benchmarks.json").write_text(json.dumps(results, indent=1) + "\n")
     (arguments.out / "benchmarks.md").write_text(report.markdown(results))
     report.plot(results, arguments.out / "benchmarks.png")
+    report.plot_scaling(results["scaling"], arguments.out / "scaling.png")
     print(report.markdown(results))
-    print(f"wrote benchmarks.json, benchmarks.md and benchmarks.png to {arguments.out}")
+    print(f"wrote benchmarks.json, .md, .png and scaling.png to {arguments.out}")
 
 
 if __name__ == "__main__":

@@ -7,18 +7,26 @@ from typing import Any
 import jax
 import numpy as np
 import torch
+from diffusers.models.unets.unet_2d import UNet2DModel
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from torch import Tensor
 
 import jax_ddpm as ddpm
 from benchmarks.machine import on_gpu
+from jax_ddpm.interop.diffusers import unet_config
+from jax_ddpm.interop.unet import unet_from_torch
+from jax_ddpm.models import ddpm_cifar10
+from jax_ddpm.training import TrainState
 from torch_reference.models.simple_unet import SimpleUNet
 
 __all__ = [
     "JAX_PLAIN",
     "JAX_SHARDED",
     "REFERENCE",
+    "JaxTrainer",
     "apply_fn",
+    "cifar10_jax",
+    "cifar10_torch",
     "data_sharding",
     "devices_of",
     "draw",
@@ -56,6 +64,44 @@ def torch_network(channels_last: bool = False) -> SimpleUNet:
 def jax_variables() -> dict[str, Any]:
     """JAX's copy of the weights of `torch_network()`."""
     return ddpm.interop.simple_unet_from_torch(torch_network().cpu().state_dict())
+
+
+def cifar10_torch(channels_last: bool = False) -> Any:
+    """diffusers' network of Ho et al.'s CIFAR-10 model, with the same weights at every call."""
+    torch.manual_seed(42)
+    network: Any = UNet2DModel(**unet_config(ddpm_cifar10()))
+    return network.to(torch_device()).to(memory_format=_memory_format(channels_last))
+
+
+def cifar10_jax() -> tuple[Any, dict[str, Any]]:
+    """JAX's network and copy of those weights."""
+    model = ddpm_cifar10(precision="highest")
+    weights: Any = cifar10_torch().cpu()
+    return model, unet_from_torch(weights.state_dict(), model)
+
+
+class JaxTrainer:
+    """A training step, compiled with its state donated, and its state."""
+
+    def __init__(
+        self, step: Callable, state: TrainState, images: Any, sharding: NamedSharding | None
+    ) -> None:
+        place: Any = jax.devices()[0]
+        whole = place if sharding is None else NamedSharding(sharding.mesh, PartitionSpec())
+        self.images = jax.device_put(images, place if sharding is None else sharding)
+        # A copy, since it is donated.
+        self.state = jax.device_put(jax.tree.map(jax.numpy.copy, state), whole)
+        jitted = jax.jit(step, donate_argnums=0)
+        self.program = jitted.lower(self.state, self.images).compile()
+
+    def run(self, steps: int) -> list[float]:
+        """Train, waiting for each step's loss."""
+        losses = []
+        for _ in range(steps):
+            self.state, metrics = self.program(self.state, self.images)
+            jax.block_until_ready(self.state)
+            losses.append(float(metrics["loss"]))
+        return losses
 
 
 def torch_contenders(torch_compile: bool) -> dict[str, tuple[bool, Callable]]:

@@ -1,4 +1,7 @@
-"""What a step costs beyond the network: the whole loop around a network that does nothing."""
+"""What a step costs beyond the network: the whole loop around a network that does nothing.
+
+With noise (Ho et al.'s chain) and without (DDIM): of the first, nearly all is drawing the noise.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -7,7 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 import torch
-from diffusers.schedulers.scheduling_ddpm import DDPMScheduler, DDPMSchedulerOutput
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 import jax_ddpm as ddpm
 from benchmarks.settings import Settings
@@ -27,22 +31,24 @@ def run(settings: Settings, log: Callable[[str], None] = print) -> list[dict[str
     def nothing(x, t):
         return x
 
-    scan = jax.jit(lambda key: ddpm.p_sample_loop(key, schedule, nothing, _SHAPE))
-    step = jax.jit(lambda state: ddpm.p_sample_steps(key, schedule, nothing, state, 1))
+    def scan(**policy):
+        loop = jax.jit(lambda key: ddpm.p_sample_loop(key, schedule, nothing, _SHAPE, **policy))
+        return lambda: jax.block_until_ready(loop(key))
+
+    stepwise = jax.jit(lambda state: ddpm.p_sample_steps(key, schedule, nothing, state, 1))
 
     def python_loop():
         state = ddpm.p_sample_init(key, schedule, _SHAPE)
         for _ in range(steps):
-            state = step(state)
-        return jax.block_until_ready(state.x_t)
+            state = stepwise(state)
+        return state.x_t
 
-    np.testing.assert_allclose(python_loop(), scan(key), atol=1e-6)
-    scheduler = DDPMScheduler(steps)
-    scheduler.set_timesteps(steps)
+    np.testing.assert_allclose(python_loop(), scan()(), atol=1e-6)
     runs = {
-        "JAX, one scan": lambda: jax.block_until_ready(scan(key)),
-        "JAX, a jitted step in a Python loop": python_loop,
-        "diffusers DDPMScheduler.step": partial(_diffusers_loop, scheduler),
+        "JAX, one scan": scan(),
+        "JAX, one scan, DDIM": scan(sampler=ddpm.ddim()),
+        "diffusers DDPMScheduler.step": partial(_diffusers_loop, DDPMScheduler(steps)),
+        "diffusers DDIMScheduler.step": partial(_diffusers_loop, DDIMScheduler(steps)),
     }
     log(f"overhead: {steps:,} steps of a network that does nothing …")
     times = interleave(runs, settings.rounds)
@@ -53,10 +59,9 @@ def run(settings: Settings, log: Callable[[str], None] = print) -> list[dict[str
 
 
 @torch.no_grad()
-def _diffusers_loop(scheduler: DDPMScheduler) -> torch.Tensor:
+def _diffusers_loop(scheduler: Any) -> torch.Tensor:
     x = torch.randn(_SHAPE)
+    scheduler.set_timesteps(len(scheduler.betas))
     for t in scheduler.timesteps:
-        output = scheduler.step(x, t, x)  # pyright: ignore[reportArgumentType]
-        assert isinstance(output, DDPMSchedulerOutput)
-        x = output.prev_sample
+        x = scheduler.step(x, t, x).prev_sample
     return x

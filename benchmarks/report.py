@@ -6,13 +6,15 @@ from typing import Any
 
 import matplotlib
 
+from benchmarks.processes import median
+from benchmarks.ratios import ratios
 from benchmarks.timing import summary
 
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt  # noqa: E402  (the backend is chosen first)
 
-__all__ = ["markdown", "plot"]
+__all__ = ["markdown", "plot", "plot_scaling"]
 
 _EAGER, _COMPILED = "torch eager", "torch.compile, channels_last"
 _COLOURS = {
@@ -33,20 +35,21 @@ def markdown(results: dict[str, Any]) -> str:
         f"Measured {machine['date'][:10]} on {machine['jax_device']}, {machine['cores']} cores; "
         f"{versions}; {machine['precision']}.",
     ]
+    lines += ["", "**Ratios**: how many times as long, or as much, the best other way takes", ""]
+    lines += _ratio_table(results)
     for title, name in (
-        ("Reverse loop, milliseconds a step", "sampling"),
-        ("Training step, milliseconds", "training"),
+        ("Reverse loop, milliseconds a step** (SimpleUNet, 64×64×3)", "sampling"),
+        ("Training step, milliseconds** (SimpleUNet, 64×64×3)", "training"),
+        ("Reverse loop, milliseconds a step** (`ddpm_cifar10`, 32×32×3)", "cifar10_sampling"),
+        ("Training step, milliseconds** (`ddpm_cifar10`, 32×32×3)", "cifar10_training"),
     ):
-        lines += ["", f"**{title}** (SimpleUNet, 64×64×3)", "", *_timed_table(results[name])]
+        lines += ["", f"**{title}", "", *_timed_table(results[name])]
     lines += ["", "**A step beyond the network** (1 × 8×8×3)", ""]
-    lines += ["| | microseconds: median (low – high) | against the scan |", "|---|---|---|"]
-    scan = statistics.median(results["overhead"][0]["seconds_per_step"])
+    lines += ["| | microseconds: median (low – high) |", "|---|---|"]
     for row in results["overhead"]:
         middle, low, high = (1e6 * value for value in summary(row["seconds_per_step"]))
-        lines.append(
-            f"| {row['contender']} | {middle:.2f} ({low:.2f} – {high:.2f}) "
-            f"| {middle / scan / 1e6:.0f} × |"
-        )
+        lines.append(f"| {row['contender']} | {middle:.2f} ({low:.2f} – {high:.2f}) |")
+    lines += _process_tables(results["processes"])
     lines += ["", "**The compiled loop against the length of the chain** (batch 4)", ""]
     lines += ["| T | lines of program | temporary memory | to compile |", "|---|---|---|---|"]
     for row in results["growth"]:
@@ -55,6 +58,33 @@ def markdown(results: dict[str, Any]) -> str:
             f"| {row['temporary_bytes'] / 2**20:.1f} MiB | {row['compile_s']:.1f} s |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _ratio_table(results: dict[str, Any]) -> list[str]:
+    lines = ["| work | batch | ratio (low – high) | at least | against |", "|---|---|---|---|---|"]
+    for ratio in ratios(results):
+        verdict = "" if ratio.middle >= ratio.target else ", not reached"
+        spread = f" ({min(ratio.rounds):.2f} – {max(ratio.rounds):.2f})"
+        lines.append(
+            f"| {ratio.work} | {ratio.batch} | {ratio.middle:.2f} ×"
+            f"{spread if len(ratio.rounds) > 1 else ''} | {ratio.target:g}{verdict} "
+            f"| {ratio.theirs} |"
+        )
+    return lines
+
+
+def _process_tables(rows: list[dict[str, Any]]) -> list[str]:
+    lines = ["", "**Peak memory that sampling adds to a process** (batch 16, 64×64×3)", ""]
+    lines += ["| | MiB |", "|---|---|"]
+    for row in rows:
+        if row["what"] == "memory":
+            lines.append(f"| {row['contender']} | {statistics.median(row['bytes']) / 2**20:.0f} |")
+    lines += ["", "**To the first 16 pictures, seconds** (`jax-ddpm sample`, digits, 50 steps)", ""]
+    lines += ["| | imports | the rest |", "|---|---|---|"]
+    for name in ("cold", "cache warm"):
+        imports, rest = (median(rows, "start", name, field) for field in ("imports", "pictures"))
+        lines.append(f"| {name} | {imports:.1f} | {rest:.1f} |")
+    return lines
 
 
 def _timed_table(rows: list[dict[str, Any]]) -> list[str]:
@@ -84,11 +114,15 @@ def _timed_table(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def plot(results: dict[str, Any], path: Path) -> None:
-    """Time a step and image, one panel for sampling and one for training."""
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4.2))
-    for axis, name, title in zip(
-        axes, ("sampling", "training"), ("reverse loop", "training step"), strict=True
-    ):
+    """Time a step and image: sampling and training, the tutorial's network and the large one."""
+    figure, axes = plt.subplots(2, 2, figsize=(10, 7.6))
+    panels = {
+        "sampling": "SimpleUNet, reverse loop",
+        "training": "SimpleUNet, training step",
+        "cifar10_sampling": "ddpm_cifar10, reverse loop",
+        "cifar10_training": "ddpm_cifar10, training step",
+    }
+    for axis, (name, title) in zip(axes.flat, panels.items(), strict=True):
         rows = results[name]
         batches = sorted({row["batch"] for row in rows})
         present = [c for c in _COLOURS if any(row["contender"] == c for row in rows)]
@@ -118,8 +152,49 @@ def plot(results: dict[str, Any], path: Path) -> None:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(axis="y", alpha=0.3)
         axis.set_axisbelow(True)
-    handles, labels = axes[0].get_legend_handles_labels()
+    handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower center", ncols=3, frameon=False, fontsize=9)
-    figure.tight_layout(rect=(0, 0.12, 1, 1))
+    figure.tight_layout(rect=(0, 0.08, 1, 1))
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def plot_scaling(rows: list[dict[str, Any]], path: Path) -> None:
+    """Every curve, with what a perfect machine would do from its first point on."""
+    curves = list(dict.fromkeys(row["curve"] for row in rows))
+    figure, axes = plt.subplots(2, 4, figsize=(13, 6))
+    for axis, curve in zip(axes.flat, curves, strict=False):
+        points = [(row["size"], summary(row["seconds"])) for row in rows if row["curve"] == curve]
+        sizes = [size for size, _ in points]
+        middles = [1e3 * middle for _, (middle, _, _) in points]
+        axis.plot(sizes, _perfect(curve, sizes, middles[0]), "--", color="#999999", label="perfect")
+        axis.fill_between(
+            sizes,
+            [1e3 * low for _, (_, low, _) in points],
+            [1e3 * high for _, (_, _, high) in points],
+            color="#9ecae1",
+            alpha=0.6,
+        )
+        axis.plot(sizes, middles, "o-", color="#2171b5", label="median, and range")
+        axis.set_title(curve, fontsize=10)
+        axis.set_xscale("log", base=2)
+        axis.set_yscale("log")
+        axis.set_xticks(sizes, [str(size) for size in sizes])
+        axis.tick_params(axis="y", which="both", labelsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.3)
+    for axis in axes.flat[len(curves) :]:
+        axis.axis("off")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    axes.flat[-1].legend(handles, labels, loc="center", frameon=False)
+    figure.supylabel("milliseconds", fontsize=10)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _perfect(curve: str, sizes: list[int], first: float) -> list[float]:
+    if curve.endswith("weak"):
+        return [first] * len(sizes)
+    power = -1 if curve.endswith("strong") else 2 if curve == "image size" else 1
+    return [first * (size / sizes[0]) ** power for size in sizes]

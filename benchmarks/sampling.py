@@ -22,7 +22,7 @@ from benchmarks.settings import Settings
 from benchmarks.timing import interleave, timed
 from torch_reference.schedule import T, tables
 
-__all__ = ["TOLERANCE", "run"]
+__all__ = ["TOLERANCE", "run", "torch_run", "torch_step"]
 
 TOLERANCE = 1e-4
 """Of x_0 after the short chain, float32; measured 1e-6."""
@@ -65,13 +65,13 @@ def _run_batch(settings: Settings, batch: int, log: Callable[[str], None]) -> li
 
     x_T, *noise = (ddpm.sample_noise(key, i, shape) for i in reversed(range(steps + 1)))
     for name, (channels_last, wrap) in sides.torch_contenders(settings.torch_compile).items():
-        step = wrap(_torch_step(sides.torch_network(channels_last)))
+        step = wrap(torch_step(sides.torch_network(channels_last)))
         convert = partial(sides.nchw, channels_last=channels_last)
         given = [convert(draw) for draw in noise]
         out, seconds = timed(partial(_torch_loop, step, convert(x_T), given.__getitem__, steps))
         outputs[name] = sides.nhwc(out)
         compile_s[name] = seconds if name.startswith("torch.compile") else None
-        runs[name] = partial(_torch_run, step, batch, size, channels_last, steps)
+        runs[name] = partial(torch_run, step, batch, size, channels_last, steps)
 
     differences = check_agreement(outputs, sides.REFERENCE, TOLERANCE)
     log(f"sampling, batch {batch}: same x_0 to {max(differences.values()):.1e}; timing …")
@@ -91,7 +91,7 @@ def _jax_loop(schedule, shape, sharding, key, variables):
     )
 
 
-def _torch_step(network: torch.nn.Module) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+def torch_step(network: torch.nn.Module) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     # `torch_reference.sampling.sample_timestep` in a form that torch.compile takes whole: it
     # never looks at the value of t (the last step's variance is zero), and gathers on the device.
     terms = tables()
@@ -117,7 +117,7 @@ def _torch_loop(step, x: Tensor, noise_fn: Callable[[int], Tensor], steps: int) 
     return x
 
 
-def _torch_run(step, batch: int, size: int, channels_last: bool, steps: int) -> Tensor:
+def torch_run(step, batch: int, size: int, channels_last: bool, steps: int) -> Tensor:
     def noise_fn(number: int) -> Tensor:
         return sides.draw(batch, size, channels_last)
 

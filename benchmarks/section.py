@@ -13,7 +13,7 @@ def measure(name: str, settings: Settings) -> tuple[dict[str, Any], list[dict[st
     """One section, in a process of its own: what it ran on, and its rows."""
     from jax_ddpm.training.sharding import use_cpu_cores
 
-    use_cpu_cores(collectives=name == "training")
+    use_cpu_cores(collectives="training" in name or name == "scaling")
     import jax
     import torch
 

@@ -18,6 +18,11 @@ class Settings:
       rounds: timed runs of every contender, taken in turns.
       overhead_steps: length of the chain whose network does nothing.
       chain_lengths: T of the programs whose size is compared.
+      cifar10_sampling_batches, cifar10_training_batches: batch sizes of the large network.
+      cifar10_steps: length of its chain.
+      cifar10_rounds: its timed runs, each of seconds.
+      scaling_steps: length of the chain in the scaling curves.
+      processes: how many new processes measure memory and the start.
       torch_compile: whether torch.compile takes part.
     """
 
@@ -29,6 +34,12 @@ class Settings:
     rounds: int = 5
     overhead_steps: int = 1000
     chain_lengths: tuple[int, ...] = (10, 100, 1000)
+    cifar10_sampling_batches: tuple[int, ...] = (1, 4)
+    cifar10_training_batches: tuple[int, ...] = (4,)
+    cifar10_steps: int = 2
+    cifar10_rounds: int = 3
+    scaling_steps: int = 5
+    processes: int = 1
     torch_compile: bool = True
 
 
@@ -37,5 +48,9 @@ FULL = Settings(
     sampling_batches=(1, 4, 16, 64),
     training_batches=(4, 16, 64),
     training_steps=3,
-    rounds=15,
+    rounds=7,
+    cifar10_sampling_batches=(1, 4, 16),
+    cifar10_training_batches=(4, 8),
+    cifar10_rounds=4,
+    processes=3,
 )

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 import torch
 import torch.nn.functional as F
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 from torch import Tensor
 
 import jax_ddpm as ddpm
@@ -69,17 +69,9 @@ def _run_batch(settings: Settings, batch: int, log: Callable[[str], None]) -> li
 
     step_fn = ddpm.make_train_step(schedule, sides.apply_fn, optimizer)
     for name, sharding in shardings.items():
-        place, state_place = jax.devices()[0], jax.devices()[0]
-        if sharding is not None:
-            place, state_place = sharding, NamedSharding(sharding.mesh, PartitionSpec())
-        placed = jax.device_put(images, place)
-        # A copy each, since each donates its own.
-        start = jax.device_put(jax.tree.map(jax.numpy.copy, state), state_place)
-        jitted = jax.jit(step_fn, donate_argnums=0)
-        program, compile_s[name] = timed(
-            lambda jitted=jitted, a=(start, placed): jitted.lower(*a).compile()
+        trainer, compile_s[name] = timed(
+            partial(sides.JaxTrainer, step_fn, state, images, sharding)
         )
-        trainer = _JaxTrainer(program, start, placed)
         outputs[name] = np.array(trainer.run(_COMPARED_STEPS))
         runs[name] = partial(trainer.run, steps)
 
@@ -102,19 +94,6 @@ def _run_batch(settings: Settings, batch: int, log: Callable[[str], None]) -> li
     times = interleave(runs, settings.rounds)
     devices = {name: sides.devices_of(shardings.get(name)) for name in runs}
     return sides.rows(batch, steps, times, devices, differences, compile_s)
-
-
-class _JaxTrainer:
-    def __init__(self, program: Callable, state: ddpm.TrainState, images: jax.Array) -> None:
-        self.program, self.state, self.images = program, state, images
-
-    def run(self, steps: int) -> list[float]:
-        losses = []
-        for _ in range(steps):
-            self.state, metrics = self.program(self.state, self.images)
-            jax.block_until_ready(self.state)
-            losses.append(float(metrics["loss"]))
-        return losses
 
 
 class _TorchTrainer:

@@ -1,13 +1,11 @@
 """Strict by default: float64 is real, and nothing is broadcast or promoted by accident."""
 
-import atexit
 import os
 import shutil
 import tempfile
 
-# Of these tests alone, and of the commands that they run.
+# Compiled programs are kept for these tests alone, and for the commands that they run.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp()
-atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 # Fake CPU devices share one pool of threads, where collectives that wait may hold them all.
 os.environ.setdefault("NPROC", "32")
 
@@ -20,6 +18,10 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+def pytest_unconfigure():
+    shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
 @pytest.fixture

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from benchmarks.compare import Disagreement, check_agreement
-from benchmarks.report import markdown, plot
+from benchmarks.ratios import moved
+from benchmarks.report import markdown, plot, plot_scaling
 
 
 def test_a_wrong_output_is_refused():
@@ -17,13 +18,16 @@ def test_a_wrong_output_is_refused():
         check_agreement({**outputs, "JAX jit": right * np.nan}, "torch eager", 1e-6)
 
 
-def test_report(tmp_path):
+def _results(jax_seconds=0.01):
     names = ["JAX jit", "torch eager", "torch.compile, channels_last"]
+    seconds = (jax_seconds, 0.03, 0.02)
     rows = [
-        {"contender": name, "batch": 4, "compile_s": None, "seconds_per_step": [s, s, 2 * s]}
-        for name, s in zip(names, (0.01, 0.03, 0.02), strict=True)
+        {"contender": name, "batch": 4, "compile_s": None, "seconds_per_step": [s, s, 1.2 * s]}
+        for name, s in zip(names, seconds, strict=True)
     ]
-    results = {
+    timed = ("sampling", "training", "cifar10_sampling", "cifar10_training")
+    overhead = ["JAX, one scan", "JAX, one scan, DDIM", "DDPMScheduler", "DDIMScheduler"]
+    return {
         "machine": {
             "date": "2026-01-01T00:00:00",
             "jax_device": "a processor",
@@ -31,13 +35,48 @@ def test_report(tmp_path):
             "versions": {"jax": "1"},
             "precision": "float32",
         },
-        "sampling": rows,
-        "training": rows,
-        "overhead": [{"contender": "scan", "seconds_per_step": [1e-6]}],
+        **dict.fromkeys(timed, rows),
+        "overhead": [{"contender": name, "seconds_per_step": [1e-6]} for name in overhead],
+        "peak": [
+            {"contender": "sgemm", "gflop_per_second": [100.0, 110.0]},
+            {"contender": "JAX jit", "gflop_per_second": [99.0, 99.0]},
+        ],
         "growth": [
             {"timesteps": 10, "program_lines": 5, "temporary_bytes": 2**20, "compile_s": 1.0}
         ],
+        "scaling": [
+            {"curve": "steps", "size": size, "seconds": [size, 1.1 * size]} for size in (1, 2)
+        ],
+        "processes": [
+            {"what": "memory", "contender": "JAX jit, sharded over cores", "bytes": [2**20]},
+            {"what": "memory", "contender": "torch eager", "bytes": [3 * 2**20]},
+            {"what": "start", "contender": "cold", "imports": 1.0, "pictures": 8.0},
+            {"what": "start", "contender": "cache warm", "imports": 1.0, "pictures": 2.0},
+        ],
     }
-    assert "| 4 | **JAX jit** | 10.0 (10.0 – 20.0) |  | 3.00 × | 2.00 × |" in markdown(results)
-    plot(results, tmp_path / "plot.png")
+
+
+def test_report(tmp_path):
+    text = markdown(_results())
+    assert "| 4 | **JAX jit** | 10.0 (10.0 – 12.0) |  | 3.00 × | 2.00 × |" in text
+    assert "| tutorial reverse loop, 64×64 | 4 | 2.00 × (2.00 – 2.00) | 1.05 |" in text
+    assert "| share of the sgemm peak | 16 | 0.94 × (0.90 – 0.99) | 0.95, not reached |" in text
+    assert "| peak memory of sampling | 16 | 3.00 × | 1 | torch eager |" in text
+    assert "| cache warm | 1.0 | 2.0 |" in text
+    plot(_results(), tmp_path / "plot.png")
+    plot_scaling(_results()["scaling"], tmp_path / "scaling.png")
     assert (tmp_path / "plot.png").stat().st_size > 10_000
+    assert (tmp_path / "scaling.png").stat().st_size > 10_000
+
+
+def test_what_moved_by_more_than_the_noise_is_named():
+    """The noise is what the rounds of either run show."""
+    assert moved(_results(), _results()) == []
+    lines = moved(_results(), _results(jax_seconds=0.02))
+    assert "tutorial reverse loop, 64×64, batch 4: 2.00 × (2.00 – 2.00) then, 1.00 ×" in lines[0]
+    assert len(lines) == 4
+    noisy = _results(jax_seconds=0.02)
+    noisy["sampling"][0]["seconds_per_step"] = [0.02, 0.01, 0.03]  # all four share the row
+    assert moved(_results(), noisy) == []
+    with pytest.raises(ValueError, match="expected ratios of the same work, got none"):
+        moved(_results(), {})

@@ -1,0 +1,99 @@
+"""One measurement in a process of its own: `python -m benchmarks.fresh WHAT ARGUMENTS…`.
+
+memory SIDE BATCH STEPS     peak memory that sampling adds to a process, in bytes
+start  RUN CACHE            seconds of `jax-ddpm sample` from the first import to 16 pictures
+"""
+
+import json
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+__all__ = ["memory", "start"]
+
+
+def memory(side: str, batch: str, steps: str) -> dict[str, float]:
+    """What sampling adds to the resident memory at its highest, beyond the imported library.
+
+    Run twice, so that what is compiled or tuned is there: the second is counted from the same
+    floor, weights and program included.
+    """
+    size, count = int(batch), int(steps)
+    if side == "jax":
+        run = _jax_sampler(size, count)
+    else:
+        run = _torch_sampler(size, count, side)
+    floor = _resident()
+    run()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    run()
+    return {"bytes": _peak() - floor}
+
+
+def start(folder: str, cache: str) -> dict[str, float]:
+    """Imports apart from the rest, as `jax-ddpm sample` does it."""
+    before = time.perf_counter()
+    from jax_ddpm.cli.config import DevicesConfig, SampleConfig
+    from jax_ddpm.cli.sample import sample
+
+    imported = time.perf_counter()
+    devices = DevicesConfig(compilation_cache=Path(cache))
+    out = Path(cache) / "samples.npz"
+    sample(SampleConfig(run=Path(folder), num=16, out=out, devices=devices))
+    return {"imports": imported - before, "pictures": time.perf_counter() - imported}
+
+
+def _jax_sampler(batch: int, steps: int):
+    from jax_ddpm.training.sharding import use_cpu_cores
+
+    use_cpu_cores(collectives=False)
+    import jax
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    import jax_ddpm as ddpm
+    from jax_ddpm.training.sharding import data_sharding, device_mesh
+
+    sharding = data_sharding(device_mesh(batch))
+    schedule = ddpm.make_schedule(ddpm.linear_beta_schedule(200))
+    schedule = ddpm.respace(schedule, range(steps))
+    model, shape = ddpm.SimpleUNet(), (batch, 64, 64, 3)
+    variables = jax.jit(model.init)(
+        jax.random.key(0), jax.numpy.zeros((1, 64, 64, 3)), jax.numpy.zeros((1,), int)
+    )
+
+    @jax.jit
+    def loop(key, variables):
+        denoise_fn = partial(model.apply, variables)
+        return ddpm.p_sample_loop(key, schedule, denoise_fn, shape, sharding=sharding)  # pyright: ignore
+
+    whole = NamedSharding(sharding.mesh, PartitionSpec())
+    arguments = jax.device_put((jax.random.key(0), variables), whole)
+    program = loop.lower(*arguments).compile()
+    return lambda: jax.block_until_ready(program(*arguments))
+
+
+def _torch_sampler(batch: int, steps: int, side: str):
+
+    from benchmarks import contenders as sides
+    from benchmarks.sampling import torch_run, torch_step
+
+    channels_last, wrap = sides.torch_contenders(torch_compile=True)[side]
+    step = wrap(torch_step(sides.torch_network(channels_last)))
+    return partial(torch_run, step, batch, 64, channels_last, steps)
+
+
+def _status(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return 1024 * int(line.split()[1])
+    raise LookupError(field)
+
+
+_resident = partial(_status, "VmRSS")
+_peak = partial(_status, "VmHWM")
+
+
+if __name__ == "__main__":
+    what, *arguments = sys.argv[1:]
+    print(json.dumps({"memory": memory, "start": start}[what](*arguments)))

@@ -1,0 +1,98 @@
+"""What the records come to: how many times as long the other side takes, against what was aimed at.
+
+A ratio is taken round by round, since the contenders of a round ran within the same moments; its
+median and its lowest and highest round are what a later run is compared with.
+"""
+
+import statistics
+from typing import Any, NamedTuple
+
+from benchmarks.contenders import JAX_PLAIN, JAX_SHARDED
+from benchmarks.processes import median
+
+__all__ = ["Ratio", "moved", "ratios"]
+
+_TIMED = {
+    "sampling": ("tutorial reverse loop, 64×64", {1: 1.0, 4: 1.05, 16: 1.1, 64: 1.1}),
+    "training": ("tutorial training step", {4: 1.0, 16: 1.0, 64: 1.0}),
+    "cifar10_sampling": ("`ddpm_cifar10` reverse loop", {1: 1.1, 4: 1.1, 16: 1.1}),
+    "cifar10_training": ("`ddpm_cifar10` training step", {4: 1.0, 8: 1.0}),
+}
+
+
+class Ratio(NamedTuple):
+    """Above 1, ours is the better; `target` is what it should at least be."""
+
+    work: str
+    batch: int
+    ours: str
+    theirs: str
+    rounds: list[float]
+    target: float
+
+    @property
+    def middle(self) -> float:
+        """The median of the rounds."""
+        return statistics.median(self.rounds)
+
+
+def ratios(results: dict[str, Any]) -> list[Ratio]:
+    """Every ratio that `results` holds: the fastest of ours to the fastest of theirs."""
+    found = []
+    for section, (work, targets) in _TIMED.items():
+        rows = results.get(section, [])
+        for batch in sorted({row["batch"] for row in rows}):
+            here = {r["contender"]: r["seconds_per_step"] for r in rows if r["batch"] == batch}
+            ours = _fastest({n: t for n, t in here.items() if n in (JAX_PLAIN, JAX_SHARDED)})
+            theirs = _fastest({n: t for n, t in here.items() if n not in (JAX_PLAIN, JAX_SHARDED)})
+            rounds = [b / a for a, b in zip(here[ours], here[theirs], strict=True)]
+            found.append(Ratio(work, batch, ours, theirs, rounds, targets.get(batch, 1.0)))
+    if overhead := results.get("overhead"):
+        times = {row["contender"]: row["seconds_per_step"] for row in overhead}
+        for ours, theirs in zip(list(times)[:2], list(times)[2:], strict=True):
+            rounds = [b / a for a, b in zip(times[ours], times[theirs], strict=True)]
+            found.append(Ratio("a step beyond the network", 1, ours, theirs, rounds, 50.0))
+    if peak := results.get("peak"):
+        (_, best), (ours, share) = ((row["contender"], row["gflop_per_second"]) for row in peak)
+        rounds = [b / a for a, b in zip(best, share, strict=True)]
+        found.append(Ratio("share of the sgemm peak", 16, ours, "sgemm", rounds, 0.95))
+    if processes := results.get("processes"):
+        memory = {
+            row["contender"]: median(processes, "memory", row["contender"], "bytes")
+            for row in processes
+            if row["what"] == "memory"
+        }
+        ours = memory.pop(JAX_SHARDED)
+        theirs = min(memory, key=lambda name: memory[name])
+        rounds = [memory[theirs] / ours]
+        found.append(Ratio("peak memory of sampling", 16, JAX_SHARDED, theirs, rounds, 1.0))
+    return found
+
+
+def moved(recorded: dict[str, Any], measured: dict[str, Any]) -> list[str]:
+    """A line for each ratio whose median left the range of rounds of the other, both ways.
+
+    Raises `ValueError` if the two have no ratio in common.
+    """
+    before = {(r.work, r.batch): r for r in ratios(recorded)}
+    pairs = [(before[r.work, r.batch], r) for r in ratios(measured) if (r.work, r.batch) in before]
+    if not pairs:
+        raise ValueError("recorded: expected ratios of the same work, got none")
+    return [
+        f"{then.work}, batch {then.batch}: {then.middle:.2f} × ({_spread(then)}) then, "
+        f"{now.middle:.2f} × ({_spread(now)}) now"
+        for then, now in pairs
+        if not _inside(now.middle, then.rounds) and not _inside(then.middle, now.rounds)
+    ]
+
+
+def _fastest(times: dict[str, list[float]]) -> str:
+    return min(times, key=lambda name: statistics.median(times[name]))
+
+
+def _inside(value: float, rounds: list[float]) -> bool:
+    return min(rounds) <= value <= max(rounds)
+
+
+def _spread(ratio: Ratio) -> str:
+    return f"{min(ratio.rounds):.2f} – {max(ratio.rounds):.2f}"

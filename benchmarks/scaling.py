@@ -1,0 +1,78 @@
+"""Curves: the time of the tutorial's loop and training step as one size grows.
+
+steps, image size, batch        of the loop; a straight line is right (a step costs the same)
+devices, strong                 the same 16 images over more devices
+devices, weak                   8 images for each device
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+import jax_ddpm as ddpm
+from benchmarks import contenders as sides
+from benchmarks.settings import Settings
+from benchmarks.timing import interleave
+from torch_reference.schedule import T
+
+__all__ = ["run"]
+
+
+def run(settings: Settings, log: Callable[[str], None] = print) -> list[dict[str, Any]]:
+    """Every point of every curve, all of them taking turns."""
+    counts = [n for n in (1, 2, 4, 8, 16) if n <= jax.device_count()]
+    everything = max(counts)
+    steps = settings.scaling_steps
+    points: dict[tuple[str, int], Callable] = {}
+    for size in (16, 32, 64):
+        points["image size", size] = _loop(everything, 16, size, steps)
+    for batch in (2, 4, 8, 16, 32):
+        points["batch", batch] = _loop(everything, batch, 32, steps)
+    for length in (5, 10, 20, 40):
+        points["steps", length] = _loop(everything, 16, 32, length)
+    for count in counts:
+        points["sampling on devices, strong", count] = _loop(count, 16, 32, steps)
+        points["sampling on devices, weak", count] = _loop(count, 8 * count, 32, steps)
+        points["training on devices, strong", count] = _training(count, 16, 32)
+        points["training on devices, weak", count] = _training(count, 8 * count, 32)
+    log(f"scaling: {len(points)} points …")
+    times = interleave({str(point): work for point, work in points.items()}, settings.rounds)
+    return [
+        {"curve": curve, "size": size, "seconds": times[str((curve, size))]}
+        for curve, size in points
+    ]
+
+
+def _mesh(count: int) -> NamedSharding:
+    mesh = Mesh(np.array(jax.devices()[:count]), ("data",), axis_types=(AxisType.Auto,))
+    return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def _loop(devices: int, batch: int, size: int, steps: int) -> Callable[[], Any]:
+    sharding = _mesh(min(devices, batch))
+    schedule = ddpm.respace(ddpm.make_schedule(ddpm.linear_beta_schedule(T)), range(steps))
+
+    @jax.jit
+    def loop(key, variables):
+        denoise_fn = partial(sides.apply_fn, variables)
+        shape = (batch, size, size, 3)
+        return ddpm.p_sample_loop(key, schedule, denoise_fn, shape, sharding=sharding)
+
+    whole = NamedSharding(sharding.mesh, PartitionSpec())
+    arguments = jax.device_put((jax.random.key(0), sides.jax_variables()), whole)
+    return lambda: jax.block_until_ready(loop(*arguments))
+
+
+def _training(devices: int, batch: int, size: int) -> Callable[[], Any]:
+    schedule = ddpm.make_schedule(ddpm.linear_beta_schedule(T))
+    optimizer = optax.adam(1e-3)
+    images = np.asarray(jax.random.normal(jax.random.key(1), (batch, size, size, 3)))
+    state = ddpm.init_train_state(jax.random.key(0), sides.jax_variables(), optimizer)
+    step = ddpm.make_train_step(schedule, sides.apply_fn, optimizer)
+    trainer = sides.JaxTrainer(step, state, images, _mesh(devices))
+    return partial(trainer.run, 1)
