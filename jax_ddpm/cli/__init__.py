@@ -9,6 +9,7 @@ from jax_ddpm.cli.config import (
     ConvertConfig,
     EvaluateConfig,
     ParityConfig,
+    PlanConfig,
     SampleConfig,
     TrainConfig,
     UsageError,
@@ -22,6 +23,7 @@ _Command = (
     | Annotated[ConvertConfig, tyro.conf.subcommand("convert")]
     | Annotated[EvaluateConfig, tyro.conf.subcommand("evaluate")]
     | Annotated[ParityConfig, tyro.conf.subcommand("parity")]
+    | Annotated[PlanConfig, tyro.conf.subcommand("plan")]
 )
 
 
@@ -30,7 +32,7 @@ def run(arguments: list[str] | None = None) -> None:
     config = tyro.cli(
         _Command,
         prog="jax-ddpm",
-        description="Train, sample and certify diffusion models (DDPM) in JAX.",
+        description="Train, sample, certify and plan diffusion models (DDPM) in JAX.",
         args=arguments,
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff),
     )
@@ -57,6 +59,10 @@ def run(arguments: list[str] | None = None) -> None:
                 from jax_ddpm.cli.parity import parity
 
                 parity(config)
+            case PlanConfig():
+                from jax_ddpm.cli.plan import plan
+
+                plan(config)
     except UsageError as error:
         print(f"jax-ddpm: {error}", file=sys.stderr)
         sys.exit(2)
