@@ -34,7 +34,7 @@ def run(arguments: list[str] | None = None) -> None:
         prog="jax-ddpm",
         description="Train, sample, certify and plan diffusion models (DDPM) in JAX.",
         args=arguments,
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff),
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
     )
     try:
         # Each command is imported when it is run: `parity` alone needs torch.

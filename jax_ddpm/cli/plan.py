@@ -1,6 +1,7 @@
 """`jax-ddpm plan`: does it fit, and how long does it take, before the hardware is rented."""
 
 import json
+import math
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from jax_ddpm.interop import Pretrained
 from jax_ddpm.models import SimpleUNet, UNet, ddpm_cifar10, ddpm_digits
 from jax_ddpm.plan.compilation import Cost, TooLarge, compile_for, prepare, quiet
 from jax_ddpm.plan.programs import sample_program, train_program
+from jax_ddpm.plan.search import largest_batch
 from jax_ddpm.plan.targets import Target, parse_target, require_compiler
 
 __all__ = ["load", "measure", "plan"]
@@ -42,11 +44,12 @@ def plan(config: PlanConfig) -> None:
             row = measure(config, run, target, work)
             rows.append(row)
             print("\n" + _report(row))
-        if config.largest_batch and config.work != "sample":
-            pass
+            if config.largest_batch and work == "train":
+                row["largest_batch"] = _largest(config, run, target, row)
+                print(_largest_line(row))
     print(
-        "\nestimate: the longest of the three times above it, at the chip's peak figures. "
-        "Nothing ran;\nreal programs take longer."
+        "\nestimate: the longest of the three times above it, at the chips' peak figures and "
+        "without the time\nthat operations take to start. Real programs take longer."
     )
     if config.json is not None:
         write_text(config.json, json.dumps(rows, indent=2) + "\n")
@@ -129,6 +132,22 @@ def measure(
     return {**row, **_figures(cost, target, config.dtype)}
 
 
+def _largest(
+    config: PlanConfig, run: Run, target: Target, row: dict[str, Any]
+) -> tuple[int, int | None]:
+    def needed(batch: int) -> float:
+        here = row if batch == row["images"] else measure(config, run, target, "train", batch)
+        return max(here["needed"] or math.inf, 0 if here["fits"] else here["available"] + 1)
+
+    return largest_batch(needed, row["available"], row["images"], row["devices"])
+
+
+def _largest_line(row: dict[str, Any]) -> str:
+    fits, fails = row["largest_batch"]
+    rest = "was the largest tried" if fails is None else f"images fit, {fails:,} do not"
+    return _line("largest batch", f"{fits:,}", rest)
+
+
 def _figures(cost: Cost, target: Target, dtype: str) -> dict[str, Any]:
     rates = target.rates(dtype)
     seconds = cost.seconds(rates)
@@ -192,9 +211,9 @@ def _report(row: dict[str, Any]) -> str:
         rest = f"{time} at {_amount(rates['interconnect'], 'B/s')}"
         lines.append(_line(f"{each['kind']} ×{each['count']}", _amount(each["nbytes"], "B"), rest))
     estimate = row["estimate"]
-    speed = f"{images / estimate:,.4g} images/s"
+    speed = f"{_number(images / estimate)} images/s"
     if not sampling:
-        speed = f"{1 / estimate:,.3g} steps/s, {speed}"
+        speed = f"{_number(1 / estimate)} steps/s, {speed}"
     lines.append(_line("estimate", _time(estimate), f"bound by {row['bound']}: at best {speed}"))
     return "\n".join(lines)
 
@@ -220,6 +239,10 @@ def _amount(count: float, unit: str) -> str:
         if count >= factor:
             return f"{count / factor:,.3g} {prefix}{unit}"
     return f"{count / 1e3:,.3g} k{unit}"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _time(seconds: float) -> str:
