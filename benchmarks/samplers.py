@@ -23,7 +23,7 @@ from jax_ddpm.cli.runs import load_run
 from jax_ddpm.noise import sample_noise
 from jax_ddpm.samplers import ancestral, ddim, dpm_solver_pp, heun
 from jax_ddpm.sampling import p_sample_loop
-from jax_ddpm.training.sharding import data_mesh, data_sharding, use_cpu_cores
+from jax_ddpm.training.sharding import data_sharding, device_mesh, use_cpu_cores
 
 STEPS = (10, 25, 50)
 SAMPLERS = {
@@ -54,7 +54,7 @@ def main() -> None:
 
     shape = (arguments.num, *run.image_shape)
     key, pretrained = jax.random.key(0), run.pretrained
-    sharding = data_sharding(data_mesh(arguments.num))
+    sharding = data_sharding(device_mesh(arguments.num))
     # The start that `p_sample_loop` would draw depends on the length of the chain.
     x_T = sample_noise(key, pretrained.schedule.num_timesteps, shape)
 

@@ -10,6 +10,7 @@ import tyro
 
 __all__ = [
     "ConvertConfig",
+    "DevicesConfig",
     "EvaluateConfig",
     "ParityConfig",
     "PlanConfig",
@@ -36,6 +37,21 @@ def naming(flag: str) -> Iterator[None]:
         yield
     except UsageError as error:
         raise UsageError(f"{flag}: {error}") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DevicesConfig:
+    """Which processes work together, and what is kept of their compilations."""
+
+    coordinator: str | None = None
+    """Where several hosts run this command: HOST:PORT of process 0. SLURM, Open MPI and TPU pods
+    need none of these three; elsewhere all of them."""
+    num_processes: int | None = None
+    """How many processes there are."""
+    process_id: int | None = None
+    """Which one this is, from 0; 0 writes the files."""
+    compilation_cache: Path | None = Path("~/.cache/jax_ddpm")
+    """Compiled programs are kept here, so that the next start is faster. None: nowhere."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +96,18 @@ class TrainConfig:
     """Gradients are scaled down to this global norm."""
     seed: int = 0
     """Decides the initial weights, the order of the data, the noise and the samples."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the network computes in; weights, gradients' sums and Adam stay float32."""
+    accumulate: int = 1
+    """Take each batch in so many parts, one after the other, for the memory of one."""
+    remat: bool = False
+    """Recompute the insides of the U-Net's blocks for the gradient instead of keeping them."""
+    fsdp: int = 1
+    """Split weights and optimizer state over so many devices, for memory; they divide the
+    devices in use."""
+    steps_per_dispatch: int | None = None
+    """Steps that the device takes before the host is asked again. Default: 10, on a CPU 1."""
+    devices: DevicesConfig = DevicesConfig()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +135,7 @@ class SampleConfig:
     """Image k of a seed is the same however many are drawn."""
     batch_size: int = 256
     """Images drawn at a time."""
+    devices: DevicesConfig = DevicesConfig()
     out: Path = Path("samples.png")
     """A .png (a grid) or a .npz (`samples`, float32 in [-1, 1], NHWC, and `labels` if any).
     Written over."""

@@ -15,7 +15,8 @@ from jax_ddpm.noise import sample_noise
 from jax_ddpm.samplers import Sampler
 from jax_ddpm.sampling import p_sample_init, p_sample_steps
 from jax_ddpm.schedule import NoiseSchedule
-from jax_ddpm.training.sharding import data_mesh, data_sharding, replicated
+from jax_ddpm.training.hosts import is_writer, to_hosts
+from jax_ddpm.training.sharding import data_sharding, device_mesh, replicated
 
 __all__ = ["class_columns", "cycle_labels", "draw_samples", "guided_denoise_fn"]
 
@@ -53,9 +54,11 @@ def draw_samples(
     # A batch that the devices divide; the samples beyond `num` are drawn and dropped.
     devices = jax.device_count()
     batch_size = -(-min(num, batch_size) // devices) * devices
-    mesh = data_mesh(batch_size)
+    mesh = device_mesh(batch_size)
     sharding = data_sharding(mesh)
-    params = jax.device_put(run.pretrained.variables, replicated(mesh))
+    params = jax.jit(lambda params: params, out_shardings=replicated(mesh))(
+        run.pretrained.variables
+    )
     policy = {
         "prediction_type": run.pretrained.prediction_type,
         "variance_type": run.pretrained.variance_type,
@@ -94,21 +97,22 @@ def draw_samples(
     pieces = [piece] * (total // piece) + [total % piece] * (total % piece > 0)
     samples = []
     starts = range(0, num, batch_size)
-    with tqdm(total=total * len(starts), desc="sampling", unit="step") as progress:
+    with tqdm(
+        total=total * len(starts), desc="sampling", unit="step", disable=not is_writer()
+    ) as progress:
         for first_sample in starts:
             state = init(first_sample)
             here = None
             if labels is not None:
                 here = np.resize(labels[first_sample : first_sample + batch_size], batch_size)
-                here = jax.device_put(here, sharding)
             for steps in pieces:
                 if watch and first_sample == 0:
-                    watch(np.asarray(state.x_t))
+                    watch(to_hosts(state.x_t, mesh))
                 state = jax.block_until_ready(advance(params, here, state, first_sample, steps))
                 progress.update(steps)
             if watch and first_sample == 0:
-                watch(np.asarray(state.x_t))
-            samples.append(np.asarray(state.x_t))
+                watch(to_hosts(state.x_t, mesh))
+            samples.append(to_hosts(state.x_t, mesh))
     return np.concatenate(samples)[:num]
 
 

@@ -13,13 +13,13 @@ import numpy as np
 from sklearn.model_selection import train_test_split
 from sklearn.svm import SVC
 
-from jax_ddpm.cli.config import EvaluateConfig, UsageError, naming, positive
+from jax_ddpm.cli.config import DevicesConfig, EvaluateConfig, UsageError, naming, positive
 from jax_ddpm.cli.datasets import Dataset, load_dataset
+from jax_ddpm.cli.devices import start_devices
 from jax_ddpm.cli.draw import cycle_labels, draw_samples
 from jax_ddpm.cli.runs import Run, load_run, write_text
 from jax_ddpm.cli.sample import SAMPLERS, guided
 from jax_ddpm.likelihood import bits_per_dim
-from jax_ddpm.training.sharding import use_cpu_cores
 
 __all__ = ["evaluate", "label_agreement"]
 
@@ -31,7 +31,7 @@ def evaluate(config: EvaluateConfig) -> None:
     positive(config, "num", *(["steps"] if config.steps is not None else []))
     if config.json is not None and not config.json.parent.is_dir():
         raise UsageError(f"--json: no such folder: {config.json.parent}")
-    use_cpu_cores(collectives=False)
+    start_devices(DevicesConfig(), collectives=False)
     with naming("--run"):
         run = load_run(config.run)
     run, data = guided(run, config.guidance), load_dataset(config)

@@ -7,11 +7,12 @@ import jax
 import numpy as np
 
 from jax_ddpm.cli.config import SampleConfig, UsageError, naming, positive
+from jax_ddpm.cli.devices import start_devices
 from jax_ddpm.cli.draw import class_columns, cycle_labels, draw_samples
 from jax_ddpm.cli.figures import save_grid
 from jax_ddpm.cli.runs import Run, load_pretrained, load_run
 from jax_ddpm.samplers import ancestral, ddim, dpm_solver_pp, heun
-from jax_ddpm.training.sharding import use_cpu_cores
+from jax_ddpm.training.hosts import on_writer
 
 __all__ = ["SAMPLERS", "guided", "sample"]
 
@@ -25,7 +26,7 @@ def sample(config: SampleConfig) -> None:
         raise UsageError(f"--out: expected a .png or a .npz, got {config.out}")
     if not config.out.parent.is_dir():
         raise UsageError(f"--out: no such folder: {config.out.parent}")
-    use_cpu_cores(collectives=False)
+    start_devices(config.devices, collectives=False)
     run = _load(config)
     timesteps = run.pretrained.schedule.num_timesteps
     if config.steps > timesteps:
@@ -44,6 +45,10 @@ def sample(config: SampleConfig) -> None:
         labels=labels,
         batch_size=config.batch_size,
     )
+    on_writer(lambda: _write(config, run, samples, labels))
+
+
+def _write(config: SampleConfig, run: Run, samples: np.ndarray, labels: np.ndarray | None) -> None:
     temporary = config.out.with_name(f".{config.out.stem}.tmp{config.out.suffix}")
     if config.out.suffix == ".png":
         save_grid(temporary, samples, columns=class_columns(run) if config.label is None else None)

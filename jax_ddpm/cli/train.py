@@ -1,24 +1,18 @@
 """`jax-ddpm train`: the main job, from images to a folder with weights and pictures."""
 
 import json
-import signal
-import time
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
-from jax import lax
-from tqdm import tqdm
+from jax.sharding import Mesh
 
 from jax_ddpm.cli.config import TrainConfig, UsageError, naming, positive
 from jax_ddpm.cli.datasets import Dataset, load_dataset
+from jax_ddpm.cli.devices import start_devices
 from jax_ddpm.cli.draw import class_columns, cycle_labels, draw_samples
 from jax_ddpm.cli.figures import save_forward, save_gif, save_grid, save_loss
+from jax_ddpm.cli.fit import fit
 from jax_ddpm.cli.runs import (
     Run,
     create_run,
@@ -30,19 +24,18 @@ from jax_ddpm.cli.runs import (
 from jax_ddpm.interop import Pretrained
 from jax_ddpm.models import SimpleUNet, UNet, ddpm_digits
 from jax_ddpm.samplers import ancestral
-from jax_ddpm.training import TrainState, batch_indices, init_train_state, make_train_step
-from jax_ddpm.training.sharding import data_mesh, data_sharding, replicated, use_cpu_cores
+from jax_ddpm.training.hosts import is_writer, on_writer, to_hosts
+from jax_ddpm.training.sharding import device_mesh
 
 __all__ = ["train"]
 
-_LOG_EVERY = 50
 _PICTURE_STEPS = 200
 
 
 def train(config: TrainConfig) -> None:
     """Train as `config` says, write the run, and say what was written."""
     _check(config)
-    use_cpu_cores(collectives=True)
+    start_devices(config.devices, collectives=True)
     data = load_dataset(config)
     count, *image_shape = data.images.shape
     run = _start(config, data)
@@ -51,23 +44,36 @@ def train(config: TrainConfig) -> None:
             f"--batch-size: expected at most {count}, the number of images, got {config.batch_size}"
         )
     folder = config.out / (config.name or (config.data or Path(config.dataset)).stem)
-    create_run(folder, run, config)
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(run.pretrained.variables))
-    classes = f" in {run.num_classes} classes" if run.num_classes else ""
-    print(
-        f"{count:,} images of {'×'.join(map(str, image_shape))}{classes}, {parameters:,} "
-        f"parameters, {data_mesh(config.batch_size).size} {jax.default_backend()} device(s) "
-        f"→ {folder}"
-    )
-    state = _fit(config, folder, run, data)
-    save_weights(folder, *jax.device_get((state.params, state.ema_params)))
-    trained = run.pretrained._replace(variables=state.ema_params)
+    mesh = _mesh(config)
+    on_writer(lambda: create_run(folder, run, config))
+    if is_writer():
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(run.pretrained.variables))
+        classes = f" in {run.num_classes} classes" if run.num_classes else ""
+        print(
+            f"{count:,} images of {'×'.join(map(str, image_shape))}{classes}, {parameters:,} "
+            f"parameters, {mesh.size} {jax.default_backend()} device(s) → {folder}"
+        )
+    state = fit(config, folder, run, data, mesh)
+    params, ema_params = to_hosts((state.params, state.ema_params), mesh)
+    on_writer(lambda: save_weights(folder, params, ema_params))
+    trained = run.pretrained._replace(variables=ema_params)
     _draw(config, folder, run._replace(pretrained=trained), data)
-    _report(folder)
+    if is_writer():
+        _report(folder)
 
 
 def _check(config: TrainConfig) -> None:
     positive(config, "steps", "batch_size", "learning_rate", "timesteps", "grad_clip")
+    positive(config, "accumulate", "fsdp")
+    if config.steps_per_dispatch is not None:
+        positive(config, "steps_per_dispatch")
+    if config.batch_size % config.accumulate:
+        raise UsageError(
+            f"--accumulate: expected a divisor of --batch-size {config.batch_size}, "
+            f"got {config.accumulate}"
+        )
+    if config.remat and config.model == "simple":
+        raise UsageError("--remat: the tutorial's network has no blocks to recompute")
     if config.timesteps < 2:
         raise UsageError(f"--timesteps: expected at least 2, got {config.timesteps}")
     if not 0 <= config.ema_decay < 1:
@@ -143,79 +149,13 @@ def _new_model(config: TrainConfig, data: Dataset) -> UNet | SimpleUNet:
     )
 
 
-def _fit(config: TrainConfig, folder: Path, run: Run, data: Dataset) -> TrainState:
-    """Train; Ctrl-C ends it early with what there is."""
-    mesh = data_mesh(config.batch_size)
-    warmup = min(100, config.steps // 10)
-    rate = optax.warmup_cosine_decay_schedule(0, config.learning_rate, warmup, config.steps)
-    optimizer = optax.chain(optax.clip_by_global_norm(config.grad_clip), optax.adam(rate))
-    data_key, train_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 0))
-    state = init_train_state(train_key, run.pretrained.variables, optimizer)
-    state = jax.device_put(state, replicated(mesh))
-    arrays = (data.images,) if run.num_classes is None else (data.images, data.labels)
-    arrays = jax.device_put(arrays, replicated(mesh))
-    train_step = _train_step(config, run, optimizer)
-
-    @partial(jax.jit, donate_argnums=0)
-    def step(state, arrays):
-        indices = batch_indices(data_key, state.step, len(data.images), config.batch_size)
-        batch = tuple(
-            lax.with_sharding_constraint(array[indices], data_sharding(mesh)) for array in arrays
-        )
-        return train_step(state, batch)
-
-    with (
-        (folder / "metrics.jsonl").open("w") as log,
-        tqdm(total=config.steps, desc="training", unit="step") as progress,
-    ):
-        recent, since = [], time.perf_counter()
-        # An exception inside a step would leave its donated state deleted: a flag does not.
-        stopped = []
-        previous = signal.signal(signal.SIGINT, lambda *_: stopped.append(True))
-        try:
-            for number in range(1, config.steps + 1):
-                state, metrics = step(state, arrays)
-                recent.append(metrics)
-                if number % _LOG_EVERY == 0 or number == config.steps:
-                    since = _log(log, progress, number, recent, since)
-                    recent = []
-                if stopped:
-                    progress.write(f"stopped at step {number:,}")
-                    break
-        finally:
-            signal.signal(signal.SIGINT, previous)
-    return state
-
-
-def _train_step(config: TrainConfig, run: Run, optimizer: Any) -> Callable:
-    model: Any = run.pretrained.model
-
-    def ema_decay(step):  # a young average forgets fast, or a short run would sample its start
-        return jnp.minimum(config.ema_decay, (1 + step) / (10 + step))
-
-    return make_train_step(
-        run.pretrained.schedule,
-        model.apply,
-        optimizer,
-        ema_decay=ema_decay,
-        prediction_type=run.pretrained.prediction_type,
-        variance_type=run.pretrained.variance_type,
-        loss_type="hybrid" if run.pretrained.variance_type.startswith("learned") else "mse",
-        null_label=run.null_label,
-        label_dropout=config.label_dropout,
-        dropout=isinstance(model, UNet) and model.dropout > 0,
-    )
-
-
-def _log(log: TextIO, progress: tqdm, number: int, recent: list[dict], since: float) -> float:
-    metrics = jax.tree.map(lambda *values: float(np.mean(values)), *jax.device_get(recent))
-    now = time.perf_counter()
-    line = {"step": number, **metrics, "steps_per_second": round(len(recent) / (now - since), 2)}
-    log.write(json.dumps(line) + "\n")
-    log.flush()
-    progress.set_postfix(loss=f"{metrics['loss']:.4f}", refresh=False)
-    progress.update(len(recent))
-    return now
+def _mesh(config: TrainConfig) -> Mesh:
+    """All devices that share a part of the batch evenly."""
+    try:
+        return device_mesh(config.batch_size // config.accumulate, fsdp=config.fsdp)
+    except ValueError as error:
+        name, _, problem = str(error).partition(": ")
+        raise UsageError(f"--{name.replace('_', '-')}: {problem}") from None
 
 
 def _draw(config: TrainConfig, folder: Path, run: Run, data: Dataset) -> None:
@@ -233,6 +173,8 @@ def _draw(config: TrainConfig, folder: Path, run: Run, data: Dataset) -> None:
         labels=cycle_labels(run, 8 * columns),
         watch=lambda x_t: frames.append(x_t[: 2 * columns]),
     )
+    if not is_writer():
+        return
     save_grid(folder / "samples.png", samples, columns)
     save_gif(folder / "reverse.gif", frames, columns)
     save_forward(folder / "forward.png", run.pretrained.schedule, data.images[0])

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jax_ddpm._typing import Timestep
+from jax_ddpm.models.conv import conv_general_dilated
 
 __all__ = [
     "ACTIVATIONS",
@@ -61,7 +62,11 @@ class BlockConfig:
     precision: Any
 
     def conv(self, features: int, name: str, size: int = 3, **options: Any) -> nn.Conv:
-        options = {"padding": size // 2, **options}
+        options = {
+            "padding": size // 2,
+            "conv_general_dilated": conv_general_dilated,
+            **options,
+        }
         return nn.Conv(features, (size, size), name=name, **self._policy(), **options)
 
     def dense(self, features: int, name: str, **options: Any) -> nn.Dense:

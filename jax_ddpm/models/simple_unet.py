@@ -13,6 +13,7 @@ from jaxtyping import Array
 
 from jax_ddpm._checks import check_shape
 from jax_ddpm._typing import Image, Timestep
+from jax_ddpm.models.conv import conv_general_dilated
 
 __all__ = ["SimpleUNet"]
 
@@ -47,7 +48,8 @@ class SimpleUNet(nn.Module):
         }
 
         def conv(features: int, name: str) -> nn.Conv:
-            return nn.Conv(features, (3, 3), padding=1, name=name, **policy)
+            options = {"conv_general_dilated": conv_general_dilated, **policy}
+            return nn.Conv(features, (3, 3), padding=1, name=name, **options)
 
         time = jnp.asarray(t, x.dtype)[:, None]
         time = nn.Dense(128, name="time_mlp", kernel_init=_time_init, **policy)(time)

@@ -3,13 +3,17 @@
 There is no iterator to save: a run that resumes at step n asks for batch n.
 """
 
+from typing import Any
+
 import jax
+import numpy as np
 from jax import lax
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Int
 
 from jax_ddpm._typing import PRNGKey
 
-__all__ = ["batch_indices"]
+__all__ = ["batch_indices", "load_batch"]
 
 
 def batch_indices(
@@ -26,3 +30,16 @@ def batch_indices(
     epoch = step // steps_per_epoch
     order = jax.random.permutation(jax.random.fold_in(key, epoch), dataset_size)
     return lax.dynamic_slice_in_dim(order, step % steps_per_epoch * batch_size, batch_size)
+
+
+def load_batch(array: np.ndarray, indices: np.ndarray, sharding: NamedSharding) -> Array:
+    """`array[indices]`, placed; each process reads only the rows that its own devices get.
+
+    `indices` may have any shape; `sharding` may split its axes, and no others.
+    """
+    shape = (*indices.shape, *array.shape[1:])
+
+    def rows(index: Any) -> np.ndarray:
+        return array[indices[index[: indices.ndim]]]
+
+    return jax.make_array_from_callback(shape, sharding, rows)

@@ -1,23 +1,43 @@
-"""Where arrays live: the batch is split over the mesh's `data` axis, the weights are everywhere.
+"""Where arrays live: one mesh, and one rule for each kind of array.
+
+    mesh          devices as a rectangle, `data` × `fsdp`
+    batch         split over both axes: every device has images of its own
+    state         (weights, their average, the optimizer's moments) split over `fsdp`, along each
+                  array's longest axis that `fsdp` divides; whole on every device where none is
+
+With `fsdp` 1, the default, every device holds the whole state and only gradients travel. With
+more, the state of a device shrinks `fsdp` times, and the weights are gathered where the network
+uses them (Rajbhandari et al. 2020, "ZeRO", stage 3; FSDP in PyTorch).
 
 The cores of a CPU become devices, so that the program of a laptop is that of a TPU slice.
 """
 
 import math
 import os
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
+from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-__all__ = ["data_mesh", "data_sharding", "replicated", "use_cpu_cores"]
+__all__ = [
+    "data_sharding",
+    "device_mesh",
+    "gather_params",
+    "replicated",
+    "state_sharding",
+    "use_cpu_cores",
+]
 
 
 def use_cpu_cores(*, collectives: bool) -> None:
     """Make each of the host's cores a JAX device. Call before JAX's first use.
 
     XLA splits a convolution over output channels in large blocks, which leaves cores idle;
-    splitting the batch over cores does not. Without effect where another backend is used.
+    splitting the batch over cores does not. Without effect where another backend is used, or
+    where `JAX_NUM_CPU_DEVICES` or `XLA_FLAGS` has said already how many devices there are.
 
     `collectives` says that devices will talk to each other, as training's do and sampling's do
     not. They share one pool of threads, by default one for each core, and every all-reduce of
@@ -25,24 +45,68 @@ def use_cpu_cores(*, collectives: bool) -> None:
     one costs sampling a quarter of its speed at small batches.
     """
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    config: Any = jax.config
+    said = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if not said and config.jax_num_cpu_devices < 0:
+        jax.config.update("jax_num_cpu_devices", count or 1)
     if collectives:
         os.environ.setdefault("NPROC", str(32 * (count or 1)))
-    jax.config.update("jax_num_cpu_devices", count or 1)
 
 
-def data_mesh(batch_size: int) -> Mesh:
-    """A mesh with one axis, `data`, of as many devices as split `batch_size` evenly."""
-    count = math.gcd(batch_size, jax.device_count())
+def device_mesh(batch_size: int, *, fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh of as many of the devices as split `batch_size` evenly, `fsdp` of them to a state.
+
+    Raises `ValueError` if `fsdp` does not divide them, or if a process would be left without.
+    """
+    devices = jax.devices() if devices is None else devices
+    count = math.gcd(batch_size, len(devices))
+    if len({device.process_index for device in devices[:count]}) < jax.process_count():
+        raise ValueError(
+            f"batch_size: expected a multiple of the {len(devices)} devices of "
+            f"{jax.process_count()} processes, got {batch_size}"
+        )
+    if fsdp < 1 or count % fsdp:
+        raise ValueError(f"fsdp: expected a divisor of the {count} devices in use, got {fsdp}")
     return jax.make_mesh(
-        (count,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:count]
+        (count // fsdp, fsdp),
+        ("data", "fsdp"),
+        axis_types=(AxisType.Auto, AxisType.Auto),
+        devices=devices[:count],
     )
 
 
 def data_sharding(mesh: Mesh) -> NamedSharding:
-    """The leading axis, the batch, split over `data`."""
-    return NamedSharding(mesh, P("data"))
+    """The leading axis, the batch, split over all devices."""
+    return NamedSharding(mesh, P(("data", "fsdp")))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
     """A copy on every device."""
     return NamedSharding(mesh, P())
+
+
+def state_sharding(mesh: Mesh, tree: Any) -> Any:
+    """Where each array of a state lives, by its shape alone: a tree of `NamedSharding`."""
+    parts = mesh.shape["fsdp"]
+
+    def place(array) -> NamedSharding:
+        axes = [axis for axis, length in enumerate(array.shape) if length % parts == 0]
+        if parts == 1 or not axes:
+            return replicated(mesh)
+        longest = max(axes, key=lambda axis: array.shape[axis])
+        return NamedSharding(mesh, P(*[None] * longest, "fsdp"))
+
+    return jax.tree.map(place, tree)
+
+
+def gather_params(apply_fn: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+    """`apply_fn` for parameters that are split over `fsdp`: made whole where they are used.
+
+    Left to itself, XLA may split the layers instead of the batch.
+    """
+
+    def gathered(params, *arguments, **options):
+        whole = lax.with_sharding_constraint(params, replicated(mesh))
+        return apply_fn(whole, *arguments, **options)
+
+    return gathered

@@ -1,11 +1,13 @@
 """One training step, pure: Ho et al. 2020, Algorithm 1, with an average of the weights."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 from jaxtyping import Array, Int
 
 from jax_ddpm._typing import Image, Label, PRNGKey
@@ -63,6 +65,7 @@ def make_train_step(
     null_label: int | None = None,
     label_dropout: float = 0.1,
     dropout: bool = False,
+    accumulate: int = 1,
 ) -> TrainStep:
     """`(state, batch) -> (state, metrics)`, Ho et al. Algorithm 1, for a batch of images, or of
     `(images, labels)`.
@@ -79,11 +82,19 @@ def make_train_step(
     that one network learns both sides of classifier-free guidance (Ho & Salimans 2022,
     Algorithm 1). With `dropout`, `apply_fn` is also told `train=True` and given a key of the
     step's own in `rngs={"dropout": …}`.
+
+    `accumulate` takes the batch in so many parts, one after the other, for the memory of one:
+    loss and gradient are the means over the parts, so the step is the same. (Dropout draws anew.)
+
+    Many steps in one dispatch are a scan over batches:
+    `jax.jit(lambda state, batches: lax.scan(train_step, state, batches), donate_argnums=0)`.
     """
     if not 0 <= label_dropout <= 1:
         raise ValueError(f"label_dropout: expected 0 to 1, got {label_dropout}")
     if not callable(ema_decay) and not 0 <= ema_decay < 1:
         raise ValueError(f"ema_decay: expected 0 to 1, below 1, got {ema_decay}")
+    if accumulate < 1:
+        raise ValueError(f"accumulate: expected at least 1, got {accumulate}")
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         images, *labels = batch if isinstance(batch, tuple) else (batch,)
@@ -92,9 +103,10 @@ def make_train_step(
         if null_label is not None:
             dropped = jax.random.bernoulli(label_key, label_dropout, images.shape[:1])
             labels = [jnp.where(dropped, null_label, each) for each in labels]
-        options = {"train": True, "rngs": {"dropout": dropout_key}} if dropout else {}
 
-        def loss_fn(params):
+        def loss_fn(params, part, dropout_key):
+            images, t, noise, *labels = part
+            options = {"train": True, "rngs": {"dropout": dropout_key}} if dropout else {}
             losses = training_losses(
                 schedule,
                 lambda x_t, t: apply_fn(params, x_t, t, *labels, **options),
@@ -109,7 +121,12 @@ def make_train_step(
             )
             return jnp.mean(losses)
 
-        loss, grads = jax.value_and_grad(loss_fn)(state.params)
+        loss, grads = _mean_over_parts(
+            partial(jax.value_and_grad(loss_fn), state.params),
+            (images, t, noise, *labels),
+            dropout_key,
+            accumulate,
+        )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         decay = ema_decay(state.step) if callable(ema_decay) else ema_decay
@@ -118,6 +135,27 @@ def make_train_step(
         return TrainState(state.step + 1, params, ema_params, opt_state, state.key), metrics
 
     return train_step
+
+
+def _mean_over_parts(function: Callable, batch: Any, key: PRNGKey, parts: int) -> Any:
+    """The mean of `function(part, key)` over `parts` equal parts of the batch, one at a time."""
+    if parts == 1:
+        return function(batch, key)
+    size = len(batch[0])
+    if size % parts:
+        raise ValueError(f"accumulate: expected a divisor of the batch of {size}, got {parts}")
+
+    def split(x):  # part k takes samples k, k + parts, …, so that every device has its share
+        return jnp.swapaxes(x.reshape(size // parts, parts, *x.shape[1:]), 0, 1)
+
+    def step(total, part_and_key):
+        return jax.tree.map(jnp.add, total, function(*part_and_key)), None
+
+    inputs = (jax.tree.map(split, batch), jax.random.split(key, parts))
+    first = jax.tree.map(lambda x: x[0], inputs)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, *first))
+    total = lax.scan(step, zeros, inputs)[0]
+    return jax.tree.map(lambda x: x / parts, total)
 
 
 def draw_step(state: TrainState, schedule: NoiseSchedule, batch: Image) -> tuple[Array, Array]:

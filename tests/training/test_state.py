@@ -107,3 +107,25 @@ def test_decay_may_follow_a_schedule(state, batch):
 def test_bad_decay_is_named():
     with pytest.raises(ValueError, match="ema_decay: expected 0 to 1, below 1, got 1.5"):
         ddpm.make_train_step(SCHEDULE, apply_fn, OPTIMIZER, ema_decay=1.5)
+
+
+def test_parts_of_a_batch_make_the_same_step(state, batch):
+    whole = ddpm.make_train_step(SCHEDULE, apply_fn, OPTIMIZER)
+    parts = ddpm.make_train_step(SCHEDULE, apply_fn, OPTIMIZER, accumulate=4)
+    expected, got = jax.jit(whole)(state, batch), jax.jit(parts)(state, batch)
+    np.testing.assert_allclose(got[0].params["w"], expected[0].params["w"], rtol=1e-14)
+    np.testing.assert_allclose(got[1]["loss"], expected[1]["loss"], rtol=1e-14)
+    with pytest.raises(ValueError, match="accumulate: expected a divisor of the batch of 16"):
+        ddpm.make_train_step(SCHEDULE, apply_fn, OPTIMIZER, accumulate=3)(state, batch)
+
+
+def test_steps_in_one_dispatch_are_the_same_steps(state, batch):
+    step = ddpm.make_train_step(SCHEDULE, apply_fn, OPTIMIZER)
+    batches = jnp.stack([batch, 2 * batch, 3 * batch])
+    fused, metrics = jax.jit(lambda state, batches: jax.lax.scan(step, state, batches))(
+        state, batches
+    )
+    for number in range(3):
+        state, expected = jax.jit(step)(state, batches[number])
+        np.testing.assert_allclose(metrics["loss"][number], expected["loss"], rtol=1e-14)
+    np.testing.assert_allclose(fused.params["w"], state.params["w"], rtol=1e-14)

@@ -1,0 +1,26 @@
+"""The devices of a command: every one of every host, and a cache of what was compiled for them."""
+
+from typing import Any
+
+import jax
+
+from jax_ddpm.cli.config import DevicesConfig, UsageError
+from jax_ddpm.training.hosts import connect
+from jax_ddpm.training.sharding import use_cpu_cores
+
+__all__ = ["start_devices"]
+
+
+def start_devices(config: DevicesConfig, *, collectives: bool) -> None:
+    """Call before JAX's first use. `collectives`: as in `use_cpu_cores`."""
+    try:
+        connect(config.coordinator, config.num_processes, config.process_id)
+    except (ValueError, RuntimeError) as error:
+        message = str(error).partition("\n")[0]
+        raise UsageError(f"--coordinator, --num-processes, --process-id: {message}") from None
+    use_cpu_cores(collectives=collectives or jax.distributed.is_initialized())
+    settings: Any = jax.config
+    if config.compilation_cache is not None and settings.jax_compilation_cache_dir is None:
+        cache = config.compilation_cache.expanduser()
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

@@ -1,0 +1,86 @@
+"""The convolution's derivative, written anew for CPUs, is that of XLA's own convolution."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import lax
+
+from jax_ddpm.models.conv import conv_general_dilated
+
+OWN = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+CASES = {
+    "few to many channels": ((3, 20), (1, 1), (3, 3), "SAME"),
+    "many to few: rows and columns exchanged": ((20, 3), (1, 1), (3, 3), ((1, 1), (1, 1))),
+    "exchanged, uneven padding and kernel": ((18, 24), (1, 1), (2, 3), ((0, 1), (2, 0))),
+    "wide to narrow": ((24, 18), (1, 1), (3, 3), ((1, 1), (1, 1))),
+    "stride 2": ((5, 6), (2, 2), (3, 3), ((0, 1), (0, 1))),
+    "one pixel": ((17, 4), (1, 1), (1, 1), ((0, 0), (0, 0))),
+}
+
+
+@pytest.fixture(params=CASES.values(), ids=CASES.keys())
+def case(request, key):
+    (channels, features), strides, taps, padding = request.param
+    keys = jax.random.split(key, 4)
+    x, x_dot = (jax.random.normal(k, (4, 6, 8, channels)) for k in keys[:2])
+    w, w_dot = (jax.random.normal(k, (*taps, channels, features)) for k in keys[2:])
+
+    def ours(x, w):
+        return conv_general_dilated(x, w, strides, padding, lhs_dilation=(1, 1))
+
+    def theirs(x, w):
+        return lax.conv_general_dilated(x, w, strides, padding, **OWN)
+
+    return ours, theirs, (x, w), (x_dot, w_dot)
+
+
+def assert_close(got, expected):
+    for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        scale = jnp.max(jnp.abs(theirs))
+        assert jnp.max(jnp.abs(ours - theirs)) < 1e-13 * scale
+
+
+def test_forwards_backwards_and_twice(case):
+    ours, theirs, primals, tangents = case
+
+    def derivatives(conv):
+        output, out_dot = jax.jvp(conv, primals, tangents)
+        gradients = jax.vjp(conv, *primals)[1](jnp.cos(output))
+
+        def slope(x, w):
+            return jnp.sum(jax.grad(lambda x, w: jnp.sum(conv(x, w) ** 3), 1)(x, w) ** 2)
+
+        return output, out_dot, gradients, jax.grad(slope, (0, 1))(*primals)
+
+    assert_close(jax.jit(derivatives, static_argnums=0)(ours), derivatives(theirs))
+
+
+def test_vmap(case):
+    ours, theirs, (x, w), _ = case
+    gradients = [
+        jax.vmap(jax.grad(lambda x, w, conv=conv: jnp.sum(conv(x[None], w) ** 2), 1), (0, None))
+        for conv in (ours, theirs)
+    ]
+    assert_close(gradients[0](x, w), gradients[1](x, w))
+
+
+def test_convolutions_of_a_loop_are_in_the_layout_that_cpus_run_fast(case):
+    """XLA's CPU backend calls its fast kernels for one layout, and mends no other in a loop."""
+    ours, _, (x, w), _ = case
+
+    def step(carry, _):
+        return jax.tree.map(jnp.add, carry, jax.vjp(ours, *carry)[1](ours(*carry))), None
+
+    float32 = jax.tree.map(lambda a: a.astype(jnp.float32), (x, w))
+    program = jax.jit(lambda c: lax.scan(step, c, length=3)[0]).lower(float32).compile()
+    convolutions = [line for line in program.as_text().splitlines() if " convolution(" in line]
+    assert convolutions
+    assert all("dim_labels=b01f_01io->b01f" in line for line in convolutions)
+
+
+@pytest.mark.parametrize("options", [{"feature_group_count": 2}, {"rhs_dilation": (2, 2)}])
+def test_what_no_layer_asks_for_is_refused(options):
+    with pytest.raises(ValueError, match="expected 1"):
+        conv_general_dilated(
+            jnp.zeros((1, 4, 4, 2)), jnp.zeros((3, 3, 2, 2)), (1, 1), "SAME", **options
+        )

@@ -1,0 +1,111 @@
+"""Real processes on loopback compute what one computes, and one of them writes."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+WORKER = str(Path(__file__).with_name("worker.py"))
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def run_all(commands, cwd, **environment):
+    """Run commands at the same time; their output, once all have ended."""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "NPROC": "64", **environment}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, *command],
+            cwd=cwd,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for command in commands
+    ]
+    try:
+        return [(*process.communicate(timeout=300), process.returncode) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def train(tmp_path, name, *, devices, fsdp=1, processes=1):
+    arguments = [WORKER, f"{name}.npz", str(devices), str(fsdp)]
+    commands = [arguments]
+    if processes > 1:
+        coordinator = f"127.0.0.1:{free_port()}"
+        commands = [[*arguments, coordinator, str(processes), str(k)] for k in range(processes)]
+    for _, stderr, code in run_all(commands, tmp_path):
+        assert code == 0, stderr
+    return dict(np.load(tmp_path / f"{name}.npz"))
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    return train(tmp_path_factory.mktemp("alone"), "alone", devices=1)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {"devices": 8},
+        {"devices": 2, "processes": 2},
+        {"devices": 2, "processes": 2, "fsdp": 4},
+    ],
+    ids=lambda layout: ", ".join(f"{k} {v}" for k, v in layout.items()),
+)
+def test_losses_weights_and_pictures_do_not_depend_on_the_devices(tmp_path, alone, layout):
+    together = train(tmp_path, "together", **layout)
+    assert together.keys() == alone.keys()
+    share = together.pop("bytes_here") / alone["bytes_here"]
+    assert share == 1 if "fsdp" not in layout else share < 0.3
+    for name, value in together.items():
+        # Of order 1, all of them; a bias that a norm takes away again has no gradient.
+        assert np.max(np.abs(value - alone[name])) < 1e-9, name
+
+
+def test_the_command_runs_on_two_hosts(tmp_path):
+    """Each with two devices: the metrics of one process with one device, and its pictures."""
+    train = ["-m", "jax_ddpm", "train", "--steps", "4", "--timesteps", "8", "--name"]
+    sample = ["-m", "jax_ddpm", "sample", "--steps", "4", "--num", "6", "--run", "runs/one"]
+
+    def both(*arguments):
+        flags = ["--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", "2"]
+        commands = [[*arguments, *flags, "--process-id", str(k)] for k in range(2)]
+        return run_all(commands, tmp_path, JAX_NUM_CPU_DEVICES="2")
+
+    for arguments in ([*train, "one"], [*sample, "--out", "one.npz"]):
+        ((_, stderr, code),) = run_all([arguments], tmp_path, JAX_NUM_CPU_DEVICES="1")
+        assert code == 0, stderr
+    outputs = both(*train, "two") + both(*sample, "--out", "two.npz")
+    assert [code for *_, code in outputs] == [0] * 4, outputs
+    assert "4 cpu device(s)" in outputs[0][0] and "wrote runs/two/" in outputs[0][0]
+    assert "wrote" not in outputs[1][0] + outputs[3][0]
+    lines = [
+        json.loads((tmp_path / "runs" / name / "metrics.jsonl").read_text())
+        for name in ("one", "two")
+    ]
+    assert lines[1]["loss"] == pytest.approx(lines[0]["loss"], rel=1e-5)
+    one, two = (np.load(tmp_path / f"{name}.npz")["samples"] for name in ("one", "two"))
+    np.testing.assert_allclose(two, one, atol=1e-4)
+
+    # What goes wrong in the process that writes stops the other too.
+    (_, first, code), (_, second, other) = both(*train, "two")
+    assert code == 2 and "--name: runs/two exists already" in first
+    assert other == 2 and "process 0 failed" in second
+
+
+def test_one_flag_of_three_is_not_enough(tmp_path):
+    ((_, stderr, code),) = run_all([["-m", "jax_ddpm", "train", "--num-processes", "2"]], tmp_path)
+    assert code == 2 and "expected all three or none" in stderr
