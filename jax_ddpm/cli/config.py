@@ -216,6 +216,10 @@ class PlanConfig:
     """What the network computes in; its weights are float32."""
     remat: bool = False
     """Gradients recompute each block instead of keeping what is inside it."""
+    fsdp: int = 1
+    """Weights and optimizer state are split over so many devices."""
+    accumulate: int = 1
+    """Each batch is taken in so many parts, one after the other."""
     largest_batch: bool = False
     """Also find the largest training batch that fits, which takes a few compilations."""
     json: Path | None = None

@@ -21,7 +21,7 @@ __all__ = ["load", "measure", "plan"]
 
 def plan(config: PlanConfig) -> None:
     """Compile what `config` says for each of its targets and print what it takes."""
-    positive(config, "batch_size", "num", "steps")
+    positive(config, "batch_size", "num", "steps", "fsdp", "accumulate")
     if config.json is not None and not config.json.parent.is_dir():
         raise UsageError(f"--json: no such folder: {config.json.parent}")
     try:
@@ -102,10 +102,7 @@ def measure(
     size = batch_size or size
     steps = config.steps or run.pretrained.schedule.num_timesteps
     with quiet():
-        try:
-            devices = target.devices()
-        except ValueError as error:
-            raise UsageError(f"--target: {error}") from None
+        devices = target.devices()
         row: dict[str, Any] = {
             "target": target.name,
             "chip": target.chip.title,
@@ -116,15 +113,24 @@ def measure(
             "dtype": config.dtype,
             "available": target.memory,
         }
-        if size % len(devices):
+        parts = 1 if work == "sample" else config.accumulate
+        if size % (len(devices) * parts):
+            accumulated = f" × {parts} parts" if parts > 1 else ""
             raise UsageError(
-                f"{flag}: expected a multiple of {len(devices)}, the devices of {target.name}, "
-                f"got {size}"
+                f"{flag}: expected a multiple of {len(devices) * parts}, the devices of "
+                f"{target.name}{accumulated}, got {size}"
             )
         if work == "sample":
             program, arguments = sample_program(run, size, steps, devices)
         else:
-            program, arguments = train_program(run, size, devices)
+            if len(devices) % config.fsdp:
+                raise UsageError(
+                    f"--fsdp: expected a divisor of {len(devices)}, the devices of {target.name}, "
+                    f"got {config.fsdp}"
+                )
+            program, arguments = train_program(
+                run, size, devices, fsdp=config.fsdp, accumulate=parts
+            )
         try:
             cost = compile_for(target, program, *arguments)
         except TooLarge as error:
@@ -139,7 +145,9 @@ def _largest(
         here = row if batch == row["images"] else measure(config, run, target, "train", batch)
         return max(here["needed"] or math.inf, 0 if here["fits"] else here["available"] + 1)
 
-    return largest_batch(needed, row["available"], row["images"], row["devices"])
+    return largest_batch(
+        needed, row["available"], row["images"], row["devices"] * config.accumulate
+    )
 
 
 def _largest_line(row: dict[str, Any]) -> str:

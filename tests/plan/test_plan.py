@@ -84,6 +84,22 @@ def test_the_all_reduce_of_the_tutorials_network(tmp_path):
 
 
 @needs_tpu
+def test_fsdp_and_accumulation(tmp_path):
+    """A quarter of the state on each device, and its weights gathered for each part."""
+    command = ["plan", "--model", "digits", "--work", "train", "--target", "v5e:2x2"]
+    rows = []
+    for options in ([], ["--fsdp", "4", "--accumulate", "2"]):
+        result = jax_ddpm(*command, *options, "--json", "plan.json", cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        rows += json.loads((tmp_path / "plan.json").read_text())
+    whole, split = rows
+    assert split["flops"] == pytest.approx(whole["flops"], rel=1e-3)
+    assert split["aliased"] < 0.5 * whole["aliased"]
+    gathered = {each["kind"]: each["nbytes"] for each in split["collectives"]}
+    assert gathered["all-gather"] > 0.9 * 4 * 702_753
+
+
+@needs_tpu
 def test_an_absurd_batch_does_not_fit(tmp_path):
     command = ["plan", "--work", "sample", "--target", "v5e:1x1", "--model", "digits"]
     result = jax_ddpm(*command, "--num", "8388608", "--steps", "2", cwd=tmp_path)
@@ -140,7 +156,8 @@ def test_bad_input_is_one_line(tmp_path, arguments, words):
         (["--steps", "1001"], "--steps: expected at most 1000, the model's timesteps, got 1001"),
         (["--model", "simple", "--remat"], "--remat: the tutorial's network has no blocks to"),
         (["--batch-size", "6"], "--batch-size: expected a multiple of 4, the devices of v5e:2x2"),
-        (["--target", "v5e:99x99"], "--target: v5e:99x99: "),
+        (["--accumulate", "5"], "--batch-size: expected a multiple of 20, the devices of v5e:2x2"),
+        (["--fsdp", "3"], "--fsdp: expected a divisor of 4, the devices of v5e:2x2, got 3"),
     ],
 )
 def test_what_the_target_refuses_is_one_line(tmp_path, arguments, words):
