@@ -217,7 +217,9 @@ def _report(row: dict[str, Any]) -> str:
     for each in row["collectives"]:
         time = _time(each["sent"] / rates["interconnect"])
         rest = f"{time} at {_amount(rates['interconnect'], 'B/s')}"
-        lines.append(_line(f"{each['kind']} ×{each['count']}", _amount(each["nbytes"], "B"), rest))
+        lines.append(
+            _line(f"{each['kind']} ×{each['times']:,}", _amount(each["nbytes"], "B"), rest)
+        )
     estimate = row["estimate"]
     speed = f"{_number(images / estimate)} images/s"
     if not sampling:

@@ -8,7 +8,6 @@ counts as often as it runs.
 
 import math
 import re
-from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -61,7 +60,7 @@ class Collective(NamedTuple):
     """All collectives of one kind in one run of the program, as one device sees them."""
 
     kind: str
-    count: int
+    times: int
     nbytes: int
     """Bytes of the whole arrays that are reduced, gathered or exchanged."""
     sent: float
@@ -105,13 +104,13 @@ def collectives(text: str) -> list[Collective]:
     everyone = math.prod(
         int(number) for number in re.findall(r"num_(?:partitions|replicas)=(\d+)", header)
     )
-    counts, nbytes, sent = Counter(), Counter(), Counter()
+    found: dict[str, Collective] = {}
     for times, here, instruction in _walk(computations, entry, fusions=True):
         kind = instruction.opcode.removesuffix("-start")
         if kind not in _COLLECTIVES:
             continue
         group = _group_size(instruction.attributes, everyone)
-        size = sum(here[name].nbytes for name in instruction.operands)
+        size = times * sum(here[name].nbytes for name in instruction.operands)
         share = (group - 1) / group
         if kind == "all-gather":
             size *= group
@@ -119,10 +118,11 @@ def collectives(text: str) -> list[Collective]:
             share *= 2
         elif kind.startswith("collective"):
             share = 1
-        counts[kind] += times
-        nbytes[kind] += times * size
-        sent[kind] += times * size * share
-    return [Collective(kind, counts[kind], nbytes[kind], sent[kind]) for kind in sorted(counts)]
+        before = found.get(kind, Collective(kind, 0, 0, 0))
+        found[kind] = Collective(
+            kind, before.times + times, before.nbytes + size, before.sent + size * share
+        )
+    return [found[kind] for kind in sorted(found)]
 
 
 def _walk(

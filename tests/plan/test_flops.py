@@ -1,5 +1,7 @@
 """FLOPs against PyTorch's counter, which shares nothing with ours."""
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -24,6 +26,7 @@ def defaults():
         yield
 
 
+@cache
 def torch_flops(backward):
     network = reference_unet(CIFAR10, "float32")
     # Its counter knows nothing of the fused attention on CPU, 0.3 GFLOP.

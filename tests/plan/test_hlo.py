@@ -55,7 +55,7 @@ def test_gathering_counts_the_whole_array(mesh):
     x = jax.ShapeDtypeStruct((16, 5), jnp.float32, sharding=NamedSharding(mesh, P("data")))
     gather = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, P()))
     (gathered,) = collectives(gather.lower(x).compile().as_text())
-    assert (gathered.kind, gathered.count, gathered.nbytes) == ("all-gather", 1, 16 * 5 * 4)
+    assert (gathered.kind, gathered.times, gathered.nbytes) == ("all-gather", 1, 16 * 5 * 4)
     assert gathered.sent == 16 * 5 * 4 * 7 / 8
 
 
@@ -113,7 +113,7 @@ def test_a_tpus_loop_and_every_spelling_of_groups(groups, size):
     """The bound is in the condition; what lives in S(1) is not the main memory's."""
     text = PROGRAM.replace("GROUPS", groups)
     (reduced,) = collectives(text)
-    assert (reduced.count, reduced.nbytes) == (12, 12 * 256)
+    assert (reduced.times, reduced.nbytes) == (12, 12 * 256)
     assert reduced.sent == pytest.approx(12 * 256 * 2 * (size - 1) / size)
     # Copied from, summed from and to, and two integers compared.
     assert memory_traffic(text) == 12 * (256 + 2 * 256 + 2 * 4 + 1)

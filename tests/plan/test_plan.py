@@ -15,7 +15,8 @@ needs_tpu = pytest.mark.skipif(not find_spec("libtpu"), reason="the extra plan i
 needs_gpu = pytest.mark.skipif(
     not find_spec("jax_cuda12_plugin"), reason="the extra plan is not installed"
 )
-SMALL = ["--model", "digits", "--steps", "20"]
+DIGITS = ["--model", "digits", "--steps", "20"]
+TUTORIAL = ["--model", "simple", "--batch-size", "16"]
 WITHOUT = """
 import importlib.util as util, sys
 find = util.find_spec
@@ -50,7 +51,7 @@ def jax_ddpm(*arguments, cwd, without=()):
 def test_a_tpu_slice(tmp_path):
     """With libtpu alone, and no hardware: both programs, as text and as JSON."""
     cuda = COMPILERS - {"libtpu"}
-    result = jax_ddpm("plan", *SMALL, "--json", "plan.json", cwd=tmp_path, without=cuda)
+    result = jax_ddpm("plan", *DIGITS, "--json", "plan.json", cwd=tmp_path, without=cuda)
     assert (result.returncode, result.stderr) == (0, "")
     assert "train on v5e:2x2, 4 devices: 128 images, 32 images a device" in result.stdout
     assert "sample on v5e:2x2, 4 devices: 256 images × 20 steps" in result.stdout
@@ -75,7 +76,7 @@ def test_a_tpu_slice(tmp_path):
 @needs_tpu
 def test_the_all_reduce_of_the_tutorials_network(tmp_path):
     """Its gradient, and the loss."""
-    command = ["plan", "--model", "simple", "--work", "train", "--batch-size", "16"]
+    command = ["plan", *TUTORIAL, "--work", "train"]
     result = jax_ddpm(*command, "--json", "plan.json", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     (row,) = json.loads((tmp_path / "plan.json").read_text())
@@ -86,7 +87,7 @@ def test_the_all_reduce_of_the_tutorials_network(tmp_path):
 @needs_tpu
 def test_fsdp_and_accumulation(tmp_path):
     """A quarter of the state on each device, and its weights gathered for each part."""
-    command = ["plan", "--model", "digits", "--work", "train", "--target", "v5e:2x2"]
+    command = ["plan", *TUTORIAL, "--work", "train"]
     rows = []
     for options in ([], ["--fsdp", "4", "--accumulate", "2"]):
         result = jax_ddpm(*command, *options, "--json", "plan.json", cwd=tmp_path)
@@ -94,9 +95,9 @@ def test_fsdp_and_accumulation(tmp_path):
         rows += json.loads((tmp_path / "plan.json").read_text())
     whole, split = rows
     assert split["flops"] == pytest.approx(whole["flops"], rel=1e-3)
-    assert split["aliased"] < 0.5 * whole["aliased"]
+    assert split["aliased"] < 0.6 * whole["aliased"]  # tiles pad what is small
     gathered = {each["kind"]: each["nbytes"] for each in split["collectives"]}
-    assert gathered["all-gather"] > 0.9 * 4 * 702_753
+    assert gathered["all-gather"] > 0.9 * 4 * 151_427
 
 
 @needs_tpu
@@ -112,15 +113,17 @@ def test_an_absurd_batch_does_not_fit(tmp_path):
 
 @needs_gpu
 def test_a_gpu(tmp_path):
-    command = ["plan", *SMALL, "--target", "h100", "--dtype", "bfloat16", "--remat"]
-    result = jax_ddpm(*command, "--json", "p.json", cwd=tmp_path, without=["libtpu"])
+    command = ["plan", *TUTORIAL, "--target", "h100", "--dtype", "bfloat16"]
+    options = ["--num", "8", "--steps", "20", "--json", "p.json"]
+    result = jax_ddpm(*command, *options, cwd=tmp_path, without=["libtpu"])
     assert (result.returncode, result.stderr) == (0, "")
-    assert "train on h100:1, 1 device: 128 images\n" in result.stdout
+    assert "train on h100:1, 1 device: 16 images\n" in result.stdout
     train, sample = json.loads((tmp_path / "p.json").read_text())
     assert train["available"] == int(0.75 * CHIPS["h100"].memory)
-    forward = sample["flops"] / (256 * 20 * 2)
-    assert 3.2 * forward < train["flops"] / 128 < 4 * forward
-    assert sample["traffic"] > 20 * 4 * 702_753
+    # Twice as much again for the gradient, but for that of the images.
+    forward = sample["flops"] / (8 * 20)
+    assert 2.9 * forward < train["flops"] / 16 < 3 * forward
+    assert sample["traffic"] > 20 * 4 * 151_427
 
 
 @needs_gpu
