@@ -6,6 +6,7 @@ __all__ = ["main"]
 
 _EXTRAS = {
     "diffusers": "parity",
+    "flatbuffers": "train",
     "jax_cuda12_plugin": "plan",
     "libtpu": "plan",
     "matplotlib": "train",

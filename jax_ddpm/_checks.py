@@ -17,7 +17,7 @@ def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
         raise ValueError(f"{name}: expected one of {expected}, got {value!r}")
 
 
-def check_shape(name: str, value: Any, expected: Sequence[int]) -> None:
+def check_shape(name: str, value: Any, expected: Sequence[Any]) -> None:
     """Raises `ValueError` unless `value` has the shape `expected`."""
     shape = jnp.shape(value)
     if shape != tuple(expected):

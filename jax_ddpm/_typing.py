@@ -4,7 +4,7 @@ Images are NHWC in [-1, 1]. The maths never looks inside an image, so it is writ
 `Sample`: a leading batch axis and whatever follows it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -18,6 +18,7 @@ __all__ = [
     "PerSample",
     "PRNGKey",
     "Sample",
+    "Shape",
     "Table",
     "ThresholdFn",
     "Timestep",
@@ -31,6 +32,9 @@ Image: TypeAlias = Float[_AnyArray, "batch height width channel"]
 
 Sample: TypeAlias = Float[_AnyArray, "batch *event"]
 """A batch of whatever diffuses."""
+
+Shape: TypeAlias = Sequence[Any]
+"""[batch, …]: integers, or a symbolic batch of `jax.export`, whose type JAX keeps to itself."""
 
 PerSample: TypeAlias = Float[_AnyArray, "batch"]
 """One number for each sample of the batch: an un-reduced loss."""

@@ -4,7 +4,6 @@ Sample `j` at entry `i` draws from `fold_in(fold_in(key, first_sample + j), i)`.
 same in a batch of 1 or 64, on one device or eight.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,7 +13,7 @@ from jax.sharding import AxisType, NamedSharding
 from jaxtyping import Array
 
 from jax_ddpm._checks import check_shape
-from jax_ddpm._typing import NoiseFn, PRNGKey
+from jax_ddpm._typing import NoiseFn, PRNGKey, Shape
 
 __all__ = ["noise_source", "place", "sample_noise"]
 
@@ -22,7 +21,7 @@ __all__ = ["noise_source", "place", "sample_noise"]
 def sample_noise(
     key: PRNGKey | None,
     i: int | Array,
-    shape: Sequence[int],
+    shape: Shape,
     *,
     first_sample: int | Array = 0,
     sharding: NamedSharding | None = None,
@@ -44,7 +43,7 @@ def sample_noise(
 def noise_source(
     key: PRNGKey | None,
     noise_fn: NoiseFn | None,
-    shape: Sequence[int],
+    shape: Shape,
     *,
     first_sample: int | Array = 0,
     sharding: NamedSharding | None = None,

@@ -23,7 +23,6 @@ run a long chain in pieces, for a progress bar, say: the result is the same to t
     x_0 = state.x_t
 """
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -34,7 +33,7 @@ from jax.sharding import NamedSharding
 from jaxtyping import Array, Int
 
 from jax_ddpm._checks import check_shape
-from jax_ddpm._typing import DenoiseFn, NoiseFn, PRNGKey, Sample, ThresholdFn
+from jax_ddpm._typing import DenoiseFn, NoiseFn, PRNGKey, Sample, Shape, ThresholdFn
 from jax_ddpm.noise import noise_source, place, sample_noise
 from jax_ddpm.reverse import PredictionType, VarianceType, p_mean_variance
 from jax_ddpm.samplers import Sampler, ancestral
@@ -55,7 +54,7 @@ def p_sample_loop(
     key: PRNGKey | None,
     schedule: NoiseSchedule,
     denoise_fn: DenoiseFn,
-    shape: Sequence[int],
+    shape: Shape,
     *,
     sampler: Sampler | None = None,
     prediction_type: PredictionType = "epsilon",
@@ -130,7 +129,7 @@ def p_sample_loop(
 def p_sample_init(
     key: PRNGKey | None,
     schedule: NoiseSchedule,
-    shape: Sequence[int],
+    shape: Shape,
     *,
     sampler: Sampler | None = None,
     x_T: Sample | None = None,

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jax_ddpm._checks import check_choice, check_range
-from jax_ddpm._typing import Table, Timestep
+from jax_ddpm._typing import Shape, Table, Timestep
 
 __all__ = [
     "NoiseSchedule",
@@ -243,7 +243,7 @@ def _check_timesteps(timesteps: int) -> None:
         raise ValueError(f"timesteps: expected at least 1, got {timesteps}")
 
 
-def _check_entries(t: Any, size: int, x_shape: tuple[int, ...]) -> None:
+def _check_entries(t: Any, size: int, x_shape: Shape) -> None:
     if not jnp.issubdtype(jnp.result_type(t), jnp.integer):
         raise TypeError(f"t: expected integers, got {jnp.result_type(t)}")
     if jnp.shape(t) not in ((), x_shape[:1]):

@@ -1,12 +1,19 @@
 """Strict by default: float64 is real, and nothing is broadcast or promoted by accident."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
+# Of these tests alone, and of the commands that they run.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp()
+atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 # Fake CPU devices share one pool of threads, where collectives that wait may hold them all.
 os.environ.setdefault("NPROC", "32")
 
 import jax
 import jaxtyping
+import numpy as np
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
@@ -26,3 +33,36 @@ def untyped():
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(scope="module")
+def defaults():
+    """JAX's own settings for a whole module, as a user has them."""
+    with (
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+        jax.enable_x64(False),
+    ):
+        yield
+
+
+@pytest.fixture(scope="session")
+def write_run():
+    """Writes a run of 8×8 images, T = 20, with random weights, as `jax-ddpm train` would."""
+    from jax_ddpm.cli.runs import Run, create_run, init_variables, named_schedule, save_weights
+    from jax_ddpm.interop import Pretrained
+
+    def write(folder, model, num_classes=None):
+        shape, rng = (8, 8, 1), np.random.default_rng(0)
+        variables = jax.tree.map(
+            lambda x: rng.normal(0, 0.1, x.shape).astype(np.float32),
+            jax.eval_shape(lambda: init_variables(model, jax.random.key(0), shape)),
+        )
+        schedule = named_schedule("cosine", 20)
+        pretrained = Pretrained(model, variables, schedule, timestep_spacing="trailing")
+        run = Run(pretrained, shape, num_classes, null_label=num_classes, guidance=2.0)
+        create_run(folder, run)
+        save_weights(folder, variables, variables)
+        return run
+
+    return write

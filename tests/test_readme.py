@@ -2,38 +2,35 @@
 
 from pathlib import Path
 
-import jax
 import pytest
 from diffusers import DDPMPipeline, DDPMScheduler
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser
 
+from jax_ddpm import ddpm_digits
+from jax_ddpm.cli import run as jax_ddpm
 from jax_ddpm.parity.unet import CONFIGS, reference_unet
 
 README = Path(__file__).parents[1] / "README.md"
 EXAMPLES = list(Sybil(parsers=[PythonCodeBlockParser()]).parse(README).examples())
 
 
+# Readers run with JAX's defaults.
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Where a reader works, with the checkpoint that the README opens, of few channels."""
+def folder(tmp_path_factory, defaults, write_run):
+    """Where a reader works, with the files that the README opens, of few channels."""
     folder = tmp_path_factory.mktemp("readme")
     network = reference_unet({**CONFIGS["Ho et al.'s"], "sample_size": 32}, "float32")
     DDPMPipeline(network, DDPMScheduler()).save_pretrained(folder / "ddpm-cifar10-32")
+    run, out = folder / "runs/digits", folder / "digits.jaxexport"
+    write_run(run, ddpm_digits(block_out_channels=(8, 8)), num_classes=10)
+    jax_ddpm(["export", "--run", str(run), "--out", str(out), "--steps", "2"])
     return folder
 
 
-# Readers run with JAX's defaults.
 @pytest.fixture(autouse=True)
-def defaults(folder, monkeypatch):
+def here(folder, monkeypatch):
     monkeypatch.chdir(folder)
-
-    with (
-        jax.numpy_dtype_promotion("standard"),
-        jax.numpy_rank_promotion("allow"),
-        jax.enable_x64(False),
-    ):
-        yield
 
 
 def test_there_are_examples():

@@ -8,12 +8,14 @@ import tyro
 from jax_ddpm.cli.config import (
     ConvertConfig,
     EvaluateConfig,
+    ExportConfig,
     ParityConfig,
     PlanConfig,
     SampleConfig,
     TrainConfig,
     UsageError,
 )
+from jax_ddpm.training.hosts import WriterFailed
 
 __all__ = ["run"]
 
@@ -22,6 +24,7 @@ _Command = (
     | Annotated[SampleConfig, tyro.conf.subcommand("sample")]
     | Annotated[ConvertConfig, tyro.conf.subcommand("convert")]
     | Annotated[EvaluateConfig, tyro.conf.subcommand("evaluate")]
+    | Annotated[ExportConfig, tyro.conf.subcommand("export")]
     | Annotated[ParityConfig, tyro.conf.subcommand("parity")]
     | Annotated[PlanConfig, tyro.conf.subcommand("plan")]
 )
@@ -55,6 +58,10 @@ def run(arguments: list[str] | None = None) -> None:
                 from jax_ddpm.cli.evaluate import evaluate
 
                 evaluate(config)
+            case ExportConfig():
+                from jax_ddpm.cli.export import export
+
+                export(config)
             case ParityConfig():
                 from jax_ddpm.cli.parity import parity
 
@@ -63,6 +70,6 @@ def run(arguments: list[str] | None = None) -> None:
                 from jax_ddpm.cli.plan import plan
 
                 plan(config)
-    except UsageError as error:
+    except (UsageError, WriterFailed) as error:
         print(f"jax-ddpm: {error}", file=sys.stderr)
         sys.exit(2)

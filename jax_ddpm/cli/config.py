@@ -9,15 +9,18 @@ from typing import Annotated, Any, Literal
 import tyro
 
 __all__ = [
+    "ChainConfig",
     "ConvertConfig",
     "DevicesConfig",
     "EvaluateConfig",
+    "ExportConfig",
     "ParityConfig",
     "PlanConfig",
     "SampleConfig",
     "ScheduleName",
     "TrainConfig",
     "UsageError",
+    "check_out",
     "naming",
     "positive",
 ]
@@ -111,17 +114,13 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleConfig:
-    """Draw samples from a trained run or a diffusers checkpoint."""
+class ChainConfig:
+    """A model, and how its chain is run."""
 
     run: Path | None = None
     """Folder of the run, as `jax-ddpm train` made it."""
     pretrained: Path | None = None
     """Or a folder of diffusers, as `DDPMPipeline.save_pretrained` made it."""
-    num: int = 64
-    """How many images."""
-    label: int | None = None
-    """Class of all images. Default: 0, 1, 2, … in turn, where the model has classes."""
     guidance: float | None = None
     """Scale of classifier-free guidance, 1 for none; the last label of the network is the null
     label. Default: as the run's pictures; 1 for a diffusers checkpoint."""
@@ -131,6 +130,16 @@ class SampleConfig:
     """The update rule."""
     spacing: Literal["leading", "trailing", "linspace"] | None = None
     """Which timesteps the chain keeps. Default: trailing for a run, as a checkpoint says."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig(ChainConfig):
+    """Draw samples from a trained run or a diffusers checkpoint."""
+
+    num: int = 64
+    """How many images."""
+    label: int | None = None
+    """Class of all images. Default: 0, 1, 2, … in turn, where the model has classes."""
     seed: int = 0
     """Image k of a seed is the same however many are drawn."""
     batch_size: int = 256
@@ -139,6 +148,16 @@ class SampleConfig:
     out: Path = Path("samples.png")
     """A .png (a grid) or a .npz (`samples`, float32 in [-1, 1], NHWC, and `labels` if any).
     Written over."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig(ChainConfig):
+    """Write the whole sampler, weights included, as one StableHLO file that runs anywhere."""
+
+    platforms: tuple[Literal["cpu", "cuda", "rocm", "tpu"], ...] = ("cpu", "cuda", "tpu")
+    """Where it will run."""
+    out: Path = Path("sampler.jaxexport")
+    """A .jaxexport file; OUT.json beside it says what it is. Both are written over."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,6 +243,16 @@ class PlanConfig:
     """Also find the largest training batch that fits, which takes a few compilations."""
     json: Path | None = None
     """Also write the figures to this file, as JSON."""
+
+
+def check_out(out: Path, *suffixes: str) -> None:
+    """Raises `UsageError` unless `--out` names a file of one of these kinds in a folder there."""
+    if out.suffix not in suffixes:
+        raise UsageError(f"--out: expected a {' or a '.join(suffixes)}, got {out}")
+    if out.is_dir():
+        raise UsageError(f"--out: expected a file, got the folder {out}")
+    if not out.parent.is_dir():
+        raise UsageError(f"--out: no such folder: {out.parent}")
 
 
 def positive(config: Any, *names: str) -> None:

@@ -39,6 +39,7 @@ __all__ = [
     "load_run",
     "named_schedule",
     "save_weights",
+    "write_bytes",
     "write_text",
 ]
 
@@ -173,8 +174,13 @@ def load_model(folder: Path) -> Run:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes | bytearray) -> None:
+    """Write a file whole or not at all."""
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
+    temporary.write_bytes(data)
     os.replace(temporary, path)
 
 

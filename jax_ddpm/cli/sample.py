@@ -6,40 +6,31 @@ from typing import Any
 import jax
 import numpy as np
 
-from jax_ddpm.cli.config import SampleConfig, UsageError, naming, positive
+from jax_ddpm.cli.config import ChainConfig, SampleConfig, UsageError, check_out, naming, positive
 from jax_ddpm.cli.devices import start_devices
 from jax_ddpm.cli.draw import class_columns, cycle_labels, draw_samples
 from jax_ddpm.cli.figures import save_grid
 from jax_ddpm.cli.runs import Run, load_pretrained, load_run
 from jax_ddpm.samplers import ancestral, ddim, dpm_solver_pp, heun
+from jax_ddpm.schedule import NoiseSchedule
 from jax_ddpm.training.hosts import on_writer
 
-__all__ = ["SAMPLERS", "guided", "sample"]
+__all__ = ["SAMPLERS", "guided", "load_chain", "sample"]
 
 SAMPLERS = {"ancestral": ancestral, "ddim": ddim, "dpm_solver_pp": dpm_solver_pp, "heun": heun}
 
 
 def sample(config: SampleConfig) -> None:
     """Draw as `config` says and write the images."""
-    positive(config, "num", "steps", "batch_size")
-    if config.out.suffix not in (".png", ".npz"):
-        raise UsageError(f"--out: expected a .png or a .npz, got {config.out}")
-    if not config.out.parent.is_dir():
-        raise UsageError(f"--out: no such folder: {config.out.parent}")
+    positive(config, "num", "batch_size")
+    check_out(config.out, ".png", ".npz")
     start_devices(config.devices, collectives=False)
-    run = _load(config)
-    timesteps = run.pretrained.schedule.num_timesteps
-    if config.steps > timesteps:
-        raise UsageError(
-            f"--steps: expected at most {timesteps}, the model's timesteps, got {config.steps}"
-        )
-    if config.spacing is not None:
-        run = run._replace(pretrained=run.pretrained._replace(timestep_spacing=config.spacing))
+    run, chain = load_chain(config)
     labels = _labels(config, run)
     samples = draw_samples(
         jax.random.key(config.seed),
         run,
-        run.pretrained.chain(config.steps),
+        chain,
         config.num,
         SAMPLERS[config.sampler](),
         labels=labels,
@@ -61,7 +52,21 @@ def _write(config: SampleConfig, run: Run, samples: np.ndarray, labels: np.ndarr
     print(f"wrote {config.out}: {config.num} images, {config.steps} {config.sampler} steps each")
 
 
-def _load(config: SampleConfig) -> Run:
+def load_chain(config: ChainConfig) -> tuple[Run, NoiseSchedule]:
+    """The model under its guidance, with its spacing, and the chain of `--steps`."""
+    positive(config, "steps")
+    run = _load(config)
+    timesteps = run.pretrained.schedule.num_timesteps
+    if config.steps > timesteps:
+        raise UsageError(
+            f"--steps: expected at most {timesteps}, the model's timesteps, got {config.steps}"
+        )
+    if config.spacing is not None:
+        run = run._replace(pretrained=run.pretrained._replace(timestep_spacing=config.spacing))
+    return run, run.pretrained.chain(config.steps)
+
+
+def _load(config: ChainConfig) -> Run:
     if config.run is not None and config.pretrained is None:
         with naming("--run"):
             run = load_run(config.run)

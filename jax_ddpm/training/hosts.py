@@ -15,7 +15,11 @@ from jax.sharding import Mesh
 
 from jax_ddpm.training.sharding import replicated
 
-__all__ = ["any_process", "connect", "is_writer", "on_writer", "to_hosts"]
+__all__ = ["WriterFailed", "any_process", "connect", "is_writer", "on_writer", "to_hosts"]
+
+
+class WriterFailed(Exception):
+    """Raised in the processes that do not write, where the one that does could not."""
 
 
 def connect(
@@ -60,7 +64,7 @@ def any_process(flag: bool) -> bool:
 def on_writer(action: Callable[[], None]) -> None:
     """Run `action` in the process that writes; the others wait, and stop too if it fails.
 
-    Raises what `action` raised, elsewhere `RuntimeError`.
+    Raises what `action` raised, elsewhere `WriterFailed`.
     """
     error = None
     if is_writer():
@@ -69,7 +73,7 @@ def on_writer(action: Callable[[], None]) -> None:
         except Exception as caught:
             error = caught
     if any_process(error is not None):
-        raise error or RuntimeError("process 0 failed: its own output says why")
+        raise error or WriterFailed("process 0 failed: its own output says why")
 
 
 def to_hosts(tree: Any, mesh: Mesh) -> Any:
