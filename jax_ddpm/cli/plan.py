@@ -111,6 +111,7 @@ def measure(
             "images": size,
             "steps": steps if work == "sample" else 1,
             "dtype": config.dtype,
+            "products": target.products(config.dtype),
             "available": target.memory,
         }
         parts = 1 if work == "sample" else config.accumulate
@@ -206,7 +207,8 @@ def _report(row: dict[str, Any]) -> str:
         _line(
             "compute",
             _amount(row["flops"], "FLOP"),
-            f"{_time(seconds['compute'])} at {_amount(rates['compute'], 'FLOP/s')}",
+            f"{_time(seconds['compute'])} at {_amount(rates['compute'], 'FLOP/s')} in "
+            f"{row['products']}",
         ),
         _line(
             "memory traffic",

@@ -28,12 +28,11 @@ _COLLECTIVES = (
     "ragged-all-to-all",
     "reduce-scatter",
 )
-# What names, groups or awaits values, but moves none.
-_FREE = {
+_CALLS = {"async-start", "call", "call-start", "conditional", "while"}
+# What names, groups or awaits values, but moves none, or leaves it to what it calls.
+_FREE = _CALLS | {
     "after-all",
     "bitcast",
-    "call",
-    "conditional",
     "constant",
     "get-tuple-element",
     "iota",
@@ -41,7 +40,6 @@ _FREE = {
     "partition-id",
     "replica-id",
     "tuple",
-    "while",
 }
 
 
@@ -90,9 +88,13 @@ def memory_traffic(text: str) -> int:
     total = 0
     for times, here, instruction in _walk(computations, entry, fusions=False):
         opcode = instruction.opcode
-        # The second half of an asynchronous pair; the first counts.
-        if opcode not in _FREE and not opcode.endswith(("-done", "-update")):
-            read = sum(here[name].nbytes for name in instruction.operands if name in here)
+        # Of an asynchronous pair the first half counts.
+        if opcode in _FREE or opcode.endswith(("-done", "-update")):
+            continue
+        read = sum(here[name].nbytes for name in instruction.operands if name in here)
+        if opcode.endswith("-start"):  # whose result names its operands too, as a rule
+            total += times * max(2 * read, instruction.nbytes)
+        else:
             total += times * (read + instruction.nbytes)
     return total
 
@@ -135,9 +137,7 @@ def _walk(
         for instruction in here.values():
             yield times, here, instruction
             opcode = instruction.opcode
-            if opcode in ("while", "call", "conditional") or (
-                fusions and (opcode == "fusion" or opcode.startswith("async"))
-            ):
+            if opcode in _CALLS or (fusions and opcode == "fusion"):
                 trips = _trips(instruction, computations) if opcode == "while" else 1
                 for called in instruction.called:
                     yield from walk(called, times * trips)

@@ -22,6 +22,7 @@ from jax.experimental import topologies
 __all__ = ["CHIPS", "Chip", "Target", "parse_target", "require_compiler"]
 
 GiB = 2**30
+_CUDA = ("jax_cuda12_plugin", "jax_cuda13_plugin")
 
 
 class Chip(NamedTuple):
@@ -41,9 +42,9 @@ class Chip(NamedTuple):
     """What the compiler has to be told: a TPU's chip config, a GPU's `gpu_device_info`."""
 
 
-# Multiprocessors, shared memory of each, L2 cache, GHz, compute capability.
 def _gpu(cores: int, shared: int, cache: int, clock: float, capability: tuple[int, int]) -> str:
-    """The part of XLA's `GpuDeviceInfoProto` that memory size and bandwidth do not complete."""
+    """XLA's `GpuDeviceInfoProto` but for the memory: multiprocessors, bytes of shared memory of
+    each, bytes of L2 cache, GHz, compute capability."""
     major, minor = capability
     return f"""
       threads_per_block_limit: 1024  threads_per_warp: 32
@@ -106,6 +107,10 @@ class Target(NamedTuple):
         }
         return {name: peak / chip.devices for name, peak in peaks.items()}
 
+    def products(self, dtype: str) -> str:
+        """What products of `dtype` are computed in by default."""
+        return "TF32" if (self.chip.platform, dtype) == ("cuda", "float32") else "bfloat16"
+
     def devices(self) -> list[Any]:
         """Devices that programs can be compiled for, but not run on.
 
@@ -147,9 +152,6 @@ def require_compiler(target: Target) -> None:
     names = ("libtpu",) if target.chip.platform == "tpu" else _CUDA
     if not any(find_spec(name) for name in names):
         raise ModuleNotFoundError(f"No module named {names[0]!r}", name=names[0])
-
-
-_CUDA = ("jax_cuda12_plugin", "jax_cuda13_plugin")
 
 
 def _tpu_options(target: Target) -> dict[str, Any]:

@@ -99,6 +99,31 @@ ENTRY %main (p: f32[64]) -> (s32[], f32[64]) {
 """
 
 
+ASYNCHRONOUS = """\
+HloModule jit_step, is_scheduled=true, num_partitions=8
+
+%sparse (q: f32[64]) -> f32[64] {
+  %q = f32[64]{0:T(128)} parameter(0)
+  ROOT %sum = f32[64]{0:T(128)} all-reduce(%q), replica_groups=[1,8]<=[8], to_apply=%add
+}
+
+ENTRY %main (p: f32[64]) -> f32[512] {
+  %p = f32[64]{0:T(128)} parameter(0)
+  %begin = ((f32[64]{0}), f32[64]{0}, u32[]) call-start(%p), to_apply=%sparse
+  %end = f32[64]{0:T(128)} call-done(%begin)
+  %start = (f32[64]{0}, f32[512]{0}) all-gather-start(%end), replica_groups=[1,8]<=[8]
+  ROOT %done = f32[512]{0:T(128)} all-gather-done(%start)
+}
+"""
+
+
+def test_asynchronous_pairs_count_once():
+    gathered, reduced = collectives(ASYNCHRONOUS)
+    assert (gathered.kind, gathered.times, gathered.nbytes) == ("all-gather", 1, 512 * 4)
+    assert (reduced.kind, reduced.times, reduced.nbytes) == ("all-reduce", 1, 64 * 4)
+    assert memory_traffic(ASYNCHRONOUS) == 2 * 256 + 256 + 2048
+
+
 @pytest.mark.parametrize(
     ("groups", "size"),
     [
