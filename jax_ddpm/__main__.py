@@ -7,6 +7,8 @@ __all__ = ["main"]
 _EXTRAS = {
     "diffusers": "parity",
     "flatbuffers": "train",
+    "jax_cuda12_plugin": "plan",
+    "libtpu": "plan",
     "matplotlib": "train",
     "mlxtend": "mnist",
     "PIL": "train",

@@ -10,6 +10,7 @@ from jax_ddpm.cli.config import (
     EvaluateConfig,
     ExportConfig,
     ParityConfig,
+    PlanConfig,
     SampleConfig,
     TrainConfig,
     UsageError,
@@ -25,6 +26,7 @@ _Command = (
     | Annotated[EvaluateConfig, tyro.conf.subcommand("evaluate")]
     | Annotated[ExportConfig, tyro.conf.subcommand("export")]
     | Annotated[ParityConfig, tyro.conf.subcommand("parity")]
+    | Annotated[PlanConfig, tyro.conf.subcommand("plan")]
 )
 
 
@@ -33,9 +35,9 @@ def run(arguments: list[str] | None = None) -> None:
     config = tyro.cli(
         _Command,
         prog="jax-ddpm",
-        description="Train, sample and certify diffusion models (DDPM) in JAX.",
+        description="Train, sample, certify and plan diffusion models (DDPM) in JAX.",
         args=arguments,
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff),
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
     )
     try:
         # Each command is imported when it is run: `parity` alone needs torch.
@@ -64,6 +66,10 @@ def run(arguments: list[str] | None = None) -> None:
                 from jax_ddpm.cli.parity import parity
 
                 parity(config)
+            case PlanConfig():
+                from jax_ddpm.cli.plan import plan
+
+                plan(config)
     except (UsageError, WriterFailed) as error:
         print(f"jax-ddpm: {error}", file=sys.stderr)
         sys.exit(2)

@@ -15,6 +15,7 @@ __all__ = [
     "EvaluateConfig",
     "ExportConfig",
     "ParityConfig",
+    "PlanConfig",
     "SampleConfig",
     "ScheduleName",
     "TrainConfig",
@@ -209,6 +210,41 @@ class ParityConfig:
     """Also write the table to this file, as JSON."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class PlanConfig:
+    """Compile training and sampling for a TPU or GPU that is not here: do they fit, how long do
+    they take?"""
+
+    target: tuple[str, ...] = ("v5e:2x2",)
+    """What to rent, one or several: v3, v4, v5e, v5p, v6e or tpu7x, with a shape in chips
+    (v5e:4x4); a100, h100, h200 or l4, with a number (h100:8)."""
+    work: Literal["train", "sample", "both"] = "both"
+    """The training step, the sampler, or both."""
+    model: Literal["cifar10", "digits", "simple"] = "cifar10"
+    """Ho et al.'s network for CIFAR-10 (32x32, T = 1,000), the default of `train` (8x8), or the
+    tutorial's (64x64)."""
+    run: Path | None = None
+    """Or the network of a run or of a folder of diffusers."""
+    batch_size: int = 128
+    """Images a training step, on all devices together."""
+    num: int = 256
+    """Images that are sampled at once, on all devices together."""
+    steps: int | None = None
+    """Steps of the reverse chain. Default: all of the model's."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the network computes in; its weights are float32."""
+    remat: bool = False
+    """Gradients recompute each block instead of keeping what is inside it."""
+    fsdp: int = 1
+    """Weights and optimizer state are split over so many devices."""
+    accumulate: int = 1
+    """Each batch is taken in so many parts, one after the other."""
+    largest_batch: bool = False
+    """Also find the largest training batch that fits, which takes a few compilations."""
+    json: Path | None = None
+    """Also write the figures to this file, as JSON."""
+
+
 def check_out(out: Path, *suffixes: str) -> None:
     """Raises `UsageError` unless `--out` names a file of one of these kinds in a folder there."""
     if out.suffix not in suffixes:
@@ -222,6 +258,7 @@ def check_out(out: Path, *suffixes: str) -> None:
 def positive(config: Any, *names: str) -> None:
     """Raises `UsageError` unless these fields of `config` are above zero."""
     for name in names:
-        if not getattr(config, name) > 0:
+        value = getattr(config, name)
+        if value is not None and not value > 0:
             flag = "--" + name.replace("_", "-")
-            raise UsageError(f"{flag}: expected more than 0, got {getattr(config, name)}")
+            raise UsageError(f"{flag}: expected more than 0, got {value}")

@@ -1,0 +1,131 @@
+"""Compile for devices that are not here, and say what the program takes.
+
+Without the hardware nothing can be run, so what the compiler does not say is estimated: a
+roofline, the longest of three times at the chip's peak figures. Real programs are slower.
+"""
+
+import os
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import jax
+
+from jax_ddpm.plan.flops import count_flops
+from jax_ddpm.plan.hlo import Collective, collectives, memory_traffic
+from jax_ddpm.plan.targets import Target
+
+__all__ = ["Cost", "TooLarge", "compile_for", "prepare", "quiet"]
+
+
+class Cost(NamedTuple):
+    """What one run of a program takes, on each of its devices: bytes and operations."""
+
+    arguments: int
+    outputs: int
+    aliased: int
+    """Of the outputs, what takes the place of donated arguments."""
+    temporaries: int
+    code: int
+    flops: float
+    traffic: int
+    """Read from and written to the device's memory."""
+    collectives: list[Collective]
+    seconds_to_compile: float
+
+    @property
+    def memory(self) -> int:
+        """All of it, where nothing is given back before the end."""
+        return self.arguments + self.outputs - self.aliased + self.temporaries + self.code
+
+    def seconds(self, rates: dict[str, float]) -> dict[str, float]:
+        """Seconds at the rates of `Target.rates`: the longest bounds the program."""
+        amounts = {
+            "compute": self.flops,
+            "memory": self.traffic,
+            "interconnect": sum(each.sent for each in self.collectives),
+        }
+        return {name: amount / rates[name] for name, amount in amounts.items()}
+
+
+class TooLarge(Exception):
+    """A device has less memory than the program needs. `needed` in bytes, None if not said."""
+
+    def __init__(self, message: str):
+        super().__init__(message.partition(": ")[2].partition("\n")[0])
+        sizes = re.findall(r"([\d.]+)([KMGT])", message)
+        self.needed = None
+        if sizes:
+            number, unit = sizes[0]
+            self.needed = int(float(number) * 2 ** (10 * ("KMGT".index(unit) + 1)))
+
+
+def prepare() -> None:
+    """Keep JAX off any hardware and the compilers off the network. Before JAX's first use."""
+    jax.config.update("jax_platforms", "cpu")
+    for name, value in {
+        "TPU_SKIP_MDS_QUERY": "1",  # no metadata server to ask
+        "TPU_ACCELERATOR_TYPE": "v5litepod-4",  # these two only quiet it
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # nobody's TPU is taken
+    }.items():
+        os.environ.setdefault(name, value)
+    # There is no GPU to try algorithms on.
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_autotune_level=0".strip()
+
+
+def compile_for(target: Target, program: Any, *arguments: Any) -> Cost:
+    """Compile a jitted function of `ShapeDtypeStruct`s that are placed on the target's devices.
+
+    Raises `TooLarge` where the compiler finds that it does not fit.
+    """
+    platform = target.chip.platform
+    traced = program.trace(*arguments)
+    lowered = traced.lower(lowering_platforms=(platform,))
+    # The least effort: a minute where the default takes ten, and memory within a tenth of it.
+    effort = {"exec_time_optimization_effort": -1.0} if platform == "tpu" else None
+    start = time.perf_counter()
+    try:
+        compiled = lowered.compile(compiler_options=effort)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise TooLarge(str(error)) from None
+    seconds = time.perf_counter() - start
+    memory, text = compiled.memory_analysis(), compiled.as_text()
+    devices = len(jax.tree.leaves(arguments)[0].sharding.device_set)
+    return Cost(
+        arguments=memory.argument_size_in_bytes,
+        outputs=memory.output_size_in_bytes,
+        aliased=memory.alias_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes,
+        code=memory.generated_code_size_in_bytes,
+        flops=count_flops(traced.jaxpr) / devices,
+        traffic=memory_traffic(text),
+        collectives=collectives(text),
+        seconds_to_compile=seconds,
+    )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps what the compilers write to the error stream; an error of theirs shows it."""
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    with tempfile.TemporaryFile() as kept:
+        os.dup2(kept.fileno(), 2)
+        try:
+            yield
+        except jax.errors.JaxRuntimeError:
+            kept.seek(0)
+            os.write(terminal, kept.read())
+            raise
+        finally:
+            sys.stderr.flush()
+            os.dup2(terminal, 2)
+            os.close(terminal)

@@ -1,0 +1,144 @@
+"""What is read from a compiled program, against what is known of it. No compiler but the CPU's."""
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from jax import lax
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import jax_ddpm as ddpm
+from jax_ddpm.plan.hlo import collectives, memory_traffic
+
+
+@pytest.fixture(autouse=True)
+def defaults():
+    """What is planned is what users run: JAX's defaults."""
+    with (
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+        jax.enable_x64(False),
+    ):
+        yield
+
+
+@pytest.fixture
+def mesh():
+    return jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+
+
+def test_a_data_parallel_step_sums_the_gradient_and_the_loss(mesh):
+    """And nothing else goes between devices, at every step of a loop over steps."""
+    model, optimizer = ddpm.SimpleUNet(), optax.adam(1e-3)
+    images = jnp.zeros((16, 8, 8, 3), jnp.float32)
+    variables = model.init(jax.random.key(0), images, jnp.zeros(16, jnp.int32))
+    state = ddpm.init_train_state(jax.random.key(1), variables, optimizer)
+    state = jax.device_put(state, NamedSharding(mesh, P()))
+    schedule = ddpm.make_schedule(ddpm.linear_beta_schedule(10))
+    step = ddpm.make_train_step(schedule, model.apply, optimizer)
+
+    @jax.jit
+    def steps(state, images):
+        return lax.scan(lambda state, _: step(state, images), state, length=3)
+
+    images = jax.device_put(images, NamedSharding(mesh, P("data")))
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(variables))
+    for program, times in ((jax.jit(step), 1), (steps, 3)):
+        (reduced,) = collectives(program.lower(state, images).compile().as_text())
+        assert reduced.kind == "all-reduce"
+        assert reduced.nbytes == times * 4 * (parameters + 1)
+        assert reduced.sent == pytest.approx(reduced.nbytes * 2 * 7 / 8)
+
+
+def test_gathering_counts_the_whole_array(mesh):
+    x = jax.ShapeDtypeStruct((16, 5), jnp.float32, sharding=NamedSharding(mesh, P("data")))
+    gather = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, P()))
+    (gathered,) = collectives(gather.lower(x).compile().as_text())
+    assert (gathered.kind, gathered.times, gathered.nbytes) == ("all-gather", 1, 16 * 5 * 4)
+    assert gathered.sent == 16 * 5 * 4 * 7 / 8
+
+
+def test_traffic_is_what_is_read_and_written():
+    x = jnp.zeros((1000,), jnp.float32)
+    assert memory_traffic(jax.jit(lambda x: x * 2 + 1).lower(x).compile().as_text()) == 8000
+
+    def loop(x):
+        return lax.fori_loop(0, 50, lambda i, x: jnp.sin(x) * 2, x)
+
+    # Each of fifty bodies reads and writes x; beside it, one copy and the loop's counter.
+    traffic = memory_traffic(jax.jit(loop).lower(x).compile().as_text())
+    assert 50 * 8000 <= traffic <= 51 * 8000 + 50 * 100
+
+
+PROGRAM = """\
+HloModule jit_step, is_scheduled=true, num_partitions=8
+
+%cond (arg: (s32[], f32[64])) -> pred[] {
+  %arg = (s32[]{:T(128)}, f32[64]{0:T(128)}) parameter(0)
+  %n = s32[]{:T(128)} constant(12)
+  %i = s32[]{:T(128)} get-tuple-element(%arg), index=0
+  ROOT %lt = pred[]{:T(512)} compare(%i, %n), direction=LT
+}
+
+%body (arg.1: (s32[], f32[64])) -> (s32[], f32[64]) {
+  %arg.1 = (s32[]{:T(128)}, f32[64]{0:T(128)}) parameter(0)
+  %x = f32[64]{0:T(128)} get-tuple-element(%arg.1), index=1
+  %i.1 = s32[]{:T(128)} get-tuple-element(%arg.1), index=0
+  %fast = f32[64]{0:T(128)S(1)} copy(%x)
+  %reduced = f32[64]{0:T(128)} all-reduce(%x), channel_id=1, replica_groups=GROUPS, to_apply=%add
+  ROOT %out = (s32[]{:T(128)}, f32[64]{0:T(128)}) tuple(%i.1, %reduced)
+}
+
+ENTRY %main (p: f32[64]) -> (s32[], f32[64]) {
+  %p = f32[64]{0:T(128)} parameter(0)
+  %zero = s32[]{:T(128)} constant(0)
+  %start = (s32[]{:T(128)}, f32[64]{0:T(128)}) tuple(%zero, %p)
+  ROOT %loop = (s32[]{:T(128)}, f32[64]{0:T(128)}) while(%start), condition=%cond, body=%body
+}
+"""
+
+
+ASYNCHRONOUS = """\
+HloModule jit_step, is_scheduled=true, num_partitions=8
+
+%sparse (q: f32[64]) -> f32[64] {
+  %q = f32[64]{0:T(128)} parameter(0)
+  ROOT %sum = f32[64]{0:T(128)} all-reduce(%q), replica_groups=[1,8]<=[8], to_apply=%add
+}
+
+ENTRY %main (p: f32[64]) -> f32[512] {
+  %p = f32[64]{0:T(128)} parameter(0)
+  %begin = ((f32[64]{0}), f32[64]{0}, u32[]) call-start(%p), to_apply=%sparse
+  %end = f32[64]{0:T(128)} call-done(%begin)
+  %start = (f32[64]{0}, f32[512]{0}) all-gather-start(%end), replica_groups=[1,8]<=[8]
+  ROOT %done = f32[512]{0:T(128)} all-gather-done(%start)
+}
+"""
+
+
+def test_asynchronous_pairs_count_once():
+    gathered, reduced = collectives(ASYNCHRONOUS)
+    assert (gathered.kind, gathered.times, gathered.nbytes) == ("all-gather", 1, 512 * 4)
+    assert (reduced.kind, reduced.times, reduced.nbytes) == ("all-reduce", 1, 64 * 4)
+    assert memory_traffic(ASYNCHRONOUS) == 2 * 256 + 256 + 2048
+
+
+@pytest.mark.parametrize(
+    ("groups", "size"),
+    [
+        ("{{0,1},{2,3},{4,5},{6,7}}", 2),
+        ("[2,4]<=[8]", 4),
+        ("[4,2]<=[2,4]T(1,0)", 2),
+        ("mesh['x'=4,'y'=2] {'x'}", 4),
+        ("{}", 8),
+    ],
+)
+def test_a_tpus_loop_and_every_spelling_of_groups(groups, size):
+    """The bound is in the condition; what lives in S(1) is not the main memory's."""
+    text = PROGRAM.replace("GROUPS", groups)
+    (reduced,) = collectives(text)
+    assert (reduced.times, reduced.nbytes) == (12, 12 * 256)
+    assert reduced.sent == pytest.approx(12 * 256 * 2 * (size - 1) / size)
+    # Copied from, summed from and to, and two integers compared.
+    assert memory_traffic(text) == 12 * (256 + 2 * 256 + 2 * 4 + 1)

@@ -1,0 +1,190 @@
+"""`jax-ddpm plan` as a user meets it, on a machine with neither TPU nor GPU."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import pytest
+
+from jax_ddpm.plan.targets import CHIPS, parse_target
+
+needs_tpu = pytest.mark.skipif(not find_spec("libtpu"), reason="the extra plan is not installed")
+needs_gpu = pytest.mark.skipif(
+    not find_spec("jax_cuda12_plugin"), reason="the extra plan is not installed"
+)
+DIGITS = ["--model", "digits", "--steps", "20"]
+TUTORIAL = ["--model", "simple", "--batch-size", "16"]
+WITHOUT = """
+import importlib.util as util, sys
+find = util.find_spec
+util.find_spec = lambda name, *a: None if name in {names} else find(name, *a)
+sys.argv = ["jax-ddpm", *{arguments}]
+from jax_ddpm.__main__ import main
+main()
+"""
+COMPILERS = {"libtpu", "jax_cuda12_plugin", "jax_cuda13_plugin"}
+
+
+def jax_ddpm(*arguments, cwd, without=()):
+    """Run `jax-ddpm`; the plugin's own lines, which every `import jax` writes, are left out."""
+    code = WITHOUT.format(names=set(without) or {""}, arguments=arguments)
+    environment = {name: value for name, value in os.environ.items() if name != "NPROC"}
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    lines = result.stderr.splitlines(keepends=True)
+    result.stderr = "".join(
+        line for line in lines if "cuda drivers" not in line and "absl::Init" not in line
+    )
+    return result
+
+
+@needs_tpu
+def test_a_tpu_slice(tmp_path):
+    """With libtpu alone, and no hardware: both programs, as text and as JSON."""
+    cuda = COMPILERS - {"libtpu"}
+    result = jax_ddpm("plan", *DIGITS, "--json", "plan.json", cwd=tmp_path, without=cuda)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "train on v5e:2x2, 4 devices: 128 images, 32 images a device" in result.stdout
+    assert "sample on v5e:2x2, 4 devices: 256 images × 20 steps" in result.stdout
+    assert re.search(r"fits +\d+\.\d MiB +of 16\.00 GiB a device", result.stdout)
+    assert result.stdout.count("bound by") == 2
+    train, sample = json.loads((tmp_path / "plan.json").read_text())
+    assert train["fits"] and sample["fits"] and not sample["collectives"]
+    assert train["estimate"] == max(train["seconds"].values())
+    # The donated state is 4 copies of the weights, which tiles pad, and comes back in place.
+    assert train["aliased"] > 4 * 4 * 702_753
+    assert train["arguments"] - train["aliased"] < 100_000
+    # Forward, and twice as much for the gradient; in sampling, guidance runs the network twice.
+    assert sample["flops"] / (64 * 20 * 2) == pytest.approx(train["flops"] / (32 * 3), rel=0.02)
+    (reduced,) = train["collectives"]
+    assert reduced["kind"] == "all-reduce"
+    # XLA sums once what is one gradient: in each block, the biases of the time's projection and
+    # of the first convolution; where there is one, those of the shortcut and of the second.
+    shared = (32 + 5 * 64 + 2 * 32) + (3 * 64 + 2 * 32)
+    assert reduced["nbytes"] == 4 * (702_753 + 1 - shared)
+
+
+@needs_tpu
+def test_the_all_reduce_of_the_tutorials_network(tmp_path):
+    """Its gradient, and the loss."""
+    command = ["plan", *TUTORIAL, "--work", "train"]
+    result = jax_ddpm(*command, "--json", "plan.json", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    (row,) = json.loads((tmp_path / "plan.json").read_text())
+    (reduced,) = row["collectives"]
+    assert (reduced["kind"], reduced["nbytes"]) == ("all-reduce", 4 * (151_427 + 1))
+
+
+@needs_tpu
+def test_fsdp_and_accumulation(tmp_path):
+    """A quarter of the state on each device, and its weights gathered for each part."""
+    command = ["plan", *TUTORIAL, "--work", "train"]
+    rows = []
+    for options in ([], ["--fsdp", "4", "--accumulate", "2"]):
+        result = jax_ddpm(*command, *options, "--json", "plan.json", cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        rows += json.loads((tmp_path / "plan.json").read_text())
+    whole, split = rows
+    assert split["flops"] == pytest.approx(whole["flops"], rel=1e-3)
+    assert split["aliased"] < 0.6 * whole["aliased"]  # tiles pad what is small
+    gathered = {each["kind"]: each["nbytes"] for each in split["collectives"]}
+    assert gathered["all-gather"] > 0.9 * 4 * 151_427
+
+
+@needs_tpu
+def test_an_absurd_batch_does_not_fit(tmp_path):
+    command = ["plan", "--work", "sample", "--target", "v5e:1x1", "--model", "digits"]
+    result = jax_ddpm(*command, "--num", "8388608", "--steps", "2", cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert re.search(
+        r"does not fit +[\d.]+ GiB +of 16\.00 GiB a device: [\d.]+ GiB too much", result.stdout
+    )
+    assert "Ran out of memory on HBM" in result.stdout
+
+
+@needs_gpu
+def test_a_gpu(tmp_path):
+    command = ["plan", *TUTORIAL, "--target", "h100", "--dtype", "bfloat16"]
+    options = ["--num", "8", "--steps", "20", "--json", "p.json"]
+    result = jax_ddpm(*command, *options, cwd=tmp_path, without=["libtpu"])
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "train on h100:1, 1 device: 16 images\n" in result.stdout
+    train, sample = json.loads((tmp_path / "p.json").read_text())
+    assert train["available"] == int(0.75 * CHIPS["h100"].memory)
+    # Twice as much again for the gradient, but for that of the images.
+    forward = sample["flops"] / (8 * 20)
+    assert 2.9 * forward < train["flops"] / 16 < 3 * forward
+    assert sample["traffic"] > 20 * 4 * 151_427
+
+
+@needs_gpu
+def test_what_does_not_fit_a_gpu(tmp_path):
+    command = ["plan", "--work", "sample", "--target", "l4", "--model", "digits", "--steps", "2"]
+    result = jax_ddpm(*command, "--num", "4194304", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"does not fit +[\d.]+ GiB +of 16\.47 GiB a device: ", result.stdout)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--target", "v9"], "--target: expected one of v3:2x2, v4:2x2x1, v5e:2x2, "),
+        (["--target", "v5e:2"], "--target: expected a shape such as v5e:2x2, got v5e:2"),
+        (["--target", "h100:zero"], "--target: expected a shape such as h100:1, got h100:zero"),
+        (["--batch-size", "0"], "--batch-size: expected more than 0, got 0"),
+        (["--steps", "0"], "--steps: expected more than 0, got 0"),
+        (["--json", "no/where.json"], "--json: no such folder: no"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path, arguments, words):
+    result = jax_ddpm("plan", *arguments, cwd=tmp_path)
+    assert result.returncode == 2 and words in result.stderr
+    assert len(result.stderr.splitlines()) == 1 and not list(tmp_path.iterdir())
+
+
+@needs_tpu
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--run", "nowhere"], "--run: nowhere: expected a folder of diffusers"),
+        (["--steps", "1001"], "--steps: expected at most 1000, the model's timesteps, got 1001"),
+        (["--model", "simple", "--remat"], "--remat: the tutorial's network has no blocks to"),
+        (["--batch-size", "6"], "--batch-size: expected a multiple of 4, the devices of v5e:2x2"),
+        (["--accumulate", "5"], "--batch-size: expected a multiple of 20, the devices of v5e:2x2"),
+        (["--fsdp", "3"], "--fsdp: expected a divisor of 4, the devices of v5e:2x2, got 3"),
+    ],
+)
+def test_what_the_target_refuses_is_one_line(tmp_path, arguments, words):
+    result = jax_ddpm("plan", *arguments, cwd=tmp_path)
+    assert result.returncode == 2 and words in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("target", ["v5e", "h100"])
+def test_a_missing_compiler_names_the_extra(tmp_path, target):
+    result = jax_ddpm("plan", "--target", target, cwd=tmp_path, without=COMPILERS)
+    assert result.returncode == 2
+    package = "libtpu" if target == "v5e" else "jax_cuda12_plugin"
+    assert result.stderr.strip() == (
+        f'jax-ddpm: this command needs {package}: pip install "jax_ddpm[plan]"'
+    )
+
+
+@pytest.mark.parametrize("name", CHIPS)
+def test_the_table_of_chips(name):
+    """A product of float32 is never faster, and a device is a chip or half of one."""
+    target = parse_target(name)
+    assert target.name == f"{name}:{target.chip.default_shape}"
+    single, half = target.rates("float32"), target.rates("bfloat16")
+    assert single["compute"] <= half["compute"]
+    assert 50e12 < half["compute"] < 3e15 and 2e11 < half["memory"] < 1e13
+    assert 10 * 2**30 < target.memory < 200 * 2**30

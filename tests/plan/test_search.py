@@ -1,0 +1,29 @@
+"""The search for the largest batch, on memories that are known."""
+
+import math
+
+import pytest
+
+from jax_ddpm.plan.search import largest_batch
+
+
+@pytest.mark.parametrize("unit", [1, 8])
+@pytest.mark.parametrize("first", [8, 128, 4096])
+@pytest.mark.parametrize("says_how_much", [True, False])
+def test_the_largest_batch(unit, first, says_how_much):
+    """Within a tenth, in five calls, with or without the memory of what does not fit."""
+    calls = []
+
+    def needed(batch):
+        calls.append(batch)
+        memory = 500 + 7 * batch + 0.01 * batch**1.2
+        return memory if memory <= 16_000 or says_how_much else math.inf
+
+    fits, fails = largest_batch(needed, 16_000, first, unit)
+    assert len(calls) <= 5 and fits % unit == 0 and set(calls) <= set(range(0, 10**6, unit))
+    assert needed(fits) <= 16_000 and (fails is None or needed(fails) > 16_000)
+    assert 0.85 * 2190 < fits <= 2190
+
+
+def test_nothing_fits():
+    assert largest_batch(lambda batch: math.inf, 100, 8, 8) == (0, 8)
