@@ -65,7 +65,7 @@ def _run_batch(settings: Settings, batch: int, log: Callable[[str], None]) -> li
 
     x_T, *noise = (ddpm.sample_noise(key, i, shape) for i in reversed(range(steps + 1)))
     scheduler = scheduling_ddpm.DDPMScheduler(1000)
-    for name, (channels_last, wrap) in sides.torch_contenders(settings.torch_compile).items():
+    for name, (channels_last, wrap) in sides.torch_contenders(large=True).items():
         network = wrap(sides.cifar10_torch(channels_last))
         convert = partial(sides.nchw, channels_last=channels_last)
         given = iter([convert(draw) for draw in noise])

@@ -58,7 +58,7 @@ def _run_batch(settings: Settings, batch: int, log: Callable[[str], None]) -> li
         outputs[name] = np.array(trainer.run(2))
         runs[name] = partial(trainer.run, 1)
 
-    for name, (channels_last, wrap) in sides.torch_contenders(settings.torch_compile).items():
+    for name, (channels_last, wrap) in sides.torch_contenders(large=True).items():
         trainer = _TorchTrainer(wrap, images, channels_last, schedule)
         given = [
             (torch.from_numpy(np.array(t)), sides.nchw(noise, channels_last)) for t, noise in drawn

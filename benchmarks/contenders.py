@@ -104,8 +104,11 @@ class JaxTrainer:
         return losses
 
 
-def torch_contenders(torch_compile: bool) -> dict[str, tuple[bool, Callable]]:
-    """Each torch contender: whether it is channels_last, and what wraps its functions."""
+def torch_contenders(*, large: bool = False) -> dict[str, tuple[bool, Callable]]:
+    """Each torch contender: whether it is channels_last, and what wraps its functions.
+
+    A `large` network is compiled in one layout only, since that takes a minute.
+    """
     # One program for each batch size: torch would turn to symbolic shapes at the second, and
     # past its limit of recompilations to eager, without a word.
     torch.compiler.reset()
@@ -116,9 +119,8 @@ def torch_contenders(torch_compile: bool) -> dict[str, tuple[bool, Callable]]:
     contenders: dict[str, tuple[bool, Callable]] = {
         name: (channels_last, lambda function: function) for name, channels_last in _LAYOUTS.items()
     }
-    if torch_compile:
-        contenders |= {name: (last, compiled) for name, last in _COMPILED.items()}
-    return contenders
+    layouts = {name: last for name, last in _COMPILED.items() if last or not large}
+    return contenders | {name: (last, compiled) for name, last in layouts.items()}
 
 
 def data_sharding(batch: int) -> NamedSharding | None:

@@ -78,7 +78,7 @@ def _torch_sampler(batch: int, steps: int, side: str):
     from benchmarks import contenders as sides
     from benchmarks.sampling import torch_run, torch_step
 
-    channels_last, wrap = sides.torch_contenders(torch_compile=True)[side]
+    channels_last, wrap = sides.torch_contenders()[side]
     step = wrap(torch_step(sides.torch_network(channels_last)))
     return partial(torch_run, step, batch, 64, channels_last, steps)
 

@@ -25,7 +25,7 @@ _BATCH, _STEPS = 16, 4
 def run(settings: Settings, log: Callable[[str], None] = print) -> list[dict[str, Any]]:
     """Medians of processes; Linux only."""
     rows = []
-    sides = {JAX_SHARDED: "jax"} | {name: name for name in torch_contenders(True)}
+    sides = {JAX_SHARDED: "jax"} | {name: name for name in torch_contenders()}
     for name, side in sides.items():
         log(f"peak memory: {name} …")
         peaks = [

@@ -64,7 +64,7 @@ def _run_batch(settings: Settings, batch: int, log: Callable[[str], None]) -> li
         outputs[name] = np.asarray(runs[name]())
 
     x_T, *noise = (ddpm.sample_noise(key, i, shape) for i in reversed(range(steps + 1)))
-    for name, (channels_last, wrap) in sides.torch_contenders(settings.torch_compile).items():
+    for name, (channels_last, wrap) in sides.torch_contenders().items():
         step = wrap(torch_step(sides.torch_network(channels_last)))
         convert = partial(sides.nchw, channels_last=channels_last)
         given = [convert(draw) for draw in noise]

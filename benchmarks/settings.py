@@ -23,13 +23,12 @@ class Settings:
       cifar10_rounds: its timed runs, each of seconds.
       scaling_steps: length of the chain in the scaling curves.
       processes: how many new processes measure memory and the start.
-      torch_compile: whether torch.compile takes part.
     """
 
     image_size: int = 64
     sampling_batches: tuple[int, ...] = (1, 4, 16)
     training_batches: tuple[int, ...] = (4, 16)
-    sampling_steps: int = 20
+    sampling_steps: int = 10
     training_steps: int = 2
     rounds: int = 5
     overhead_steps: int = 1000
@@ -40,15 +39,12 @@ class Settings:
     cifar10_rounds: int = 3
     scaling_steps: int = 5
     processes: int = 1
-    torch_compile: bool = True
 
 
 SHORT = Settings()
 FULL = Settings(
     sampling_batches=(1, 4, 16, 64),
     training_batches=(4, 16, 64),
-    training_steps=3,
-    rounds=7,
     cifar10_sampling_batches=(1, 4, 16),
     cifar10_training_batches=(4, 8),
     cifar10_rounds=4,

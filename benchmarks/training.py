@@ -75,7 +75,7 @@ def _run_batch(settings: Settings, batch: int, log: Callable[[str], None]) -> li
         outputs[name] = np.array(trainer.run(_COMPARED_STEPS))
         runs[name] = partial(trainer.run, steps)
 
-    for name, (channels_last, wrap) in sides.torch_contenders(settings.torch_compile).items():
+    for name, (channels_last, wrap) in sides.torch_contenders().items():
         trainer = _TorchTrainer(wrap, images, channels_last)
         given = [
             (

@@ -100,7 +100,8 @@ class TrainConfig:
     seed: int = 0
     """Decides the initial weights, the order of the data, the noise and the samples."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """What the network computes in; weights, gradients' sums and Adam stay float32."""
+    """What the network computes in, and its gradients cross devices in; the weights, their
+    average and Adam stay float32."""
     accumulate: int = 1
     """Take each batch in so many parts, one after the other, for the memory of one."""
     remat: bool = False

@@ -17,11 +17,34 @@ def standard_promotion():
         yield
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+# Minutes of compilation; `jax-ddpm parity` runs them always.
+SLOW = {
+    ("UNet, learned variance, scale and shift: gradient of every parameter", "float64"),
+    ("UNet, learned variance, scale and shift: gradient of every parameter", "float32"),
+    ("UNet, labels, three layers: gradient of every parameter", "float32"),
+    ("UNet, labels, three layers: 10 AdamW steps: weights, losses", "float64"),
+    ("UNet, 35.7 M parameters: 50 steps of DDIM", "float64"),
+}
+CELLS = [
+    pytest.param(
+        case,
+        dtype,
+        id=f"{case.name}-{dtype}",
+        marks=[pytest.mark.slow] if (case.name, dtype) in SLOW else [],
+    )
+    for case in CASES
+    for dtype in ("float64", "float32")
+]
+
+
+@pytest.mark.parametrize(("case", "dtype"), CELLS)
 def test_parity(case, dtype):
     result = run_case(case, dtype)
     assert result.passed, f"error {result.error:.2e}, allowed {result.tolerance:.0e}"
+
+
+def test_what_is_slow_is_there():
+    assert {(case.name, dtype) for case in CASES for dtype in ("float64", "float32")} > SLOW
 
 
 def test_a_difference_fails():
