@@ -14,16 +14,8 @@ import jax_ddpm as ddpm
 from jax_ddpm.parity.unet import CIFAR10, reference_unet
 from jax_ddpm.plan.flops import count_flops
 
-
-@pytest.fixture(autouse=True)
-def defaults():
-    """What is planned is what users run: JAX's defaults."""
-    with (
-        jax.numpy_dtype_promotion("standard"),
-        jax.numpy_rank_promotion("allow"),
-        jax.enable_x64(False),
-    ):
-        yield
+# What is planned is what users run: JAX's defaults.
+pytestmark = pytest.mark.usefixtures("defaults")
 
 
 @cache

@@ -11,16 +11,8 @@ from jax.sharding import PartitionSpec as P
 import jax_ddpm as ddpm
 from jax_ddpm.plan.hlo import collectives, memory_traffic
 
-
-@pytest.fixture(autouse=True)
-def defaults():
-    """What is planned is what users run: JAX's defaults."""
-    with (
-        jax.numpy_dtype_promotion("standard"),
-        jax.numpy_rank_promotion("allow"),
-        jax.enable_x64(False),
-    ):
-        yield
+# What is planned is what users run: JAX's defaults.
+pytestmark = pytest.mark.usefixtures("defaults")
 
 
 @pytest.fixture
