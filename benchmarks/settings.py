@@ -28,7 +28,7 @@ class Settings:
     image_size: int = 64
     sampling_batches: tuple[int, ...] = (1, 4, 16)
     training_batches: tuple[int, ...] = (4, 16)
-    sampling_steps: int = 10
+    sampling_steps: int = 5
     training_steps: int = 2
     rounds: int = 5
     overhead_steps: int = 1000
@@ -45,8 +45,8 @@ SHORT = Settings()
 FULL = Settings(
     sampling_batches=(1, 4, 16, 64),
     training_batches=(4, 16, 64),
+    training_steps=1,
     cifar10_sampling_batches=(1, 4, 16),
     cifar10_training_batches=(4, 8),
-    cifar10_rounds=4,
     processes=3,
 )

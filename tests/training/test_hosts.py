@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+# One worker of pytest's runs these, and makes what they share once.
+pytestmark = pytest.mark.xdist_group("hosts")
 WORKER = str(Path(__file__).with_name("worker.py"))
 
 
@@ -75,6 +77,7 @@ def test_losses_weights_and_pictures_do_not_depend_on_the_devices(tmp_path, alon
         assert np.max(np.abs(value - alone[name])) < 1e-9, name
 
 
+@pytest.mark.slow
 def test_the_command_runs_on_two_hosts(tmp_path):
     """Each with two devices: the metrics of one process with one device, and its pictures."""
     train = ["-m", "jax_ddpm", "train", "--steps", "4", "--timesteps", "8", "--name"]
