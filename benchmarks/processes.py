@@ -17,7 +17,7 @@ from jax_ddpm.cli.runs import Run, create_run, init_variables, named_schedule, s
 from jax_ddpm.interop import Pretrained
 from jax_ddpm.models import ddpm_digits
 
-__all__ = ["run"]
+__all__ = ["median", "run"]
 
 _BATCH, _STEPS = 16, 4
 

@@ -8,7 +8,6 @@ import statistics
 from typing import Any, NamedTuple
 
 from benchmarks.contenders import JAX_PLAIN, JAX_SHARDED
-from benchmarks.processes import median
 
 __all__ = ["Ratio", "moved", "ratios"]
 
@@ -49,22 +48,20 @@ def ratios(results: dict[str, Any]) -> list[Ratio]:
             found.append(Ratio(work, batch, ours, theirs, rounds, targets.get(batch, 1.0)))
     if overhead := results.get("overhead"):
         times = {row["contender"]: row["seconds_per_step"] for row in overhead}
-        for ours, theirs in zip(list(times)[:2], list(times)[2:], strict=True):
+        names = zip(("", ", DDIM"), list(times)[:2], list(times)[2:], strict=True)
+        for kind, ours, theirs in names:
             rounds = [b / a for a, b in zip(times[ours], times[theirs], strict=True)]
-            found.append(Ratio("a step beyond the network", 1, ours, theirs, rounds, 50.0))
+            found.append(Ratio(f"a step beyond the network{kind}", 1, ours, theirs, rounds, 50.0))
     if peak := results.get("peak"):
         (_, best), (ours, share) = ((row["contender"], row["gflop_per_second"]) for row in peak)
         rounds = [b / a for a, b in zip(best, share, strict=True)]
         found.append(Ratio("share of the sgemm peak", 16, ours, "sgemm", rounds, 0.95))
     if processes := results.get("processes"):
-        memory = {
-            row["contender"]: median(processes, "memory", row["contender"], "bytes")
-            for row in processes
-            if row["what"] == "memory"
-        }
+        memory = {row["contender"]: row["bytes"] for row in processes if row["what"] == "memory"}
         ours = memory.pop(JAX_SHARDED)
-        theirs = min(memory, key=lambda name: memory[name])
-        rounds = [memory[theirs] / ours]
+        theirs = _fastest(memory)
+        # Processes do not take turns: every pair of them is a round.
+        rounds = [b / a for a in ours for b in memory[theirs]]
         found.append(Ratio("peak memory of sampling", 16, JAX_SHARDED, theirs, rounds, 1.0))
     return found
 

@@ -21,6 +21,12 @@ def start_devices(config: DevicesConfig, *, collectives: bool) -> None:
     use_cpu_cores(collectives=collectives or jax.distributed.is_initialized())
     settings: Any = jax.config
     if config.compilation_cache is not None and settings.jax_compilation_cache_dir is None:
-        cache = config.compilation_cache.expanduser()
+        try:
+            cache = config.compilation_cache.expanduser()
+            cache.mkdir(parents=True, exist_ok=True)
+        except (OSError, RuntimeError) as error:
+            if config.compilation_cache == DevicesConfig.compilation_cache:
+                return  # nobody asked for it
+            raise UsageError(f"--compilation-cache: cannot write it: {error}") from None
         jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

@@ -121,14 +121,15 @@ def guided_denoise_fn(run: Run, params: Any, labels: Any) -> Callable[[Any, Any]
     model: Any = run.pretrained.model
     if labels is None:
         return lambda x_t, t: model.apply(params, x_t, t)
-    null_labels = labels * 0 + run.null_label
 
     def conditional(x_t, t):
         return model.apply(params, x_t, t, labels)
 
+    if run.guidance == 1:
+        return conditional
+    null_labels = labels * 0 + run.null_label
+
     def unconditional(x_t, t):
         return model.apply(params, x_t, t, null_labels)
 
-    if run.guidance == 1:
-        return conditional
     return classifier_free_guidance(conditional, unconditional, run.guidance)

@@ -176,7 +176,8 @@ class _Log:
 
     def say(self, line: str) -> None:
         """A line above the progress bar."""
-        self._progress.write(line)
+        if is_writer():
+            self._progress.write(line)
 
 
 @contextmanager

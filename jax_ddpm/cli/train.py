@@ -39,6 +39,8 @@ def train(config: TrainConfig) -> None:
     data = load_dataset(config)
     count, *image_shape = data.images.shape
     run = _start(config, data)
+    if config.remat and not isinstance(run.pretrained.model, UNet):
+        raise UsageError("--remat: the tutorial's network has no blocks to recompute")
     if config.batch_size > count:
         raise UsageError(
             f"--batch-size: expected at most {count}, the number of images, got {config.batch_size}"
@@ -72,8 +74,6 @@ def _check(config: TrainConfig) -> None:
             f"--accumulate: expected a divisor of --batch-size {config.batch_size}, "
             f"got {config.accumulate}"
         )
-    if config.remat and config.model == "simple":
-        raise UsageError("--remat: the tutorial's network has no blocks to recompute")
     if config.timesteps < 2:
         raise UsageError(f"--timesteps: expected at least 2, got {config.timesteps}")
     if not 0 <= config.ema_decay < 1:

@@ -1,6 +1,7 @@
 """Many hosts: a process on each, one program. Every process runs the same lines; one writes.
 
-Collectives must be entered by all: nothing here may be called by some processes only.
+Collectives must be entered by all: but for `is_writer`, nothing here may be called by some
+processes only.
 """
 
 import os
@@ -29,7 +30,8 @@ def connect(
 
     Without arguments SLURM (`srun`), Open MPI (`mpirun`) and TPU pods say what is needed;
     elsewhere `coordinator` is the host and port of process 0. Raises `ValueError` if only some
-    of the three are given, and `RuntimeError` if the others do not come.
+    of the three are given. Where the others do not come, JAX's runtime ends the process after
+    five minutes.
     """
     given = (coordinator, num_processes, process_id)
     if given == (None, None, None):
@@ -37,6 +39,8 @@ def connect(
             return
     elif None in given:
         raise ValueError("coordinator, num_processes, process_id: expected all three or none")
+    if coordinator is not None and not coordinator.rpartition(":")[2].isdecimal():
+        raise ValueError(f"coordinator: expected HOST:PORT, got {coordinator}")
     jax.distributed.initialize(*given)
 
 

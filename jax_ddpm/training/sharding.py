@@ -6,8 +6,9 @@
                   array's longest axis that `fsdp` divides; whole on every device where none is
 
 With `fsdp` 1, the default, every device holds the whole state and only gradients travel. With
-more, the state of a device shrinks `fsdp` times, and the weights are gathered where the network
-uses them (Rajbhandari et al. 2020, "ZeRO", stage 3; FSDP in PyTorch).
+more, what a device keeps between steps shrinks `fsdp` times, and the weights are gathered where
+the network uses them, as in FSDP (Rajbhandari et al. 2020, "ZeRO"). Gradients are still summed
+whole on every device.
 
 The cores of a CPU become devices, so that the program of a laptop is that of a TPU slice.
 """

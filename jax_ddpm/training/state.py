@@ -84,7 +84,8 @@ def make_train_step(
     step's own in `rngs={"dropout": …}`.
 
     `accumulate` takes the batch in so many parts, one after the other, for the memory of one:
-    loss and gradient are the means over the parts, so the step is the same. (Dropout draws anew.)
+    loss and gradient are the means over the parts, so the step is the same. (Dropout draws anew,
+    and over several devices each part's gradient is summed on its own.)
 
     Many steps in one dispatch are a scan over batches:
     `jax.jit(lambda state, batches: lax.scan(train_step, state, batches), donate_argnums=0)`.

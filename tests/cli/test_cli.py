@@ -17,7 +17,7 @@ TRAIN = ["train", "--steps", "60", "--batch-size", "16", "--timesteps", "20"]
 
 def jax_ddpm(*arguments, cwd):
     """Run `jax-ddpm`; a single line on the error stream is what the user reads."""
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"}
     environment.pop("NPROC", None)
     return subprocess.run(
         [sys.executable, "-m", "jax_ddpm", *arguments],
@@ -271,6 +271,18 @@ def test_the_tutorials_network_and_its_state_dict(tmp_path):
     assert (tmp_path / "back/ema.safetensors").read_bytes() == weights
     result = jax_ddpm("convert", "back", "d", "--to", "diffusers", cwd=tmp_path)
     assert result.returncode == 2 and "expected a UNet, got SimpleUNet" in result.stderr
+
+
+def test_every_flag_of_many_devices_at_once(tmp_path):
+    """Split state, parts of batches, bfloat16, three steps a dispatch and one left over."""
+    flags = ["--fsdp", "2", "--accumulate", "2", "--remat", "--dtype", "bfloat16"]
+    flags += ["--steps", "4", "--steps-per-dispatch", "3", "--compilation-cache", "cache"]
+    result = jax_ddpm("train", "--timesteps", "4", *flags, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    line = json.loads((tmp_path / "runs/digits/metrics.jsonl").read_text())
+    assert line["step"] == 4 and np.isfinite(line["loss"])
+    weights = load_file(tmp_path / "runs/digits/ema.safetensors")
+    assert all(x.dtype == np.float32 for x in weights.values())
 
 
 def test_labels_of_ones_own_images(tmp_path):

@@ -24,6 +24,7 @@ SLOW = {
     ("UNet, labels, three layers: gradient of every parameter", "float32"),
     ("UNet, labels, three layers: 10 AdamW steps: weights, losses", "float64"),
     ("UNet, 35.7 M parameters: 50 steps of DDIM", "float64"),
+    ("UNet, 35.7 M parameters: 50 steps of DDIM", "float32"),
 }
 CELLS = [
     pytest.param(
