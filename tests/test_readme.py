@@ -11,8 +11,6 @@ from jax_ddpm import ddpm_digits
 from jax_ddpm.cli import run as jax_ddpm
 from jax_ddpm.parity.unet import CONFIGS, reference_unet
 
-# One worker of pytest's runs these, and makes what they share once.
-pytestmark = pytest.mark.xdist_group("readme")
 README = Path(__file__).parents[1] / "README.md"
 EXAMPLES = list(Sybil(parsers=[PythonCodeBlockParser()]).parse(README).examples())
 

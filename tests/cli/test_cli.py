@@ -10,8 +10,6 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-# One worker of pytest's runs these, and makes what they share once.
-pytestmark = pytest.mark.xdist_group("cli")
 TRAIN = ["train", "--steps", "60", "--batch-size", "16", "--timesteps", "20"]
 
 

@@ -16,7 +16,7 @@ from jax_ddpm.__main__ import main
 from jax_ddpm.cli import run as jax_ddpm
 from jax_ddpm.interop import save_diffusers
 
-pytestmark = [pytest.mark.usefixtures("defaults"), pytest.mark.xdist_group("export")]
+pytestmark = pytest.mark.usefixtures("defaults")
 
 UNET = ddpm.UNet(
     sample_size=8,

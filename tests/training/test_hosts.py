@@ -10,8 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-# One worker of pytest's runs these, and makes what they share once.
-pytestmark = pytest.mark.xdist_group("hosts")
 WORKER = str(Path(__file__).with_name("worker.py"))
 
 
