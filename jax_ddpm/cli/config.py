@@ -257,7 +257,7 @@ def check_out(out: Path, *suffixes: str) -> None:
 
 
 def positive(config: Any, *names: str) -> None:
-    """Raises `UsageError` unless these fields of `config` are above zero."""
+    """Raises `UsageError` unless these fields of `config` are above zero, or None."""
     for name in names:
         value = getattr(config, name)
         if value is not None and not value > 0:

@@ -59,11 +59,6 @@ def draw_samples(
     params = jax.jit(lambda params: params, out_shardings=replicated(mesh))(
         run.pretrained.variables
     )
-    policy = {
-        "prediction_type": run.pretrained.prediction_type,
-        "variance_type": run.pretrained.variance_type,
-        "clip_denoised": run.pretrained.clip_denoised,
-    }
 
     @jax.jit
     def init(first_sample):
@@ -89,7 +84,7 @@ def draw_samples(
             sampler=sampler,
             first_sample=first_sample,
             sharding=sharding,
-            **policy,
+            **run.pretrained.policy,
         )
 
     total = schedule.num_timesteps

@@ -28,7 +28,7 @@ _BATCH = 250
 
 def evaluate(config: EvaluateConfig) -> None:
     """Measure as `config` says, and print."""
-    positive(config, "num", *(["steps"] if config.steps is not None else []))
+    positive(config, "num", "steps")
     if config.json is not None and not config.json.parent.is_dir():
         raise UsageError(f"--json: no such folder: {config.json.parent}")
     start_devices(DevicesConfig(), collectives=False)
@@ -115,10 +115,8 @@ def _bits_per_dim(config: EvaluateConfig, run: Run, data: Dataset) -> float:
             run.pretrained.schedule,
             denoise_fn,
             images,
-            prediction_type=run.pretrained.prediction_type,
-            variance_type=run.pretrained.variance_type,
-            clip_denoised=run.pretrained.clip_denoised,
             first_sample=first_sample,
+            **run.pretrained.policy,
         ).total
 
     totals = []

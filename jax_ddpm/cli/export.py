@@ -92,11 +92,9 @@ def export_sampler(
             guided_denoise_fn(run, variables, labels),
             (samples.shape[0], *run.image_shape),
             sampler=sampler,
-            prediction_type=run.pretrained.prediction_type,
-            variance_type=run.pretrained.variance_type,
-            clip_denoised=run.pretrained.clip_denoised,
             x_T=noise_fn(schedule.num_timesteps),
             noise_fn=noise_fn,
+            **run.pretrained.policy,
         )
 
     key = jax.eval_shape(lambda: jax.random.key(0))

@@ -1,14 +1,15 @@
 """The loop of `jax-ddpm train`: batches in, steps, and lines of metrics out.
 
-host:    indices of k steps ─▶ each process loads its rows ─▶ one dispatch, not waited for
+host:    indices of k steps ─▶ each process loads its rows ─▶ one dispatch
 devices: lax.scan over k training steps, the state donated
 """
 
 import json
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +24,11 @@ from tqdm import tqdm
 
 from jax_ddpm.cli.config import TrainConfig
 from jax_ddpm.cli.datasets import Dataset
+from jax_ddpm.cli.programs import training
 from jax_ddpm.cli.runs import Run
-from jax_ddpm.models import UNet
-from jax_ddpm.training import (
-    TrainState,
-    batch_indices,
-    init_train_state,
-    load_batch,
-    make_train_step,
-)
+from jax_ddpm.training import TrainState, batch_indices, init_train_state, load_batch
 from jax_ddpm.training.hosts import any_process, is_writer
-from jax_ddpm.training.sharding import (
-    data_sharding,
-    gather_params,
-    replicated,
-    state_sharding,
-)
+from jax_ddpm.training.sharding import data_sharding, replicated
 
 __all__ = ["fit"]
 
@@ -49,13 +39,20 @@ def fit(config: TrainConfig, folder: Path, run: Run, data: Dataset, mesh: Mesh) 
     """Train; Ctrl-C ends it early with what there is."""
     data_key, train_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 0))
     optimizer = _optimizer(config)
-    train_step = _train_step(config, run, optimizer, mesh)
+    train_step, placement = training(
+        run,
+        optimizer,
+        mesh,
+        ema_decay=_young(config.ema_decay),
+        label_dropout=config.label_dropout,
+        accumulate=config.accumulate,
+    )
 
+    @partial(jax.jit, out_shardings=placement)
     def init(params):
         return init_train_state(train_key, params, optimizer)
 
-    placement = state_sharding(mesh, jax.eval_shape(init, run.pretrained.variables))
-    state = jax.jit(init, out_shardings=placement)(jax.device_get(run.pretrained.variables))
+    state = init(jax.device_get(run.pretrained.variables))
 
     # One dispatch: a scan over the steps whose batches it is given.
     advance = jax.jit(
@@ -102,29 +99,9 @@ def _optimizer(config: TrainConfig) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(config.grad_clip), optax.adam(rate))
 
 
-def _train_step(config: TrainConfig, run: Run, optimizer: Any, mesh: Mesh) -> Callable:
-    model: Any = run.pretrained.model
-    if config.dtype != "float32":
-        model = model.clone(dtype=jnp.dtype(config.dtype))
-    if config.remat:
-        model = model.clone(remat=True)
-
-    def ema_decay(step):  # a young average forgets fast, or a short run would sample its start
-        return jnp.minimum(config.ema_decay, (1 + step) / (10 + step))
-
-    return make_train_step(
-        run.pretrained.schedule,
-        gather_params(model.apply, mesh) if config.fsdp > 1 else model.apply,
-        optimizer,
-        ema_decay=ema_decay,
-        prediction_type=run.pretrained.prediction_type,
-        variance_type=run.pretrained.variance_type,
-        loss_type="hybrid" if run.pretrained.variance_type.startswith("learned") else "mse",
-        null_label=run.null_label,
-        label_dropout=config.label_dropout,
-        dropout=isinstance(model, UNet) and model.dropout > 0,
-        accumulate=config.accumulate,
-    )
+def _young(decay: float) -> optax.Schedule:
+    """A young average forgets fast, or a short run would sample its start."""
+    return lambda step: jnp.minimum(decay, (1 + step) / (10 + step))
 
 
 class _Log:

@@ -5,14 +5,14 @@ import math
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from jax_ddpm.cli.config import PlanConfig, UsageError, naming, positive
+from jax_ddpm.cli.programs import computing, sample_program, train_program
 from jax_ddpm.cli.runs import Run, init_variables, load_model, named_schedule, write_text
 from jax_ddpm.interop import Pretrained
 from jax_ddpm.models import SimpleUNet, UNet, ddpm_cifar10, ddpm_digits
 from jax_ddpm.plan.compilation import Cost, TooLarge, compile_for, prepare, quiet
-from jax_ddpm.plan.programs import sample_program, train_program
 from jax_ddpm.plan.search import largest_batch
 from jax_ddpm.plan.targets import Target, parse_target, require_compiler
 
@@ -62,16 +62,11 @@ def load(config: PlanConfig) -> Run:
             run = load_model(config.run)
     else:
         run = _preset(config.model)
-    model: Any = run.pretrained.model
-    fields: dict[str, Any] = {"dtype": jnp.dtype(config.dtype), "param_dtype": jnp.float32}
-    if config.remat:
-        if not isinstance(model, UNet):
-            raise UsageError("--remat: the tutorial's network has no blocks to recompute")
-        fields["remat"] = True
+    run = computing(run, dtype=config.dtype, remat=config.remat)
     variables = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), run.pretrained.variables
+        lambda x: jax.ShapeDtypeStruct(x.shape, np.float32), run.pretrained.variables
     )
-    pretrained = run.pretrained._replace(model=model.clone(**fields), variables=variables)
+    pretrained = run.pretrained._replace(variables=variables)
     timesteps = pretrained.schedule.num_timesteps
     if config.steps is not None and config.steps > timesteps:
         raise UsageError(

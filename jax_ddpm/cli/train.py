@@ -13,6 +13,7 @@ from jax_ddpm.cli.devices import start_devices
 from jax_ddpm.cli.draw import class_columns, cycle_labels, draw_samples
 from jax_ddpm.cli.figures import save_forward, save_gif, save_grid, save_loss
 from jax_ddpm.cli.fit import fit
+from jax_ddpm.cli.programs import computing
 from jax_ddpm.cli.runs import (
     Run,
     create_run,
@@ -39,8 +40,7 @@ def train(config: TrainConfig) -> None:
     data = load_dataset(config)
     count, *image_shape = data.images.shape
     run = _start(config, data)
-    if config.remat and not isinstance(run.pretrained.model, UNet):
-        raise UsageError("--remat: the tutorial's network has no blocks to recompute")
+    computed = computing(run, dtype=config.dtype, remat=config.remat)
     if config.batch_size > count:
         raise UsageError(
             f"--batch-size: expected at most {count}, the number of images, got {config.batch_size}"
@@ -55,7 +55,7 @@ def train(config: TrainConfig) -> None:
             f"{count:,} images of {'×'.join(map(str, image_shape))}{classes}, {parameters:,} "
             f"parameters, {mesh.size} {jax.default_backend()} device(s) → {folder}"
         )
-    state = fit(config, folder, run, data, mesh)
+    state = fit(config, folder, computed, data, mesh)
     params, ema_params = to_hosts((state.params, state.ema_params), mesh)
     on_writer(lambda: save_weights(folder, params, ema_params))
     trained = run.pretrained._replace(variables=ema_params)
@@ -66,9 +66,7 @@ def train(config: TrainConfig) -> None:
 
 def _check(config: TrainConfig) -> None:
     positive(config, "steps", "batch_size", "learning_rate", "timesteps", "grad_clip")
-    positive(config, "accumulate", "fsdp")
-    if config.steps_per_dispatch is not None:
-        positive(config, "steps_per_dispatch")
+    positive(config, "accumulate", "fsdp", "steps_per_dispatch")
     if config.batch_size % config.accumulate:
         raise UsageError(
             f"--accumulate: expected a divisor of --batch-size {config.batch_size}, "

@@ -89,6 +89,15 @@ class Pretrained(NamedTuple):
     steps_offset: int = 0
     set_alpha_to_one: bool = True
 
+    @property
+    def policy(self) -> dict[str, Any]:
+        """How an output of the model is read: keywords of `p_sample_loop` and `bits_per_dim`."""
+        return {
+            "prediction_type": self.prediction_type,
+            "variance_type": self.variance_type,
+            "clip_denoised": self.clip_denoised,
+        }
+
     def chain(self, steps: int) -> NoiseSchedule:
         """The chain of `steps` that diffusers would run: its spacing, its offset, its end.
 

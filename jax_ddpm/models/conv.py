@@ -8,9 +8,9 @@ many columns as the output has channels: where those are three, as in the layer 
 it was ten times slower than the same with rows and columns exchanged.
 
 So on a CPU the derivative is written, array by array, in the layout whose transpose is NHWC with
-HWIO: `jax.linear_transpose` of each line of `cpu_tangent` is what runs backwards. It is a JVP,
-not a VJP, so that forward mode and higher derivatives remain; forwards those layouts are the slow
-ones, several times slower than XLA's own.
+HWIO: the transposes of `by_x` and `by_kernel` are what runs backwards. It is a JVP, not a VJP, so
+that forward mode and higher derivatives remain; forwards those layouts are the slow ones, several
+times slower than XLA's own.
 """
 
 from collections.abc import Sequence
@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array
 
 __all__ = ["conv_general_dilated"]
@@ -63,28 +64,27 @@ def _lax_conv(x, kernel, strides, padding, precision, layout=("NHWC", "HWIO", "N
     )
 
 
-@_conv.defjvp
+@partial(_conv.defjvp, symbolic_zeros=True)
 def _conv_jvp(strides, padding, precision, primals, tangents):
     conv = partial(_lax_conv, strides=strides, padding=padding, precision=precision)
     (x, kernel), (x_dot, kernel_dot) = primals, tangents
 
-    def tangent(x, kernel, x_dot, kernel_dot):
-        return conv(x_dot, kernel) + conv(x, kernel_dot)
+    def by_x(x_dot, kernel):
+        return conv(x_dot, jnp.swapaxes(kernel, 2, 3), layout=("NHWC", "HWOI", "NHWC"))
 
-    def cpu_tangent(x, kernel, x_dot, kernel_dot):
-        by_x = conv(x_dot, jnp.swapaxes(kernel, 2, 3), layout=("NHWC", "HWOI", "NHWC"))
+    def by_kernel(x, kernel_dot):
         channels, features = kernel.shape[2:]
         if strides == (1, 1) and _columns(channels) < _columns(features):
-            return by_x + _exchanged(x, kernel_dot, padding, precision)
-        by_kernel = conv(
-            x.transpose(3, 1, 2, 0),
-            kernel_dot.transpose(2, 0, 1, 3),
-            layout=("CHWN", "IHWO", "HWNC"),
-        )
-        return by_x + by_kernel.transpose(2, 0, 1, 3)
+            return _exchanged(x, kernel_dot, padding, precision)
+        x, kernel_dot = x.transpose(3, 1, 2, 0), kernel_dot.transpose(2, 0, 1, 3)
+        return conv(x, kernel_dot, layout=("CHWN", "IHWO", "HWNC")).transpose(2, 0, 1, 3)
 
-    out_dot = lax.platform_dependent(x, kernel, x_dot, kernel_dot, cpu=cpu_tangent, default=tangent)
-    return _conv(x, kernel, strides, padding, precision), out_dot
+    terms = []
+    if not isinstance(x_dot, SymbolicZero):
+        terms.append(lax.platform_dependent(x_dot, kernel, cpu=by_x, default=conv))
+    if not isinstance(kernel_dot, SymbolicZero):
+        terms.append(lax.platform_dependent(x, kernel_dot, cpu=by_kernel, default=conv))
+    return _conv(x, kernel, strides, padding, precision), sum(terms[1:], start=terms[0])
 
 
 def _columns(count: int) -> tuple[bool, int]:

@@ -105,6 +105,8 @@ def gather_params(apply_fn: Callable[..., Any], mesh: Mesh) -> Callable[..., Any
 
     Left to itself, XLA may split the layers instead of the batch.
     """
+    if mesh.shape["fsdp"] == 1:
+        return apply_fn
 
     def gathered(params, *arguments, **options):
         whole = lax.with_sharding_constraint(params, replicated(mesh))

@@ -1,5 +1,7 @@
-"""The programs that are planned: the training step and the sampler, as `train` and `sample` run
-them, with shapes in the place of arrays."""
+"""The programs of the command line, each written once: what `train` runs is what `plan` compiles.
+
+Those of `plan` have shapes in the place of arrays.
+"""
 
 from functools import partial
 from typing import Any
@@ -7,8 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 
+from jax_ddpm.cli.config import UsageError
 from jax_ddpm.cli.draw import guided_denoise_fn
 from jax_ddpm.cli.runs import Run
 from jax_ddpm.models import UNet
@@ -22,7 +25,49 @@ from jax_ddpm.training.sharding import (
     state_sharding,
 )
 
-__all__ = ["sample_program", "train_program"]
+__all__ = ["computing", "sample_program", "train_program", "training"]
+
+
+def computing(run: Run, *, dtype: str, remat: bool) -> Run:
+    """The run with its network told `--dtype` and `--remat`."""
+    model: Any = run.pretrained.model
+    if remat:
+        if not isinstance(model, UNet):
+            raise UsageError("--remat: the tutorial's network has no blocks to recompute")
+        model = model.clone(remat=True)
+    if dtype != "float32":
+        model = model.clone(dtype=jnp.dtype(dtype))
+    return run._replace(pretrained=run.pretrained._replace(model=model))
+
+
+def training(
+    run: Run, optimizer: optax.GradientTransformation, mesh: Mesh, **options: Any
+) -> tuple[Any, Any]:
+    """The training step, and where its state lives: a `TrainState` of `NamedSharding`.
+
+    `options` go to `make_train_step`, beside what the run says.
+    """
+    pretrained = run.pretrained
+    model: Any = pretrained.model
+    train_step = make_train_step(
+        pretrained.schedule,
+        gather_params(model.apply, mesh),
+        optimizer,
+        prediction_type=pretrained.prediction_type,
+        variance_type=pretrained.variance_type,
+        loss_type="hybrid" if pretrained.variance_type.startswith("learned") else "mse",
+        null_label=run.null_label,
+        dropout=isinstance(model, UNet) and model.dropout > 0,
+        **options,
+    )
+    return train_step, state_sharding(mesh, _state(run, optimizer))
+
+
+def _state(run: Run, optimizer: optax.GradientTransformation) -> Any:
+    def init(variables):
+        return init_train_state(jax.random.key(0), variables, optimizer)
+
+    return jax.eval_shape(init, run.pretrained.variables)
 
 
 def train_program(
@@ -33,27 +78,11 @@ def train_program(
     Raises `ValueError` if `fsdp` does not divide the devices.
     """
     mesh = device_mesh(batch_size // accumulate, fsdp=fsdp, devices=devices)
-    model: Any = run.pretrained.model
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(2e-4))
-    train_step = make_train_step(
-        run.pretrained.schedule,
-        gather_params(model.apply, mesh) if fsdp > 1 else model.apply,
-        optimizer,
-        prediction_type=run.pretrained.prediction_type,
-        variance_type=run.pretrained.variance_type,
-        loss_type="hybrid" if run.pretrained.variance_type.startswith("learned") else "mse",
-        null_label=run.null_label,
-        dropout=isinstance(model, UNet) and model.dropout > 0,
-        accumulate=accumulate,
-    )
-    state = jax.eval_shape(
-        lambda variables: init_train_state(jax.random.key(0), variables, optimizer),
-        run.pretrained.variables,
-    )
-    placement = state_sharding(mesh, state)
+    train_step, placement = training(run, optimizer, mesh, accumulate=accumulate)
     step = jax.jit(train_step, donate_argnums=0, out_shardings=(placement, replicated(mesh)))
-    batch = _placed(_batch(run, batch_size), data_sharding(mesh))
-    return step, (jax.tree.map(_place, state, placement), batch)
+    state = jax.tree.map(_place, _state(run, optimizer), placement)
+    return step, (state, _placed(_batch(run, batch_size), data_sharding(mesh)))
 
 
 def sample_program(
@@ -74,10 +103,8 @@ def sample_program(
             chain,
             guided_denoise_fn(run, variables, labels[0] if labels else None),
             (num, *run.image_shape),
-            prediction_type=pretrained.prediction_type,
-            variance_type=pretrained.variance_type,
-            clip_denoised=pretrained.clip_denoised,
             sharding=sharding,
+            **pretrained.policy,
         )
 
     key = jax.eval_shape(lambda: jax.random.key(0))
