@@ -9,78 +9,49 @@ from functools import partial
 from typing import Any
 from unittest.mock import patch
 
-import jax
-import numpy as np
 import torch
 from diffusers.schedulers import scheduling_ddpm
-from jax.sharding import NamedSharding, PartitionSpec
 from torch import Tensor
 
 import jax_ddpm as ddpm
 from benchmarks import contenders as sides
-from benchmarks.compare import check_agreement
+from benchmarks.sampling import enter_jax
 from benchmarks.settings import Settings
-from benchmarks.timing import interleave, timed
+from benchmarks.timing import timed
 
-__all__ = ["TOLERANCE", "run"]
+__all__ = ["run"]
 
 TOLERANCE = 1e-3
-"""Of x_0 after the chain, float32: DESIGN's number; measured 2e-5."""
+"""Of x_0 after the chain, float32: DESIGN's number; measured 6e-5."""
 
 
 def run(settings: Settings, log: Callable[[str], None] = print) -> list[dict[str, Any]]:
     """Time every contender at every batch size; raises `Disagreement` if outputs differ."""
-    rows = []
-    for batch in settings.cifar10_sampling_batches:
-        rows += _run_batch(settings, batch, log)
-    return rows
+    return [
+        row
+        for batch in settings.cifar10_sampling_batches
+        for row in _run_batch(settings, batch, log)
+    ]
 
 
 def _run_batch(settings: Settings, batch: int, log: Callable[[str], None]) -> list[dict[str, Any]]:
-    steps, shape = settings.cifar10_steps, (batch, 32, 32, 3)
-    key = jax.random.key(0)
+    steps = settings.cifar10_steps
     schedule = ddpm.make_schedule(ddpm.linear_beta_schedule(1000))
-    schedule = ddpm.respace(schedule, np.arange(steps))
-    model, variables = sides.cifar10_jax()
+    schedule = ddpm.respace(schedule, range(steps))
+    race = sides.Race(f"ddpm_cifar10 loop, batch {batch}", TOLERANCE, log)
+    x_T, *noise = enter_jax(race, sides.CIFAR10, schedule, batch)
 
-    def loop(sharding, key, variables):
-        def denoise_fn(x, t):
-            return model.apply(variables, x, t)
-
-        return ddpm.p_sample_loop(key, schedule, denoise_fn, shape, sharding=sharding)
-
-    outputs, runs, compile_s = {}, {}, {}
-    shardings: dict[str, NamedSharding | None] = {sides.JAX_PLAIN: None}
-    if sharding := sides.data_sharding(batch):
-        shardings[sides.JAX_SHARDED] = sharding
-    for name, sharding in shardings.items():
-        place = jax.devices()[0]
-        if sharding is not None:
-            place = NamedSharding(sharding.mesh, PartitionSpec())
-        arguments = jax.device_put((key, variables), place)
-        jitted = jax.jit(partial(loop, sharding))
-        program, compile_s[name] = timed(lambda j=jitted, a=arguments: j.lower(*a).compile())
-        runs[name] = lambda program=program, a=arguments: jax.block_until_ready(program(*a))
-        outputs[name] = np.asarray(runs[name]())
-
-    x_T, *noise = (ddpm.sample_noise(key, i, shape) for i in reversed(range(steps + 1)))
     scheduler = scheduling_ddpm.DDPMScheduler(1000)
     for name, (channels_last, wrap) in sides.torch_contenders(large=True).items():
-        network = wrap(sides.cifar10_torch(channels_last))
+        network = wrap(sides.CIFAR10.torch_module(channels_last))
         convert = partial(sides.nchw, channels_last=channels_last)
         given = iter([convert(draw) for draw in noise])
-        run_torch = partial(_pipeline_loop, scheduler, network, steps)
-        out, seconds = timed(partial(run_torch, convert(x_T), given))
-        outputs[name] = sides.nhwc(out)
-        compile_s[name] = seconds if name.startswith("torch.compile") else None
+        loop = partial(_pipeline_loop, scheduler, network, steps)
+        out, seconds = timed(partial(loop, convert(x_T), given))
         start = partial(sides.draw, batch, 32, channels_last)
-        runs[name] = lambda run_torch=run_torch, start=start: run_torch(start(), None)
-
-    differences = check_agreement(outputs, sides.REFERENCE, TOLERANCE)
-    log(f"ddpm_cifar10 loop, batch {batch}: same x_0 to {max(differences.values()):.1e}; timing …")
-    times = interleave(runs, settings.cifar10_rounds)
-    devices = {name: sides.devices_of(shardings.get(name)) for name in runs}
-    return sides.rows(batch, steps, times, devices, differences, compile_s)
+        again = lambda loop=loop, start=start: loop(start(), None)  # noqa: E731
+        race.enter(name, again, sides.nhwc(out), seconds)
+    return race.run(batch, steps, settings.cifar10_rounds)
 
 
 @torch.no_grad()

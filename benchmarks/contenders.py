@@ -1,43 +1,44 @@
 """The two sides, set up alike: the names of the contenders, their weights, their devices."""
 
-import math
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 from torch import Tensor
 
 import jax_ddpm as ddpm
+from benchmarks.compare import check_agreement
 from benchmarks.machine import on_gpu
+from benchmarks.timing import interleave
 from jax_ddpm.interop.diffusers import unet_config
 from jax_ddpm.interop.unet import unet_from_torch
 from jax_ddpm.models import ddpm_cifar10
 from jax_ddpm.training import TrainState
+from jax_ddpm.training.sharding import data_sharding, device_mesh
 from torch_reference.models.simple_unet import SimpleUNet
 
 __all__ = [
+    "CIFAR10",
     "JAX_PLAIN",
     "JAX_SHARDED",
     "REFERENCE",
+    "TUTORIAL",
     "JaxTrainer",
-    "apply_fn",
-    "cifar10_jax",
-    "cifar10_torch",
-    "data_sharding",
-    "devices_of",
+    "Network",
+    "Race",
     "draw",
-    "jax_variables",
+    "jax_contenders",
+    "jax_loop",
     "nchw",
     "nhwc",
-    "rows",
     "synchronize",
     "torch_contenders",
     "torch_device",
-    "torch_network",
 ]
 
 JAX_PLAIN = "JAX jit"
@@ -46,38 +47,72 @@ REFERENCE = "torch eager"
 _LAYOUTS = {REFERENCE: False, "torch eager, channels_last": True}
 _COMPILED = {"torch.compile": False, "torch.compile, channels_last": True}
 
-_model = ddpm.SimpleUNet(precision="highest")
+
+class Network(NamedTuple):
+    """One network on both sides, with the same weights."""
+
+    name: str
+    image_shape: tuple[int, int, int]
+    apply_fn: Callable[..., Any]
+    variables: Callable[[], Any]
+    torch_module: Callable[[bool], Any]
+    """`channels_last -> module`, with the same weights at every call."""
+    torch_output: Callable[[Any, Tensor, Tensor], Tensor]
+    """`(module, x, t) -> output`"""
+    large: bool
 
 
-def apply_fn(variables: Any, x: jax.Array, t: jax.Array) -> jax.Array:
-    """JAX's network."""
-    return _model.apply(variables, x, t)  # pyright: ignore
-
-
-def torch_network(channels_last: bool = False) -> SimpleUNet:
-    """torch's network, with the same weights at every call."""
+def _tutorial(channels_last: bool = False) -> SimpleUNet:
     torch.manual_seed(42)
-    network = SimpleUNet().to(torch_device())
-    return network.to(memory_format=_memory_format(channels_last))  # pyright: ignore
+    module = SimpleUNet().to(torch_device())
+    return module.to(memory_format=_memory_format(channels_last))  # pyright: ignore
 
 
-def jax_variables() -> dict[str, Any]:
-    """JAX's copy of the weights of `torch_network()`."""
-    return ddpm.interop.simple_unet_from_torch(torch_network().cpu().state_dict())
-
-
-def cifar10_torch(channels_last: bool = False) -> Any:
-    """diffusers' network of Ho et al.'s CIFAR-10 model, with the same weights at every call."""
+def _cifar10(channels_last: bool = False) -> Any:
     torch.manual_seed(42)
-    network: Any = UNet2DModel(**unet_config(ddpm_cifar10()))
-    return network.to(torch_device()).to(memory_format=_memory_format(channels_last))
+    module: Any = UNet2DModel(**unet_config(_UNET))
+    return module.to(torch_device()).to(memory_format=_memory_format(channels_last))
 
 
-def cifar10_jax() -> tuple[Any, dict[str, Any]]:
-    """JAX's network and copy of those weights."""
-    model = ddpm_cifar10(precision="highest")
-    weights: Any = cifar10_torch().cpu()
-    return model, unet_from_torch(weights.state_dict(), model)
+_UNET = ddpm_cifar10(precision="highest")
+TUTORIAL = Network(
+    "tutorial",
+    (64, 64, 3),
+    ddpm.SimpleUNet(precision="highest").apply,
+    lambda: ddpm.interop.simple_unet_from_torch(_tutorial().cpu().state_dict()),
+    _tutorial,
+    lambda module, x, t: module(x, t),
+    large=False,
+)
+CIFAR10 = Network(
+    "ddpm_cifar10",
+    (32, 32, 3),
+    _UNET.apply,
+    lambda: unet_from_torch(_cifar10().cpu().state_dict(), _UNET),
+    _cifar10,
+    lambda module, x, t: module(x, t).sample,
+    large=True,
+)
+
+
+def jax_loop(
+    key: jax.Array,
+    network: Network,
+    schedule: ddpm.NoiseSchedule,
+    shape: tuple[int, ...],
+    sharding: NamedSharding | None,
+    **policy: Any,
+) -> Callable[[], jax.Array]:
+    """JAX's reverse loop of the whole `schedule`, compiled."""
+
+    @jax.jit
+    def loop(key, variables):
+        denoise_fn = partial(network.apply_fn, variables)
+        return ddpm.p_sample_loop(key, schedule, denoise_fn, shape, sharding=sharding, **policy)
+
+    arguments = jax.device_put((key, network.variables()), _whole(sharding))
+    program = loop.lower(*arguments).compile()
+    return lambda: jax.block_until_ready(program(*arguments))
 
 
 class JaxTrainer:
@@ -86,11 +121,9 @@ class JaxTrainer:
     def __init__(
         self, step: Callable, state: TrainState, images: Any, sharding: NamedSharding | None
     ) -> None:
-        place: Any = jax.devices()[0]
-        whole = place if sharding is None else NamedSharding(sharding.mesh, PartitionSpec())
-        self.images = jax.device_put(images, place if sharding is None else sharding)
+        self.images = jax.device_put(images, sharding or _whole(None))
         # A copy, since it is donated.
-        self.state = jax.device_put(jax.tree.map(jax.numpy.copy, state), whole)
+        self.state = jax.device_put(jax.tree.map(jax.numpy.copy, state), _whole(sharding))
         jitted = jax.jit(step, donate_argnums=0)
         self.program = jitted.lower(self.state, self.images).compile()
 
@@ -123,18 +156,13 @@ def torch_contenders(*, large: bool = False) -> dict[str, tuple[bool, Callable]]
     return contenders | {name: (last, compiled) for name, last in layouts.items()}
 
 
-def data_sharding(batch: int) -> NamedSharding | None:
-    """The batch over as many CPU devices as divide it; None if that is one, or on a GPU."""
-    devices = math.gcd(batch, jax.device_count())
-    if on_gpu() or devices == 1:
-        return None
-    mesh = Mesh(np.array(jax.devices()[:devices]), ("data",), axis_types=(AxisType.Auto,))
-    return NamedSharding(mesh, PartitionSpec("data"))
-
-
-def devices_of(sharding: NamedSharding | None) -> int:
-    """Over how many devices the batch is split."""
-    return 1 if sharding is None else sharding.mesh.size
+def jax_contenders(batch: int) -> dict[str, NamedSharding | None]:
+    """Plain, and with the batch over as many CPU devices as divide it, if that is more than one."""
+    contenders: dict[str, NamedSharding | None] = {JAX_PLAIN: None}
+    mesh = device_mesh(batch)
+    if mesh.size > 1 and not on_gpu():
+        contenders[JAX_SHARDED] = data_sharding(mesh)
+    return contenders
 
 
 def torch_device() -> torch.device:
@@ -167,27 +195,54 @@ def nhwc(images: Tensor) -> np.ndarray:
     return images.detach().cpu().permute(0, 2, 3, 1).numpy()
 
 
-def rows(
-    batch: int,
-    steps: int,
-    times: dict[str, list[float]],
-    devices: dict[str, int],
-    differences: dict[str, float],
-    compile_s: dict[str, float | None],
-) -> list[dict[str, Any]]:
-    """What is recorded of each contender: `times` are of whole runs, of `steps` steps each."""
-    return [
-        {
-            "contender": name,
-            "batch": batch,
-            "steps": steps,
-            "devices": devices[name],
-            "max_relative_difference": differences.get(name),
-            "compile_s": compile_s[name],
-            "seconds_per_step": [seconds / steps for seconds in whole],
+class Race:
+    """Contenders of one piece of work: first compared with torch eager, then timed in turns."""
+
+    def __init__(self, title: str, tolerance: float, log: Callable[[str], None]) -> None:
+        self._title, self._tolerance, self._log = title, tolerance, log
+        self._runs: dict[str, Callable[[], object]] = {}
+        self._outputs: dict[str, np.ndarray] = {}
+        self._facts: dict[str, dict[str, Any]] = {}
+
+    def enter(
+        self,
+        name: str,
+        run: Callable[[], object],
+        output: np.ndarray,
+        first: float,
+        sharding: NamedSharding | None = None,
+    ) -> None:
+        """`output` is what is compared, `first` the seconds of what includes compilation."""
+        self._runs[name], self._outputs[name] = run, output
+        compiles = name.startswith(("JAX", "torch.compile"))
+        self._facts[name] = {
+            "devices": 1 if sharding is None else sharding.mesh.size,
+            "compile_s": first if compiles else None,
         }
-        for name, whole in times.items()
-    ]
+
+    def run(self, batch: int, steps: int, rounds: int) -> list[dict[str, Any]]:
+        """A row for each contender, whose runs take `steps` steps; may raise `Disagreement`."""
+        differences = check_agreement(self._outputs, REFERENCE, self._tolerance)
+        self._log(f"{self._title}: the same to {max(differences.values()):.1e}; timing …")
+        times = interleave(self._runs, rounds)
+        return [
+            {
+                "contender": name,
+                "batch": batch,
+                "steps": steps,
+                "max_relative_difference": differences.get(name),
+                **self._facts[name],
+                "seconds_per_step": [seconds / steps for seconds in times[name]],
+            }
+            for name in self._runs
+        ]
+
+
+def _whole(sharding: NamedSharding | None) -> Any:
+    """Where weights live beside a batch under `sharding`."""
+    if sharding is None:
+        return jax.devices()[0]
+    return NamedSharding(sharding.mesh, PartitionSpec())
 
 
 def _memory_format(channels_last: bool) -> torch.memory_format:

@@ -49,38 +49,24 @@ def _jax_sampler(batch: int, steps: int):
 
     use_cpu_cores(collectives=False)
     import jax
-    from jax.sharding import NamedSharding, PartitionSpec
 
     import jax_ddpm as ddpm
-    from jax_ddpm.training.sharding import data_sharding, device_mesh
+    from benchmarks import contenders as sides
 
-    sharding = data_sharding(device_mesh(batch))
     schedule = ddpm.make_schedule(ddpm.linear_beta_schedule(200))
     schedule = ddpm.respace(schedule, range(steps))
-    model, shape = ddpm.SimpleUNet(), (batch, 64, 64, 3)
-    variables = jax.jit(model.init)(
-        jax.random.key(0), jax.numpy.zeros((1, 64, 64, 3)), jax.numpy.zeros((1,), int)
-    )
-
-    @jax.jit
-    def loop(key, variables):
-        denoise_fn = partial(model.apply, variables)
-        return ddpm.p_sample_loop(key, schedule, denoise_fn, shape, sharding=sharding)  # pyright: ignore
-
-    whole = NamedSharding(sharding.mesh, PartitionSpec())
-    arguments = jax.device_put((jax.random.key(0), variables), whole)
-    program = loop.lower(*arguments).compile()
-    return lambda: jax.block_until_ready(program(*arguments))
+    sharding = list(sides.jax_contenders(batch).values())[-1]
+    shape = (batch, *sides.TUTORIAL.image_shape)
+    return sides.jax_loop(jax.random.key(0), sides.TUTORIAL, schedule, shape, sharding)
 
 
 def _torch_sampler(batch: int, steps: int, side: str):
-
     from benchmarks import contenders as sides
     from benchmarks.sampling import torch_run, torch_step
 
     channels_last, wrap = sides.torch_contenders()[side]
-    step = wrap(torch_step(sides.torch_network(channels_last)))
-    return partial(torch_run, step, batch, 64, channels_last, steps)
+    step = wrap(torch_step(sides.TUTORIAL.torch_module(channels_last)))
+    return partial(torch_run, step, batch, channels_last, steps)
 
 
 def _status(field: str) -> int:

@@ -1,6 +1,7 @@
 """What the compiled loop costs against the length of the chain: nothing but time."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -24,15 +25,13 @@ def run(settings: Settings, log: Callable[[str], None] = print) -> list[dict[str
 
 def _compile(settings: Settings, timesteps: int) -> dict[str, Any]:
     schedule = ddpm.make_schedule(ddpm.linear_beta_schedule(timesteps))
-    shape = (4, settings.image_size, settings.image_size, 3)
+    shape = (4, *sides.TUTORIAL.image_shape)
 
     def loop(key, variables):
-        def denoise_fn(x, t):
-            return sides.apply_fn(variables, x, t)
-
+        denoise_fn = partial(sides.TUTORIAL.apply_fn, variables)
         return ddpm.p_sample_loop(key, schedule, denoise_fn, shape)
 
-    arguments = jax.random.key(0), sides.jax_variables()
+    arguments = jax.random.key(0), sides.TUTORIAL.variables()
     program, seconds = timed(lambda: jax.jit(loop).lower(*arguments).compile())
     memory = program.memory_analysis()
     assert memory is not None

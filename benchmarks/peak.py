@@ -4,12 +4,10 @@ The two take turns. The loop's work is that of its convolutions, two FLOPs for a
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
 import torch
-from jax.sharding import NamedSharding, PartitionSpec
 
 import jax_ddpm as ddpm
 from benchmarks import contenders as sides
@@ -24,32 +22,20 @@ _BATCH, _SIDE = 16, 2048
 
 def run(settings: Settings, log: Callable[[str], None] = print) -> list[dict[str, Any]]:
     """Time a product of two square matrices, torch's, and the loop at batch 16."""
-    steps, size = settings.sampling_steps, settings.image_size
+    steps = settings.sampling_steps
     schedule = ddpm.respace(ddpm.make_schedule(ddpm.linear_beta_schedule(T)), range(steps))
-    sharding = sides.data_sharding(_BATCH)
-    place: Any = jax.devices()[0]
-    if sharding is not None:
-        place = NamedSharding(sharding.mesh, PartitionSpec())
-
-    @jax.jit
-    def loop(key, variables):
-        denoise_fn = partial(sides.apply_fn, variables)
-        shape = (_BATCH, size, size, 3)
-        return ddpm.p_sample_loop(key, schedule, denoise_fn, shape, sharding=sharding)
-
-    arguments = jax.device_put((jax.random.key(0), sides.jax_variables()), place)
+    name, sharding = list(sides.jax_contenders(_BATCH).items())[-1]
+    shape = (_BATCH, *sides.TUTORIAL.image_shape)
     matrix = torch.randn(_SIDE, _SIDE)
     log("share of the sgemm peak …")
     runs = {
         "sgemm": lambda: matrix @ matrix,
-        sides.JAX_PLAIN if sharding is None else sides.JAX_SHARDED: lambda: jax.block_until_ready(
-            loop(*arguments)
-        ),
+        name: sides.jax_loop(jax.random.key(0), sides.TUTORIAL, schedule, shape, sharding),
     }
     times = interleave(runs, settings.rounds)
     channels = (3, 64, 128, 64, 3)
     taps = sum(9 * a * b for a, b in zip(channels, channels[1:], strict=False))
-    flops = [2 * _SIDE**3, 2 * taps * size**2 * _BATCH * steps]
+    flops = [2 * _SIDE**3, 2 * taps * shape[1] * shape[2] * _BATCH * steps]
     return [
         {
             "contender": name,

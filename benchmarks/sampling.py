@@ -12,17 +12,15 @@ from typing import Any
 import jax
 import numpy as np
 import torch
-from jax.sharding import NamedSharding, PartitionSpec
 from torch import Tensor
 
 import jax_ddpm as ddpm
 from benchmarks import contenders as sides
-from benchmarks.compare import check_agreement
 from benchmarks.settings import Settings
-from benchmarks.timing import interleave, timed
+from benchmarks.timing import timed
 from torch_reference.schedule import T, tables
 
-__all__ = ["TOLERANCE", "run", "torch_run", "torch_step"]
+__all__ = ["enter_jax", "run", "torch_run", "torch_step"]
 
 TOLERANCE = 1e-4
 """Of x_0 after the short chain, float32; measured 1e-6."""
@@ -30,70 +28,49 @@ TOLERANCE = 1e-4
 
 def run(settings: Settings, log: Callable[[str], None] = print) -> list[dict[str, Any]]:
     """Time every contender at every batch size; raises `Disagreement` if outputs differ."""
-    rows = []
-    for batch in settings.sampling_batches:
-        rows += _run_batch(settings, batch, log)
-    return rows
+    return [row for batch in settings.sampling_batches for row in _run_batch(settings, batch, log)]
 
 
 def _run_batch(settings: Settings, batch: int, log: Callable[[str], None]) -> list[dict[str, Any]]:
-    steps, size = settings.sampling_steps, settings.image_size
-    key = jax.random.key(0)
+    steps = settings.sampling_steps
     schedule = ddpm.make_schedule(ddpm.linear_beta_schedule(T))
-    schedule = ddpm.respace(schedule, np.arange(steps))
-    shape = (batch, size, size, 3)
+    schedule = ddpm.respace(schedule, range(steps))
+    race = sides.Race(f"tutorial loop, batch {batch}", TOLERANCE, log)
+    x_T, *noise = enter_jax(race, sides.TUTORIAL, schedule, batch, clip_denoised=False)
 
-    outputs: dict[str, np.ndarray] = {}
-    runs: dict[str, Callable[[], object]] = {}
-    compile_s: dict[str, float | None] = {}
-
-    shardings: dict[str, NamedSharding | None] = {sides.JAX_PLAIN: None}
-    if sharding := sides.data_sharding(batch):
-        shardings[sides.JAX_SHARDED] = sharding
-    else:
-        log(f"sampling, batch {batch}: not sharded (one device, or a batch that cannot be split)")
-
-    for name, sharding in shardings.items():
-        place = jax.devices()[0]
-        if sharding is not None:
-            place = NamedSharding(sharding.mesh, PartitionSpec())
-        arguments = jax.device_put((key, sides.jax_variables()), place)
-        loop = jax.jit(partial(_jax_loop, schedule, shape, sharding))
-        program, compile_s[name] = timed(lambda loop=loop, a=arguments: loop.lower(*a).compile())
-        runs[name] = lambda program=program, a=arguments: jax.block_until_ready(program(*a))
-        outputs[name] = np.asarray(runs[name]())
-
-    x_T, *noise = (ddpm.sample_noise(key, i, shape) for i in reversed(range(steps + 1)))
     for name, (channels_last, wrap) in sides.torch_contenders().items():
-        step = wrap(torch_step(sides.torch_network(channels_last)))
+        step = wrap(torch_step(sides.TUTORIAL.torch_module(channels_last)))
         convert = partial(sides.nchw, channels_last=channels_last)
         given = [convert(draw) for draw in noise]
         out, seconds = timed(partial(_torch_loop, step, convert(x_T), given.__getitem__, steps))
-        outputs[name] = sides.nhwc(out)
-        compile_s[name] = seconds if name.startswith("torch.compile") else None
-        runs[name] = partial(torch_run, step, batch, size, channels_last, steps)
-
-    differences = check_agreement(outputs, sides.REFERENCE, TOLERANCE)
-    log(f"sampling, batch {batch}: same x_0 to {max(differences.values()):.1e}; timing …")
-    times = interleave(runs, settings.rounds)
-    devices = {name: sides.devices_of(shardings.get(name)) for name in runs}
-    return sides.rows(batch, steps, times, devices, differences, compile_s)
+        again = partial(torch_run, step, batch, channels_last, steps)
+        race.enter(name, again, sides.nhwc(out), seconds)
+    return race.run(batch, steps, settings.rounds)
 
 
-def _jax_loop(schedule, shape, sharding, key, variables):
-    return ddpm.p_sample_loop(
-        key,
-        schedule,
-        partial(sides.apply_fn, variables),
-        shape,
-        clip_denoised=False,
-        sharding=sharding,
-    )
+def enter_jax(
+    race: sides.Race,
+    network: sides.Network,
+    schedule: ddpm.NoiseSchedule,
+    batch: int,
+    **policy: Any,
+) -> list[jax.Array]:
+    """Enter JAX's loops of the whole `schedule`; returns what they draw, x_T and then the noise."""
+    key = jax.random.key(0)
+    shape = (batch, *network.image_shape)
+    for name, sharding in sides.jax_contenders(batch).items():
+        compiling = partial(sides.jax_loop, key, network, schedule, shape, sharding, **policy)
+        loop, seconds = timed(compiling)
+        race.enter(name, loop, np.asarray(loop()), seconds, sharding)
+    entries = reversed(range(schedule.num_timesteps + 1))
+    return [ddpm.sample_noise(key, i, shape) for i in entries]
 
 
 def torch_step(network: torch.nn.Module) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    # `torch_reference.sampling.sample_timestep` in a form that torch.compile takes whole: it
-    # never looks at the value of t (the last step's variance is zero), and gathers on the device.
+    """`torch_reference.sampling.sample_timestep` in a form that torch.compile takes whole.
+
+    It never looks at the value of t (the last step's variance is zero), and gathers on the device.
+    """
     terms = tables()
     scale = terms.sqrt_recip_alphas.to(sides.torch_device())
     weight = (terms.betas / terms.sqrt_one_minus_alphas_cumprod).to(sides.torch_device())
@@ -117,7 +94,10 @@ def _torch_loop(step, x: Tensor, noise_fn: Callable[[int], Tensor], steps: int) 
     return x
 
 
-def torch_run(step, batch: int, size: int, channels_last: bool, steps: int) -> Tensor:
+def torch_run(step, batch: int, channels_last: bool, steps: int) -> Tensor:
+    """The loop with noise of torch's own."""
+    size, *_ = sides.TUTORIAL.image_shape
+
     def noise_fn(number: int) -> Tensor:
         return sides.draw(batch, size, channels_last)
 

@@ -12,12 +12,13 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 
 import jax_ddpm as ddpm
 from benchmarks import contenders as sides
 from benchmarks.settings import Settings
 from benchmarks.timing import interleave
+from jax_ddpm.training.sharding import data_sharding, device_mesh
 from torch_reference.schedule import T
 
 __all__ = ["run"]
@@ -48,31 +49,21 @@ def run(settings: Settings, log: Callable[[str], None] = print) -> list[dict[str
     ]
 
 
-def _mesh(count: int) -> NamedSharding:
-    mesh = Mesh(np.array(jax.devices()[:count]), ("data",), axis_types=(AxisType.Auto,))
-    return NamedSharding(mesh, PartitionSpec("data"))
+def _over(count: int, batch: int) -> NamedSharding:
+    return data_sharding(device_mesh(batch, devices=jax.devices()[:count]))
 
 
 def _loop(devices: int, batch: int, size: int, steps: int) -> Callable[[], Any]:
-    sharding = _mesh(min(devices, batch))
     schedule = ddpm.respace(ddpm.make_schedule(ddpm.linear_beta_schedule(T)), range(steps))
-
-    @jax.jit
-    def loop(key, variables):
-        denoise_fn = partial(sides.apply_fn, variables)
-        shape = (batch, size, size, 3)
-        return ddpm.p_sample_loop(key, schedule, denoise_fn, shape, sharding=sharding)
-
-    whole = NamedSharding(sharding.mesh, PartitionSpec())
-    arguments = jax.device_put((jax.random.key(0), sides.jax_variables()), whole)
-    return lambda: jax.block_until_ready(loop(*arguments))
+    shape = (batch, size, size, 3)
+    return sides.jax_loop(jax.random.key(0), sides.TUTORIAL, schedule, shape, _over(devices, batch))
 
 
 def _training(devices: int, batch: int, size: int) -> Callable[[], Any]:
     schedule = ddpm.make_schedule(ddpm.linear_beta_schedule(T))
     optimizer = optax.adam(1e-3)
     images = np.asarray(jax.random.normal(jax.random.key(1), (batch, size, size, 3)))
-    state = ddpm.init_train_state(jax.random.key(0), sides.jax_variables(), optimizer)
-    step = ddpm.make_train_step(schedule, sides.apply_fn, optimizer)
-    trainer = sides.JaxTrainer(step, state, images, _mesh(devices))
+    state = ddpm.init_train_state(jax.random.key(0), sides.TUTORIAL.variables(), optimizer)
+    step = ddpm.make_train_step(schedule, sides.TUTORIAL.apply_fn, optimizer)
+    trainer = sides.JaxTrainer(step, state, images, _over(devices, batch))
     return partial(trainer.run, 1)

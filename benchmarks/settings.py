@@ -10,7 +10,6 @@ class Settings:
     """Sizes and repeats of one run.
 
     Attributes:
-      image_size: of the square images, 3 channels.
       sampling_batches, training_batches: batch sizes to time.
       sampling_steps: length of the reverse chain. Every step costs the same, so a short chain
         gives the cost of each.
@@ -25,7 +24,6 @@ class Settings:
       processes: how many new processes measure memory and the start.
     """
 
-    image_size: int = 64
     sampling_batches: tuple[int, ...] = (1, 4, 16)
     training_batches: tuple[int, ...] = (4, 16)
     sampling_steps: int = 5
