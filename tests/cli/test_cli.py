@@ -13,9 +13,14 @@ from safetensors.numpy import load_file, save_file
 TRAIN = ["train", "--steps", "60", "--batch-size", "16", "--timesteps", "20"]
 
 
-def jax_ddpm(*arguments, cwd):
+# Programs that run for a moment only: compile them fast, not well.
+BRIEF = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+
+
+def jax_ddpm(*arguments, cwd, **environment):
     """Run `jax-ddpm`; a single line on the error stream is what the user reads."""
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"}
+    devices = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"}
+    environment = {**os.environ, **devices, **environment}
     environment.pop("NPROC", None)
     return subprocess.run(
         [sys.executable, "-m", "jax_ddpm", *arguments],
@@ -275,7 +280,7 @@ def test_every_flag_of_many_devices_at_once(tmp_path):
     """Split state, parts of batches, bfloat16, three steps a dispatch and one left over."""
     flags = ["--fsdp", "2", "--accumulate", "2", "--remat", "--dtype", "bfloat16"]
     flags += ["--steps", "4", "--steps-per-dispatch", "3", "--compilation-cache", "cache"]
-    result = jax_ddpm("train", "--timesteps", "4", *flags, cwd=tmp_path)
+    result = jax_ddpm("train", "--timesteps", "4", *flags, cwd=tmp_path, **BRIEF)
     assert result.returncode == 0, result.stderr
     line = json.loads((tmp_path / "runs/digits/metrics.jsonl").read_text())
     assert line["step"] == 4 and np.isfinite(line["loss"])
@@ -290,7 +295,7 @@ def test_labels_of_ones_own_images(tmp_path):
     np.save(tmp_path / "plain.npy", images)
     for file, classes in (("mine.npz", 3), ("plain.npy", None)):
         options = ["--steps", "2", "--batch-size", "4", "--timesteps", "4"]
-        result = jax_ddpm("train", "--data", file, *options, cwd=tmp_path)
+        result = jax_ddpm("train", "--data", file, *options, cwd=tmp_path, **BRIEF)
         assert result.returncode == 0, result.stderr
         config = json.loads((tmp_path / "runs" / file[:-4] / "config.json").read_text())
         assert config["num_classes"] == classes
