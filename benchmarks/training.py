@@ -28,7 +28,6 @@ __all__ = ["run", "run_batch"]
 TOLERANCE = 1e-3
 """Of the losses of three steps, float32: DESIGN's number for Adam steps; measured 4e-5."""
 
-_LEARNING_RATE = 1e-3
 _COMPARED_STEPS = 3
 
 Draw = tuple[Tensor, Tensor]
@@ -41,7 +40,7 @@ def run(settings: Settings, log: Callable[[str], None] = print) -> list[dict[str
     return [
         row
         for batch in settings.training_batches
-        for row in run_batch(sides.TUTORIAL, schedule, batch, steps, rounds, log)
+        for row in run_batch(sides.TUTORIAL, schedule, batch, 1e-3, steps, rounds, log)
     ]
 
 
@@ -49,12 +48,13 @@ def run_batch(
     network: sides.Network,
     schedule: ddpm.NoiseSchedule,
     batch: int,
+    learning_rate: float,
     steps: int,
     rounds: int,
     log: Callable[[str], None],
 ) -> list[dict[str, Any]]:
     """Every contender's rows at one batch size."""
-    optimizer, shape = optax.adam(_LEARNING_RATE), (batch, *network.image_shape)
+    optimizer, shape = optax.adam(learning_rate), (batch, *network.image_shape)
     images = np.asarray(jax.random.normal(jax.random.key(1), shape))
     state = ddpm.init_train_state(jax.random.key(0), network.variables(), optimizer)
 
@@ -73,7 +73,7 @@ def run_batch(
         race.enter(name, partial(trainer.run, steps), output, seconds, sharding)
 
     for name, (channels_last, wrap) in sides.torch_contenders(large=network.large).items():
-        trainer = _TorchTrainer(network, schedule, wrap, images, channels_last)
+        trainer = _TorchTrainer(network, schedule, wrap, images, channels_last, learning_rate)
         given = [
             (
                 torch.from_numpy(np.array(t)).to(sides.torch_device()),
@@ -95,9 +95,10 @@ class _TorchTrainer:
         wrap: Callable,
         images: np.ndarray,
         channels_last: bool,
+        learning_rate: float,
     ) -> None:
         module = network.torch_module(channels_last)
-        self.optimizer = torch.optim.Adam(module.parameters(), lr=_LEARNING_RATE, fused=True)
+        self.optimizer = torch.optim.Adam(module.parameters(), lr=learning_rate, fused=True)
         self.images, self.channels_last = sides.nchw(images, channels_last), channels_last
         self.timesteps = schedule.num_timesteps
         self.loss = wrap(_torch_loss(partial(network.torch_output, module), schedule))
