@@ -1,6 +1,5 @@
 """`jax-ddpm plan`: does it fit, and how long does it take, before the hardware is rented."""
 
-import json
 import math
 from typing import Any
 
@@ -9,7 +8,7 @@ import numpy as np
 
 from jax_ddpm.cli.config import PlanConfig, UsageError, naming, positive
 from jax_ddpm.cli.programs import computing, sample_program, train_program
-from jax_ddpm.cli.runs import Run, init_variables, load_model, named_schedule, write_text
+from jax_ddpm.cli.runs import Run, init_variables, load_model, named_schedule, write_json
 from jax_ddpm.interop import Pretrained
 from jax_ddpm.models import SimpleUNet, UNet, ddpm_cifar10, ddpm_digits
 from jax_ddpm.plan.compilation import Cost, TooLarge, compile_for, prepare, quiet
@@ -24,6 +23,8 @@ def plan(config: PlanConfig) -> None:
     positive(config, "batch_size", "num", "steps", "fsdp", "accumulate")
     if config.json is not None and not config.json.parent.is_dir():
         raise UsageError(f"--json: no such folder: {config.json.parent}")
+    if config.largest_batch and config.work == "sample":
+        raise UsageError("--largest-batch: expected --work train or both, got sample")
     try:
         targets = [parse_target(text) for text in config.target]
     except ValueError as error:
@@ -52,7 +53,7 @@ def plan(config: PlanConfig) -> None:
         "without the time\nthat operations take to start. Real programs take longer."
     )
     if config.json is not None:
-        write_text(config.json, json.dumps(rows, indent=2) + "\n")
+        write_json(config.json, rows)
 
 
 def load(config: PlanConfig) -> Run:

@@ -6,9 +6,9 @@
                   array's longest axis that `fsdp` divides; whole on every device where none is
 
 With `fsdp` 1, the default, every device holds the whole state and only gradients travel. With
-more, what a device keeps between steps shrinks `fsdp` times, and the weights are gathered where
-the network uses them, as in FSDP (Rajbhandari et al. 2020, "ZeRO"). Gradients are still summed
-whole on every device.
+more, what a device keeps between steps shrinks `fsdp` times: the weights are gathered where the
+network uses them, and their gradients leave it scattered as the weights lie (Rajbhandari et al.
+2020, "ZeRO").
 
 The cores of a CPU become devices, so that the program of a laptop is that of a TPU slice.
 """
@@ -103,13 +103,22 @@ def state_sharding(mesh: Mesh, tree: Any) -> Any:
 def gather_params(apply_fn: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
     """`apply_fn` for parameters that are split over `fsdp`: made whole where they are used.
 
-    Left to itself, XLA may split the layers instead of the batch.
+    Left to itself, XLA may split the layers instead of the batch. The gradients go back to where
+    the parameters are: TPUs and GPUs reduce-scatter them. Only reverse mode passes through.
     """
     if mesh.shape["fsdp"] == 1:
         return apply_fn
 
+    @jax.custom_vjp
+    def gather(params):
+        return lax.with_sharding_constraint(params, replicated(mesh))
+
+    def scatter(_, grads):
+        return (lax.with_sharding_constraint(grads, state_sharding(mesh, grads)),)
+
+    gather.defvjp(lambda params: (gather(params), None), scatter)
+
     def gathered(params, *arguments, **options):
-        whole = lax.with_sharding_constraint(params, replicated(mesh))
-        return apply_fn(whole, *arguments, **options)
+        return apply_fn(gather(params), *arguments, **options)
 
     return gathered
