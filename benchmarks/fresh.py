@@ -38,7 +38,7 @@ def start(folder: str, cache: str) -> dict[str, float]:
     from jax_ddpm.cli.sample import sample
 
     imported = time.perf_counter()
-    devices = DevicesConfig(compilation_cache=Path(cache))
+    devices = DevicesConfig(compilation_cache=cache)
     out = Path(cache) / "samples.npz"
     sample(SampleConfig(run=Path(folder), num=16, out=out, devices=devices))
     return {"imports": imported - before, "pictures": time.perf_counter() - imported}

@@ -13,7 +13,7 @@ import jax
 
 from benchmarks.contenders import JAX_SHARDED, torch_contenders
 from benchmarks.settings import Settings
-from jax_ddpm.cli.runs import Run, create_run, init_variables, named_schedule, save_weights
+from jax_ddpm.cli.runs import Run, init_variables, named_schedule, save_run
 from jax_ddpm.interop import Pretrained
 from jax_ddpm.models import ddpm_digits
 
@@ -64,5 +64,4 @@ def _write_run(folder: Path) -> None:
     model, shape = ddpm_digits(), (8, 8, 1)
     variables = jax.device_get(init_variables(model, jax.random.key(0), shape))
     pretrained = Pretrained(model, variables, named_schedule("cosine", 200))
-    create_run(folder, Run(pretrained, shape, 10, 10, guidance=2.0))
-    save_weights(folder, variables, variables)
+    save_run(folder, Run(pretrained, shape, 10, 10, guidance=2.0))

@@ -51,7 +51,7 @@ def defaults():
 @pytest.fixture(scope="session")
 def write_run():
     """Writes a run of 8×8 images, T = 20, with random weights, as `jax-ddpm train` would."""
-    from jax_ddpm.cli.runs import Run, create_run, init_variables, named_schedule, save_weights
+    from jax_ddpm.cli.runs import Run, init_variables, named_schedule, save_run
     from jax_ddpm.interop import Pretrained
 
     def write(folder, model, num_classes=None):
@@ -63,8 +63,7 @@ def write_run():
         schedule = named_schedule("cosine", 20)
         pretrained = Pretrained(model, variables, schedule, timestep_spacing="trailing")
         run = Run(pretrained, shape, num_classes, null_label=num_classes, guidance=2.0)
-        create_run(folder, run)
-        save_weights(folder, variables, variables)
+        save_run(folder, run)
         return run
 
     return write

@@ -7,6 +7,7 @@ import tyro
 
 from jax_ddpm.cli.config import (
     ConvertConfig,
+    DoctorConfig,
     EvaluateConfig,
     ExportConfig,
     ParityConfig,
@@ -15,7 +16,8 @@ from jax_ddpm.cli.config import (
     TrainConfig,
     UsageError,
 )
-from jax_ddpm.training.hosts import WriterFailed
+from jax_ddpm.cli.interrupts import STOPPED
+from jax_ddpm.training.hosts import PartnerFailed
 
 __all__ = ["run"]
 
@@ -26,6 +28,7 @@ _Command = (
     | Annotated[EvaluateConfig, tyro.conf.subcommand("evaluate")]
     | Annotated[ExportConfig, tyro.conf.subcommand("export")]
     | Annotated[ParityConfig, tyro.conf.subcommand("parity")]
+    | Annotated[DoctorConfig, tyro.conf.subcommand("doctor")]
     | Annotated[PlanConfig, tyro.conf.subcommand("plan")]
 )
 
@@ -66,10 +69,20 @@ def run(arguments: list[str] | None = None) -> None:
                 from jax_ddpm.cli.parity import parity
 
                 parity(config)
+            case DoctorConfig():
+                from jax_ddpm.cli.doctor import doctor
+
+                doctor(config)
             case PlanConfig():
                 from jax_ddpm.cli.plan import plan
 
                 plan(config)
-    except (UsageError, WriterFailed) as error:
+    except (UsageError, PartnerFailed) as error:
         print(f"jax-ddpm: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        print(f"jax-ddpm: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\njax-ddpm: stopped", file=sys.stderr)
+        sys.exit(STOPPED)

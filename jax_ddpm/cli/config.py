@@ -12,6 +12,7 @@ __all__ = [
     "ChainConfig",
     "ConvertConfig",
     "DevicesConfig",
+    "DoctorConfig",
     "EvaluateConfig",
     "ExportConfig",
     "ParityConfig",
@@ -53,13 +54,15 @@ class DevicesConfig:
     """How many processes there are."""
     process_id: int | None = None
     """Which one this is, from 0; 0 writes the files."""
-    compilation_cache: Path | None = Path("~/.cache/jax_ddpm")
-    """Compiled programs are kept here, so that the next start is faster. None: nowhere."""
+    compilation_cache: str | None = "~/.cache/jax_ddpm"
+    """Compiled programs are kept here, a folder or an address such as gs://…, so that the next
+    start is faster. None: nowhere."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Train a model on images and draw samples from it."""
+    """Train a model on images and draw samples from it. Stopped at any moment, the same command
+    goes on, to the same weights."""
 
     name: str | None = None
     """Name of the run. Default: that of the dataset."""
@@ -111,6 +114,17 @@ class TrainConfig:
     devices in use."""
     steps_per_dispatch: int | None = None
     """Steps that the device takes before the host is asked again. Default: 10, on a CPU 1."""
+    checkpoint_every: int = 100
+    """Save all that is needed to go on every so many steps, and at the end."""
+    keep: int = 3
+    """How many checkpoints are kept, the newest."""
+    keep_every: int | None = None
+    """Keep those at multiples of so many steps too, for good."""
+    on_nan: Literal["stop", "skip"] = "stop"
+    """What a loss or gradient that is not finite does: end the training, or drop the step and
+    count it. Neither lets it into the weights."""
+    accept_changes: bool = False
+    """Go on with a run although its settings or images are no longer those it began with."""
     devices: DevicesConfig = DevicesConfig()
 
 
@@ -122,11 +136,13 @@ class ChainConfig:
     """Folder of the run, as `jax-ddpm train` made it."""
     pretrained: Path | None = None
     """Or a folder of diffusers, as `DDPMPipeline.save_pretrained` made it."""
+    checkpoint: int | None = None
+    """Of a run: the step of the checkpoint. Default: the newest."""
     guidance: float | None = None
     """Scale of classifier-free guidance, 1 for none; the last label of the network is the null
     label. Default: as the run's pictures; 1 for a diffusers checkpoint."""
-    steps: int = 50
-    """Steps of the reverse chain, at most the model's timesteps."""
+    steps: int | None = None
+    """Steps of the reverse chain, at most the model's timesteps. Default: 50, or all if fewer."""
     sampler: SamplerName = "ddim"
     """The update rule."""
     spacing: Literal["leading", "trailing", "linspace"] | None = None
@@ -185,6 +201,8 @@ class EvaluateConfig:
 
     run: Path
     """Folder of the run, as `jax-ddpm train` made it."""
+    checkpoint: int | None = None
+    """The step of the checkpoint. Default: the newest."""
     dataset: Literal["digits", "mnist5k"] = "digits"
     """The data that it learned."""
     data: Path | None = None
@@ -209,6 +227,14 @@ class ParityConfig:
 
     json: Path | None = None
     """Also write the table to this file, as JSON."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorConfig:
+    """Look at this machine and at a run: devices, versions, precision, parity, damaged files."""
+
+    run: Path | None = None
+    """Also check every file of this run."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from jax_ddpm.cli.config import ConvertConfig, UsageError, naming
-from jax_ddpm.cli.runs import Run, create_run, load_pretrained, load_run, save_weights
+from jax_ddpm.cli.runs import Run, is_run, load_pretrained, load_run, save_run
 from jax_ddpm.interop import (
     Pretrained,
     save_diffusers,
@@ -32,8 +32,7 @@ def convert(config: ConvertConfig) -> None:
     if not config.out.parent.is_dir():
         raise UsageError(f"OUT: no such folder: {config.out.parent}")
     if config.to == "run":
-        create_run(config.out, run)
-        save_weights(config.out, pretrained.variables, pretrained.variables)
+        save_run(config.out, run)
         hint = f"jax-ddpm sample --run {config.out}"
     elif config.to == "diffusers":
         try:
@@ -58,7 +57,7 @@ def _load(config: ConvertConfig) -> Run:
     if source.is_file():
         return _load_state_dict(source, config.image_size)
     with naming("SOURCE"):
-        if (source / "ema.safetensors").exists():
+        if is_run(source):
             return load_run(source, config.weights)
         return load_pretrained(source)
 

@@ -1,5 +1,6 @@
 """Images for training, as float32 [image, height, width, channel] in [-1, 1], and their labels."""
 
+import hashlib
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,13 @@ class Dataset(NamedTuple):
     def num_classes(self) -> int | None:
         """How many classes, or None."""
         return None if self.labels is None else int(self.labels.max()) + 1
+
+    def digest(self) -> str:
+        """SHA-256 of images and labels, in hexadecimal."""
+        digest = hashlib.sha256(self.images.tobytes())
+        if self.labels is not None:
+            digest.update(self.labels.tobytes())
+        return digest.hexdigest()
 
 
 def load_dataset(config: TrainConfig | EvaluateConfig) -> Dataset:

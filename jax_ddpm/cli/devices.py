@@ -1,5 +1,6 @@
 """The devices of a command: every one of every host, and a cache of what was compiled for them."""
 
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,12 +22,14 @@ def start_devices(config: DevicesConfig, *, collectives: bool) -> None:
     use_cpu_cores(collectives=collectives or jax.distributed.is_initialized())
     settings: Any = jax.config
     if config.compilation_cache is not None and settings.jax_compilation_cache_dir is None:
-        try:
-            cache = config.compilation_cache.expanduser()
-            cache.mkdir(parents=True, exist_ok=True)
-        except (OSError, RuntimeError) as error:
-            if config.compilation_cache == DevicesConfig.compilation_cache:
-                return  # nobody asked for it
-            raise UsageError(f"--compilation-cache: cannot write it: {error}") from None
+        cache = config.compilation_cache
+        if "://" not in cache:
+            try:
+                cache = Path(cache).expanduser()
+                cache.mkdir(parents=True, exist_ok=True)
+            except (OSError, RuntimeError) as error:
+                if config.compilation_cache == DevicesConfig.compilation_cache:
+                    return  # nobody asked for it
+                raise UsageError(f"--compilation-cache: cannot write it: {error}") from None
         jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

@@ -5,7 +5,6 @@ name the class that was asked for? Beside it stands how often it names the class
 that it has not seen. Pixels of 8 bits also have a likelihood: the bound of `bits_per_dim`.
 """
 
-import json
 from typing import Any
 
 import jax
@@ -17,9 +16,10 @@ from jax_ddpm.cli.config import DevicesConfig, EvaluateConfig, UsageError, namin
 from jax_ddpm.cli.datasets import Dataset, load_dataset
 from jax_ddpm.cli.devices import start_devices
 from jax_ddpm.cli.draw import cycle_labels, draw_samples
-from jax_ddpm.cli.runs import Run, load_run, write_text
+from jax_ddpm.cli.runs import Run, load_run, write_json
 from jax_ddpm.cli.sample import SAMPLERS, guided
 from jax_ddpm.likelihood import bits_per_dim
+from jax_ddpm.training.hosts import is_writer, on_writer, together
 
 __all__ = ["evaluate", "label_agreement"]
 
@@ -32,8 +32,28 @@ def evaluate(config: EvaluateConfig) -> None:
     if config.json is not None and not config.json.parent.is_dir():
         raise UsageError(f"--json: no such folder: {config.json.parent}")
     start_devices(DevicesConfig(), collectives=False)
+    run, data = together(lambda: _prepare(config))
+    figures: dict[str, Any] = {"run": str(config.run)}
+    if run.num_classes is not None:
+        figures |= _judge(config, run, data)
+        _say(
+            f"{config.num:,} samples ({figures['steps']} {config.sampler} steps, guidance "
+            f"{run.guidance:g}): {figures['agreement']:.1%} are what was asked for, by an SVC "
+            f"that is right on {figures['svc_held_out']:.1%} of real images held out from it"
+        )
+    if _is_8_bit(data.images):
+        figures["bits_per_dim"] = _bits_per_dim(config, run, data)
+        _say(f"{figures['bits_per_dim']:.3f} bits per dimension at most, on the images learned")
+    if len(figures) == 1:
+        raise UsageError("--run: nothing to measure: no classes, and no pixels of 8 bits")
+    path = config.json
+    if path is not None:
+        on_writer(lambda: write_json(path, figures))
+
+
+def _prepare(config: EvaluateConfig) -> tuple[Run, Dataset]:
     with naming("--run"):
-        run = load_run(config.run)
+        run = load_run(config.run, step=config.checkpoint)
     run, data = guided(run, config.guidance), load_dataset(config)
     if data.images.shape[1:] != run.image_shape:
         raise UsageError(
@@ -42,21 +62,12 @@ def evaluate(config: EvaluateConfig) -> None:
         )
     if run.num_classes is not None and data.labels is None:
         raise UsageError("--data: expected labels, since the run has classes, got none")
-    figures: dict[str, Any] = {"run": str(config.run)}
-    if run.num_classes is not None:
-        figures |= _judge(config, run, data)
-        print(
-            f"{config.num:,} samples ({figures['steps']} {config.sampler} steps, guidance "
-            f"{run.guidance:g}): {figures['agreement']:.1%} are what was asked for, by an SVC "
-            f"that is right on {figures['svc_held_out']:.1%} of real images held out from it"
-        )
-    if _is_8_bit(data.images):
-        figures["bits_per_dim"] = _bits_per_dim(config, run, data)
-        print(f"{figures['bits_per_dim']:.3f} bits per dimension at most, on the images learned")
-    if len(figures) == 1:
-        raise UsageError("--run: nothing to measure: no classes, and no pixels of 8 bits")
-    if config.json is not None:
-        write_text(config.json, json.dumps(figures, indent=2) + "\n")
+    return run, data
+
+
+def _say(line: str) -> None:
+    if is_writer():
+        print(line)
 
 
 def label_agreement(

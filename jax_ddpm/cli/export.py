@@ -12,8 +12,8 @@ one key, 0, 1, 2, … are the pictures that `jax-ddpm sample` draws.
 """
 
 import hashlib
-import json
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
@@ -25,7 +25,7 @@ from jax.export import Exported
 from jax_ddpm import __version__
 from jax_ddpm.cli.config import ExportConfig, UsageError, check_out
 from jax_ddpm.cli.draw import guided_denoise_fn
-from jax_ddpm.cli.runs import Run, write_bytes, write_text
+from jax_ddpm.cli.runs import Run, write_bytes, write_json
 from jax_ddpm.cli.sample import SAMPLERS, load_chain
 from jax_ddpm.interop.scheduler import Scheduler, scheduler_config
 from jax_ddpm.noise import sample_noise
@@ -45,6 +45,7 @@ def export(config: ExportConfig) -> None:
     # No paths of this machine: the same weights make the same file anywhere.
     jax.config.update("jax_traceback_in_locations_limit", 0)
     run, chain = load_chain(config)
+    config = replace(config, steps=chain.num_timesteps)
     exported = export_sampler(run, chain, SAMPLERS[config.sampler](), config.platforms)
     data = exported.serialize()
     manifest = {
@@ -55,7 +56,7 @@ def export(config: ExportConfig) -> None:
     }
     beside = config.out.with_name(f"{config.out.name}.json")
     write_bytes(config.out, data)
-    write_text(beside, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+    write_json(beside, manifest)
     print(
         f"wrote {config.out}: {len(data) / 1e6:,.1f} MB, {config.steps} {config.sampler} steps, "
         f"for {', '.join(exported.platforms)}\nwrote {beside}, which says what it is\n\n"

@@ -1,17 +1,11 @@
-"""The loop of `jax-ddpm train`: batches in, steps, and lines of metrics out.
+"""The loop of `jax-ddpm train`: batches in, steps, lines of metrics and checkpoints out.
 
 host:    indices of k steps ─▶ each process loads its rows ─▶ one dispatch
 devices: lax.scan over k training steps, the state donated
 """
 
-import json
-import signal
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
-from pathlib import Path
-from typing import Any
+import itertools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,24 +14,46 @@ import optax
 from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from tqdm import tqdm
 
-from jax_ddpm.cli.config import TrainConfig
+from jax_ddpm.cli.config import TrainConfig, UsageError
 from jax_ddpm.cli.datasets import Dataset
-from jax_ddpm.cli.programs import training
+from jax_ddpm.cli.interrupts import Interrupts
+from jax_ddpm.cli.metrics import MetricsLog
+from jax_ddpm.cli.programs import computing, training
+from jax_ddpm.cli.resume import Place
 from jax_ddpm.cli.runs import Run
+from jax_ddpm.cli.saving import Saver, read_state
 from jax_ddpm.training import TrainState, batch_indices, init_train_state, load_batch
-from jax_ddpm.training.hosts import any_process, is_writer
+from jax_ddpm.training.hosts import any_process
 from jax_ddpm.training.sharding import data_sharding, replicated
 
-__all__ = ["fit"]
-
-_LOG_EVERY = 50
+__all__ = ["Fit", "fit"]
 
 
-def fit(config: TrainConfig, folder: Path, run: Run, data: Dataset, mesh: Mesh) -> TrainState:
-    """Train; Ctrl-C ends it early with what there is."""
-    data_key, train_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 0))
+class Fit(NamedTuple):
+    """Where a training ended: its state, after so many steps, and whether it was asked to stop."""
+
+    state: TrainState
+    step: int
+    stopped: bool
+
+
+def fit(
+    config: TrainConfig,
+    run: Run,
+    data: Dataset,
+    mesh: Mesh,
+    place: Place,
+    interrupts: Interrupts,
+) -> Fit:
+    """Train from the checkpoint in `place`, or from the start; what it ends with is saved there.
+
+    Raises `UsageError` where a loss or gradient is not finite (unless `--on-nan skip`), where
+    the checkpoint is another model's, and where nothing can be written.
+    """
+    run = computing(run, dtype=config.dtype, remat=config.remat)
+    key = jax.random.fold_in(jax.random.key(config.seed), 0)
+    data_key, train_key = jax.random.split(key)
     optimizer = _optimizer(config)
     train_step, placement = training(
         run,
@@ -46,13 +62,20 @@ def fit(config: TrainConfig, folder: Path, run: Run, data: Dataset, mesh: Mesh) 
         ema_decay=_young(config.ema_decay),
         label_dropout=config.label_dropout,
         accumulate=config.accumulate,
+        skip_nonfinite=True,
     )
 
-    @partial(jax.jit, out_shardings=placement)
     def init(params):
         return init_train_state(train_key, params, optimizer)
 
-    state = init(jax.device_get(run.pretrained.variables))
+    variables = jax.device_get(run.pretrained.variables)
+    done, pending = 0, {}
+    if place.checkpoint is None:
+        state = jax.jit(init, out_shardings=placement)(variables)
+    else:
+        done, pending = place.checkpoint.step, place.checkpoint.state["pending"]
+        state = read_state(place.checkpoint, jax.eval_shape(init, variables))
+        state = jax.jit(lambda state: state, out_shardings=placement)(state)
 
     # One dispatch: a scan over the steps whose batches it is given.
     advance = jax.jit(
@@ -76,21 +99,51 @@ def fit(config: TrainConfig, folder: Path, run: Run, data: Dataset, mesh: Mesh) 
         assert data.labels is not None
         return images, load_batch(data.labels, indices, sharding)
 
-    at_once = config.steps_per_dispatch or (1 if jax.default_backend() == "cpu" else 10)
-    with _Log(folder, config.steps) as log, _interrupts() as interrupted:
-        for start in range(0, config.steps, at_once):
-            steps = range(start, min(start + at_once, config.steps))
-            state, metrics = advance(state, batches(steps))
-            log.add(steps, metrics)
-            # Several processes agree to stop where they wait anyway: at a line of the log.
-            together = log.is_due or jax.process_count() == 1
-            stop = together and any_process(bool(interrupted))
-            if log.is_due or stop:
+    def check(step: int | None) -> None:
+        if step is None or config.on_nan == "skip":
+            return
+        images = ", ".join(map(str, np.asarray(order(np.arange(step, step + 1)))[0]))
+        since = "none was saved yet" if saver.last is None else f"is of step {saver.last:,}"
+        raise UsageError(
+            f"step {step + 1:,}: the loss or its gradient is not finite; the last good checkpoint "
+            f"{since}; --on-nan skip drops such steps; the step's images: {images}"
+        )
+
+    dispatches = _dispatches(done, config)
+    programs = {
+        length: advance.lower(state, batches(range(length))).compile()
+        for length in {len(steps) for steps in dispatches}
+    }
+    metrics = MetricsLog(place.folder / "metrics.jsonl", config.steps, step=done, pending=pending)
+    saver = Saver(place, config, mesh)
+    with saver, metrics as log, interrupts.held():
+        for steps in dispatches:
+            state, measured = programs[len(steps)](state, batches(steps))
+            log.add(steps, measured)
+            done = steps.stop
+            every = config.checkpoint_every
+            due = done == config.steps or steps.start // every < done // every
+            # Several processes agree to stop where they wait anyway.
+            together = log.is_due or due or jax.process_count() == 1
+            stop = together and any_process(interrupts.asked)
+            if log.is_due or due or stop:
+                check(log.collect())
+            if log.is_due:
                 log.write()
+            if due or stop:
+                log.flush()
+                saver.save(done, state, {"pending": log.pending})
             if stop:
-                log.say(f"stopped at step {steps.stop:,}")
-                break
-    return state
+                return Fit(state, done, stopped=True)
+    return Fit(state, done, stopped=False)
+
+
+def _dispatches(done: int, config: TrainConfig) -> list[range]:
+    """The steps to go. They are cut at the same places wherever a run goes on: a scan of another
+    length may round otherwise."""
+    at_once = config.steps_per_dispatch or (1 if jax.default_backend() == "cpu" else 10)
+    cuts = [done, *range((done // at_once + 1) * at_once, config.steps, at_once), config.steps]
+    return [range(*pair) for pair in itertools.pairwise(cuts)] if done < config.steps else []
 
 
 def _optimizer(config: TrainConfig) -> optax.GradientTransformation:
@@ -102,67 +155,3 @@ def _optimizer(config: TrainConfig) -> optax.GradientTransformation:
 def _young(decay: float) -> optax.Schedule:
     """A young average forgets fast, or a short run would sample its start."""
     return lambda step: jnp.minimum(decay, (1 + step) / (10 + step))
-
-
-class _Log:
-    """Means over the last 50 steps or so, in metrics.jsonl and beside the progress bar."""
-
-    def __init__(self, folder: Path, total: int) -> None:
-        self._file = (folder / "metrics.jsonl").open("w") if is_writer() else None
-        self._progress = tqdm(total=total, desc="training", unit="step", disable=not is_writer())
-        self._total = total
-        self._recent: list[dict[str, jax.Array]] = []
-        self._step = self._written = 0
-        self._since = time.perf_counter()
-
-    def __enter__(self) -> "_Log":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.close()
-        if self._file is not None:
-            self._file.close()
-
-    def add(self, steps: range, metrics: dict[str, jax.Array]) -> None:
-        """What a dispatch will have measured, [step] each; it is not waited for."""
-        self._recent.append(metrics)
-        self._step = steps.stop
-
-    @property
-    def is_due(self) -> bool:
-        """Whether a multiple of 50 was passed, or the end is reached."""
-        passed = self._step // _LOG_EVERY > self._written // _LOG_EVERY
-        return passed or self._step == self._total
-
-    def write(self) -> None:
-        """Wait for the steps so far, and write their line."""
-        measured = jax.device_get(self._recent)
-        means = {
-            name: float(np.mean(np.concatenate([each[name] for each in measured])))
-            for name in measured[0]
-        }
-        now, count = time.perf_counter(), self._step - self._written
-        line = {"step": self._step, **means}
-        line["steps_per_second"] = round(count / (now - self._since), 2)
-        if self._file is not None:
-            self._file.write(json.dumps(line) + "\n")
-            self._file.flush()
-        self._progress.set_postfix(loss=f"{means['loss']:.4f}", refresh=False)
-        self._progress.update(count)
-        self._recent, self._written, self._since = [], self._step, now
-
-    def say(self, line: str) -> None:
-        """A line above the progress bar."""
-        if is_writer():
-            self._progress.write(line)
-
-
-@contextmanager
-def _interrupts() -> Iterator[list[bool]]:
-    """Gathers Ctrl-C: an exception inside a step would leave its donated state deleted."""
-    interrupted: list[bool] = []
-    previous = signal.signal(signal.SIGINT, lambda *_: interrupted.append(True))
-    try:
-        yield interrupted
-    finally:
-        signal.signal(signal.SIGINT, previous)

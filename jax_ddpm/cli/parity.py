@@ -1,6 +1,5 @@
 """`jax-ddpm parity`: every certified comparison with PyTorch, as a table."""
 
-import json
 import platform
 import sys
 from typing import get_args
@@ -9,7 +8,7 @@ import jax
 from tqdm import tqdm
 
 from jax_ddpm.cli.config import ParityConfig, UsageError
-from jax_ddpm.cli.runs import write_text
+from jax_ddpm.cli.runs import write_json
 
 __all__ = ["parity"]
 
@@ -59,7 +58,7 @@ def parity(config: ParityConfig) -> None:
     print(f"\n{len(results) - len(failed)} of {len(results)} comparisons hold ({seconds:.0f} s)")
     if config.json is not None:
         rows = [{**result._asdict(), "passed": result.passed} for result in results]
-        write_text(config.json, json.dumps(rows, indent=2) + "\n")
+        write_json(config.json, rows)
     if failed:
         for result in failed:
             print(f"FAILED: {result.name}, {result.dtype}", file=sys.stderr)

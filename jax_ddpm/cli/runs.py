@@ -16,8 +16,7 @@ import numpy as np
 
 from jax_ddpm import __version__
 from jax_ddpm.cli.config import ScheduleName, TrainConfig, UsageError
-from jax_ddpm.interop.arrays import load_arrays, save_arrays
-from jax_ddpm.interop.configs import read_json
+from jax_ddpm.interop.arrays import flatten, unflatten
 from jax_ddpm.interop.diffusers import Pretrained, load_diffusers, unet_config, unet_from_config
 from jax_ddpm.interop.scheduler import Scheduler, scheduler_config, scheduler_from_config
 from jax_ddpm.models import SimpleUNet, UNet
@@ -29,19 +28,30 @@ from jax_ddpm.schedule import (
     scaled_linear_beta_schedule,
     sigmoid_beta_schedule,
 )
+from jax_ddpm.training.checkpoint import (
+    list_checkpoints,
+    load_checkpoint,
+    restore,
+    save_checkpoint,
+)
 
 __all__ = [
+    "CHECKPOINTS",
     "Run",
-    "create_run",
+    "describe",
     "init_variables",
+    "is_run",
     "load_model",
     "load_pretrained",
     "load_run",
     "named_schedule",
-    "save_weights",
+    "save_run",
     "write_bytes",
-    "write_text",
+    "write_json",
 ]
+
+CHECKPOINTS = "checkpoints"
+"""The folder in a run that holds them."""
 
 _BETAS = {
     "linear": linear_beta_schedule,
@@ -79,66 +89,95 @@ def init_variables(model: UNet | SimpleUNet, key: Any, image_shape: tuple[int, .
         raise UsageError(f"the network refuses images of {image_shape}: {error}") from None
 
 
-def create_run(folder: Path, run: Run, settings: TrainConfig | None = None) -> None:
-    """Make the run's folder and its config.json. Refuses a folder that holds anything."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"--name: {folder} exists already: choose another name, or remove it")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--out: cannot write {folder}: {error.strerror}") from None
-    model, scheduler = run.pretrained.model, Scheduler(*run.pretrained[2:])
+def describe(run: Run, settings: TrainConfig | None = None, data: Any = None) -> dict[str, Any]:
+    """What is no array of a run, as JSON: a run's config.json, and in each of its checkpoints."""
+    model = run.pretrained.model
     if isinstance(model, UNet):
         network = unet_config(model)
     else:
         network = {"_class_name": "SimpleUNet", "channels": model.channels}
     description = {
         "model": network,
-        "scheduler": scheduler_config(scheduler),
-        "image_shape": list(run.image_shape),
+        "scheduler": scheduler_config(Scheduler(*run.pretrained[2:])),
+        "image_shape": run.image_shape,
         "num_classes": run.num_classes,
         "null_label": run.null_label,
         "guidance": run.guidance,
-        "train": settings and json.loads(json.dumps(asdict(settings), default=str)),
+        "train": settings and asdict(settings),
+        "data": data,
         "versions": {"jax_ddpm": __version__, "jax": jax.__version__, "numpy": np.__version__},
     }
-    write_text(folder / "config.json", json.dumps(description, indent=2) + "\n")
+    return json.loads(json.dumps(description, default=str))
 
 
-def save_weights(folder: Path, params: Mapping[str, Any], ema_params: Mapping[str, Any]) -> None:
-    """Write the run's weights, and their average, which is what samples are drawn from."""
-    save_arrays(folder / "params.safetensors", params)
-    save_arrays(folder / "ema.safetensors", ema_params)
+def save_run(folder: Path, run: Run) -> None:
+    """Write a run of one checkpoint, in a new folder: its weights are their own average."""
+    description, weights = describe(run), run.pretrained.variables
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "config.json", description)
+    save_checkpoint(
+        folder / CHECKPOINTS, 0, {"params": weights, "ema": weights}, {"run": description}
+    )
 
 
-def load_run(folder: Path, weights: str = "ema") -> Run:
-    """Read a run. Raises `UsageError` naming what is missing or does not fit."""
-    path = folder / "config.json"
-    if not path.is_file():
+def is_run(folder: Path) -> bool:
+    """Whether `folder` looks like a run, damaged or not."""
+    return (folder / CHECKPOINTS).is_dir()
+
+
+def load_run(folder: Path, weights: str = "ema", step: int | None = None) -> Run:
+    """Read a run's newest checkpoint, or that of `step`.
+
+    Raises `UsageError` naming what is missing, damaged or does not fit.
+    """
+    if not is_run(folder):
         is_diffusers = (folder / "model_index.json").exists()
         hint = ": a folder of diffusers, for --pretrained" if is_diffusers else ""
-        raise UsageError(f"expected a run's folder, got {folder} (no config.json in it){hint}")
+        raise UsageError(f"expected a run's folder, got {folder} (no {CHECKPOINTS}/ in it){hint}")
+    paths = {int(path.name): path for path in list_checkpoints(folder / CHECKPOINTS)}
+    if not paths:
+        raise UsageError(f"{folder} has no checkpoint yet: train on with the command it began with")
+    if step is not None and step not in paths:
+        raise UsageError(
+            f"--checkpoint: expected one of {', '.join(map(str, paths))} in {folder}, got {step}"
+        )
+    path = paths[max(paths) if step is None else step]
     try:
-        description = read_json(path)
+        return _read_run(path, weights)
+    except ValueError as error:
+        others = [str(other) for other in paths if other != int(path.name)]
+        hint = f"; older ones: --checkpoint {' or '.join(others)}" if others else ""
+        raise UsageError(f"{_line(error)}{hint}") from None
+
+
+def _read_run(path: Path, weights: str) -> Run:
+    checkpoint = load_checkpoint(path)
+    try:
+        description = checkpoint.state["run"]
         height, width, channels = description["image_shape"]
-        model = _model(description["model"], path)
-        scheduler = scheduler_from_config(description["scheduler"], path)
+        model = _model(description["model"], path / "state.json")
+        scheduler = scheduler_from_config(description["scheduler"], path / "state.json")
         labelling = [description[name] for name in ("num_classes", "null_label", "guidance")]
         image_shape = (height, width, channels)
+        flat = checkpoint.arrays[weights]
         expected = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), image_shape))
     except (KeyError, TypeError, ValueError, UsageError) as error:
-        raise UsageError(f"{path} is not a run's config: {_line(error)}") from None
+        raise ValueError(f"{path}: expected a run's checkpoint: {_line(error)}") from None
+    # Weights that came from elsewhere keep their dtype.
+    template = {
+        name: jax.ShapeDtypeStruct(leaf.shape, flat[name].dtype if name in flat else leaf.dtype)
+        for name, leaf in flatten(expected).items()
+    }
     try:
-        variables = load_arrays(folder / f"{weights}.safetensors")
-        _check_tree(folder / f"{weights}.safetensors", variables, expected)
+        variables = restore(unflatten(template), flat)
     except ValueError as error:
-        raise UsageError(str(error)) from None
+        raise ValueError(f"{path / weights}.safetensors: {error}") from None
     return Run(Pretrained(model, variables, *scheduler), image_shape, *labelling)
 
 
 def load_pretrained(folder: Path) -> Run:
     """Read a folder of diffusers. Raises `UsageError` naming what is missing or does not fit."""
-    if (folder / "ema.safetensors").exists():
+    if is_run(folder):
         raise UsageError(f"{folder} is a run, for --run, and no folder of diffusers")
     try:
         pretrained = load_diffusers(folder)
@@ -169,12 +208,12 @@ def load_pretrained(folder: Path) -> Run:
 
 def load_model(folder: Path) -> Run:
     """A run or a folder of diffusers, whichever `folder` is."""
-    return load_run(folder) if (folder / "ema.safetensors").exists() else load_pretrained(folder)
+    return load_run(folder) if is_run(folder) else load_pretrained(folder)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_json(path: Path, content: Any) -> None:
     """Write a file whole or not at all."""
-    write_bytes(path, text.encode())
+    write_bytes(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def write_bytes(path: Path, data: bytes | bytearray) -> None:
@@ -188,24 +227,6 @@ def _model(content: Mapping[str, Any], path: Path) -> UNet | SimpleUNet:
     if content.get("_class_name") == "SimpleUNet":
         return SimpleUNet(channels=content["channels"])
     return unet_from_config(content, path)
-
-
-def _check_tree(path: Path, variables: Any, expected: Any) -> None:
-    got = {jax.tree_util.keystr(k, simple=True, separator="/"): v for k, v in _leaves(variables)}
-    want = {jax.tree_util.keystr(k, simple=True, separator="/"): v for k, v in _leaves(expected)}
-    for name in sorted(got.keys() | want.keys()):
-        if name not in got:
-            raise ValueError(f"{path}: expected an array {name}, got none")
-        if name not in want:
-            raise ValueError(f"{path}: expected only the model's arrays, got {name}")
-        if got[name].shape != want[name].shape:
-            raise ValueError(
-                f"{path}: expected {name} of shape {want[name].shape}, got {got[name].shape}"
-            )
-
-
-def _leaves(tree: Any) -> list[tuple[Any, Any]]:
-    return jax.tree_util.tree_leaves_with_path(tree)
 
 
 def _line(error: Exception) -> str:

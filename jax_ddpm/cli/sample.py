@@ -13,10 +13,11 @@ from jax_ddpm.cli.figures import save_grid
 from jax_ddpm.cli.runs import Run, load_pretrained, load_run
 from jax_ddpm.samplers import ancestral, ddim, dpm_solver_pp, heun
 from jax_ddpm.schedule import NoiseSchedule
-from jax_ddpm.training.hosts import on_writer
+from jax_ddpm.training.hosts import is_writer, on_writer, together
 
 __all__ = ["SAMPLERS", "guided", "load_chain", "sample"]
 
+_STEPS = 50
 SAMPLERS = {"ancestral": ancestral, "ddim": ddim, "dpm_solver_pp": dpm_solver_pp, "heun": heun}
 
 
@@ -25,8 +26,7 @@ def sample(config: SampleConfig) -> None:
     positive(config, "num", "batch_size")
     check_out(config.out, ".png", ".npz")
     start_devices(config.devices, collectives=False)
-    run, chain = load_chain(config)
-    labels = _labels(config, run)
+    run, chain, labels = together(lambda: _prepare(config))
     samples = draw_samples(
         jax.random.key(config.seed),
         run,
@@ -37,6 +37,14 @@ def sample(config: SampleConfig) -> None:
         batch_size=config.batch_size,
     )
     on_writer(lambda: _write(config, run, samples, labels))
+    if is_writer():
+        steps = f"{chain.num_timesteps} {config.sampler} steps"
+        print(f"wrote {config.out}: {config.num} images, {steps} each")
+
+
+def _prepare(config: SampleConfig) -> tuple[Run, NoiseSchedule, np.ndarray | None]:
+    run, chain = load_chain(config)
+    return run, chain, _labels(config, run)
 
 
 def _write(config: SampleConfig, run: Run, samples: np.ndarray, labels: np.ndarray | None) -> None:
@@ -49,7 +57,6 @@ def _write(config: SampleConfig, run: Run, samples: np.ndarray, labels: np.ndarr
             arrays["labels"] = labels
         np.savez(temporary, **arrays)
     os.replace(temporary, config.out)
-    print(f"wrote {config.out}: {config.num} images, {config.steps} {config.sampler} steps each")
 
 
 def load_chain(config: ChainConfig) -> tuple[Run, NoiseSchedule]:
@@ -57,20 +64,23 @@ def load_chain(config: ChainConfig) -> tuple[Run, NoiseSchedule]:
     positive(config, "steps")
     run = _load(config)
     timesteps = run.pretrained.schedule.num_timesteps
-    if config.steps > timesteps:
+    steps = config.steps or min(_STEPS, timesteps)
+    if steps > timesteps:
         raise UsageError(
-            f"--steps: expected at most {timesteps}, the model's timesteps, got {config.steps}"
+            f"--steps: expected at most {timesteps}, the model's timesteps, got {steps}"
         )
     if config.spacing is not None:
         run = run._replace(pretrained=run.pretrained._replace(timestep_spacing=config.spacing))
-    return run, run.pretrained.chain(config.steps)
+    return run, run.pretrained.chain(steps)
 
 
 def _load(config: ChainConfig) -> Run:
     if config.run is not None and config.pretrained is None:
         with naming("--run"):
-            run = load_run(config.run)
+            run = load_run(config.run, step=config.checkpoint)
     elif config.pretrained is not None and config.run is None:
+        if config.checkpoint is not None:
+            raise UsageError("--checkpoint: comes with --run")
         with naming("--pretrained"):
             run = load_pretrained(config.pretrained)
     else:

@@ -1,7 +1,9 @@
 """`jax-ddpm train`: the main job, from images to a folder with weights and pictures."""
 
-import json
+import sys
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,19 +15,17 @@ from jax_ddpm.cli.devices import start_devices
 from jax_ddpm.cli.draw import class_columns, cycle_labels, draw_samples
 from jax_ddpm.cli.figures import save_forward, save_gif, save_grid, save_loss
 from jax_ddpm.cli.fit import fit
+from jax_ddpm.cli.interrupts import STOPPED, Interrupts
+from jax_ddpm.cli.metrics import read_metrics
 from jax_ddpm.cli.programs import computing
-from jax_ddpm.cli.runs import (
-    Run,
-    create_run,
-    init_variables,
-    load_model,
-    named_schedule,
-    save_weights,
-)
+from jax_ddpm.cli.resume import locked, open_run
+from jax_ddpm.cli.runs import Run, init_variables, load_model, named_schedule
+from jax_ddpm.cli.saving import computed_by
 from jax_ddpm.interop import Pretrained
 from jax_ddpm.models import SimpleUNet, UNet, ddpm_digits
 from jax_ddpm.samplers import ancestral
-from jax_ddpm.training.hosts import is_writer, on_writer, to_hosts
+from jax_ddpm.training.checkpoint import Checkpoint
+from jax_ddpm.training.hosts import is_writer, same_everywhere, to_hosts, together
 from jax_ddpm.training.sharding import device_mesh
 
 __all__ = ["train"]
@@ -34,39 +34,78 @@ _PICTURE_STEPS = 200
 
 
 def train(config: TrainConfig) -> None:
-    """Train as `config` says, write the run, and say what was written."""
+    """Train as `config` says, write the run, and say what was written.
+
+    Stopped, it ends with the exit code `STOPPED`, and goes on when it is called again.
+    """
     _check(config)
-    start_devices(config.devices, collectives=True)
+    with Interrupts() as interrupts:
+        start_devices(config.devices, collectives=True)
+        data, run, mesh = together(lambda: _prepare(config))
+        if not same_everywhere(data.digest()):
+            raise UsageError("--data: expected the same images in every process")
+        folder = config.out / (config.name or (config.data or Path(config.dataset)).stem)
+        with ExitStack() as stack:
+            together(lambda: stack.enter_context(locked(folder)) if is_writer() else None)
+            place = open_run(folder, config, run, data)
+            _say(_summary(data, run, mesh, folder))
+            if place.checkpoint is not None:
+                _say(_resuming(place.checkpoint, config, mesh))
+                if place.checkpoint.step >= config.steps and _is_whole(folder):
+                    return
+            end = fit(config, run, data, mesh, place, interrupts)
+            if end.stopped:
+                _say(f"stopped at step {end.step:,} and saved: the same command goes on")
+                sys.exit(STOPPED)
+            _draw(config, folder, run, to_hosts(end.state.ema_params, mesh), data)
+            if is_writer():
+                _report(folder)
+
+
+def _prepare(config: TrainConfig) -> tuple[Dataset, Run, Mesh]:
     data = load_dataset(config)
-    count, *image_shape = data.images.shape
     run = _start(config, data)
-    computed = computing(run, dtype=config.dtype, remat=config.remat)
-    if config.batch_size > count:
+    computing(run, dtype=config.dtype, remat=config.remat)  # refuses what does not go together
+    if config.batch_size > len(data.images):
         raise UsageError(
-            f"--batch-size: expected at most {count}, the number of images, got {config.batch_size}"
+            f"--batch-size: expected at most {len(data.images)}, the number of images, "
+            f"got {config.batch_size}"
         )
-    folder = config.out / (config.name or (config.data or Path(config.dataset)).stem)
-    mesh = _mesh(config)
-    on_writer(lambda: create_run(folder, run, config))
+    return data, run, _mesh(config)
+
+
+def _summary(data: Dataset, run: Run, mesh: Mesh, folder: Path) -> str:
+    count, *image_shape = data.images.shape
+    classes = f" in {run.num_classes} classes" if run.num_classes else ""
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(run.pretrained.variables))
+    idle = jax.device_count() - mesh.size
+    left_out = f" ({idle} more do not divide the batch)" if idle else ""
+    return (
+        f"{count:,} images of {'×'.join(map(str, image_shape))}{classes}, {parameters:,} "
+        f"parameters, {mesh.size} {jax.default_backend()} device(s){left_out} → {folder}"
+    )
+
+
+def _resuming(checkpoint: Checkpoint, config: TrainConfig, mesh: Mesh) -> str:
+    """From where, and whether what comes is what would have come."""
+    if checkpoint.step >= config.steps:
+        return f"trained to step {checkpoint.step:,} already"
+    line = f"going on from step {checkpoint.step:,}"
+    before, now = checkpoint.state["computed_by"], computed_by(config, mesh)
+    if before != now:
+        line += f", trained by {before}, now by {now}: the same within rounding, not to the bit"
+    return line
+
+
+def _say(line: str) -> None:
     if is_writer():
-        parameters = sum(leaf.size for leaf in jax.tree.leaves(run.pretrained.variables))
-        classes = f" in {run.num_classes} classes" if run.num_classes else ""
-        print(
-            f"{count:,} images of {'×'.join(map(str, image_shape))}{classes}, {parameters:,} "
-            f"parameters, {mesh.size} {jax.default_backend()} device(s) → {folder}"
-        )
-    state = fit(config, folder, computed, data, mesh)
-    params, ema_params = to_hosts((state.params, state.ema_params), mesh)
-    on_writer(lambda: save_weights(folder, params, ema_params))
-    trained = run.pretrained._replace(variables=ema_params)
-    _draw(config, folder, run._replace(pretrained=trained), data)
-    if is_writer():
-        _report(folder)
+        print(line, flush=True)
 
 
 def _check(config: TrainConfig) -> None:
     positive(config, "steps", "batch_size", "learning_rate", "timesteps", "grad_clip")
     positive(config, "accumulate", "fsdp", "steps_per_dispatch")
+    positive(config, "checkpoint_every", "keep", "keep_every")
     if config.batch_size % config.accumulate:
         raise UsageError(
             f"--accumulate: expected a divisor of --batch-size {config.batch_size}, "
@@ -156,7 +195,8 @@ def _mesh(config: TrainConfig) -> Mesh:
         raise UsageError(f"--{name.replace('_', '-')}: {problem}") from None
 
 
-def _draw(config: TrainConfig, folder: Path, run: Run, data: Dataset) -> None:
+def _draw(config: TrainConfig, folder: Path, run: Run, ema_params: Any, data: Dataset) -> None:
+    run = run._replace(pretrained=run.pretrained._replace(variables=ema_params))
     frames = []
     columns = class_columns(run) or 8
     chain = run.pretrained.schedule
@@ -176,18 +216,16 @@ def _draw(config: TrainConfig, folder: Path, run: Run, data: Dataset) -> None:
     save_grid(folder / "samples.png", samples, columns)
     save_gif(folder / "reverse.gif", frames, columns)
     save_forward(folder / "forward.png", run.pretrained.schedule, data.images[0])
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    if lines:
-        save_loss(
-            folder / "loss.png", [line["step"] for line in lines], [line["loss"] for line in lines]
-        )
+    lines = [line for line in read_metrics(folder / "metrics.jsonl") if line["loss"] is not None]
+    save_loss(
+        folder / "loss.png", [line["step"] for line in lines], [line["loss"] for line in lines]
+    )
 
 
 _CONTENTS = {
     "config.json": "what was run",
     "metrics.jsonl": "loss, gradient norm and speed, every 50 steps",
-    "params.safetensors": "the weights",
-    "ema.safetensors": "their average, which samples are drawn from",
+    "checkpoints": "weights, their average, the optimizer: all that is needed to go on",
     "loss.png": "the loss against the step",
     "forward.png": "an image turning into noise",
     "samples.png": "generated images, a class a column",
@@ -195,9 +233,15 @@ _CONTENTS = {
 }
 
 
+def _is_whole(folder: Path) -> bool:
+    return all((folder / name).exists() for name in _CONTENTS)
+
+
 def _report(folder: Path) -> None:
     print(f"\nwrote {folder}/")
     for name, content in _CONTENTS.items():
-        if (folder / name).exists():
-            print(f"  {name:<20}{content}")
+        print(f"  {name:<16}{content}")
+    dropped = sum(line.get("dropped", 0) for line in read_metrics(folder / "metrics.jsonl"))
+    if dropped:
+        print(f"\n{dropped:,} step(s) dropped: their loss or gradient was not finite")
     print(f"\nnext: jax-ddpm sample --run {folder} --num 64 --out samples.png")

@@ -8,65 +8,64 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 __all__ = [
     "flatten",
-    "load_arrays",
+    "from_bytes",
     "load_tensors",
-    "save_arrays",
     "save_tensors",
+    "to_bytes",
     "unflatten",
 ]
 
 
-def save_arrays(path: str | Path, tree: Mapping[str, Any]) -> None:
-    """Write nested dictionaries of arrays, whole or not at all."""
-    save_tensors(path, flatten(tree))
-
-
-def load_arrays(path: str | Path) -> dict[str, Any]:
-    """Read what `save_arrays` wrote. Raises `ValueError` naming a file that cannot be read."""
-    return unflatten(load_tensors(path))
-
-
 def save_tensors(path: str | Path, tensors: Mapping[str, Any]) -> None:
     """Write arrays by name, whole or not at all; PyTorch's readers take the file as theirs."""
-    from safetensors.numpy import save_file
-
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp")
-    # safetensors writes the buffer as it lies: what is not C-contiguous would be garbage.
-    contiguous = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
-    save_file(contiguous, temporary, metadata={"format": "pt"})
+    temporary.write_bytes(to_bytes(tensors))
     os.replace(temporary, path)
 
 
 def load_tensors(path: str | Path) -> dict[str, np.ndarray]:
     """Read arrays by name. Raises `ValueError` naming a file that cannot be read."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: expected a safetensors file, got none")
     try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        return from_bytes(path.read_bytes())
+    except (OSError, ValueError) as error:
         raise ValueError(
             f"{path}: expected a safetensors file, got a damaged one: {error}"
         ) from None
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, its keys the paths."""
-    flat = {}
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{name}/"))
-        else:
-            flat[prefix + name] = value
-    return flat
+def to_bytes(tensors: Mapping[str, Any]) -> bytes:
+    """A safetensors file of arrays by name."""
+    from safetensors.numpy import save
+
+    # safetensors writes the buffer as it lies: what is not C-contiguous would be garbage.
+    contiguous = {name: np.asarray(value, order="C") for name, value in tensors.items()}
+    return save(contiguous, metadata={"format": "pt"})
+
+
+def from_bytes(data: bytes) -> dict[str, np.ndarray]:
+    """What `to_bytes` was given. Raises `ValueError` for anything else."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        return load(data)
+    except (SafetensorError, KeyError, TypeError, OverflowError) as error:
+        raise ValueError(f"no safetensors: {error}") from None
+
+
+def flatten(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree, by path."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
@@ -77,5 +76,7 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
         node = tree
         for folder in folders:
             node = node.setdefault(folder, {})
+            if not isinstance(node, dict):
+                raise ValueError(f"{path}: expected a folder of arrays, got an array above it")
         node[leaf] = value
     return tree

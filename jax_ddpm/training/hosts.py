@@ -4,10 +4,11 @@ Collectives must be entered by all: but for `is_writer`, nothing here may be cal
 processes only.
 """
 
+import hashlib
 import os
 from collections.abc import Callable
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -16,11 +17,23 @@ from jax.sharding import Mesh
 
 from jax_ddpm.training.sharding import replicated
 
-__all__ = ["WriterFailed", "any_process", "connect", "is_writer", "on_writer", "to_hosts"]
+__all__ = [
+    "PartnerFailed",
+    "any_process",
+    "connect",
+    "from_writer",
+    "is_writer",
+    "on_writer",
+    "same_everywhere",
+    "to_hosts",
+    "together",
+]
+
+T = TypeVar("T")
 
 
-class WriterFailed(Exception):
-    """Raised in the processes that do not write, where the one that does could not."""
+class PartnerFailed(Exception):
+    """Raised where nothing is wrong, because something is in another process."""
 
 
 def connect(
@@ -65,23 +78,54 @@ def any_process(flag: bool) -> bool:
     return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
 
 
-def on_writer(action: Callable[[], None]) -> None:
-    """Run `action` in the process that writes; the others wait, and stop too if it fails.
+def together(action: Callable[[], T]) -> T:
+    """What `action` returns, once it has succeeded in every process; if it fails in one, all stop.
 
-    Raises what `action` raised, elsewhere `WriterFailed`.
+    Raises what `action` raised here, or else `PartnerFailed`.
     """
+    result: Any = None
     error = None
-    if is_writer():
-        try:
-            action()
-        except Exception as caught:
-            error = caught
+    try:
+        result = action()
+    except BaseException as caught:
+        error = caught
     if any_process(error is not None):
-        raise error or WriterFailed("process 0 failed: its own output says why")
+        raise error or PartnerFailed("another process failed: its own output says why")
+    return result
+
+
+def on_writer(action: Callable[[], None]) -> None:
+    """Run `action` in the process that writes; the others wait, and stop too if it fails."""
+    together(lambda: action() if is_writer() else None)
+
+
+def from_writer(data: bytes) -> bytes:
+    """The bytes that the process which writes has, everywhere."""
+    if jax.process_count() == 1:
+        return data
+    size = multihost_utils.broadcast_one_to_all(np.uint32(len(data)))
+    buffer = np.zeros(int(size), np.uint8)
+    if is_writer():
+        buffer[:] = np.frombuffer(data, np.uint8)
+    return multihost_utils.broadcast_one_to_all(buffer).tobytes()
+
+
+def same_everywhere(text: str) -> bool:
+    """Whether all processes call this with the same text."""
+    if jax.process_count() == 1:
+        return True
+    digest = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
+    digests = multihost_utils.process_allgather(digest)
+    return bool(np.all(digests == digest))
 
 
 def to_hosts(tree: Any, mesh: Mesh) -> Any:
-    """The arrays of `tree`, whole, in the memory of every process."""
-    if jax.process_count() > 1:
-        tree = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(tree)
-    return jax.tree.map(np.asarray, tree)
+    """The arrays of `tree`, whole, in the memory of every process; one at a time on the devices."""
+
+    def fetch(array):
+        if jax.process_count() > 1:
+            array = whole(array)
+        return np.asarray(array)
+
+    whole = jax.jit(lambda array: array, out_shardings=replicated(mesh))
+    return jax.tree.map(fetch, tree)

@@ -66,6 +66,7 @@ def make_train_step(
     label_dropout: float = 0.1,
     dropout: bool = False,
     accumulate: int = 1,
+    skip_nonfinite: bool = False,
 ) -> TrainStep:
     """`(state, batch) -> (state, metrics)`, Ho et al. Algorithm 1, for a batch of images, or of
     `(images, labels)`.
@@ -86,6 +87,9 @@ def make_train_step(
     `accumulate` takes the batch in so many parts, one after the other, for the memory of one:
     loss and gradient are the means over the parts, so the step is the same. (Dropout draws anew,
     and over several devices each part's gradient is summed on its own.)
+
+    With `skip_nonfinite`, a step whose loss or gradient is not finite leaves weights, average and
+    optimizer as they were, to the bit; its metrics say what it met.
 
     Many steps in one dispatch are a scan over batches:
     `jax.jit(lambda state, batches: lax.scan(train_step, state, batches), donate_argnums=0)`.
@@ -133,7 +137,12 @@ def make_train_step(
         decay = ema_decay(state.step) if callable(ema_decay) else ema_decay
         ema_params = optax.incremental_update(params, state.ema_params, 1 - decay)
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
-        return TrainState(state.step + 1, params, ema_params, opt_state, state.key), metrics
+        new = TrainState(state.step + 1, params, ema_params, opt_state, state.key)
+        if skip_nonfinite:
+            finite = jnp.isfinite(loss) & jnp.isfinite(metrics["grad_norm"])
+            keep = partial(jax.tree.map, lambda new, old: jnp.where(finite, new, old))
+            new = keep(new, state._replace(step=new.step))
+        return new, metrics
 
     return train_step
 

@@ -77,7 +77,9 @@ def library(weights, model, num, labels, sampler, first_sample=0):
 
 
 def weights_of(folder):
-    return ddpm.interop.arrays.load_arrays(folder / "ema.safetensors")
+    arrays = ddpm.interop.arrays
+    path = folder / "checkpoints/00000000/ema.safetensors"
+    return arrays.unflatten(arrays.load_tensors(path))
 
 
 DDIM, ANCESTRAL = ddpm.ddim(), ddpm.ancestral()

@@ -1,0 +1,121 @@
+"""`jax-ddpm doctor`: what this machine has, whether parity holds on it, and a run's damages."""
+
+import importlib.metadata
+import platform
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_ddpm.cli.config import DoctorConfig, UsageError
+from jax_ddpm.cli.metrics import read_metrics
+from jax_ddpm.cli.runs import CHECKPOINTS, is_run
+from jax_ddpm.interop.configs import read_json
+from jax_ddpm.training.checkpoint import list_checkpoints, load_checkpoint
+
+__all__ = ["doctor"]
+
+_PACKAGES = ("jax_ddpm", "jax", "jaxlib", "flax", "optax", "numpy", "safetensors", "torch")
+_SECONDS = 20.0
+
+
+def doctor(config: DoctorConfig) -> None:
+    """Print what was found; exit code 1 if something is wrong."""
+    if config.run is not None and not is_run(config.run):
+        raise UsageError(f"--run: expected a run's folder, got {config.run}")
+    jax.config.update("jax_enable_x64", True)  # parity's; before JAX's first use
+    print(f"versions   python {platform.python_version()}, {', '.join(map(_version, _PACKAGES))}")
+    kinds = [device.device_kind for device in jax.devices()]
+    counted = ", ".join(f"{kinds.count(kind)} × {kind}" for kind in dict.fromkeys(kinds))
+    print(f"devices    {counted} ({jax.default_backend()})")
+    print(f"precision  {_precision()}")
+    problems = _parity()
+    if config.run is not None:
+        problems += _run(config.run)
+    print(f"\n{'nothing is wrong' if not problems else f'{problems} thing(s) wrong'}")
+    sys.exit(1 if problems else 0)
+
+
+def _version(package: str) -> str:
+    try:
+        return f"{package} {importlib.metadata.version(package)}"
+    except importlib.metadata.PackageNotFoundError:
+        return f"no {package}"
+
+
+def _precision() -> str:
+    """The error of a float32 product of matrices, as it comes and at the highest precision."""
+    a, b = np.random.default_rng(0).standard_normal((2, 256, 256))
+    exact = a @ b
+
+    def error(precision):
+        product = jnp.matmul(a.astype(np.float32), b.astype(np.float32), precision=precision)
+        return float(np.max(np.abs(np.asarray(product, np.float64) - exact)) / np.abs(exact).max())
+
+    default, highest = error(None), error("highest")
+    line = f"float32 products are right to {default:.0e}"
+    if default > 10 * highest:
+        line += f'; to {highest:.0e} with precision="highest", which parity asks for'
+    return line
+
+
+def _parity() -> int:
+    """As many comparisons with PyTorch as 20 seconds hold; how many fail."""
+    if find_spec("torch") is None or find_spec("diffusers") is None:
+        print('parity     not compared: pip install "jax_ddpm[parity]"')
+        return 0
+    from jax_ddpm.parity import CASES, run_case
+
+    start, results = time.perf_counter(), []
+    for case in CASES:
+        for dtype in ("float64", "float32"):
+            if time.perf_counter() - start < _SECONDS:
+                results.append(run_case(case, dtype))
+    failed = [result for result in results if not result.passed]
+    print(
+        f"parity     {len(results) - len(failed)} of {len(results)} comparisons with PyTorch hold, "
+        f"in {time.perf_counter() - start:.0f} s (of {2 * len(CASES)}: jax-ddpm parity)"
+    )
+    for result in failed:
+        print(f"           FAILED: {result.name}, {result.dtype}: {result.error:.1e}")
+    return len(failed)
+
+
+def _run(folder: Path) -> int:
+    """Every file of a run; how many are not intact."""
+    problems, description = [], None
+    paths = list_checkpoints(folder / CHECKPOINTS)
+    print(f"run        {folder}: {len(paths)} checkpoint(s)")
+    for path in paths:
+        try:
+            description = load_checkpoint(path).state.get("run")
+            print(f"           {path.name} intact")
+        except ValueError as error:
+            problems.append(str(error))
+    try:
+        if read_json(folder / "config.json") != description and description is not None:
+            problems.append(f"{folder / 'config.json'}: not what the newest checkpoint says")
+    except ValueError as error:
+        problems.append(str(error))
+    metrics = folder / "metrics.jsonl"
+    if metrics.exists():
+        text = metrics.read_bytes().decode(errors="replace")
+        whole = read_metrics(metrics)
+        steps = [line["step"] for line in whole]
+        if len(whole) < len(text.splitlines()) or steps != sorted(set(steps)):
+            problems.append(f"{metrics}: line {len(whole) + 1} is damaged")
+        else:
+            print(f"           metrics.jsonl: {len(whole):,} lines")
+    for path in sorted((folder / CHECKPOINTS).glob(".*")):
+        print(
+            f"           {path.name}: a leftover, which the next save removes"
+            if path.suffix in (".tmp", ".old")
+            else f"           {path.name}: was set aside"
+        )
+    for problem in problems:
+        print(f"           DAMAGED: {problem}")
+    return len(problems)

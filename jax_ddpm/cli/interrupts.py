@@ -1,0 +1,84 @@
+"""SIGTERM and Ctrl-C. The first asks; a second Ctrl-C, or the first while nothing is lost, ends.
+
+Python runs its handlers between two of its own instructions, so not while XLA compiles, which
+may take minutes. A thread reads what the C handler writes, and that is at once.
+"""
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+__all__ = ["STOPPED", "Interrupts"]
+
+STOPPED = 130
+"""The exit code of a command that was asked to stop, and did."""
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_ECHO = 0.1
+"""Seconds: tools such as `timeout` signal a process, and its group, which is the process again."""
+
+
+class Interrupts:
+    """Entered around a command, in its main thread."""
+
+    asked = False
+    """Whether a signal has come."""
+
+    def __init__(self) -> None:
+        self._busy = False
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> "Interrupts":
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._writer, False)
+        self._handlers = {each: signal.signal(each, lambda *_: None) for each in _SIGNALS}
+        self._wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        threading.Thread(target=self._watch, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.set_wakeup_fd(self._wakeup)
+        for each, handler in self._handlers.items():
+            signal.signal(each, handler)
+        os.close(self._writer)  # ends the thread
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Inside, the first signal waits to be noticed in `asked`: there is something to save."""
+        with self._lock:
+            self._busy = True
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._busy = False
+
+    def _watch(self) -> None:
+        last = -_ECHO
+        while data := os.read(self._reader, 1):
+            now = time.monotonic()
+            echo, last = now - last < _ECHO, now
+            if data[0] not in _SIGNALS or echo:
+                continue
+            with self._lock:
+                if not self._busy or (self.asked and data[0] == signal.SIGINT):
+                    _end()
+                asked, self.asked = self.asked, True
+            if not asked:
+                _say("stopping after this step; Ctrl-C (again) stops at once")
+        os.close(self._reader)
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"\njax-ddpm: {line}\n")
+    sys.stderr.flush()
+
+
+def _end() -> None:
+    """Whatever is half written has another name: nothing has to be tidied up."""
+    _say("stopped")
+    sys.stdout.flush()
+    os._exit(STOPPED)

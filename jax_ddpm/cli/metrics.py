@@ -1,0 +1,127 @@
+"""The measurements of a training: lines of metrics.jsonl, and the progress bar.
+
+A line holds the means since the line before. What is not yet in a line goes into the checkpoint,
+so that a run that was interrupted writes the very lines of one that was not.
+"""
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from jax_ddpm.training.hosts import is_writer
+
+__all__ = ["MetricsLog", "read_metrics"]
+
+LOG_EVERY = 50
+_Pending = dict[str, list[float | None]]  # None: not finite
+
+
+class MetricsLog:
+    """Steps come in as they are dispatched; `collect` waits for them, `write` writes a line."""
+
+    def __init__(
+        self, path: Path, total: int, *, step: int = 0, pending: _Pending | None = None
+    ) -> None:
+        """Go on after `step` steps with what was `pending` then; later lines are dropped."""
+        self._path, self._total, self._step = path, total, step
+        self._pending: _Pending = pending or {}
+        self._coming: list[dict[str, jax.Array]] = []
+        self._written, self._timed = step - self._count, step
+        self._since = time.perf_counter()
+        self._progress = tqdm(
+            total=total, initial=step, desc="training", unit="step", disable=not is_writer()
+        )
+        if is_writer():
+            _keep_lines(path, self._written)
+            self._file = path.open("a")
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.close()
+        if is_writer():
+            self._file.close()
+
+    def add(self, steps: range, metrics: dict[str, jax.Array]) -> None:
+        """What a dispatch will have measured, [step] each; it is not waited for."""
+        self._coming.append(metrics)
+        self._step = steps.stop
+
+    @property
+    def is_due(self) -> bool:
+        """Whether a multiple of 50 was passed, or the end is reached."""
+        passed = self._step // LOG_EVERY > self._written // LOG_EVERY
+        return passed or self._step == self._total
+
+    def collect(self) -> int | None:
+        """Wait for the steps so far. The first of them that was not finite, if any."""
+        bad = None
+        first = self._written + self._count
+        for metrics in jax.device_get(self._coming):
+            finite = np.all([np.isfinite(values) for values in metrics.values()], axis=0)
+            if bad is None and not np.all(finite):
+                bad = first + int(np.argmin(finite))
+            for name, values in metrics.items():
+                kept = [float(x) if ok else None for x, ok in zip(values, finite, strict=True)]
+                self._pending.setdefault(name, []).extend(kept)
+            first += len(finite)
+        self._coming = []
+        return bad
+
+    @property
+    def pending(self) -> _Pending:
+        """What was collected and is in no line yet."""
+        return self._pending
+
+    def write(self) -> None:
+        """Make a line of what was collected. Steps that were not finite are counted apart."""
+        line: dict[str, Any] = {"step": self._step}
+        for name, values in self._pending.items():
+            kept = [value for value in values if value is not None]
+            line[name] = float(np.mean(kept)) if kept else None
+            if len(kept) < len(values):
+                line["dropped"] = len(values) - len(kept)
+        now = time.perf_counter()
+        line["steps_per_second"] = round((self._step - self._timed) / (now - self._since), 2)
+        if is_writer():
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+        loss = "none finite" if line["loss"] is None else f"{line['loss']:.4f}"
+        self._progress.set_postfix(loss=loss, refresh=False)
+        self._progress.update(self._step - self._progress.n)
+        self._pending, self._written = {}, self._step
+        self._timed, self._since = self._step, now
+
+    def flush(self) -> None:
+        """Put the lines on the disk."""
+        if is_writer():
+            os.fsync(self._file.fileno())
+
+    @property
+    def _count(self) -> int:
+        return len(next(iter(self._pending.values()), []))
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a metrics.jsonl; what a kill left unfinished is no line."""
+    lines = []
+    for text in path.read_text().splitlines() if path.exists() else []:
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            break
+    return lines
+
+
+def _keep_lines(path: Path, step: int) -> None:
+    kept = [line for line in read_metrics(path) if line["step"] <= step]
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    os.replace(temporary, path)

@@ -1,0 +1,168 @@
+"""The same command again goes on where it stopped: which folder, what changed, from where.
+
+nothing there        begin
+config.json alone    begin again: no checkpoint was reached
+checkpoints/         go on from the newest that is intact; what is damaged is set aside
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jax_ddpm.cli.config import TrainConfig, UsageError
+from jax_ddpm.cli.datasets import Dataset
+from jax_ddpm.cli.runs import CHECKPOINTS, Run, describe, write_json
+from jax_ddpm.interop.arrays import from_bytes, to_bytes
+from jax_ddpm.interop.configs import read_json
+from jax_ddpm.training.checkpoint import (
+    Checkpoint,
+    list_checkpoints,
+    load_checkpoint,
+    set_aside,
+)
+from jax_ddpm.training.hosts import from_writer, is_writer, together
+
+__all__ = ["Place", "locked", "open_run"]
+
+# Where a run is, how it is laid out and guarded: its weights do not depend on them.
+_FREE = {
+    "accept_changes",
+    "checkpoint_every",
+    "data",  # its digest says more than its path
+    "dataset",
+    "devices",
+    "fsdp",
+    "keep",
+    "keep_every",
+    "name",
+    "on_nan",
+    "out",
+    "steps_per_dispatch",
+}
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Make the run's folder, and hold it for this process alone until it ends, however it ends."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(0, "no permission to write there")
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise UsageError(f"--out: cannot write {folder}: {error.strerror}") from None
+    try:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:
+        pass  # Windows
+    except OSError:
+        os.close(descriptor)
+        raise UsageError(f"--name: {folder} is being trained by another process") from None
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+class Place(NamedTuple):
+    """The folder of a run, what its config.json says, and where to go on from, if not the start."""
+
+    folder: Path
+    description: dict[str, Any]
+    checkpoint: Checkpoint | None
+
+
+def open_run(folder: Path, config: TrainConfig, run: Run, data: Dataset) -> Place:
+    """Find where to go on; config.json says what is run from here on.
+
+    Only the process that writes looks into the folder, and tells the others.
+
+    Raises `UsageError` if the folder holds something else, if the run was another one (what
+    changed, and the flag that allows it), or if none of its checkpoints is intact.
+    """
+    described = {"shape": list(data.images.shape), "sha256": data.digest()}
+    description = describe(run, config, described)
+    checkpoint = together(lambda: _open(folder, config, description) if is_writer() else None)
+    return Place(folder, description, _everywhere(checkpoint))
+
+
+def _open(folder: Path, config: TrainConfig, description: dict[str, Any]) -> Checkpoint | None:
+    path = folder / "config.json"
+    checkpoints = list_checkpoints(folder / CHECKPOINTS)
+    checkpoint = None
+    if checkpoints:
+        checkpoint = _newest(checkpoints)
+        recorded = checkpoint.state["run"]
+    elif path.exists():
+        try:
+            recorded = read_json(path)
+        except ValueError as error:
+            raise UsageError(f"{error}; nothing was trained yet: remove {folder}") from None
+    else:
+        if any(not file.name.startswith(".") for file in folder.iterdir()):
+            raise UsageError(f"--name: {folder} exists already, and is no run: choose another name")
+        recorded = description
+    if not recorded.get("train"):
+        raise UsageError(
+            f"--name: {folder} exists already, and `train` did not make it: choose another name"
+        )
+    changes = _changes(recorded, description)
+    if changes and not config.accept_changes:
+        raise UsageError(
+            f"{'; '.join(changes)}: {folder} exists already; --accept-changes goes on in spite of "
+            "it, --name begins another run"
+        )
+    write_json(path, description)
+    return checkpoint
+
+
+def _everywhere(checkpoint: Checkpoint | None) -> Checkpoint | None:
+    """What the process that writes has read."""
+    content = checkpoint and (checkpoint.step, sorted(checkpoint.arrays), checkpoint.state)
+    content = json.loads(from_writer(json.dumps(content).encode()))
+    if content is None:
+        return None
+    step, names, state = content
+    arrays = {}
+    for name in names:
+        data = to_bytes(checkpoint.arrays[name]) if checkpoint else b""
+        arrays[name] = from_bytes(from_writer(data))
+    return Checkpoint(step, arrays, state)
+
+
+def _newest(paths: list[Path]) -> Checkpoint:
+    """The newest checkpoint that is intact. Damaged ones are set aside, and named."""
+    problems: dict[Path, str] = {}
+    for path in reversed(paths):
+        try:
+            checkpoint = load_checkpoint(path)
+        except ValueError as error:
+            problems[path] = str(error)
+            continue
+        for damaged, problem in problems.items():
+            aside = set_aside(damaged, "damaged")
+            print(f"{problem}; set aside as {aside.name}, going on from step {checkpoint.step:,}")
+        return checkpoint
+    raise UsageError(f"no checkpoint is intact: {problems[paths[-1]]}; --name begins another run")
+
+
+def _changes(recorded: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What of the weights' origin is not as it was: `--flag: was …, is …`."""
+    # What an older version did not know was as it is by default.
+    before = json.loads(json.dumps(asdict(TrainConfig()), default=str)) | recorded["train"]
+    lines = [
+        f"--{name.replace('_', '-')}: was {before[name]}, is {value}"
+        for name, value in now["train"].items()
+        if name not in _FREE and before[name] != value
+    ]
+    if recorded.get("data") != now["data"]:
+        shapes = [each and each.get("shape") for each in (recorded.get("data"), now["data"])]
+        what = f"were {shapes[0]}, are {shapes[1]}" if shapes[0] != shapes[1] else "are others"
+        lines.append(f"--data: the images {what}")
+    return lines
