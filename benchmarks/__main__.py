@@ -20,6 +20,7 @@ SECTIONS = (
     "training",
     "cifar10_sampling",
     "cifar10_training",
+    "checkpoints",
     "growth",
     "scaling",
     "processes",

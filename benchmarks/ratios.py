@@ -56,6 +56,11 @@ def ratios(results: dict[str, Any]) -> list[Ratio]:
         (_, best), (ours, share) = ((row["contender"], row["gflop_per_second"]) for row in peak)
         rounds = [b / a for a, b in zip(best, share, strict=True)]
         found.append(Ratio("share of the sgemm peak", 16, ours, "sgemm", rounds, 0.95))
+    if checkpoints := results.get("checkpoints"):
+        without, with_ = (row["seconds"] for row in checkpoints)
+        work = f"training with a checkpoint every {checkpoints[0]['steps']} steps"
+        rounds = [a / b for a, b in zip(without, with_, strict=True)]
+        found.append(Ratio(work, checkpoints[0]["batch"], "with", "without", rounds, 0.97))
     if processes := results.get("processes"):
         memory = {row["contender"]: row["bytes"] for row in processes if row["what"] == "memory"}
         ours = memory.pop(JAX_SHARDED)

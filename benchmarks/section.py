@@ -8,12 +8,14 @@ from benchmarks.settings import Settings
 
 __all__ = ["measure"]
 
+_TRAINING = ("training", "cifar10_training", "checkpoints", "scaling")
+
 
 def measure(name: str, settings: Settings) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """One section, in a process of its own: what it ran on, and its rows."""
     from jax_ddpm.training.sharding import use_cpu_cores
 
-    use_cpu_cores(collectives="training" in name or name == "scaling")
+    use_cpu_cores(collectives=name in _TRAINING)
     import jax
     import torch
 

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 import tempfile
 
 # Compiled programs are kept for these tests alone, and for the commands that they run.
@@ -67,3 +68,21 @@ def write_run():
         return run
 
     return write
+
+
+@pytest.fixture
+def jax_ddpm_here(monkeypatch, capsys, defaults):
+    """Run a command in this process, which saves its start: exit code, output, errors."""
+    from jax_ddpm.cli import run
+
+    def run_here(*arguments, cwd):
+        monkeypatch.chdir(cwd)
+        code = 0
+        try:
+            run(list(arguments))
+        except SystemExit as end:
+            code = end.code
+        out, err = capsys.readouterr()
+        return subprocess.CompletedProcess(arguments, code, out, err)
+
+    return run_here

@@ -41,6 +41,10 @@ def _results(jax_seconds=0.01):
             {"contender": "sgemm", "gflop_per_second": [100.0, 110.0]},
             {"contender": "JAX jit", "gflop_per_second": [98.0, 98.0]},
         ],
+        "checkpoints": [
+            {"contender": "without", "batch": 64, "steps": 100, "seconds": [9.8, 9.8]},
+            {"contender": "with", "batch": 64, "steps": 100, "seconds": [10.0, 10.0]},
+        ],
         "growth": [
             {"timesteps": 10, "program_lines": 5, "temporary_bytes": 2**20, "compile_s": 1.0}
         ],
@@ -62,6 +66,7 @@ def test_report(tmp_path):
     assert "| tutorial reverse loop, 64×64 | 4 | 2.00 × (2.00 – 2.00) | 1.05 |" in text
     assert "| share of the sgemm peak | 16 | 0.94 × (0.89 – 0.98) | 0.95, not reached |" in text
     assert "| peak memory of sampling | 16 | 3.00 × | 1 | torch eager |" in text
+    assert "| training with a checkpoint every 100 steps | 64 | 0.98 × (0.98" in text
     assert "| cache warm | 1.0 | 2.0 |" in text
     plot(_results(), tmp_path / "plot.png")
     plot_scaling(_results()["scaling"], tmp_path / "scaling.png")

@@ -77,10 +77,11 @@ def _mnist5k() -> Dataset:
 
 def _read_arrays(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     try:
-        loaded: Any = np.load(path, allow_pickle=False)
-        if not isinstance(loaded, np.lib.npyio.NpzFile):
-            return loaded, None
-        arrays = {name: loaded[name] for name in loaded.files}
+        with path.open("rb") as file:  # NumPy leaves a damaged one open
+            loaded: Any = np.load(file, allow_pickle=False)
+            if not isinstance(loaded, np.lib.npyio.NpzFile):
+                return loaded, None
+            arrays = {name: loaded[name] for name in loaded.files}
     except Exception as error:  # NumPy's, zipfile's and zlib's errors share no nearer base
         raise UsageError(f"--data: cannot read {path}: {_line(error)}") from None
     images = [array for array in arrays.values() if array.ndim in (3, 4)]

@@ -6,6 +6,7 @@ import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from jax_ddpm.cli.config import DoctorConfig, UsageError
 from jax_ddpm.cli.metrics import read_metrics
 from jax_ddpm.cli.runs import CHECKPOINTS, is_run
 from jax_ddpm.interop.configs import read_json
-from jax_ddpm.training.checkpoint import list_checkpoints, load_checkpoint
+from jax_ddpm.training.checkpoint import LEFTOVERS, list_checkpoints, load_checkpoint
 
 __all__ = ["doctor"]
 
@@ -96,26 +97,36 @@ def _run(folder: Path) -> int:
             print(f"           {path.name} intact")
         except ValueError as error:
             problems.append(str(error))
-    try:
-        if read_json(folder / "config.json") != description and description is not None:
-            problems.append(f"{folder / 'config.json'}: not what the newest checkpoint says")
-    except ValueError as error:
-        problems.append(str(error))
-    metrics = folder / "metrics.jsonl"
-    if metrics.exists():
-        text = metrics.read_bytes().decode(errors="replace")
-        whole = read_metrics(metrics)
-        steps = [line["step"] for line in whole]
-        if len(whole) < len(text.splitlines()) or steps != sorted(set(steps)):
-            problems.append(f"{metrics}: line {len(whole) + 1} is damaged")
-        else:
-            print(f"           metrics.jsonl: {len(whole):,} lines")
+    problems += _config(folder / "config.json", description)
+    problems += _metrics(folder / "metrics.jsonl")
     for path in sorted((folder / CHECKPOINTS).glob(".*")):
-        print(
-            f"           {path.name}: a leftover, which the next save removes"
-            if path.suffix in (".tmp", ".old")
-            else f"           {path.name}: was set aside"
+        state = (
+            "a leftover, which the next save removes" if path.suffix in LEFTOVERS else "set aside"
         )
+        print(f"           {path.name}: {state}")
     for problem in problems:
         print(f"           DAMAGED: {problem}")
     return len(problems)
+
+
+def _config(path: Path, description: dict[str, Any] | None) -> list[str]:
+    """The newest checkpoint has a copy; the settings that weights do not depend on may differ."""
+    try:
+        content = read_json(path)
+    except ValueError as error:
+        return [str(error)]
+    known = description or {}
+    names = known.keys() - {"train", "versions"}
+    differing = sorted(name for name in names if content.get(name) != known[name])
+    return [f"{path}: {name} is not that of the newest checkpoint" for name in differing]
+
+
+def _metrics(path: Path) -> list[str]:
+    text = path.read_bytes().splitlines() if path.exists() else []
+    lines = read_metrics(path)
+    steps = [line["step"] for line in lines]
+    if len(lines) < len(text):
+        return [f"{path}: {len(text) - len(lines)} of {len(text)} lines are damaged"]
+    if steps != sorted(set(steps)):
+        return [f"{path}: its steps do not ascend"]
+    return []

@@ -25,13 +25,14 @@ from jax.export import Exported
 from jax_ddpm import __version__
 from jax_ddpm.cli.config import ExportConfig, UsageError, check_out
 from jax_ddpm.cli.draw import guided_denoise_fn
-from jax_ddpm.cli.runs import Run, write_bytes, write_json
+from jax_ddpm.cli.runs import Run, write_json
 from jax_ddpm.cli.sample import SAMPLERS, load_chain
 from jax_ddpm.interop.scheduler import Scheduler, scheduler_config
 from jax_ddpm.noise import sample_noise
 from jax_ddpm.samplers import Sampler
 from jax_ddpm.sampling import p_sample_loop
 from jax_ddpm.schedule import NoiseSchedule
+from jax_ddpm.training.checkpoint import replace_file
 
 __all__ = ["export", "export_sampler"]
 
@@ -55,7 +56,7 @@ def export(config: ExportConfig) -> None:
         **_manifest(config, run, exported),
     }
     beside = config.out.with_name(f"{config.out.name}.json")
-    write_bytes(config.out, data)
+    replace_file(config.out, data)
     write_json(beside, manifest)
     print(
         f"wrote {config.out}: {len(data) / 1e6:,.1f} MB, {config.steps} {config.sampler} steps, "

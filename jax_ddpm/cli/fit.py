@@ -22,7 +22,7 @@ from jax_ddpm.cli.metrics import MetricsLog
 from jax_ddpm.cli.programs import computing, training
 from jax_ddpm.cli.resume import Place
 from jax_ddpm.cli.runs import Run
-from jax_ddpm.cli.saving import Saver, read_state
+from jax_ddpm.cli.saving import Saver, read_state, steps_per_dispatch
 from jax_ddpm.training import TrainState, batch_indices, init_train_state, load_batch
 from jax_ddpm.training.hosts import any_process
 from jax_ddpm.training.sharding import data_sharding, replicated
@@ -102,6 +102,7 @@ def fit(
     def check(step: int | None) -> None:
         if step is None or config.on_nan == "skip":
             return
+        saver.wait()
         images = ", ".join(map(str, np.asarray(order(np.arange(step, step + 1)))[0]))
         since = "none was saved yet" if saver.last is None else f"is of step {saver.last:,}"
         raise UsageError(
@@ -116,7 +117,7 @@ def fit(
     }
     metrics = MetricsLog(place.folder / "metrics.jsonl", config.steps, step=done, pending=pending)
     saver = Saver(place, config, mesh)
-    with saver, metrics as log, interrupts.held():
+    with interrupts.held(), saver, metrics as log:
         for steps in dispatches:
             state, measured = programs[len(steps)](state, batches(steps))
             log.add(steps, measured)
@@ -131,17 +132,16 @@ def fit(
             if log.is_due:
                 log.write()
             if due or stop:
-                log.flush()
                 saver.save(done, state, {"pending": log.pending})
             if stop:
-                return Fit(state, done, stopped=True)
-    return Fit(state, done, stopped=False)
+                break
+    return Fit(state, done, stopped=any_process(interrupts.asked))
 
 
 def _dispatches(done: int, config: TrainConfig) -> list[range]:
     """The steps to go. They are cut at the same places wherever a run goes on: a scan of another
     length may round otherwise."""
-    at_once = config.steps_per_dispatch or (1 if jax.default_backend() == "cpu" else 10)
+    at_once = steps_per_dispatch(config)
     cuts = [done, *range((done // at_once + 1) * at_once, config.steps, at_once), config.steps]
     return [range(*pair) for pair in itertools.pairwise(cuts)] if done < config.steps else []
 

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 __all__ = ["STOPPED", "Interrupts"]
 
@@ -60,9 +60,9 @@ class Interrupts:
         last = -_ECHO
         while data := os.read(self._reader, 1):
             now = time.monotonic()
-            echo, last = now - last < _ECHO, now
-            if data[0] not in _SIGNALS or echo:
+            if data[0] not in _SIGNALS or now - last < _ECHO:
                 continue
+            last = now
             with self._lock:
                 if not self._busy or (self.asked and data[0] == signal.SIGINT):
                     _end()
@@ -73,12 +73,14 @@ class Interrupts:
 
 
 def _say(line: str) -> None:
-    sys.stderr.write(f"\njax-ddpm: {line}\n")
-    sys.stderr.flush()
+    with suppress(OSError, ValueError):  # a terminal that has gone
+        sys.stderr.write(f"\njax-ddpm: {line}\n")
+        sys.stderr.flush()
 
 
 def _end() -> None:
     """Whatever is half written has another name: nothing has to be tidied up."""
     _say("stopped")
-    sys.stdout.flush()
+    with suppress(OSError, ValueError):
+        sys.stdout.flush()
     os._exit(STOPPED)

@@ -5,8 +5,8 @@ so that a run that was interrupted writes the very lines of one that was not.
 """
 
 import json
-import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from jax_ddpm.training.hosts import is_writer
+from jax_ddpm.training.checkpoint import replace_file
+from jax_ddpm.training.hosts import is_writer, on_writer
 
 __all__ = ["MetricsLog", "read_metrics"]
 
@@ -37,17 +38,14 @@ class MetricsLog:
         self._progress = tqdm(
             total=total, initial=step, desc="training", unit="step", disable=not is_writer()
         )
-        if is_writer():
-            _keep_lines(path, self._written)
-            self._file = path.open("a")
+        on_writer(self._open)
 
     def __enter__(self) -> "MetricsLog":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.close()
-        if is_writer():
-            self._file.close()
+        with suppress(OSError):  # a terminal that has gone
+            self._progress.close()
 
     def add(self, steps: range, metrics: dict[str, jax.Array]) -> None:
         """What a dispatch will have measured, [step] each; it is not waited for."""
@@ -90,19 +88,25 @@ class MetricsLog:
                 line["dropped"] = len(values) - len(kept)
         now = time.perf_counter()
         line["steps_per_second"] = round((self._step - self._timed) / (now - self._since), 2)
-        if is_writer():
-            self._file.write(json.dumps(line) + "\n")
-            self._file.flush()
-        loss = "none finite" if line["loss"] is None else f"{line['loss']:.4f}"
-        self._progress.set_postfix(loss=loss, refresh=False)
-        self._progress.update(self._step - self._progress.n)
+        on_writer(lambda: self._append(json.dumps(line) + "\n"))
         self._pending, self._written = {}, self._step
         self._timed, self._since = self._step, now
+        loss = "none finite" if line["loss"] is None else f"{line['loss']:.4f}"
+        with suppress(OSError):
+            self._progress.set_postfix(loss=loss, refresh=False)
+            self._progress.update(self._step - self._progress.n)
 
-    def flush(self) -> None:
-        """Put the lines on the disk."""
-        if is_writer():
-            os.fsync(self._file.fileno())
+    def _open(self) -> None:
+        """Drop the lines after the checkpoint: they will be written again."""
+        kept = [line for line in read_metrics(self._path) if line["step"] <= self._written]
+        replace_file(self._path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+
+    def _append(self, line: str) -> None:
+        try:
+            with self._path.open("a") as file:
+                file.write(line)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._path)) from None
 
     @property
     def _count(self) -> int:
@@ -110,18 +114,14 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a metrics.jsonl; what a kill left unfinished is no line."""
+    """The lines of a metrics.jsonl; what is damaged, or was left unfinished, is no line."""
     lines = []
-    for text in path.read_text().splitlines() if path.exists() else []:
+    text = path.read_bytes().decode(errors="replace") if path.exists() else ""
+    for each in text.splitlines():
         try:
-            lines.append(json.loads(text))
+            line = json.loads(each)
         except ValueError:
-            break
+            continue
+        if isinstance(line, dict) and type(line.get("step")) is int and "loss" in line:
+            lines.append(line)
     return lines
-
-
-def _keep_lines(path: Path, step: int) -> None:
-    kept = [line for line in read_metrics(path) if line["step"] <= step]
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-    os.replace(temporary, path)

@@ -6,7 +6,6 @@ checkpoints/         go on from the newest that is intact; what is damaged is se
 """
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -20,6 +19,7 @@ from jax_ddpm.interop.arrays import from_bytes, to_bytes
 from jax_ddpm.interop.configs import read_json
 from jax_ddpm.training.checkpoint import (
     Checkpoint,
+    Damaged,
     list_checkpoints,
     load_checkpoint,
     set_aside,
@@ -43,31 +43,35 @@ _FREE = {
     "out",
     "steps_per_dispatch",
 }
+_OURS = ("config.json", CHECKPOINTS)
+# What else the weights of `--init` depend on.
+_FROM_INIT = ("model", "scheduler", "image_shape", "num_classes", "null_label", "guidance")
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Make the run's folder, and hold it for this process alone until it ends, however it ends."""
+    """Make the run's folder, and hold it for this process alone until it ends, however it ends.
+
+    Raises `UsageError` for a folder of something else, and for one that another process holds.
+    """
     try:
+        if folder.is_dir() and not any((folder / name).exists() for name in _OURS):
+            if any(not file.name.startswith(".") for file in folder.iterdir()):
+                raise UsageError(f"--name: {folder} exists already, and is no run: choose another")
         folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK):
-            raise PermissionError(0, "no permission to write there")
-        descriptor = os.open(folder, os.O_RDONLY)
+        lock = (folder / ".lock").open("a")
     except OSError as error:
         raise UsageError(f"--out: cannot write {folder}: {error.strerror}") from None
-    try:
-        import fcntl
+    with lock:
+        try:
+            import fcntl
 
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:
-        pass  # Windows
-    except OSError:
-        os.close(descriptor)
-        raise UsageError(f"--name: {folder} is being trained by another process") from None
-    try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"--name: {folder} is being trained by another process") from None
+        except (ImportError, OSError):
+            pass  # Windows, or a file system without locks
         yield
-    finally:
-        os.close(descriptor)
 
 
 class Place(NamedTuple):
@@ -95,9 +99,9 @@ def open_run(folder: Path, config: TrainConfig, run: Run, data: Dataset) -> Plac
 def _open(folder: Path, config: TrainConfig, description: dict[str, Any]) -> Checkpoint | None:
     path = folder / "config.json"
     checkpoints = list_checkpoints(folder / CHECKPOINTS)
-    checkpoint = None
+    checkpoint, damaged = None, {}
     if checkpoints:
-        checkpoint = _newest(checkpoints)
+        checkpoint, damaged = _newest(checkpoints)
         recorded = checkpoint.state["run"]
     elif path.exists():
         try:
@@ -105,8 +109,6 @@ def _open(folder: Path, config: TrainConfig, description: dict[str, Any]) -> Che
         except ValueError as error:
             raise UsageError(f"{error}; nothing was trained yet: remove {folder}") from None
     else:
-        if any(not file.name.startswith(".") for file in folder.iterdir()):
-            raise UsageError(f"--name: {folder} exists already, and is no run: choose another name")
         recorded = description
     if not recorded.get("train"):
         raise UsageError(
@@ -118,7 +120,12 @@ def _open(folder: Path, config: TrainConfig, description: dict[str, Any]) -> Che
             f"{'; '.join(changes)}: {folder} exists already; --accept-changes goes on in spite of "
             "it, --name begins another run"
         )
-    write_json(path, description)
+    for each, problem in damaged.items():
+        assert checkpoint is not None
+        aside = set_aside(each, "damaged")
+        print(f"{problem}; set aside as {aside.name}, going on from step {checkpoint.step:,}")
+    if checkpoint is None or checkpoint.step < config.steps:
+        write_json(path, description)
     return checkpoint
 
 
@@ -136,33 +143,33 @@ def _everywhere(checkpoint: Checkpoint | None) -> Checkpoint | None:
     return Checkpoint(step, arrays, state)
 
 
-def _newest(paths: list[Path]) -> Checkpoint:
-    """The newest checkpoint that is intact. Damaged ones are set aside, and named."""
-    problems: dict[Path, str] = {}
+def _newest(paths: list[Path]) -> tuple[Checkpoint, dict[Path, str]]:
+    """The newest checkpoint that is intact, and what is wrong with those after it."""
+    damaged: dict[Path, str] = {}
     for path in reversed(paths):
         try:
-            checkpoint = load_checkpoint(path)
+            return load_checkpoint(path), damaged
+        except Damaged as error:
+            damaged[path] = str(error)
         except ValueError as error:
-            problems[path] = str(error)
-            continue
-        for damaged, problem in problems.items():
-            aside = set_aside(damaged, "damaged")
-            print(f"{problem}; set aside as {aside.name}, going on from step {checkpoint.step:,}")
-        return checkpoint
-    raise UsageError(f"no checkpoint is intact: {problems[paths[-1]]}; --name begins another run")
+            raise UsageError(str(error)) from None
+    raise UsageError(f"no checkpoint is intact: {damaged[paths[-1]]}; --name begins another run")
 
 
 def _changes(recorded: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What of the weights' origin is not as it was: `--flag: was …, is …`."""
     # What an older version did not know was as it is by default.
     before = json.loads(json.dumps(asdict(TrainConfig()), default=str)) | recorded["train"]
+    after = now["train"]
     lines = [
         f"--{name.replace('_', '-')}: was {before[name]}, is {value}"
-        for name, value in now["train"].items()
+        for name, value in after.items()
         if name not in _FREE and before[name] != value
     ]
     if recorded.get("data") != now["data"]:
         shapes = [each and each.get("shape") for each in (recorded.get("data"), now["data"])]
         what = f"were {shapes[0]}, are {shapes[1]}" if shapes[0] != shapes[1] else "are others"
         lines.append(f"--data: the images {what}")
+    if after["init"] and any(recorded.get(name) != now[name] for name in _FROM_INIT):
+        lines.append("--init: its network or its schedule is another")
     return lines

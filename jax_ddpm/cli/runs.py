@@ -4,7 +4,6 @@ Network and schedule are written in the words of diffusers' configs, as `interop
 """
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -31,6 +30,7 @@ from jax_ddpm.schedule import (
 from jax_ddpm.training.checkpoint import (
     list_checkpoints,
     load_checkpoint,
+    replace_file,
     restore,
     save_checkpoint,
 )
@@ -46,7 +46,6 @@ __all__ = [
     "load_run",
     "named_schedule",
     "save_run",
-    "write_bytes",
     "write_json",
 ]
 
@@ -113,11 +112,12 @@ def describe(run: Run, settings: TrainConfig | None = None, data: Any = None) ->
 def save_run(folder: Path, run: Run) -> None:
     """Write a run of one checkpoint, in a new folder: its weights are their own average."""
     description, weights = describe(run), run.pretrained.variables
-    folder.mkdir(parents=True, exist_ok=True)
+    arrays = {"params": weights, "ema": weights}
+    try:
+        save_checkpoint(folder / CHECKPOINTS, 0, arrays, {"run": description})
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     write_json(folder / "config.json", description)
-    save_checkpoint(
-        folder / CHECKPOINTS, 0, {"params": weights, "ema": weights}, {"run": description}
-    )
 
 
 def is_run(folder: Path) -> bool:
@@ -213,14 +213,7 @@ def load_model(folder: Path) -> Run:
 
 def write_json(path: Path, content: Any) -> None:
     """Write a file whole or not at all."""
-    write_bytes(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
-
-
-def write_bytes(path: Path, data: bytes | bytearray) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
+    replace_file(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def _model(content: Mapping[str, Any], path: Path) -> UNet | SimpleUNet:

@@ -16,7 +16,7 @@ from jax_ddpm.training import TrainState
 from jax_ddpm.training.checkpoint import Checkpoint, prune_checkpoints, restore, save_checkpoint
 from jax_ddpm.training.hosts import is_writer, on_writer, to_hosts
 
-__all__ = ["Saver", "computed_by", "read_state"]
+__all__ = ["Saver", "computed_by", "read_state", "steps_per_dispatch"]
 
 
 class Saver:
@@ -44,13 +44,12 @@ class Saver:
         """Save `state`, the one after `step` steps, and what belongs to it."""
         self.wait()
         trees = {"params": state.params, "ema": state.ema_params, "optimizer": state.opt_state}
-        # Copies: the next step writes into the buffers of this one.
-        arrays = jax.tree.map(np.array, to_hosts(trees, self._mesh))
-        key = {
-            "impl": str(jax.random.key_impl(state.key)),
-            "data": np.asarray(to_hosts(jax.random.key_data(state.key), self._mesh)).tolist(),
-        }
+        arrays = to_hosts(trees, self._mesh)
+        key_data = to_hosts(jax.random.key_data(state.key), self._mesh)
         if is_writer():
+            # Copies: the next step writes into the buffers of this one.
+            arrays = jax.tree.map(np.array, arrays)
+            key = {"impl": str(jax.random.key_impl(state.key)), "data": key_data.tolist()}
             by = computed_by(self._config, self._mesh)
             rest = {"key": key, **extra, "computed_by": by, "run": self._description}
             self._writing = self._threads.submit(self._write, step, arrays, rest)
@@ -67,6 +66,8 @@ class Saver:
             prune_checkpoints(
                 self._folder, keep=self._config.keep, keep_every=self._config.keep_every
             )
+        except ValueError as error:
+            raise UsageError(f"step {step:,} is not saved: {error}") from None
         except OSError as error:
             raise UsageError(
                 f"cannot write {error.filename or self._folder}: {error.strerror}; the "
@@ -76,9 +77,19 @@ class Saver:
 
 def computed_by(config: TrainConfig, mesh: Mesh) -> str:
     """What decides the last bits of a training."""
-    layout = f" (fsdp {config.fsdp})" if config.fsdp > 1 else ""
     kind = mesh.devices.flat[0].device_kind
+    details = {
+        "processes": jax.process_count(),
+        "fsdp": config.fsdp,
+        "steps a dispatch": steps_per_dispatch(config),
+    }
+    layout = "".join(f", {count} {what}" for what, count in details.items() if count > 1)
     return f"{mesh.size} × {kind}{layout}, jax {jax.__version__}"
+
+
+def steps_per_dispatch(config: TrainConfig) -> int:
+    """`--steps-per-dispatch`, or what suits the backend."""
+    return config.steps_per_dispatch or (1 if jax.default_backend() == "cpu" else 10)
 
 
 def read_state(checkpoint: Checkpoint, template: TrainState) -> TrainState:

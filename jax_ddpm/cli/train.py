@@ -1,7 +1,10 @@
 """`jax-ddpm train`: the main job, from images to a folder with weights and pictures."""
 
+import os
 import sys
+import tempfile
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jax_ddpm.cli.config import TrainConfig, UsageError, naming, positive
+from jax_ddpm.cli.config import DevicesConfig, TrainConfig, UsageError, naming, positive
 from jax_ddpm.cli.datasets import Dataset, load_dataset
 from jax_ddpm.cli.devices import start_devices
 from jax_ddpm.cli.draw import class_columns, cycle_labels, draw_samples
@@ -25,7 +28,14 @@ from jax_ddpm.interop import Pretrained
 from jax_ddpm.models import SimpleUNet, UNet, ddpm_digits
 from jax_ddpm.samplers import ancestral
 from jax_ddpm.training.checkpoint import Checkpoint
-from jax_ddpm.training.hosts import is_writer, same_everywhere, to_hosts, together
+from jax_ddpm.training.hosts import (
+    any_process,
+    is_writer,
+    on_writer,
+    same_everywhere,
+    to_hosts,
+    together,
+)
 from jax_ddpm.training.sharding import device_mesh
 
 __all__ = ["train"]
@@ -44,6 +54,8 @@ def train(config: TrainConfig) -> None:
         data, run, mesh = together(lambda: _prepare(config))
         if not same_everywhere(data.digest()):
             raise UsageError("--data: expected the same images in every process")
+        if not same_everywhere(repr(replace(config, devices=DevicesConfig(), data=None))):
+            raise UsageError("expected the same flags in every process")
         folder = config.out / (config.name or (config.data or Path(config.dataset)).stem)
         with ExitStack() as stack:
             together(lambda: stack.enter_context(locked(folder)) if is_writer() else None)
@@ -51,7 +63,9 @@ def train(config: TrainConfig) -> None:
             _say(_summary(data, run, mesh, folder))
             if place.checkpoint is not None:
                 _say(_resuming(place.checkpoint, config, mesh))
-                if place.checkpoint.step >= config.steps and _is_whole(folder):
+                if place.checkpoint.step < config.steps:
+                    on_writer(lambda: _remove_pictures(folder))
+                elif any_process(is_writer() and _is_whole(folder)):
                     return
             end = fit(config, run, data, mesh, place, interrupts)
             if end.stopped:
@@ -213,13 +227,15 @@ def _draw(config: TrainConfig, folder: Path, run: Run, ema_params: Any, data: Da
     )
     if not is_writer():
         return
-    save_grid(folder / "samples.png", samples, columns)
-    save_gif(folder / "reverse.gif", frames, columns)
-    save_forward(folder / "forward.png", run.pretrained.schedule, data.images[0])
     lines = [line for line in read_metrics(folder / "metrics.jsonl") if line["loss"] is not None]
-    save_loss(
-        folder / "loss.png", [line["step"] for line in lines], [line["loss"] for line in lines]
-    )
+    steps, losses = [line["step"] for line in lines], [line["loss"] for line in lines]
+    with tempfile.TemporaryDirectory(prefix=".pictures", dir=folder) as new:
+        save_grid(Path(new, "samples.png"), samples, columns)
+        save_gif(Path(new, "reverse.gif"), frames, columns)
+        save_forward(Path(new, "forward.png"), run.pretrained.schedule, data.images[0])
+        save_loss(Path(new, "loss.png"), steps, losses)
+        for name in _PICTURES:
+            os.replace(Path(new, name), folder / name)
 
 
 _CONTENTS = {
@@ -233,8 +249,17 @@ _CONTENTS = {
 }
 
 
+_PICTURES = ("loss.png", "forward.png", "samples.png", "reverse.gif")
+
+
 def _is_whole(folder: Path) -> bool:
     return all((folder / name).exists() for name in _CONTENTS)
+
+
+def _remove_pictures(folder: Path) -> None:
+    """They are of the weights before."""
+    for name in _PICTURES:
+        (folder / name).unlink(missing_ok=True)
 
 
 def _report(folder: Path) -> None:

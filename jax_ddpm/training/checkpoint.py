@@ -27,9 +27,11 @@ from jax_ddpm.interop.arrays import flatten, from_bytes, to_bytes
 __all__ = [
     "FORMAT",
     "Checkpoint",
+    "Damaged",
     "list_checkpoints",
     "load_checkpoint",
     "prune_checkpoints",
+    "replace_file",
     "restore",
     "save_checkpoint",
     "set_aside",
@@ -37,8 +39,15 @@ __all__ = [
 
 FORMAT = 1
 """Raised by one whenever an older version could not read what this one writes."""
+LEFTOVERS = (".tmp", ".old", ".gone")
+"""How the names of folders end that a stopped process left; they begin with a dot."""
 _KIND = "jax_ddpm checkpoint"
 _MANIFEST, _STATE, _ARRAYS = "manifest.json", "state.json", ".safetensors"
+
+
+class Damaged(ValueError):
+    """A file is not what was written. (What another version wrote, or nothing can read, is
+    another `ValueError`.)"""
 
 
 class Checkpoint(NamedTuple):
@@ -75,31 +84,32 @@ def save_checkpoint(
         files[name + _ARRAYS] = to_bytes(flat)
     files[_STATE] = (json.dumps(state, indent=1, allow_nan=False) + "\n").encode()
     files[_MANIFEST] = _manifest(step, files)
+    aside = _beside(path, "old")
     try:
+        _make_folder(folder)
         shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+        temporary.mkdir()
         for name, data in files.items():
-            with (temporary / name).open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        _flush_folder(temporary)
+            _write(temporary / name, data)
+        _flush(temporary)
         if path.exists():
             set_aside(path, "old")
         os.rename(temporary, path)
-        _flush_folder(folder)
+        _flush(folder)
     except OSError:
         shutil.rmtree(temporary, ignore_errors=True)
+        if aside.exists() and not path.exists():
+            os.rename(aside, path)
         raise
-    shutil.rmtree(_beside(path, "old"), ignore_errors=True)
+    shutil.rmtree(aside, ignore_errors=True)
     return path
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """Read all of a checkpoint.
 
-    Raises `ValueError` naming the file that is missing, is not what was written to the last bit,
-    or was written by a later version.
+    Raises `ValueError` naming the file: `Damaged` where it is missing or is not to the last bit
+    what was written, another where it cannot be read or is of another version.
     """
     path = Path(path)
     step, files = _read_manifest(path / _MANIFEST)
@@ -107,9 +117,9 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     for name, (size, digest) in files.items():
         data = _read(path / name)
         if len(data) != size:
-            raise ValueError(f"{path / name}: damaged: expected {size} bytes, got {len(data)}")
+            raise Damaged(f"{path / name}: damaged: expected {size} bytes, got {len(data)}")
         if hashlib.sha256(data).hexdigest() != digest:
-            raise ValueError(f"{path / name}: damaged: its SHA-256 is not the manifest's")
+            raise Damaged(f"{path / name}: damaged: its SHA-256 is not the manifest's")
         contents[name] = data
     state = json.loads(contents.pop(_STATE))
     arrays = {name.removesuffix(_ARRAYS): from_bytes(data) for name, data in contents.items()}
@@ -154,13 +164,14 @@ def prune_checkpoints(
 
     Call it after a save, so that the last is good.
     """
-    paths = list_checkpoints(folder)
-    for path in paths[: -max(keep, 1)]:
+    for path in list_checkpoints(folder)[: -max(keep, 1)]:
         if keep_every is None or int(path.name) % keep_every:
             # Under another name first: half a removal must not look like a checkpoint.
-            shutil.rmtree(set_aside(path, "old"), ignore_errors=True)
+            shutil.rmtree(set_aside(path, "gone"), ignore_errors=True)
     for path in Path(folder).glob(".*"):
-        if path.suffix in (".tmp", ".old"):
+        if path.suffix == ".old" and not (original := path.with_name(path.stem[1:])).exists():
+            os.rename(path, original)  # its successor never came
+        elif path.suffix in LEFTOVERS:
             shutil.rmtree(path, ignore_errors=True)
 
 
@@ -197,9 +208,9 @@ def _read_manifest(path: Path) -> tuple[int, dict[str, tuple[int, str]]]:
         content = json.loads(data)
         unsealed = {name: value for name, value in content.items() if name != "sha256"}
     except (ValueError, RecursionError, AttributeError):
-        raise ValueError(f"{path}: damaged: expected a manifest in JSON") from None
+        raise Damaged(f"{path}: damaged: expected a manifest in JSON") from None
     if data != _sealed(unsealed):
-        raise ValueError(f"{path}: damaged: its SHA-256 is not that of what it says")
+        raise Damaged(f"{path}: damaged: its SHA-256 is not that of what it says")
     if unsealed.get("kind") != _KIND:
         raise ValueError(f"{path}: expected the manifest of a {_KIND}")
     if unsealed.get("format") != FORMAT:
@@ -223,15 +234,43 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        raise ValueError(f"{path}: expected a file of the checkpoint, got none") from None
+        raise Damaged(f"{path}: damaged: expected a file, got none") from None
     except OSError as error:
         raise ValueError(f"{path}: cannot read it: {error.strerror}") from None
 
 
-def _flush_folder(path: Path) -> None:
+def replace_file(path: Path, data: bytes | bytearray) -> None:
+    """Write a file whole or not at all, to the disk. Raises `OSError` that names it."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        _write(temporary, data)
+        os.replace(temporary, path)
+        _flush(path.parent)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _write(path: Path, data: bytes | bytearray) -> None:
+    try:
+        with path.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def _make_folder(path: Path) -> None:
+    if not path.is_dir():
+        path.mkdir(parents=True)
+        _flush(path.parent)
+
+
+def _flush(folder: Path) -> None:
     """A rename is on the disk only once its folder is. (Windows does that by itself.)"""
     if os.name == "posix":
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:

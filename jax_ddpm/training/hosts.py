@@ -7,6 +7,7 @@ processes only.
 import hashlib
 import os
 from collections.abc import Callable
+from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any, TypeVar
 
@@ -30,6 +31,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+_CHUNK = 2**24
 
 
 class PartnerFailed(Exception):
@@ -54,6 +56,8 @@ def connect(
         raise ValueError("coordinator, num_processes, process_id: expected all three or none")
     if coordinator is not None and not coordinator.rpartition(":")[2].isdecimal():
         raise ValueError(f"coordinator: expected HOST:PORT, got {coordinator}")
+    # XLA's own handling of SIGTERM would keep it from the command.
+    jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(*given)
 
 
@@ -103,11 +107,14 @@ def from_writer(data: bytes) -> bytes:
     """The bytes that the process which writes has, everywhere."""
     if jax.process_count() == 1:
         return data
-    size = multihost_utils.broadcast_one_to_all(np.uint32(len(data)))
-    buffer = np.zeros(int(size), np.uint8)
-    if is_writer():
-        buffer[:] = np.frombuffer(data, np.uint8)
-    return multihost_utils.broadcast_one_to_all(buffer).tobytes()
+    high, low = multihost_utils.broadcast_one_to_all(np.array(divmod(len(data), _CHUNK), np.int32))
+    chunks = []
+    for start in range(0, high * _CHUNK + low, _CHUNK):  # through the devices: in small pieces
+        chunk = np.zeros(_CHUNK, np.uint8)
+        part = np.frombuffer(data[start : start + _CHUNK], np.uint8)
+        chunk[: len(part)] = part
+        chunks.append(multihost_utils.broadcast_one_to_all(chunk).tobytes())
+    return b"".join(chunks)[: high * _CHUNK + low]
 
 
 def same_everywhere(text: str) -> bool:
@@ -122,10 +129,10 @@ def same_everywhere(text: str) -> bool:
 def to_hosts(tree: Any, mesh: Mesh) -> Any:
     """The arrays of `tree`, whole, in the memory of every process; one at a time on the devices."""
 
-    def fetch(array):
-        if jax.process_count() > 1:
-            array = whole(array)
-        return np.asarray(array)
+    gather = _gather(mesh) if jax.process_count() > 1 else lambda array: array
+    return jax.tree.map(lambda array: np.asarray(gather(array)), tree)
 
-    whole = jax.jit(lambda array: array, out_shardings=replicated(mesh))
-    return jax.tree.map(fetch, tree)
+
+@lru_cache
+def _gather(mesh: Mesh) -> Callable[[Any], Any]:
+    return jax.jit(lambda array: array, out_shardings=replicated(mesh))

@@ -88,8 +88,8 @@ def make_train_step(
     loss and gradient are the means over the parts, so the step is the same. (Dropout draws anew,
     and over several devices each part's gradient is summed on its own.)
 
-    With `skip_nonfinite`, a step whose loss or gradient is not finite leaves weights, average and
-    optimizer as they were, to the bit; its metrics say what it met.
+    With `skip_nonfinite`, a step whose loss, gradient or update is not finite leaves weights,
+    average and optimizer as they were, to the bit, and its `grad_norm` is not finite.
 
     Many steps in one dispatch are a scan over batches:
     `jax.jit(lambda state, batches: lax.scan(train_step, state, batches), donate_argnums=0)`.
@@ -139,9 +139,11 @@ def make_train_step(
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
         new = TrainState(state.step + 1, params, ema_params, opt_state, state.key)
         if skip_nonfinite:
-            finite = jnp.isfinite(loss) & jnp.isfinite(metrics["grad_norm"])
+            sizes = jnp.stack([loss, metrics["grad_norm"], optax.tree.norm(updates)])
+            finite = jnp.all(jnp.isfinite(sizes))
             keep = partial(jax.tree.map, lambda new, old: jnp.where(finite, new, old))
             new = keep(new, state._replace(step=new.step))
+            metrics["grad_norm"] = jnp.where(finite, metrics["grad_norm"], jnp.nan)
         return new, metrics
 
     return train_step

@@ -171,10 +171,10 @@ def _bad_data(tmp_path):
         (["parity", "--json", "no/where.json"], "--json: no such folder: no"),
     ],
 )
-def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, arguments, words):
+def test_bad_input_is_one_line_and_leaves_nothing(jax_ddpm_here, tmp_path, arguments, words):
     _bad_data(tmp_path)
     before = sorted(tmp_path.rglob("*"))
-    result = jax_ddpm(*arguments, cwd=tmp_path)
+    result = jax_ddpm_here(*arguments, cwd=tmp_path)
     assert result.returncode == 2
     assert words in result.stderr and len(result.stderr.strip().splitlines()) == 1
     assert sorted(tmp_path.rglob("*")) == before

@@ -7,8 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
+
+from jax_ddpm.training.hosts import connect
 
 WORKER = str(Path(__file__).with_name("worker.py"))
 
@@ -101,10 +105,65 @@ def test_the_command_runs_on_two_hosts(tmp_path):
     one, two = (np.load(tmp_path / f"{name}.npz")["samples"] for name in ("one", "two"))
     np.testing.assert_allclose(two, one, atol=1e-4)
 
-    # What goes wrong in the process that writes stops the other too.
-    (_, first, code), (_, second, other) = both(*train, "two")
-    assert code == 2 and "--name: runs/two exists already" in first
-    assert other == 2 and "process 0 failed" in second
+    # Both go on from their checkpoints: the same weights again.
+    more = ["--steps", "6", "--accept-changes"]
+    ((_, stderr, code),) = run_all([[*train, "one", *more]], tmp_path, JAX_NUM_CPU_DEVICES="1")
+    assert code == 0, stderr
+    (out, error, code), (*_, other) = both(*train, "two", *more)
+    assert (code, other) == (0, 0) and "going on from step 4" in out, error
+    one, two = (
+        load_file(tmp_path / "runs" / name / "checkpoints/00000006/params.safetensors")
+        for name in ("one", "two")
+    )
+    for name, value in one.items():
+        np.testing.assert_allclose(two[name], value, atol=1e-4, err_msg=name)
+
+
+def test_what_is_wrong_in_one_process_stops_all(tmp_path):
+    """Only the second finds no images: both end at once, each with a line."""
+    images = np.random.default_rng(0).integers(0, 256, (9, 4, 4), np.uint8)
+    for k in range(2):
+        (tmp_path / str(k)).mkdir()
+        if k == 0:
+            np.save(tmp_path / "0/x.npy", images)
+    coordinator = f"127.0.0.1:{free_port()}"
+    train = ["-m", "jax_ddpm", "train", "--data", "x.npy", "--batch-size", "4"]
+    together = ["--coordinator", coordinator, "--num-processes", "2", "--process-id"]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, *train, *together, str(k)],
+            cwd=tmp_path / str(k),
+            env={**os.environ, "JAX_PLATFORMS": "cpu", "NPROC": "64", "JAX_NUM_CPU_DEVICES": "1"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for k in range(2)
+    ]
+    errors = [process.communicate(timeout=100)[1] for process in processes]
+    assert [process.returncode for process in processes] == [2, 2], errors
+    assert "another process failed" in errors[0]
+    assert "--data: no such file or folder: x.npy" in errors[1]
+
+
+@pytest.mark.parametrize(
+    ("environment", "launched"),
+    [
+        ({}, False),
+        ({"SLURM_STEP_NUM_TASKS": "1"}, False),
+        ({"SLURM_STEP_NUM_TASKS": "4"}, True),
+        ({"OMPI_COMM_WORLD_SIZE": "1"}, False),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
+    ],
+)
+def test_launchers_are_joined_when_they_start_several(monkeypatch, environment, launched):
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *given: calls.append(given))
+    for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    connect()
+    assert calls == [(None, None, None)] * launched
 
 
 def test_one_flag_of_three_is_not_enough(tmp_path):

@@ -1,0 +1,160 @@
+"""What would spoil a run stops it, in one line, with everything before it intact."""
+
+import json
+
+import numpy as np
+import pytest
+
+from jax_ddpm.cli import fit
+from jax_ddpm.training.checkpoint import list_checkpoints, load_checkpoint
+
+TRAIN = [
+    *("train", "--model", "simple", "--batch-size", "4", "--timesteps", "4", "--data", "x.npy"),
+    *("--steps", "6", "--checkpoint-every", "2", "--steps-per-dispatch", "1"),
+]
+
+
+# The command with a quota on the size of files, between metrics and weights.
+SMALL_FILES = """
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))
+from jax_ddpm.__main__ import main
+main()
+"""
+
+
+@pytest.fixture
+def data(tmp_path):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).integers(0, 256, (9, 4, 4), np.uint8))
+    return tmp_path
+
+
+@pytest.fixture
+def nan_at_step_4(monkeypatch):
+    """The fourth step meets an image with a NaN, as a failing disk or preprocessing gives it."""
+    load, seen = fit.load_batch, []
+
+    def load_batch(array, indices, sharding):
+        batch = load(array, indices, sharding)
+        seen.append(indices)
+        # The first call compiles.
+        return batch.at[..., 0].set(np.nan) if len(seen) == 5 else batch
+
+    monkeypatch.setattr(fit, "load_batch", load_batch)
+    return seen
+
+
+def states(folder):
+    return {path.name: load_checkpoint(path) for path in list_checkpoints(folder / "checkpoints")}
+
+
+def test_a_nan_stops_the_run_and_is_not_saved(jax_ddpm_here, data, nan_at_step_4):
+    result = jax_ddpm_here(*TRAIN, cwd=data)
+    assert result.returncode == 2
+    images = ", ".join(map(str, nan_at_step_4[4][0]))
+    assert (
+        "step 4: the loss or its gradient is not finite; the last good checkpoint is of step 2; "
+        f"--on-nan skip drops such steps; the step's images: {images}"
+    ) in result.stderr
+    assert list(states(data / "runs/x")) == ["00000002"]
+
+
+def test_a_nan_is_dropped_and_counted(jax_ddpm_here, data, nan_at_step_4):
+    result = jax_ddpm_here(*TRAIN, "--on-nan", "skip", cwd=data)
+    assert result.returncode == 0, result.stderr
+    assert "1 step(s) dropped: their loss or gradient was not finite" in result.stdout
+    (line,) = map(json.loads, (data / "runs/x/metrics.jsonl").read_text().splitlines())
+    assert line["dropped"] == 1 and np.isfinite(line["loss"])
+    last = states(data / "runs/x")["00000006"]
+    # Of six steps the optimizer took five.
+    assert last.step == 6 and last.arrays["optimizer"]["1/0/count"] == 5
+
+
+def test_what_changed_is_named_and_allowed_only_when_told(jax_ddpm_here, data):
+    assert jax_ddpm_here(*TRAIN, cwd=data).returncode == 0
+    before = {path: path.read_bytes() for path in (data / "runs").rglob("*") if path.is_file()}
+    changes = {
+        ("--seed", "3"): "--seed: was 0, is 3",
+        ("--learning-rate", "1"): "--learning-rate: was 0.002, is 1",
+        ("--dtype", "bfloat16"): "--dtype: was float32, is bfloat16",
+        ("--batch-size", "3"): "--batch-size: was 4, is 3",
+        ("--model", "unet"): "--model: was simple, is unet",
+        ("--steps", "8", "--seed", "2"): "--steps: was 6, is 8",
+    }
+    for flags, words in changes.items():
+        result = jax_ddpm_here(*TRAIN, *flags, cwd=data)
+        assert result.returncode == 2 and words in result.stderr, result.stderr
+        assert "--accept-changes goes on in spite of it" in result.stderr
+    images = np.load(data / "x.npy")
+    for changed, words in ((images[:-1], "images were [9, 4, 4, 1], are [8, 4, 4, 1]"),
+                           (images ^ 1, "--data: the images are others")):  # fmt: skip
+        np.save(data / "x.npy", changed)
+        result = jax_ddpm_here(*TRAIN, cwd=data)
+        assert result.returncode == 2 and words in result.stderr
+    after = {path: path.read_bytes() for path in (data / "runs").rglob("*") if path.is_file()}
+    assert after == before
+    result = jax_ddpm_here(*TRAIN, "--steps", "8", "--accept-changes", cwd=data)
+    assert result.returncode == 0 and "going on from step 6" in result.stdout
+    assert list(states(data / "runs/x")) == ["00000004", "00000006", "00000008"]
+    config = json.loads((data / "runs/x/config.json").read_text())
+    assert config["train"]["steps"] == 8
+    # What does not fit the weights is refused by its name, whatever is accepted.
+    change = ["--steps", "10", "--model", "unet", "--accept-changes"]
+    result = jax_ddpm_here(*TRAIN, *change, cwd=data)
+    assert result.returncode == 2 and "cannot go on from step 8: params: expected" in result.stderr
+
+
+def test_a_finished_run_is_left_alone(jax_ddpm_here, data):
+    for expected in ("wrote runs/x/", "trained to step 6 already"):
+        result = jax_ddpm_here(*TRAIN, cwd=data)
+        assert result.returncode == 0 and expected in result.stdout
+        files = {path: path.stat().st_mtime_ns for path in (data / "runs/x").rglob("*.s*")}
+        if "wrote" in expected:
+            before = files
+    assert files == before
+
+
+def test_a_folder_of_something_else_is_left_alone(jax_ddpm_here, data, write_run):
+    from jax_ddpm.models import SimpleUNet
+
+    (data / "runs/x").mkdir(parents=True)
+    (data / "runs/x/thesis.txt").write_text("mine")
+    result = jax_ddpm_here(*TRAIN, cwd=data)
+    assert result.returncode == 2 and "runs/x exists already, and is no run" in result.stderr
+    assert [path.name for path in (data / "runs/x").iterdir()] == ["thesis.txt"]
+    write_run(data / "runs/converted", SimpleUNet(channels=1))
+    result = jax_ddpm_here(*TRAIN, "--name", "converted", cwd=data)
+    assert result.returncode == 2 and "`train` did not make it" in result.stderr
+
+
+def test_two_writers_on_one_run(train, jax_ddpm_here, tmp_path, assert_same):
+    first = train().until(lambda command: "device(s)" in command.text)
+    second = train()
+    assert second.end() == 2
+    assert "--name: runs/cut is being trained by another process" in second.text
+    assert first.end() == 0
+    assert_same(tmp_path / "runs/cut")
+
+
+def test_a_full_disk(train, tmp_path, assert_same):
+    """A quota on the size of files: the save fails, what was saved before goes on."""
+    folder = tmp_path / "runs/cut/checkpoints"
+    command = train().until(lambda command: (folder / "00000020").exists())
+    command.process.kill()
+    command.end()
+
+    command = train(program=("-c", SMALL_FILES))
+    assert command.end() == 2
+    assert "cannot write" in command.text and "File too large" in command.text
+    assert "the same command goes on from there" in command.text
+    assert "Traceback" not in command.text
+    assert not list(folder.glob(".*.tmp")) and list_checkpoints(folder)
+    for path in list_checkpoints(folder):
+        load_checkpoint(path)
+    assert train().end() == 0
+    assert_same(tmp_path / "runs/cut")
+
+
+def test_where_nothing_can_be_written(jax_ddpm_here, data):
+    result = jax_ddpm_here(*TRAIN, "--out", "/proc", cwd=data)
+    assert result.returncode == 2 and "--out: cannot write /proc/x" in result.stderr
