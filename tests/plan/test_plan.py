@@ -127,6 +127,18 @@ def test_a_gpu(tmp_path):
 
 
 @needs_gpu
+def test_fsdp_scatters_the_gradient(tmp_path):
+    """What is gathered for the network comes back scattered, and no gradient is summed whole."""
+    command = ["plan", *TUTORIAL, "--work", "train", "--target", "h100:4", "--fsdp", "4"]
+    result = jax_ddpm(*command, "--json", "plan.json", cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+    (row,) = json.loads((tmp_path / "plan.json").read_text())
+    nbytes = {each["kind"]: each["nbytes"] for each in row["collectives"]}
+    assert nbytes["reduce-scatter"] == nbytes["all-gather"] > 4 * 150_000
+    assert nbytes["all-reduce"] < 100
+
+
+@needs_gpu
 def test_what_does_not_fit_a_gpu(tmp_path):
     command = ["plan", "--work", "sample", "--target", "l4", "--model", "digits", "--steps", "2"]
     result = jax_ddpm(*command, "--num", "4194304", cwd=tmp_path)

@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -117,6 +119,46 @@ def test_the_command_runs_on_two_hosts(tmp_path):
     )
     for name, value in one.items():
         np.testing.assert_allclose(two[name], value, atol=1e-4, err_msg=name)
+
+
+@pytest.mark.slow
+def test_asked_to_stop_two_hosts_save_and_go_on(tmp_path):
+    """SIGTERM to both, as schedulers send it; they agree on the step, and one of them saves."""
+    train = ["-m", "jax_ddpm", "train", "--model", "simple", "--steps", "3000", "--timesteps", "4"]
+    metrics = tmp_path / "runs/digits/metrics.jsonl"
+
+    def start():
+        together = ["--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", "2"]
+        return [
+            subprocess.Popen(
+                [sys.executable, *train, *together, "--process-id", str(k)],
+                cwd=tmp_path,
+                env={**os.environ, "JAX_PLATFORMS": "cpu", "NPROC": "64"},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for k in range(2)
+        ]
+
+    reached = 0
+    for _ in range(2):
+        processes = start()
+        limit = time.monotonic() + 120
+        while not metrics.exists() or len(metrics.read_text().splitlines()) <= reached:
+            assert time.monotonic() < limit
+            time.sleep(0.1)
+        for process in processes:
+            process.send_signal(signal.SIGTERM)
+        outputs = [process.communicate(timeout=120)[0] for process in processes]
+        assert [process.returncode for process in processes] == [130, 130], outputs
+        step = int(max((tmp_path / "runs/digits/checkpoints").iterdir()).name)
+        assert f"stopped at step {step:,} and saved" in outputs[0]
+        assert step % 50 == 0 and step > 50 * reached
+        reached = step // 50
+    assert [json.loads(line)["step"] for line in metrics.read_text().splitlines()] == list(
+        range(50, step + 50, 50)
+    )
 
 
 def test_what_is_wrong_in_one_process_stops_all(tmp_path):
