@@ -47,7 +47,7 @@ def start(folder: str, cache: str) -> dict[str, float]:
 def _jax_sampler(batch: int, steps: int):
     from jax_ddpm.training.sharding import use_cpu_cores
 
-    use_cpu_cores(collectives=False)
+    use_cpu_cores(collectives=0)
     import jax
 
     import jax_ddpm as ddpm

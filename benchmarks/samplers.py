@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--num", type=int, default=500)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     arguments = parser.parse_args()
-    use_cpu_cores(collectives=False)
+    use_cpu_cores(collectives=0)
     run, data = load_run(arguments.run), load_dataset(TrainConfig())
     labels = cycle_labels(run, arguments.num)
     assert labels is not None

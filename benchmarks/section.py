@@ -15,7 +15,7 @@ def measure(name: str, settings: Settings) -> tuple[dict[str, Any], list[dict[st
     """One section, in a process of its own: what it ran on, and its rows."""
     from jax_ddpm.training.sharding import use_cpu_cores
 
-    use_cpu_cores(collectives=name in _TRAINING)
+    use_cpu_cores(collectives=3 if name in _TRAINING else 0)
     import jax
     import torch
 

@@ -12,14 +12,14 @@ from jax_ddpm.training.sharding import use_cpu_cores
 __all__ = ["start_devices"]
 
 
-def start_devices(config: DevicesConfig, *, collectives: bool) -> None:
+def start_devices(config: DevicesConfig, *, collectives: int = 0) -> None:
     """Call before JAX's first use. `collectives`: as in `use_cpu_cores`."""
     try:
         connect(config.coordinator, config.num_processes, config.process_id)
     except (ValueError, RuntimeError) as error:
         message = str(error).partition("\n")[0]
         raise UsageError(f"--coordinator, --num-processes, --process-id: {message}") from None
-    use_cpu_cores(collectives=collectives or jax.distributed.is_initialized())
+    use_cpu_cores(collectives=collectives or int(jax.distributed.is_initialized()))
     settings: Any = jax.config
     if config.compilation_cache is not None and settings.jax_compilation_cache_dir is None:
         cache = config.compilation_cache

@@ -31,7 +31,7 @@ def evaluate(config: EvaluateConfig) -> None:
     positive(config, "num", "steps")
     if config.json is not None and not config.json.parent.is_dir():
         raise UsageError(f"--json: no such folder: {config.json.parent}")
-    start_devices(DevicesConfig(), collectives=False)
+    start_devices(DevicesConfig())
     run, data = together(lambda: _prepare(config))
     figures: dict[str, Any] = {"run": str(config.run)}
     if run.num_classes is not None:

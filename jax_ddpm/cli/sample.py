@@ -25,7 +25,7 @@ def sample(config: SampleConfig) -> None:
     """Draw as `config` says and write the images."""
     positive(config, "num", "batch_size")
     check_out(config.out, ".png", ".npz")
-    start_devices(config.devices, collectives=False)
+    start_devices(config.devices)
     run, chain, labels = together(lambda: _prepare(config))
     samples = draw_samples(
         jax.random.key(config.seed),

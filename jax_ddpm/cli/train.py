@@ -50,7 +50,7 @@ def train(config: TrainConfig) -> None:
     """
     _check(config)
     with Interrupts() as interrupts:
-        start_devices(config.devices, collectives=True)
+        start_devices(config.devices, collectives=3 if config.fsdp == 1 else 31)
         data, run, mesh = together(lambda: _prepare(config))
         if not same_everywhere(data.digest()):
             raise UsageError("--data: expected the same images in every process")

@@ -10,6 +10,8 @@ from jax_ddpm.models.conv import conv_general_dilated
 OWN = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
 CASES = {
     "few to many channels": ((3, 20), (1, 1), (3, 3), "SAME"),
+    "large images: by rows": ((18, 20), (1, 1), (3, 3), "SAME", (32, 36)),
+    "by rows, uneven padding and kernel": ((20, 18), (1, 1), (2, 3), ((0, 1), (2, 0)), (34, 32)),
     "many to few: rows and columns exchanged": ((20, 3), (1, 1), (3, 3), ((1, 1), (1, 1))),
     "exchanged, uneven padding and kernel": ((18, 24), (1, 1), (2, 3), ((0, 1), (2, 0))),
     "wide to narrow": ((24, 18), (1, 1), (3, 3), ((1, 1), (1, 1))),
@@ -20,9 +22,10 @@ CASES = {
 
 @pytest.fixture(params=CASES.values(), ids=CASES.keys())
 def case(request, key):
-    (channels, features), strides, taps, padding = request.param
+    (channels, features), strides, taps, padding, *size = request.param
+    height, width = size[0] if size else (6, 8)
     keys = jax.random.split(key, 4)
-    x, x_dot = (jax.random.normal(k, (4, 6, 8, channels)) for k in keys[:2])
+    x, x_dot = (jax.random.normal(k, (4, height, width, channels)) for k in keys[:2])
     w, w_dot = (jax.random.normal(k, (*taps, channels, features)) for k in keys[2:])
 
     def ours(x, w):
