@@ -26,6 +26,9 @@ def main() -> None:
         from jax_ddpm.cli import run
 
         run()
+    except KeyboardInterrupt:  # while packages are imported; later ones are the command's
+        print("\njax-ddpm: stopped", file=sys.stderr)
+        sys.exit(130)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in _EXTRAS:

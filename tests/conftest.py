@@ -21,6 +21,12 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
+def pytest_collection_modifyitems(items):
+    """The files that take longest come first, or one worker would wait for the other's last."""
+    longest = ("faults/", "cli/test_cli", "training/test_hosts", "parity/", "test_readme")
+    items.sort(key=lambda item: not any(name in item.nodeid for name in longest))
+
+
 def pytest_unconfigure():
     shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 

@@ -1,7 +1,7 @@
 """The command line: one frozen dataclass and one function a command."""
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -16,7 +16,7 @@ from jax_ddpm.cli.config import (
     TrainConfig,
     UsageError,
 )
-from jax_ddpm.cli.interrupts import STOPPED
+from jax_ddpm.cli.interrupts import Interrupts
 from jax_ddpm.training.hosts import PartnerFailed
 
 __all__ = ["run"]
@@ -43,46 +43,48 @@ def run(arguments: list[str] | None = None) -> None:
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
     )
     try:
-        # Each command is imported when it is run: `parity` alone needs torch.
-        match config:
-            case TrainConfig():
-                from jax_ddpm.cli.train import train
-
-                train(config)
-            case SampleConfig():
-                from jax_ddpm.cli.sample import sample
-
-                sample(config)
-            case ConvertConfig():
-                from jax_ddpm.cli.convert import convert
-
-                convert(config)
-            case EvaluateConfig():
-                from jax_ddpm.cli.evaluate import evaluate
-
-                evaluate(config)
-            case ExportConfig():
-                from jax_ddpm.cli.export import export
-
-                export(config)
-            case ParityConfig():
-                from jax_ddpm.cli.parity import parity
-
-                parity(config)
-            case DoctorConfig():
-                from jax_ddpm.cli.doctor import doctor
-
-                doctor(config)
-            case PlanConfig():
-                from jax_ddpm.cli.plan import plan
-
-                plan(config)
+        with Interrupts() as interrupts:
+            _run(config, interrupts)
     except (UsageError, PartnerFailed) as error:
         print(f"jax-ddpm: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        print(f"jax-ddpm: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
+        print(f"jax-ddpm: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("\njax-ddpm: stopped", file=sys.stderr)
-        sys.exit(STOPPED)
+
+
+def _run(config: Any, interrupts: Interrupts) -> None:
+    # Each command is imported when it is run: `parity` alone needs torch.
+    match config:
+        case TrainConfig():
+            from jax_ddpm.cli.train import train
+
+            train(config, interrupts)
+        case SampleConfig():
+            from jax_ddpm.cli.sample import sample
+
+            sample(config)
+        case ConvertConfig():
+            from jax_ddpm.cli.convert import convert
+
+            convert(config)
+        case EvaluateConfig():
+            from jax_ddpm.cli.evaluate import evaluate
+
+            evaluate(config)
+        case ExportConfig():
+            from jax_ddpm.cli.export import export
+
+            export(config)
+        case ParityConfig():
+            from jax_ddpm.cli.parity import parity
+
+            parity(config)
+        case DoctorConfig():
+            from jax_ddpm.cli.doctor import doctor
+
+            doctor(config)
+        case PlanConfig():
+            from jax_ddpm.cli.plan import plan
+
+            plan(config)

@@ -119,7 +119,7 @@ class TrainConfig:
     keep: int = 3
     """How many checkpoints are kept, the newest."""
     keep_every: int | None = None
-    """Keep those at multiples of so many steps too, for good."""
+    """Keep those at multiples of so many steps too, for good: a multiple of --checkpoint-every."""
     on_nan: Literal["stop", "skip"] = "stop"
     """What a loss or gradient that is not finite does: end the training, or drop the step and
     count it. Neither lets it into the weights."""
@@ -234,7 +234,9 @@ class DoctorConfig:
     """Look at this machine and at a run: devices, versions, precision, parity, damaged files."""
 
     run: Path | None = None
-    """Also check every file of this run."""
+    """Also check the checkpoints of this run, and that its config.json and metrics go with them."""
+    export: Path | None = None
+    """Also check this .jaxexport file against the JSON beside it."""
 
 
 @dataclass(frozen=True, kw_only=True)

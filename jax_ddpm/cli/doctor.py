@@ -1,5 +1,6 @@
 """`jax-ddpm doctor`: what this machine has, whether parity holds on it, and a run's damages."""
 
+import hashlib
 import importlib.metadata
 import platform
 import sys
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_ddpm.cli.config import DoctorConfig, UsageError
-from jax_ddpm.cli.metrics import read_metrics
+from jax_ddpm.cli.metrics import LOG_EVERY, read_metrics
 from jax_ddpm.cli.runs import CHECKPOINTS, is_run
 from jax_ddpm.interop.configs import read_json
 from jax_ddpm.training.checkpoint import LEFTOVERS, list_checkpoints, load_checkpoint
@@ -28,6 +29,8 @@ def doctor(config: DoctorConfig) -> None:
     """Print what was found; exit code 1 if something is wrong."""
     if config.run is not None and not is_run(config.run):
         raise UsageError(f"--run: expected a run's folder, got {config.run}")
+    if config.export is not None and not config.export.is_file():
+        raise UsageError(f"--export: no such file: {config.export}")
     jax.config.update("jax_enable_x64", True)  # parity's; before JAX's first use
     print(f"versions   python {platform.python_version()}, {', '.join(map(_version, _PACKAGES))}")
     kinds = [device.device_kind for device in jax.devices()]
@@ -37,6 +40,8 @@ def doctor(config: DoctorConfig) -> None:
     problems = _parity()
     if config.run is not None:
         problems += _run(config.run)
+    if config.export is not None:
+        problems += _export(config.export)
     print(f"\n{'nothing is wrong' if not problems else f'{problems} thing(s) wrong'}")
     sys.exit(1 if problems else 0)
 
@@ -98,7 +103,7 @@ def _run(folder: Path) -> int:
         except ValueError as error:
             problems.append(str(error))
     problems += _config(folder / "config.json", description)
-    problems += _metrics(folder / "metrics.jsonl")
+    problems += _metrics(folder / "metrics.jsonl", int(paths[-1].name) if paths else 0)
     for path in sorted((folder / CHECKPOINTS).glob(".*")):
         state = (
             "a leftover, which the next save removes" if path.suffix in LEFTOVERS else "set aside"
@@ -109,24 +114,38 @@ def _run(folder: Path) -> int:
     return len(problems)
 
 
+def _export(path: Path) -> int:
+    """A file that was exported, against its manifest; 1 if it is not what was written."""
+    try:
+        manifest = read_json(path.with_name(f"{path.name}.json"))
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        problem = None if digest == manifest.get("sha256") else "its SHA-256 is not the manifest's"
+    except (OSError, ValueError) as error:
+        problem = str(error)
+    print(f"export     {path}: {'intact' if problem is None else f'DAMAGED: {problem}'}")
+    return int(problem is not None)
+
+
 def _config(path: Path, description: dict[str, Any] | None) -> list[str]:
-    """The newest checkpoint has a copy; the settings that weights do not depend on may differ."""
+    """It may say already what the next checkpoint will: a difference is no damage."""
     try:
         content = read_json(path)
     except ValueError as error:
         return [str(error)]
     known = description or {}
     names = known.keys() - {"train", "versions"}
-    differing = sorted(name for name in names if content.get(name) != known[name])
-    return [f"{path}: {name} is not that of the newest checkpoint" for name in differing]
+    if differing := sorted(name for name in names if content.get(name) != known[name]):
+        print(f"           config.json: {', '.join(differing)} not as in the newest checkpoint")
+    return []
 
 
-def _metrics(path: Path) -> list[str]:
-    text = path.read_bytes().splitlines() if path.exists() else []
-    lines = read_metrics(path)
-    steps = [line["step"] for line in lines]
-    if len(lines) < len(text):
-        return [f"{path}: {len(text) - len(lines)} of {len(text)} lines are damaged"]
-    if steps != sorted(set(steps)):
-        return [f"{path}: its steps do not ascend"]
+def _metrics(path: Path, step: int) -> list[str]:
+    """Of a run whose newest checkpoint is of `step`."""
+    text = path.read_bytes() if path.exists() else b""
+    lines, count = read_metrics(path), text.count(b"\n")
+    steps = [line["step"] for line in lines if line["step"] <= step]
+    if len(lines) < count:
+        return [f"{path}: {count - len(lines)} of {count} lines are damaged"]
+    if step >= LOG_EVERY and step - max(steps, default=0) >= LOG_EVERY:
+        return [f"{path}: expected lines up to step {step:,}, got {max(steps, default='none')}"]
     return []

@@ -122,8 +122,7 @@ def fit(
             state, measured = programs[len(steps)](state, batches(steps))
             log.add(steps, measured)
             done = steps.stop
-            every = config.checkpoint_every
-            due = done == config.steps or steps.start // every < done // every
+            due = done == config.steps or done % config.checkpoint_every == 0
             # Several processes agree to stop where they wait anyway.
             together = log.is_due or due or jax.process_count() == 1
             stop = together and any_process(interrupts.asked)
@@ -139,11 +138,12 @@ def fit(
 
 
 def _dispatches(done: int, config: TrainConfig) -> list[range]:
-    """The steps to go. They are cut at the same places wherever a run goes on: a scan of another
-    length may round otherwise."""
-    at_once = steps_per_dispatch(config)
-    cuts = [done, *range((done // at_once + 1) * at_once, config.steps, at_once), config.steps]
-    return [range(*pair) for pair in itertools.pairwise(cuts)] if done < config.steps else []
+    """The steps to go, cut also where checkpoints are due. The cuts are the same wherever a run
+    goes on: a scan of another length may round otherwise."""
+    cuts = {done, config.steps}
+    for every in (steps_per_dispatch(config), config.checkpoint_every):
+        cuts.update(range((done // every + 1) * every, config.steps, every))
+    return [range(*pair) for pair in itertools.pairwise(sorted(cuts)) if done < config.steps]
 
 
 def _optimizer(config: TrainConfig) -> optax.GradientTransformation:

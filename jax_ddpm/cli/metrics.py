@@ -5,6 +5,7 @@ so that a run that was interrupted writes the very lines of one that was not.
 """
 
 import json
+import os
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +18,7 @@ from tqdm import tqdm
 from jax_ddpm.training.checkpoint import replace_file
 from jax_ddpm.training.hosts import is_writer, on_writer
 
-__all__ = ["MetricsLog", "read_metrics"]
+__all__ = ["LOG_EVERY", "MetricsLog", "read_metrics"]
 
 LOG_EVERY = 50
 _Pending = dict[str, list[float | None]]  # None: not finite
@@ -105,6 +106,8 @@ class MetricsLog:
         try:
             with self._path.open("a") as file:
                 file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(self._path)) from None
 

@@ -6,11 +6,14 @@ checkpoints/         go on from the newest that is intact; what is damaged is se
 """
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import jax
 
 from jax_ddpm.cli.config import TrainConfig, UsageError
 from jax_ddpm.cli.datasets import Dataset
@@ -22,6 +25,7 @@ from jax_ddpm.training.checkpoint import (
     Damaged,
     list_checkpoints,
     load_checkpoint,
+    make_folder,
     set_aside,
 )
 from jax_ddpm.training.hosts import from_writer, is_writer, together
@@ -58,8 +62,10 @@ def locked(folder: Path) -> Iterator[None]:
         if folder.is_dir() and not any((folder / name).exists() for name in _OURS):
             if any(not file.name.startswith(".") for file in folder.iterdir()):
                 raise UsageError(f"--name: {folder} exists already, and is no run: choose another")
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         lock = (folder / ".lock").open("a")
+        for leftover in folder.glob(".pictures*"):
+            shutil.rmtree(leftover, ignore_errors=True)
     except OSError as error:
         raise UsageError(f"--out: cannot write {folder}: {error.strerror}") from None
     with lock:
@@ -102,7 +108,7 @@ def _open(folder: Path, config: TrainConfig, description: dict[str, Any]) -> Che
     checkpoint, damaged = None, {}
     if checkpoints:
         checkpoint, damaged = _newest(checkpoints)
-        recorded = checkpoint.state["run"]
+        recorded = checkpoint.state.get("run")
     elif path.exists():
         try:
             recorded = read_json(path)
@@ -110,7 +116,7 @@ def _open(folder: Path, config: TrainConfig, description: dict[str, Any]) -> Che
             raise UsageError(f"{error}; nothing was trained yet: remove {folder}") from None
     else:
         recorded = description
-    if not recorded.get("train"):
+    if not isinstance(recorded, dict) or not isinstance(recorded.get("train"), dict):
         raise UsageError(
             f"--name: {folder} exists already, and `train` did not make it: choose another name"
         )
@@ -131,6 +137,8 @@ def _open(folder: Path, config: TrainConfig, description: dict[str, Any]) -> Che
 
 def _everywhere(checkpoint: Checkpoint | None) -> Checkpoint | None:
     """What the process that writes has read."""
+    if jax.process_count() == 1:
+        return checkpoint
     content = checkpoint and (checkpoint.step, sorted(checkpoint.arrays), checkpoint.state)
     content = json.loads(from_writer(json.dumps(content).encode()))
     if content is None:
@@ -167,8 +175,9 @@ def _changes(recorded: dict[str, Any], now: dict[str, Any]) -> list[str]:
         if name not in _FREE and before[name] != value
     ]
     if recorded.get("data") != now["data"]:
-        shapes = [each and each.get("shape") for each in (recorded.get("data"), now["data"])]
-        what = f"were {shapes[0]}, are {shapes[1]}" if shapes[0] != shapes[1] else "are others"
+        before, shape = recorded.get("data"), now["data"]["shape"]
+        was = before.get("shape") if isinstance(before, dict) else None
+        what = f"were {was}, are {shape}" if was != shape else "are others"
         lines.append(f"--data: the images {what}")
     if after["init"] and any(recorded.get(name) != now[name] for name in _FROM_INIT):
         lines.append("--init: its network or its schedule is another")

@@ -48,6 +48,15 @@ def _prepare(config: SampleConfig) -> tuple[Run, NoiseSchedule, np.ndarray | Non
 
 
 def _write(config: SampleConfig, run: Run, samples: np.ndarray, labels: np.ndarray | None) -> None:
+    try:
+        _write_file(config, run, samples, labels)
+    except OSError as error:
+        raise UsageError(f"--out: cannot write {config.out}: {error.strerror}") from None
+
+
+def _write_file(
+    config: SampleConfig, run: Run, samples: np.ndarray, labels: np.ndarray | None
+) -> None:
     temporary = config.out.with_name(f".{config.out.stem}.tmp{config.out.suffix}")
     if config.out.suffix == ".png":
         save_grid(temporary, samples, columns=class_columns(run) if config.label is None else None)

@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from jax_ddpm.cli.config import TrainConfig, UsageError
@@ -14,7 +13,7 @@ from jax_ddpm.cli.resume import Place
 from jax_ddpm.cli.runs import CHECKPOINTS
 from jax_ddpm.training import TrainState
 from jax_ddpm.training.checkpoint import Checkpoint, prune_checkpoints, restore, save_checkpoint
-from jax_ddpm.training.hosts import is_writer, on_writer, to_hosts
+from jax_ddpm.training.hosts import is_writer, on_writer, to_writer
 
 __all__ = ["Saver", "computed_by", "read_state", "steps_per_dispatch"]
 
@@ -44,11 +43,10 @@ class Saver:
         """Save `state`, the one after `step` steps, and what belongs to it."""
         self.wait()
         trees = {"params": state.params, "ema": state.ema_params, "optimizer": state.opt_state}
-        arrays = to_hosts(trees, self._mesh)
-        key_data = to_hosts(jax.random.key_data(state.key), self._mesh)
+        # Copies: the next step writes into the buffers of this one.
+        arrays = to_writer(trees, self._mesh)
+        key_data = to_writer(jax.random.key_data(state.key), self._mesh)
         if is_writer():
-            # Copies: the next step writes into the buffers of this one.
-            arrays = jax.tree.map(np.array, arrays)
             key = {"impl": str(jax.random.key_impl(state.key)), "data": key_data.tolist()}
             by = computed_by(self._config, self._mesh)
             rest = {"key": key, **extra, "computed_by": by, "run": self._description}
@@ -76,7 +74,7 @@ class Saver:
 
 
 def computed_by(config: TrainConfig, mesh: Mesh) -> str:
-    """What decides the last bits of a training."""
+    """What decides the last bits of a training, as far as it can be told."""
     kind = mesh.devices.flat[0].device_kind
     details = {
         "processes": jax.process_count(),

@@ -1,5 +1,7 @@
 """`jax-ddpm train`: the main job, from images to a folder with weights and pictures."""
 
+import hashlib
+import json
 import os
 import sys
 import tempfile
@@ -22,9 +24,10 @@ from jax_ddpm.cli.interrupts import STOPPED, Interrupts
 from jax_ddpm.cli.metrics import read_metrics
 from jax_ddpm.cli.programs import computing
 from jax_ddpm.cli.resume import locked, open_run
-from jax_ddpm.cli.runs import Run, init_variables, load_model, named_schedule
+from jax_ddpm.cli.runs import Run, describe, init_variables, load_model, named_schedule
 from jax_ddpm.cli.saving import computed_by
 from jax_ddpm.interop import Pretrained
+from jax_ddpm.interop.arrays import flatten, to_bytes
 from jax_ddpm.models import SimpleUNet, UNet, ddpm_digits
 from jax_ddpm.samplers import ancestral
 from jax_ddpm.training.checkpoint import Checkpoint
@@ -43,37 +46,38 @@ __all__ = ["train"]
 _PICTURE_STEPS = 200
 
 
-def train(config: TrainConfig) -> None:
+def train(config: TrainConfig, interrupts: Interrupts) -> None:
     """Train as `config` says, write the run, and say what was written.
 
     Stopped, it ends with the exit code `STOPPED`, and goes on when it is called again.
     """
     _check(config)
-    with Interrupts() as interrupts:
-        start_devices(config.devices, collectives=3 if config.fsdp == 1 else 31)
-        data, run, mesh = together(lambda: _prepare(config))
-        if not same_everywhere(data.digest()):
-            raise UsageError("--data: expected the same images in every process")
-        if not same_everywhere(repr(replace(config, devices=DevicesConfig(), data=None))):
-            raise UsageError("expected the same flags in every process")
-        folder = config.out / (config.name or (config.data or Path(config.dataset)).stem)
-        with ExitStack() as stack:
-            together(lambda: stack.enter_context(locked(folder)) if is_writer() else None)
-            place = open_run(folder, config, run, data)
-            _say(_summary(data, run, mesh, folder))
-            if place.checkpoint is not None:
-                _say(_resuming(place.checkpoint, config, mesh))
-                if place.checkpoint.step < config.steps:
-                    on_writer(lambda: _remove_pictures(folder))
-                elif any_process(is_writer() and _is_whole(folder)):
-                    return
-            end = fit(config, run, data, mesh, place, interrupts)
-            if end.stopped:
-                _say(f"stopped at step {end.step:,} and saved: the same command goes on")
-                sys.exit(STOPPED)
-            _draw(config, folder, run, to_hosts(end.state.ema_params, mesh), data)
-            if is_writer():
-                _report(folder)
+    start_devices(config.devices, collectives=3 if config.fsdp == 1 else 31)
+    data, run, mesh = together(lambda: _prepare(config))
+    if not same_everywhere(data.digest()):
+        raise UsageError("--data: expected the same images in every process")
+    if not same_everywhere(repr(replace(config, devices=DevicesConfig(), data=None, out=Path()))):
+        raise UsageError("expected the same flags in every process")
+    if jax.process_count() > 1 and not same_everywhere(_digest(run)):
+        raise UsageError("--init: expected the same model in every process")
+    folder = config.out / (config.name or (config.data or Path(config.dataset)).stem)
+    with ExitStack() as stack:
+        together(lambda: stack.enter_context(locked(folder)) if is_writer() else None)
+        place = open_run(folder, config, run, data)
+        _say(_summary(data, run, mesh, folder))
+        if place.checkpoint is not None:
+            _say(_resuming(place.checkpoint, config, mesh))
+            if place.checkpoint.step < config.steps:
+                on_writer(lambda: _remove_pictures(folder))
+            elif any_process(is_writer() and _is_whole(folder)):
+                return
+        end = fit(config, run, data, mesh, place, interrupts)
+        if end.stopped:
+            _say(f"stopped at step {end.step:,} and saved: the same command goes on")
+            sys.exit(STOPPED)
+        _draw(config, folder, run, to_hosts(end.state.ema_params, mesh), data)
+        if is_writer():
+            _report(folder)
 
 
 def _prepare(config: TrainConfig) -> tuple[Dataset, Run, Mesh]:
@@ -86,6 +90,11 @@ def _prepare(config: TrainConfig) -> tuple[Dataset, Run, Mesh]:
             f"got {config.batch_size}"
         )
     return data, run, _mesh(config)
+
+
+def _digest(run: Run) -> str:
+    weights = to_bytes(flatten(jax.device_get(run.pretrained.variables)))
+    return json.dumps([describe(run), hashlib.sha256(weights).hexdigest()])
 
 
 def _summary(data: Dataset, run: Run, mesh: Mesh, folder: Path) -> str:
@@ -120,6 +129,11 @@ def _check(config: TrainConfig) -> None:
     positive(config, "steps", "batch_size", "learning_rate", "timesteps", "grad_clip")
     positive(config, "accumulate", "fsdp", "steps_per_dispatch")
     positive(config, "checkpoint_every", "keep", "keep_every")
+    if (config.keep_every or 0) % config.checkpoint_every:
+        raise UsageError(
+            f"--keep-every: expected a multiple of --checkpoint-every {config.checkpoint_every}, "
+            f"got {config.keep_every}"
+        )
     if config.batch_size % config.accumulate:
         raise UsageError(
             f"--accumulate: expected a divisor of --batch-size {config.batch_size}, "

@@ -78,8 +78,8 @@ def _conv_jvp(strides, padding, precision, primals, tangents):
 
     def by_kernel(x, kernel_dot):
         channels, features = kernel.shape[2:]
-        if strides == (1, 1) and _is_large(x.shape, features):
-            return _by_rows(x, kernel_dot, padding, precision)
+        if rows := _rows_at_once(x.shape, kernel.shape, strides, padding):
+            return _by_rows(x, kernel_dot, padding, precision, rows)
         if strides == (1, 1) and _columns(channels) < _columns(features):
             return _exchanged(x, kernel_dot, padding, precision)
         x, kernel_dot = x.transpose(3, 1, 2, 0), kernel_dot.transpose(2, 0, 1, 3)
@@ -93,11 +93,21 @@ def _conv_jvp(strides, padding, precision, primals, tangents):
     return _conv(x, kernel, strides, padding, precision), sum(terms[1:], start=terms[0])
 
 
-def _is_large(shape: Sequence[int], features: int) -> bool:
-    """Whether images outgrow the cache while a kernel for each of them does not."""
-    _, height, width, channels = shape
-    thin, fat = sorted((channels, features))
-    return height * width >= _LARGE and thin >= _THIN and thin * fat <= _LARGE * _THIN
+def _rows_at_once(
+    shape: Sequence[int], taps: Sequence[int], strides: tuple[int, ...], padding: Padding
+) -> int | None:
+    """How many rows make patches that fit the cache, where images outgrow it and a kernel for
+    each of them does not."""
+    height, width = (
+        size + low + high - count + 1
+        for size, count, (low, high) in zip(shape[1:3], taps[:2], padding, strict=True)
+    )
+    thin, fat = sorted(taps[2:])
+    if strides != (1, 1) or height * width < _LARGE or thin < _THIN or thin * fat > _LARGE * _THIN:
+        return None
+    pixels = range(_LARGE // 8, _LARGE // 2)
+    rows = (r for r in range(1, height) if height % r == 0 and r * width in pixels)
+    return next(rows, 1 if width >= _LARGE // 2 else None)
 
 
 def _columns(count: int) -> tuple[bool, int]:
@@ -125,20 +135,20 @@ def _exchanged(x: Array, kernel: Array, padding: Padding, precision) -> Array:
     return backwards[:, ::-1, ::-1].transpose(3, 1, 2, 0)
 
 
-def _by_rows(x: Array, kernel: Array, padding: Padding, precision) -> Array:
+def _by_rows(x: Array, kernel: Array, padding: Padding, precision, rows: int) -> Array:
     """The same as a product of patches and kernel, for a few rows of all images at a time.
 
     Every image has a copy of the kernel, so that read backwards the images are summed once, after
     the loop, and devices that share a batch meet once.
     """
-    count, channels = len(x), x.shape[-1]
+    count = len(x)
     taps_high, taps_wide, _, features = kernel.shape
     x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((*p, 0) for p in padding), (0, 0, 0)])
     height, width = x.shape[1] - taps_high + 1, x.shape[2] - taps_wide + 1
-    rows = next(r for r in range(1, height + 1) if height % r == 0 and r * width >= 4 * 32)
-    kernels = jnp.broadcast_to(
-        kernel.reshape(-1, features).T, (count, features, taps_high * taps_wide * channels)
-    )
+    flat = kernel.reshape(-1, features).T
+    if flat.dtype.itemsize < 4:
+        flat = flat.astype(jnp.float32)  # what the loop sums into
+    kernels = jnp.broadcast_to(flat, (count, *flat.shape))
 
     @partial(jax.checkpoint, prevent_cse=False)
     def step(kernels, first):
@@ -148,7 +158,7 @@ def _by_rows(x: Array, kernel: Array, padding: Padding, precision) -> Array:
         ]
         patches = jnp.concatenate(shifted, axis=-1).reshape(count, rows * width, -1)
         product = (((2,), (2,)), ((0,), (0,)))
-        y = lax.dot_general(patches, kernels, product, precision=precision)
+        y = lax.dot_general(patches, kernels.astype(x.dtype), product, precision=precision)
         return kernels, y.reshape(count, rows, width, features)
 
     y = lax.scan(step, kernels, jnp.arange(0, height, rows))[1]

@@ -30,6 +30,7 @@ __all__ = [
     "Damaged",
     "list_checkpoints",
     "load_checkpoint",
+    "make_folder",
     "prune_checkpoints",
     "replace_file",
     "restore",
@@ -86,7 +87,7 @@ def save_checkpoint(
     files[_MANIFEST] = _manifest(step, files)
     aside = _beside(path, "old")
     try:
-        _make_folder(folder)
+        make_folder(folder)
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         for name, data in files.items():
@@ -251,6 +252,14 @@ def replace_file(path: Path, data: bytes | bytearray) -> None:
         raise
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, on the disk."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        _flush(path.parent)
+
+
 def _write(path: Path, data: bytes | bytearray) -> None:
     try:
         with path.open("wb") as file:
@@ -259,12 +268,6 @@ def _write(path: Path, data: bytes | bytearray) -> None:
             os.fsync(file.fileno())
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None
-
-
-def _make_folder(path: Path) -> None:
-    if not path.is_dir():
-        path.mkdir(parents=True)
-        _flush(path.parent)
 
 
 def _flush(folder: Path) -> None:

@@ -27,6 +27,7 @@ __all__ = [
     "on_writer",
     "same_everywhere",
     "to_hosts",
+    "to_writer",
     "together",
 ]
 
@@ -108,13 +109,13 @@ def from_writer(data: bytes) -> bytes:
     if jax.process_count() == 1:
         return data
     high, low = multihost_utils.broadcast_one_to_all(np.array(divmod(len(data), _CHUNK), np.int32))
-    chunks = []
-    for start in range(0, high * _CHUNK + low, _CHUNK):  # through the devices: in small pieces
+    size, chunks = int(high) * _CHUNK + int(low), []
+    for start in range(0, size, _CHUNK):  # through the devices: in small pieces
         chunk = np.zeros(_CHUNK, np.uint8)
         part = np.frombuffer(data[start : start + _CHUNK], np.uint8)
         chunk[: len(part)] = part
         chunks.append(multihost_utils.broadcast_one_to_all(chunk).tobytes())
-    return b"".join(chunks)[: high * _CHUNK + low]
+    return b"".join(chunks)[:size]
 
 
 def same_everywhere(text: str) -> bool:
@@ -129,10 +130,21 @@ def same_everywhere(text: str) -> bool:
 def to_hosts(tree: Any, mesh: Mesh) -> Any:
     """The arrays of `tree`, whole, in the memory of every process; one at a time on the devices."""
 
-    gather = _gather(mesh) if jax.process_count() > 1 else lambda array: array
-    return jax.tree.map(lambda array: np.asarray(gather(array)), tree)
+    return jax.tree.map(lambda array: np.asarray(_whole(mesh)(array)), tree)
+
+
+def to_writer(tree: Any, mesh: Mesh) -> Any:
+    """Copies of the arrays of `tree`, whole, in the process that writes; nothing in the others."""
+
+    def fetch(array):
+        whole = _whole(mesh)(array)
+        return np.array(whole) if is_writer() else None
+
+    return jax.tree.map(fetch, tree)
 
 
 @lru_cache
-def _gather(mesh: Mesh) -> Callable[[Any], Any]:
+def _whole(mesh: Mesh) -> Callable[[Any], Any]:
+    if jax.process_count() == 1:
+        return lambda array: array
     return jax.jit(lambda array: array, out_shardings=replicated(mesh))

@@ -42,10 +42,11 @@ def use_cpu_cores(*, collectives: int) -> None:
     where `JAX_NUM_CPU_DEVICES` or `XLA_FLAGS` has said already how many devices there are.
 
     `collectives` says how many exchanges between devices a program may have under way at once:
-    none in sampling; the gradient's, the loss's and one to spare in training; one for each array
-    with FSDP. Devices share one pool of threads, by default one for each core, and an exchange
-    holds a thread of each device while it waits for the others: too small a pool stops for good.
-    Too large a one is slow: a gradient on two cores took 391 ms with 4 threads, 556 with 64.
+    none in sampling; the gradient's, the loss's and one to spare in training; tens with FSDP,
+    which gathers array by array. Devices share one pool of threads, by default one for each core,
+    and an exchange holds a thread of each device while it waits for the others: too small a pool
+    stops for good. Too large a one is slow: a gradient on two cores took 391 ms with 4 threads,
+    556 with 64.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     config: Any = jax.config
@@ -55,7 +56,7 @@ def use_cpu_cores(*, collectives: int) -> None:
         devices = cores or 1
         jax.config.update("jax_num_cpu_devices", devices)
     if collectives:
-        os.environ.setdefault("NPROC", str(devices * (1 + collectives)))
+        os.environ.setdefault("NPROC", str(max(cores or 1, devices * (1 + collectives))))
 
 
 def device_mesh(batch_size: int, *, fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:

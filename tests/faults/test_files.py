@@ -138,6 +138,26 @@ def test_a_flipped_setting_in_config_json_misleads_nobody(jax_ddpm_here, copy):
     assert (copy / "a.npz").read_bytes() == (copy / "b.npz").read_bytes()
 
 
+def test_the_doctor_checks_what_was_exported(jax_ddpm_here, copy, monkeypatch):
+    from jax_ddpm.cli import doctor
+
+    monkeypatch.setattr(doctor, "_SECONDS", 0.0)
+    export = ["export", "--run", "runs/x", "--steps", "1", "--out", "x.jaxexport"]
+    assert jax_ddpm_here(*export, cwd=copy).returncode == 0
+    command = ["doctor", "--export", "x.jaxexport"]
+    result = jax_ddpm_here(*command, cwd=copy)
+    assert result.returncode == 0 and "x.jaxexport: intact" in result.stdout
+    for kind in ("flipped", "truncated", "empty"):
+        content = (copy / "x.jaxexport").read_bytes()
+        damage(copy / "x.jaxexport", kind)
+        result = jax_ddpm_here(*command, cwd=copy)
+        assert result.returncode == 1 and "x.jaxexport: DAMAGED: its SHA-256" in result.stdout
+        (copy / "x.jaxexport").write_bytes(content)
+    (copy / "x.jaxexport.json").write_text("{")
+    result = jax_ddpm_here(*command, cwd=copy)
+    assert result.returncode == 1 and "x.jaxexport.json: expected JSON" in result.stdout
+
+
 @pytest.mark.parametrize("kind", DAMAGES)
 def test_the_doctor_finds_it(jax_ddpm_here, copy, monkeypatch, kind):
     from jax_ddpm.cli import doctor

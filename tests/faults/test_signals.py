@@ -35,9 +35,16 @@ def says(text):
     return lambda command: text in command.text
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
-def test_asked_at_every_stage(train, tmp_path, assert_same, number):
-    """Compiling, stepping, saving, sampling: one after the other on one run."""
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        (signal.SIGTERM, signal.SIGINT),
+        pytest.param((signal.SIGINT, signal.SIGTERM), marks=pytest.mark.slow),
+    ],
+    ids=lambda numbers: " ".join(number.name for number in numbers),
+)
+def test_asked_at_every_stage(train, tmp_path, assert_same, numbers):
+    """Compiling, stepping, saving, sampling: one after the other on one run, the two in turn."""
     folder = tmp_path / "runs/cut"
     stages = {
         "compiling": says("device(s)"),
@@ -45,7 +52,7 @@ def test_asked_at_every_stage(train, tmp_path, assert_same, number):
         "saving": has_written(folder, "checkpoints/.*.tmp"),
         "sampling": says("sampling"),
     }
-    for stage, reached in stages.items():
+    for (stage, reached), number in zip(stages.items(), [*numbers, *numbers], strict=True):
         command = train().until(reached).send(number)
         assert command.end() == 130, f"{stage}: {command.text}"
         assert "Traceback" not in command.text, stage
@@ -74,9 +81,10 @@ def test_a_second_ctrl_c_stops_at_once_and_damages_nothing(train, tmp_path, asse
     assert_same(folder)
 
 
-def test_ctrl_c_ends_sampling_in_one_line(start, whole, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
+def test_sampling_ends_in_one_line(start, whole, tmp_path, number):
     command = start("sample", "--run", str(whole), "--num", "200000", "--out", "x.npz")
-    command.until(says("sampling")).send(signal.SIGINT)
+    command.until(says("sampling")).send(number)
     assert command.end() == 130
     assert "jax-ddpm: stopped" in command.text and "Traceback" not in command.text
     assert not (tmp_path / "x.npz").exists()
