@@ -25,12 +25,12 @@ class Dataset(NamedTuple):
         """How many classes, or None."""
         return None if self.labels is None else int(self.labels.max()) + 1
 
-    def digest(self) -> str:
-        """SHA-256 of images and labels, in hexadecimal."""
+    def describe(self) -> dict[str, Any]:
+        """Their shape, and the SHA-256 of images and labels in hexadecimal."""
         digest = hashlib.sha256(self.images.tobytes())
         if self.labels is not None:
             digest.update(self.labels.tobytes())
-        return digest.hexdigest()
+        return {"shape": list(self.images.shape), "sha256": digest.hexdigest()}
 
 
 def load_dataset(config: TrainConfig | EvaluateConfig) -> Dataset:

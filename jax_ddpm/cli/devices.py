@@ -6,10 +6,10 @@ from typing import Any
 import jax
 
 from jax_ddpm.cli.config import DevicesConfig, UsageError
-from jax_ddpm.training.hosts import connect
+from jax_ddpm.training.hosts import connect, is_writer
 from jax_ddpm.training.sharding import use_cpu_cores
 
-__all__ = ["start_devices"]
+__all__ = ["say", "start_devices"]
 
 
 def start_devices(config: DevicesConfig, *, collectives: int = 0) -> None:
@@ -33,3 +33,9 @@ def start_devices(config: DevicesConfig, *, collectives: int = 0) -> None:
                 raise UsageError(f"--compilation-cache: cannot write it: {error}") from None
         jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def say(line: str) -> None:
+    """Print a line, once for all processes."""
+    if is_writer():
+        print(line, flush=True)

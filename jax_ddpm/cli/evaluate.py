@@ -14,12 +14,12 @@ from sklearn.svm import SVC
 
 from jax_ddpm.cli.config import DevicesConfig, EvaluateConfig, UsageError, naming, positive
 from jax_ddpm.cli.datasets import Dataset, load_dataset
-from jax_ddpm.cli.devices import start_devices
+from jax_ddpm.cli.devices import say, start_devices
 from jax_ddpm.cli.draw import cycle_labels, draw_samples
 from jax_ddpm.cli.runs import Run, load_run, write_json
 from jax_ddpm.cli.sample import SAMPLERS, guided
 from jax_ddpm.likelihood import bits_per_dim
-from jax_ddpm.training.hosts import is_writer, on_writer, together
+from jax_ddpm.training.hosts import on_writer, together
 
 __all__ = ["evaluate", "label_agreement"]
 
@@ -36,14 +36,14 @@ def evaluate(config: EvaluateConfig) -> None:
     figures: dict[str, Any] = {"run": str(config.run)}
     if run.num_classes is not None:
         figures |= _judge(config, run, data)
-        _say(
+        say(
             f"{config.num:,} samples ({figures['steps']} {config.sampler} steps, guidance "
             f"{run.guidance:g}): {figures['agreement']:.1%} are what was asked for, by an SVC "
             f"that is right on {figures['svc_held_out']:.1%} of real images held out from it"
         )
     if _is_8_bit(data.images):
         figures["bits_per_dim"] = _bits_per_dim(config, run, data)
-        _say(f"{figures['bits_per_dim']:.3f} bits per dimension at most, on the images learned")
+        say(f"{figures['bits_per_dim']:.3f} bits per dimension at most, on the images learned")
     if len(figures) == 1:
         raise UsageError("--run: nothing to measure: no classes, and no pixels of 8 bits")
     path = config.json
@@ -63,11 +63,6 @@ def _prepare(config: EvaluateConfig) -> tuple[Run, Dataset]:
     if run.num_classes is not None and data.labels is None:
         raise UsageError("--data: expected labels, since the run has classes, got none")
     return run, data
-
-
-def _say(line: str) -> None:
-    if is_writer():
-        print(line)
 
 
 def label_agreement(

@@ -5,7 +5,6 @@ so that a run that was interrupted writes the very lines of one that was not.
 """
 
 import json
-import os
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -15,7 +14,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from jax_ddpm.training.checkpoint import replace_file
+from jax_ddpm.interop.files import replace_file, write_file
 from jax_ddpm.training.hosts import is_writer, on_writer
 
 __all__ = ["LOG_EVERY", "MetricsLog", "read_metrics"]
@@ -89,7 +88,8 @@ class MetricsLog:
                 line["dropped"] = len(values) - len(kept)
         now = time.perf_counter()
         line["steps_per_second"] = round((self._step - self._timed) / (now - self._since), 2)
-        on_writer(lambda: self._append(json.dumps(line) + "\n"))
+        text = (json.dumps(line) + "\n").encode()
+        on_writer(lambda: write_file(self._path, text, "ab"))
         self._pending, self._written = {}, self._step
         self._timed, self._since = self._step, now
         loss = "none finite" if line["loss"] is None else f"{line['loss']:.4f}"
@@ -101,15 +101,6 @@ class MetricsLog:
         """Drop the lines after the checkpoint: they will be written again."""
         kept = [line for line in read_metrics(self._path) if line["step"] <= self._written]
         replace_file(self._path, "".join(json.dumps(line) + "\n" for line in kept).encode())
-
-    def _append(self, line: str) -> None:
-        try:
-            with self._path.open("a") as file:
-                file.write(line)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(self._path)) from None
 
     @property
     def _count(self) -> int:

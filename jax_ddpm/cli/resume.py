@@ -16,16 +16,15 @@ from typing import Any, NamedTuple
 import jax
 
 from jax_ddpm.cli.config import TrainConfig, UsageError
-from jax_ddpm.cli.datasets import Dataset
 from jax_ddpm.cli.runs import CHECKPOINTS, Run, describe, write_json
 from jax_ddpm.interop.arrays import from_bytes, to_bytes
 from jax_ddpm.interop.configs import read_json
+from jax_ddpm.interop.files import make_folder
 from jax_ddpm.training.checkpoint import (
     Checkpoint,
     Damaged,
     list_checkpoints,
     load_checkpoint,
-    make_folder,
     set_aside,
 )
 from jax_ddpm.training.hosts import from_writer, is_writer, together
@@ -88,16 +87,15 @@ class Place(NamedTuple):
     checkpoint: Checkpoint | None
 
 
-def open_run(folder: Path, config: TrainConfig, run: Run, data: Dataset) -> Place:
-    """Find where to go on; config.json says what is run from here on.
+def open_run(folder: Path, config: TrainConfig, run: Run, images: dict[str, Any]) -> Place:
+    """Find where to go on; config.json says what is run from here on, and on which `images`.
 
     Only the process that writes looks into the folder, and tells the others.
 
     Raises `UsageError` if the folder holds something else, if the run was another one (what
     changed, and the flag that allows it), or if none of its checkpoints is intact.
     """
-    described = {"shape": list(data.images.shape), "sha256": data.digest()}
-    description = describe(run, config, described)
+    description = describe(run, config, images)
     checkpoint = together(lambda: _open(folder, config, description) if is_writer() else None)
     return Place(folder, description, _everywhere(checkpoint))
 

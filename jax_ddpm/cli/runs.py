@@ -17,6 +17,7 @@ from jax_ddpm import __version__
 from jax_ddpm.cli.config import ScheduleName, TrainConfig, UsageError
 from jax_ddpm.interop.arrays import flatten, unflatten
 from jax_ddpm.interop.diffusers import Pretrained, load_diffusers, unet_config, unet_from_config
+from jax_ddpm.interop.files import replace_file
 from jax_ddpm.interop.scheduler import Scheduler, scheduler_config, scheduler_from_config
 from jax_ddpm.models import SimpleUNet, UNet
 from jax_ddpm.schedule import (
@@ -30,7 +31,6 @@ from jax_ddpm.schedule import (
 from jax_ddpm.training.checkpoint import (
     list_checkpoints,
     load_checkpoint,
-    replace_file,
     restore,
     save_checkpoint,
 )

@@ -7,13 +7,13 @@ import jax
 import numpy as np
 
 from jax_ddpm.cli.config import ChainConfig, SampleConfig, UsageError, check_out, naming, positive
-from jax_ddpm.cli.devices import start_devices
+from jax_ddpm.cli.devices import say, start_devices
 from jax_ddpm.cli.draw import class_columns, cycle_labels, draw_samples
 from jax_ddpm.cli.figures import save_grid
 from jax_ddpm.cli.runs import Run, load_pretrained, load_run
 from jax_ddpm.samplers import ancestral, ddim, dpm_solver_pp, heun
 from jax_ddpm.schedule import NoiseSchedule
-from jax_ddpm.training.hosts import is_writer, on_writer, together
+from jax_ddpm.training.hosts import on_writer, together
 
 __all__ = ["SAMPLERS", "guided", "load_chain", "sample"]
 
@@ -37,9 +37,8 @@ def sample(config: SampleConfig) -> None:
         batch_size=config.batch_size,
     )
     on_writer(lambda: _write(config, run, samples, labels))
-    if is_writer():
-        steps = f"{chain.num_timesteps} {config.sampler} steps"
-        print(f"wrote {config.out}: {config.num} images, {steps} each")
+    steps = f"{chain.num_timesteps} {config.sampler} steps"
+    say(f"wrote {config.out}: {config.num} images, {steps} each")
 
 
 def _prepare(config: SampleConfig) -> tuple[Run, NoiseSchedule, np.ndarray | None]:

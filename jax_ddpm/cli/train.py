@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from jax_ddpm.cli.config import DevicesConfig, TrainConfig, UsageError, naming, positive
 from jax_ddpm.cli.datasets import Dataset, load_dataset
-from jax_ddpm.cli.devices import start_devices
+from jax_ddpm.cli.devices import say, start_devices
 from jax_ddpm.cli.draw import class_columns, cycle_labels, draw_samples
 from jax_ddpm.cli.figures import save_forward, save_gif, save_grid, save_loss
 from jax_ddpm.cli.fit import fit
@@ -54,26 +54,22 @@ def train(config: TrainConfig, interrupts: Interrupts) -> None:
     _check(config)
     start_devices(config.devices, collectives=3 if config.fsdp == 1 else 31)
     data, run, mesh = together(lambda: _prepare(config))
-    if not same_everywhere(data.digest()):
-        raise UsageError("--data: expected the same images in every process")
-    if not same_everywhere(repr(replace(config, devices=DevicesConfig(), data=None, out=Path()))):
-        raise UsageError("expected the same flags in every process")
-    if jax.process_count() > 1 and not same_everywhere(_digest(run)):
-        raise UsageError("--init: expected the same model in every process")
+    images = data.describe()
+    _agree(config, run, images)
     folder = config.out / (config.name or (config.data or Path(config.dataset)).stem)
     with ExitStack() as stack:
         together(lambda: stack.enter_context(locked(folder)) if is_writer() else None)
-        place = open_run(folder, config, run, data)
-        _say(_summary(data, run, mesh, folder))
+        place = open_run(folder, config, run, images)
+        say(_summary(data, run, mesh, folder))
         if place.checkpoint is not None:
-            _say(_resuming(place.checkpoint, config, mesh))
+            say(_resuming(place.checkpoint, config, mesh))
             if place.checkpoint.step < config.steps:
                 on_writer(lambda: _remove_pictures(folder))
             elif any_process(is_writer() and _is_whole(folder)):
                 return
         end = fit(config, run, data, mesh, place, interrupts)
         if end.stopped:
-            _say(f"stopped at step {end.step:,} and saved: the same command goes on")
+            say(f"stopped at step {end.step:,} and saved: the same command goes on")
             sys.exit(STOPPED)
         _draw(config, folder, run, to_hosts(end.state.ema_params, mesh), data)
         if is_writer():
@@ -92,9 +88,17 @@ def _prepare(config: TrainConfig) -> tuple[Dataset, Run, Mesh]:
     return data, run, _mesh(config)
 
 
-def _digest(run: Run) -> str:
+def _agree(config: TrainConfig, run: Run, images: dict[str, Any]) -> None:
+    """Raises `UsageError` where processes were told, or have read, different things."""
+    if jax.process_count() == 1:
+        return
+    if not same_everywhere(json.dumps(images)):
+        raise UsageError("--data: expected the same images in every process")
+    if not same_everywhere(repr(replace(config, devices=DevicesConfig(), data=None, out=Path()))):
+        raise UsageError("expected the same flags in every process")
     weights = to_bytes(flatten(jax.device_get(run.pretrained.variables)))
-    return json.dumps([describe(run), hashlib.sha256(weights).hexdigest()])
+    if not same_everywhere(json.dumps([describe(run), hashlib.sha256(weights).hexdigest()])):
+        raise UsageError("--init: expected the same model in every process")
 
 
 def _summary(data: Dataset, run: Run, mesh: Mesh, folder: Path) -> str:
@@ -118,11 +122,6 @@ def _resuming(checkpoint: Checkpoint, config: TrainConfig, mesh: Mesh) -> str:
     if before != now:
         line += f", trained by {before}, now by {now}: the same within rounding, not to the bit"
     return line
-
-
-def _say(line: str) -> None:
-    if is_writer():
-        print(line, flush=True)
 
 
 def _check(config: TrainConfig) -> None:
@@ -261,8 +260,6 @@ _CONTENTS = {
     "samples.png": "generated images, a class a column",
     "reverse.gif": "noise turning into the first of them",
 }
-
-
 _PICTURES = ("loss.png", "forward.png", "samples.png", "reverse.gif")
 
 

@@ -3,7 +3,6 @@
 safetensors is imported when a file is: the core of the library does without it.
 """
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from jax_ddpm.interop.files import replace_file
 
 __all__ = [
     "flatten",
@@ -32,10 +33,7 @@ _DTYPES = {
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Any]) -> None:
     """Write arrays by name, whole or not at all; PyTorch's readers take the file as theirs."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(to_bytes(tensors))
-    os.replace(temporary, path)
+    replace_file(Path(path), to_bytes(tensors))
 
 
 def load_tensors(path: str | Path) -> dict[str, np.ndarray]:

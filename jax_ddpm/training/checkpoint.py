@@ -23,16 +23,16 @@ import jax
 import numpy as np
 
 from jax_ddpm.interop.arrays import flatten, from_bytes, to_bytes
+from jax_ddpm.interop.files import flush_folder, make_folder, write_file
 
 __all__ = [
     "FORMAT",
+    "LEFTOVERS",
     "Checkpoint",
     "Damaged",
     "list_checkpoints",
     "load_checkpoint",
-    "make_folder",
     "prune_checkpoints",
-    "replace_file",
     "restore",
     "save_checkpoint",
     "set_aside",
@@ -91,12 +91,12 @@ def save_checkpoint(
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         for name, data in files.items():
-            _write(temporary / name, data)
-        _flush(temporary)
+            write_file(temporary / name, data)
+        flush_folder(temporary)
         if path.exists():
             set_aside(path, "old")
         os.rename(temporary, path)
-        _flush(folder)
+        flush_folder(folder)
     except OSError:
         shutil.rmtree(temporary, ignore_errors=True)
         if aside.exists() and not path.exists():
@@ -238,43 +238,3 @@ def _read(path: Path) -> bytes:
         raise Damaged(f"{path}: damaged: expected a file, got none") from None
     except OSError as error:
         raise ValueError(f"{path}: cannot read it: {error.strerror}") from None
-
-
-def replace_file(path: Path, data: bytes | bytearray) -> None:
-    """Write a file whole or not at all, to the disk. Raises `OSError` that names it."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        _write(temporary, data)
-        os.replace(temporary, path)
-        _flush(path.parent)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def make_folder(path: Path) -> None:
-    """Make a folder and those above it, on the disk."""
-    if not path.is_dir():
-        make_folder(path.parent)
-        path.mkdir(exist_ok=True)
-        _flush(path.parent)
-
-
-def _write(path: Path, data: bytes | bytearray) -> None:
-    try:
-        with path.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from None
-
-
-def _flush(folder: Path) -> None:
-    """A rename is on the disk only once its folder is. (Windows does that by itself.)"""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -129,7 +129,6 @@ def same_everywhere(text: str) -> bool:
 
 def to_hosts(tree: Any, mesh: Mesh) -> Any:
     """The arrays of `tree`, whole, in the memory of every process; one at a time on the devices."""
-
     return jax.tree.map(lambda array: np.asarray(_whole(mesh)(array)), tree)
 
 
