@@ -5,8 +5,9 @@ batch and channels. GPUs and TPUs choose layouts for themselves. XLA's CPU backe
 layout alone, NHWC with HWIO, into which it turns what it finds outside of loops only: inside a
 scan the gradients were 30 times slower (jax 0.10). And the filter gradient is a product with as
 many columns as the output has channels: where those are three, as in the layer that ends a U-Net,
-it was ten times slower than the same with rows and columns exchanged. And where images are large
-it leaves the cache: a few rows of all images at a time take half of its time or less.
+it was ten times slower than the same with rows and columns exchanged. Where images are large it
+leaves the cache, and where they are tiny, or the kernel is one pixel, it was twice as slow as a
+product of matrices: there it is one, of a few hundred pixels at a time.
 
 So on a CPU the derivative is written, array by array, in the layout whose transpose is NHWC with
 HWIO: the transposes of `by_x` and `by_kernel` are what runs backwards. It is a JVP, not a VJP, so
@@ -14,6 +15,7 @@ that forward mode and higher derivatives remain; forwards those layouts are the 
 times slower than XLA's own.
 """
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -23,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
+from jax.sharding import AxisType, auto_axes
 from jaxtyping import Array
 
 __all__ = ["conv_general_dilated"]
@@ -30,8 +33,11 @@ __all__ = ["conv_general_dilated"]
 _THIN = 16
 """Fewer columns than these leave a matrix product's units idle."""
 
-_LARGE = 32 * 32
-"""Pixels of a large image."""
+_TINY, _LARGE = 4 * 4, 32 * 32
+"""Pixels of the images between which XLA's own filter gradient is fast."""
+
+_PIXELS = 256
+"""So many at once: their patches, a kernel and its gradient fit a core's cache."""
 
 Padding = tuple[tuple[int, int], ...]
 
@@ -78,36 +84,33 @@ def _conv_jvp(strides, padding, precision, primals, tangents):
 
     def by_kernel(x, kernel_dot):
         channels, features = kernel.shape[2:]
-        if rows := _rows_at_once(x.shape, kernel.shape, strides, padding):
-            return _by_rows(x, kernel_dot, padding, precision, rows)
+        if min(channels, features) >= _THIN and _suits_parts(x, kernel, strides, padding):
+            return _in_parts(x, kernel_dot, strides, padding, precision)
         if strides == (1, 1) and _columns(channels) < _columns(features):
             return _exchanged(x, kernel_dot, padding, precision)
         x, kernel_dot = x.transpose(3, 1, 2, 0), kernel_dot.transpose(2, 0, 1, 3)
         return conv(x, kernel_dot, layout=("CHWN", "IHWO", "HWNC")).transpose(2, 0, 1, 3)
 
+    output = _conv(x, kernel, strides, padding, precision)
+    sharding = jax.typeof(output).sharding
+    if AxisType.Explicit in sharding.mesh.axis_types:  # whose rules know no such layouts
+        by_x, by_kernel = (auto_axes(each, out_sharding=sharding) for each in (by_x, by_kernel))
     terms = []
     if not isinstance(x_dot, SymbolicZero):
         terms.append(lax.platform_dependent(x_dot, kernel, cpu=by_x, default=conv))
     if not isinstance(kernel_dot, SymbolicZero):
         terms.append(lax.platform_dependent(x, kernel_dot, cpu=by_kernel, default=conv))
-    return _conv(x, kernel, strides, padding, precision), sum(terms[1:], start=terms[0])
+    return output, sum(terms[1:], start=terms[0])
 
 
-def _rows_at_once(
-    shape: Sequence[int], taps: Sequence[int], strides: tuple[int, ...], padding: Padding
-) -> int | None:
-    """How many rows make patches that fit the cache, where images outgrow it and a kernel for
-    each of them does not."""
-    height, width = (
-        size + low + high - count + 1
-        for size, count, (low, high) in zip(shape[1:3], taps[:2], padding, strict=True)
-    )
-    thin, fat = sorted(taps[2:])
-    if strides != (1, 1) or height * width < _LARGE or thin < _THIN or thin * fat > _LARGE * _THIN:
-        return None
-    pixels = range(_LARGE // 8, _LARGE // 2)
-    rows = (r for r in range(1, height) if height % r == 0 and r * width in pixels)
-    return next(rows, 1 if width >= _LARGE // 2 else None)
+def _suits_parts(x: Array, kernel: Array, strides: tuple[int, ...], padding: Padding) -> bool:
+    height, width = _output_size(x, kernel, strides, padding)
+    return kernel.shape[:2] == (1, 1) or not _TINY < height * width < _LARGE
+
+
+def _output_size(x: Array, kernel: Array, strides: tuple[int, ...], padding: Padding) -> list[int]:
+    sizes = zip(x.shape[1:3], kernel.shape[:2], strides, padding, strict=True)
+    return [(size + low + high - taps) // stride + 1 for size, taps, stride, (low, high) in sizes]
 
 
 def _columns(count: int) -> tuple[bool, int]:
@@ -135,31 +138,49 @@ def _exchanged(x: Array, kernel: Array, padding: Padding, precision) -> Array:
     return backwards[:, ::-1, ::-1].transpose(3, 1, 2, 0)
 
 
-def _by_rows(x: Array, kernel: Array, padding: Padding, precision, rows: int) -> Array:
-    """The same as a product of patches and kernel, for a few rows of all images at a time.
+def _in_parts(
+    x: Array, kernel: Array, strides: tuple[int, ...], padding: Padding, precision
+) -> Array:
+    """The same as a product of kernel and patches: of a few rows, or a few images, at a time.
 
-    Every image has a copy of the kernel, so that read backwards the images are summed once, after
-    the loop, and devices that share a batch meet once.
+    Images are taken in as many groups as there are devices, each with a copy of the kernel: read
+    backwards, devices that share a batch meet once, after the loop. That product has its summed
+    axis last on the left, as XLA's fastest must: pixels are last in what the loop returns.
     """
-    count = len(x)
-    taps_high, taps_wide, _, features = kernel.shape
+    height, width = _output_size(x, kernel, strides, padding)
+    high, wide, _, features = kernel.shape
+    groups = math.gcd(len(x), jax.device_count())
+    images = _divisor(len(x) // groups, at_most=_PIXELS // (height * width))
+    rows = _divisor(height, at_most=_PIXELS // width)
     x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((*p, 0) for p in padding), (0, 0, 0)])
-    height, width = x.shape[1] - taps_high + 1, x.shape[2] - taps_wide + 1
+    x = x.reshape(groups, len(x) // groups, *x.shape[1:])
     flat = kernel.reshape(-1, features).T
     if flat.dtype.itemsize < 4:
         flat = flat.astype(jnp.float32)  # what the loop sums into
-    kernels = jnp.broadcast_to(flat, (count, *flat.shape))
+    kernels = jnp.broadcast_to(flat, (groups, *flat.shape))
+    starts = np.mgrid[0 : x.shape[1] : images, 0:height:rows]
+    down, right = strides
 
     @partial(jax.checkpoint, prevent_cse=False)
-    def step(kernels, first):
-        part = lax.dynamic_slice_in_dim(x, first, rows + taps_high - 1, axis=1)
+    def step(kernels, start):
+        image, row = start
+        part = lax.dynamic_slice_in_dim(x, image, images, axis=1)
+        part = lax.dynamic_slice_in_dim(part, row * down, (rows - 1) * down + high, axis=2)
         shifted = [
-            part[:, i : i + rows, j : j + width] for i in range(taps_high) for j in range(taps_wide)
+            part[:, :, i : i + rows * down : down, j : j + width * right : right]
+            for i in range(high)
+            for j in range(wide)
         ]
-        patches = jnp.concatenate(shifted, axis=-1).reshape(count, rows * width, -1)
+        patches = jnp.concatenate(shifted, axis=-1).reshape(groups, images * rows * width, -1)
         product = (((2,), (2,)), ((0,), (0,)))
-        y = lax.dot_general(patches, kernels.astype(x.dtype), product, precision=precision)
-        return kernels, y.reshape(count, rows, width, features)
+        y = lax.dot_general(kernels.astype(x.dtype), patches, product, precision=precision)
+        return kernels, y
 
-    y = lax.scan(step, kernels, jnp.arange(0, height, rows))[1]
-    return jnp.swapaxes(y, 0, 1).reshape(count, height, width, features)
+    y = lax.scan(step, kernels, starts.reshape(2, -1).T)[1]
+    y = y.reshape(*starts.shape[1:], groups, features, images, rows, width)
+    return y.transpose(2, 0, 4, 1, 5, 6, 3).reshape(-1, height, width, features)
+
+
+def _divisor(number: int, *, at_most: int) -> int:
+    """The largest there is, or 1."""
+    return max(n for n in range(1, number + 1) if number % n == 0 and n <= max(at_most, 1))

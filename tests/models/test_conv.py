@@ -4,14 +4,19 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax import lax
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from jax_ddpm.models.conv import conv_general_dilated
 
 OWN = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
 CASES = {
     "few to many channels": ((3, 20), (1, 1), (3, 3), "SAME"),
-    "large images: by rows": ((18, 20), (1, 1), (3, 3), "SAME", (32, 36)),
-    "by rows, uneven padding and kernel": ((20, 18), (1, 1), (2, 3), ((0, 1), (2, 0)), (36, 32)),
+    "large images: in parts": ((18, 20), (1, 1), (3, 3), "SAME", (32, 36)),
+    "in parts, uneven padding and kernel": ((20, 18), (1, 1), (2, 3), ((0, 1), (2, 0)), (36, 32)),
+    "in parts, stride 2": ((16, 17), (2, 2), (3, 3), ((0, 1), (0, 1)), (64, 68)),
+    "tiny images: in parts": ((18, 20), (1, 1), (3, 3), "SAME", (4, 3)),
+    "one pixel, many channels: in parts": ((17, 24), (1, 1), (1, 1), ((0, 0), (0, 0))),
     "many to few: rows and columns exchanged": ((20, 3), (1, 1), (3, 3), ((1, 1), (1, 1))),
     "exchanged, uneven padding and kernel": ((18, 24), (1, 1), (2, 3), ((0, 1), (2, 0))),
     "wide to narrow": ((24, 18), (1, 1), (3, 3), ((1, 1), (1, 1))),
@@ -82,7 +87,7 @@ def test_convolutions_of_a_loop_are_in_the_layout_that_cpus_run_fast(case):
 
 
 def test_sixteen_bits_are_summed_in_thirty_two(key):
-    """Where images are taken by rows: summed in bfloat16 they were wrong by 4 %."""
+    """Where images are taken in parts: summed in bfloat16 they were wrong by 4 %."""
     x, dy = (jax.random.normal(k, (1, 128, 256, 16), jnp.bfloat16) for k in jax.random.split(key))
     w = jnp.zeros((3, 3, 16, 16), jnp.bfloat16)
 
@@ -92,6 +97,18 @@ def test_sixteen_bits_are_summed_in_thirty_two(key):
     exact = gradient(conv_general_dilated, *(a.astype(jnp.float64) for a in (x, w, dy)))
     error = jnp.max(jnp.abs(gradient(conv_general_dilated, x, w, dy) - exact))
     assert error < 5e-3 * jnp.max(jnp.abs(exact))  # half a unit in the last place is 4e-3
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+def test_a_batch_on_many_devices(case, axis_type):
+    ours, _, (x, w), _ = case
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(axis_type,))
+    gradients = jax.jit(jax.grad(lambda x, w: jnp.sum(ours(x, w) ** 2), (0, 1)))
+    split = (
+        jax.device_put(x, NamedSharding(mesh, P("data"))),
+        jax.device_put(w, NamedSharding(mesh, P())),
+    )
+    assert_close(gradients(*split), gradients(x, w))
 
 
 @pytest.mark.parametrize("options", [{"feature_group_count": 2}, {"rhs_dilation": (2, 2)}])

@@ -23,7 +23,7 @@ def mesh():
 def test_a_data_parallel_step_sums_the_gradient_and_the_loss(mesh):
     """And nothing else goes between devices, at every step of a loop over steps."""
     model, optimizer = ddpm.SimpleUNet(), optax.adam(1e-3)
-    images = jnp.zeros((16, 8, 8, 3), jnp.float32)
+    images = jnp.zeros((16, 32, 32, 3), jnp.float32)
     variables = model.init(jax.random.key(0), images, jnp.zeros(16, jnp.int32))
     state = ddpm.init_train_state(jax.random.key(1), variables, optimizer)
     state = jax.device_put(state, NamedSharding(mesh, P()))
