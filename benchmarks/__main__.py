@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: run everything, print the tables, write JSON, markdown and a picture."""
+"""`python -m benchmarks`: run everything, print the tables, write JSON, markdown and pictures."""
 
 import argparse
 import json
@@ -8,7 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from benchmarks.section import measure
 from benchmarks.settings import FULL, SHORT
@@ -30,47 +30,72 @@ SECTIONS = (
 def main() -> None:
     """Parse the command line, measure, report."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument(
+        "sections",
+        nargs="*",
+        metavar="SECTION",
+        help=f"of {', '.join(SECTIONS)}: these alone; what is recorded of the others stays",
+    )
     parser.add_argument("--full", action="store_true", help="batch 64 too, and more rounds")
     parser.add_argument(
         "--check", action="store_true", help="write nothing, say what moved since the record"
     )
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path(__file__).parent / "results",
+        help="where the record is, and is written over (default: benchmarks/results)",
+    )
     arguments = parser.parse_args()
+    for name in arguments.sections:
+        if name not in SECTIONS:
+            parser.error(f"expected sections of {', '.join(SECTIONS)}, got {name}")
     for package in ("torch", "diffusers", "matplotlib"):
         if find_spec(package) is None:
-            print(
-                f'benchmarks: {package} is missing: pip install "jax_ddpm[test]"', file=sys.stderr
-            )
-            sys.exit(2)
+            _stop(f'{package} is missing: pip install "jax_ddpm[test]"')
     recorded = arguments.out / "benchmarks.json"
-    if arguments.check and not recorded.exists():
-        print(f"benchmarks: --check: expected a record, got none at {recorded}", file=sys.stderr)
-        sys.exit(2)
+    if (arguments.check or arguments.sections) and not recorded.exists():
+        _stop(f"expected a record to compare with or to add to, got none at {recorded}")
+    record = json.loads(recorded.read_text()) if recorded.exists() else {}
     settings = FULL if arguments.full else SHORT
-    results: dict[str, Any] = {"settings": asdict(settings)}
+    new: dict[str, Any] = {"settings": json.loads(json.dumps(asdict(settings)))}
     # A process for each section: training's needs a larger pool of threads than sampling's.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, context, max_tasks_per_child=1) as processes:
-        for name in SECTIONS:
+        for name in arguments.sections or SECTIONS:
             section = processes.submit(measure, name, settings)
             if error := section.exception():
                 print(f"benchmarks: {name}: {error}", file=sys.stderr)
                 sys.exit(1)
-            results["machine"], results[name] = section.result()
+            new["machine"], new[name] = section.result()
+            if arguments.sections and not arguments.check and not _alike(record, new):
+                _stop(f"{recorded} is of another machine, other versions or other settings")
     from benchmarks import report
     from benchmarks.ratios import moved
 
     if arguments.check:
-        lines = moved(json.loads(recorded.read_text()), results)
+        lines = moved(record, new)
         print("\n".join(lines) or "no ratio moved by more than the noise")
         sys.exit(1 if lines else 0)
+    results = record | new if arguments.sections else new
     arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "benchmarks.json").write_text(json.dumps(results, indent=1) + "\n")
+    recorded.write_text(json.dumps(results, indent=1) + "\n")
     (arguments.out / "benchmarks.md").write_text(report.markdown(results))
     report.plot(results, arguments.out / "benchmarks.png")
     report.plot_scaling(results["scaling"], arguments.out / "scaling.png")
     print(report.markdown(results))
     print(f"wrote benchmarks.json, .md, .png and scaling.png to {arguments.out}")
+
+
+def _alike(record: dict[str, Any], new: dict[str, Any]) -> bool:
+    """Whether both were measured in the same way on the same machine, whenever it was."""
+    machines = [each["machine"] | {"date": None} for each in (record, new)]
+    return machines[0] == machines[1] and record["settings"] == new["settings"]
+
+
+def _stop(problem: str) -> NoReturn:
+    print(f"benchmarks: {problem}", file=sys.stderr)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

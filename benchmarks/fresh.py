@@ -4,6 +4,7 @@ memory SIDE BATCH STEPS     peak memory that sampling adds to a process, in byte
 start  RUN CACHE            seconds of `jax-ddpm sample` from the first import to 16 pictures
 """
 
+import ctypes
 import json
 import sys
 import time
@@ -17,7 +18,8 @@ def memory(side: str, batch: str, steps: str) -> dict[str, float]:
     """What sampling adds to the resident memory at its highest, beyond the imported library.
 
     Run twice, so that what is compiled or tuned is there: the second is counted from the same
-    floor, weights and program included.
+    floor, weights and program included. What the first has freed, and glibc keeps, goes back to
+    the system between them: it is no longer in use, and differs from run to run.
     """
     size, count = int(batch), int(steps)
     if side == "jax":
@@ -26,6 +28,7 @@ def memory(side: str, batch: str, steps: str) -> dict[str, float]:
         run = _torch_sampler(size, count, side)
     floor = _resident()
     run()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     run()
     return {"bytes": _peak() - floor}

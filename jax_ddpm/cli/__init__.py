@@ -3,6 +3,7 @@
 import sys
 from typing import Annotated, Any
 
+import jax
 import tyro
 
 from jax_ddpm.cli.config import (
@@ -47,6 +48,16 @@ def run(arguments: list[str] | None = None) -> None:
             _run(config, interrupts)
     except (UsageError, PartnerFailed) as error:
         print(f"jax-ddpm: {error}", file=sys.stderr)
+        sys.exit(2)
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        problem = str(error).partition("\n")[0]
+        print(
+            f"jax-ddpm: another process does not answer: once all are begun again, the same "
+            f"command goes on ({problem})",
+            file=sys.stderr,
+        )
         sys.exit(2)
     except OSError as error:
         print(f"jax-ddpm: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)

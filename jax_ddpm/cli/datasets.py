@@ -136,8 +136,11 @@ def _to_signed(images: np.ndarray, path: Path) -> np.ndarray:
         return (images / 127.5 - 1).astype(np.float32)
     if not np.issubdtype(images.dtype, np.floating):
         raise UsageError(f"--data: expected uint8 or float images, got {images.dtype} in {path}")
-    if not np.all(np.isfinite(images)):
-        raise UsageError(f"--data: expected finite pixels, got NaN or infinity in {path}")
+    if len(wrong := np.flatnonzero(~np.isfinite(images).all(axis=(1, 2, 3)))):
+        raise UsageError(
+            f"--data: expected finite pixels, got NaN or infinity in {len(wrong)} of the "
+            f"{len(images)} images in {path}, the first of them image {wrong[0]}"
+        )
     low, high = float(images.min()), float(images.max())
     if 0 <= low and high <= 1:
         return (images * 2 - 1).astype(np.float32)

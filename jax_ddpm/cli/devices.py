@@ -1,12 +1,13 @@
 """The devices of a command: every one of every host, and a cache of what was compiled for them."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from jax_ddpm.cli.config import DevicesConfig, UsageError
-from jax_ddpm.training.hosts import connect, is_writer
+from jax_ddpm.training.hosts import any_process, connect, is_writer
 from jax_ddpm.training.sharding import use_cpu_cores
 
 __all__ = ["say", "start_devices"]
@@ -14,12 +15,19 @@ __all__ = ["say", "start_devices"]
 
 def start_devices(config: DevicesConfig, *, collectives: int = 0) -> None:
     """Call before JAX's first use. `collectives`: as in `use_cpu_cores`."""
+    if config.coordinator is not None:
+        process = f"process {config.process_id} of {config.num_processes}"
+        print(f"{process}: waiting for the others at {config.coordinator}", file=sys.stderr)
     try:
         connect(config.coordinator, config.num_processes, config.process_id)
     except (ValueError, RuntimeError) as error:
         message = str(error).partition("\n")[0]
-        raise UsageError(f"--coordinator, --num-processes, --process-id: {message}") from None
+        problem = message.partition(": ")[2] or message
+        raise UsageError(f"--coordinator, --num-processes, --process-id: {problem}") from None
     use_cpu_cores(collectives=collectives or int(jax.distributed.is_initialized()))
+    any_process(
+        False
+    )  # on CPUs processes have 30 s to form a group: now, not once they have loaded
     settings: Any = jax.config
     if config.compilation_cache is not None and settings.jax_compilation_cache_dir is None:
         cache = config.compilation_cache

@@ -20,11 +20,11 @@ from jax_ddpm.cli.datasets import Dataset
 from jax_ddpm.cli.interrupts import Interrupts
 from jax_ddpm.cli.metrics import MetricsLog
 from jax_ddpm.cli.programs import computing, training
-from jax_ddpm.cli.resume import Place
+from jax_ddpm.cli.resume import Place, begin
 from jax_ddpm.cli.runs import Run
 from jax_ddpm.cli.saving import Saver, read_state, steps_per_dispatch
 from jax_ddpm.training import TrainState, batch_indices, init_train_state, load_batch
-from jax_ddpm.training.hosts import any_process
+from jax_ddpm.training.hosts import any_process, on_writer
 from jax_ddpm.training.sharding import data_sharding, replicated
 
 __all__ = ["Fit", "fit"]
@@ -77,6 +77,10 @@ def fit(
         state = read_state(place.checkpoint, jax.eval_shape(init, variables))
         state = jax.jit(lambda state: state, out_shardings=placement)(state)
 
+    dispatches = _dispatches(done, config)
+    if dispatches:
+        on_writer(lambda: begin(place))
+
     # One dispatch: a scan over the steps whose batches it is given.
     advance = jax.jit(
         lambda state, batches: lax.scan(train_step, state, batches),
@@ -104,17 +108,20 @@ def fit(
             return
         saver.wait()
         images = ", ".join(map(str, np.asarray(order(np.arange(step, step + 1)))[0]))
-        since = "none was saved yet" if saver.last is None else f"is of step {saver.last:,}"
+        good = "no checkpoint was saved yet"
+        if saver.last is not None:
+            good = f"the last good checkpoint is of step {saver.last:,}"
         raise UsageError(
-            f"step {step + 1:,}: the loss or its gradient is not finite; the last good checkpoint "
-            f"{since}; --on-nan skip drops such steps; the step's images: {images}"
+            f"step {step + 1:,}: the loss or its gradient is not finite; {good}; a lower "
+            "--learning-rate may help, --on-nan skip drops such steps; the step's images, some of "
+            f"which may be at fault: {images}"
         )
 
-    dispatches = _dispatches(done, config)
     programs = {
         length: advance.lower(state, batches(range(length))).compile()
         for length in {len(steps) for steps in dispatches}
     }
+    any_process(False)  # compiled at last everywhere: see `start_devices`
     metrics = MetricsLog(place.folder / "metrics.jsonl", config.steps, step=done, pending=pending)
     saver = Saver(place, config, mesh)
     with interrupts.held(), saver, metrics as log:

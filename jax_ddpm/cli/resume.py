@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jax_ddpm.cli.config import TrainConfig, UsageError
-from jax_ddpm.cli.runs import CHECKPOINTS, Run, describe, write_json
+from jax_ddpm.cli.runs import CHECKPOINTS, PICTURES, Run, describe, write_json
 from jax_ddpm.interop.arrays import from_bytes, to_bytes
 from jax_ddpm.interop.configs import read_json
 from jax_ddpm.interop.files import make_folder
@@ -29,7 +29,7 @@ from jax_ddpm.training.checkpoint import (
 )
 from jax_ddpm.training.hosts import from_writer, is_writer, together
 
-__all__ = ["Place", "locked", "open_run"]
+__all__ = ["Place", "begin", "locked", "open_run"]
 
 # Where a run is, how it is laid out and guarded: its weights do not depend on them.
 _FREE = {
@@ -88,9 +88,7 @@ class Place(NamedTuple):
 
 
 def open_run(folder: Path, config: TrainConfig, run: Run, images: dict[str, Any]) -> Place:
-    """Find where to go on; config.json says what is run from here on, and on which `images`.
-
-    Only the process that writes looks into the folder, and tells the others.
+    """Find where to go on: the process that writes looks into the folder, and tells the others.
 
     Raises `UsageError` if the folder holds something else, if the run was another one (what
     changed, and the flag that allows it), or if none of its checkpoints is intact.
@@ -98,6 +96,14 @@ def open_run(folder: Path, config: TrainConfig, run: Run, images: dict[str, Any]
     description = describe(run, config, images)
     checkpoint = together(lambda: _open(folder, config, description) if is_writer() else None)
     return Place(folder, description, _everywhere(checkpoint))
+
+
+def begin(place: Place) -> None:
+    """From here on the folder is of what `place` describes: there are no pictures of it yet."""
+    write_json(place.folder / "config.json", place.description)
+    make_folder(place.folder / CHECKPOINTS)
+    for name in PICTURES:
+        (place.folder / name).unlink(missing_ok=True)
 
 
 def _open(folder: Path, config: TrainConfig, description: dict[str, Any]) -> Checkpoint | None:
@@ -118,18 +124,21 @@ def _open(folder: Path, config: TrainConfig, description: dict[str, Any]) -> Che
         raise UsageError(
             f"--name: {folder} exists already, and `train` did not make it: choose another name"
         )
-    changes = _changes(recorded, description)
+    changes = "; ".join(_changes(recorded, description))
+    if changes and checkpoint is not None and checkpoint.step >= config.steps:
+        raise UsageError(
+            f"{changes}: {folder} is trained to step {checkpoint.step:,} already; --name begins "
+            "another run, a larger --steps goes on"
+        )
     if changes and not config.accept_changes:
         raise UsageError(
-            f"{'; '.join(changes)}: {folder} exists already; --accept-changes goes on in spite of "
-            "it, --name begins another run"
+            f"{changes}: {folder} exists already; without the change it goes on, with "
+            "--accept-changes in spite of it; --name begins another run"
         )
+    if changes:
+        print(f"accepted: {changes}")
     for each, problem in damaged.items():
-        assert checkpoint is not None
-        aside = set_aside(each, "damaged")
-        print(f"{problem}; set aside as {aside.name}, going on from step {checkpoint.step:,}")
-    if checkpoint is None or checkpoint.step < config.steps:
-        write_json(path, description)
+        print(f"{problem}; set aside as {set_aside(each, 'damaged').name}")
     return checkpoint
 
 
@@ -175,7 +184,7 @@ def _changes(recorded: dict[str, Any], now: dict[str, Any]) -> list[str]:
     if recorded.get("data") != now["data"]:
         before, shape = recorded.get("data"), now["data"]["shape"]
         was = before.get("shape") if isinstance(before, dict) else None
-        what = f"were {was}, are {shape}" if was != shape else "are others"
+        what = f"were {was}, are {shape}" if was != shape else "or their labels are others"
         lines.append(f"--data: the images {what}")
     if after["init"] and any(recorded.get(name) != now[name] for name in _FROM_INIT):
         lines.append("--init: its network or its schedule is another")

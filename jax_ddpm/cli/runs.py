@@ -37,6 +37,7 @@ from jax_ddpm.training.checkpoint import (
 
 __all__ = [
     "CHECKPOINTS",
+    "PICTURES",
     "Run",
     "describe",
     "init_variables",
@@ -51,6 +52,9 @@ __all__ = [
 
 CHECKPOINTS = "checkpoints"
 """The folder in a run that holds them."""
+
+PICTURES = ("loss.png", "forward.png", "samples.png", "reverse.gif")
+"""What a run shows of its last weights."""
 
 _BETAS = {
     "linear": linear_beta_schedule,

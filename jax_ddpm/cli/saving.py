@@ -98,7 +98,8 @@ def read_state(checkpoint: Checkpoint, template: TrainState) -> TrainState:
             return restore(expected, checkpoint.arrays[name])
         except (KeyError, ValueError) as error:
             raise UsageError(
-                f"--accept-changes: cannot go on from step {checkpoint.step:,}: {name}: {error}"
+                f"--accept-changes: the checkpoint of step {checkpoint.step:,} is of another "
+                f"network ({name}: {error}); --name begins another run"
             ) from None
 
     key = checkpoint.state["key"]

@@ -24,7 +24,14 @@ from jax_ddpm.cli.interrupts import STOPPED, Interrupts
 from jax_ddpm.cli.metrics import read_metrics
 from jax_ddpm.cli.programs import computing
 from jax_ddpm.cli.resume import locked, open_run
-from jax_ddpm.cli.runs import Run, describe, init_variables, load_model, named_schedule
+from jax_ddpm.cli.runs import (
+    PICTURES,
+    Run,
+    describe,
+    init_variables,
+    load_model,
+    named_schedule,
+)
 from jax_ddpm.cli.saving import computed_by
 from jax_ddpm.interop import Pretrained
 from jax_ddpm.interop.arrays import flatten, to_bytes
@@ -34,7 +41,6 @@ from jax_ddpm.training.checkpoint import Checkpoint
 from jax_ddpm.training.hosts import (
     any_process,
     is_writer,
-    on_writer,
     same_everywhere,
     to_hosts,
     together,
@@ -63,9 +69,9 @@ def train(config: TrainConfig, interrupts: Interrupts) -> None:
         say(_summary(data, run, mesh, folder))
         if place.checkpoint is not None:
             say(_resuming(place.checkpoint, config, mesh))
-            if place.checkpoint.step < config.steps:
-                on_writer(lambda: _remove_pictures(folder))
-            elif any_process(is_writer() and _is_whole(folder)):
+            done = place.checkpoint.step >= config.steps
+            if any_process(done and is_writer() and _is_whole(folder)):
+                say(_next(folder))
                 return
         end = fit(config, run, data, mesh, place, interrupts)
         if end.stopped:
@@ -73,7 +79,7 @@ def train(config: TrainConfig, interrupts: Interrupts) -> None:
             sys.exit(STOPPED)
         _draw(config, folder, run, to_hosts(end.state.ema_params, mesh), data)
         if is_writer():
-            _report(folder)
+            _report(config, folder)
 
 
 def _prepare(config: TrainConfig) -> tuple[Dataset, Run, Mesh]:
@@ -247,7 +253,7 @@ def _draw(config: TrainConfig, folder: Path, run: Run, ema_params: Any, data: Da
         save_gif(Path(new, "reverse.gif"), frames, columns)
         save_forward(Path(new, "forward.png"), run.pretrained.schedule, data.images[0])
         save_loss(Path(new, "loss.png"), steps, losses)
-        for name in _PICTURES:
+        for name in PICTURES:
             os.replace(Path(new, name), folder / name)
 
 
@@ -256,28 +262,28 @@ _CONTENTS = {
     "metrics.jsonl": "loss, gradient norm and speed, every 50 steps",
     "checkpoints": "weights, their average, the optimizer: all that is needed to go on",
     "loss.png": "the loss against the step",
-    "forward.png": "an image turning into noise",
+    "forward.png": "an image, and the tutorial's square, turning into noise",
     "samples.png": "generated images, a class a column",
     "reverse.gif": "noise turning into the first of them",
 }
-_PICTURES = ("loss.png", "forward.png", "samples.png", "reverse.gif")
 
 
 def _is_whole(folder: Path) -> bool:
     return all((folder / name).exists() for name in _CONTENTS)
 
 
-def _remove_pictures(folder: Path) -> None:
-    """They are of the weights before."""
-    for name in _PICTURES:
-        (folder / name).unlink(missing_ok=True)
-
-
-def _report(folder: Path) -> None:
+def _report(config: TrainConfig, folder: Path) -> None:
     print(f"\nwrote {folder}/")
     for name, content in _CONTENTS.items():
         print(f"  {name:<16}{content}")
     dropped = sum(line.get("dropped", 0) for line in read_metrics(folder / "metrics.jsonl"))
     if dropped:
-        print(f"\n{dropped:,} step(s) dropped: their loss or gradient was not finite")
-    print(f"\nnext: jax-ddpm sample --run {folder} --num 64 --out samples.png")
+        print(
+            f"\n{dropped:,} of {config.steps:,} steps dropped: "
+            "their loss or gradient was not finite"
+        )
+    print("\n" + _next(folder))
+
+
+def _next(folder: Path) -> str:
+    return f"next: jax-ddpm sample --run {folder} --num 64 --out samples.png"

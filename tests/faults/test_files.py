@@ -97,7 +97,7 @@ def test_training_falls_back_to_the_last_good_one(jax_ddpm_here, copy, finished,
     for step in (4, 6):
         assert (
             f"runs/x/checkpoints/{step:08d}/{name}: damaged" in result.stdout
-            and f"set aside as .{step:08d}.damaged, going on from step 2" in result.stdout
+            and f"set aside as .{step:08d}.damaged\n" in result.stdout
         )
     last = "runs/x/checkpoints/00000006/ema.safetensors"
     assert (copy / last).read_bytes() == (finished / last).read_bytes()
