@@ -34,13 +34,13 @@ def largest_batch(
 
 
 def _next(fits: Memory, fails: Memory, available: int | float, unit: int) -> int:
-    """A little below where the line through the two points nearest to the limit meets it."""
+    """A little below where the line through the two points about the limit meets it."""
     low, high = max(fits), min(fails, default=None)
-    points = [point for point in (fits | fails).items() if point[1] < math.inf]
-    points = sorted(points, key=lambda point: abs(point[1] - available))[:2]
-    if len(points) == 2 and points[0][1] != points[1][1]:
-        (x0, y0), (x1, y1) = points
-        guess = _MARGIN * (x0 + (available - y0) * (x1 - x0) / (y1 - y0))
+    memory = fits | fails
+    x0, x1 = sorted(fits)[-2:] if high is None else (low, high)
+    rise = memory[x1] - memory[x0]
+    if 0 < rise < math.inf:
+        guess = _MARGIN * (x0 + (available - memory[x0]) * (x1 - x0) / rise)
     else:
         guess = 2 * low if high is None else (low + high) / 2
     batch = int(guess) // unit * unit

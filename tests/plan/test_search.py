@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from jax_ddpm.plan.search import largest_batch
@@ -23,6 +24,14 @@ def test_the_largest_batch(unit, first, says_how_much):
     assert len(calls) <= 5 and fits % unit == 0 and set(calls) <= set(range(0, 10**6, unit))
     assert needed(fits) <= 16_000 and (fails is None or needed(fails) > 16_000)
     assert 0.85 * 2190 < fits <= 2190
+
+
+def test_the_memory_of_a_tpu():
+    """As measured on v5e, in MiB: less a straight line than that of a GPU."""
+    batches = [0, 16, 1737, 2528, 2900, 3100, 3515]
+    memory = [0, 145, 10_874, 13_120, 14_705, 18_964, 21_422]
+    fits, _ = largest_batch(lambda batch: np.interp(batch, batches, memory), 16_128, 16, 1)
+    assert 2800 < fits < 2970
 
 
 def test_nothing_fits():
