@@ -14,6 +14,7 @@ Products of float32 run in bfloat16 on a TPU, in one pass, and in TF32 on a GPU,
 is told `precision="highest"`: `float32` is the speed of that.
 """
 
+import math
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -35,9 +36,12 @@ class Chip(NamedTuple):
     """JAX devices in a chip."""
     bfloat16: float
     float32: float
-    memory: int
+    memory: float
+    """All of a GPU's; of a TPU's what its compiler says is available."""
     bandwidth: float
     interconnect: float
+    largest: int
+    """Chips of a whole pod; GPUs of one host, within which `interconnect` holds."""
     config: str = ""
     """What the compiler has to be told: a TPU's chip config, a GPU's `gpu_device_info`."""
 
@@ -63,23 +67,25 @@ _HOPPER = _gpu(132, 233_472, 52_428_800, 1.98, (9, 0))
 _ADA = _gpu(58, 102_400, 50_331_648, 2.04, (8, 9))
 
 CHIPS = {
-    "v3": Chip("TPU v3", "tpu", "2x2", 2, 123e12, 123e12, 32 * GiB, 900e9, 332e9),
+    "v3": Chip("TPU v3", "tpu", "2x2", 2, 123e12, 123e12, 30.96 * GiB, 900e9, 332e9, 1024),
     # As on a real v4, the two cores of a chip are one device.
-    "v4": Chip("TPU v4", "tpu", "2x2x1", 1, 275e12, 275e12, 32 * GiB, 1200e9, 268e9, "megacore"),
-    "v5e": Chip("TPU v5e", "tpu", "2x2", 1, 197e12, 197e12, 16 * GiB, 819e9, 200e9),
-    "v5p": Chip("TPU v5p", "tpu", "2x2x1", 1, 459e12, 459e12, 95 * GiB, 2765e9, 600e9),
-    "v6e": Chip("TPU v6e", "tpu", "2x2", 1, 918e12, 918e12, 32 * GiB, 1638e9, 400e9),
-    "tpu7x": Chip("TPU7x", "tpu", "2x2x1", 2, 2307e12, 2307e12, 192 * GiB, 7380e9, 600e9),
+    "v4": Chip(
+        "TPU v4", "tpu", "2x2x1", 1, 275e12, 275e12, 30.75 * GiB, 1200e9, 268e9, 4096, "megacore"
+    ),
+    "v5e": Chip("TPU v5e", "tpu", "2x2", 1, 197e12, 197e12, 15.75 * GiB, 819e9, 200e9, 256),
+    "v5p": Chip("TPU v5p", "tpu", "2x2x1", 1, 459e12, 459e12, 95.74 * GiB, 2765e9, 600e9, 8960),
+    "v6e": Chip("TPU v6e", "tpu", "2x2", 1, 918e12, 918e12, 31.25 * GiB, 1638e9, 400e9, 256),
+    "tpu7x": Chip("TPU7x", "tpu", "2x2x1", 2, 2307e12, 2307e12, 189.5 * GiB, 7380e9, 600e9, 9216),
     "a100": Chip(
-        "A100 80GB", "cuda", "1", 1, 312e12, 156e12, 85_017_755_648, 2039e9, 300e9, _AMPERE
+        "A100 80GB", "cuda", "1", 1, 312e12, 156e12, 85_017_755_648, 2039e9, 300e9, 8, _AMPERE
     ),
     "h100": Chip(
-        "H100 80GB", "cuda", "1", 1, 989e12, 494e12, 84_929_347_584, 3352e9, 450e9, _HOPPER
+        "H100 80GB", "cuda", "1", 1, 989e12, 494e12, 84_929_347_584, 3352e9, 450e9, 8, _HOPPER
     ),
     "h200": Chip(
-        "H200 141GB", "cuda", "1", 1, 989e12, 494e12, 150_754_820_096, 4800e9, 450e9, _HOPPER
+        "H200 141GB", "cuda", "1", 1, 989e12, 494e12, 150_754_820_096, 4800e9, 450e9, 8, _HOPPER
     ),
-    "l4": Chip("L4 24GB", "cuda", "1", 1, 121e12, 60e12, 23_580_639_232, 300e9, 32e9, _ADA),
+    "l4": Chip("L4 24GB", "cuda", "1", 1, 121e12, 60e12, 23_580_639_232, 300e9, 32e9, 8, _ADA),
 }
 
 
@@ -92,7 +98,7 @@ class Target(NamedTuple):
 
     @property
     def memory(self) -> int:
-        """Bytes of a device that JAX can use: all of a TPU's, 75 % of a GPU's by default."""
+        """Bytes of a device that JAX can use: of a GPU's 75 % by default."""
         share = 0.75 if self.chip.platform == "cuda" else 1
         return int(share * self.chip.memory / self.chip.devices)
 
@@ -133,10 +139,13 @@ class Target(NamedTuple):
 
 def parse_target(text: str) -> Target:
     """`v5e:2x2`, `h100:8`, or a name alone. Raises `ValueError`, listing what is known."""
-    name, _, shape = text.partition(":")
+    name, _, shape = text.lower().partition(":")
     if name not in CHIPS:
         known = ", ".join(f"{name}:{chip.default_shape}" for name, chip in CHIPS.items())
-        raise ValueError(f"expected one of {known}, or another shape of these, got {text}")
+        raise ValueError(
+            f"expected one of {known}, or more of these, as in v5e:4x4 (a TPU's chips) or h100:8 "
+            f"(GPUs), got {text}"
+        )
     chip = CHIPS[name]
     shape = shape or chip.default_shape
     sizes = shape.split("x")
@@ -144,6 +153,16 @@ def parse_target(text: str) -> Target:
         size.isdecimal() and int(size) > 0 for size in sizes
     ):
         raise ValueError(f"expected a shape such as {name}:{chip.default_shape}, got {text}")
+    sides = [int(size) for size in sizes]
+    if math.prod(sides) > chip.largest:
+        whole = "host: how fast hosts exchange is not known" if chip.platform == "cuda" else "pod"
+        raise ValueError(
+            f"expected at most {chip.largest:,} chips, those of one {whole}, got {text}"
+        )
+    # A pod of two dimensions is square.
+    longest = math.isqrt(chip.largest)
+    if len(sides) == 2 and max(sides) > longest:
+        raise ValueError(f"expected sides of at most {longest} chips, those of a pod, got {text}")
     return Target(f"{name}:{shape}", chip, shape)
 
 
@@ -168,7 +187,7 @@ def _tpu_options(target: Target) -> dict[str, Any]:
 def _target_config(chip: Chip) -> str:
     return f"""
     gpu_device_info {{ {chip.config}
-      memory_bandwidth: {chip.bandwidth:.0f}  device_memory_size: {chip.memory} }}
+      memory_bandwidth: {chip.bandwidth:.0f}  device_memory_size: {chip.memory:.0f} }}
     platform_name: "CUDA"  dnn_version_info {{ major: 9 minor: 8 }}
     runtime_version {{ major: 12 minor: 9 }}  device_description_str: "NVIDIA {chip.title}"
     """
