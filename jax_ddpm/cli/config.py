@@ -242,11 +242,12 @@ class DoctorConfig:
 @dataclass(frozen=True, kw_only=True)
 class PlanConfig:
     """Compile training and sampling for a TPU or GPU that is not here: do they fit, how long do
-    they take?"""
+    they take? Exit code 1 if something does not fit."""
 
     target: tuple[str, ...] = ("v5e:2x2",)
     """What to rent, one or several: v3, v4, v5e, v5p, v6e or tpu7x, with a shape in chips
-    (v5e:4x4); a100, h100, h200 or l4, with a number (h100:8)."""
+    (v5e:4x4); a100, h100, h200 or l4, with a number up to 8 (h100:8). Of a GPU's memory JAX takes
+    75 %, unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise."""
     work: Literal["train", "sample", "both"] = "both"
     """The training step, the sampler, or both."""
     model: Literal["cifar10", "digits", "simple"] = "cifar10"
@@ -257,7 +258,8 @@ class PlanConfig:
     batch_size: int = 128
     """Images a training step, on all devices together."""
     num: int = 256
-    """Images that are sampled at once, on all devices together."""
+    """Images that are sampled at once, on all devices together. Under guidance (of digits, or the
+    run's own) each step counts the network twice."""
     steps: int | None = None
     """Steps of the reverse chain. Default: all of the model's."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -269,7 +271,8 @@ class PlanConfig:
     accumulate: int = 1
     """Each batch is taken in so many parts, one after the other."""
     largest_batch: bool = False
-    """Also find the largest training batch that fits, which takes a few compilations."""
+    """Also find the largest training batch that fits, until it is within 10 % of one that does not
+    or takes 90 % of the memory, in at most four more compilations."""
     json: Path | None = None
     """Also write the figures to this file, as JSON."""
 

@@ -1,6 +1,7 @@
 """`jax-ddpm plan`: does it fit, and how long does it take, before the hardware is rented."""
 
 import math
+import sys
 from typing import Any
 
 import jax
@@ -11,7 +12,15 @@ from jax_ddpm.cli.programs import computing, sample_program, train_program
 from jax_ddpm.cli.runs import Run, init_variables, load_model, named_schedule, write_json
 from jax_ddpm.interop import Pretrained
 from jax_ddpm.models import SimpleUNet, UNet, ddpm_cifar10, ddpm_digits
-from jax_ddpm.plan.compilation import Cost, TooLarge, compile_for, prepare, quiet
+from jax_ddpm.plan.compilation import (
+    Cost,
+    Refused,
+    TooLarge,
+    compile_for,
+    prepare,
+    quiet,
+    require_slice,
+)
 from jax_ddpm.plan.search import largest_batch
 from jax_ddpm.plan.targets import Target, parse_target, require_compiler
 
@@ -19,7 +28,10 @@ __all__ = ["load", "measure", "plan"]
 
 
 def plan(config: PlanConfig) -> None:
-    """Compile what `config` says for each of its targets and print what it takes."""
+    """Compile what `config` says for each of its targets and print what it takes; exit code 1 if
+    something does not fit."""
+    if not config.target:
+        raise UsageError("--target: expected one or several, such as v5e:2x2 h100:8")
     positive(config, "batch_size", "num", "steps", "fsdp", "accumulate")
     if config.json is not None and not config.json.parent.is_dir():
         raise UsageError(f"--json: no such folder: {config.json.parent}")
@@ -32,6 +44,12 @@ def plan(config: PlanConfig) -> None:
     for target in targets:
         require_compiler(target)
     prepare()
+    try:
+        with quiet():
+            for target in targets:
+                require_slice(target)
+    except Refused as error:
+        raise UsageError(f"--target: {error}") from None
     run = load(config)
     model: Any = run.pretrained.model
     parameters = sum(leaf.size for leaf in jax.tree.leaves(run.pretrained.variables))
@@ -46,14 +64,20 @@ def plan(config: PlanConfig) -> None:
             rows.append(row)
             print("\n" + _report(row))
             if config.largest_batch and work == "train":
-                row["largest_batch"] = _largest(config, run, target, row)
-                print(_largest_line(row))
-    print(
-        "\nestimate: the longest of the three times above it, at the chips' peak figures and "
-        "without the time\nthat operations take to start. Real programs take longer."
-    )
+                rows += _largest(config, run, target, row)
+    if any(row["fits"] for row in rows):
+        print(
+            "\nestimate: the longest of the three times above it, at the chips' peak figures and "
+            "without the time\nthat operations take to start. Real programs take longer."
+        )
+    if any(target.chip.platform == "cuda" for target in targets):
+        print(
+            "\nOf a GPU's memory JAX takes 75 %, unless XLA_PYTHON_CLIENT_MEM_FRACTION says "
+            "otherwise."
+        )
     if config.json is not None:
         write_json(config.json, rows)
+    sys.exit(0 if all(row["fits"] for row in rows) else 1)
 
 
 def load(config: PlanConfig) -> Run:
@@ -110,6 +134,8 @@ def measure(
             "products": target.products(config.dtype),
             "available": target.memory,
         }
+        if size >= 2**31:  # some compilers do not outlive more
+            raise UsageError(f"{flag}: expected less than 2,147,483,648, got {size:,}")
         parts = 1 if work == "sample" else config.accumulate
         if size % (len(devices) * parts):
             accumulated = f" × {parts} parts" if parts > 1 else ""
@@ -132,25 +158,37 @@ def measure(
             cost = compile_for(target, program, *arguments)
         except TooLarge as error:
             return {**row, "fits": False, "needed": error.needed, "refusal": str(error)}
+        except Refused as error:
+            raise UsageError(str(error)) from None
     return {**row, **_figures(cost, target, config.dtype)}
 
 
 def _largest(
     config: PlanConfig, run: Run, target: Target, row: dict[str, Any]
-) -> tuple[int, int | None]:
-    def needed(batch: int) -> float:
-        here = row if batch == row["images"] else measure(config, run, target, "train", batch)
+) -> list[dict[str, Any]]:
+    """Search from `row`, print what is found, and return it unless it is `row` itself."""
+    tried = {row["images"]: row}
+
+    def needed(batch: int) -> int | float:
+        if batch not in tried:
+            print(f"trying {batch:,} images …", file=sys.stderr, flush=True)
+            tried[batch] = measure(config, run, target, "train", batch)
+        here = tried[batch]
         return max(here["needed"] or math.inf, 0 if here["fits"] else here["available"] + 1)
 
-    return largest_batch(
-        needed, row["available"], row["images"], row["devices"] * config.accumulate
+    unit = row["devices"] * config.accumulate
+    fits, fails = row["largest_batch"] = largest_batch(
+        needed, row["available"], row["images"], unit
     )
-
-
-def _largest_line(row: dict[str, Any]) -> str:
-    fits, fails = row["largest_batch"]
-    rest = "was the largest tried" if fails is None else f"images fit, {fails:,} do not"
-    return _line("largest batch", f"{fits:,}", rest)
+    found = [tried[fits]] if fits and fits != row["images"] else []
+    for each in found:
+        print("\n" + _report(each))
+    rest = "more were not tried" if fails is None else f"{fails:,} do not fit"
+    if fits:
+        share = 100 * tried[fits]["needed"] / row["available"]
+        rest = f"fit, in {share:.0f} % of the memory; {rest}"
+    print(_line("largest batch", f"{fits:,}", rest))
+    return found
 
 
 def _figures(cost: Cost, target: Target, dtype: str) -> dict[str, Any]:
@@ -191,7 +229,6 @@ def _report(row: dict[str, Any]) -> str:
         )
     if "refusal" in row:
         return "\n".join([*lines, f"  {row['refusal']}"])
-    seconds, rates = row["seconds"], row["rates"]
     lines += [
         _line("  arguments", _bytes(row["arguments"])),
         _line("  outputs", _bytes(row["outputs"]), _given_back(row)),
@@ -199,6 +236,9 @@ def _report(row: dict[str, Any]) -> str:
     ]
     if row["code"]:
         lines.append(_line("  program", _bytes(row["code"])))
+    if not row["fits"]:
+        return "\n".join(lines)
+    seconds, rates = row["seconds"], row["rates"]
     lines += [
         _line(
             "compute",

@@ -7,19 +7,20 @@ roofline, the longest of three times at the chip's peak figures. Real programs a
 import os
 import re
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jax_ddpm.plan.flops import count_flops
 from jax_ddpm.plan.hlo import Collective, collectives, memory_traffic
 from jax_ddpm.plan.targets import Target
 
-__all__ = ["Cost", "TooLarge", "compile_for", "prepare", "quiet"]
+__all__ = ["Cost", "Refused", "TooLarge", "compile_for", "prepare", "quiet", "require_slice"]
 
 
 class Cost(NamedTuple):
@@ -52,6 +53,10 @@ class Cost(NamedTuple):
         return {name: amount / rates[name] for name, amount in amounts.items()}
 
 
+class Refused(Exception):
+    """The compiler takes no such slice or program: one line, with the first of its complaint."""
+
+
 class TooLarge(Exception):
     """A device has less memory than the program needs. `needed` in bytes, None if not said."""
 
@@ -79,10 +84,19 @@ def prepare() -> None:
     os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_autotune_level=0".strip()
 
 
+def require_slice(target: Target) -> None:
+    """Raises `Refused` unless the compiler can sum over all devices of `target`."""
+    with _complaints(f"{target.name}: its compiler refuses such a slice"):
+        devices = target.devices()
+        split = NamedSharding(Mesh(devices, "all"), PartitionSpec("all"))
+        numbers = jax.ShapeDtypeStruct((len(devices),), jnp.float32, sharding=split)
+        jax.jit(jnp.sum).lower(numbers).compile()
+
+
 def compile_for(target: Target, program: Any, *arguments: Any) -> Cost:
     """Compile a jitted function of `ShapeDtypeStruct`s that are placed on the target's devices.
 
-    Raises `TooLarge` where the compiler finds that it does not fit.
+    Raises `TooLarge` where the compiler finds that it does not fit, `Refused` at other errors.
     """
     platform = target.chip.platform
     traced = program.trace(*arguments)
@@ -90,12 +104,8 @@ def compile_for(target: Target, program: Any, *arguments: Any) -> Cost:
     # The least effort: a minute where the default takes ten, and memory within a tenth of it.
     effort = {"exec_time_optimization_effort": -1.0} if platform == "tpu" else None
     start = time.perf_counter()
-    try:
+    with _complaints(f"{target.name}: its compiler refuses the program"):
         compiled = lowered.compile(compiler_options=effort)
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise TooLarge(str(error)) from None
     seconds = time.perf_counter() - start
     memory, text = compiled.memory_analysis(), compiled.as_text()
     devices = len(jax.tree.leaves(arguments)[0].sharding.device_set)
@@ -113,19 +123,28 @@ def compile_for(target: Target, program: Any, *arguments: Any) -> Cost:
 
 
 @contextmanager
+def _complaints(refusal: str) -> Iterator[None]:
+    """The compilers' errors as `TooLarge`, or as `Refused` with `refusal` in front."""
+    try:
+        yield
+    except RuntimeError as error:  # a JaxRuntimeError is one
+        message = str(error)
+        if "RESOURCE_EXHAUSTED" in message:
+            raise TooLarge(message) from None
+        complaint = message.partition("\n")[0].strip()
+        raise Refused(f"{refusal}: {complaint}") from None
+
+
+@contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps what the compilers write to the error stream; an error of theirs shows it."""
+    """Drops what the compilers write to the error stream."""
     sys.stderr.flush()
     terminal = os.dup(2)
-    with tempfile.TemporaryFile() as kept:
-        os.dup2(kept.fileno(), 2)
-        try:
-            yield
-        except jax.errors.JaxRuntimeError:
-            kept.seek(0)
-            os.write(terminal, kept.read())
-            raise
-        finally:
-            sys.stderr.flush()
-            os.dup2(terminal, 2)
-            os.close(terminal)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(terminal, 2)
+        os.close(terminal)
