@@ -77,7 +77,8 @@ def plan(config: PlanConfig) -> None:
         )
     if config.json is not None:
         write_json(config.json, rows)
-    sys.exit(0 if all(row["fits"] for row in rows) else 1)
+    if not all(row["fits"] for row in rows):
+        sys.exit(1)
 
 
 def load(config: PlanConfig) -> Run:

@@ -93,13 +93,17 @@ def _conv_jvp(strides, padding, precision, primals, tangents):
 
     output = _conv(x, kernel, strides, padding, precision)
     sharding = jax.typeof(output).sharding
-    if AxisType.Explicit in sharding.mesh.axis_types:  # whose rules know no such layouts
-        by_x, by_kernel = (auto_axes(each, out_sharding=sharding) for each in (by_x, by_kernel))
+
+    def term(on_cpu, *operands):
+        if AxisType.Explicit in sharding.mesh.axis_types:  # whose rules know no such layouts
+            on_cpu = auto_axes(on_cpu, out_sharding=sharding)
+        return lax.platform_dependent(*operands, cpu=on_cpu, default=conv)
+
     terms = []
     if not isinstance(x_dot, SymbolicZero):
-        terms.append(lax.platform_dependent(x_dot, kernel, cpu=by_x, default=conv))
+        terms.append(term(by_x, x_dot, kernel))
     if not isinstance(kernel_dot, SymbolicZero):
-        terms.append(lax.platform_dependent(x, kernel_dot, cpu=by_kernel, default=conv))
+        terms.append(term(by_kernel, x, kernel_dot))
     return output, sum(terms[1:], start=terms[0])
 
 
