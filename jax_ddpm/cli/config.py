@@ -1,5 +1,6 @@
 """What each command can be told. Fields become flags; docstrings become their help."""
 
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,9 +22,11 @@ __all__ = [
     "ScheduleName",
     "TrainConfig",
     "UsageError",
+    "check_file",
     "check_out",
     "naming",
     "positive",
+    "writing",
 ]
 
 ScheduleName = Literal["linear", "scaled_linear", "cosine", "sigmoid"]
@@ -36,11 +39,22 @@ class UsageError(Exception):
 
 @contextmanager
 def naming(flag: str) -> Iterator[None]:
-    """Puts `flag` in front of what is wrong with what it was given."""
+    """Puts `flag` in front of what is wrong with what it was given, unless a flag stands there."""
     try:
         yield
     except UsageError as error:
-        raise UsageError(f"{flag}: {error}") from None
+        named = str(error).startswith("--")
+        raise UsageError(str(error) if named else f"{flag}: {error}") from None
+
+
+@contextmanager
+def writing(flag: str, path: Path) -> Iterator[None]:
+    """Says which flag named what cannot be written, and why it cannot."""
+    try:
+        yield
+    except OSError as error:
+        problem = error.strerror or error
+        raise UsageError(f"{flag}: cannot write {path}: {problem}") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,9 +91,10 @@ class TrainConfig:
     model: Literal["unet", "simple"] = "unet"
     """The U-Net, which knows labels, or the tutorial's four convolutions, which do not."""
     init: Path | None = None
-    """Start from a run or a folder of diffusers: its network, weights, schedule and
-    parametrisation (so without --model, --schedule, --timesteps and --prediction-type). If the
-    images use every label of its network, none is hidden and nothing is guided."""
+    """Start from a run, one of its checkpoints or a folder of diffusers: its network, weights,
+    schedule and parametrisation (so without --model, --schedule, --timesteps and
+    --prediction-type). If the images use every label of its network, none is hidden and nothing
+    is guided."""
     steps: int = 1500
     """Training steps."""
     batch_size: int = 64
@@ -133,7 +148,7 @@ class ChainConfig:
     """A model, and how its chain is run."""
 
     run: Path | None = None
-    """Folder of the run, as `jax-ddpm train` made it."""
+    """Folder of the run, as `jax-ddpm train` made it, or of one of its checkpoints."""
     pretrained: Path | None = None
     """Or a folder of diffusers, as `DDPMPipeline.save_pretrained` made it."""
     checkpoint: int | None = None
@@ -182,8 +197,9 @@ class ConvertConfig:
     """Turn a run, a diffusers folder or a PyTorch state dict into one of the others."""
 
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
-    """A run, a folder of diffusers, or a state dict of the tutorial's SimpleUNet as .safetensors
-    (that of a U-Net says too little: its folder is what can be read)."""
+    """A run, one of its checkpoints (runs/NAME/checkpoints/STEP), a folder of diffusers, or a
+    state dict of the tutorial's SimpleUNet as .safetensors (that of a U-Net says too little: its
+    folder is what can be read)."""
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """A new folder, or a .safetensors file for a state dict."""
     to: Literal["run", "diffusers", "torch"]
@@ -200,7 +216,7 @@ class EvaluateConfig:
     """Measure a run: do its samples look like what was asked for, and how likely is the data."""
 
     run: Path
-    """Folder of the run, as `jax-ddpm train` made it."""
+    """Folder of the run, as `jax-ddpm train` made it, or of one of its checkpoints."""
     checkpoint: int | None = None
     """The step of the checkpoint. Default: the newest."""
     dataset: Literal["digits", "mnist5k"] = "digits"
@@ -278,13 +294,22 @@ class PlanConfig:
 
 
 def check_out(out: Path, *suffixes: str) -> None:
-    """Raises `UsageError` unless `--out` names a file of one of these kinds in a folder there."""
+    """Raises `UsageError` unless `--out` names a file of one of these kinds, to be written."""
     if out.suffix not in suffixes:
         raise UsageError(f"--out: expected a {' or a '.join(suffixes)}, got {out}")
-    if out.is_dir():
-        raise UsageError(f"--out: expected a file, got the folder {out}")
-    if not out.parent.is_dir():
-        raise UsageError(f"--out: no such folder: {out.parent}")
+    check_file("--out", out)
+
+
+def check_file(flag: str, path: Path | None) -> None:
+    """Raises `UsageError` unless `path` is None or can be written: before the work, not after."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise UsageError(f"{flag}: expected a file, got the folder {path}")
+    if not path.parent.is_dir():
+        raise UsageError(f"{flag}: no such folder: {path.parent}")
+    with writing(flag, path), tempfile.TemporaryFile(dir=path.parent):
+        pass
 
 
 def positive(config: Any, *names: str) -> None:

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from jax_ddpm.cli.config import ConvertConfig, UsageError, naming
-from jax_ddpm.cli.runs import Run, is_run, load_pretrained, load_run, save_run
+from jax_ddpm.cli.config import ConvertConfig, UsageError, naming, writing
+from jax_ddpm.cli.runs import Run, load_model, save_run
 from jax_ddpm.interop import (
     Pretrained,
     save_diffusers,
@@ -26,28 +26,33 @@ _TUTORIAL_TIMESTEPS = 200
 def convert(config: ConvertConfig) -> None:
     """Read `config.source`, whatever it is, and write it as `config.to` says."""
     run = _load(config)
-    pretrained = run.pretrained
     if config.out.exists():
         raise UsageError(f"OUT: {config.out} exists already")
     if not config.out.parent.is_dir():
         raise UsageError(f"OUT: no such folder: {config.out.parent}")
+    with writing("OUT", config.out):
+        hint = _write(config, run)
+    print(f"wrote {config.out}\n\nnext: {hint}")
+
+
+def _write(config: ConvertConfig, run: Run) -> str:
+    """What to do with it next."""
     if config.to == "run":
         save_run(config.out, run)
-        hint = f"jax-ddpm sample --run {config.out}"
-    elif config.to == "diffusers":
+        return f"jax-ddpm sample --run {config.out}"
+    pretrained = run.pretrained
+    if config.to == "diffusers":
         try:
             save_diffusers(config.out, *pretrained)
         except ValueError as error:
             raise UsageError(f"--to diffusers: {error}") from None
-        hint = f"DDPMPipeline.from_pretrained({str(config.out)!r})"
-    else:
-        if config.out.suffix != ".safetensors":
-            raise UsageError(f"OUT: expected a .safetensors file, got {config.out}")
-        simple = isinstance(pretrained.model, SimpleUNet)
-        to_torch = simple_unet_to_torch if simple else unet_to_torch
-        save_tensors(config.out, to_torch(pretrained.variables))
-        hint = f"model.load_state_dict(safetensors.torch.load_file({str(config.out)!r}))"
-    print(f"wrote {config.out}\n\nnext: {hint}")
+        return f"DDPMPipeline.from_pretrained({str(config.out)!r})"
+    if config.out.suffix != ".safetensors":
+        raise UsageError(f"OUT: expected a .safetensors file, got {config.out}")
+    simple = isinstance(pretrained.model, SimpleUNet)
+    to_torch = simple_unet_to_torch if simple else unet_to_torch
+    save_tensors(config.out, to_torch(pretrained.variables))
+    return f"model.load_state_dict(safetensors.torch.load_file({str(config.out)!r}))"
 
 
 def _load(config: ConvertConfig) -> Run:
@@ -57,9 +62,7 @@ def _load(config: ConvertConfig) -> Run:
     if source.is_file():
         return _load_state_dict(source, config.image_size)
     with naming("SOURCE"):
-        if is_run(source):
-            return load_run(source, config.weights)
-        return load_pretrained(source)
+        return load_model(source, config.weights)
 
 
 def _load_state_dict(path: Path, image_size: int) -> Run:

@@ -12,7 +12,15 @@ import numpy as np
 from sklearn.model_selection import train_test_split
 from sklearn.svm import SVC
 
-from jax_ddpm.cli.config import DevicesConfig, EvaluateConfig, UsageError, naming, positive
+from jax_ddpm.cli.config import (
+    DevicesConfig,
+    EvaluateConfig,
+    UsageError,
+    check_file,
+    naming,
+    positive,
+    writing,
+)
 from jax_ddpm.cli.datasets import Dataset, load_dataset
 from jax_ddpm.cli.devices import say, start_devices
 from jax_ddpm.cli.draw import cycle_labels, draw_samples
@@ -29,8 +37,7 @@ _BATCH = 250
 def evaluate(config: EvaluateConfig) -> None:
     """Measure as `config` says, and print."""
     positive(config, "num", "steps")
-    if config.json is not None and not config.json.parent.is_dir():
-        raise UsageError(f"--json: no such folder: {config.json.parent}")
+    check_file("--json", config.json)
     start_devices(DevicesConfig())
     run, data = together(lambda: _prepare(config))
     figures: dict[str, Any] = {"run": str(config.run)}
@@ -48,7 +55,8 @@ def evaluate(config: EvaluateConfig) -> None:
         raise UsageError("--run: nothing to measure: no classes, and no pixels of 8 bits")
     path = config.json
     if path is not None:
-        on_writer(lambda: write_json(path, figures))
+        with writing("--json", path):
+            on_writer(lambda: write_json(path, figures))
 
 
 def _prepare(config: EvaluateConfig) -> tuple[Run, Dataset]:

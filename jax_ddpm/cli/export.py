@@ -23,7 +23,7 @@ import numpy as np
 from jax.export import Exported
 
 from jax_ddpm import __version__
-from jax_ddpm.cli.config import ExportConfig, UsageError, check_out
+from jax_ddpm.cli.config import ExportConfig, UsageError, check_out, writing
 from jax_ddpm.cli.draw import guided_denoise_fn
 from jax_ddpm.cli.runs import Run, write_json
 from jax_ddpm.cli.sample import SAMPLERS, load_chain
@@ -56,8 +56,10 @@ def export(config: ExportConfig) -> None:
         **_manifest(config, run, exported),
     }
     beside = config.out.with_name(f"{config.out.name}.json")
-    replace_file(config.out, data)
-    write_json(beside, manifest)
+    with writing("--out", config.out):
+        replace_file(config.out, data)
+    with writing("--out", beside):
+        write_json(beside, manifest)
     print(
         f"wrote {config.out}: {len(data) / 1e6:,.1f} MB, {config.steps} {config.sampler} steps, "
         f"for {', '.join(exported.platforms)}\nwrote {beside}, which says what it is\n\n"

@@ -5,6 +5,7 @@ Images come in as float [image, height, width, channel] in [-1, 1].
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import jax
 import matplotlib
@@ -44,9 +45,9 @@ def image_grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
     return canvas
 
 
-def save_grid(path: Path, images: np.ndarray, columns: int | None = None) -> None:
+def save_grid(file: Path | BinaryIO, images: np.ndarray, columns: int | None = None) -> None:
     """Write a grid of images as PNG."""
-    Image.fromarray(image_grid(images, columns)).save(path, format="PNG")
+    Image.fromarray(image_grid(images, columns)).save(file, format="PNG")
 
 
 def save_gif(

@@ -7,7 +7,7 @@ from typing import get_args
 import jax
 from tqdm import tqdm
 
-from jax_ddpm.cli.config import ParityConfig, UsageError
+from jax_ddpm.cli.config import ParityConfig, check_file, writing
 from jax_ddpm.cli.runs import write_json
 
 __all__ = ["parity"]
@@ -28,8 +28,7 @@ _TITLES = {
 
 def parity(config: ParityConfig) -> None:
     """Run all cases in float64 and float32, print the table; exit code 1 if one fails."""
-    if config.json is not None and not config.json.parent.is_dir():
-        raise UsageError(f"--json: no such folder: {config.json.parent}")
+    check_file("--json", config.json)
     jax.config.update("jax_enable_x64", True)
     import torch
 
@@ -58,7 +57,8 @@ def parity(config: ParityConfig) -> None:
     print(f"\n{len(results) - len(failed)} of {len(results)} comparisons hold ({seconds:.0f} s)")
     if config.json is not None:
         rows = [{**result._asdict(), "passed": result.passed} for result in results]
-        write_json(config.json, rows)
+        with writing("--json", config.json):
+            write_json(config.json, rows)
     if failed:
         for result in failed:
             print(f"FAILED: {result.name}, {result.dtype}", file=sys.stderr)

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jax_ddpm.cli.config import PlanConfig, UsageError, naming, positive
+from jax_ddpm.cli.config import PlanConfig, UsageError, check_file, naming, positive, writing
 from jax_ddpm.cli.programs import computing, sample_program, train_program
 from jax_ddpm.cli.runs import Run, init_variables, load_model, named_schedule, write_json
 from jax_ddpm.interop import Pretrained
@@ -33,8 +33,7 @@ def plan(config: PlanConfig) -> None:
     if not config.target:
         raise UsageError("--target: expected one or several, such as v5e:2x2 h100:8")
     positive(config, "batch_size", "num", "steps", "fsdp", "accumulate")
-    if config.json is not None and not config.json.parent.is_dir():
-        raise UsageError(f"--json: no such folder: {config.json.parent}")
+    check_file("--json", config.json)
     if config.largest_batch and config.work == "sample":
         raise UsageError("--largest-batch: expected --work train or both, got sample")
     try:
@@ -76,7 +75,8 @@ def plan(config: PlanConfig) -> None:
             "otherwise."
         )
     if config.json is not None:
-        write_json(config.json, rows)
+        with writing("--json", config.json):
+            write_json(config.json, rows)
     if not all(row["fits"] for row in rows):
         sys.exit(1)
 

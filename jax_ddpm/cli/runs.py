@@ -17,7 +17,7 @@ from jax_ddpm import __version__
 from jax_ddpm.cli.config import ScheduleName, TrainConfig, UsageError
 from jax_ddpm.interop.arrays import flatten, unflatten
 from jax_ddpm.interop.diffusers import Pretrained, load_diffusers, unet_config, unet_from_config
-from jax_ddpm.interop.files import replace_file
+from jax_ddpm.interop.files import new_folder, replace_file
 from jax_ddpm.interop.scheduler import Scheduler, scheduler_config, scheduler_from_config
 from jax_ddpm.models import SimpleUNet, UNet
 from jax_ddpm.schedule import (
@@ -117,24 +117,48 @@ def save_run(folder: Path, run: Run) -> None:
     """Write a run of one checkpoint, in a new folder: its weights are their own average."""
     description, weights = describe(run), run.pretrained.variables
     arrays = {"params": weights, "ema": weights}
-    try:
-        save_checkpoint(folder / CHECKPOINTS, 0, arrays, {"run": description})
-    except ValueError as error:
-        raise UsageError(str(error)) from None
-    write_json(folder / "config.json", description)
+    with new_folder(folder) as new:
+        try:
+            save_checkpoint(new / CHECKPOINTS, 0, arrays, {"run": description})
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+        write_json(new / "config.json", description)
 
 
 def is_run(folder: Path) -> bool:
-    """Whether `folder` looks like a run, damaged or not."""
-    return (folder / CHECKPOINTS).is_dir()
+    """Whether `folder` looks like a run, or one of its checkpoints, damaged or not."""
+    return (folder / CHECKPOINTS).is_dir() or _is_checkpoint(folder)
 
 
 def load_run(folder: Path, weights: str = "ema", step: int | None = None) -> Run:
-    """Read a run's newest checkpoint, or that of `step`.
+    """Read a run's newest checkpoint, or that of `step`, or the one whose folder this is.
 
     Raises `UsageError` naming what is missing, damaged or does not fit.
     """
-    if not is_run(folder):
+    if step is None and _is_checkpoint(folder):
+        path = folder
+    else:
+        path = _find_checkpoint(folder, step)
+    try:
+        return _read_run(path, weights)
+    except ValueError as error:
+        older = [each for each in list_checkpoints(path.parent) if int(each.name) < int(path.name)]
+        if not older:
+            hint = "there is no older one"
+        elif step is None:
+            hint = f"the one before: {older[-1]} in place of {folder}"
+        else:
+            hint = f"the one before: --checkpoint {int(older[-1].name)}"
+        raise UsageError(f"{_line(error)}; {hint}") from None
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    return folder.parent.name == CHECKPOINTS and folder in list_checkpoints(folder.parent)
+
+
+def _find_checkpoint(folder: Path, step: int | None) -> Path:
+    """The newest of a run, or that of `step`."""
+    if not (folder / CHECKPOINTS).is_dir():
         is_diffusers = (folder / "model_index.json").exists()
         hint = ": a folder of diffusers, for --pretrained" if is_diffusers else ""
         raise UsageError(f"expected a run's folder, got {folder} (no {CHECKPOINTS}/ in it){hint}")
@@ -145,13 +169,7 @@ def load_run(folder: Path, weights: str = "ema", step: int | None = None) -> Run
         raise UsageError(
             f"--checkpoint: expected one of {', '.join(map(str, paths))} in {folder}, got {step}"
         )
-    path = paths[max(paths) if step is None else step]
-    try:
-        return _read_run(path, weights)
-    except ValueError as error:
-        others = [str(other) for other in paths if other != int(path.name)]
-        hint = f"; older ones: --checkpoint {' or '.join(others)}" if others else ""
-        raise UsageError(f"{_line(error)}{hint}") from None
+    return paths[max(paths) if step is None else step]
 
 
 def _read_run(path: Path, weights: str) -> Run:
@@ -210,9 +228,9 @@ def load_pretrained(folder: Path) -> Run:
     return Run(pretrained, image_shape, classes, null_label, guidance=1.0)
 
 
-def load_model(folder: Path) -> Run:
-    """A run or a folder of diffusers, whichever `folder` is."""
-    return load_run(folder) if is_run(folder) else load_pretrained(folder)
+def load_model(folder: Path, weights: str = "ema") -> Run:
+    """A run, one of its checkpoints or a folder of diffusers, whichever `folder` is."""
+    return load_run(folder, weights) if is_run(folder) else load_pretrained(folder)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -1,16 +1,24 @@
 """`jax-ddpm sample`: images from a trained run or a diffusers checkpoint."""
 
-import os
 from typing import Any
 
 import jax
 import numpy as np
 
-from jax_ddpm.cli.config import ChainConfig, SampleConfig, UsageError, check_out, naming, positive
+from jax_ddpm.cli.config import (
+    ChainConfig,
+    SampleConfig,
+    UsageError,
+    check_out,
+    naming,
+    positive,
+    writing,
+)
 from jax_ddpm.cli.devices import say, start_devices
 from jax_ddpm.cli.draw import class_columns, cycle_labels, draw_samples
 from jax_ddpm.cli.figures import save_grid
 from jax_ddpm.cli.runs import Run, load_pretrained, load_run
+from jax_ddpm.interop.files import replacing
 from jax_ddpm.samplers import ancestral, ddim, dpm_solver_pp, heun
 from jax_ddpm.schedule import NoiseSchedule
 from jax_ddpm.training.hosts import on_writer, together
@@ -47,24 +55,14 @@ def _prepare(config: SampleConfig) -> tuple[Run, NoiseSchedule, np.ndarray | Non
 
 
 def _write(config: SampleConfig, run: Run, samples: np.ndarray, labels: np.ndarray | None) -> None:
-    try:
-        _write_file(config, run, samples, labels)
-    except OSError as error:
-        raise UsageError(f"--out: cannot write {config.out}: {error.strerror}") from None
-
-
-def _write_file(
-    config: SampleConfig, run: Run, samples: np.ndarray, labels: np.ndarray | None
-) -> None:
-    temporary = config.out.with_name(f".{config.out.stem}.tmp{config.out.suffix}")
-    if config.out.suffix == ".png":
-        save_grid(temporary, samples, columns=class_columns(run) if config.label is None else None)
-    else:
-        arrays: dict[str, Any] = {"samples": samples}
-        if labels is not None:
-            arrays["labels"] = labels
-        np.savez(temporary, **arrays)
-    os.replace(temporary, config.out)
+    with writing("--out", config.out), replacing(config.out) as file:
+        if config.out.suffix == ".png":
+            save_grid(file, samples, columns=class_columns(run) if config.label is None else None)
+        else:
+            arrays: dict[str, Any] = {"samples": samples}
+            if labels is not None:
+                arrays["labels"] = labels
+            np.savez(file, **arrays)
 
 
 def load_chain(config: ChainConfig) -> tuple[Run, NoiseSchedule]:

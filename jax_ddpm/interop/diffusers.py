@@ -7,7 +7,6 @@ scheduler/scheduler_config.json                    (or at the root)
 """
 
 import os
-import shutil
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 from jax_ddpm._typing import ThresholdFn
 from jax_ddpm.interop.arrays import load_tensors, save_tensors
 from jax_ddpm.interop.configs import complete_config, read_json, write_json
+from jax_ddpm.interop.files import new_folder
 from jax_ddpm.interop.scheduler import (
     Scheduler,
     default_scheduler,
@@ -170,23 +170,19 @@ def save_diffusers(
     config = {"_diffusers_version": _WRITTEN_FOR, **scheduler_config(scheduler)}
     tensors = unet_to_torch(variables)
     unet_from_torch(tensors, model)  # raises unless they are the model's
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    (temporary / "unet").mkdir(parents=True)
-    (temporary / "scheduler").mkdir()
-    save_tensors(temporary / "unet" / _WEIGHTS, tensors)
-    write_json(temporary / "unet" / "config.json", unet_config(model))
-    write_json(temporary / "scheduler" / "scheduler_config.json", config)
     index = {
         "_class_name": "DDPMPipeline",
         "_diffusers_version": _WRITTEN_FOR,
         "scheduler": ["diffusers", config["_class_name"]],
         "unet": ["diffusers", "UNet2DModel"],
     }
-    write_json(temporary / "model_index.json", index)
-    if folder.exists():
-        folder.rmdir()
-    os.replace(temporary, folder)
+    with new_folder(folder) as new:
+        (new / "unet").mkdir()
+        (new / "scheduler").mkdir()
+        save_tensors(new / "unet" / _WEIGHTS, tensors)
+        write_json(new / "unet" / "config.json", unet_config(model))
+        write_json(new / "scheduler" / "scheduler_config.json", config)
+        write_json(new / "model_index.json", index)
 
 
 def unet_from_config(content: Mapping[str, Any], path: Path) -> UNet:

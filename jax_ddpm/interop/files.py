@@ -1,21 +1,62 @@
 """Files that are on the disk when a call returns, whole or not at all. Errors name the file."""
 
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
-__all__ = ["flush_folder", "make_folder", "replace_file", "write_file"]
+__all__ = [
+    "flush_folder",
+    "make_folder",
+    "new_folder",
+    "replace_file",
+    "replacing",
+    "write_file",
+]
 
 
 def replace_file(path: Path, data: bytes | bytearray) -> None:
     """Write a file whole or not at all. Raises `OSError`; an older one is then untouched."""
+    with replacing(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file that takes the place of `path` at the end; where that fails, nothing is left."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        write_file(temporary, data)
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
         flush_folder(path.parent)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    except OSError as error:
+        raise _naming(error, path) from None
+    finally:
+        with suppress(OSError):  # it was renamed, or never made
+            temporary.unlink()
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder that becomes `path`, new or empty, at the end; where that fails, nothing is left."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        make_folder(temporary)
+        yield temporary
+        if path.exists():
+            path.rmdir()
+        os.replace(temporary, path)
+        flush_folder(path.parent)
+    except OSError as error:
+        raise _naming(error, path) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_file(path: Path, data: bytes | bytearray, mode: str = "wb") -> None:
@@ -26,7 +67,7 @@ def write_file(path: Path, data: bytes | bytearray, mode: str = "wb") -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from None
+        raise _naming(error, path) from None
 
 
 def make_folder(path: Path) -> None:
@@ -45,3 +86,8 @@ def flush_folder(path: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _naming(error: OSError, path: Path) -> OSError:
+    # Not every library says in the error what the system said.
+    return OSError(error.errno, error.strerror or str(error), str(path))

@@ -170,6 +170,10 @@ def _bad_data(tmp_path):
         (["sample", "--run", "empty"], "--run: expected a run's folder, got empty"),
         (["sample", "--run", "empty", "--out", "a.jpg"], "--out: expected a .png or a .npz"),
         (["parity", "--json", "no/where.json"], "--json: no such folder: no"),
+        (["evaluate", "--run", "empty", "--json", "empty"], "--json: expected a file, got the fo"),
+        (["evaluate", "--run", "empty", "--json", "/proc/x"], "--json: cannot write /proc/x: "),
+        (["sample", "--run", "empty", "--out", "/proc/x.png"], "--out: cannot write /proc/x.png: "),
+        (["export", "--run", "empty", "--out", "/proc/x.jaxexport"], "--out: cannot write /proc/x"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(jax_ddpm_here, tmp_path, arguments, words):

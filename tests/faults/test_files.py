@@ -1,6 +1,8 @@
 """Every damaged file is named in one line; training falls back, sampling refuses."""
 
+import errno
 import json
+import os
 import shutil
 
 import numpy as np
@@ -24,8 +26,6 @@ FILES = (
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, defaults):
     """A short run."""
-    import os
-
     from jax_ddpm.cli import run
 
     cwd = tmp_path_factory.mktemp("finished")
@@ -74,7 +74,7 @@ def test_sampling_refuses_a_damaged_checkpoint(jax_ddpm_here, copy, name, kind):
     result = jax_ddpm_here("sample", "--run", "runs/x", "--out", "x.npz", cwd=copy)
     assert result.returncode == 2 and len(result.stderr.splitlines()) == 1
     assert f"--run: runs/x/checkpoints/00000006/{name}: " in result.stderr
-    assert "older ones: --checkpoint 2 or 4" in result.stderr
+    assert "; the one before: runs/x/checkpoints/00000004 in place of runs/x\n" in result.stderr
     assert not (copy / "x.npz").exists()
 
 
@@ -85,7 +85,56 @@ def test_sampling_takes_the_checkpoint_that_it_is_told(jax_ddpm_here, copy):
     assert np.load(copy / "x.npz")["samples"].shape == (2, 4, 4, 1)
     result = jax_ddpm_here(*command, "5", cwd=copy)
     assert result.returncode == 2
-    assert "--checkpoint: expected one of 2, 4, 6 in runs/x, got 5" in result.stderr
+    assert result.stderr == "jax-ddpm: --checkpoint: expected one of 2, 4, 6 in runs/x, got 5\n"
+
+
+def test_the_checkpoint_before_a_damaged_one_is_named_and_can_be_read(jax_ddpm_here, copy):
+    for step in (4, 6):
+        damage(copy / f"runs/x/checkpoints/{step:08d}/ema.safetensors", "flipped")
+    sample = "sample --num 2 --out x.npz --run {}"
+    convert = "convert {} y --to run"
+    init = "train --data x.npy --batch-size 4 --steps 2 --name on --init {}"
+    folder = "runs/x/checkpoints/0000000"
+    for command, run, hint in (
+        (f"{sample} --checkpoint 6", "runs/x", "--checkpoint 4"),
+        (f"{sample} --checkpoint 4", "runs/x", "--checkpoint 2"),
+        (convert, "runs/x", f"{folder}4 in place of runs/x"),
+        (init, "runs/x", f"{folder}4 in place of runs/x"),
+        (init, f"{folder}4", f"{folder}2 in place of {folder}4"),
+    ):
+        result = jax_ddpm_here(*command.format(run).split(), cwd=copy)
+        assert result.returncode == 2 and f"; the one before: {hint}\n" in result.stderr
+    for command in (sample, convert, init):
+        result = jax_ddpm_here(*command.format(f"{folder}2").split(), cwd=copy)
+        assert result.returncode == 0, result.stderr
+    weights = [copy / run / "ema.safetensors" for run in (f"{folder}2", "y/checkpoints/00000000")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    damage(weights[0], "flipped")
+    for command in (sample, convert, init):
+        result = jax_ddpm_here(*command.format(f"{folder}2").split(), cwd=copy)
+        assert result.returncode == 2 and "; there is no older one\n" in result.stderr
+
+
+def test_a_write_that_fails_is_named_and_leaves_nothing(jax_ddpm_here, copy, monkeypatch):
+    def fsync(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = sorted(copy.rglob("*"))
+    monkeypatch.setattr(os, "fsync", fsync)
+    run = ["--run", "runs/x", "--steps", "1"]
+    for *command, flag, out in (
+        ("sample", *run, "--num", "2", "--out", "x.png"),
+        ("sample", *run, "--num", "2", "--out", "x.npz"),
+        ("export", *run, "--platforms", "cpu", "--out", "x.jaxexport"),
+        ("evaluate", *run, "--num", "2", "--data", "x.npy", "--json", "x.json"),
+        ("convert", "runs/x", "--to", "run", "OUT", "y"),
+        ("convert", "runs/x", "--to", "torch", "OUT", "y.safetensors"),
+    ):
+        told = [out] if flag == "OUT" else [flag, out]
+        result = jax_ddpm_here(*command, *told, cwd=copy)
+        assert result.returncode == 2, command
+        assert f"jax-ddpm: {flag}: cannot write {out}: No space left on device\n" in result.stderr
+    assert sorted(copy.rglob("*")) == before
 
 
 @pytest.mark.parametrize("name", FILES)
