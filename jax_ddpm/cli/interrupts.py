@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 __all__ = ["STOPPED", "Interrupts"]
@@ -26,6 +26,8 @@ class Interrupts:
 
     asked = False
     """Whether a signal has come."""
+    saved: Callable[[], str] | None = None
+    """Says what will be there after the end."""
 
     def __init__(self) -> None:
         self._busy = False
@@ -65,22 +67,24 @@ class Interrupts:
             last = now
             with self._lock:
                 if not self._busy or (self.asked and data[0] == signal.SIGINT):
-                    _end()
+                    self._end()
                 asked, self.asked = self.asked, True
             if not asked:
-                _say("stopping after this step; Ctrl-C (again) stops at once")
+                again = "Ctrl-C again" if data[0] == signal.SIGINT else "SIGINT (Ctrl-C)"
+                _say(f"stopping after this step; {again} stops at once")
         os.close(self._reader)
+
+    def _end(self) -> None:
+        """Whatever is half written has another name: nothing has to be tidied up."""
+        try:
+            _say(f"stopped; {self.saved()}" if self.saved else "stopped")
+            with suppress(OSError, ValueError):
+                sys.stdout.flush()
+        finally:
+            os._exit(STOPPED)
 
 
 def _say(line: str) -> None:
     with suppress(OSError, ValueError):  # a terminal that has gone
         sys.stderr.write(f"\njax-ddpm: {line}\n")
         sys.stderr.flush()
-
-
-def _end() -> None:
-    """Whatever is half written has another name: nothing has to be tidied up."""
-    _say("stopped")
-    with suppress(OSError, ValueError):
-        sys.stdout.flush()
-    os._exit(STOPPED)

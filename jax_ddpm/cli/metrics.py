@@ -17,7 +17,7 @@ from tqdm import tqdm
 from jax_ddpm.interop.files import replace_file, write_file
 from jax_ddpm.training.hosts import is_writer, on_writer
 
-__all__ = ["LOG_EVERY", "MetricsLog", "read_metrics"]
+__all__ = ["LOG_EVERY", "MetricsLog", "damaged_lines", "read_metrics"]
 
 LOG_EVERY = 50
 _Pending = dict[str, list[float | None]]  # None: not finite
@@ -119,3 +119,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         if isinstance(line, dict) and type(line.get("step")) is int and "loss" in line:
             lines.append(line)
     return lines
+
+
+def damaged_lines(path: Path) -> int:
+    """How many lines of a metrics.jsonl are none, but for one that was left unfinished."""
+    count = path.read_bytes().count(b"\n") if path.exists() else 0
+    return max(0, count - len(read_metrics(path)))

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jax_ddpm.cli.config import TrainConfig, UsageError
+from jax_ddpm.cli.config import TrainConfig, UsageError, writing
 from jax_ddpm.cli.runs import CHECKPOINTS, PICTURES, Run, describe, write_json
 from jax_ddpm.interop.arrays import from_bytes, to_bytes
 from jax_ddpm.interop.configs import read_json
@@ -29,7 +29,7 @@ from jax_ddpm.training.checkpoint import (
 )
 from jax_ddpm.training.hosts import from_writer, is_writer, together
 
-__all__ = ["Place", "begin", "locked", "open_run"]
+__all__ = ["Place", "begin", "locked", "open_run", "what_is_saved"]
 
 # Where a run is, how it is laid out and guarded: its weights do not depend on them.
 _FREE = {
@@ -57,7 +57,7 @@ def locked(folder: Path) -> Iterator[None]:
 
     Raises `UsageError` for a folder of something else, and for one that another process holds.
     """
-    try:
+    with writing("--out", folder):
         if folder.is_dir() and not any((folder / name).exists() for name in _OURS):
             if any(not file.name.startswith(".") for file in folder.iterdir()):
                 raise UsageError(f"--name: {folder} exists already, and is no run: choose another")
@@ -65,15 +65,16 @@ def locked(folder: Path) -> Iterator[None]:
         lock = (folder / ".lock").open("a")
         for leftover in folder.glob(".pictures*"):
             shutil.rmtree(leftover, ignore_errors=True)
-    except OSError as error:
-        raise UsageError(f"--out: cannot write {folder}: {error.strerror}") from None
     with lock:
         try:
             import fcntl
 
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UsageError(f"--name: {folder} is being trained by another process") from None
+            raise UsageError(
+                f"--name: {folder} is being trained by another process: wait for its end, or "
+                "choose another name"
+            ) from None
         except (ImportError, OSError):
             pass  # Windows, or a file system without locks
         yield
@@ -139,7 +140,17 @@ def _open(folder: Path, config: TrainConfig, description: dict[str, Any]) -> Che
         print(f"accepted: {changes}")
     for each, problem in damaged.items():
         print(f"{problem}; set aside as {set_aside(each, 'damaged').name}")
+    if checkpoint is not None and checkpoint.step >= config.steps:
+        write_json(path, recorded)  # nothing begins, but it may be missing or damaged
     return checkpoint
+
+
+def what_is_saved(folder: Path) -> str:
+    """Where the command that trains this run would go on from, for its last line."""
+    paths = list_checkpoints(folder / CHECKPOINTS)
+    if not paths:
+        return "nothing was saved yet"
+    return f"step {int(paths[-1].name):,} is saved: the same command goes on from there"
 
 
 def _everywhere(checkpoint: Checkpoint | None) -> Checkpoint | None:

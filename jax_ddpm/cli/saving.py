@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jax_ddpm.cli.config import TrainConfig, UsageError
-from jax_ddpm.cli.resume import Place
+from jax_ddpm.cli.resume import Place, what_is_saved
 from jax_ddpm.cli.runs import CHECKPOINTS
 from jax_ddpm.training import TrainState
 from jax_ddpm.training.checkpoint import Checkpoint, prune_checkpoints, restore, save_checkpoint
@@ -25,7 +25,7 @@ class Saver:
     """The step of the newest checkpoint that is on the disk or on its way there."""
 
     def __init__(self, place: Place, config: TrainConfig, mesh: Mesh) -> None:
-        self._folder, self._description = place.folder / CHECKPOINTS, place.description
+        self._run, self._description = place.folder, place.description
         self._config, self._mesh = config, mesh
         self.last = place.checkpoint and place.checkpoint.step
         self._threads = ThreadPoolExecutor(1)
@@ -59,17 +59,16 @@ class Saver:
         on_writer(lambda: writing.result() if writing else None)
 
     def _write(self, step: int, arrays: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+        folder = self._run / CHECKPOINTS
         try:
-            save_checkpoint(self._folder, step, arrays, state)
-            prune_checkpoints(
-                self._folder, keep=self._config.keep, keep_every=self._config.keep_every
-            )
+            save_checkpoint(folder, step, arrays, state)
+            prune_checkpoints(folder, keep=self._config.keep, keep_every=self._config.keep_every)
         except ValueError as error:
             raise UsageError(f"step {step:,} is not saved: {error}") from None
         except OSError as error:
             raise UsageError(
-                f"cannot write {error.filename or self._folder}: {error.strerror}; the "
-                "checkpoints before are untouched, and the same command goes on from there"
+                f"--out: cannot write {error.filename or folder}: {error.strerror}; "
+                f"{what_is_saved(self._run)}"
             ) from None
 
 

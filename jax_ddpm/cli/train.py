@@ -14,16 +14,16 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jax_ddpm.cli.config import DevicesConfig, TrainConfig, UsageError, naming, positive
+from jax_ddpm.cli.config import DevicesConfig, TrainConfig, UsageError, naming, positive, writing
 from jax_ddpm.cli.datasets import Dataset, load_dataset
 from jax_ddpm.cli.devices import say, start_devices
 from jax_ddpm.cli.draw import class_columns, cycle_labels, draw_samples
 from jax_ddpm.cli.figures import save_forward, save_gif, save_grid, save_loss
 from jax_ddpm.cli.fit import fit
 from jax_ddpm.cli.interrupts import STOPPED, Interrupts
-from jax_ddpm.cli.metrics import read_metrics
+from jax_ddpm.cli.metrics import damaged_lines, read_metrics
 from jax_ddpm.cli.programs import computing
-from jax_ddpm.cli.resume import locked, open_run
+from jax_ddpm.cli.resume import locked, open_run, what_is_saved
 from jax_ddpm.cli.runs import (
     PICTURES,
     Run,
@@ -59,10 +59,12 @@ def train(config: TrainConfig, interrupts: Interrupts) -> None:
     """
     _check(config)
     start_devices(config.devices, collectives=3 if config.fsdp == 1 else 31)
+    folder = config.out / (config.name or (config.data or Path(config.dataset)).stem)
+    if is_writer():
+        interrupts.saved = lambda: what_is_saved(folder)
     data, run, mesh = together(lambda: _prepare(config))
     images = data.describe()
     _agree(config, run, images)
-    folder = config.out / (config.name or (config.data or Path(config.dataset)).stem)
     with ExitStack() as stack:
         together(lambda: stack.enter_context(locked(folder)) if is_writer() else None)
         place = open_run(folder, config, run, images)
@@ -248,7 +250,10 @@ def _draw(config: TrainConfig, folder: Path, run: Run, ema_params: Any, data: Da
         return
     lines = [line for line in read_metrics(folder / "metrics.jsonl") if line["loss"] is not None]
     steps, losses = [line["step"] for line in lines], [line["loss"] for line in lines]
-    with tempfile.TemporaryDirectory(prefix=".pictures", dir=folder) as new:
+    with (
+        writing("--out", folder),
+        tempfile.TemporaryDirectory(prefix=".pictures", dir=folder) as new,
+    ):
         save_grid(Path(new, "samples.png"), samples, columns)
         save_gif(Path(new, "reverse.gif"), frames, columns)
         save_forward(Path(new, "forward.png"), run.pretrained.schedule, data.images[0])
@@ -269,7 +274,8 @@ _CONTENTS = {
 
 
 def _is_whole(folder: Path) -> bool:
-    return all((folder / name).exists() for name in _CONTENTS)
+    there = all((folder / name).exists() for name in _CONTENTS)
+    return there and not damaged_lines(folder / "metrics.jsonl")
 
 
 def _report(config: TrainConfig, folder: Path) -> None:

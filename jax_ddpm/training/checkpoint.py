@@ -97,11 +97,11 @@ def save_checkpoint(
             set_aside(path, "old")
         os.rename(temporary, path)
         flush_folder(folder)
-    except OSError:
+    except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         if aside.exists() and not path.exists():
             os.rename(aside, path)
-        raise
+        raise OSError(error.errno, error.strerror, str(path)) from None
     shutil.rmtree(aside, ignore_errors=True)
     return path
 

@@ -1,6 +1,9 @@
 """What would spoil a run stops it, in one line, with everything before it intact."""
 
+import errno
 import json
+import os
+import threading
 
 import numpy as np
 import pytest
@@ -139,7 +142,8 @@ def test_two_writers_on_one_run(train, jax_ddpm_here, tmp_path, assert_same):
     first = train().until(lambda command: "device(s)" in command.text)
     second = train()
     assert second.end() == 2
-    assert "--name: runs/cut is being trained by another process" in second.text
+    words = "runs/cut is being trained by another process: wait for its end, or choose another name"
+    assert f"--name: {words}" in second.text
     assert first.end() == 0
     assert_same(tmp_path / "runs/cut")
 
@@ -153,14 +157,34 @@ def test_a_full_disk(train, tmp_path, assert_same):
 
     command = train(program=("-c", SMALL_FILES))
     assert command.end() == 2
-    assert "cannot write" in command.text and "File too large" in command.text
-    assert "the same command goes on from there" in command.text
+    newest = list_checkpoints(folder)[-1]
+    assert f"--out: cannot write {folder.relative_to(tmp_path)}/000000" in command.text
+    words = f"step {int(newest.name)} is saved: the same command goes on from there"
+    assert f": File too large; {words}" in command.text
     assert "Traceback" not in command.text
     assert not list(folder.glob(".*.tmp")) and list_checkpoints(folder)
     for path in list_checkpoints(folder):
         load_checkpoint(path)
     assert train().end() == 0
     assert_same(tmp_path / "runs/cut")
+
+
+def test_a_disk_that_is_full_at_the_first_checkpoint(jax_ddpm_here, data, monkeypatch):
+    real = os.fsync
+
+    def fsync(descriptor):
+        if threading.current_thread() is not threading.main_thread():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor)
+
+    with monkeypatch.context() as full:
+        full.setattr(os, "fsync", fsync)
+        result = jax_ddpm_here(*TRAIN, cwd=data)
+    assert result.returncode == 2
+    path = "runs/x/checkpoints/00000002"
+    words = f"--out: cannot write {path}: No space left on device; nothing was saved yet"
+    assert f"jax-ddpm: {words}\n" in result.stderr
+    assert jax_ddpm_here(*TRAIN, cwd=data).returncode == 0
 
 
 def test_where_nothing_can_be_written(jax_ddpm_here, data):

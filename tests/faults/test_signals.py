@@ -57,11 +57,16 @@ def test_asked_at_every_stage(train, tmp_path, assert_same, numbers):
         assert command.end() == 130, f"{stage}: {command.text}"
         assert "Traceback" not in command.text, stage
         steps = steps_of(folder)
+        if "stopping after" in command.text:
+            again = "Ctrl-C again" if number == signal.SIGINT else "SIGINT (Ctrl-C)"
+            assert f"stopping after this step; {again} stops at once" in command.text
         if stage == "compiling":
-            assert steps == []
+            assert steps == [] and "jax-ddpm: stopped; nothing was saved yet" in command.text
         elif "stopped at step" in command.text:  # saved where it stopped, not a step less
             assert f"stopped at step {steps[-1]} and saved" in command.text, stage
     assert steps[-1] == 240
+    words = "stopped; step 240 is saved: the same command goes on from there"
+    assert f"jax-ddpm: {words}" in command.text
     assert train().end() == 0
     assert_same(folder)
 
@@ -75,7 +80,7 @@ def test_a_second_ctrl_c_stops_at_once_and_damages_nothing(train, tmp_path, asse
     sent = time.monotonic()
     assert command.send(signal.SIGINT).end() == 130
     assert time.monotonic() - sent < 3
-    assert "jax-ddpm: stopped" in command.text and "stopped at step" not in command.text
+    assert "jax-ddpm: stopped; nothing was saved yet" in command.text
     assert steps_of(folder) == []
     assert train().end() == 0
     assert_same(folder)
@@ -86,5 +91,5 @@ def test_sampling_ends_in_one_line(start, whole, tmp_path, number):
     command = start("sample", "--run", str(whole), "--num", "200000", "--out", "x.npz")
     command.until(says("sampling")).send(number)
     assert command.end() == 130
-    assert "jax-ddpm: stopped" in command.text and "Traceback" not in command.text
+    assert "jax-ddpm: stopped\n" in command.text and "Traceback" not in command.text
     assert not (tmp_path / "x.npz").exists()
