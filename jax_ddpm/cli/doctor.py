@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_ddpm.cli.config import DoctorConfig, UsageError
-from jax_ddpm.cli.metrics import LOG_EVERY, read_metrics
-from jax_ddpm.cli.runs import CHECKPOINTS, is_run
+from jax_ddpm.cli.metrics import LOG_EVERY, damaged_lines, read_metrics
+from jax_ddpm.cli.runs import CHECKPOINTS
 from jax_ddpm.interop.configs import read_json
-from jax_ddpm.training.checkpoint import LEFTOVERS, list_checkpoints, load_checkpoint
+from jax_ddpm.training.checkpoint import LEFTOVERS, Damaged, list_checkpoints, load_checkpoint
+from jax_ddpm.training.sharding import use_cpu_cores
 
 __all__ = ["doctor"]
 
@@ -27,11 +28,13 @@ _SECONDS = 20.0
 
 def doctor(config: DoctorConfig) -> None:
     """Print what was found; exit code 1 if something is wrong."""
-    if config.run is not None and not is_run(config.run):
+    if config.run is not None and not (config.run / CHECKPOINTS).is_dir():
         raise UsageError(f"--run: expected a run's folder, got {config.run}")
     if config.export is not None and not config.export.is_file():
         raise UsageError(f"--export: no such file: {config.export}")
-    jax.config.update("jax_enable_x64", True)  # parity's; before JAX's first use
+    # Before JAX's first use: parity's precision, and the devices that `train` would use.
+    jax.config.update("jax_enable_x64", True)
+    use_cpu_cores(collectives=0)
     print(f"versions   python {platform.python_version()}, {', '.join(map(_version, _PACKAGES))}")
     kinds = [device.device_kind for device in jax.devices()]
     counted = ", ".join(f"{kinds.count(kind)} × {kind}" for kind in dict.fromkeys(kinds))
@@ -93,15 +96,18 @@ def _parity() -> int:
 
 def _run(folder: Path) -> int:
     """Every file of a run; how many are not intact."""
-    problems, description = [], None
+    problems, intact, damaged, description = [], [], [], None
     paths = list_checkpoints(folder / CHECKPOINTS)
     print(f"run        {folder}: {len(paths)} checkpoint(s)")
     for path in paths:
         try:
             description = load_checkpoint(path).state.get("run")
             print(f"           {path.name} intact")
+            intact.append(int(path.name))
         except ValueError as error:
             problems.append(str(error))
+            if isinstance(error, Damaged):
+                damaged.append(int(path.name))
     problems += _config(folder / "config.json", description)
     problems += _metrics(folder / "metrics.jsonl", int(paths[-1].name) if paths else 0)
     for path in sorted((folder / CHECKPOINTS).glob(".*")):
@@ -110,8 +116,22 @@ def _run(folder: Path) -> int:
         )
         print(f"           {path.name}: {state}")
     for problem in problems:
-        print(f"           DAMAGED: {problem}")
+        print(f"           WRONG: {problem}")
+    if damaged:
+        print(f"           {_remedy(intact, damaged)}")
     return len(problems)
+
+
+def _remedy(intact: list[int], damaged: list[int]) -> str:
+    """What to do about checkpoints of these steps."""
+    if not intact:
+        return "no checkpoint is intact: train or convert anew"
+    if damaged[-1] < intact[-1]:
+        return "the newest checkpoint is intact: remove those that are not"
+    return (
+        "the same training command sets aside what is damaged and goes on from step "
+        f"{intact[-1]:,}; until then, sample and others take --checkpoint {intact[-1]}"
+    )
 
 
 def _export(path: Path) -> int:
@@ -122,17 +142,18 @@ def _export(path: Path) -> int:
         problem = None if digest == manifest.get("sha256") else "its SHA-256 is not the manifest's"
     except (OSError, ValueError) as error:
         problem = str(error)
-    print(f"export     {path}: {'intact' if problem is None else f'DAMAGED: {problem}'}")
+    print(f"export     {path}: {'intact' if problem is None else f'WRONG: {problem}'}")
     return int(problem is not None)
 
 
 def _config(path: Path, description: dict[str, Any] | None) -> list[str]:
     """It may say already what the next checkpoint will: a difference is no damage."""
+    known = description or {}
+    trained = known.get("train") is not None
     try:
         content = read_json(path)
     except ValueError as error:
-        return [str(error)]
-    known = description or {}
+        return [f"{error}; the same training command mends it" if trained else str(error)]
     names = known.keys() - {"train", "versions"}
     if differing := sorted(name for name in names if content.get(name) != known[name]):
         print(f"           config.json: {', '.join(differing)} not as in the newest checkpoint")
@@ -141,11 +162,9 @@ def _config(path: Path, description: dict[str, Any] | None) -> list[str]:
 
 def _metrics(path: Path, step: int) -> list[str]:
     """Of a run whose newest checkpoint is of `step`."""
-    text = path.read_bytes() if path.exists() else b""
-    lines, count = read_metrics(path), text.count(b"\n")
-    steps = [line["step"] for line in lines if line["step"] <= step]
-    if len(lines) < count:
-        return [f"{path}: {count - len(lines)} of {count} lines are damaged"]
+    steps = [line["step"] for line in read_metrics(path) if line["step"] <= step]
+    if count := damaged_lines(path):
+        return [f"{path}: {count} line(s) damaged; the same training command drops them"]
     if step >= LOG_EVERY and step - max(steps, default=0) >= LOG_EVERY:
         return [f"{path}: expected lines up to step {step:,}, got {max(steps, default='none')}"]
     return []

@@ -200,7 +200,7 @@ def test_the_doctor_checks_what_was_exported(jax_ddpm_here, copy, monkeypatch):
         content = (copy / "x.jaxexport").read_bytes()
         damage(copy / "x.jaxexport", kind)
         result = jax_ddpm_here(*command, cwd=copy)
-        assert result.returncode == 1 and "x.jaxexport: DAMAGED: its SHA-256" in result.stdout
+        assert result.returncode == 1 and "x.jaxexport: WRONG: its SHA-256" in result.stdout
         (copy / "x.jaxexport").write_bytes(content)
     (copy / "x.jaxexport.json").write_text("{")
     result = jax_ddpm_here(*command, cwd=copy)
@@ -219,5 +219,36 @@ def test_the_doctor_finds_it(jax_ddpm_here, copy, monkeypatch, kind):
     (copy / "runs/x/config.json").write_text('{"model": ')
     result = jax_ddpm_here("doctor", "--run", "runs/x", cwd=copy)
     assert result.returncode == 1 and "2 thing(s) wrong" in result.stdout
-    assert "DAMAGED: runs/x/checkpoints/00000004/optimizer.safetensors" in result.stdout
-    assert "DAMAGED: runs/x/config.json" in result.stdout
+    assert "WRONG: runs/x/checkpoints/00000004/optimizer.safetensors: damaged" in result.stdout
+    assert "WRONG: runs/x/config.json" in result.stdout
+    assert "the newest checkpoint is intact: remove those that are not" in result.stdout
+
+
+def test_what_the_doctor_advises_mends_it(jax_ddpm_here, copy, monkeypatch):
+    """Training again, of a run that had ended and of one that goes on from before the damage."""
+    from jax_ddpm.cli import doctor
+
+    monkeypatch.setattr(doctor, "_SECONDS", 0.0)
+    config = (copy / "runs/x/config.json").read_bytes()
+    ema = copy / "runs/x/checkpoints/00000006/ema.safetensors"
+    words = "sets aside what is damaged and goes on from step 4; until then, sample and others take"
+    for content, broken in ((None, "missing"), (b'{"model": ', None)):
+        (copy / "runs/x/config.json").unlink()
+        if content is not None:
+            (copy / "runs/x/config.json").write_bytes(content)
+        with (copy / "runs/x/metrics.jsonl").open("a") as file:
+            file.write('{"step": 5, "lo\n')
+        if broken:
+            damage(ema, broken)
+        said = jax_ddpm_here("doctor", "--run", "runs/x", cwd=copy).stdout
+        assert "config.json: expected" in said and "; the same training command mends it" in said
+        assert "metrics.jsonl: 1 line(s) damaged; the same training command drops them" in said
+        assert (f"{words} --checkpoint 4" in said) == bool(broken)
+        result = jax_ddpm_here(*TRAIN, cwd=copy)
+        assert result.returncode == 0 and ("going on from step 4" in result.stdout) == bool(broken)
+        assert jax_ddpm_here("doctor", "--run", "runs/x", cwd=copy).returncode == 0
+        assert (copy / "runs/x/config.json").read_bytes() == config
+    for path in list_checkpoints(copy / "runs/x/checkpoints"):
+        damage(path / "ema.safetensors", "flipped")
+    said = jax_ddpm_here("doctor", "--run", "runs/x", cwd=copy).stdout
+    assert "no checkpoint is intact: train or convert anew" in said
