@@ -135,20 +135,16 @@ def load_run(folder: Path, weights: str = "ema", step: int | None = None) -> Run
 
     Raises `UsageError` naming what is missing, damaged or does not fit.
     """
-    if step is None and _is_checkpoint(folder):
-        path = folder
-    else:
-        path = _find_checkpoint(folder, step)
+    alone = step is None and _is_checkpoint(folder)
+    path = folder if alone else _find_checkpoint(folder, step)
     try:
         return _read_run(path, weights)
     except ValueError as error:
         older = [each for each in list_checkpoints(path.parent) if int(each.name) < int(path.name)]
-        if not older:
-            hint = "there is no older one"
-        elif step is None:
-            hint = f"the one before: {older[-1]} in place of {folder}"
-        else:
-            hint = f"the one before: --checkpoint {int(older[-1].name)}"
+        hint = "there is no older one"
+        if older:
+            before = older[-1] if alone else f"--checkpoint {int(older[-1].name)}"
+            hint = f"the one before: {before}"
         raise UsageError(f"{_line(error)}; {hint}") from None
 
 
@@ -156,7 +152,7 @@ def _is_checkpoint(folder: Path) -> bool:
     return folder.parent.name == CHECKPOINTS and folder in list_checkpoints(folder.parent)
 
 
-def _find_checkpoint(folder: Path, step: int | None) -> Path:
+def _find_checkpoint(folder: Path, step: int | None = None) -> Path:
     """The newest of a run, or that of `step`."""
     if not (folder / CHECKPOINTS).is_dir():
         is_diffusers = (folder / "model_index.json").exists()
@@ -230,7 +226,10 @@ def load_pretrained(folder: Path) -> Run:
 
 def load_model(folder: Path, weights: str = "ema") -> Run:
     """A run, one of its checkpoints or a folder of diffusers, whichever `folder` is."""
-    return load_run(folder, weights) if is_run(folder) else load_pretrained(folder)
+    if not is_run(folder):
+        return load_pretrained(folder)
+    # By its own folder: there may be no --checkpoint to name another with.
+    return load_run(folder if _is_checkpoint(folder) else _find_checkpoint(folder), weights)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -25,6 +25,9 @@ CASES = {
 }
 
 
+BRANCHES = ("large images: in parts", "many to few: rows and columns exchanged", "wide to narrow")
+
+
 @pytest.fixture(params=CASES.values(), ids=CASES.keys())
 def case(request, key):
     (channels, features), strides, taps, padding, *size = request.param
@@ -99,6 +102,7 @@ def test_sixteen_bits_are_summed_in_thirty_two(key):
     assert error < 5e-3 * jnp.max(jnp.abs(exact))  # half a unit in the last place is 4e-3
 
 
+@pytest.mark.parametrize("case", [CASES[name] for name in BRANCHES], ids=BRANCHES, indirect=True)
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
 def test_a_batch_on_many_devices(case, axis_type):
     ours, _, (x, w), _ = case
