@@ -118,13 +118,13 @@ def rescale_zero_terminal_snr(betas: Betas) -> Betas:
 def make_schedule(betas: Any) -> NoiseSchedule:
     """All tables of the forward process and its posterior, from β of shape [T].
 
-    Raises `ValueError` unless every β lies in (0, 1]. A β of 1, which forgets the image, may
-    only come last.
+    Raises `ValueError` unless every β lies in (0, 1], and is large enough for 1 - β to be less
+    than 1 in float64. A β of 1, which forgets the image, may only come last.
     """
     betas = np.asarray(betas, dtype=np.float64)
     if betas.ndim != 1 or betas.size == 0:
         raise ValueError(f"betas: expected shape [timesteps], got {betas.shape}")
-    valid = (betas > 0) & (betas <= 1) & np.append(betas[:-1] < 1, True)
+    valid = (1 - betas < 1) & (betas <= 1) & np.append(betas[:-1] < 1, True)
     if not np.all(valid):
         worst = betas[np.argmin(valid)]
         raise ValueError(f"betas: expected values in (0, 1], 1 only at the end, got {worst}")
