@@ -69,6 +69,7 @@ def test_train_writes_a_run_and_says_so(trained):
         assert animation.n_frames == 21
 
 
+@pytest.mark.slow
 def test_the_same_command_trains_the_same_weights(trained, tmp_path):
     cwd, _ = trained
     assert jax_ddpm(*TRAIN, cwd=tmp_path).returncode == 0
@@ -82,7 +83,9 @@ def test_a_sample_is_its_own_however_many_are_drawn(trained):
     for sampler in ("ddim", "ancestral"):
         draws = []
         for out, extra in (("all.npz", ["--num", "20"]), ("few.npz", ["--num", "5"])):
-            result = jax_ddpm(*command, "--sampler", sampler, "--out", out, *extra, cwd=cwd)
+            result = jax_ddpm(
+                *command, "--sampler", sampler, "--out", out, *extra, cwd=cwd, **BRIEF
+            )
             assert result.returncode == 0, result.stderr
             draws.append(np.load(cwd / out)["samples"])
         assert draws[0].shape == (20, 8, 8, 1) and draws[0].dtype == np.float32
@@ -228,7 +231,7 @@ def test_a_run_goes_to_diffusers_and_comes_back(trained, tmp_path):
     sample = ["--num", "10", "--steps", "4", "--out", "x.npz", "--guidance", "3"]
     pictures = []
     for source in (["--run", run], ["--pretrained", "there"], ["--run", "back"]):
-        result = jax_ddpm("sample", *source, *sample, cwd=tmp_path)
+        result = jax_ddpm("sample", *source, *sample, cwd=tmp_path, **BRIEF)
         assert result.returncode == 0, result.stderr
         pictures.append(np.load(tmp_path / "x.npz")["samples"])
     np.testing.assert_array_equal(pictures[1], pictures[0])
@@ -238,7 +241,8 @@ def test_a_run_goes_to_diffusers_and_comes_back(trained, tmp_path):
     path = tmp_path / "there/unet/diffusion_pytorch_model.safetensors"
     half = {name: x.astype(np.float16) for name, x in load_file(path).items()}
     save_file(half, path, metadata={"format": "pt"})
-    result = jax_ddpm("train", "--init", "there", "--steps", "2", "--name", "on", cwd=tmp_path)
+    train = ["train", "--init", "there", "--steps", "2", "--name", "on"]
+    result = jax_ddpm(*train, cwd=tmp_path, **BRIEF)
     assert result.returncode == 0, result.stderr
     config = json.loads((tmp_path / "runs/on/config.json").read_text())
     assert (config["num_classes"], config["null_label"], config["guidance"]) == (10, 10, 2.0)
@@ -268,6 +272,7 @@ def test_the_tutorials_network_and_its_state_dict(tmp_path):
     assert result.returncode == 2 and "expected a UNet, got SimpleUNet" in result.stderr
 
 
+@pytest.mark.slow
 def test_every_flag_of_many_devices_at_once(tmp_path):
     """Split state, parts of batches, bfloat16, three steps a dispatch and one left over."""
     flags = ["--fsdp", "2", "--accumulate", "2", "--remat", "--dtype", "bfloat16"]
@@ -280,6 +285,7 @@ def test_every_flag_of_many_devices_at_once(tmp_path):
     assert all(x.dtype == np.float32 for x in weights.values())
 
 
+@pytest.mark.slow
 def test_labels_of_ones_own_images(tmp_path):
     """Integers beside the images are classes; without them there are none."""
     images = np.random.default_rng(0).integers(0, 256, (20, 16, 8, 3), np.uint8)

@@ -66,6 +66,7 @@ def test_forwards_backwards_and_twice(case):
     assert_close(jax.jit(derivatives, static_argnums=0)(ours), derivatives(theirs))
 
 
+@pytest.mark.parametrize("case", [CASES[name] for name in BRANCHES], ids=BRANCHES, indirect=True)
 def test_vmap(case):
     ours, theirs, (x, w), _ = case
     gradients = [
