@@ -7,7 +7,9 @@ scan the gradients were 30 times slower (jax 0.10). And the filter gradient is a
 many columns as the output has channels: where those are three, as in the layer that ends a U-Net,
 it was ten times slower than the same with rows and columns exchanged. Where images are large it
 leaves the cache, and where they are tiny, or the kernel is one pixel, it was twice as slow as a
-product of matrices: there it is one, of a few hundred pixels at a time.
+product of matrices: there it is one, of a few hundred pixels at a time. The image's gradient turns
+the whole kernel round, which takes longer than the rest where pixels are few: there too it is a
+product, and its patches are added back.
 
 So on a CPU the derivative is written, array by array, in the layout whose transpose is NHWC with
 HWIO: the transposes of `by_x` and `by_kernel` are what runs backwards. It is a JVP, not a VJP, so
@@ -35,6 +37,9 @@ _THIN = 16
 
 _TINY, _LARGE = 4 * 4, 32 * 32
 """Pixels of the images between which XLA's own filter gradient is fast."""
+
+_FEW = 2
+"""Pixels for each output channel: as long as turning a kernel takes, gathering their patches."""
 
 _PIXELS = 256
 """So many at once: their patches, a kernel and its gradient fit a core's cache."""
@@ -80,6 +85,8 @@ def _conv_jvp(strides, padding, precision, primals, tangents):
     (x, kernel), (x_dot, kernel_dot) = primals, tangents
 
     def by_x(x_dot, kernel):
+        if _has_few_pixels(x, kernel, strides, padding):
+            return _product(x_dot, kernel, strides, padding, precision)
         return conv(x_dot, jnp.swapaxes(kernel, 2, 3), layout=("NHWC", "HWOI", "NHWC"))
 
     def by_kernel(x, kernel_dot):
@@ -112,6 +119,17 @@ def _suits_parts(x: Array, kernel: Array, strides: tuple[int, ...], padding: Pad
     return kernel.shape[:2] == (1, 1) or not _TINY < height * width < _LARGE
 
 
+def _has_few_pixels(x: Array, kernel: Array, strides: tuple[int, ...], padding: Padding) -> bool:
+    height, width = _output_size(x, kernel, strides, padding)
+    few = len(x) // _groups(x) * height * width <= _FEW * kernel.shape[3]
+    return few and min(kernel.shape[2:]) >= _THIN and x.dtype.itemsize >= 4  # taps are added in it
+
+
+def _groups(x: Array) -> int:
+    """As many as there are devices, where these can share the images."""
+    return math.gcd(len(x), jax.device_count())
+
+
 def _output_size(x: Array, kernel: Array, strides: tuple[int, ...], padding: Padding) -> list[int]:
     sizes = zip(x.shape[1:3], kernel.shape[:2], strides, padding, strict=True)
     return [(size + low + high - taps) // stride + 1 for size, taps, stride, (low, high) in sizes]
@@ -142,6 +160,16 @@ def _exchanged(x: Array, kernel: Array, padding: Padding, precision) -> Array:
     return backwards[:, ::-1, ::-1].transpose(3, 1, 2, 0)
 
 
+def _product(
+    x: Array, kernel: Array, strides: tuple[int, ...], padding: Padding, precision
+) -> Array:
+    """The same as a product of patches and kernel, for all pixels at once."""
+    size = _output_size(x, kernel, strides, padding)
+    patches = _patches(_padded(x, padding), kernel.shape[:2], strides, size)
+    flat = kernel.reshape(-1, kernel.shape[3])
+    return lax.dot_general(patches, flat, (((3,), (0,)), ((), ())), precision=precision)
+
+
 def _in_parts(
     x: Array, kernel: Array, strides: tuple[int, ...], padding: Padding, precision
 ) -> Array:
@@ -152,30 +180,26 @@ def _in_parts(
     axis last on the left, as XLA's fastest must: pixels are last in what the loop returns.
     """
     height, width = _output_size(x, kernel, strides, padding)
-    high, wide, _, features = kernel.shape
-    groups = math.gcd(len(x), jax.device_count())
+    high, _, _, features = kernel.shape
+    groups = _groups(x)
     images = _divisor(len(x) // groups, at_most=_PIXELS // (height * width))
     rows = _divisor(height, at_most=_PIXELS // width)
-    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((*p, 0) for p in padding), (0, 0, 0)])
+    x = _padded(x, padding)
     x = x.reshape(groups, len(x) // groups, *x.shape[1:])
     flat = kernel.reshape(-1, features).T
     if flat.dtype.itemsize < 4:
         flat = flat.astype(jnp.float32)  # what the loop sums into
     kernels = jnp.broadcast_to(flat, (groups, *flat.shape))
     starts = np.mgrid[0 : x.shape[1] : images, 0:height:rows]
-    down, right = strides
+    down, _ = strides
 
     @partial(jax.checkpoint, prevent_cse=False)
     def step(kernels, start):
         image, row = start
         part = lax.dynamic_slice_in_dim(x, image, images, axis=1)
         part = lax.dynamic_slice_in_dim(part, row * down, (rows - 1) * down + high, axis=2)
-        shifted = [
-            part[:, :, i : i + rows * down : down, j : j + width * right : right]
-            for i in range(high)
-            for j in range(wide)
-        ]
-        patches = jnp.concatenate(shifted, axis=-1).reshape(groups, images * rows * width, -1)
+        patches = _patches(part, kernel.shape[:2], strides, (rows, width))
+        patches = patches.reshape(groups, images * rows * width, -1)
         product = (((2,), (2,)), ((0,), (0,)))
         y = lax.dot_general(kernels.astype(x.dtype), patches, product, precision=precision)
         return kernels, y
@@ -183,6 +207,21 @@ def _in_parts(
     y = lax.scan(step, kernels, starts.reshape(2, -1).T)[1]
     y = y.reshape(*starts.shape[1:], groups, features, images, rows, width)
     return y.transpose(2, 0, 4, 1, 5, 6, 3).reshape(-1, height, width, features)
+
+
+def _padded(x: Array, padding: Padding) -> Array:
+    return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((*p, 0) for p in padding), (0, 0, 0)])
+
+
+def _patches(x: Array, taps: Sequence[int], strides: Sequence[int], size: Sequence[int]) -> Array:
+    """What lies under the kernel at each of the output's pixels, last in the kernel's order."""
+    (high, wide), (down, right), (height, width) = taps, strides, size
+    shifted = [
+        x[..., i : i + height * down : down, j : j + width * right : right, :]
+        for i in range(high)
+        for j in range(wide)
+    ]
+    return jnp.concatenate(shifted, axis=-1)
 
 
 def _divisor(number: int, *, at_most: int) -> int:
