@@ -25,9 +25,8 @@ def start_devices(config: DevicesConfig, *, collectives: int = 0) -> None:
         problem = message.partition(": ")[2] or message
         raise UsageError(f"--coordinator, --num-processes, --process-id: {problem}") from None
     use_cpu_cores(collectives=collectives or int(jax.distributed.is_initialized()))
-    any_process(
-        False
-    )  # on CPUs processes have 30 s to form a group: now, not once they have loaded
+    # On CPUs processes have 30 s to form a group: now, not once they have loaded.
+    any_process(False)
     settings: Any = jax.config
     if config.compilation_cache is not None and settings.jax_compilation_cache_dir is None:
         cache = config.compilation_cache
