@@ -44,7 +44,9 @@ FULL = Settings(
     sampling_batches=(1, 4, 16, 64),
     training_batches=(4, 16, 64),
     training_steps=1,
+    rounds=7,
     cifar10_sampling_batches=(1, 4, 16),
     cifar10_training_batches=(4, 8),
+    cifar10_rounds=7,
     processes=3,
 )
