@@ -33,9 +33,9 @@ def sample_noise(
         raise ValueError("key: expected a key, or both x_T and noise_fn, got None")
 
     def draw(sample):
-        key_of_draw = jax.random.fold_in(jax.random.fold_in(key, sample), i)
-        # The same numbers as in the image's shape; a CPU draws a long row twice as fast.
-        return jax.random.normal(key_of_draw, (math.prod(shape[1:]),), dtype).reshape(shape[1:])
+        own_key = jax.random.fold_in(jax.random.fold_in(key, sample), i)
+        # The numbers do not depend on the shape, and a CPU draws a long row twice as fast.
+        return jax.random.normal(own_key, (math.prod(shape[1:]),), dtype).reshape(shape[1:])
 
     samples = place(first_sample + jnp.arange(shape[0]), sharding)
     return place(jax.vmap(draw)(samples), sharding)

@@ -25,7 +25,7 @@ def start_devices(config: DevicesConfig, *, collectives: int = 0) -> None:
         problem = message.partition(": ")[2] or message
         raise UsageError(f"--coordinator, --num-processes, --process-id: {problem}") from None
     use_cpu_cores(collectives=collectives or int(jax.distributed.is_initialized()))
-    # On CPUs processes have 30 s to form a group: now, not once they have loaded.
+    # On CPUs processes have 30 s to form a group, so they do now, and not after loading.
     any_process(False)
     settings: Any = jax.config
     if config.compilation_cache is not None and settings.jax_compilation_cache_dir is None:

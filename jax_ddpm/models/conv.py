@@ -9,7 +9,7 @@ it was ten times slower than the same with rows and columns exchanged. Where ima
 leaves the cache, and where they are tiny, or the kernel is one pixel, it was twice as slow as a
 product of matrices: there it is one, of a few hundred pixels at a time. The image's gradient turns
 the whole kernel round, which takes longer than the rest where pixels are few: there too it is a
-product, and its patches are added back.
+product, and the gradients of its patches are added up.
 
 So on a CPU the derivative is written, array by array, in the layout whose transpose is NHWC with
 HWIO: the transposes of `by_x` and `by_kernel` are what runs backwards. It is a JVP, not a VJP, so
@@ -39,7 +39,8 @@ _TINY, _LARGE = 4 * 4, 32 * 32
 """Pixels of the images between which XLA's own filter gradient is fast."""
 
 _FEW = 2
-"""Pixels for each output channel: as long as turning a kernel takes, gathering their patches."""
+"""Up to so many output pixels for each output channel, adding up the gradients of their patches
+takes less time than turning the kernel round."""
 
 _PIXELS = 256
 """So many at once: their patches, a kernel and its gradient fit a core's cache."""
@@ -85,13 +86,13 @@ def _conv_jvp(strides, padding, precision, primals, tangents):
     (x, kernel), (x_dot, kernel_dot) = primals, tangents
 
     def by_x(x_dot, kernel):
-        if _has_few_pixels(x, kernel, strides, padding):
+        if _suits_product(x, kernel, strides, padding):
             return _product(x_dot, kernel, strides, padding, precision)
         return conv(x_dot, jnp.swapaxes(kernel, 2, 3), layout=("NHWC", "HWOI", "NHWC"))
 
     def by_kernel(x, kernel_dot):
         channels, features = kernel.shape[2:]
-        if min(channels, features) >= _THIN and _suits_parts(x, kernel, strides, padding):
+        if _suits_parts(x, kernel, strides, padding):
             return _in_parts(x, kernel_dot, strides, padding, precision)
         if strides == (1, 1) and _columns(channels) < _columns(features):
             return _exchanged(x, kernel_dot, padding, precision)
@@ -114,19 +115,20 @@ def _conv_jvp(strides, padding, precision, primals, tangents):
     return output, sum(terms[1:], start=terms[0])
 
 
-def _suits_parts(x: Array, kernel: Array, strides: tuple[int, ...], padding: Padding) -> bool:
-    height, width = _output_size(x, kernel, strides, padding)
-    return kernel.shape[:2] == (1, 1) or not _TINY < height * width < _LARGE
-
-
-def _has_few_pixels(x: Array, kernel: Array, strides: tuple[int, ...], padding: Padding) -> bool:
+def _suits_product(x: Array, kernel: Array, strides: tuple[int, ...], padding: Padding) -> bool:
     height, width = _output_size(x, kernel, strides, padding)
     few = len(x) // _groups(x) * height * width <= _FEW * kernel.shape[3]
-    return few and min(kernel.shape[2:]) >= _THIN and x.dtype.itemsize >= 4  # taps are added in it
+    return few and min(kernel.shape[2:]) >= _THIN
+
+
+def _suits_parts(x: Array, kernel: Array, strides: tuple[int, ...], padding: Padding) -> bool:
+    height, width = _output_size(x, kernel, strides, padding)
+    extreme = kernel.shape[:2] == (1, 1) or not _TINY < height * width < _LARGE
+    return extreme and min(kernel.shape[2:]) >= _THIN
 
 
 def _groups(x: Array) -> int:
-    """As many as there are devices, where these can share the images."""
+    """The most that divide the images and the devices alike."""
     return math.gcd(len(x), jax.device_count())
 
 
@@ -191,7 +193,7 @@ def _in_parts(
         flat = flat.astype(jnp.float32)  # what the loop sums into
     kernels = jnp.broadcast_to(flat, (groups, *flat.shape))
     starts = np.mgrid[0 : x.shape[1] : images, 0:height:rows]
-    down, _ = strides
+    down = strides[0]
 
     @partial(jax.checkpoint, prevent_cse=False)
     def step(kernels, start):
@@ -214,7 +216,7 @@ def _padded(x: Array, padding: Padding) -> Array:
 
 
 def _patches(x: Array, taps: Sequence[int], strides: Sequence[int], size: Sequence[int]) -> Array:
-    """What lies under the kernel at each of the output's pixels, last in the kernel's order."""
+    """What lies under the kernel at each output pixel: last, and in the kernel's order."""
     (high, wide), (down, right), (height, width) = taps, strides, size
     shifted = [
         x[..., i : i + height * down : down, j : j + width * right : right, :]

@@ -123,9 +123,13 @@ def test_the_command_runs_on_two_hosts(tmp_path):
 
 @pytest.mark.slow
 def test_asked_to_stop_two_hosts_save_and_go_on(tmp_path):
-    """SIGTERM to both, as schedulers send it; they agree on the step, and one of them saves."""
+    """SIGTERM to both, as schedulers send it; they agree on the step, and one of them saves.
+
+    With the pools of threads that the command itself asks for.
+    """
     train = ["-m", "jax_ddpm", "train", "--model", "simple", "--steps", "3000", "--timesteps", "4"]
     metrics = tmp_path / "runs/digits/metrics.jsonl"
+    environment = {name: value for name, value in os.environ.items() if name != "NPROC"}
 
     def start():
         together = ["--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", "2"]
@@ -133,7 +137,7 @@ def test_asked_to_stop_two_hosts_save_and_go_on(tmp_path):
             subprocess.Popen(
                 [sys.executable, *train, *together, "--process-id", str(k)],
                 cwd=tmp_path,
-                env={**os.environ, "JAX_PLATFORMS": "cpu", "NPROC": "64"},
+                env={**environment, "JAX_PLATFORMS": "cpu"},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
