@@ -168,8 +168,7 @@ def _product(
     """The same as a product of patches and kernel, for all pixels at once."""
     size = _output_size(x, kernel, strides, padding)
     patches = _patches(_padded(x, padding), kernel.shape[:2], strides, size)
-    flat = kernel.reshape(-1, kernel.shape[3])
-    return lax.dot_general(patches, flat, (((3,), (0,)), ((), ())), precision=precision)
+    return jnp.dot(patches, kernel.reshape(-1, kernel.shape[3]), precision=precision)
 
 
 def _in_parts(

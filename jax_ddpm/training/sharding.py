@@ -46,9 +46,9 @@ def use_cpu_cores(*, collectives: int) -> None:
     none in sampling; the gradient's, the loss's and one to spare in training; tens with FSDP,
     which gathers array by array. Devices share one pool of threads, by default one for each core.
     In an exchange every device but the last, which may be another host's, holds a thread while it
-    waits; where those are all threads, the program stops for good. So there are as many, one to
-    run on, and one to spare. More cost time: a training step of `SimpleUNet` with 16 images took
-    316 ms on two cores with 2 threads, 364 with 5, 385 with 8.
+    waits; where those are all threads, the program may stop for good. So there are as many, one
+    to run on, and one to spare. More cost time: a training step of `SimpleUNet` with 16 images
+    took 316 ms on two cores with 2 threads, 364 with 5, 385 with 8.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     config: Any = jax.config
