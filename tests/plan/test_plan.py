@@ -15,7 +15,7 @@ from jax_ddpm.plan.targets import CHIPS, parse_target
 
 needs_tpu = pytest.mark.skipif(not find_spec("libtpu"), reason="the extra plan is not installed")
 needs_gpu = pytest.mark.skipif(
-    not find_spec("jax_cuda12_plugin"), reason="the extra plan is not installed"
+    not find_spec("jax_cuda13_plugin"), reason="the extra plan is not installed"
 )
 DIGITS = ["--model", "digits", "--steps", "20"]
 TUTORIAL = ["--model", "simple", "--batch-size", "16"]
@@ -193,7 +193,7 @@ def test_what_the_target_refuses_is_one_line(tmp_path, arguments, words):
 def test_a_missing_compiler_names_the_extra(tmp_path, target):
     result = jax_ddpm("plan", "--target", target, cwd=tmp_path, without=COMPILERS)
     assert result.returncode == 2
-    package = "libtpu" if target == "v5e" else "jax_cuda12_plugin"
+    package = "libtpu" if target == "v5e" else "jax_cuda13_plugin"
     assert result.stderr.strip() == (
         f'jax-ddpm: this command needs {package}: pip install "jax_ddpm[plan]"'
     )
