@@ -48,9 +48,9 @@ def start(folder: str, cache: str) -> dict[str, float]:
 
 
 def _jax_sampler(batch: int, steps: int):
-    from jax_ddpm.training.sharding import use_cpu_cores
+    from jax_ddpm.cpu import use_cores
 
-    use_cpu_cores(collectives=0)
+    use_cores()
     import jax
 
     import jax_ddpm as ddpm

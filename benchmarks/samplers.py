@@ -20,10 +20,11 @@ from jax_ddpm.cli.draw import cycle_labels, guided_denoise_fn
 from jax_ddpm.cli.evaluate import label_agreement
 from jax_ddpm.cli.figures import image_grid
 from jax_ddpm.cli.runs import load_run
+from jax_ddpm.cpu import use_cores
 from jax_ddpm.noise import sample_noise
 from jax_ddpm.samplers import ancestral, ddim, dpm_solver_pp, heun
 from jax_ddpm.sampling import p_sample_loop
-from jax_ddpm.training.sharding import data_sharding, device_mesh, use_cpu_cores
+from jax_ddpm.training.sharding import data_sharding, device_mesh
 
 STEPS = (10, 25, 50)
 SAMPLERS = {
@@ -47,7 +48,7 @@ def main() -> None:
     parser.add_argument("--num", type=int, default=500)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     arguments = parser.parse_args()
-    use_cpu_cores(collectives=0)
+    use_cores()
     run, data = load_run(arguments.run), load_dataset(TrainConfig())
     labels = cycle_labels(run, arguments.num)
     assert labels is not None

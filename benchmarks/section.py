@@ -8,14 +8,12 @@ from benchmarks.settings import Settings
 
 __all__ = ["measure"]
 
-_TRAINING = ("training", "cifar10_training", "checkpoints", "scaling")
-
 
 def measure(name: str, settings: Settings) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """One section, in a process of its own: what it ran on, and its rows."""
-    from jax_ddpm.training.sharding import use_cpu_cores
+    from jax_ddpm.cpu import use_cores
 
-    use_cpu_cores(collectives=3 if name in _TRAINING else 0)
+    use_cores()
     import jax
     import torch
 

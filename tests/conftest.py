@@ -7,8 +7,6 @@ import tempfile
 
 # Compiled programs are kept for these tests alone, and for the commands that they run.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp()
-# Fake CPU devices share one pool of threads, where collectives that wait may hold them all.
-os.environ.setdefault("NPROC", "32")
 
 import jax
 import jaxtyping

@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "jax_ddpm"
 FLOORS = [
     {"_typing", "_checks"},
-    {"schedule", "noise", "thresholding"},
+    {"schedule", "noise", "thresholding", "cpu"},
     {"forward", "models"},
     {"reverse"},
     {"likelihood", "guidance"},
@@ -20,9 +20,10 @@ FLOORS = [
     {"training", "plan"},
     {"__init__", "cli", "parity", "__main__"},
 ]
-MATHS = set.union(*FLOORS[:9]) - {"models"}
+MATHS = set.union(*FLOORS[:9]) - {"models", "cpu"}
 ALLOWED = {
     **dict.fromkeys(MATHS, {"jax", "numpy", "jaxtyping"}),
+    "cpu": {"jax", "numpy", "jaxtyping"},
     "models": {"jax", "numpy", "jaxtyping", "flax"},
     "training": {"jax", "numpy", "jaxtyping", "optax"},
     "plan": {"jax"},

@@ -30,6 +30,9 @@ SAMPLERS = {
 SCHEDULE = ddpm.make_schedule(ddpm.linear_beta_schedule(200))
 SHORT = ddpm.respace(SCHEDULE, ddpm.spaced_timesteps(200, 10, "trailing"))
 SHAPE = (8, 4, 4, 3)
+ROUNDING = 1e-13
+"""Of pixels near 1 in float64, over the ten steps of `SHORT`: the most that was seen is 7e-16 on
+jax 0.12.0.1, and nothing on 0.10.2."""
 
 
 def network(x, t):
@@ -97,7 +100,8 @@ def test_vmap_over_keys(sampler, key):
 
 
 def test_a_sample_is_the_same_in_any_batch(sampler, key):
-    """Sample 17 alone, in a batch of 64, and in one of 8 that starts at 12: equal to the bit."""
+    """Sample 17 alone, in a batch of 64, and in one of 8 that starts at 12: the same draws, and
+    the same picture but for the rounding of the programs, which are compiled for each batch."""
 
     def draw(batch, first_sample):
         return ddpm.p_sample_loop(
@@ -110,8 +114,8 @@ def test_a_sample_is_the_same_in_any_batch(sampler, key):
         )
 
     samples = draw(64, 0)
-    np.testing.assert_array_equal(draw(1, 17)[0], samples[17])
-    np.testing.assert_array_equal(draw(8, 12)[5], samples[17])
+    np.testing.assert_allclose(draw(1, 17)[0], samples[17], rtol=0, atol=ROUNDING)
+    np.testing.assert_allclose(draw(8, 12)[5], samples[17], rtol=0, atol=ROUNDING)
     assert np.any(samples[16] != samples[17])
 
 
@@ -147,7 +151,8 @@ def test_noise_and_memory_are_where_the_state_is(sampler, key):
         assert collective not in text
 
 
-def test_in_pieces_is_the_same_to_the_bit(sampler, key):
+def test_in_pieces_is_the_same(sampler, key):
+    """But for rounding: XLA puts a loop of one step into the program around it (jax 0.12)."""
     whole = jax.jit(lambda key: ddpm.p_sample_loop(key, SHORT, network, SHAPE, sampler=sampler))(
         key
     )
@@ -158,19 +163,19 @@ def test_in_pieces_is_the_same_to_the_bit(sampler, key):
         for steps in pieces:
             state = run(state, steps)
         assert int(state.i) == -1
-        np.testing.assert_array_equal(state.x_t, whole)
+        np.testing.assert_allclose(state.x_t, whole, rtol=0, atol=ROUNDING)
 
 
 def test_saved_states_are_those_on_the_way(sampler, key):
     loop = partial(ddpm.p_sample_loop, key, SHORT, network, SHAPE, sampler=sampler)
     x_start, states = loop(save_every=3)
     assert states.shape == (3, *SHAPE)
-    np.testing.assert_array_equal(x_start, loop())
+    np.testing.assert_allclose(x_start, loop(), rtol=0, atol=ROUNDING)
     run = jax.jit(lambda state: ddpm.p_sample_steps(key, SHORT, network, state, 3, sampler=sampler))
     state = ddpm.p_sample_init(key, SHORT, SHAPE, sampler=sampler)
     for saved in states:
         state = run(state)
-        np.testing.assert_allclose(saved, state.x_t, rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(saved, state.x_t, rtol=0, atol=ROUNDING)
 
 
 def test_injected_noise_is_used_and_needs_no_key(sampler, key):
@@ -189,7 +194,7 @@ def test_injected_noise_is_used_and_needs_no_key(sampler, key):
 
 
 def test_draws_are_those_documented(key):
-    """x_T uses i = T, entry i its own number, and every sample its own key."""
+    """To the bit: x_T uses i = T, entry i its own number, and every sample its own key."""
     seen = ddpm.sample_noise(key, 10, (3, 4, 4, 3), first_sample=5)
     for j in range(3):
         sample_key = jax.random.fold_in(jax.random.fold_in(key, 5 + j), 10)

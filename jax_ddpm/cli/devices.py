@@ -7,14 +7,14 @@ from typing import Any
 import jax
 
 from jax_ddpm.cli.config import DevicesConfig, UsageError
+from jax_ddpm.cpu import use_cores
 from jax_ddpm.training.hosts import any_process, connect, is_writer
-from jax_ddpm.training.sharding import use_cpu_cores
 
 __all__ = ["say", "start_devices"]
 
 
-def start_devices(config: DevicesConfig, *, collectives: int = 0) -> None:
-    """Call before JAX's first use. `collectives`: as in `use_cpu_cores`."""
+def start_devices(config: DevicesConfig) -> None:
+    """Call before JAX's first use."""
     if config.coordinator is not None:
         process = f"process {config.process_id} of {config.num_processes}"
         print(f"{process}: waiting for the others at {config.coordinator}", file=sys.stderr)
@@ -24,8 +24,8 @@ def start_devices(config: DevicesConfig, *, collectives: int = 0) -> None:
         message = str(error).partition("\n")[0]
         problem = message.partition(": ")[2] or message
         raise UsageError(f"--coordinator, --num-processes, --process-id: {problem}") from None
-    use_cpu_cores(collectives=collectives or int(jax.distributed.is_initialized()))
-    # On CPUs processes have 30 s to form a group, so they do now, and not after loading.
+    use_cores()
+    # Processes may have no more than 30 s to form a group, so they do now, before loading.
     any_process(False)
     settings: Any = jax.config
     if config.compilation_cache is not None and settings.jax_compilation_cache_dir is None:

@@ -16,9 +16,9 @@ import numpy as np
 from jax_ddpm.cli.config import DoctorConfig, UsageError
 from jax_ddpm.cli.metrics import LOG_EVERY, damaged_lines, read_metrics
 from jax_ddpm.cli.runs import CHECKPOINTS
+from jax_ddpm.cpu import use_cores
 from jax_ddpm.interop.configs import read_json
 from jax_ddpm.training.checkpoint import LEFTOVERS, Damaged, list_checkpoints, load_checkpoint
-from jax_ddpm.training.sharding import use_cpu_cores
 
 __all__ = ["doctor"]
 
@@ -34,7 +34,7 @@ def doctor(config: DoctorConfig) -> None:
         raise UsageError(f"--export: no such file: {config.export}")
     # Before JAX's first use: parity's precision, and the devices that `train` would use.
     jax.config.update("jax_enable_x64", True)
-    use_cpu_cores(collectives=0)
+    use_cores()
     print(f"versions   python {platform.python_version()}, {', '.join(map(_version, _PACKAGES))}")
     kinds = [device.device_kind for device in jax.devices()]
     counted = ", ".join(f"{kinds.count(kind)} × {kind}" for kind in dict.fromkeys(kinds))

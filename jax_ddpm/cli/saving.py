@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from jax_ddpm.cli.config import TrainConfig, UsageError
 from jax_ddpm.cli.resume import Place, what_is_saved
 from jax_ddpm.cli.runs import CHECKPOINTS
+from jax_ddpm.cpu import default_steps_per_dispatch
 from jax_ddpm.training import TrainState
 from jax_ddpm.training.checkpoint import Checkpoint, prune_checkpoints, restore, save_checkpoint
 from jax_ddpm.training.hosts import is_writer, on_writer, to_writer
@@ -86,7 +87,7 @@ def computed_by(config: TrainConfig, mesh: Mesh) -> str:
 
 def steps_per_dispatch(config: TrainConfig) -> int:
     """`--steps-per-dispatch`, or what suits the backend."""
-    return config.steps_per_dispatch or (1 if jax.default_backend() == "cpu" else 10)
+    return config.steps_per_dispatch or default_steps_per_dispatch()
 
 
 def read_state(checkpoint: Checkpoint, template: TrainState) -> TrainState:

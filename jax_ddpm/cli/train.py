@@ -58,7 +58,7 @@ def train(config: TrainConfig, interrupts: Interrupts) -> None:
     Stopped, it ends with the exit code `STOPPED`, and goes on when it is called again.
     """
     _check(config)
-    start_devices(config.devices, collectives=3 if config.fsdp == 1 else 31)
+    start_devices(config.devices)
     folder = config.out / (config.name or (config.data or Path(config.dataset)).stem)
     if is_writer():
         interrupts.saved = lambda: what_is_saved(folder)

@@ -16,7 +16,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jax_ddpm._typing import Timestep
-from jax_ddpm.models.conv import conv_general_dilated
+from jax_ddpm.cpu import conv_general_dilated
+from jax_ddpm.models.attention import dot_product_attention
 
 __all__ = [
     "ACTIVATIONS",
@@ -167,11 +168,7 @@ class Attention(nn.Module):
             config.dense(heads * head_dim, name)(hidden).reshape(batch, -1, heads, head_dim)
             for name in ("to_q", "to_k", "to_v")
         )
-        scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, precision=config.precision)
-        # Sixteen bits are too few for a sum of exponentials.
-        scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32)) / head_dim**0.5
-        weights = nn.softmax(scores).astype(value.dtype)
-        mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value, precision=config.precision)
+        mixed = dot_product_attention(query, key, value, precision=config.precision)
         mixed = mixed.reshape(batch, height, width, heads * head_dim)
         hidden = config.dense(channels, "to_out_0", kernel_init=_ZEROS)(mixed)
         return (x + hidden) / self.output_scale_factor

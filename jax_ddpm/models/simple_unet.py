@@ -13,7 +13,7 @@ from jaxtyping import Array
 
 from jax_ddpm._checks import check_shape
 from jax_ddpm._typing import Image, Timestep
-from jax_ddpm.models.conv import conv_general_dilated
+from jax_ddpm.cpu import conv_general_dilated
 
 __all__ = ["SimpleUNet"]
 

@@ -9,13 +9,9 @@ With `fsdp` 1, the default, every device holds the whole state and only gradient
 more, what a device keeps between steps shrinks `fsdp` times: the weights are gathered where the
 network uses them, and their gradients leave it scattered as the weights lie (Rajbhandari et al.
 2020, "ZeRO").
-
-The cores of a CPU become devices, so that the program of a laptop is that of a TPU slice.
 """
 
 import math
-import os
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -30,37 +26,7 @@ __all__ = [
     "gather_params",
     "replicated",
     "state_sharding",
-    "use_cpu_cores",
 ]
-
-
-def use_cpu_cores(*, collectives: int) -> None:
-    """Make each of the host's cores a JAX device. Call before JAX's first use, on several hosts
-    after `hosts.connect()`.
-
-    XLA splits a convolution over output channels in large blocks, which leaves cores idle;
-    splitting the batch over cores does not. Without effect where another backend is used, or
-    where `JAX_NUM_CPU_DEVICES` or `XLA_FLAGS` has said already how many devices there are.
-
-    `collectives` says how many exchanges between devices a program may have under way at once:
-    none in sampling; the gradient's, the loss's and one to spare in training; tens with FSDP,
-    which gathers array by array. Devices share one pool of threads, by default one for each core.
-    In an exchange every device but the last, which may be another host's, holds a thread while it
-    waits; where those are all threads, the program may stop for good. So there are as many, one
-    to run on, and one to spare. More cost time: a training step of `SimpleUNet` with 16 images
-    took 316 ms on two cores with 2 threads, 364 with 5, 385 with 8.
-    """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    config: Any = jax.config
-    said = re.search(r"xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
-    devices = int(said[1]) if said else config.jax_num_cpu_devices
-    if devices < 0:
-        devices = cores or 1
-        jax.config.update("jax_num_cpu_devices", devices)
-    if collectives:
-        waiting = devices if jax.distributed.is_initialized() else devices - 1
-        threads = collectives * waiting + 2
-        os.environ.setdefault("NPROC", str(max(cores or 1, threads)))
 
 
 def device_mesh(batch_size: int, *, fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:

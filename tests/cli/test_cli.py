@@ -21,7 +21,6 @@ def jax_ddpm(*arguments, cwd, **environment):
     """Run `jax-ddpm`; a single line on the error stream is what the user reads."""
     devices = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"}
     environment = {**os.environ, **devices, **environment}
-    environment.pop("NPROC", None)
     return subprocess.run(
         [sys.executable, "-m", "jax_ddpm", *arguments],
         cwd=cwd,

@@ -21,7 +21,6 @@ class Command:
 
     def __init__(self, *arguments, cwd, program=("-m", "jax_ddpm"), devices=2, **options):
         environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
-        environment.pop("NPROC", None)
         self.output = Path(cwd) / f"output-{time.monotonic_ns()}"
         with self.output.open("wb") as file:
             self.process = subprocess.Popen(

@@ -1,7 +1,6 @@
 """`jax-ddpm plan` as a user meets it, on a machine with neither TPU nor GPU."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -33,11 +32,9 @@ COMPILERS = {"libtpu", "jax_cuda12_plugin", "jax_cuda13_plugin"}
 def jax_ddpm(*arguments, cwd, without=()):
     """Run `jax-ddpm`; the plugin's own lines, which every `import jax` writes, are left out."""
     code = WITHOUT.format(names=set(without) or {""}, arguments=arguments)
-    environment = {name: value for name, value in os.environ.items() if name != "NPROC"}
     result = subprocess.run(
         [sys.executable, "-c", code],
         cwd=cwd,
-        env=environment,
         capture_output=True,
         text=True,
         timeout=300,

@@ -1,7 +1,5 @@
 """One rule places everything."""
 
-import os
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,17 +16,7 @@ from jax_ddpm.training.sharding import (
     gather_params,
     replicated,
     state_sharding,
-    use_cpu_cores,
 )
-
-
-@pytest.mark.parametrize("hosts", [1, 2])
-def test_a_thread_remains_when_every_exchange_waits(monkeypatch, hosts):
-    monkeypatch.delenv("NPROC")
-    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: hosts > 1)
-    use_cpu_cores(collectives=3)
-    waiting_devices = jax.device_count() if hosts > 1 else jax.device_count() - 1
-    assert int(os.environ["NPROC"]) > 3 * waiting_devices
 
 
 def test_the_mesh_takes_what_divides_the_batch():

@@ -7,7 +7,7 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jax_ddpm.models.conv import conv_general_dilated
+from jax_ddpm.cpu.conv import conv_general_dilated
 
 OWN = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
 CASES = {

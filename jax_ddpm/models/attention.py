@@ -1,0 +1,64 @@
+"""Dot-product attention in memory that is linear in the number of tokens.
+
+    softmax(q kᵀ / √d) v      Vaswani et al. 2017, eq. 1
+
+A row of scores needs one query and all keys, so the queries are taken in blocks, one after the
+other, and a gradient computes each block's scores again (Rabe & Staats 2021, "Self-attention Does
+Not Need O(n²) Memory"). Few tokens are one block, which is the plain formula.
+
+On NVIDIA GPUs sixteen-bit attention is cuDNN's, where it takes the head's size.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+__all__ = ["dot_product_attention"]
+
+_SCORES = 2**17
+"""Of each head at once: all of 362 tokens, 32 queries of 4,096. More is not faster on a CPU."""
+
+Heads = Float[Array, "batch tokens heads channels"]
+Block = Float[Array, "batch queries heads channels"]
+
+
+def dot_product_attention(query: Heads, key: Heads, value: Heads, *, precision: Any) -> Heads:
+    """Every query's mean of the values, weighted by the softmax of its products with the keys."""
+    plain = partial(_in_blocks, precision=precision)
+    if not _suits_cudnn(query):
+        return plain(query, key, value)
+    cudnn = partial(jax.nn.dot_product_attention, implementation="cudnn")
+    return lax.platform_dependent(query, key, value, cuda=cudnn, default=plain)
+
+
+def _suits_cudnn(query: Heads) -> bool:
+    """Whether the limits hold that JAX gives for cuDNN on any GPU; its own default never asks."""
+    channels = query.shape[-1]
+    sizes = channels % 8 == 0 and channels <= 128
+    return jax.default_backend() == "gpu" and query.dtype.itemsize == 2 and sizes
+
+
+def _in_blocks(query: Heads, key: Heads, value: Heads, *, precision: Any) -> Heads:
+    batch, tokens, heads, channels = query.shape
+    attend = partial(_attend, precision=precision)
+    size = max(1, _SCORES // tokens)
+    if size >= tokens:
+        return attend(query, key, value)
+    blocks = -(-tokens // size)
+    padded = jnp.pad(query, ((0, 0), (0, blocks * size - tokens), (0, 0), (0, 0)))
+    padded = padded.reshape(batch, blocks, size, heads, channels).swapaxes(0, 1)
+    attend = jax.checkpoint(attend, prevent_cse=False)
+    mixed = lax.map(lambda block: attend(block, key, value), padded)
+    return mixed.swapaxes(0, 1).reshape(batch, blocks * size, heads, channels)[:, :tokens]
+
+
+def _attend(query: Block, key: Heads, value: Heads, *, precision: Any) -> Block:
+    scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, precision=precision)
+    if scores.dtype.itemsize < 4:  # too few bits for a sum of exponentials
+        scores = scores.astype(jnp.float32)
+    weights = jax.nn.softmax(scores / query.shape[-1] ** 0.5).astype(value.dtype)
+    return jnp.einsum("bhqk,bkhd->bqhd", weights, value, precision=precision)
