@@ -10,7 +10,13 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import accelerator, accelerator_parity, accelerator_resume, accelerator_speed
+from benchmarks import (
+    accelerator,
+    accelerator_networks,
+    accelerator_parity,
+    accelerator_resume,
+    accelerator_speed,
+)
 from benchmarks.accelerator_estimate import chip_of, estimate
 from benchmarks.accelerator_networks import specs
 from benchmarks.accelerator_report import markdown
@@ -22,14 +28,15 @@ pytestmark = pytest.mark.usefixtures("defaults")
 ROOT = Path(__file__).parents[1]
 BLOCKED = ("diffusers", "matplotlib", "PIL", "safetensors", "sklearn", "tqdm", "tyro")
 BLOCK = f"""
-import sys
+# As if they were not installed: an import raises ModuleNotFoundError, and nothing finds them.
+from importlib.machinery import PathFinder
 
-class Blocked:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {BLOCKED}:
-            raise ImportError(f"{{name}} is blocked")
+find_spec = PathFinder.find_spec
 
-sys.meta_path.insert(0, Blocked())
+def find_others(name, path=None, target=None):
+    return None if name.partition(".")[0] in {BLOCKED} else find_spec(name, path, target)
+
+PathFinder.find_spec = find_others
 """
 SPEC = specs(tiny=True)["tutorial"]
 RACE = accelerator_speed.Race("tutorial", "reverse loop", 2, "float32", compiled=False)
@@ -69,14 +76,12 @@ def _without(tmp_path, *arguments):
 
 
 def test_it_needs_no_other_packages(tmp_path):
-    rows, text = _without(tmp_path, "resume", "ddpm_cifar10")
+    """Every module is imported, whatever the parts."""
+    rows, text = _without(tmp_path, "resume")
     [resumed] = [row for row in rows if row["part"] == "resume"]
     assert (resumed["status"], resumed["differing"]) == ("passed", [])
     assert resumed["saved_with"] == ".npz, since safetensors is missing"
-    timed = [row["contender"] for row in rows if row["status"] == "timed"]
-    assert timed == ["JAX"] * 4
-    assert "- needs diffusers: small UNet, reverse loop, 2, bfloat16, torch eager;" in text
-    assert "- not asked for: parity; tutorial" in text
+    assert "- not asked for: parity; tutorial; ddpm_cifar10" in text
 
 
 @pytest.mark.slow
@@ -136,6 +141,18 @@ def test_a_race(work, arithmetic):
     assert rows[0]["difference"] <= rows[0]["tolerance"]
     assert rows[0]["estimate"]["flops"] > 0
     assert rows[0]["estimate"]["why"] == "plan has no figures of 'cpu'"
+
+
+def test_without_its_package_torch_is_left_out_by_name(monkeypatch):
+    """And JAX is timed alone; against torch.compile nothing is left to race."""
+    monkeypatch.setattr(accelerator_networks, "available", lambda package: False)
+    spec = specs(tiny=True)["ddpm_cifar10"]
+    race = RACE._replace(part="ddpm_cifar10")
+    missing, alone = accelerator_speed.run(race, spec, rounds=1, least=0.0)
+    assert (missing["contender"], missing["problem"]) == ("torch eager", "needs diffusers")
+    assert (alone["contender"], alone["status"]) == ("JAX", "timed")
+    [missing] = accelerator_speed.run(race._replace(compiled=True), spec, rounds=1, least=0.0)
+    assert (missing["contender"], missing["status"]) == ("torch.compile", "left out")
 
 
 def test_a_contender_that_differs_or_stops_is_not_timed(monkeypatch):
