@@ -29,6 +29,11 @@ SECTIONS = (
 
 def main() -> None:
     """Parse the command line, measure, report."""
+    if sys.argv[1:2] == ["accelerator"]:
+        from benchmarks import accelerator
+
+        accelerator.main(sys.argv[2:])
+        return
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
         "sections",

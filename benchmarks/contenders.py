@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import torch
-from diffusers.models.unets.unet_2d import UNet2DModel
 from jax.sharding import NamedSharding, PartitionSpec
 from torch import Tensor
 
@@ -69,6 +68,9 @@ def _tutorial(channels_last: bool = False) -> SimpleUNet:
 
 
 def _cifar10(channels_last: bool = False) -> Any:
+    # Here and not above, so that what needs no diffusers runs without it.
+    from diffusers.models.unets.unet_2d import UNet2DModel
+
     torch.manual_seed(42)
     module: Any = UNet2DModel(**unet_config(_UNET))
     return module.to(torch_device()).to(memory_format=_memory_format(channels_last))

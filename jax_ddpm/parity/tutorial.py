@@ -1,9 +1,13 @@
 """Cases for the tutorial's network: weights, output, gradients, training, the whole chain.
 
-Both sides compute in the dtype under test, and start from the same torch weights.
+Both sides start from the same torch weights, and compute in the dtype under test unless a
+`Setting` says otherwise.
 """
 
 import copy
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,21 +22,45 @@ from jax_ddpm.training import draw_step
 from torch_reference.sampling import sample
 from torch_reference.schedule import T, tables
 
-__all__ = ["TUTORIAL_CASES"]
+__all__ = ["TUTORIAL_CASES", "Setting", "tutorial_cases"]
 
-_SHAPE = (4, 8, 8, 3)
-_STEPS = 100
 _EMA_DECAY = 0.99
 
 
-def _networks(dtype: DType):
+class Setting(NamedTuple):
+    """How a comparison is made; the defaults are those of the certified table."""
+
+    size: int = 8
+    """Height and width of the images."""
+    adam_steps: int = 100
+    adam_eps: float = 1e-8
+    """Added to √v. By default Adam makes a whole step of a gradient that is only rounding."""
+    oracle: DType | None = None
+    """What torch computes in; None: in the dtype under test."""
+    fields: Mapping[str, Any] = {"precision": "highest"}
+    """Of the JAX network: `precision`, or `dtype`."""
+
+    def shape(self, batch: int) -> tuple[int, int, int, int]:
+        return (batch, self.size, self.size, 3)
+
+
+def _networks(setting: Setting, dtype: DType):
     """The torch network at the tutorial's own initialisation, and its twin with its weights."""
     ours, theirs = both("SimpleUNet")
     with torch.random.fork_rng():
         torch.manual_seed(42)
         reference = theirs().to(getattr(torch, dtype))
-    model = ours(param_dtype=jnp.dtype(dtype), precision="highest")
-    return model, simple_unet_from_torch(reference.state_dict()), reference
+    model = ours(param_dtype=jnp.dtype(dtype), **setting.fields)
+    variables = simple_unet_from_torch(reference.state_dict())
+    return model, variables, reference.to(getattr(torch, setting.oracle or dtype))
+
+
+def _to_oracle(setting: Setting, array: Any) -> torch.Tensor:
+    """For torch: images in the oracle's dtype, timesteps as integers."""
+    tensor = to_torch(array)
+    if not tensor.is_floating_point():
+        return tensor.long()
+    return tensor.to(getattr(torch, setting.oracle)) if setting.oracle else tensor
 
 
 def _schedule() -> ddpm.NoiseSchedule:
@@ -40,38 +68,39 @@ def _schedule() -> ddpm.NoiseSchedule:
 
 
 def _round_trip(dtype: DType):
-    _, variables, reference = _networks(dtype)
+    _, variables, reference = _networks(Setting(), dtype)
     theirs = {name: value.numpy() for name, value in reference.state_dict().items()}
     return simple_unet_to_torch(jax.tree.map(jnp.asarray, variables)), theirs
 
 
-def _forward(dtype: DType):
-    model, variables, reference = _networks(dtype)
-    x, t = images(0, dtype, _SHAPE), timesteps(T, 4)
+def _forward(setting: Setting, dtype: DType):
+    model, variables, reference = _networks(setting, dtype)
+    x, t = images(0, dtype, setting.shape(4)), timesteps(T, 4)
     with torch.no_grad():
-        expected = reference(to_torch(x), to_torch(t).long())
+        expected = reference(_to_oracle(setting, x), _to_oracle(setting, t))
     return jax.jit(model.apply)(variables, x, t), from_torch(expected)
 
 
-def _gradients(dtype: DType):
-    model, variables, reference = _networks(dtype)
-    x, t, noise = images(0, dtype, _SHAPE), timesteps(T, 4), images(1, dtype, _SHAPE)
+def _gradients(setting: Setting, dtype: DType):
+    model, variables, reference = _networks(setting, dtype)
+    x, noise = (images(seed, dtype, setting.shape(4)) for seed in (0, 1))
+    t = timesteps(T, 4)
 
     def loss_fn(variables):
         return jnp.mean((noise - model.apply(variables, x, t)) ** 2)
 
-    loss = torch.nn.functional.mse_loss(to_torch(noise), reference(to_torch(x), to_torch(t).long()))
-    loss.backward()
+    output = reference(_to_oracle(setting, x), _to_oracle(setting, t))
+    torch.nn.functional.mse_loss(_to_oracle(setting, noise), output).backward()
     expected = {name: value.grad.numpy() for name, value in reference.named_parameters()}
     return simple_unet_to_torch(jax.jit(jax.grad(loss_fn))(variables)), expected
 
 
-def _training(dtype: DType):
+def _training(setting: Setting, dtype: DType):
     """Adam at the tutorial's rate with an average of the weights, on the same draws."""
-    model, variables, reference = _networks(dtype)
+    model, variables, reference = _networks(setting, dtype)
     average = copy.deepcopy(reference).requires_grad_(False)
-    torch_optimizer = torch.optim.Adam(reference.parameters(), lr=1e-3)
-    schedule, optimizer = _schedule(), optax.adam(1e-3)
+    torch_optimizer = torch.optim.Adam(reference.parameters(), lr=1e-3, eps=setting.adam_eps)
+    schedule, optimizer = _schedule(), optax.adam(1e-3, eps=setting.adam_eps)
     state = ddpm.init_train_state(jax.random.key(42), variables, optimizer)
     train_step = jax.jit(
         ddpm.make_train_step(schedule, model.apply, optimizer, ema_decay=_EMA_DECAY),
@@ -79,15 +108,15 @@ def _training(dtype: DType):
     )
     draw = jax.jit(lambda state, batch: draw_step(state, schedule, batch))
     q_sample = both("q_sample")[1]
-    x_start = images(0, dtype, _SHAPE)
+    x_start = images(0, dtype, setting.shape(4))
     losses, expected_losses = [], []
-    for _ in range(_STEPS):
+    for _ in range(setting.adam_steps):
         t, noise = draw(state, x_start)
         state, metrics = train_step(state, x_start)
         losses.append(metrics["loss"])
 
-        t, noise = to_torch(t).long(), to_torch(noise)
-        x_t = q_sample(tables(noise.dtype), to_torch(x_start), t, noise)
+        t, noise = _to_oracle(setting, t), _to_oracle(setting, noise)
+        x_t = q_sample(tables(noise.dtype), _to_oracle(setting, x_start), t, noise)
         torch_optimizer.zero_grad()
         loss = torch.nn.functional.mse_loss(noise, reference(x_t, t))
         loss.backward()
@@ -109,10 +138,10 @@ def _training(dtype: DType):
     return ours, theirs
 
 
-def _chain(dtype: DType):
+def _chain(setting: Setting, dtype: DType):
     """Every state of the reverse chain, each a leaf of its own with its own scale."""
-    model, variables, reference = _networks(dtype)
-    shape = (2, *_SHAPE[1:])
+    model, variables, reference = _networks(setting, dtype)
+    shape = setting.shape(2)
     x_T, noise = images(0, dtype, shape), images(1, dtype, (T, *shape))
 
     def loop(variables, noise):
@@ -128,14 +157,26 @@ def _chain(dtype: DType):
         )
 
     states = jax.jit(loop)(variables, noise)[1]
-    expected = sample(reference, to_torch(x_T), lambda i: to_torch(noise[i]))
+    convert = partial(_to_oracle, setting)
+    expected = sample(reference, convert(x_T), lambda i: convert(noise[i]))
     return list(states), list(map(from_torch, expected))
+
+
+def tutorial_cases(setting: Setting) -> tuple[Case, ...]:
+    """Everything that depends on how the network computes."""
+
+    def case(kind: str, name: str, compare: Callable) -> Case:
+        return Case(kind, name, partial(compare, setting))
+
+    return (
+        case("forward", "SimpleUNet: output", _forward),
+        case("gradients", "SimpleUNet: gradient of every parameter", _gradients),
+        case("training", f"{setting.adam_steps} Adam steps: weights, EMA, losses", _training),
+        case("chain", f"reverse chain: each of {T} states", _chain),
+    )
 
 
 TUTORIAL_CASES = (
     Case("weights", "SimpleUNet: torch → Flax → torch", _round_trip),
-    Case("forward", "SimpleUNet: output", _forward),
-    Case("gradients", "SimpleUNet: gradient of every parameter", _gradients),
-    Case("training", f"{_STEPS} Adam steps: weights, EMA, losses", _training),
-    Case("chain", f"reverse chain: each of {T} states", _chain),
+    *tutorial_cases(Setting()),
 )

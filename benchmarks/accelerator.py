@@ -1,0 +1,187 @@
+"""`python -m benchmarks accelerator`: is it right here, and how fast, in six minutes.
+
+On JAX's default backend, meant to be one GPU or TPU: training that is resumed, against training
+that is not; parity with torch on the CPU; the reverse loop and the training step against torch on
+the same device. Writes JSON and markdown named after the device; exit code 1 if anything failed.
+
+It needs jax, flax, optax, numpy, jaxtyping and torch. What needs more is left out by name.
+"""
+
+import argparse
+import json
+import os
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Clock", "main", "slug"]
+
+PARTS = ("resume", "parity", "tutorial", "ddpm_cifar10")
+PRECISION = (
+    "float32 is 'highest' on both sides, bfloat16 is the network's dtype in JAX and autocast in "
+    "torch; weights are float32."
+)
+_BUDGET = 330.0
+_BATCHES = (128, 16, 512)
+_NO_TIME = "no time left"
+
+Work = Callable[[], list[dict[str, Any]]]
+
+
+class Clock:
+    """The seconds that are left, and whether they are enough for work of a kind."""
+
+    def __init__(self, budget: float, now: Callable[[], float] = time.perf_counter) -> None:
+        self._now, self._start, self._budget = now, now(), budget
+        self._longest: dict[Any, float] = {}
+
+    @property
+    def seconds(self) -> float:
+        """Since the start."""
+        return self._now() - self._start
+
+    def allows(self, kind: Any) -> bool:
+        """Whether work as long as the longest of its kind would end in time. A new kind is taken
+        to be as long as the longest of all."""
+        guess = self._longest.get(kind, max(self._longest.values(), default=0))
+        return self.seconds + guess < self._budget
+
+    def time(self, kind: Any, work: Work) -> list[dict[str, Any]]:
+        """What `work` returns."""
+        start = self._now()
+        rows = work()
+        self._longest[kind] = max(self._now() - start, self._longest.get(kind, 0))
+        return rows
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parse the command line, measure, report."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks accelerator",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}: these alone"
+    )
+    parser.add_argument(
+        "--budget",
+        type=float,
+        default=_BUDGET,
+        metavar="SECONDS",
+        help="what does not fit is left out by name (default: %(default)g)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path(__file__).parent / "results",
+        help="where the record is written (default: benchmarks/results)",
+    )
+    parser.add_argument(
+        "--tiny", action="store_true", help="small sizes and networks: a trial of the command"
+    )
+    arguments = parser.parse_args(argv)
+    for part in arguments.parts:
+        if part not in PARTS:
+            parser.error(f"expected parts of {', '.join(PARTS)}, got {part}")
+    clock = Clock(arguments.budget)
+    # Before JAX's backend starts: memory is left for torch, of a GPU at least half.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.5")
+    with tempfile.TemporaryDirectory() as cache:
+        rows = _measure(clock, arguments.parts or PARTS, cache, tiny=arguments.tiny)
+    _write(arguments, clock, rows)
+    sys.exit(1 if any(row["status"] == "failed" for row in rows) else 0)
+
+
+def _measure(clock: Clock, parts: Iterable[str], cache: str, *, tiny: bool) -> list[dict[str, Any]]:
+    """Every row, most important first: but resuming before all, while the device is free."""
+    from benchmarks import accelerator_resume
+    from benchmarks.accelerator_rows import left_out
+
+    rows: list[dict[str, Any]] = []
+    for part in PARTS:
+        if part not in parts:
+            rows.append(left_out({"part": part, "name": part}, "not asked for"))
+
+    def do(labels: dict[str, Any], kind: Any, work: Work) -> None:
+        from benchmarks.accelerator_rows import attempt
+
+        if not clock.allows(kind):
+            rows.append(left_out(labels, _NO_TIME))
+            return
+        said = ", ".join(str(value) for name, value in labels.items() if name != "part")
+        print(f"{clock.seconds:4.0f} s: {said} …", file=sys.stderr, flush=True)
+        rows.extend(clock.time(kind, lambda: attempt(labels, work)))
+
+    if "resume" in parts:
+        labels = {"part": "resume", "name": "training, saved and resumed"}
+        do(labels, "resume", lambda: accelerator_resume.check(tiny=tiny))
+
+    import jax
+
+    from benchmarks import accelerator_parity, accelerator_speed
+    from benchmarks.accelerator_networks import specs
+
+    if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore
+        # What raced against eager torch is compiled once more to race against torch.compile.
+        jax.config.update("jax_compilation_cache_dir", cache)
+    if "parity" in parts:
+        work, missing = accelerator_parity.items(tiny=tiny)
+        rows += missing
+        for labels, each in work:
+            do(labels, ("parity", labels["name"]), each)
+    networks = specs(tiny=tiny)
+    options = {"rounds": 2, "least": 0.0} if tiny else {"rounds": 3, "least": 0.3}
+    batches = (2,) if tiny else _BATCHES
+    for race in accelerator_speed.schedule_of_races(jax.default_backend(), batches):
+        if race.part not in parts:
+            continue
+        spec = networks[race.part]
+        labels = race.labels(spec.name)
+        if tiny and race.compiled:
+            rows.append(left_out(labels, "--tiny has no torch.compile"))
+            continue
+        kind = (race.part, race.work, race.compiled)
+        do(labels, kind, lambda r=race, s=spec: accelerator_speed.run(r, s, **options))
+    return rows
+
+
+def _write(arguments: argparse.Namespace, clock: Clock, rows: list[dict[str, Any]]) -> None:
+    """JSON and markdown, named after the device; the markdown is printed too."""
+    import jax
+
+    from benchmarks.accelerator_report import markdown
+    from benchmarks.machine import describe
+
+    kind = jax.devices()[0].device_kind
+    record = {
+        "device_kind": kind,
+        "backend": jax.default_backend(),
+        "machine": describe() | {"precision": PRECISION},
+        "precision": PRECISION,
+        "tiny": arguments.tiny,
+        "budget_s": arguments.budget,
+        "seconds": clock.seconds,
+        "rows": rows,
+    }
+    name = f"accelerator-{slug(kind)}"
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+    text = markdown(record)
+    (arguments.out / f"{name}.md").write_text(text)
+    print(text)
+    print(f"wrote {name}.json and .md to {arguments.out}")
+
+
+def slug(device_kind: str) -> str:
+    """`NVIDIA H100 80GB HBM3` as `nvidia-h100-80gb-hbm3`."""
+    return re.sub(r"[^a-z0-9]+", "-", device_kind.lower()).strip("-")
+
+
+if __name__ == "__main__":
+    main()

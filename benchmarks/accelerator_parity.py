@@ -1,0 +1,157 @@
+"""Parity on the accelerator: JAX there, torch on the CPU in float64.
+
+The cases are those of `jax_ddpm.parity`. The maths runs in float32 and float64. The tutorial's
+network also runs in the arithmetic that accelerators prefer, under limits of its own (`REDUCED`).
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.accelerator_rows import Row, attempt, available, left_out
+from jax_ddpm.parity.harness import Case, DType, relative_error, run_case
+from jax_ddpm.parity.losses import LOSS_CASES
+from jax_ddpm.parity.maths import MATHS_CASES
+from jax_ddpm.parity.tolerances import REDUCED, TOLERANCES
+from jax_ddpm.parity.tutorial import Setting, tutorial_cases
+
+__all__ = ["Mode", "items", "modes"]
+
+_NO_FLOAT64 = "a TPU has no float64"
+_CPU_DEFAULT = "by default a CPU computes float32 in full"
+
+Work = Callable[[], list[Row]]
+
+
+class Mode(NamedTuple):
+    """An arithmetic of the JAX network. `reduced` names its limits in `REDUCED`."""
+
+    name: str
+    dtype: DType
+    fields: Mapping[str, Any]
+    reduced: str | None = None
+
+
+def modes(backend: str) -> tuple[list[Mode], list[Row]]:
+    """What the backend computes in, most important first; and rows for what it does not."""
+    found, missing = [Mode("float32", "float32", {"precision": "highest"})], []
+    if backend == "tpu":
+        missing.append(left_out(_labels("everything", "float64"), _NO_FLOAT64))
+        found.append(Mode("float32 by default (bfloat16)", "float32", {}, "bfloat16"))
+    else:
+        found.append(Mode("float64", "float64", {"precision": "highest"}))
+        if backend == "cpu":
+            missing.append(left_out(_labels("networks", "TF32"), _CPU_DEFAULT))
+        else:
+            found.append(Mode("TF32", "float32", {}, "TF32"))
+    found.append(Mode("bfloat16", "float32", {"dtype": jnp.bfloat16}, "bfloat16"))
+    return found, missing
+
+
+def items(*, tiny: bool) -> tuple[list[tuple[Row, Work]], list[Row]]:
+    """Each comparison with its labels, most important first; and rows for what is left out."""
+    network, missing = modes(jax.default_backend())
+    found = [_networks(mode, tiny) for mode in network]
+    dtypes: list[DType] = [mode.dtype for mode in network if mode.reduced is None]
+    work = [*found[0], *(_maths(dtype) for dtype in dtypes)]
+    for each in found[1:]:
+        work += each
+    name = "Ho et al.'s" if tiny else "35.7 M parameters"
+    name = f"UNet, {name}: output"
+    if available("diffusers"):
+        work += [_unet(name, dtype) for dtype in dtypes]
+    else:
+        missing.append(left_out(_labels(name, "float32, float64"), "needs diffusers"))
+    return work, missing
+
+
+def _networks(mode: Mode, tiny: bool) -> list[tuple[Row, Work]]:
+    """The output at the tutorial's size, the chain at a size that torch can follow in float64.
+
+    Gradients stay small: a ReLU whose input is nearly zero falls on either side by rounding, and
+    at 64×64 there are so many that float32 was off by 4e-4, where it is by 6e-7 at 8×8.
+    """
+    # Without a larger ε, Adam makes a whole step of the sign of a gradient near zero.
+    setting = Setting(adam_steps=5, adam_eps=1.0, oracle="float64", fields=mode.fields)
+    sizes = {} if tiny else {"forward": 64, "chain": 16}
+    cases = [
+        case
+        for kind in ("forward", "gradients", "training", "chain")
+        for case in tutorial_cases(setting._replace(size=sizes.get(kind, setting.size)))
+        if case.kind == kind
+    ]
+    return [
+        (_labels(case.name, mode.name), lambda case=case: [_compare(case, mode)]) for case in cases
+    ]
+
+
+def _compare(case: Case, mode: Mode) -> Row:
+    start = time.perf_counter()
+    with jax.enable_x64(mode.dtype == "float64"):
+        ours, theirs = case.compare(mode.dtype)
+    if mode.reduced is None:
+        tolerance = getattr(TOLERANCES[case.kind], mode.dtype)
+    else:
+        tolerance = REDUCED[mode.reduced][case.kind]
+        if case.kind == "gradients":
+            ours, theirs = _vector(ours), _vector(theirs)
+    error = relative_error(ours, theirs)
+    return _row(case.kind, case.name, mode.name, error, tolerance, time.perf_counter() - start)
+
+
+def _maths(dtype: DType) -> tuple[Row, Work]:
+    """Schedules, q, p and the plain losses, on the inputs that each case makes for itself."""
+    cases = [case for case in (*MATHS_CASES, *LOSS_CASES) if case.kind == "maths"]
+
+    def work() -> list[Row]:
+        rows: list[Row] = []
+        for case in cases:
+            rows += attempt(_labels(case.name, dtype), lambda case=case: [_run(case, dtype)])
+        return rows
+
+    return _labels(f"schedule, q, p, losses: {len(cases)} cases", dtype), work
+
+
+def _unet(name: str, dtype: DType) -> tuple[Row, Work]:
+    def work() -> list[Row]:
+        from jax_ddpm.parity.unet import UNET_CASES
+
+        [case] = [case for case in UNET_CASES if case.name == name]
+        return [_run(case, dtype)]
+
+    return _labels(name, dtype), work
+
+
+def _run(case: Case, dtype: DType) -> Row:
+    with jax.enable_x64(dtype == "float64"):
+        result = run_case(case, dtype)
+    return _row(case.kind, case.name, dtype, result.error, result.tolerance, result.seconds)
+
+
+def _row(
+    kind: str, name: str, mode: str, error: float, tolerance: float, seconds: float
+) -> dict[str, Any]:
+    row = {
+        **_labels(name, mode),
+        "kind": kind,
+        "error": error if np.isfinite(error) else None,
+        "tolerance": tolerance,
+        "seconds": seconds,
+        "status": "passed" if error <= tolerance else "failed",
+    }
+    if row["status"] == "failed":
+        row["problem"] = f"error {error:.1e}, allowed {tolerance:.0e}"
+    return row
+
+
+def _labels(name: str, mode: str) -> Row:
+    return {"part": "parity", "name": name, "mode": mode}
+
+
+def _vector(tensors: Mapping[str, Any]) -> np.ndarray:
+    arrays = (np.asarray(tensors[name], np.float64) for name in sorted(tensors))
+    return np.concatenate([array.ravel() for array in arrays])
