@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: run everything, print the tables, write JSON, markdown and pictures."""
+"""`python -m benchmarks`: measure, and print the tables; `--record` keeps them."""
 
 import argparse
 import json
@@ -42,14 +42,17 @@ def main() -> None:
         help=f"of {', '.join(SECTIONS)}: these alone; what is recorded of the others stays",
     )
     parser.add_argument("--full", action="store_true", help="batch 64 too, and more rounds")
+    parser.add_argument("--check", action="store_true", help="say what moved since the record")
     parser.add_argument(
-        "--check", action="store_true", help="write nothing, say what moved since the record"
+        "--record",
+        action="store_true",
+        help="write the record: all of it, or the named sections of one made in the same way",
     )
     parser.add_argument(
         "--out",
         type=Path,
         default=Path(__file__).parent / "results",
-        help="where the record is, and is written over (default: benchmarks/results)",
+        help="where the record is (default: benchmarks/results)",
     )
     arguments = parser.parse_args()
     for name in arguments.sections:
@@ -59,12 +62,12 @@ def main() -> None:
         if find_spec(package) is None:
             _stop(f'{package} is missing: pip install "jax_ddpm[test]"')
     recorded = arguments.out / "benchmarks.json"
-    if (arguments.check or arguments.sections) and not recorded.exists():
+    if not recorded.exists() and (arguments.check or arguments.record and arguments.sections):
         _stop(f"expected a record to compare with or to add to, got none at {recorded}")
     record = json.loads(recorded.read_text()) if recorded.exists() else {}
     settings = FULL if arguments.full else SHORT
     new: dict[str, Any] = {"settings": json.loads(json.dumps(asdict(settings)))}
-    # A process for each section: training's needs a larger pool of threads than sampling's.
+    # A process for each section: none inherits another's memory or threads.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, context, max_tasks_per_child=1) as processes:
         for name in arguments.sections or SECTIONS:
@@ -73,23 +76,24 @@ def main() -> None:
                 print(f"benchmarks: {name}: {error}", file=sys.stderr)
                 sys.exit(1)
             new["machine"], new[name] = section.result()
-            if arguments.sections and not arguments.check and not _alike(record, new):
+            if arguments.record and arguments.sections and not _alike(record, new):
                 _stop(f"{recorded} is of another machine, other versions or other settings")
     from benchmarks import report
     from benchmarks.ratios import moved
 
+    print(report.markdown(new))
+    if arguments.record:
+        results = record | new if arguments.sections else new
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        recorded.write_text(json.dumps(results, indent=1) + "\n")
+        (arguments.out / "benchmarks.md").write_text(report.markdown(results))
+        report.plot(results, arguments.out / "benchmarks.png")
+        report.plot_scaling(results["scaling"], arguments.out / "scaling.png")
+        print(f"wrote benchmarks.json, .md, .png and scaling.png to {arguments.out}")
     if arguments.check:
         lines = moved(record, new)
         print("\n".join(lines) or "no ratio moved by more than the noise")
         sys.exit(1 if lines else 0)
-    results = record | new if arguments.sections else new
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    recorded.write_text(json.dumps(results, indent=1) + "\n")
-    (arguments.out / "benchmarks.md").write_text(report.markdown(results))
-    report.plot(results, arguments.out / "benchmarks.png")
-    report.plot_scaling(results["scaling"], arguments.out / "scaling.png")
-    print(report.markdown(results))
-    print(f"wrote benchmarks.json, .md, .png and scaling.png to {arguments.out}")
 
 
 def _alike(record: dict[str, Any], new: dict[str, Any]) -> bool:

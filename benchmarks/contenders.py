@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import torch
+from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 from torch import Tensor
 
@@ -118,24 +119,34 @@ def jax_loop(
 
 
 class JaxTrainer:
-    """A training step, compiled with its state donated, and its state."""
+    """A training step, `per_dispatch` of them in a scan, compiled with its state donated."""
 
     def __init__(
-        self, step: Callable, state: TrainState, images: Any, sharding: NamedSharding | None
+        self,
+        step: Callable,
+        state: TrainState,
+        images: Any,
+        sharding: NamedSharding | None,
+        per_dispatch: int = 1,
     ) -> None:
         self.images = jax.device_put(images, sharding or _whole(None))
         # A copy, since it is donated.
         self.state = jax.device_put(jax.tree.map(jax.numpy.copy, state), _whole(sharding))
-        jitted = jax.jit(step, donate_argnums=0)
-        self.program = jitted.lower(self.state, self.images).compile()
+        self.per_dispatch = per_dispatch
+
+        @partial(jax.jit, donate_argnums=0)
+        def steps(state, images):
+            return lax.scan(lambda state, _: step(state, images), state, length=per_dispatch)
+
+        self.program = steps.lower(self.state, self.images).compile()
 
     def run(self, steps: int) -> list[float]:
-        """Train, waiting for each step's loss."""
+        """Train for a multiple of `per_dispatch` steps, waiting for the losses of each dispatch."""
         losses = []
-        for _ in range(steps):
+        for _ in range(steps // self.per_dispatch):
             self.state, metrics = self.program(self.state, self.images)
             jax.block_until_ready(self.state)
-            losses.append(float(metrics["loss"]))
+            losses += np.asarray(metrics["loss"]).tolist()
         return losses
 
 

@@ -1,6 +1,7 @@
 """One measurement in a process of its own: `python -m benchmarks.fresh WHAT ARGUMENTS…`.
 
 memory SIDE BATCH STEPS     peak memory that sampling adds to a process, in bytes
+attention SIDE PASS         peak memory that attention over 64×64 tokens adds, in bytes
 start  RUN CACHE            seconds of `jax-ddpm sample` from the first import to 16 pictures
 """
 
@@ -8,10 +9,13 @@ import ctypes
 import json
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-__all__ = ["memory", "start"]
+import numpy as np
+
+__all__ = ["attention", "memory", "start"]
 
 
 def memory(side: str, batch: str, steps: str) -> dict[str, float]:
@@ -22,16 +26,24 @@ def memory(side: str, batch: str, steps: str) -> dict[str, float]:
     the system between them: it is no longer in use, and differs from run to run.
     """
     size, count = int(batch), int(steps)
-    if side == "jax":
-        run = _jax_sampler(size, count)
-    else:
-        run = _torch_sampler(size, count, side)
+    run = _jax_sampler(size, count) if side == "jax" else _torch_sampler(size, count, side)
+    return {"bytes": _added(run)}
+
+
+def attention(side: str, part: str) -> dict[str, float]:
+    """The same of one image's attention, 8 heads of 64 channels, `"forward"` or `"gradient"`."""
+    heads = np.random.default_rng(0).standard_normal((3, 1, 64 * 64, 8, 64), np.float32)
+    run = {"jax": _jax_attention, "torch": _torch_attention}[side](heads, part == "gradient")
+    return {"bytes": _added(run)}
+
+
+def _added(run: Callable[[], object]) -> int:
     floor = _resident()
     run()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     run()
-    return {"bytes": _peak() - floor}
+    return _peak() - floor
 
 
 def start(folder: str, cache: str) -> dict[str, float]:
@@ -45,6 +57,37 @@ def start(folder: str, cache: str) -> dict[str, float]:
     out = Path(cache) / "samples.npz"
     sample(SampleConfig(run=Path(folder), num=16, out=out, devices=devices))
     return {"imports": imported - before, "pictures": time.perf_counter() - imported}
+
+
+def _jax_attention(heads: np.ndarray, gradient: bool):
+    import jax
+
+    from jax_ddpm.models.attention import dot_product_attention
+
+    def attend(query, key, value):
+        return dot_product_attention(query, key, value, precision="highest")
+
+    def summed(*heads):
+        return attend(*heads).sum()
+
+    arrays = [jax.device_put(each) for each in heads]
+    program = jax.jit(jax.grad(summed, (0, 1, 2)) if gradient else attend).lower(*arrays).compile()
+    return lambda: jax.block_until_ready(program(*arrays))
+
+
+def _torch_attention(heads: np.ndarray, gradient: bool):
+    import torch
+    from torch.nn.functional import scaled_dot_product_attention
+
+    query, key, value = (
+        torch.from_numpy(each).transpose(1, 2).requires_grad_(gradient) for each in heads
+    )
+
+    def run():
+        out = scaled_dot_product_attention(query, key, value)
+        return torch.autograd.grad(out.sum(), (query, key, value)) if gradient else out
+
+    return run
 
 
 def _jax_sampler(batch: int, steps: int):
@@ -85,4 +128,4 @@ _peak = partial(_status, "VmHWM")
 
 if __name__ == "__main__":
     what, *arguments = sys.argv[1:]
-    print(json.dumps({"memory": memory, "start": start}[what](*arguments)))
+    print(json.dumps({"attention": attention, "memory": memory, "start": start}[what](*arguments)))

@@ -33,6 +33,12 @@ def run(settings: Settings, log: Callable[[str], None] = print) -> list[dict[str
             for _ in range(settings.processes)
         ]
         rows.append({"what": "memory", "contender": name, "batch": _BATCH, "bytes": peaks})
+    for side, name in {"jax": "JAX jit", "torch": "torch's scaled_dot_product_attention"}.items():
+        for part in ("forward", "gradient"):
+            log(f"memory of attention: {name}, {part} …")
+            row = {"what": "attention", "side": side, "contender": name, "pass": part}
+            peaks = [_fresh("attention", side, part)["bytes"] for _ in range(settings.processes)]
+            rows.append({**row, "bytes": peaks})
     with tempfile.TemporaryDirectory() as folder:
         _write_run(Path(folder) / "run")
         log("time to the first picture …")

@@ -11,14 +11,14 @@ class Settings:
 
     Attributes:
       sampling_batches, training_batches: batch sizes to time.
-      sampling_steps: length of the reverse chain. Every step costs the same, so a short chain
-        gives the cost of each.
-      training_steps: optimizer steps of one timed run.
+      sampling_steps: images times steps of a reverse chain: every step costs the same, so a short
+        chain gives the cost of each, if it takes 0.3 s or more.
+      training_steps: likewise, of optimizer steps in one timed run; never fewer than are compared.
       rounds: timed runs of every contender, taken in turns.
       overhead_steps: length of the chain whose network does nothing.
       chain_lengths: T of the programs whose size is compared.
       cifar10_sampling_batches, cifar10_training_batches: batch sizes of the large network.
-      cifar10_steps: length of its chain.
+      cifar10_steps: images times steps of its chain.
       cifar10_rounds: its timed runs, each of seconds.
       scaling_steps: length of the chain in the scaling curves.
       processes: how many new processes measure memory and the start.
@@ -26,14 +26,14 @@ class Settings:
 
     sampling_batches: tuple[int, ...] = (1, 4, 16)
     training_batches: tuple[int, ...] = (4, 16)
-    sampling_steps: int = 5
-    training_steps: int = 2
+    sampling_steps: int = 120
+    training_steps: int = 40
     rounds: int = 5
     overhead_steps: int = 1000
     chain_lengths: tuple[int, ...] = (10, 100, 1000)
     cifar10_sampling_batches: tuple[int, ...] = (1, 4)
     cifar10_training_batches: tuple[int, ...] = (4,)
-    cifar10_steps: int = 2
+    cifar10_steps: int = 5
     cifar10_rounds: int = 3
     scaling_steps: int = 5
     processes: int = 1
@@ -43,10 +43,9 @@ SHORT = Settings()
 FULL = Settings(
     sampling_batches=(1, 4, 16, 64),
     training_batches=(4, 16, 64),
-    training_steps=1,
-    rounds=7,
+    rounds=5,
     cifar10_sampling_batches=(1, 4, 16),
     cifar10_training_batches=(4, 8),
-    cifar10_rounds=7,
+    cifar10_rounds=4,
     processes=3,
 )

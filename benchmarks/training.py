@@ -1,8 +1,9 @@
 """The training step (Adam), of the tutorial's network and of any other: milliseconds for each step.
 
 JAX's step also keeps the average of the weights and the gradient's norm; torch's is the
-tutorial's, which has neither. The comparison runs a few steps on the same weights and noise and
-looks at the losses. For the times, each side draws its own noise, and waits for every step's loss.
+tutorial's, which has neither. A timed run of JAX's is one scan, as a loop of one's own would be;
+torch's is the loop that its users write. The comparison looks at the losses of the first few steps,
+on the same weights and noise. For the times, each side draws its own noise.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,11 +37,18 @@ Draw = tuple[Tensor, Tensor]
 def run(settings: Settings, log: Callable[[str], None] = print) -> list[dict[str, Any]]:
     """The tutorial's step, at every batch size; raises `Disagreement` if losses differ."""
     schedule = ddpm.make_schedule(ddpm.linear_beta_schedule(T))
-    steps, rounds = settings.training_steps, settings.rounds
     return [
         row
         for batch in settings.training_batches
-        for row in run_batch(sides.TUTORIAL, schedule, batch, 1e-3, steps, rounds, log)
+        for row in run_batch(
+            sides.TUTORIAL,
+            schedule,
+            batch,
+            1e-3,
+            max(_COMPARED_STEPS, settings.training_steps // batch),
+            settings.rounds,
+            log,
+        )
     ]
 
 
@@ -53,7 +61,7 @@ def run_batch(
     rounds: int,
     log: Callable[[str], None],
 ) -> list[dict[str, Any]]:
-    """Every contender's rows at one batch size."""
+    """Every contender's rows at one batch size; `steps` of a timed run, 3 or more."""
     optimizer, shape = optax.adam(learning_rate), (batch, *network.image_shape)
     images = np.asarray(jax.random.normal(jax.random.key(1), shape))
     state = ddpm.init_train_state(jax.random.key(0), network.variables(), optimizer)
@@ -67,9 +75,9 @@ def run_batch(
     race = sides.Race(f"{network.name} training, batch {batch}", TOLERANCE, log)
     step_fn = ddpm.make_train_step(schedule, network.apply_fn, optimizer)
     for name, sharding in sides.jax_contenders(batch).items():
-        start = partial(sides.JaxTrainer, step_fn, state, images, sharding)
+        start = partial(sides.JaxTrainer, step_fn, state, images, sharding, steps)
         trainer, seconds = timed(start)
-        output = np.array(trainer.run(_COMPARED_STEPS))
+        output = np.array(trainer.run(steps)[:_COMPARED_STEPS])
         race.enter(name, partial(trainer.run, steps), output, seconds, sharding)
 
     for name, (channels_last, wrap) in sides.torch_contenders(large=network.large).items():

@@ -26,6 +26,7 @@ def _results(jax_seconds=0.01):
         for name, s in zip(names, seconds, strict=True)
     ]
     timed = ("sampling", "training", "cifar10_sampling", "cifar10_training")
+    attention = {"what": "attention", "pass": "forward"}
     overhead = ["JAX, one scan", "JAX, one scan, DDIM", "DDPMScheduler", "DDIMScheduler"]
     return {
         "machine": {
@@ -54,6 +55,8 @@ def _results(jax_seconds=0.01):
         "processes": [
             {"what": "memory", "contender": "JAX jit, sharded over cores", "bytes": [2**20]},
             {"what": "memory", "contender": "torch eager", "bytes": [3 * 2**20]},
+            {**attention, "side": "jax", "contender": "JAX jit", "bytes": [2**21]},
+            {**attention, "side": "torch", "contender": "torch's", "bytes": [2**20]},
             {"what": "start", "contender": "cold", "imports": 1.0, "pictures": 8.0},
             {"what": "start", "contender": "cache warm", "imports": 1.0, "pictures": 2.0},
         ],
@@ -63,11 +66,17 @@ def _results(jax_seconds=0.01):
 def test_report(tmp_path):
     text = markdown(_results())
     assert "| 4 | **JAX jit** | 10.0 (10.0 – 12.0) |  | 3.00 × | 2.00 × |" in text
-    assert "| tutorial reverse loop, 64×64 | 4 | 2.00 × (2.00 – 2.00) | 1.05 |" in text
-    assert "| share of the sgemm peak | 16 | 0.94 × (0.89 – 0.98) | 0.95, not reached |" in text
-    assert "| peak memory of sampling | 16 | 3.00 × | 1 | torch eager |" in text
+    assert (
+        "| tutorial reverse loop, 64×64 | 4 | 2.00 × (2.00 – 2.00) | torch.compile, channels_last |"
+        in text
+    )
+    assert "| share of the sgemm peak | 16 | 0.94 × (0.89 – 0.98) | sgemm |" in text
+    assert "| peak memory of sampling | 16 | 3.00 × | torch eager |" in text
     assert "| training with a checkpoint every 100 steps | 64 | 0.98 × (0.98" in text
     assert "| cache warm | 1.0 | 2.0 |" in text
+    assert "| memory of attention over 64×64 tokens, forward | 1 | 0.50 × | torch's |" in text
+    alone = {name: _results()[name] for name in ("machine", "peak")}  # a section by itself
+    assert "share of the sgemm peak" in markdown(alone)
     plot(_results(), tmp_path / "plot.png")
     plot_scaling(_results()["scaling"], tmp_path / "scaling.png")
     assert (tmp_path / "plot.png").stat().st_size > 10_000
