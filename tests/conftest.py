@@ -3,10 +3,15 @@
 import os
 import shutil
 import subprocess
-import tempfile
+from pathlib import Path
 
-# Compiled programs are kept for these tests alone, and for the commands that they run.
-os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp()
+# Compiled programs are kept from run to run, for every worker and the commands that they run;
+# `pytest --cache-clear` empties the folder.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parents[1] / ".pytest_cache/d/xla")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.01"  # reading one takes 3 ms
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+# What another process is just writing, or never finished, is compiled again.
+os.environ["PYTHONWARNINGS"] = "ignore:Error reading persistent compilation cache"
 
 import jax
 import jaxtyping
@@ -19,14 +24,35 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
+# The files that take longest, the longest first, or one worker would wait for the other's last.
+LONGEST = (
+    "faults/test_kill",
+    "cli/test_cli",
+    "test_sampling",
+    "parity/",
+    "training/test_hosts",
+    "faults/test_signals",
+    "faults/test_guards",
+    "faults/test_files",
+    "test_readme",
+    "models/",
+    "interop/",
+)
+
+
+def pytest_configure(config):
+    cache = Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
+    begun = hasattr(config, "workerinput")
+    if not begun and sum(file.stat().st_size for file in cache.glob("*")) > 2**30:
+        shutil.rmtree(cache)
+
+
 def pytest_collection_modifyitems(items):
-    """The files that take longest come first, or one worker would wait for the other's last."""
-    longest = ("faults/", "cli/test_cli", "training/test_hosts", "parity/", "test_readme")
-    items.sort(key=lambda item: not any(name in item.nodeid for name in longest))
+    def place(item):
+        places = (place for place, name in enumerate(LONGEST) if name in item.nodeid)
+        return next(places, len(LONGEST))
 
-
-def pytest_unconfigure():
-    shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+    items.sort(key=place)
 
 
 @pytest.fixture
@@ -40,6 +66,18 @@ def untyped():
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(scope="module")
+def brief():
+    """Programs that run for a moment are compiled fast, not well: for a module of large networks.
+
+    Not where bits are compared: what a user's programs keep is what has to be seen there.
+    """
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ EXAMPLES = list(Sybil(parsers=[PythonCodeBlockParser()]).parse(README).examples(
 
 # Readers run with JAX's defaults.
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, defaults, write_run):
+def folder(tmp_path_factory, defaults, brief, write_run):
     """Where a reader works, with the files that the README opens, of few channels."""
     folder = tmp_path_factory.mktemp("readme")
     network = reference_unet({**CONFIGS["Ho et al.'s"], "sample_size": 32}, "float32")

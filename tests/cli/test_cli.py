@@ -13,14 +13,11 @@ from safetensors.numpy import load_file, save_file
 TRAIN = ["train", "--steps", "60", "--batch-size", "16", "--timesteps", "20"]
 
 
-# Programs that run for a moment only: compile them fast, not well.
-BRIEF = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-
-
-def jax_ddpm(*arguments, cwd, **environment):
+def jax_ddpm(*arguments, cwd):
     """Run `jax-ddpm`; a single line on the error stream is what the user reads."""
     devices = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"}
-    environment = {**os.environ, **devices, **environment}
+    # Its programs run for a moment only: they are compiled fast, not well.
+    environment = {**os.environ, **devices, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     return subprocess.run(
         [sys.executable, "-m", "jax_ddpm", *arguments],
         cwd=cwd,
@@ -82,9 +79,7 @@ def test_a_sample_is_its_own_however_many_are_drawn(trained):
     for sampler in ("ddim", "ancestral"):
         draws = []
         for out, extra in (("all.npz", ["--num", "20"]), ("few.npz", ["--num", "5"])):
-            result = jax_ddpm(
-                *command, "--sampler", sampler, "--out", out, *extra, cwd=cwd, **BRIEF
-            )
+            result = jax_ddpm(*command, "--sampler", sampler, "--out", out, *extra, cwd=cwd)
             assert result.returncode == 0, result.stderr
             draws.append(np.load(cwd / out)["samples"])
         assert draws[0].shape == (20, 8, 8, 1) and draws[0].dtype == np.float32
@@ -230,7 +225,7 @@ def test_a_run_goes_to_diffusers_and_comes_back(trained, tmp_path):
     sample = ["--num", "10", "--steps", "4", "--out", "x.npz", "--guidance", "3"]
     pictures = []
     for source in (["--run", run], ["--pretrained", "there"], ["--run", "back"]):
-        result = jax_ddpm("sample", *source, *sample, cwd=tmp_path, **BRIEF)
+        result = jax_ddpm("sample", *source, *sample, cwd=tmp_path)
         assert result.returncode == 0, result.stderr
         pictures.append(np.load(tmp_path / "x.npz")["samples"])
     np.testing.assert_array_equal(pictures[1], pictures[0])
@@ -241,7 +236,7 @@ def test_a_run_goes_to_diffusers_and_comes_back(trained, tmp_path):
     half = {name: x.astype(np.float16) for name, x in load_file(path).items()}
     save_file(half, path, metadata={"format": "pt"})
     train = ["train", "--init", "there", "--steps", "2", "--name", "on"]
-    result = jax_ddpm(*train, cwd=tmp_path, **BRIEF)
+    result = jax_ddpm(*train, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     config = json.loads((tmp_path / "runs/on/config.json").read_text())
     assert (config["num_classes"], config["null_label"], config["guidance"]) == (10, 10, 2.0)
@@ -276,7 +271,7 @@ def test_every_flag_of_many_devices_at_once(tmp_path):
     """Split state, parts of batches, bfloat16, three steps a dispatch and one left over."""
     flags = ["--fsdp", "2", "--accumulate", "2", "--remat", "--dtype", "bfloat16"]
     flags += ["--steps", "4", "--steps-per-dispatch", "3", "--compilation-cache", "cache"]
-    result = jax_ddpm("train", "--timesteps", "4", *flags, cwd=tmp_path, **BRIEF)
+    result = jax_ddpm("train", "--timesteps", "4", *flags, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     line = json.loads((tmp_path / "runs/digits/metrics.jsonl").read_text())
     assert line["step"] == 4 and np.isfinite(line["loss"])
@@ -292,7 +287,7 @@ def test_labels_of_ones_own_images(tmp_path):
     np.save(tmp_path / "plain.npy", images)
     for file, classes in (("mine.npz", 3), ("plain.npy", None)):
         options = ["--steps", "2", "--batch-size", "4", "--timesteps", "4"]
-        result = jax_ddpm("train", "--data", file, *options, cwd=tmp_path, **BRIEF)
+        result = jax_ddpm("train", "--data", file, *options, cwd=tmp_path)
         assert result.returncode == 0, result.stderr
         config = json.loads((tmp_path / "runs" / file[:-4] / "config.json").read_text())
         assert config["num_classes"] == classes

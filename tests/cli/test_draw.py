@@ -1,5 +1,6 @@
 """Guidance where no label stands for none."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ def test_a_model_whose_every_label_is_a_class_is_drawn_without_guidance(tmp_path
     run = run._replace(null_label=None, guidance=1.0)
     x, t, labels = jnp.ones((2, 8, 8, 1)), jnp.zeros(2, int), jnp.array([9, 3])
     variables = run.pretrained.variables
-    output = guided_denoise_fn(run, variables, labels)(x, t)
-    expected = run.pretrained.model.apply(variables, x, t, labels)
+    output = jax.jit(guided_denoise_fn(run, variables, labels))(x, t)
+    apply = run.pretrained.model.apply
+    expected = jax.jit(lambda x, t: apply(variables, x, t, labels))(x, t)
     np.testing.assert_array_equal(output, expected)

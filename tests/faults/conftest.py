@@ -2,11 +2,13 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 STEPS = 240
@@ -19,8 +21,9 @@ TRAIN = [
 class Command:
     """A running `jax-ddpm`, or another program with the same output."""
 
-    def __init__(self, *arguments, cwd, program=("-m", "jax_ddpm"), devices=2, **options):
+    def __init__(self, *arguments, cwd, cache, program=("-m", "jax_ddpm"), devices=2, **options):
         environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
+        environment["JAX_COMPILATION_CACHE_DIR"] = str(cache)
         self.output = Path(cwd) / f"output-{time.monotonic_ns()}"
         with self.output.open("wb") as file:
             self.process = subprocess.Popen(
@@ -58,13 +61,30 @@ class Command:
         return self.output.read_text(errors="replace")
 
 
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory, testrun_uid):
+    """Compiled programs of these processes alone: one that is killed may leave half of one."""
+    folder = tmp_path_factory.getbasetemp().parent / f"cache-{testrun_uid}"  # of all workers
+    yield folder
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def command(tmp_path_factory):
+    """The training, of images that need no other package to be read."""
+    path = tmp_path_factory.mktemp("images") / "x.npy"
+    np.save(path, np.random.default_rng(0).integers(0, 256, (100, 8, 8), np.uint8))
+    return (*TRAIN, "--data", str(path))
+
+
 @pytest.fixture
-def start(tmp_path):
+def start(tmp_path, cache):
     """Start a command in a folder of the test's own."""
     started = []
 
     def run(*arguments, **options):
-        started.append(Command(*arguments, cwd=tmp_path, **options))
+        started.append(Command(*arguments, cwd=tmp_path, cache=cache, **options))
         return started[-1]
 
     yield run
@@ -75,21 +95,21 @@ def start(tmp_path):
 
 
 @pytest.fixture
-def train(start):
+def train(start, command):
     """Start the training: the same command every time, but for what is said."""
 
     def run(*extra, name="cut", **options):
-        return start(*TRAIN, "--name", name, *extra, **options)
+        return start(*command, "--name", name, *extra, **options)
 
     return run
 
 
 @pytest.fixture(scope="session")
-def whole(tmp_path_factory):
+def whole(tmp_path_factory, cache, command):
     """What comes out of the training that nothing interrupts, and the folder of the run."""
     cwd = tmp_path_factory.mktemp("whole")
-    command = Command(*TRAIN, "--name", "whole", cwd=cwd)
-    assert command.end() == 0, command.text
+    process = Command(*command, "--name", "whole", cwd=cwd, cache=cache)
+    assert process.end() == 0, process.text
     return cwd / "runs/whole"
 
 

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import signal
 import threading
 
 import numpy as np
@@ -139,12 +140,12 @@ def test_a_folder_of_something_else_is_left_alone(jax_ddpm_here, data, write_run
 
 
 def test_two_writers_on_one_run(train, jax_ddpm_here, tmp_path, assert_same):
-    first = train().until(lambda command: "device(s)" in command.text)
+    first = train().until(lambda command: "device(s)" in command.text).send(signal.SIGSTOP)
     second = train()
     assert second.end() == 2
     words = "runs/cut is being trained by another process: wait for its end, or choose another name"
     assert f"--name: {words}" in second.text
-    assert first.end() == 0
+    assert first.send(signal.SIGCONT).end() == 0
     assert_same(tmp_path / "runs/cut")
 
 

@@ -18,6 +18,7 @@ from jax_ddpm.interop import load_diffusers, save_diffusers
 from jax_ddpm.parity.harness import from_torch, images, timesteps, to_torch
 from jax_ddpm.parity.unet import CONFIGS, labels, reference_unet
 
+pytestmark = pytest.mark.usefixtures("brief")
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 SMALL = CONFIGS["diffusers' defaults"]
 
@@ -47,7 +48,7 @@ def test_opens_computes_and_returns(tmp_path, name):
         class_labels = None if y is None else torch.from_numpy(y).long()
         expected = network(to_torch(x), to_torch(t).long(), class_labels=class_labels).sample
     with jax.numpy_dtype_promotion("standard"):
-        output = pretrained.model.apply(pretrained.variables, x, t, y)
+        output = jax.jit(pretrained.model.apply)(pretrained.variables, x, t, y)
     expected = from_torch(expected)
     np.testing.assert_allclose(output, expected, atol=1e-4 * np.abs(expected).max())
 
@@ -90,7 +91,7 @@ def test_schedulers(tmp_path, name):
     """Schedule, parametrisation, clipping and spacing; and diffusers reads back the same."""
     theirs = SCHEDULERS[name]
     said = theirs.config
-    written(tmp_path / "theirs", scheduler=theirs)
+    written(tmp_path / "theirs", CONFIGS["no attention, no middle"], scheduler=theirs)
     pretrained = load_diffusers(tmp_path / "theirs")
     # diffusers multiplies ᾱ up in float32.
     table = theirs.alphas_cumprod.numpy()

@@ -24,8 +24,13 @@ def test_a_data_parallel_step_sums_the_gradient_and_the_loss(mesh):
     """And nothing else goes between devices, at every step of a loop over steps."""
     model, optimizer = ddpm.SimpleUNet(), optax.adam(1e-3)
     images = jnp.zeros((16, 32, 32, 3), jnp.float32)
-    variables = model.init(jax.random.key(0), images, jnp.zeros(16, jnp.int32))
-    state = ddpm.init_train_state(jax.random.key(1), variables, optimizer)
+
+    @jax.jit
+    def init(key):
+        variables = model.init(key, images, jnp.zeros(16, jnp.int32))
+        return ddpm.init_train_state(key, variables, optimizer)
+
+    state = init(jax.random.key(0))
     state = jax.device_put(state, NamedSharding(mesh, P()))
     schedule = ddpm.make_schedule(ddpm.linear_beta_schedule(10))
     step = ddpm.make_train_step(schedule, model.apply, optimizer)
@@ -35,7 +40,7 @@ def test_a_data_parallel_step_sums_the_gradient_and_the_loss(mesh):
         return lax.scan(lambda state, _: step(state, images), state, length=3)
 
     images = jax.device_put(images, NamedSharding(mesh, P("data")))
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(variables))
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     for program, times in ((jax.jit(step), 1), (steps, 3)):
         (reduced,) = collectives(program.lower(state, images).compile().as_text())
         assert reduced.kind == "all-reduce"
