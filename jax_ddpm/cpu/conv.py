@@ -3,7 +3,7 @@
 A convolution's two gradients are convolutions too, of the same arrays seen with other axes as
 batch and channels. GPUs and TPUs choose layouts for themselves. XLA's CPU backend is fast for one
 layout alone, NHWC with HWIO, into which it turns what it finds outside of loops only: inside a
-scan a gradient takes 4 to 40 times as long, or more. And its filter gradients are slow wherever they run.
+scan a gradient takes 4 to 40 times as long, or more. And its filter gradients are slow everywhere.
 Milliseconds on two AMD EPYC cores (Zen 5), images × size², channels in → out, of the gradients
 as JAX derives them:
 
