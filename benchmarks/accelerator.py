@@ -4,6 +4,9 @@ On JAX's default backend, meant to be one GPU or TPU: training that is resumed, 
 that is not; parity with torch on the CPU; the reverse loop and the training step against torch on
 the same device. Writes JSON and markdown named after the device; exit code 1 if anything failed.
 
+Six minutes hold the most telling races. Parts that are named have the time to themselves, and the
+record keeps what the same device and versions gave for the others.
+
 It needs jax, flax, optax, numpy, jaxtyping and torch. What needs more is left out by name.
 """
 
@@ -14,13 +17,14 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 __all__ = ["Clock", "main", "slug"]
 
-PARTS = ("resume", "parity", "tutorial", "ddpm_cifar10")
+PARTS = ("resume", "parity", "attention", "tutorial", "ddpm_cifar10")
 PRECISION = (
     "float32 is 'highest' on both sides, bfloat16 is the network's dtype in JAX and autocast in "
     "torch; weights are float32."
@@ -92,90 +96,108 @@ def main(argv: list[str] | None = None) -> None:
     # Before JAX's backend starts: memory is left for torch, of a GPU at least half.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.5")
+    parts = arguments.parts or PARTS
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as cache:
-        rows = _measure(clock, arguments.parts or PARTS, cache, tiny=arguments.tiny)
-    _write(arguments, clock, rows)
+        for labels, kind, work in _measure(parts, cache, tiny=arguments.tiny):
+            rows += _attempt(clock, labels, kind, work)
+            # Each time, so that what is stopped has lost nothing.
+            _write(arguments, parts, rows)
+    print(_write(arguments, parts, rows))
+    print(f"wrote it and its JSON to {arguments.out}")
     sys.exit(1 if any(row["status"] == "failed" for row in rows) else 0)
 
 
-def _measure(clock: Clock, parts: Iterable[str], cache: str, *, tiny: bool) -> list[dict[str, Any]]:
-    """Every row, most important first: but resuming before all, while the device is free."""
+def _attempt(clock: Clock, labels: dict[str, Any], kind: Any, work: Work) -> list[dict[str, Any]]:
+    from benchmarks.accelerator_rows import attempt, left_out
+
+    if kind is None:  # nothing that takes time
+        return work()
+    if not clock.allows(kind):
+        return [left_out(labels, _NO_TIME)]
+    said = ", ".join(str(value) for name, value in labels.items() if name != "part")
+    print(f"{clock.seconds:4.0f} s: {said} …", file=sys.stderr, flush=True)
+    return clock.time(kind, lambda: attempt(labels, work))
+
+
+def _measure(
+    parts: Iterable[str], cache: str, *, tiny: bool
+) -> Iterator[tuple[dict[str, Any], Any, Work]]:
+    """What there is to do, most important first: but resuming before all, while the device is
+    free. Labels, a kind for the clock, and the work."""
     from benchmarks import accelerator_resume
-    from benchmarks.accelerator_rows import left_out
-
-    rows: list[dict[str, Any]] = []
-    for part in PARTS:
-        if part not in parts:
-            rows.append(left_out({"part": part, "name": part}, "not asked for"))
-
-    def do(labels: dict[str, Any], kind: Any, work: Work) -> None:
-        from benchmarks.accelerator_rows import attempt
-
-        if not clock.allows(kind):
-            rows.append(left_out(labels, _NO_TIME))
-            return
-        said = ", ".join(str(value) for name, value in labels.items() if name != "part")
-        print(f"{clock.seconds:4.0f} s: {said} …", file=sys.stderr, flush=True)
-        rows.extend(clock.time(kind, lambda: attempt(labels, work)))
 
     if "resume" in parts:
         labels = {"part": "resume", "name": "training, saved and resumed"}
-        do(labels, "resume", lambda: accelerator_resume.check(tiny=tiny))
+        yield labels, "resume", lambda: accelerator_resume.check(tiny=tiny)
 
     import jax
 
     from benchmarks import accelerator_parity, accelerator_speed
     from benchmarks.accelerator_networks import specs
+    from benchmarks.accelerator_rows import left_out
 
     if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore
         # What raced against eager torch is compiled once more to race against torch.compile.
         jax.config.update("jax_compilation_cache_dir", cache)
+    comparisons = []
     if "parity" in parts:
-        work, missing = accelerator_parity.items(tiny=tiny)
-        rows += missing
-        for labels, each in work:
-            do(labels, ("parity", labels["name"]), each)
+        comparisons, missing = accelerator_parity.items(tiny=tiny)
+        yield {}, None, lambda: missing
+    if "attention" in parts:
+        comparisons += accelerator_parity.attention(tiny=tiny)
+    for labels, work in comparisons:
+        yield labels, ("parity", labels["name"]), work
     networks = specs(tiny=tiny)
     options = {"rounds": 2, "least": 0.0} if tiny else {"rounds": 3, "least": 0.3}
     batches = (2,) if tiny else _BATCHES
     for race in accelerator_speed.schedule_of_races(jax.default_backend(), batches):
-        if race.part not in parts:
-            continue
-        spec = networks[race.part]
-        labels = race.labels(spec.name)
-        if tiny and race.compiled:
-            rows.append(left_out(labels, "--tiny has no torch.compile"))
-            continue
-        kind = (race.part, race.work, race.compiled)
-        do(labels, kind, lambda r=race, s=spec: accelerator_speed.run(r, s, **options))
-    return rows
+        if race.part in parts:
+            spec = networks[race.part]
+            labels = race.labels(spec.name)
+            if tiny and race.compiled:
+                row = left_out(labels, "--tiny has no torch.compile")
+                yield labels, None, lambda row=row: [row]
+                continue
+            work = partial(accelerator_speed.run, race, spec, **options)
+            yield labels, (race.part, race.work, race.compiled), work
 
 
-def _write(arguments: argparse.Namespace, clock: Clock, rows: list[dict[str, Any]]) -> None:
-    """JSON and markdown, named after the device; the markdown is printed too."""
+def _write(arguments: argparse.Namespace, parts: Iterable[str], rows: list[dict[str, Any]]) -> str:
+    """JSON and markdown, named after the device; the markdown."""
     import jax
 
     from benchmarks.accelerator_report import markdown
+    from benchmarks.accelerator_rows import left_out
     from benchmarks.machine import describe
 
     kind = jax.devices()[0].device_kind
+    path = arguments.out / f"accelerator-{slug(kind)}.json"
     record = {
         "device_kind": kind,
         "backend": jax.default_backend(),
         "machine": describe() | {"precision": PRECISION},
         "precision": PRECISION,
         "tiny": arguments.tiny,
-        "budget_s": arguments.budget,
-        "seconds": clock.seconds,
-        "rows": rows,
     }
-    name = f"accelerator-{slug(kind)}"
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+    kept: list[dict[str, Any]] = []
+    if path.exists() and _alike(old := json.loads(path.read_text()), record):
+        kept = [row for row in old["rows"] if row["part"] not in parts]
+    absent = set(PARTS) - set(parts) - {row["part"] for row in kept}
+    kept += [left_out({"part": part, "name": part}, "not asked for") for part in absent]
+    record["rows"] = sorted(kept + rows, key=lambda row: PARTS.index(row["part"]))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=1) + "\n")
     text = markdown(record)
-    (arguments.out / f"{name}.md").write_text(text)
-    print(text)
-    print(f"wrote {name}.json and .md to {arguments.out}")
+    path.with_suffix(".md").write_text(text)
+    return text
+
+
+def _alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether both are records of the same device, the same versions and the same sizes."""
+    names = ("device_kind", "backend", "tiny", "precision")
+    versions = [record["machine"]["versions"] for record in (one, other)]
+    return versions[0] == versions[1] and all(one[name] == other[name] for name in names)
 
 
 def slug(device_kind: str) -> str:

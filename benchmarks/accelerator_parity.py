@@ -1,7 +1,8 @@
 """Parity on the accelerator: JAX there, torch on the CPU in float64.
 
 The cases are those of `jax_ddpm.parity`. The maths runs in float32 and float64. The tutorial's
-network also runs in the arithmetic that accelerators prefer, under limits of its own (`REDUCED`).
+network and attention also run in the arithmetic that accelerators prefer, under limits of its own
+(`REDUCED`).
 """
 
 import time
@@ -11,17 +12,20 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import torch
 
 from benchmarks.accelerator_rows import Row, attempt, available, left_out
+from jax_ddpm.models.attention import dot_product_attention
 from jax_ddpm.parity.harness import Case, DType, relative_error, run_case
 from jax_ddpm.parity.losses import LOSS_CASES
 from jax_ddpm.parity.maths import MATHS_CASES
 from jax_ddpm.parity.tolerances import REDUCED, TOLERANCES
 from jax_ddpm.parity.tutorial import Setting, tutorial_cases
 
-__all__ = ["Mode", "items", "modes"]
+__all__ = ["Mode", "attention", "items", "modes"]
 
 _NO_FLOAT64 = "a TPU has no float64"
+_ATTENTION = ("output", "query's gradient", "key's gradient", "value's gradient")
 _CPU_DEFAULT = "by default a CPU computes float32 in full"
 
 Work = Callable[[], list[Row]]
@@ -67,6 +71,43 @@ def items(*, tiny: bool) -> tuple[list[tuple[Row, Work]], list[Row]]:
     else:
         missing.append(left_out(_labels(name, "float32, float64"), "needs diffusers"))
     return work, missing
+
+
+def attention(*, tiny: bool) -> list[tuple[Row, Work]]:
+    """Each comparison of the forms that many tokens take, in blocks or cuDNN's."""
+    found, _ = modes(jax.default_backend())
+    return [_attention(mode, tokens=401 if tiny else 2048) for mode in found]
+
+
+def _attention(mode: Mode, tokens: int) -> tuple[Row, Work]:
+    name = f"{tokens:,} tokens, 4 heads of 32 channels: output and gradients"
+
+    def compare(dtype: DType) -> tuple[Any, Any]:
+        rng, dtype = np.random.default_rng(0), mode.fields.get("dtype", dtype)
+        # Rounded first, so that both sides begin from the same numbers.
+        inputs = [jnp.asarray(rng.standard_normal((1, tokens, 4, 32)), dtype) for _ in range(4)]
+        theirs = _torch_attend([np.array(array, np.float64) for array in inputs])
+        return _attend(inputs, mode.fields.get("precision")), theirs
+
+    labels: Row = {**_labels(name, mode.name), "part": "attention"}
+    return labels, lambda: [_compare(Case("attention", name, compare), mode) | labels]
+
+
+def _attend(arrays: list[jax.Array], precision: Any) -> dict[str, Any]:
+    *inputs, cotangent = arrays
+    attend = jax.jit(lambda *inputs: dot_product_attention(*inputs, precision=precision))
+    output, gradient = jax.vjp(attend, *inputs)
+    found = (np.asarray(array, np.float64) for array in (output, *gradient(cotangent)))
+    return dict(zip(_ATTENTION, found, strict=True))
+
+
+def _torch_attend(arrays: list[np.ndarray]) -> dict[str, Any]:
+    *inputs, cotangent = (torch.from_numpy(array).swapaxes(1, 2) for array in arrays)
+    query, key, value = (array.requires_grad_() for array in inputs)
+    output = torch.nn.functional.scaled_dot_product_attention(query, key, value)
+    tensors = (output, *torch.autograd.grad(output, (query, key, value), cotangent))
+    tensors = (tensor.detach().swapaxes(1, 2).numpy() for tensor in tensors)
+    return dict(zip(_ATTENTION, tensors, strict=True))
 
 
 def _networks(mode: Mode, tiny: bool) -> list[tuple[Row, Work]]:

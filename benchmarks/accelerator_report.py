@@ -15,6 +15,7 @@ _KINDS = {
     "gradients": "SimpleUNet: gradient of every parameter",
     "training": "SimpleUNet: Adam steps, weights and losses",
     "chain": "SimpleUNet: reverse chain, every state",
+    "attention": "attention: output and gradients",
     "unet": "UNet: output",
 }
 
@@ -24,11 +25,11 @@ def markdown(record: dict[str, Any]) -> str:
     machine, rows = record["machine"], record["rows"]
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
     lines = [
-        f"Measured {machine['date'][:10]} on {record['device_kind']} ({record['backend']}), "
-        f"{record['seconds']:.0f} s of {record['budget_s']:.0f}; {versions}. "
+        f"Measured {machine['date'][:10]} on {record['device_kind']} ({record['backend']}); "
+        f"{versions}. "
         f"{record['precision']}",
     ]
-    lines += _parity([row for row in rows if row["part"] == "parity" and "error" in row])
+    lines += _parity([row for row in rows if "error" in row])
     for row in rows:
         if row["part"] == "resume" and "arrays" in row:
             lines += ["", "**Resuming**", "", _resume(row)]
@@ -38,13 +39,14 @@ def markdown(record: dict[str, Any]) -> str:
         ("Out of memory", "out of memory"),
         ("Left out", "left out"),
     ):
-        reasons: dict[str, list[str]] = {}
+        groups: dict[str, list[str]] = {}
         for row in rows:
             if row["status"] == status:
-                reasons.setdefault(row["problem"], []).append(_what(row))
-        if reasons:
+                group, what = _what(row)
+                groups.setdefault(f"{row['problem']}{group}", []).append(what)
+        if groups:
             lines += ["", f"**{title}**", ""]
-            lines += [f"- {reason}: {'; '.join(names)}" for reason, names in reasons.items()]
+            lines += [f"- {group}: {'; '.join(names)}" for group, names in groups.items()]
     return "\n".join(lines) + "\n"
 
 
@@ -110,11 +112,13 @@ def _estimate(figures: dict[str, Any] | None) -> str:
     return f"{_number(1e3 * figures['seconds'])} ({figures['bound']}, {figures['products']})"
 
 
-def _what(row: Row) -> str:
-    contender = row.get("contender", row.get("against"))
-    names = ("network", "name", "work", "batch", "arithmetic", "mode")
-    parts = [str(row[name]) for name in names if name in row]
-    return ", ".join([*parts, contender] if contender else parts)
+def _what(row: Row) -> tuple[str, str]:
+    """The race that a row belongs to, if any, and the row's name."""
+    names = ("name", "work", "batch", "arithmetic", "mode")
+    what = ", ".join(str(row[name]) for name in names if name in row)
+    if "network" not in row:
+        return "", what
+    return f", {row['network']}, {row.get('contender', row['against'])}", what
 
 
 def _number(value: float) -> str:

@@ -88,14 +88,15 @@ def schedule_of_races(backend: str, batches: tuple[int, ...]) -> list[Race]:
     both: tuple[ArithmeticName, ...] = ("bfloat16", "float32")
     small, large = "tutorial", "ddpm_cifar10"
     found = races(small, first, *both) + races(large, first, *both)
-    for batch in others:
-        found += races(small, batch, *both)
-    found += races(small, first, *both, compiled=True)
-    for batch in others:
-        found += races(large, batch, *both)
+    found += races(small, first, "bfloat16", compiled=True)
+    found += races(large, first, "bfloat16", compiled=True)
+    for name in (small, large):
+        for batch in others:
+            found += races(name, batch, *both)
     if backend == "gpu":
         found += races(small, first, "TF32") + races(large, first, "TF32")
-    found += races(large, first, *both, compiled=True)
+    found += races(small, first, "float32", compiled=True)
+    found += races(large, first, "float32", compiled=True)
     for name in (small, large):
         for batch in others:
             found += races(name, batch, *both, compiled=True)
@@ -169,9 +170,9 @@ def _take_turns(
             if name not in units:
                 contender.run(1)
                 _, seconds = timed(partial(contender.run, 1))
-                enough = max(least / seconds, 2 / contender.steps)
-                units[name] = math.ceil(enough)
-            contender.run(units[name])
+                units[name] = math.ceil(max(least / seconds, 2 / contender.steps))
+            else:
+                contender.run(units[name])
         except Exception as error:
             failed.add(name)
             rows.append(problem({**labels, "contender": name}, error))

@@ -81,7 +81,7 @@ def test_it_needs_no_other_packages(tmp_path):
     [resumed] = [row for row in rows if row["part"] == "resume"]
     assert (resumed["status"], resumed["differing"]) == ("passed", [])
     assert resumed["saved_with"] == ".npz, since safetensors is missing"
-    assert "- not asked for: parity; tutorial; ddpm_cifar10" in text
+    assert "- not asked for: parity; attention; tutorial; ddpm_cifar10" in text
 
 
 @pytest.mark.slow
@@ -112,6 +112,53 @@ def test_parity_is_found_and_a_wrong_output_fails(run, monkeypatch):
     assert code == 1
     assert [row["mode"] for row in failed] == ["float32", "float64", "bfloat16"]
     assert "| SimpleUNet: output | float32 | 1 | 9.1e-02 | 1e-05 | **failed** |" in text
+
+
+def test_attention_is_found_and_a_wrong_output_fails(run, monkeypatch):
+    code, record, text = run("attention")
+    rows = [row for row in record["rows"] if "error" in row]
+    assert code == 0
+    assert [row["mode"] for row in rows] == ["float32", "float64", "bfloat16"]
+    assert {row["status"] for row in rows} == {"passed"}
+
+    right = accelerator_parity.dot_product_attention
+    wrong = lambda *inputs, precision: right(*inputs, precision=precision) * 1.1  # noqa: E731
+    monkeypatch.setattr(accelerator_parity, "dot_product_attention", wrong)
+    code, record, text = run("attention")
+    assert code == 1
+    assert (
+        "| attention: output and gradients | float64 | 1 | 1.0e-01 | 1e-13 | **failed** |" in text
+    )
+
+
+def test_parts_that_are_not_asked_for_stay(run, monkeypatch):
+    """Unless the record is of other versions. What is done is kept if the next thing stops all."""
+
+    def row(status):
+        return [{"part": "resume", "name": "N", "status": status, "problem": "P"}]
+
+    monkeypatch.setattr(accelerator_resume, "check", lambda **_: row("failed"))
+    run("resume")
+    monkeypatch.setattr(accelerator_parity, "attention", lambda **_: [])
+    _, record, text = run("attention")
+    assert [row["problem"] for row in record["rows"] if row["part"] == "resume"] == ["P"]
+    assert "- not asked for: parity; tutorial; ddpm_cifar10" in text
+
+    def stop(**_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(accelerator_resume, "check", lambda **_: row("passed"))
+    monkeypatch.setattr(accelerator_parity, "attention", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run("resume", "attention")
+    monkeypatch.setattr(accelerator_parity, "attention", lambda **_: [])
+    _, record, _ = run("attention")
+    assert [row["status"] for row in record["rows"] if row["part"] == "resume"] == ["passed"]
+
+    monkeypatch.setattr(accelerator, "PRECISION", "another")
+    _, record, _ = run("attention")
+    problems = [row["problem"] for row in record["rows"] if row["part"] == "resume"]
+    assert problems == ["not asked for"]
 
 
 def test_gradients_in_reduced_precision_are_one_vector_whatever_their_order():
@@ -202,7 +249,7 @@ def test_an_error_is_a_row_and_the_exit_code(run, monkeypatch):
     monkeypatch.setattr(accelerator_resume, "check", stops)
     code, record, text = run("resume")
     assert code == 1
-    assert record["rows"][-1]["status"] == "failed"
+    assert record["rows"][0]["status"] == "failed"
     assert "- ValueError: something is wrong: training, saved and resumed" in text
     assert attempt({}, stops)[0]["problem"] == "ValueError: something is wrong"
 
@@ -212,7 +259,7 @@ def test_without_time_everything_is_left_out_by_name(run):
     assert code == 0
     assert {row["status"] for row in record["rows"]} == {"left out"}
     assert "- no time left: training, saved and resumed; SimpleUNet: output, float32;" in text
-    assert "small UNet, training step, 2, float32, torch eager" in text
+    assert "- no time left, small UNet, torch eager: reverse loop, 2, bfloat16;" in text
 
 
 def test_the_clock_foresees_what_takes_long():

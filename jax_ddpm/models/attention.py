@@ -19,8 +19,12 @@ from jaxtyping import Array, Float
 
 __all__ = ["dot_product_attention"]
 
-_SCORES = 2**17
-"""Of each head at once: all of 362 tokens, 32 queries of 4,096. More is not faster on a CPU."""
+_SCORES, _SCORES_GPU = 2**17, 2**20
+"""Of each head at once: all of 362 tokens, 32 queries of 4,096. More is not faster on a CPU.
+
+A GPU waits between small blocks. Forward of 4,096 tokens, 8 heads of 64 channels, on an H200 in
+float32 at "highest": 4.4 ms in blocks of 2**17 scores, 2.0 of 2**20, 1.6 of 2**23, 1.2 in one. In
+bfloat16: 1.7, 0.7, 0.5, 0.5, and cuDNN 0.1."""
 
 Heads = Float[Array, "batch tokens heads channels"]
 Block = Float[Array, "batch queries heads channels"]
@@ -45,7 +49,8 @@ def _suits_cudnn(query: Heads) -> bool:
 def _in_blocks(query: Heads, key: Heads, value: Heads, *, precision: Any) -> Heads:
     batch, tokens, heads, channels = query.shape
     attend = partial(_attend, precision=precision)
-    size = max(1, _SCORES // tokens)
+    scores = _SCORES_GPU if jax.default_backend() == "gpu" else _SCORES
+    size = max(1, scores // tokens)
     if size >= tokens:
         return attend(query, key, value)
     blocks = -(-tokens // size)
@@ -57,8 +62,9 @@ def _in_blocks(query: Heads, key: Heads, value: Heads, *, precision: Any) -> Hea
 
 
 def _attend(query: Block, key: Heads, value: Heads, *, precision: Any) -> Block:
-    scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, precision=precision)
-    if scores.dtype.itemsize < 4:  # too few bits for a sum of exponentials
-        scores = scores.astype(jnp.float32)
+    # Sixteen bits are too few for scores and for a sum of exponentials.
+    kept = query.dtype if query.dtype.itemsize >= 4 else jnp.float32
+    product = partial(jnp.einsum, precision=precision, preferred_element_type=kept)
+    scores = product("bqhd,bkhd->bhqk", query, key)
     weights = jax.nn.softmax(scores / query.shape[-1] ** 0.5).astype(value.dtype)
     return jnp.einsum("bhqk,bkhd->bqhd", weights, value, precision=precision)
