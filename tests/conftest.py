@@ -1,8 +1,10 @@
 """Strict by default: float64 is real, and nothing is broadcast or promoted by accident."""
 
 import os
+import re
 import shutil
 import subprocess
+from importlib.util import find_spec
 from pathlib import Path
 
 # Compiled programs are kept from run to run, for every worker and the commands that they run;
@@ -23,6 +25,16 @@ jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
+
+# Without torch, the files that import it are not collected, here or through what is ours; other
+# tests that need it have the fixture `torch` or `diffusers`.
+IMPORTS_TORCH = r"^(import|from) (torch|diffusers|torch_reference|jax_ddpm\.parity|benchmarks)\b"
+MISSING = [name for name in ("torch", "diffusers") if find_spec(name) is None]
+collect_ignore = [
+    str(file)
+    for file in Path(__file__).parent.rglob("test_*.py")
+    if MISSING and re.search(IMPORTS_TORCH, file.read_text(), re.MULTILINE)
+]
 
 # The files that take longest, the longest first, or one worker would wait for the other's last.
 LONGEST = (
@@ -53,6 +65,28 @@ def pytest_collection_modifyitems(items):
         return next(places, len(LONGEST))
 
     items.sort(key=place)
+
+
+def pytest_terminal_summary(terminalreporter):
+    if MISSING:
+        files = [Path(file).read_text() for file in collect_ignore]
+        tests = sum(len(re.findall(r"^def test_", file, re.MULTILINE)) for file in files)
+        reports = terminalreporter.stats.get("skipped", [])
+        skipped = sum("needs torch or diffusers" in str(report.longrepr) for report in reports)
+        terminalreporter.write_line(
+            f"{' and '.join(MISSING)} missing: left out {len(files)} files with {tests} test "
+            f"functions, and skipped {skipped} tests of other files"
+        )
+
+
+@pytest.fixture(scope="session")
+def torch():
+    return pytest.importorskip("torch", reason="needs torch or diffusers")
+
+
+@pytest.fixture(scope="session")
+def diffusers(torch):
+    return pytest.importorskip("diffusers", reason="needs torch or diffusers")
 
 
 @pytest.fixture

@@ -1,11 +1,9 @@
 from functools import partial
 
-import diffusers
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -123,7 +121,7 @@ def test_inversion_meets_the_exact_ode_and_comes_back():
         np.testing.assert_allclose(np.divide(errors[:-1], errors[1:]), 2, atol=0.2)
 
 
-def test_inversion_is_that_of_diffusers(x_start):
+def test_inversion_is_that_of_diffusers(torch, diffusers, x_start):
     """Its `DDIMInverseScheduler`, whose tables are float32."""
     reference = diffusers.DDIMInverseScheduler(200, 1e-4, 0.02, clip_sample=False)
     reference.set_timesteps(20)

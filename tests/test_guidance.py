@@ -4,8 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-from diffusers.guiders.guider_utils import rescale_noise_cfg
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -60,7 +58,9 @@ def test_scale_may_differ_by_sample(x_t, t):
 
 
 @pytest.mark.parametrize("rescale", [0.3, 0.7, 1.0])
-def test_rescale_is_that_of_diffusers(x_t, t, rescale):
+def test_rescale_is_that_of_diffusers(torch, diffusers, x_t, t, rescale):
+    from diffusers.guiders.guider_utils import rescale_noise_cfg
+
     guide = partial(ddpm.classifier_free_guidance, CONDITIONAL, UNCONDITIONAL, 7.5)
     plain, rescaled = guide()(x_t, t), guide(rescale=rescale)(x_t, t)
     expected = rescale_noise_cfg(

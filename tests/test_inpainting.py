@@ -1,6 +1,5 @@
 from functools import partial
 
-import diffusers
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,7 +32,7 @@ def x_start(key):
     ("timesteps", "jump_length", "resamples"),
     [(250, 10, 10), (100, 10, 3), (20, 3, 2), (7, 1, 4), (10, 9, 2), (5, 2, 1)],
 )
-def test_walk_is_that_of_diffusers(timesteps, jump_length, resamples):
+def test_walk_is_that_of_diffusers(diffusers, timesteps, jump_length, resamples):
     """Its `RePaintScheduler` follows the authors' code; it lists the levels, less the last."""
     reference = diffusers.RePaintScheduler(timesteps)
     reference.set_timesteps(timesteps, jump_length, resamples)
@@ -121,7 +120,7 @@ def test_program_and_memory_do_not_grow_with_the_walk(key, x_start):
     assert temporary[1] - temporary[0] < x_start.nbytes
 
 
-def exact_moments(schedule, mean, covariance, x, jump_length, resamples):
+def exact_moments(diffusers, schedule, mean, covariance, x, jump_length, resamples):
     """Of RePaint's output on two Gaussian pixels, the first known to be `x`: every step is affine.
 
     Along diffusers' walk, with x_0 given x_t and x_{t-1} given both by Bayes' rule.
@@ -150,7 +149,7 @@ def exact_moments(schedule, mean, covariance, x, jump_length, resamples):
     return m[1], c[1, 1]
 
 
-def test_two_correlated_pixels(key):
+def test_two_correlated_pixels(diffusers, key):
     """One known, the other's moments: RePaint's exactly, and near the conditional's.
 
     RePaint forgets at each level which noise the known part had, so it is not the conditional
@@ -181,13 +180,13 @@ def test_two_correlated_pixels(key):
         )
     )
     unknown = np.asarray(paint(jnp.full((count, 2), x))[:, 1])
-    expected, variance = exact_moments(schedule, mean, covariance, x, 5, 10)
+    expected, variance = exact_moments(diffusers, schedule, mean, covariance, x, 5, 10)
     assert abs(unknown.mean() - expected) < 4 * np.sqrt(variance / count)
     assert abs(unknown.var() - variance) < 4 * variance * np.sqrt(2 / count)
 
     # The conditional is N(0.54, 0.1296).
     conditional = mean[1] + correlation * (x - mean[0]), std**2 * (1 - correlation**2)
-    without = exact_moments(schedule, mean, covariance, x, 5, 1)
+    without = exact_moments(diffusers, schedule, mean, covariance, x, 5, 1)
     np.testing.assert_allclose(np.abs(np.subtract(without, conditional)), (0.26, 0.017), atol=5e-3)
     resampled = np.abs(np.subtract((expected, variance), conditional))
     np.testing.assert_allclose(resampled, (0.10, 0.012), atol=5e-3)

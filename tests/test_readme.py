@@ -3,13 +3,11 @@
 from pathlib import Path
 
 import pytest
-from diffusers import DDPMPipeline, DDPMScheduler
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser
 
 from jax_ddpm import ddpm_digits
 from jax_ddpm.cli import run as jax_ddpm
-from jax_ddpm.parity.unet import CONFIGS, reference_unet
 
 README = Path(__file__).parents[1] / "README.md"
 EXAMPLES = list(Sybil(parsers=[PythonCodeBlockParser()]).parse(README).examples())
@@ -20,12 +18,19 @@ EXAMPLES = list(Sybil(parsers=[PythonCodeBlockParser()]).parse(README).examples(
 def folder(tmp_path_factory, defaults, brief, write_run):
     """Where a reader works, with the files that the README opens, of few channels."""
     folder = tmp_path_factory.mktemp("readme")
-    network = reference_unet({**CONFIGS["Ho et al.'s"], "sample_size": 32}, "float32")
-    DDPMPipeline(network, DDPMScheduler()).save_pretrained(folder / "ddpm-cifar10-32")
     run, out = folder / "runs/digits", folder / "digits.jaxexport"
     write_run(run, ddpm_digits(block_out_channels=(8, 8)), num_classes=10)
     jax_ddpm(["export", "--run", str(run), "--out", str(out), "--steps", "2"])
     return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(folder, diffusers):
+    from jax_ddpm.parity.unet import CONFIGS, reference_unet
+
+    network = reference_unet({**CONFIGS["Ho et al.'s"], "sample_size": 32}, "float32")
+    pipeline = diffusers.DDPMPipeline(network, diffusers.DDPMScheduler())
+    pipeline.save_pretrained(folder / "ddpm-cifar10-32")
 
 
 @pytest.fixture(autouse=True)
@@ -38,5 +43,7 @@ def test_there_are_examples():
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: f"line {example.line}")
-def test_example(example):
+def test_example(request, example):
+    if "pretrained" in example.parsed:
+        request.getfixturevalue("checkpoint")
     example.evaluate()

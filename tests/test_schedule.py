@@ -1,4 +1,3 @@
-import diffusers
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,13 +22,13 @@ def schedule(request):
     ("name", "theirs"),
     [("linear", "linear"), ("scaled_linear", "scaled_linear"), ("cosine", "squaredcos_cap_v2")],
 )
-def test_betas_are_those_of_diffusers(name, theirs):
+def test_betas_are_those_of_diffusers(diffusers, name, theirs):
     reference = diffusers.DDPMScheduler(1000, 1e-4, 0.02, beta_schedule=theirs)
     # diffusers computes in float32.
     np.testing.assert_allclose(BETAS[name](1000), reference.betas.numpy(), rtol=3e-6)
 
 
-def test_zero_terminal_snr_is_that_of_diffusers():
+def test_zero_terminal_snr_is_that_of_diffusers(diffusers):
     ours = ddpm.rescale_zero_terminal_snr(ddpm.linear_beta_schedule(1000))
     reference = diffusers.DDPMScheduler(1000, 1e-4, 0.02, rescale_betas_zero_snr=True)
     # In float32, diffusers loses digits where √ᾱ is shifted to near 0: an error of 2e-6 of β.
@@ -78,7 +77,7 @@ def test_float32_tables_are_correctly_rounded():
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
 @pytest.mark.parametrize("steps", [1, 2, 7, 10, 50, 999, 1000])
-def test_spacing_is_that_of_diffusers(spacing, steps):
+def test_spacing_is_that_of_diffusers(diffusers, spacing, steps):
     reference = diffusers.DDIMScheduler(1000, timestep_spacing=spacing)
     reference.set_timesteps(steps)
     ours = ddpm.spaced_timesteps(1000, steps, spacing)

@@ -1,9 +1,7 @@
-import diffusers
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
 import jax_ddpm as ddpm
 
@@ -11,7 +9,7 @@ import jax_ddpm as ddpm
 @pytest.mark.parametrize(
     ("quantile", "max_value"), [(0.995, 1.0), (0.9, 1.5), (0.6, 3.0), (1.0, 100.0), (0.9, 0.5)]
 )
-def test_dynamic_is_that_of_diffusers(key, quantile, max_value):
+def test_dynamic_is_that_of_diffusers(torch, diffusers, key, quantile, max_value):
     """Also for a `max_value` below 1, where the order of the two clamps decides."""
     x = 2 * jax.random.normal(key, (4, 5, 6, 3))
     x = x * jnp.array([0.1, 1.0, 2.0, 5.0]).reshape(4, 1, 1, 1)

@@ -247,6 +247,7 @@ def test_a_run_goes_to_diffusers_and_comes_back(trained, tmp_path):
     assert "wrote runs/on/" in result.stdout
 
 
+@pytest.mark.usefixtures("torch")
 def test_the_tutorials_network_and_its_state_dict(tmp_path):
     """`--model simple`, to PyTorch and back."""
     import safetensors.torch

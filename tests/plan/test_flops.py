@@ -5,13 +5,9 @@ from functools import cache
 import jax
 import jax.numpy as jnp
 import pytest
-import torch
 from jax import lax
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 import jax_ddpm as ddpm
-from jax_ddpm.parity.unet import CIFAR10, reference_unet
 from jax_ddpm.plan.flops import count_flops
 
 # What is planned is what users run: JAX's defaults.
@@ -20,6 +16,12 @@ pytestmark = pytest.mark.usefixtures("defaults")
 
 @cache
 def torch_flops(backward):
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from jax_ddpm.parity.unet import CIFAR10, reference_unet
+
     network = reference_unet(CIFAR10, "float32")
     # Its counter knows nothing of the fused attention on CPU, 0.3 GFLOP.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
@@ -29,6 +31,7 @@ def torch_flops(backward):
     return counter.get_total_flops()
 
 
+@pytest.mark.usefixtures("diffusers")
 @pytest.mark.parametrize("remat", [False, True])
 def test_the_cifar10_network(remat):
     """12.4 GFLOP an image, and twice as much again for gradients."""
