@@ -29,11 +29,12 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 # Without torch, the files that import it are not collected, here or through what is ours; other
 # tests that need it have the fixture `torch` or `diffusers`.
 IMPORTS_TORCH = r"^(import|from) (torch|diffusers|torch_reference|jax_ddpm\.parity|benchmarks)\b"
+NEEDS_TORCH = "needs torch and diffusers"
 MISSING = [name for name in ("torch", "diffusers") if find_spec(name) is None]
 collect_ignore = [
     str(file)
     for file in Path(__file__).parent.rglob("test_*.py")
-    if MISSING and re.search(IMPORTS_TORCH, file.read_text(), re.MULTILINE)
+    if MISSING and re.search(IMPORTS_TORCH, file.read_text(), re.M)
 ]
 
 # The files that take longest, the longest first, or one worker would wait for the other's last.
@@ -67,26 +68,28 @@ def pytest_collection_modifyitems(items):
     items.sort(key=place)
 
 
-def pytest_terminal_summary(terminalreporter):
-    if MISSING:
-        files = [Path(file).read_text() for file in collect_ignore]
-        tests = sum(len(re.findall(r"^def test_", file, re.MULTILINE)) for file in files)
-        reports = terminalreporter.stats.get("skipped", [])
-        skipped = sum("needs torch or diffusers" in str(report.longrepr) for report in reports)
+def pytest_terminal_summary(terminalreporter, config):
+    asked = {config.invocation_params.dir / name.split("::")[0] for name in config.args}
+    files = [Path(file) for file in collect_ignore if asked.intersection(Path(file).parents)]
+    # Their cases cannot be counted without importing them.
+    tests = sum(len(re.findall("^def test_", file.read_text(), re.M)) for file in files)
+    reports = terminalreporter.stats.get("skipped", [])
+    skipped = sum(NEEDS_TORCH in str(report.longrepr) for report in reports)
+    if tests or skipped:
         terminalreporter.write_line(
-            f"{' and '.join(MISSING)} missing: left out {len(files)} files with {tests} test "
-            f"functions, and skipped {skipped} tests of other files"
+            f"Without {' and '.join(MISSING)}: {tests} test functions in {len(files)} files were "
+            f"left out, and {skipped} tests in other files skipped."
         )
 
 
 @pytest.fixture(scope="session")
 def torch():
-    return pytest.importorskip("torch", reason="needs torch or diffusers")
+    return pytest.importorskip("torch", reason=NEEDS_TORCH)
 
 
 @pytest.fixture(scope="session")
 def diffusers(torch):
-    return pytest.importorskip("diffusers", reason="needs torch or diffusers")
+    return pytest.importorskip("diffusers", reason=NEEDS_TORCH)
 
 
 @pytest.fixture
