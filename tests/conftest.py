@@ -12,8 +12,8 @@ from pathlib import Path
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parents[1] / ".pytest_cache/d/xla")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.01"  # reading one takes 3 ms
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
-# In the commands' processes, as in the tests', deprecations are errors. What another process is just
-# writing, or never finished, is compiled again.
+# Deprecations are errors in the processes that tests start, too. Of the cache: what another process
+# is just writing, or never finished, is compiled again.
 os.environ["PYTHONWARNINGS"] = (
     "error::DeprecationWarning,ignore:Error reading persistent compilation cache"
 )
