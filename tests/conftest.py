@@ -18,6 +18,9 @@ os.environ["PYTHONWARNINGS"] = (
     "error::DeprecationWarning,ignore:Error reading persistent compilation cache"
 )
 
+# torch's threads would wait for each other's turn: each worker has a core.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import jax
 import jaxtyping
 import numpy as np

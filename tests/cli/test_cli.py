@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
+from jax_ddpm.models import ddpm_digits
+
 TRAIN = ["train", "--steps", "60", "--batch-size", "16", "--timesteps", "20"]
 
 
@@ -35,6 +37,15 @@ def trained(tmp_path_factory):
     result = jax_ddpm(*TRAIN, cwd=cwd)
     assert result.returncode == 0, result.stderr
     return cwd, result
+
+
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory, defaults, write_run):
+    """A folder with a run of few channels, nothing trained."""
+    cwd = tmp_path_factory.mktemp("untrained")
+    model = ddpm_digits(block_out_channels=(8, 8), sample_size=8)
+    write_run(cwd / "runs/digits", model, num_classes=10)
+    return cwd
 
 
 def test_train_writes_a_run_and_says_so(trained):
@@ -73,24 +84,22 @@ def test_the_same_command_trains_the_same_weights(trained, tmp_path):
     assert (tmp_path / weights).read_bytes() == (cwd / weights).read_bytes()
 
 
-def test_a_sample_is_its_own_however_many_are_drawn(trained):
-    cwd, _ = trained
+def test_a_sample_is_its_own_however_many_are_drawn(untrained):
     command = ["sample", "--run", "runs/digits", "--steps", "10"]
     for sampler in ("ddim", "ancestral"):
         draws = []
         for out, extra in (("all.npz", ["--num", "20"]), ("few.npz", ["--num", "5"])):
-            result = jax_ddpm(*command, "--sampler", sampler, "--out", out, *extra, cwd=cwd)
+            result = jax_ddpm(*command, "--sampler", sampler, "--out", out, *extra, cwd=untrained)
             assert result.returncode == 0, result.stderr
-            draws.append(np.load(cwd / out)["samples"])
+            draws.append(np.load(untrained / out)["samples"])
         assert draws[0].shape == (20, 8, 8, 1) and draws[0].dtype == np.float32
         np.testing.assert_allclose(draws[0][:5], draws[1], atol=1e-4)
 
 
-def test_sample_writes_a_picture(trained):
-    cwd, _ = trained
-    result = jax_ddpm("sample", "--run", "runs/digits", "--num", "6", "--steps", "5", cwd=cwd)
+def test_sample_writes_a_picture(untrained):
+    result = jax_ddpm("sample", "--run", "runs/digits", "--num", "6", "--steps", "5", cwd=untrained)
     assert result.returncode == 0, result.stderr
-    with Image.open(cwd / "samples.png") as picture:
+    with Image.open(untrained / "samples.png") as picture:
         assert picture.size[0] > 300 and picture.size[1] > 100  # six digits in a row
 
 
@@ -182,44 +191,40 @@ def test_bad_input_is_one_line_and_leaves_nothing(jax_ddpm_here, tmp_path, argum
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_more_steps_than_the_model_has_are_named(trained):
-    cwd, _ = trained
-    result = jax_ddpm("sample", "--run", "runs/digits", "--steps", "21", cwd=cwd)
+def test_more_steps_than_the_model_has_are_named(untrained):
+    result = jax_ddpm("sample", "--run", "runs/digits", "--steps", "21", cwd=untrained)
     assert result.returncode == 2
     assert "--steps: expected at most 20, the model's timesteps, got 21" in result.stderr
 
 
-def test_samples_are_of_the_class_that_is_asked_for(trained):
-    cwd, _ = trained
+def test_samples_are_of_the_class_that_is_asked_for(untrained):
     command = ["sample", "--run", "runs/digits", "--num", "12", "--steps", "4", "--out", "x.npz"]
-    assert jax_ddpm(*command, cwd=cwd).returncode == 0
-    in_turn = np.load(cwd / "x.npz")
+    assert jax_ddpm(*command, cwd=untrained).returncode == 0
+    in_turn = np.load(untrained / "x.npz")
     np.testing.assert_array_equal(in_turn["labels"], np.arange(12) % 10)
-    assert jax_ddpm(*command, "--label", "3", "--sampler", "heun", cwd=cwd).returncode == 0
-    np.testing.assert_array_equal(np.load(cwd / "x.npz")["labels"], np.full(12, 3))
-    result = jax_ddpm(*command, "--label", "10", cwd=cwd)
+    assert jax_ddpm(*command, "--label", "3", "--sampler", "heun", cwd=untrained).returncode == 0
+    np.testing.assert_array_equal(np.load(untrained / "x.npz")["labels"], np.full(12, 3))
+    result = jax_ddpm(*command, "--label", "10", cwd=untrained)
     assert result.returncode == 2 and "--label: expected 0 to 9, got 10" in result.stderr
 
 
-def test_evaluate_prints_and_writes_its_figures(trained):
-    cwd, _ = trained
+def test_evaluate_prints_and_writes_its_figures(untrained):
     command = ["evaluate", "--run", "runs/digits", "--num", "20", "--steps", "4"]
-    result = jax_ddpm(*command, "--json", "figures.json", cwd=cwd)
+    result = jax_ddpm(*command, "--json", "figures.json", cwd=untrained)
     assert result.returncode == 0, result.stderr
     assert "are what was asked for, by an SVC that is right on 99" in result.stdout
-    figures = json.loads((cwd / "figures.json").read_text())
+    figures = json.loads((untrained / "figures.json").read_text())
     assert 0 <= figures["agreement"] <= 1 and figures["steps"] == 4
 
 
-def test_a_run_goes_to_diffusers_and_comes_back(trained, tmp_path):
+def test_a_run_goes_to_diffusers_and_comes_back(untrained, tmp_path):
     """Weights to the bit, the same pictures, and training goes on from there."""
-    cwd, _ = trained
-    run = str(cwd / "runs/digits")
+    run = str(untrained / "runs/digits")
     result = jax_ddpm("convert", run, "there", "--to", "diffusers", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "next: DDPMPipeline.from_pretrained('there')" in result.stdout
     assert jax_ddpm("convert", "there", "back", "--to", "run", cwd=tmp_path).returncode == 0
-    weights = (cwd / "runs/digits/checkpoints/00000060/ema.safetensors").read_bytes()
+    weights = (untrained / "runs/digits/checkpoints/00000000/ema.safetensors").read_bytes()
     assert (tmp_path / "back/checkpoints/00000000/ema.safetensors").read_bytes() == weights
 
     sample = ["--num", "10", "--steps", "4", "--out", "x.npz", "--guidance", "3"]
