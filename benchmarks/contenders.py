@@ -39,6 +39,7 @@ __all__ = [
     "synchronize",
     "torch_contenders",
     "torch_device",
+    "whole",
 ]
 
 JAX_PLAIN = "JAX jit"
@@ -113,7 +114,7 @@ def jax_loop(
         denoise_fn = partial(network.apply_fn, variables)
         return ddpm.p_sample_loop(key, schedule, denoise_fn, shape, sharding=sharding, **policy)
 
-    arguments = jax.device_put((key, network.variables()), _whole(sharding))
+    arguments = jax.device_put((key, network.variables()), whole(sharding))
     program = loop.lower(*arguments).compile()
     return lambda: jax.block_until_ready(program(*arguments))
 
@@ -129,9 +130,9 @@ class JaxTrainer:
         sharding: NamedSharding | None,
         per_dispatch: int = 1,
     ) -> None:
-        self.images = jax.device_put(images, sharding or _whole(None))
+        self.images = jax.device_put(images, sharding or whole(None))
         # A copy, since it is donated.
-        self.state = jax.device_put(jax.tree.map(jax.numpy.copy, state), _whole(sharding))
+        self.state = jax.device_put(jax.tree.map(jax.numpy.copy, state), whole(sharding))
         self.per_dispatch = per_dispatch
 
         @partial(jax.jit, donate_argnums=0)
@@ -251,7 +252,7 @@ class Race:
         ]
 
 
-def _whole(sharding: NamedSharding | None) -> Any:
+def whole(sharding: NamedSharding | None) -> Any:
     """Where weights live beside a batch under `sharding`."""
     if sharding is None:
         return jax.devices()[0]

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from benchmarks import profile
 from benchmarks.compare import Disagreement, check_agreement
 from benchmarks.ratios import moved
 from benchmarks.report import markdown, plot, plot_scaling
@@ -94,3 +95,29 @@ def test_what_moved_by_more_than_the_noise_is_named():
     assert moved(_results(), noisy) == []
     with pytest.raises(ValueError, match="expected ratios of the same work, got none"):
         moved(_results(), {})
+
+
+def test_a_profile_is_shared_out_by_what_instructions_do():
+    program = """HloModule jit_step
+
+%fused (a: f32[2]) -> f32[2] {
+  ROOT %c = f32[2]{0} convolution(%a, %b), metadata={op_name="jit(step)/UNet/conv"}
+}
+
+%added (a: f32[2]) -> f32[2] {
+  ROOT %s = f32[2]{0} add(%a, %b)
+}
+
+ENTRY %main (x: f32[2]) -> f32[2] {
+  %ynn_fusion.1 = f32[2]{0} fusion(%x), kind=kCustom, calls=%fused, metadata={op_name="a/UNet/b"}
+  %fusion.2 = f32[2]{0} fusion(%x), kind=kLoop, calls=%added, metadata={op_name="a/UNet/add"}
+  %fusion.3 = f32[2]{0} fusion(%x), kind=kLoop, calls=%added, metadata={op_name="step/add"}
+  %all-reduce.4 = (f32[2]{0}, f32[]) all-reduce(%x, %y), metadata={op_name="a/UNet/sum"}
+  %while.5 = (f32[2]{0}, s32[]) while(%t), condition=%c, body=%b
+  ROOT %dot.6 = f32[2]{0} dot(%x, %y)
+}
+"""
+    names = ("ynn_fusion.1", "fusion.2", "fusion.3", "all-reduce.4", "while.5", "dot.6", "thread")
+    spent = {name: 2.0**place for place, name in enumerate(names)}
+    found = profile.shares(spent, program)
+    assert found == {"products": 1 + 32, "network": 2, "update": 4, "exchange": 8}
