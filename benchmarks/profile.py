@@ -64,7 +64,8 @@ def main(argv: list[str] | None = None) -> None:
                 run, program, flops = build(network, batch, _STEPS[network.name])
                 found, seconds = profile(run, program)
                 cells = [f"{network.name} {work}", str(batch)]
-                cells.append(f"{1e3 * seconds / _STEPS[network.name]:.3g}")
+                milliseconds = 1e3 * seconds / _STEPS[network.name]
+                cells.append(f"{milliseconds:,.{0 if milliseconds >= 100 else 1}f}")
                 cells.append(f"{flops / seconds / cores() / 1e9:.0f}")
                 if _sharding(batch) is None:
                     cells += ["–"] * (1 + len(KINDS))
