@@ -31,7 +31,7 @@ PRECISION = (
 )
 _BUDGET = 330.0
 _BATCHES = (128, 16, 512)
-_NO_TIME = "no time left"
+_NO_TIME, _NOT_ASKED = "no time left", "not asked for"
 
 Work = Callable[[], list[dict[str, Any]]]
 
@@ -100,11 +100,13 @@ def main(argv: list[str] | None = None) -> None:
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as cache:
         for labels, kind, work in _measure(parts, cache, tiny=arguments.tiny):
-            rows += _attempt(clock, labels, kind, work)
+            piece = ", ".join(map(str, labels.values()))
+            rows += [{**row, "piece": piece} for row in _attempt(clock, labels, kind, work)]
             # Each time, so that what is stopped has lost nothing.
             _write(arguments, parts, rows)
-    print(_write(arguments, parts, rows))
-    print(f"wrote it and its JSON to {arguments.out}")
+    path = _write(arguments, parts, rows)
+    print(path.read_text())
+    print(f"wrote {path.stem}.json and .md to {arguments.out}")
     sys.exit(1 if any(row["status"] == "failed" for row in rows) else 0)
 
 
@@ -124,7 +126,7 @@ def _measure(
     parts: Iterable[str], cache: str, *, tiny: bool
 ) -> Iterator[tuple[dict[str, Any], Any, Work]]:
     """What there is to do, most important first: but resuming before all, while the device is
-    free. Labels, a kind for the clock, and the work."""
+    free. Labels, a kind for the clock (None for what takes no time), and the work."""
     from benchmarks import accelerator_resume
 
     if "resume" in parts:
@@ -163,13 +165,17 @@ def _measure(
             yield labels, (race.part, race.work, race.compiled), work
 
 
-def _write(arguments: argparse.Namespace, parts: Iterable[str], rows: list[dict[str, Any]]) -> str:
-    """JSON and markdown, named after the device; the markdown."""
+def _write(arguments: argparse.Namespace, parts: Iterable[str], rows: list[dict[str, Any]]) -> Path:
+    """JSON and markdown, named after the device; the path of the latter.
+
+    What an earlier call measured stays until it is measured again.
+    """
     import jax
 
     from benchmarks.accelerator_report import markdown
     from benchmarks.accelerator_rows import left_out
     from benchmarks.machine import describe
+    from jax_ddpm.interop.files import replace_file
 
     kind = jax.devices()[0].device_kind
     path = arguments.out / f"accelerator-{slug(kind)}.json"
@@ -180,24 +186,28 @@ def _write(arguments: argparse.Namespace, parts: Iterable[str], rows: list[dict[
         "precision": PRECISION,
         "tiny": arguments.tiny,
     }
-    kept: list[dict[str, Any]] = []
     if path.exists() and _alike(old := json.loads(path.read_text()), record):
-        kept = [row for row in old["rows"] if row["part"] not in parts]
-    absent = set(PARTS) - set(parts) - {row["part"] for row in kept}
-    kept += [left_out({"part": part, "name": part}, "not asked for") for part in absent]
-    record["rows"] = sorted(kept + rows, key=lambda row: PARTS.index(row["part"]))
+        kept = [row for row in old["rows"] if row.get("problem") != _NOT_ASKED]
+        measured = {row["piece"] for row in kept if row["status"] != "left out"}
+        rows = [row for row in rows if row["status"] != "left out" or row["piece"] not in measured]
+        again = {row["piece"] for row in rows}
+        rows = [row for row in kept if row["piece"] not in again] + rows
+    absent = set(PARTS) - set(parts) - {row["part"] for row in rows}
+    rows = rows + [left_out({"part": part, "name": part}, _NOT_ASKED) for part in absent]
+    record["rows"] = sorted(rows, key=lambda row: PARTS.index(row["part"]))
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=1) + "\n")
-    text = markdown(record)
-    path.with_suffix(".md").write_text(text)
-    return text
+    replace_file(path, (json.dumps(record, indent=1) + "\n").encode())
+    replace_file(path.with_suffix(".md"), markdown(record).encode())
+    return path.with_suffix(".md")
 
 
 def _alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether both are records of the same device, the same versions and the same sizes."""
-    names = ("device_kind", "backend", "tiny", "precision")
-    versions = [record["machine"]["versions"] for record in (one, other)]
-    return versions[0] == versions[1] and all(one[name] == other[name] for name in names)
+    """Whether both are records of the same machine, the same versions and the same sizes."""
+    facts = [
+        {**record, "rows": None, "machine": {**record["machine"], "date": None}}
+        for record in (one, other)
+    ]
+    return facts[0] == facts[1]
 
 
 def slug(device_kind: str) -> str:

@@ -37,7 +37,7 @@ def describe() -> dict[str, object]:
         "jax_device": cpu_model() if device.platform == "cpu" else device.device_kind,
         "torch_device": torch.cuda.get_device_name() if torch_gpu else cpu_model(),
         "torch_threads": torch.get_num_threads(),
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}",
         "precision": PRECISION,
         "versions": {
             "python": platform.python_version(),

@@ -9,8 +9,8 @@ up by what the instruction is for:
     exchange    sums over devices, waiting for the other included
 
 Beside it stand the rates of the whole step and of its products alone, and above the table that of a
-large matrix product on the same cores: between them is all that is left to gain. A batch that does
-not split over the cores runs on one device, whose threads the profile does not tell apart.
+large matrix product on the same cores. A batch that does not split over the cores runs on one
+device, whose threads the profile does not tell apart.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from benchmarks.timing import timed
 from jax_ddpm.plan.flops import count_flops
 from jax_ddpm.training.sharding import data_sharding, device_mesh
 
-__all__ = ["main", "shares"]
+__all__ = ["KINDS", "main", "profile", "shares"]
 
 KINDS = ("products", "network", "update", "exchange")
 _STEPS = {"tutorial": 20, "ddpm_cifar10": 3}
@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 8, 16, 64])
     batches = parser.parse_args(argv).batches
     jax.config.update("jax_num_cpu_devices", cores())
     print(
@@ -78,10 +78,9 @@ def main(argv: list[str] | None = None) -> None:
 def profile(run: Callable[[], object], program: str) -> tuple[dict[str, float], float]:
     """Seconds of each of `KINDS`, over all cores, in one run; and how long it took."""
     run()
-    _, seconds = timed(run)
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
-            run()
+            _, seconds = timed(run)
         [path] = Path(folder).rglob("*.xplane.pb")
         profiled = jax.profiler.ProfileData.from_file(str(path))
     spent: Counter[str] = Counter()

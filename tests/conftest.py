@@ -18,8 +18,8 @@ os.environ["PYTHONWARNINGS"] = (
     "error::DeprecationWarning,ignore:Error reading persistent compilation cache"
 )
 
-# torch's threads would wait for each other's turn: each worker has a core.
-os.environ["OMP_NUM_THREADS"] = "1"
+# torch computes on one thread: the workers share the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import jax
 import jaxtyping

@@ -1,5 +1,6 @@
 """The comparison that comes before any timing can fail, and the report shows what it is given."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -121,3 +122,13 @@ ENTRY %main (x: f32[2]) -> f32[2] {
     spent = {name: 2.0**place for place, name in enumerate(names)}
     found = profile.shares(spent, program)
     assert found == {"products": 1 + 32, "network": 2, "update": 4, "exchange": 8}
+
+
+def test_products_are_found_in_a_real_profile():
+    """Most of the time of a large product; nothing is exchanged."""
+    side = 1024
+    matrix = jax.numpy.ones((side, side), "float32")
+    program = jax.jit(lambda x: x @ x).lower(matrix).compile()
+    found, seconds = profile.profile(lambda: program(matrix).block_until_ready(), program.as_text())
+    assert 0.2 * seconds < found["products"] <= sum(found.values())
+    assert found["exchange"] == 0

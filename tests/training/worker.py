@@ -41,7 +41,6 @@ def main(out, devices, fsdp, coordinator=None, processes=None, process_id=None):
         down_block_types=("AttnDownBlock2D",),
         up_block_types=("UpBlock2D",),
         layers_per_block=1,
-        mid_block_type=None,
         param_dtype=jnp.float64,
     )
     schedule = ddpm.make_schedule(ddpm.cosine_beta_schedule(10))
