@@ -79,7 +79,7 @@ def _resume(row: Row) -> str:
 def _speed(rows: list[Row]) -> list[str]:
     if not rows:
         return []
-    lines = ["", "**Speed**: milliseconds a step, median (low – high)", ""]
+    lines = ["", "**Speed**: milliseconds per step, median (low – high)", ""]
     lines += ["| network | work | batch | arithmetic | contender | ms | × JAX | plan's estimate |"]
     lines += ["|---|---|---|---|---|---|---|---|"]
     key = ("network", "work", "batch", "arithmetic", "against")
