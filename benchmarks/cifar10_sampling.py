@@ -35,7 +35,7 @@ def run(settings: Settings, log: Callable[[str], None] = print) -> list[dict[str
 
 
 def _run_batch(settings: Settings, batch: int, log: Callable[[str], None]) -> list[dict[str, Any]]:
-    steps = max(2, settings.cifar10_steps // batch)
+    steps = max(4, settings.cifar10_steps // batch)
     schedule = ddpm.make_schedule(ddpm.linear_beta_schedule(1000))
     schedule = ddpm.respace(schedule, range(steps))
     race = sides.Race(f"ddpm_cifar10 loop, batch {batch}", TOLERANCE, log)

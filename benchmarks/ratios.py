@@ -19,6 +19,12 @@ _TIMED = {
 }
 
 
+_BETWEEN_RUNS = 1.03
+"""How far a median may leave the other run's rounds: those of one process share where its memory
+lies. Between two runs of the same code the largest distances seen were 0.6 % of a time and 2.5 %
+of a peak of memory."""
+
+
 class Ratio(NamedTuple):
     """Above 1, ours is the better."""
 
@@ -83,7 +89,7 @@ def ratios(results: dict[str, Any]) -> list[Ratio]:
 
 
 def moved(recorded: dict[str, Any], measured: dict[str, Any]) -> list[str]:
-    """A line for each ratio whose median left the range of rounds of the other, both ways.
+    """A line for each ratio whose median left the range of the other's rounds, both ways.
 
     Raises `ValueError` if the two have no ratio in common.
     """
@@ -104,7 +110,7 @@ def _fastest(times: dict[str, list[float]]) -> str:
 
 
 def _inside(value: float, rounds: list[float]) -> bool:
-    return min(rounds) <= value <= max(rounds)
+    return min(rounds) / _BETWEEN_RUNS <= value <= max(rounds) * _BETWEEN_RUNS
 
 
 def _spread(ratio: Ratio) -> str:

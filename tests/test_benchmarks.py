@@ -86,8 +86,10 @@ def test_report(tmp_path):
 
 
 def test_what_moved_by_more_than_the_noise_is_named():
-    """The noise is what the rounds of either run show."""
+    """The noise is what the rounds of either run show, and 3 % between runs."""
     assert moved(_results(), _results()) == []
+    assert moved(_results(), _results(jax_seconds=0.0102)) == []
+    assert len(moved(_results(), _results(jax_seconds=0.0104))) == 4
     lines = moved(_results(), _results(jax_seconds=0.02))
     assert "tutorial reverse loop, 64×64, batch 4: 2.00 × (2.00 – 2.00) then, 1.00 ×" in lines[0]
     assert len(lines) == 4
