@@ -18,6 +18,11 @@ os.environ["PYTHONWARNINGS"] = (
     "error::DeprecationWarning,ignore:Error reading persistent compilation cache"
 )
 
+# Programs that run for a moment are compiled fast, not well, also in the processes that tests
+# start. `JAX_DISABLE_MOST_OPTIMIZATIONS=0 pytest` compiles all of them as users do; tests of bits
+# and of parity always do (`optimized`).
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
 # torch computes on one thread: the workers share the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -112,14 +117,13 @@ def untyped():
 
 
 @pytest.fixture(scope="module")
-def brief():
-    """Programs that run for a moment are compiled fast, not well: for a module of large networks.
-
-    Not where bits are compared: what a user's programs keep is what has to be seen there.
-    """
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
+def optimized():
+    """Programs as users compile them, for a whole module."""
     jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()
+    yield
+    usual = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] != "0"
+    jax.config.update("jax_disable_most_optimizations", usual)
     jax.clear_caches()
 
 

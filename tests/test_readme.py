@@ -15,7 +15,7 @@ EXAMPLES = list(Sybil(parsers=[PythonCodeBlockParser()]).parse(README).examples(
 
 # Readers run with JAX's defaults.
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, defaults, brief, write_run):
+def folder(tmp_path_factory, defaults, write_run):
     """Where a reader works, with the files that the README opens, of few channels."""
     folder = tmp_path_factory.mktemp("readme")
     run, out = folder / "runs/digits", folder / "digits.jaxexport"

@@ -86,13 +86,13 @@ def train(config: TrainConfig, interrupts: Interrupts) -> None:
 
 def _prepare(config: TrainConfig) -> tuple[Dataset, Run, Mesh]:
     data = load_dataset(config)
-    run = _start(config, data)
-    computing(run, dtype=config.dtype, remat=config.remat)  # refuses what does not go together
     if config.batch_size > len(data.images):
         raise UsageError(
             f"--batch-size: expected at most {len(data.images)}, the number of images, "
             f"got {config.batch_size}"
         )
+    run = _start(config, data)
+    computing(run, dtype=config.dtype, remat=config.remat)  # refuses what does not go together
     return data, run, _mesh(config)
 
 

@@ -24,6 +24,8 @@ class Command:
     def __init__(self, *arguments, cwd, cache, program=("-m", "jax_ddpm"), devices=2, **options):
         environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
         environment["JAX_COMPILATION_CACHE_DIR"] = str(cache)
+        # Compiled once, as users compile it, and run many times.
+        environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "0"
         self.output = Path(cwd) / f"output-{time.monotonic_ns()}"
         with self.output.open("wb") as file:
             self.process = subprocess.Popen(

@@ -18,7 +18,6 @@ from jax_ddpm.interop import load_diffusers, save_diffusers
 from jax_ddpm.parity.harness import from_torch, images, timesteps, to_torch
 from jax_ddpm.parity.unet import CONFIGS, labels, reference_unet
 
-pytestmark = pytest.mark.usefixtures("brief")
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 SMALL = CONFIGS["diffusers' defaults"]
 

@@ -7,7 +7,6 @@ import pytest
 
 import jax_ddpm as ddpm
 
-pytestmark = pytest.mark.usefixtures("brief")
 SMALL = {
     "block_out_channels": (8, 16),
     "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
@@ -56,11 +55,10 @@ def test_dropout_acts_in_training_only(key):
 def test_rematerialisation_keeps_less_and_changes_nothing_else(key):
     """What the backward pass is handed: on CPU, XLA undoes the saving itself."""
     x, t = jnp.ones((2, 16, 16, 3), jnp.float32), jnp.array([0, 999], jnp.int32)
-    fields = {**SMALL, "layers_per_block": 2}
-    variables = randomised(jax.eval_shape(ddpm.UNet(**fields).init, key, x, t))
+    variables = randomised(jax.eval_shape(ddpm.UNet(**SMALL).init, key, x, t))
 
     def backward(remat):
-        model = ddpm.UNet(**fields, remat=remat)
+        model = ddpm.UNet(**SMALL, remat=remat)
 
         def loss_fn(variables):
             return jnp.mean(model.apply(variables, x, t) ** 2)

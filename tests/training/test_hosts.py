@@ -27,9 +27,7 @@ def free_port():
 
 def run_all(commands, cwd, **environment):
     """Run commands at the same time; their output, once all have ended."""
-    # Their programs run for a moment only: they are compiled fast, not well.
-    brief = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", **brief, **environment}
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", **environment}
     processes = [
         subprocess.Popen(
             [sys.executable, *command],

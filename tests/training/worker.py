@@ -38,7 +38,7 @@ def main(out, devices, fsdp, coordinator=None, processes=None, process_id=None):
     labels = np.arange(20, dtype=np.int32) % 10
     model = ddpm_digits(
         block_out_channels=(16,),
-        down_block_types=("AttnDownBlock2D",),
+        down_block_types=("DownBlock2D",),
         up_block_types=("UpBlock2D",),
         layers_per_block=1,
         param_dtype=jnp.float64,
@@ -46,12 +46,15 @@ def main(out, devices, fsdp, coordinator=None, processes=None, process_id=None):
     schedule = ddpm.make_schedule(ddpm.cosine_beta_schedule(10))
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2))
 
-    def init(key):
-        params = model.init(key, images[:1], labels[:1], labels[:1])
-        return ddpm.init_train_state(key, params, optimizer)
+    shapes = jax.eval_shape(model.init, key, images[:1], labels[:1], labels[:1])
+    rng = np.random.default_rng(1)
+    weights = jax.tree.map(lambda leaf: rng.normal(0, 0.1, leaf.shape), shapes)
 
-    placement = state_sharding(mesh, jax.eval_shape(init, key))
-    state = jax.jit(init, out_shardings=placement)(key)
+    def init(weights):
+        return ddpm.init_train_state(key, weights, optimizer)
+
+    placement = state_sharding(mesh, jax.eval_shape(init, weights))
+    state = jax.jit(init, out_shardings=placement)(weights)
     step = ddpm.make_train_step(
         schedule, gather_params(model.apply, mesh), optimizer, null_label=10, accumulate=2
     )
