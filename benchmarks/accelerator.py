@@ -175,7 +175,7 @@ def _write(arguments: argparse.Namespace, parts: Iterable[str], rows: list[dict[
     from benchmarks.accelerator_report import markdown
     from benchmarks.accelerator_rows import left_out
     from benchmarks.machine import describe
-    from jax_ddpm.interop.files import replace_file
+    from jax_ddpm.io.files import replace_file
 
     kind = jax.devices()[0].device_kind
     path = arguments.out / f"accelerator-{slug(kind)}.json"

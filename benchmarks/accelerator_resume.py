@@ -23,7 +23,7 @@ __all__ = ["DETERMINISTIC", "check", "differing"]
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 _ROOT = Path(__file__).parents[1]
 _TIMEOUT = 150.0
-_CHECKPOINT, _NPZ = "jax_ddpm.training.checkpoint", ".npz, since safetensors is missing"
+_CHECKPOINT, _NPZ = "jax_ddpm.io.checkpoint", ".npz, since safetensors is missing"
 
 
 def check(*, tiny: bool) -> list[Row]:
@@ -142,7 +142,7 @@ def _tree(state: Any) -> Any:
 
 
 def _arrays(state: Any) -> dict[str, np.ndarray]:
-    from jax_ddpm.interop.arrays import flatten
+    from jax_ddpm.io.arrays import flatten
 
     return {name: np.asarray(leaf) for name, leaf in flatten(_tree(state)).items()}
 
@@ -150,7 +150,7 @@ def _arrays(state: Any) -> dict[str, np.ndarray]:
 def _save(folder: Path, step: int, state: Any) -> None:
     if not available("safetensors"):
         return _write(folder / "checkpoint.npz", _arrays(state))
-    from jax_ddpm.training.checkpoint import save_checkpoint
+    from jax_ddpm.io.checkpoint import save_checkpoint
 
     save_checkpoint(folder / "checkpoints", step, {"state": _tree(state)}, {})
 
@@ -158,7 +158,7 @@ def _save(folder: Path, step: int, state: Any) -> None:
 def _load(folder: Path, template: Any) -> Any:
     import jax
 
-    from jax_ddpm.training.checkpoint import list_checkpoints, load_checkpoint, restore
+    from jax_ddpm.io.checkpoint import list_checkpoints, load_checkpoint, restore
 
     if available("safetensors"):
         [path] = list_checkpoints(folder / "checkpoints")
@@ -171,7 +171,7 @@ def _load(folder: Path, template: Any) -> Any:
 
 
 def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    from jax_ddpm.interop.files import replace_file
+    from jax_ddpm.io.files import replace_file
 
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # pyright: ignore[reportArgumentType]

@@ -14,7 +14,7 @@ from jax_ddpm.interop import (
     simple_unet_to_torch,
     unet_to_torch,
 )
-from jax_ddpm.interop.arrays import load_tensors, save_tensors
+from jax_ddpm.io.arrays import load_tensors, save_tensors
 from jax_ddpm.models import SimpleUNet
 from jax_ddpm.schedule import linear_beta_schedule, make_schedule
 

@@ -17,8 +17,8 @@ from jax_ddpm.cli.config import DoctorConfig, UsageError
 from jax_ddpm.cli.metrics import LOG_EVERY, damaged_lines, read_metrics
 from jax_ddpm.cli.runs import CHECKPOINTS
 from jax_ddpm.cpu import use_cores
-from jax_ddpm.interop.configs import read_json
-from jax_ddpm.training.checkpoint import LEFTOVERS, Damaged, list_checkpoints, load_checkpoint
+from jax_ddpm.io.checkpoint import LEFTOVERS, Damaged, list_checkpoints, load_checkpoint
+from jax_ddpm.io.json import read_json
 
 __all__ = ["doctor"]
 

@@ -24,8 +24,9 @@ from jax_ddpm.cli.config import (
 from jax_ddpm.cli.datasets import Dataset, load_dataset
 from jax_ddpm.cli.devices import say, start_devices
 from jax_ddpm.cli.draw import cycle_labels, draw_samples
-from jax_ddpm.cli.runs import Run, load_run, write_json
+from jax_ddpm.cli.runs import Run, load_run
 from jax_ddpm.cli.sample import SAMPLERS, guided
+from jax_ddpm.io.json import write_json
 from jax_ddpm.likelihood import bits_per_dim
 from jax_ddpm.training.hosts import on_writer, together
 

@@ -25,10 +25,11 @@ from jax.export import Exported
 from jax_ddpm import __version__
 from jax_ddpm.cli.config import ExportConfig, UsageError, check_out, writing
 from jax_ddpm.cli.draw import guided_denoise_fn
-from jax_ddpm.cli.runs import Run, write_json
+from jax_ddpm.cli.runs import Run
 from jax_ddpm.cli.sample import SAMPLERS, load_chain
-from jax_ddpm.interop.files import replace_file
 from jax_ddpm.interop.scheduler import Scheduler, scheduler_config
+from jax_ddpm.io.files import replace_file
+from jax_ddpm.io.json import write_json
 from jax_ddpm.noise import sample_noise
 from jax_ddpm.samplers import Sampler
 from jax_ddpm.sampling import p_sample_loop

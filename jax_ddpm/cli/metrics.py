@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from jax_ddpm.interop.files import replace_file, write_file
+from jax_ddpm.io.files import replace_file, write_file
 from jax_ddpm.training.hosts import is_writer, on_writer
 
 __all__ = ["LOG_EVERY", "MetricsLog", "damaged_lines", "read_metrics"]

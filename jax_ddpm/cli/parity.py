@@ -8,7 +8,7 @@ import jax
 from tqdm import tqdm
 
 from jax_ddpm.cli.config import ParityConfig, check_file, writing
-from jax_ddpm.cli.runs import write_json
+from jax_ddpm.io.json import write_json
 
 __all__ = ["parity"]
 

@@ -9,8 +9,9 @@ import numpy as np
 
 from jax_ddpm.cli.config import PlanConfig, UsageError, check_file, naming, positive, writing
 from jax_ddpm.cli.programs import computing, sample_program, train_program
-from jax_ddpm.cli.runs import Run, init_variables, load_model, named_schedule, write_json
+from jax_ddpm.cli.runs import Run, init_variables, load_model, named_schedule
 from jax_ddpm.interop import Pretrained
+from jax_ddpm.io.json import write_json
 from jax_ddpm.models import SimpleUNet, UNet, ddpm_cifar10, ddpm_digits
 from jax_ddpm.plan.compilation import (
     Cost,

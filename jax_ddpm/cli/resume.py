@@ -16,17 +16,17 @@ from typing import Any, NamedTuple
 import jax
 
 from jax_ddpm.cli.config import TrainConfig, UsageError, writing
-from jax_ddpm.cli.runs import CHECKPOINTS, PICTURES, Run, describe, write_json
-from jax_ddpm.interop.arrays import from_bytes, to_bytes
-from jax_ddpm.interop.configs import read_json
-from jax_ddpm.interop.files import make_folder
-from jax_ddpm.training.checkpoint import (
+from jax_ddpm.cli.runs import CHECKPOINTS, PICTURES, Run, describe
+from jax_ddpm.io.arrays import from_bytes, to_bytes
+from jax_ddpm.io.checkpoint import (
     Checkpoint,
     Damaged,
     list_checkpoints,
     load_checkpoint,
     set_aside,
 )
+from jax_ddpm.io.files import make_folder
+from jax_ddpm.io.json import read_json, write_json
 from jax_ddpm.training.hosts import from_writer, is_writer, together
 
 __all__ = ["Place", "begin", "locked", "open_run", "what_is_saved"]

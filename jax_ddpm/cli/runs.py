@@ -15,10 +15,17 @@ import numpy as np
 
 from jax_ddpm import __version__
 from jax_ddpm.cli.config import ScheduleName, TrainConfig, UsageError
-from jax_ddpm.interop.arrays import flatten, unflatten
 from jax_ddpm.interop.diffusers import Pretrained, load_diffusers, unet_config, unet_from_config
-from jax_ddpm.interop.files import new_folder, replace_file
 from jax_ddpm.interop.scheduler import Scheduler, scheduler_config, scheduler_from_config
+from jax_ddpm.io.arrays import flatten, unflatten
+from jax_ddpm.io.checkpoint import (
+    list_checkpoints,
+    load_checkpoint,
+    restore,
+    save_checkpoint,
+)
+from jax_ddpm.io.files import new_folder
+from jax_ddpm.io.json import write_json
 from jax_ddpm.models import SimpleUNet, UNet
 from jax_ddpm.schedule import (
     NoiseSchedule,
@@ -27,12 +34,6 @@ from jax_ddpm.schedule import (
     make_schedule,
     scaled_linear_beta_schedule,
     sigmoid_beta_schedule,
-)
-from jax_ddpm.training.checkpoint import (
-    list_checkpoints,
-    load_checkpoint,
-    restore,
-    save_checkpoint,
 )
 
 __all__ = [
@@ -47,7 +48,6 @@ __all__ = [
     "load_run",
     "named_schedule",
     "save_run",
-    "write_json",
 ]
 
 CHECKPOINTS = "checkpoints"
@@ -230,11 +230,6 @@ def load_model(folder: Path, weights: str = "ema") -> Run:
         return load_pretrained(folder)
     # By its own folder: there may be no --checkpoint to name another with.
     return load_run(folder if _is_checkpoint(folder) else _find_checkpoint(folder), weights)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a file whole or not at all."""
-    replace_file(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def _model(content: Mapping[str, Any], path: Path) -> UNet | SimpleUNet:

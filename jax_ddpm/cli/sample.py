@@ -18,7 +18,7 @@ from jax_ddpm.cli.devices import say, start_devices
 from jax_ddpm.cli.draw import class_columns, cycle_labels, draw_samples
 from jax_ddpm.cli.figures import save_grid
 from jax_ddpm.cli.runs import Run, load_pretrained, load_run
-from jax_ddpm.interop.files import replacing
+from jax_ddpm.io.files import replacing
 from jax_ddpm.samplers import ancestral, ddim, dpm_solver_pp, heun
 from jax_ddpm.schedule import NoiseSchedule
 from jax_ddpm.training.hosts import on_writer, together

@@ -12,8 +12,8 @@ from jax_ddpm.cli.config import TrainConfig, UsageError
 from jax_ddpm.cli.resume import Place, what_is_saved
 from jax_ddpm.cli.runs import CHECKPOINTS
 from jax_ddpm.cpu import default_steps_per_dispatch
+from jax_ddpm.io.checkpoint import Checkpoint, prune_checkpoints, restore, save_checkpoint
 from jax_ddpm.training import TrainState
-from jax_ddpm.training.checkpoint import Checkpoint, prune_checkpoints, restore, save_checkpoint
 from jax_ddpm.training.hosts import is_writer, on_writer, to_writer
 
 __all__ = ["Saver", "computed_by", "read_state", "steps_per_dispatch"]

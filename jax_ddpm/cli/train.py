@@ -34,10 +34,10 @@ from jax_ddpm.cli.runs import (
 )
 from jax_ddpm.cli.saving import computed_by
 from jax_ddpm.interop import Pretrained
-from jax_ddpm.interop.arrays import flatten, to_bytes
+from jax_ddpm.io.arrays import flatten, to_bytes
+from jax_ddpm.io.checkpoint import Checkpoint
 from jax_ddpm.models import SimpleUNet, UNet, ddpm_digits
 from jax_ddpm.samplers import ancestral
-from jax_ddpm.training.checkpoint import Checkpoint
 from jax_ddpm.training.hosts import (
     any_process,
     is_writer,

@@ -1,24 +1,10 @@
 """diffusers' config files: read with its defaults, and nothing unknown passed over."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["complete_config", "read_json", "write_json"]
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in `path`. Raises `ValueError` naming a file that has none."""
-    if not path.is_file():
-        raise ValueError(f"{path}: expected a JSON file, got none")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: expected JSON, got a damaged file: {error}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a JSON object, got {type(content).__name__}")
-    return content
+__all__ = ["complete_config"]
 
 
 def complete_config(
@@ -43,8 +29,3 @@ def complete_config(
             raise ValueError(f"{path}: expected only settings of {kind}, got {name}: {value!r}")
         settings[name] = tuple(value) if isinstance(value, list) else value
     return settings
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write `content` as diffusers would."""
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -15,9 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jax_ddpm._typing import ThresholdFn
-from jax_ddpm.interop.arrays import load_tensors, save_tensors
-from jax_ddpm.interop.configs import complete_config, read_json, write_json
-from jax_ddpm.interop.files import new_folder
+from jax_ddpm.interop.configs import complete_config
 from jax_ddpm.interop.scheduler import (
     Scheduler,
     default_scheduler,
@@ -25,6 +23,9 @@ from jax_ddpm.interop.scheduler import (
     scheduler_from_config,
 )
 from jax_ddpm.interop.unet import unet_from_torch, unet_to_torch
+from jax_ddpm.io.arrays import load_tensors, save_tensors
+from jax_ddpm.io.files import new_folder
+from jax_ddpm.io.json import read_json, write_json
 from jax_ddpm.models import SimpleUNet, UNet
 from jax_ddpm.schedule import NoiseSchedule, respace, spaced_timesteps
 

@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_ddpm.interop.arrays import flatten, unflatten
 from jax_ddpm.interop.tensors import as_numpy, check_tensors
+from jax_ddpm.io.arrays import flatten, unflatten
 from jax_ddpm.models import UNet
 
 __all__ = ["unet_from_torch", "unet_to_torch"]

@@ -77,7 +77,7 @@ def library(weights, model, num, labels, sampler, first_sample=0):
 
 
 def weights_of(folder):
-    arrays = ddpm.interop.arrays
+    arrays = ddpm.io.arrays
     path = folder / "checkpoints/00000000/ema.safetensors"
     return arrays.unflatten(arrays.load_tensors(path))
 

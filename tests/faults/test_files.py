@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 
-from jax_ddpm.training.checkpoint import list_checkpoints
+from jax_ddpm.io.checkpoint import list_checkpoints
 
 TRAIN = [
     *("train", "--model", "simple", "--batch-size", "4", "--timesteps", "4", "--data", "x.npy"),

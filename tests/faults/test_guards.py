@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jax_ddpm.cli import fit
-from jax_ddpm.training.checkpoint import list_checkpoints, load_checkpoint
+from jax_ddpm.io.checkpoint import list_checkpoints, load_checkpoint
 
 TRAIN = [
     *("train", "--model", "simple", "--batch-size", "4", "--timesteps", "4", "--data", "x.npy"),

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 import jax_ddpm as ddpm
 from jax_ddpm.cli.config import TrainConfig, UsageError
 from jax_ddpm.cli.datasets import load_dataset
-from jax_ddpm.interop.arrays import flatten, from_bytes, to_bytes, unflatten
+from jax_ddpm.io.arrays import flatten, from_bytes, to_bytes, unflatten
+from jax_ddpm.io.checkpoint import load_checkpoint, save_checkpoint
 from jax_ddpm.models import ddpm_digits
 from jax_ddpm.training import batch_indices
-from jax_ddpm.training.checkpoint import load_checkpoint, save_checkpoint
 
 pytestmark = pytest.mark.usefixtures("untyped")
 # The folders of fixtures are written anew for every example.

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from jax_ddpm.training.checkpoint import list_checkpoints, load_checkpoint
+from jax_ddpm.io.checkpoint import list_checkpoints, load_checkpoint
 
 # The command on a disk that takes its time.
 SLOW = """

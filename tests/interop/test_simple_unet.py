@@ -58,5 +58,5 @@ def test_foreign_weights_are_named(change, words):
 
 
 def test_the_library_never_imports_torch():
-    code = "import sys, jax_ddpm, jax_ddpm.interop.arrays; sys.exit('torch' in sys.modules)"
+    code = "import sys, jax_ddpm, jax_ddpm.io.arrays; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

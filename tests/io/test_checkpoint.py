@@ -9,15 +9,15 @@ import numpy as np
 import optax
 import pytest
 
-from jax_ddpm.training import checkpoint as checkpoints
-from jax_ddpm.training import init_train_state
-from jax_ddpm.training.checkpoint import (
+from jax_ddpm.io import checkpoint as checkpoints
+from jax_ddpm.io.checkpoint import (
     list_checkpoints,
     load_checkpoint,
     prune_checkpoints,
     restore,
     save_checkpoint,
 )
+from jax_ddpm.training import init_train_state
 
 TREE = {"layer": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3).T, "bias": np.ones(2)}}
 STATE = {"key": {"impl": "threefry2x32", "data": [0, 7]}, "pending": {"loss": [0.1, None]}}

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from jax_ddpm.interop.arrays import flatten, load_tensors, save_tensors, unflatten
+from jax_ddpm.io.arrays import flatten, load_tensors, save_tensors, unflatten
 
 
 def test_round_trip_of_arrays_that_are_not_contiguous(tmp_path):

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_ddpm.interop.files import replace_file
+from jax_ddpm.io.files import replace_file
 
 __all__ = [
     "flatten",

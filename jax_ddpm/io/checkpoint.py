@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jax_ddpm.interop.arrays import flatten, from_bytes, to_bytes
-from jax_ddpm.interop.files import flush_folder, make_folder, write_file
+from jax_ddpm.io.arrays import flatten, from_bytes, to_bytes
+from jax_ddpm.io.files import flush_folder, make_folder, write_file
 
 __all__ = [
     "FORMAT",
