@@ -8,16 +8,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 import jax
-import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 from PIL import Image
 
 from jax_ddpm.forward import q_sample
 from jax_ddpm.schedule import NoiseSchedule
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt  # noqa: E402  (the backend is chosen first)
 
 __all__ = ["image_grid", "save_forward", "save_gif", "save_grid", "save_loss"]
 
@@ -71,7 +67,8 @@ def save_forward(path: Path, schedule: NoiseSchedule, image: np.ndarray) -> None
     steps = np.unique([0, total // 4, total // 2, total - 1])
     square = np.full((64, 64, 3), -1, np.float32)
     square[16:48, 16:48] = 1
-    figure, axes = plt.subplots(2, len(steps), figsize=(2 * len(steps), 4.3), squeeze=False)
+    figure = Figure(figsize=(2 * len(steps), 4.3))
+    axes = figure.subplots(2, len(steps), squeeze=False)
     for row, x_start in zip(axes, (image, square), strict=True):
         batch = np.repeat(x_start[None], len(steps), axis=0)
         noise = np.asarray(jax.random.normal(jax.random.key(0), batch.shape))
@@ -85,12 +82,12 @@ def save_forward(path: Path, schedule: NoiseSchedule, image: np.ndarray) -> None
             axis.set_title(f"t = {t}", fontsize=10)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 def save_loss(path: Path, steps: Sequence[int], losses: Sequence[float]) -> None:
     """Write the training loss against the step, with a running median over it."""
-    figure, axis = plt.subplots(figsize=(7, 4))
+    figure = Figure(figsize=(7, 4))
+    axis = figure.subplots()
     width = len(losses) // 20  # of a median over what is too many points to see through
     alpha = 0.3 if width > 1 else 1.0
     axis.plot(steps, losses, color="tab:blue", alpha=alpha, label="mean of 50 steps")
@@ -107,4 +104,3 @@ def save_loss(path: Path, steps: Sequence[int], losses: Sequence[float]) -> None
     axis.legend(frameon=False)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
-    plt.close(figure)

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from jax_ddpm.models import ddpm_digits
 
-TRAIN = ["train", "--steps", "60", "--batch-size", "16", "--timesteps", "20"]
+TRAIN = ["train", "--steps", "60", "--batch-size", "8", "--timesteps", "20"]
 
 
 def jax_ddpm(*arguments, cwd):

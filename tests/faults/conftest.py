@@ -43,7 +43,7 @@ class Command:
         while not condition(self):
             assert self.process.poll() is None, f"ended before: {self.text}"
             assert time.monotonic() < limit, f"not in {seconds} s: {self.text}"
-            time.sleep(0.0005)
+            time.sleep(0.003)
         return self
 
     def send(self, number):

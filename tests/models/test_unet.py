@@ -54,14 +54,13 @@ def test_dropout_acts_in_training_only(key):
 
 def test_rematerialisation_keeps_less_and_changes_nothing_else(key):
     """What the backward pass is handed: on CPU, XLA undoes the saving itself."""
-    x, t = jnp.ones((2, 16, 16, 3), jnp.float32), jnp.array([0, 999], jnp.int32)
-    variables = randomised(jax.eval_shape(ddpm.UNet(**SMALL).init, key, x, t))
+    variables = randomised(jax.eval_shape(ddpm.UNet(**SMALL).init, key, X, T))
 
     def backward(remat):
         model = ddpm.UNet(**SMALL, remat=remat)
 
         def loss_fn(variables):
-            return jnp.mean(model.apply(variables, x, t) ** 2)
+            return jnp.mean(model.apply(variables, X, T) ** 2)
 
         kept = jax.eval_shape(lambda variables: jax.vjp(loss_fn, variables)[1], variables)
         gradients = jax.tree.leaves(jax.jit(jax.grad(loss_fn))(variables))
