@@ -1,13 +1,7 @@
 """Update rules: how one entry of the chain becomes the one before it.
 
-A `Sampler` is two pure functions, as an Optax transformation is. `init` makes what the rule
-remembers between steps (nothing, `()`, for the one-step rules), and `step` moves x_t at entry
-`i` to x_{t-1}. Inside `step`,
-
-    predict(x_t, i)    one run of the network: `PMeanVariance` at entry i
-    noise_fn(i)        the standard normal draw of entry i; a deterministic rule never asks
-
-What there is, with x_{t-1} from x_t alone unless it says "multistep":
+A `Sampler` is two pure functions, as an Optax transformation is: `InitFn` and `StepFn`. What there
+is, with x_{t-1} from x_t alone unless it says "multistep":
 
     ancestral()                    Ho et al. 2020, Algorithm 2: a draw from p_θ
     ddim(eta)                      Song et al. 2021a, eq. 12
@@ -24,9 +18,10 @@ A rule of your own:
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array
 
 from jax_ddpm._checks import check_choice
@@ -35,18 +30,55 @@ from jax_ddpm.forward import predict_eps_from_xstart
 from jax_ddpm.reverse import PMeanVariance
 from jax_ddpm.schedule import NoiseSchedule, extract
 
-__all__ = ["PredictFn", "Sampler", "ancestral", "ddim", "dpm_solver_pp", "heun"]
+__all__ = ["InitFn", "PredictFn", "Sampler", "StepFn", "ancestral", "ddim", "dpm_solver_pp", "heun"]
 
 PredictFn = Callable[[Array, Array], PMeanVariance]
+"""`(x_t, i) -> PMeanVariance`: one run of the network at entry i."""
+
+
+class InitFn(Protocol):
+    """What a rule remembers between steps, before the first: `()` for a one-step rule."""
+
+    def __call__(self, x_T: Array, /) -> Any:
+        """The memory: a pytree of arrays, from the start of the chain."""
+        ...
+
+
+class StepFn(Protocol):
+    """One step of a rule."""
+
+    def __call__(
+        self,
+        schedule: NoiseSchedule,
+        predict: PredictFn,
+        noise_fn: NoiseFn,
+        i: Array,
+        x_t: Array,
+        memory: Any,
+        /,
+    ) -> tuple[Array, Any]:
+        """Move x_t, at entry `i` of the chain, to x_{t-1}.
+
+        Args:
+          schedule: the chain's tables.
+          predict: runs the network, once or several times.
+          noise_fn: the standard normal draw of an entry, of the shape of `x_t`; a deterministic
+            rule never asks for it.
+          i: int32 scalar, T - 1 … 0.
+          x_t: the state, [batch, …].
+          memory: what `init` or the step before returned.
+
+        Returns:
+          x_{t-1}, of the shape and dtype of `x_t`, and the memory for the next step.
+        """
+        ...
 
 
 class Sampler(NamedTuple):
     """An update rule as a pair of pure functions."""
 
-    init: Callable[[Array], Any]
-    """`x_T -> memory`"""
-    step: Callable[[NoiseSchedule, PredictFn, NoiseFn, Array, Array, Any], tuple[Array, Any]]
-    """`(schedule, predict, noise_fn, i, x_t, memory) -> (x_prev, memory)`"""
+    init: InitFn
+    step: StepFn
 
 
 def ancestral() -> Sampler:
@@ -124,15 +156,21 @@ def dpm_solver_pp(order: int = 2, *, stochastic: bool = False) -> Sampler:
     return Sampler(init, step)
 
 
-def heun() -> Sampler:
+def heun(*, max_slope: float = 10.0) -> Sampler:
     """Heun's method of second order, deterministic (Karras et al. 2022, Algorithm 1, S_churn = 0).
 
-    In x̂ = x / √ᾱ and σ̂ = √(1 - ᾱ) / √ᾱ the ODE is dx̂ / dσ̂ = ε. A step is DDIM's and then its
-    correction by ε at the entry where that lands: two networks. It stays DDIM's where that entry
-    is none, at the end of the chain (also of one that ends in noise), and where σ̂ is infinite, or
-    falls so steeply that the correction would magnify the network's errors (√ᾱ' σ̂ above 10), as
-    in the last entries of a cosine schedule. Short steps have √ᾱ' σ̂ below 1, so the order is 2.
+    In x̂ = x / √ᾱ and σ̂ = √(1 - ᾱ) / √ᾱ the ODE is dx̂ / dσ̂ = ε. A step is DDIM's, and then its
+    correction by ε at the entry where that lands: two runs of the network. The correction is left
+    out, and its run with it, at the end of the chain (also of one that ends in noise), where there
+    is no such entry; and where σ̂ falls too steeply.
+
+    Args:
+      max_slope: the largest √ᾱ' σ̂ with a correction, which multiplies an error of ε by half of it.
+        It is infinite where σ̂ is, and large in the last entries of a cosine schedule. Short steps
+        have less than 1, so the order is 2.
     """
+    if not max_slope > 0:
+        raise ValueError(f"max_slope: expected more than 0, got {max_slope}")
 
     def step(schedule, predict, noise_fn, i, x_t, memory):
         alpha_prev = extract(schedule.alphas_cumprod_prev**0.5, i, x_t)
@@ -141,13 +179,17 @@ def heun() -> Sampler:
         eps = predict_eps_from_xstart(schedule, x_t, i, x_start)
         x_prev = alpha_prev * x_start + sigma_prev * eps
 
-        ahead = jnp.maximum(i - 1, 0)  # at the last step any entry will do: it is not used
-        x_start = predict(x_prev, ahead).pred_xstart
-        eps_ahead = predict_eps_from_xstart(schedule, x_prev, ahead, x_start)
-        sigma_hat = extract(schedule.sqrt_recipm1_alphas_cumprod, i, x_t)
-        inside = (i > 0) & (alpha_prev * sigma_hat <= 10)
-        span = sigma_prev - alpha_prev * jnp.where(inside, sigma_hat, 0)  # √ᾱ' (σ̂' - σ̂)
-        return x_prev + jnp.where(inside, span / 2, 0) * (eps_ahead - eps), memory
+        slope = alpha_prev * extract(schedule.sqrt_recipm1_alphas_cumprod, i, x_t)
+
+        def correct(x_prev):
+            ahead = i - 1
+            x_start = predict(x_prev, ahead).pred_xstart
+            eps_ahead = predict_eps_from_xstart(schedule, x_prev, ahead, x_start)
+            span = sigma_prev - slope  # √ᾱ' (σ̂' - σ̂)
+            return x_prev + span / 2 * (eps_ahead - eps)
+
+        inside = (i > 0) & (slope.reshape(()) <= max_slope)
+        return lax.cond(inside, correct, lambda x_prev: x_prev, x_prev), memory
 
     return Sampler(_no_memory, step)
 
