@@ -23,6 +23,6 @@ def run(settings: Settings, log: Callable[[str], None] = print) -> list[dict[str
         row
         for batch in settings.cifar10_training_batches
         for row in run_batch(
-            sides.CIFAR10, schedule, batch, _LEARNING_RATE, 6, settings.cifar10_rounds, log
+            sides.CIFAR10, schedule, batch, _LEARNING_RATE, 4, settings.cifar10_rounds, log
         )
     ]

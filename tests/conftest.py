@@ -19,8 +19,8 @@ os.environ["PYTHONWARNINGS"] = (
 )
 
 # Programs that run for a moment are compiled fast, not well, also in the processes that tests
-# start. `JAX_DISABLE_MOST_OPTIMIZATIONS=0 pytest` compiles all of them as users do; tests of bits
-# and of parity always do (`optimized`).
+# start. `JAX_DISABLE_MOST_OPTIMIZATIONS=0 pytest` compiles all of them as users do, as .ci/run does
+# once; parity with PyTorch, which that run leaves out, is compiled so always (`optimized`).
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 # torch computes on one thread: the workers share the cores.

@@ -1,4 +1,4 @@
-"""Every Python block of the README runs, in order, in one namespace."""
+"""Every Python block of each README runs, in order, those of a file in one namespace."""
 
 from pathlib import Path
 
@@ -9,8 +9,12 @@ from sybil.parsers.markdown import PythonCodeBlockParser
 from jax_ddpm import ddpm_digits
 from jax_ddpm.cli import run as jax_ddpm
 
-README = Path(__file__).parents[1] / "README.md"
-EXAMPLES = list(Sybil(parsers=[PythonCodeBlockParser()]).parse(README).examples())
+ROOT = Path(__file__).parents[1]
+EXAMPLES = {
+    f"{name} line {example.line}": example
+    for name in ("README.md", "jax_ddpm/parity/README.md")
+    for example in Sybil(parsers=[PythonCodeBlockParser()]).parse(ROOT / name).examples()
+}
 
 
 # Readers run with JAX's defaults.
@@ -39,11 +43,14 @@ def here(folder, monkeypatch):
 
 
 def test_there_are_examples():
-    assert len(EXAMPLES) >= 9
+    assert len(EXAMPLES) >= 12
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: f"line {example.line}")
-def test_example(request, example):
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_example(request, name):
+    example = EXAMPLES[name]
     if "pretrained" in example.parsed:
         request.getfixturevalue("checkpoint")
+    if any(each in example.parsed for each in ("import torch", "parity.compare")):
+        request.getfixturevalue("diffusers")
     example.evaluate()

@@ -16,7 +16,6 @@ from jax.sharding import PartitionSpec as P
 
 import jax_ddpm as ddpm
 
-pytestmark = pytest.mark.usefixtures("optimized")
 SAMPLERS = {
     "ancestral": ddpm.ancestral(),
     "ddim": ddpm.ddim(),

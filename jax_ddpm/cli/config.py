@@ -241,6 +241,8 @@ class EvaluateConfig:
 class ParityConfig:
     """Compare every function with PyTorch and print the certified errors."""
 
+    only: str | None = None
+    """Only the comparisons that have this word in their names."""
     json: Path | None = None
     """Also write the table to this file, as JSON."""
 

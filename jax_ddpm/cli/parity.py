@@ -7,7 +7,7 @@ from typing import get_args
 import jax
 from tqdm import tqdm
 
-from jax_ddpm.cli.config import ParityConfig, check_file, writing
+from jax_ddpm.cli.config import ParityConfig, UsageError, check_file, writing
 from jax_ddpm.io.json import write_json
 
 __all__ = ["parity"]
@@ -34,7 +34,11 @@ def parity(config: ParityConfig) -> None:
 
     from jax_ddpm.parity import CASES, DType, run_case
 
-    work = [(case, dtype) for case in CASES for dtype in get_args(DType)]
+    word = (config.only or "").lower()
+    cases = [case for case in CASES if word in case.name.lower()]
+    if not cases:
+        raise UsageError(f"--only: expected a word in the name of a comparison, got {config.only}")
+    work = [(case, dtype) for case in cases for dtype in get_args(DType)]
     results = [
         run_case(case, dtype)
         for case, dtype in tqdm(work, desc="comparing", unit="case", leave=False)
@@ -44,7 +48,7 @@ def parity(config: ParityConfig) -> None:
         f"on cpu · python {platform.python_version()}"
     )
     print("worst error over the largest reference value, and its limit\n")
-    width = max(len(case.name) for case in CASES) + 2
+    width = max(len(case.name) for case in cases) + 2
     print(f"  {'':<{width}}{'float64':^22}  {'float32':^22}")
     kind = None
     for double, single in zip(results[::2], results[1::2], strict=True):

@@ -1,24 +1,22 @@
-"""The tutorial's weights, in and out: PyTorch names and layouts against Flax's.
-
-| PyTorch                                        | Flax                       |
-|------------------------------------------------|----------------------------|
-| Conv2d weight [out, in, row, column]           | [row, column, in, out]     |
-| ConvTranspose2d weight [in, out, row, column]  | the same, kernel flipped   |
-| Linear weight [out, in]                        | [in, out]                  |
-
-Only moves and flips, so a round trip returns every bit.
-"""
+"""The tutorial's weights, in and out: the layers of PyTorch and Flax have the same names."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from jax_ddpm.interop.layers import LayerKind, layers_from_torch, weight_to_torch
 from jax_ddpm.interop.tensors import as_numpy, check_tensors
 
 __all__ = ["simple_unet_from_torch", "simple_unet_to_torch"]
 
-_LAYERS = ("down1", "down2", "time_mlp", "up1", "up2")
+_LAYERS: dict[str, LayerKind] = {
+    "down1": "conv",
+    "down2": "conv",
+    "time_mlp": "linear",
+    "up1": "conv_transpose",
+    "up2": "conv_transpose",
+}
 
 
 def simple_unet_from_torch(state_dict: Mapping[str, Any]) -> dict[str, Any]:
@@ -31,41 +29,17 @@ def simple_unet_from_torch(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     if "down1.weight" not in tensors or tensors["down1.weight"].ndim != 4:
         raise ValueError("state_dict: expected the tutorial's SimpleUNet, got no 4-d down1.weight")
     _check_shapes(tensors, channels=tensors["down1.weight"].shape[1])
-    params = {
-        layer: {
-            "kernel": _kernel_from_torch(layer, tensors[f"{layer}.weight"]),
-            "bias": tensors[f"{layer}.bias"],
-        }
-        for layer in _LAYERS
-    }
-    return {"params": params}
+    return layers_from_torch(tensors, _LAYERS)
 
 
 def simple_unet_to_torch(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The tutorial's state dict, as C-contiguous NumPy arrays, from variables of `SimpleUNet`."""
     params = variables["params"]
     tensors = {}
-    for layer in _LAYERS:
-        kernel = np.asarray(params[layer]["kernel"])
-        tensors[f"{layer}.weight"] = np.ascontiguousarray(_kernel_to_torch(layer, kernel))
+    for layer, kind in _LAYERS.items():
+        tensors[f"{layer}.weight"] = weight_to_torch(kind, np.asarray(params[layer]["kernel"]))
         tensors[f"{layer}.bias"] = np.asarray(params[layer]["bias"])
     return tensors
-
-
-def _kernel_from_torch(layer: str, weight: np.ndarray) -> np.ndarray:
-    if layer == "time_mlp":
-        return weight.T
-    if layer.startswith("up"):
-        return weight[:, :, ::-1, ::-1].transpose(2, 3, 0, 1)
-    return weight.transpose(2, 3, 1, 0)
-
-
-def _kernel_to_torch(layer: str, kernel: np.ndarray) -> np.ndarray:
-    if layer == "time_mlp":
-        return kernel.T
-    if layer.startswith("up"):
-        return kernel[::-1, ::-1].transpose(2, 3, 0, 1)
-    return kernel.transpose(3, 2, 0, 1)
 
 
 def _check_shapes(tensors: Mapping[str, np.ndarray], channels: int) -> None:

@@ -3,12 +3,9 @@
 | PyTorch                                     | Flax                                       |
 |---------------------------------------------|--------------------------------------------|
 | `down_blocks.0.resnets.1.conv1.weight`      | `down_blocks_0/resnets_1/conv1/kernel`     |
-| Conv2d weight [out, in, row, column]        | kernel [row, column, in, out]              |
-| Linear weight [out, in]                     | kernel [in, out]                           |
-| GroupNorm weight, Embedding weight          | scale, embedding                           |
 | attention `query`, …, `proj_attn` (to 2022) | `to_q`, `to_k`, `to_v`, `to_out_0`         |
 
-Only moves, so a round trip returns every bit.
+The axes of a weight go where `layers` says.
 """
 
 import re
@@ -19,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jax_ddpm.interop.layers import LayerKind, weight_from_torch, weight_to_torch
 from jax_ddpm.interop.tensors import as_numpy, check_tensors
 from jax_ddpm.io.arrays import flatten, unflatten
 from jax_ddpm.models import UNet
@@ -47,14 +45,17 @@ def unet_from_torch(state_dict: Mapping[str, Any], model: UNet) -> dict[str, Any
         {names[path]: _torch_shape(path, shape) for path, shape in expected.items()},
         owner="the U-Net's",
     )
-    params = {path: _from_torch(path, tensors[name]) for path, name in names.items()}
+    params = {
+        path: weight_from_torch(_kind(path, tensors[name].ndim), tensors[name])
+        for path, name in names.items()
+    }
     return {"params": unflatten(params)}
 
 
 def unet_to_torch(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """A `UNet2DModel`'s state dict, as C-contiguous NumPy arrays, from variables of `UNet`."""
     return {
-        _torch_name(path): np.ascontiguousarray(_to_torch(path, np.asarray(value)))
+        _torch_name(path): weight_to_torch(_kind(path, np.ndim(value)), np.asarray(value))
         for path, value in flatten(variables["params"]).items()
     }
 
@@ -68,22 +69,14 @@ def _current_name(name: str) -> str:
     return _OLD_NAME.sub(lambda match: match[1] + _OLD_ATTENTION[match[2]], name)
 
 
-def _from_torch(path: str, weight: np.ndarray) -> np.ndarray:
+def _kind(path: str, axes: int) -> LayerKind:
     if not path.endswith("/kernel"):
-        return weight
-    return weight.transpose(2, 3, 1, 0) if weight.ndim == 4 else weight.T
-
-
-def _to_torch(path: str, value: np.ndarray) -> np.ndarray:
-    if not path.endswith("/kernel"):
-        return value
-    return value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T
+        return "norm"  # biases and embeddings likewise: as they are
+    return "conv" if axes == 4 else "linear"
 
 
 def _torch_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    if not path.endswith("/kernel"):
-        return shape
-    return (shape[3], shape[2], shape[0], shape[1]) if len(shape) == 4 else shape[::-1]
+    return weight_to_torch(_kind(path, len(shape)), np.empty(shape, np.bool_)).shape
 
 
 def _flax_shapes(model: UNet) -> dict[str, tuple[int, ...]]:

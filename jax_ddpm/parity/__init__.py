@@ -1,12 +1,15 @@
 """The proof: every certified comparison with PyTorch, as a table that anyone can rerun.
 
-`jax-ddpm parity` prints it and the tests assert it. This package alone, of the library, imports
+`jax-ddpm parity` prints it and the tests assert it. `compare` does the same for networks of one's
+own. This package alone, of the library, imports
 torch; it comes with the extra `[parity]`. Only the whole table needs diffusers too, so it is made
 when it is asked for.
 """
 
 from typing import TYPE_CHECKING, Any
 
+from jax_ddpm.parity.compare import Report as Report
+from jax_ddpm.parity.compare import compare as compare
 from jax_ddpm.parity.harness import Case as Case
 from jax_ddpm.parity.harness import DType as DType
 from jax_ddpm.parity.harness import Result as Result
@@ -15,7 +18,7 @@ from jax_ddpm.parity.harness import run_case as run_case
 if TYPE_CHECKING:
     from jax_ddpm.parity.table import CASES as CASES
 
-__all__ = ["CASES", "Case", "DType", "Result", "run_case"]
+__all__ = ["CASES", "Case", "DType", "Report", "Result", "compare", "run_case"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,79 @@
+"""Each of PyTorch's layers computes what its twin in Flax does, and comes back to the bit."""
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+import torch
+from torch import nn as tnn
+
+from jax_ddpm.interop import layer_kinds, layers_from_torch
+from jax_ddpm.interop.layers import weight_to_torch
+
+LAYERS = {
+    "conv": (
+        tnn.Conv2d(4, 6, (3, 5), padding=(1, 2)),
+        nn.Conv(6, (3, 5), padding=((1, 1), (2, 2))),
+    ),
+    "one axis": (tnn.Conv1d(4, 6, 3, padding=1), nn.Conv(6, (3,), padding=1)),
+    "depthwise": (
+        tnn.Conv2d(4, 8, 3, groups=4, bias=False),
+        nn.Conv(8, (3, 3), padding="VALID", feature_group_count=4, use_bias=False),
+    ),
+    "transposed": (
+        tnn.ConvTranspose2d(4, 6, (4, 3), stride=(2, 1), padding=1),
+        nn.ConvTranspose(6, (4, 3), strides=(2, 1), padding=((2, 2), (1, 1))),
+    ),
+    "linear": (tnn.Linear(4, 6), nn.Dense(6)),
+    "group norm": (tnn.GroupNorm(2, 4), nn.GroupNorm(2, epsilon=1e-5)),
+    "layer norm": (tnn.LayerNorm(4), nn.LayerNorm(epsilon=1e-5)),
+    "embedding": (tnn.Embedding(5, 4), nn.Embed(5, 4)),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layer(name):
+    theirs, ours = LAYERS[name]
+    rng = np.random.default_rng(0)
+    theirs = theirs.double()
+    for parameter in theirs.parameters():
+        parameter.data = torch.from_numpy(rng.standard_normal(tuple(parameter.shape)))
+    images = not isinstance(theirs, (tnn.Linear, tnn.LayerNorm, tnn.Embedding))
+    x = rng.standard_normal((2, 6, 4) if name == "one axis" else (2, 6, 7, 4))
+    if name == "embedding":
+        x = rng.integers(0, 5, (2, 3))
+    given = np.moveaxis(x, -1, 1).copy() if images else x
+    expected = theirs(torch.from_numpy(given)).detach().numpy()
+    expected = np.moveaxis(expected, 1, -1) if images else expected
+
+    module = tnn.ModuleDict({"layer": theirs})
+    variables = layers_from_torch(module.state_dict(), layer_kinds(module))
+    params = variables["params"]["layer"]
+    with jax.numpy_dtype_promotion("standard"):  # Flax's own norms mix dtypes
+        output = ours.apply({"params": params}, x)
+    np.testing.assert_allclose(output, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
+
+    (kind,) = layer_kinds(module).values()
+    (value,) = (value for leaf, value in params.items() if leaf != "bias")
+    np.testing.assert_array_equal(weight_to_torch(kind, value), theirs.weight.detach().numpy())
+
+
+def test_lists_are_named_as_in_flax():
+    module = tnn.ModuleDict({"blocks": tnn.ModuleList([tnn.Linear(1, 2), tnn.Linear(2, 1)])})
+    params = layers_from_torch(module.state_dict(), layer_kinds(module))["params"]
+    assert set(params) == {"blocks_0", "blocks_1"} and params["blocks_1"]["kernel"].shape == (2, 1)
+
+
+def test_what_does_not_fit_is_named():
+    class Scaled(tnn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = tnn.Parameter(torch.ones(1))
+
+    with pytest.raises(ValueError, match="a: expected one of Conv1d, .* got Scaled"):
+        layer_kinds(tnn.ModuleDict({"a": Scaled()}))
+    tensors = tnn.ModuleDict({"a": tnn.Linear(1, 1)}).state_dict()
+    with pytest.raises(ValueError, match="state_dict: expected a tensor b.weight, got none"):
+        layers_from_torch(tensors, {"b": "linear"})
+    with pytest.raises(ValueError, match="kinds: expected the layer of every tensor, got none for"):
+        layers_from_torch(tensors, {})
