@@ -60,7 +60,7 @@ def main() -> None:
             parser.error(f"expected sections of {', '.join(SECTIONS)}, got {name}")
     for package in ("torch", "diffusers", "matplotlib"):
         if find_spec(package) is None:
-            _stop(f'{package} is missing: pip install "jax_ddpm[test]"')
+            _stop(f'{package} is missing: pip install -e ".[test]"')
     recorded = arguments.out / "benchmarks.json"
     if not recorded.exists() and (arguments.check or arguments.record and arguments.sections):
         _stop(f"expected a record to compare with or to add to, got none at {recorded}")

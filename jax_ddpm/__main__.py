@@ -2,6 +2,8 @@
 
 import sys
 
+from jax_ddpm._extras import install_command
+
 __all__ = ["main"]
 
 _EXTRAS = {
@@ -34,10 +36,7 @@ def main() -> None:
         if package not in _EXTRAS:
             raise
         extra = _EXTRAS[package]
-        print(
-            f'jax-ddpm: this command needs {package}: pip install "jax_ddpm[{extra}]"',
-            file=sys.stderr,
-        )
+        print(f"jax-ddpm: this command needs {package}: {install_command(extra)}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-__all__ = ["check_choice", "check_range", "check_shape"]
+__all__ = ["check_choice", "check_key", "check_range", "check_shape"]
 
 
 def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
@@ -15,6 +16,14 @@ def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
     if value not in choices:
         expected = ", ".join(repr(choice) for choice in choices)
         raise ValueError(f"{name}: expected one of {expected}, got {value!r}")
+
+
+def check_key(name: str, value: Any) -> None:
+    """Raises `TypeError` unless `value` is a typed key."""
+    dtype = getattr(value, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        got = type(value).__name__ if dtype is None else f"an array of {dtype}"
+        raise TypeError(f"{name}: expected a typed key, jax.random.key(seed), got {got}")
 
 
 def check_shape(name: str, value: Any, expected: Sequence[Any]) -> None:

@@ -13,7 +13,7 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding
 from jaxtyping import Array
 
-from jax_ddpm._checks import check_shape
+from jax_ddpm._checks import check_key, check_shape
 from jax_ddpm._typing import NoiseFn, PRNGKey, Shape
 
 __all__ = ["noise_source", "place", "sample_noise"]
@@ -31,6 +31,7 @@ def sample_noise(
     """Standard normal noise of `shape` for entry `i`, each sample's own whatever the batch."""
     if key is None:
         raise ValueError("key: expected a key, or both x_T and noise_fn, got None")
+    check_key("key", key)
 
     def draw(sample):
         own_key = jax.random.fold_in(jax.random.fold_in(key, sample), i)

@@ -121,6 +121,11 @@ def make_schedule(betas: Any) -> NoiseSchedule:
     Raises `ValueError` unless every β lies in (0, 1], and is large enough for 1 - β to be less
     than 1 in float64. A β of 1, which forgets the image, may only come last.
     """
+    if isinstance(betas, str):
+        raise TypeError(
+            f"betas: expected an array of shape [timesteps], got {betas!r}: such as "
+            "linear_beta_schedule(1000)"
+        )
     betas = np.asarray(betas, dtype=np.float64)
     if betas.ndim != 1 or betas.size == 0:
         raise ValueError(f"betas: expected shape [timesteps], got {betas.shape}")
@@ -219,7 +224,7 @@ def _tables(
     half_log_snr_end = (np.log(end) - np.log(1 - end)) / 2
     return NoiseSchedule(
         betas=betas,
-        # A last step that is none, β_0 = 0, has no logarithm either.
+        # A final step with β = 0 has no logarithm either.
         log_betas=np.log(np.append(betas[:1] if betas[0] > 0 else first, betas[1:])),
         alphas_cumprod=alphas_cumprod,
         alphas_cumprod_prev=alphas_cumprod_prev,

@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "jax_ddpm"
 FLOORS = [
-    {"_typing", "_checks"},
+    {"_typing", "_checks", "_extras"},
     {"schedule", "noise", "thresholding", "cpu", "io"},
     {"forward", "models"},
     {"reverse"},

@@ -12,7 +12,7 @@ from jax_ddpm.cli import run as jax_ddpm
 ROOT = Path(__file__).parents[1]
 EXAMPLES = {
     f"{name} line {example.line}": example
-    for name in ("README.md", "jax_ddpm/parity/README.md")
+    for name in ("README.md", "jax_ddpm/parity/README.md", "jax_ddpm/training/README.md")
     for example in Sybil(parsers=[PythonCodeBlockParser()]).parse(ROOT / name).examples()
 }
 
@@ -43,7 +43,7 @@ def here(folder, monkeypatch):
 
 
 def test_there_are_examples():
-    assert len(EXAMPLES) >= 12
+    assert len(EXAMPLES) >= 15
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

@@ -322,6 +322,9 @@ def test_bad_input_is_named(untyped, key, arguments, words):
     arguments = {"key": key, "schedule": SHORT, "denoise_fn": network, "shape": SHAPE, **arguments}
     with pytest.raises(ValueError, match=words):
         ddpm.p_sample_loop(**arguments)
+    for wrong, got in ((0, "int"), (jax.random.PRNGKey(0), "an array of uint32")):
+        with pytest.raises(TypeError, match=f"key: expected a typed key, .*, got {got}"):
+            ddpm.p_sample_loop(wrong, SHORT, network, SHAPE)
     with pytest.raises(ValueError, match="eta: expected 0 to 1, got 2"):
         ddpm.ddim(eta=2.0)
     with pytest.raises(ValueError, match="order: expected one of 1, 2, 3, got 4"):

@@ -151,6 +151,7 @@ def test_extract_works_traced_and_vmapped(schedule):
         (lambda s: ddpm.make_schedule([0.1, np.nan]), ValueError, "betas: expected .* got nan"),
         (lambda s: ddpm.make_schedule([1.0, 0.1]), ValueError, r"1 only at the end, got 1\.0"),
         (lambda s: ddpm.make_schedule([[0.1]]), ValueError, "betas: expected shape"),
+        (lambda s: ddpm.make_schedule("linear"), TypeError, "betas: expected an array .* 'linear'"),
         (lambda s: ddpm.spaced_timesteps(10, 11), ValueError, "steps: expected 1 to 10"),
         (lambda s: ddpm.respace(s, [3, 2]), ValueError, "ascending"),
         (

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import jax
 import tyro
 
+from jax_ddpm import __version__
 from jax_ddpm.cli.config import (
     ConvertConfig,
     DoctorConfig,
@@ -36,10 +37,14 @@ _Command = (
 
 def run(arguments: list[str] | None = None) -> None:
     """Parse the command line and run it. What is wrong with it is one line and exit code 2."""
+    if (sys.argv[1:] if arguments is None else arguments) == ["--version"]:
+        print(f"jax_ddpm {__version__}, jax {jax.__version__}")
+        return
     config = tyro.cli(
         _Command,
         prog="jax-ddpm",
-        description="Train, sample, certify and plan diffusion models (DDPM) in JAX.",
+        description="Train, sample, certify and plan diffusion models (DDPM) in JAX. "
+        "--version says which version this is.",
         args=arguments,
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
     )
@@ -54,8 +59,8 @@ def run(arguments: list[str] | None = None) -> None:
             raise
         problem = str(error).partition("\n")[0]
         print(
-            f"jax-ddpm: another process does not answer: once all are begun again, the same "
-            f"command goes on ({problem})",
+            "jax-ddpm: another process does not answer: started again in all of them, the same "
+            f"command resumes ({problem})",
             file=sys.stderr,
         )
         sys.exit(2)

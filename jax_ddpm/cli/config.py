@@ -1,4 +1,4 @@
-"""What each command can be told. Fields become flags; docstrings become their help."""
+"""The settings of each command. Fields become flags; docstrings become their help."""
 
 import tempfile
 from collections.abc import Iterator
@@ -75,8 +75,8 @@ class DevicesConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Train a model on images and draw samples from it. Stopped at any moment, the same command
-    goes on, to the same weights."""
+    """Train a model on images and draw samples from it. If it is stopped, at any moment, the same
+    command resumes and ends with the same weights."""
 
     name: str | None = None
     """Name of the run. Default: that of the dataset."""
@@ -110,7 +110,7 @@ class TrainConfig:
     label_dropout: float = 0.1
     """Share of the labels that are hidden, so that guidance has something to compare with."""
     guidance: float = 2.0
-    """Scale of classifier-free guidance in the pictures: 1 is none."""
+    """Scale of classifier-free guidance in the pictures; 1 is without guidance."""
     ema_decay: float = 0.999
     """Decay of the average of the weights, which is what samples are drawn from."""
     grad_clip: float = 1.0
@@ -128,9 +128,9 @@ class TrainConfig:
     """Split weights and optimizer state over so many devices, for memory; they divide the
     devices in use."""
     steps_per_dispatch: int | None = None
-    """Steps that the device takes before the host is asked again. Default: 10, on a CPU 1."""
+    """Training steps per dispatch to the devices. Default: 10, on a CPU 1."""
     checkpoint_every: int = 100
-    """Save all that is needed to go on every so many steps, and at the end."""
+    """Save all that is needed to resume every so many steps, and at the end."""
     keep: int = 3
     """How many checkpoints are kept, the newest."""
     keep_every: int | None = None
@@ -139,7 +139,7 @@ class TrainConfig:
     """What a loss or gradient that is not finite does: end the training, or drop the step and
     count it. Neither lets it into the weights."""
     accept_changes: bool = False
-    """Go on with a run although its settings or images are no longer those it began with."""
+    """Resume a run although its settings or images are no longer those it began with."""
     devices: DevicesConfig = DevicesConfig()
 
 
@@ -160,6 +160,12 @@ class ChainConfig:
     """Steps of the reverse chain, at most the model's timesteps. Default: 50, or all if fewer."""
     sampler: SamplerName = "ddim"
     """The update rule."""
+    eta: float | None = None
+    """Of ddim: 0 draws no noise, 1 is Ho et al.'s chain. Default: 0."""
+    order: Literal[1, 2, 3] | None = None
+    """Of dpm_solver_pp. Default: 2."""
+    stochastic: bool = False
+    """Of dpm_solver_pp: its SDE form, which draws noise at each step."""
     spacing: Literal["leading", "trailing", "linspace"] | None = None
     """Which timesteps the chain keeps. Default: trailing for a run, as a checkpoint says."""
 
@@ -170,8 +176,9 @@ class SampleConfig(ChainConfig):
 
     num: int = 64
     """How many images."""
-    label: int | None = None
-    """Class of all images. Default: 0, 1, 2, … in turn, where the model has classes."""
+    label: tuple[int, ...] = ()
+    """Class of all images, or several classes in turn. Default: 0, 1, 2, … in turn, where the model
+    has classes."""
     seed: int = 0
     """Image k of a seed is the same however many are drawn."""
     batch_size: int = 256

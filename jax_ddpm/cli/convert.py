@@ -43,7 +43,7 @@ def _write(config: ConvertConfig, run: Run) -> str:
     pretrained = run.pretrained
     if config.to == "diffusers":
         try:
-            save_diffusers(config.out, *pretrained)
+            save_diffusers(config.out, pretrained)
         except ValueError as error:
             raise UsageError(f"--to diffusers: {error}") from None
         return f"DDPMPipeline.from_pretrained({str(config.out)!r})"

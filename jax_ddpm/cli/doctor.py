@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jax_ddpm._extras import install_command
 from jax_ddpm.cli.config import DoctorConfig, UsageError
 from jax_ddpm.cli.metrics import LOG_EVERY, damaged_lines, read_metrics
 from jax_ddpm.cli.runs import CHECKPOINTS
@@ -75,7 +76,7 @@ def _precision() -> str:
 def _parity() -> int:
     """As many comparisons with PyTorch as 20 seconds hold; how many fail."""
     if find_spec("torch") is None or find_spec("diffusers") is None:
-        print('parity     not compared: pip install "jax_ddpm[parity]"')
+        print(f"parity     not compared: {install_command('parity')}")
         return 0
     from jax_ddpm.parity import CASES, run_case
 
@@ -129,7 +130,7 @@ def _remedy(intact: list[int], damaged: list[int]) -> str:
     if damaged[-1] < intact[-1]:
         return "the newest checkpoint is intact: remove those that are not"
     return (
-        "the same training command sets aside what is damaged and goes on from step "
+        "the same training command sets aside what is damaged and resumes from step "
         f"{intact[-1]:,}; until then, sample and others take --checkpoint {intact[-1]}"
     )
 

@@ -6,16 +6,16 @@ from typing import Any
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from jax_ddpm._typing import PRNGKey
+from jax_ddpm.cli.progress import progress
 from jax_ddpm.cli.runs import Run
 from jax_ddpm.guidance import classifier_free_guidance
 from jax_ddpm.noise import sample_noise
 from jax_ddpm.samplers import Sampler
 from jax_ddpm.sampling import p_sample_init, p_sample_steps
 from jax_ddpm.schedule import NoiseSchedule
-from jax_ddpm.training.hosts import is_writer, to_hosts
+from jax_ddpm.training.hosts import to_hosts
 from jax_ddpm.training.sharding import data_sharding, device_mesh, replicated
 
 __all__ = ["class_columns", "cycle_labels", "draw_samples", "guided_denoise_fn"]
@@ -92,9 +92,7 @@ def draw_samples(
     pieces = [piece] * (total // piece) + [total % piece] * (total % piece > 0)
     samples = []
     starts = range(0, num, batch_size)
-    with tqdm(
-        total=total * len(starts), desc="sampling", unit="step", disable=not is_writer()
-    ) as progress:
+    with progress(total * len(starts), "sampling") as shown:
         for first_sample in starts:
             state = init(first_sample)
             here = None
@@ -104,7 +102,7 @@ def draw_samples(
                 if watch and first_sample == 0:
                     watch(to_hosts(state.x_t, mesh))
                 state = jax.block_until_ready(advance(params, here, state, first_sample, steps))
-                progress.update(steps)
+                shown.update(steps)
             if watch and first_sample == 0:
                 watch(to_hosts(state.x_t, mesh))
             samples.append(to_hosts(state.x_t, mesh))

@@ -42,7 +42,9 @@ def evaluate(config: EvaluateConfig) -> None:
     start_devices(DevicesConfig())
     run, data = together(lambda: _prepare(config))
     figures: dict[str, Any] = {"run": str(config.run)}
-    if run.num_classes is not None:
+    if run.num_classes is None:
+        say("agreement is left out: the run has no classes")
+    else:
         figures |= _judge(config, run, data)
         say(
             f"{config.num:,} samples ({figures['steps']} {config.sampler} steps, guidance "
@@ -52,6 +54,8 @@ def evaluate(config: EvaluateConfig) -> None:
     if _is_8_bit(data.images):
         figures["bits_per_dim"] = _bits_per_dim(config, run, data)
         say(f"{figures['bits_per_dim']:.3f} bits per dimension at most, on the images learned")
+    else:
+        say("bits per dimension are left out: the pixels are not those of 8 bits")
     if len(figures) == 1:
         raise UsageError("--run: nothing to measure: no classes, and no pixels of 8 bits")
     path = config.json

@@ -26,7 +26,7 @@ from jax_ddpm import __version__
 from jax_ddpm.cli.config import ExportConfig, UsageError, check_out, writing
 from jax_ddpm.cli.draw import guided_denoise_fn
 from jax_ddpm.cli.runs import Run
-from jax_ddpm.cli.sample import SAMPLERS, load_chain
+from jax_ddpm.cli.sample import load_chain, make_sampler
 from jax_ddpm.interop.scheduler import Scheduler, scheduler_config
 from jax_ddpm.io.files import replace_file
 from jax_ddpm.io.json import write_json
@@ -43,12 +43,13 @@ def export(config: ExportConfig) -> None:
     check_out(config.out, ".jaxexport")
     if not config.platforms:
         raise UsageError("--platforms: expected at least one, got none")
+    sampler = make_sampler(config)
     import_module("flatbuffers")  # JAX would ask for it only after the work
     # No paths of this machine: the same weights make the same file anywhere.
     jax.config.update("jax_traceback_in_locations_limit", 0)
     run, chain = load_chain(config)
     config = replace(config, steps=chain.num_timesteps)
-    exported = export_sampler(run, chain, SAMPLERS[config.sampler](), config.platforms)
+    exported = export_sampler(run, chain, sampler, config.platforms)
     data = exported.serialize()
     manifest = {
         "file": config.out.name,
@@ -130,6 +131,9 @@ def _manifest(config: ExportConfig, run: Run, exported: Exported) -> dict[str, A
         "output": _describe(exported.out_avals[0], "images, pixels in [-1, 1]"),
         "parameters": sum(sizes),
         "sampler": config.sampler,
+        "eta": config.eta,
+        "order": config.order,
+        "stochastic": config.stochastic,
         "steps": config.steps,
         "scheduler": scheduler_config(Scheduler(*run.pretrained[2:])),
         "num_classes": run.num_classes,

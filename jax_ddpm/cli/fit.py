@@ -146,7 +146,7 @@ def fit(
 
 def _dispatches(done: int, config: TrainConfig) -> list[range]:
     """The steps to go, cut also where checkpoints are due. The cuts are the same wherever a run
-    goes on: a scan of another length may round otherwise."""
+    resumes: a scan of another length may round otherwise."""
     cuts = {done, config.steps}
     for every in (steps_per_dispatch(config), config.checkpoint_every):
         cuts.update(range((done // every + 1) * every, config.steps, every))

@@ -12,10 +12,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
+from jax_ddpm.cli.progress import progress
 from jax_ddpm.io.files import replace_file, write_file
-from jax_ddpm.training.hosts import is_writer, on_writer
+from jax_ddpm.training.hosts import on_writer
 
 __all__ = ["LOG_EVERY", "MetricsLog", "damaged_lines", "read_metrics"]
 
@@ -29,15 +29,13 @@ class MetricsLog:
     def __init__(
         self, path: Path, total: int, *, step: int = 0, pending: _Pending | None = None
     ) -> None:
-        """Go on after `step` steps with what was `pending` then; later lines are dropped."""
+        """Resume after `step` steps with what was `pending` then; later lines are dropped."""
         self._path, self._total, self._step = path, total, step
         self._pending: _Pending = pending or {}
         self._coming: list[dict[str, jax.Array]] = []
         self._written, self._timed = step - self._count, step
         self._since = time.perf_counter()
-        self._progress = tqdm(
-            total=total, initial=step, desc="training", unit="step", disable=not is_writer()
-        )
+        self._progress = progress(total, "training", done=step)
         on_writer(self._open)
 
     def __enter__(self) -> "MetricsLog":

@@ -29,7 +29,7 @@ __all__ = ["computing", "sample_program", "train_program", "training"]
 
 
 def computing(run: Run, *, dtype: str, remat: bool) -> Run:
-    """The run with its network told `--dtype` and `--remat`."""
+    """The run, its network with `--dtype` and `--remat`."""
     model: Any = run.pretrained.model
     if remat:
         if not isinstance(model, UNet):

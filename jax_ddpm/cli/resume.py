@@ -1,8 +1,8 @@
-"""The same command again goes on where it stopped: which folder, what changed, from where.
+"""The same command resumes a run where it stopped: which folder, what changed, from where.
 
 nothing there        begin
 config.json alone    begin again: no checkpoint was reached
-checkpoints/         go on from the newest that is intact; what is damaged is set aside
+checkpoints/         resume from the newest that is intact; what is damaged is set aside
 """
 
 import json
@@ -81,7 +81,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 class Place(NamedTuple):
-    """The folder of a run, what its config.json says, and where to go on from, if not the start."""
+    """The folder of a run, what its config.json says, and the checkpoint to resume from, if any."""
 
     folder: Path
     description: dict[str, Any]
@@ -89,7 +89,7 @@ class Place(NamedTuple):
 
 
 def open_run(folder: Path, config: TrainConfig, run: Run, images: dict[str, Any]) -> Place:
-    """Find where to go on: the process that writes looks into the folder, and tells the others.
+    """Find where to resume: the process that writes looks into the folder, and tells the others.
 
     Raises `UsageError` if the folder holds something else, if the run was another one (what
     changed, and the flag that allows it), or if none of its checkpoints is intact.
@@ -129,11 +129,11 @@ def _open(folder: Path, config: TrainConfig, description: dict[str, Any]) -> Che
     if changes and checkpoint is not None and checkpoint.step >= config.steps:
         raise UsageError(
             f"{changes}: {folder} is trained to step {checkpoint.step:,} already; --name begins "
-            "another run, a larger --steps goes on"
+            "another run, a larger --steps continues this one"
         )
     if changes and not config.accept_changes:
         raise UsageError(
-            f"{changes}: {folder} exists already; without the change it goes on, with "
+            f"{changes}: {folder} exists already; without the change it resumes, with "
             "--accept-changes in spite of it; --name begins another run"
         )
     if changes:
@@ -146,11 +146,11 @@ def _open(folder: Path, config: TrainConfig, description: dict[str, Any]) -> Che
 
 
 def what_is_saved(folder: Path) -> str:
-    """Where the command that trains this run would go on from, for its last line."""
+    """From where the command that trains this run would resume, for its last line."""
     paths = list_checkpoints(folder / CHECKPOINTS)
     if not paths:
         return "nothing was saved yet"
-    return f"step {int(paths[-1].name):,} is saved: the same command goes on from there"
+    return f"step {int(paths[-1].name):,} is saved: the same command resumes from there"
 
 
 def _everywhere(checkpoint: Checkpoint | None) -> Checkpoint | None:

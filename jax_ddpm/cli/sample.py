@@ -19,20 +19,22 @@ from jax_ddpm.cli.draw import class_columns, cycle_labels, draw_samples
 from jax_ddpm.cli.figures import save_grid
 from jax_ddpm.cli.runs import Run, load_pretrained, load_run
 from jax_ddpm.io.files import replacing
-from jax_ddpm.samplers import ancestral, ddim, dpm_solver_pp, heun
+from jax_ddpm.samplers import Sampler, ancestral, ddim, dpm_solver_pp, heun
 from jax_ddpm.schedule import NoiseSchedule
 from jax_ddpm.training.hosts import on_writer, together
 
-__all__ = ["SAMPLERS", "guided", "load_chain", "sample"]
+__all__ = ["SAMPLERS", "guided", "load_chain", "make_sampler", "sample"]
 
 _STEPS = 50
 SAMPLERS = {"ancestral": ancestral, "ddim": ddim, "dpm_solver_pp": dpm_solver_pp, "heun": heun}
+_OPTIONS = {"eta": "ddim", "order": "dpm_solver_pp", "stochastic": "dpm_solver_pp"}
 
 
 def sample(config: SampleConfig) -> None:
     """Draw as `config` says and write the images."""
     positive(config, "num", "batch_size")
     check_out(config.out, ".png", ".npz")
+    make_sampler(config)  # refuses before the work
     start_devices(config.devices)
     run, chain, labels = together(lambda: _prepare(config))
     samples = draw_samples(
@@ -40,7 +42,7 @@ def sample(config: SampleConfig) -> None:
         run,
         chain,
         config.num,
-        SAMPLERS[config.sampler](),
+        make_sampler(config),
         labels=labels,
         batch_size=config.batch_size,
     )
@@ -57,12 +59,31 @@ def _prepare(config: SampleConfig) -> tuple[Run, NoiseSchedule, np.ndarray | Non
 def _write(config: SampleConfig, run: Run, samples: np.ndarray, labels: np.ndarray | None) -> None:
     with writing("--out", config.out), replacing(config.out) as file:
         if config.out.suffix == ".png":
-            save_grid(file, samples, columns=class_columns(run) if config.label is None else None)
+            columns = class_columns(run)
+            if config.label:
+                columns = len(config.label) if 1 < len(config.label) <= 16 else None
+            save_grid(file, samples, columns=columns)
         else:
             arrays: dict[str, Any] = {"samples": samples}
             if labels is not None:
                 arrays["labels"] = labels
             np.savez(file, **arrays)
+
+
+def make_sampler(config: ChainConfig) -> Sampler:
+    """The rule of `--sampler`, with its options. Raises `UsageError` for those of another rule."""
+    options = {}
+    for name, owner in _OPTIONS.items():
+        value = getattr(config, name)
+        if value is None or value is False:
+            continue
+        if owner != config.sampler:
+            raise UsageError(f"--{name}: comes with --sampler {owner}")
+        options[name] = value
+    try:
+        return SAMPLERS[config.sampler](**options)
+    except ValueError as error:
+        raise UsageError(f"--{error}") from None
 
 
 def load_chain(config: ChainConfig) -> tuple[Run, NoiseSchedule]:
@@ -105,10 +126,11 @@ def guided(run: Run, guidance: float | None) -> Run:
 
 
 def _labels(config: SampleConfig, run: Run) -> np.ndarray | None:
-    if config.label is None:
+    if not config.label:
         return cycle_labels(run, config.num)
     if run.num_classes is None:
         raise UsageError("--label: the model has no classes")
-    if not 0 <= config.label < run.num_classes:
-        raise UsageError(f"--label: expected 0 to {run.num_classes - 1}, got {config.label}")
-    return np.full(config.num, config.label, np.int32)
+    for label in config.label:
+        if not 0 <= label < run.num_classes:
+            raise UsageError(f"--label: expected 0 to {run.num_classes - 1}, got {label}")
+    return np.resize(np.asarray(config.label, np.int32), config.num)

@@ -74,7 +74,7 @@ class Saver:
 
 
 def computed_by(config: TrainConfig, mesh: Mesh) -> str:
-    """What decides the last bits of a training, as far as it can be told."""
+    """What decides the last bits of a training, as far as it is known."""
     kind = mesh.devices.flat[0].device_kind
     details = {
         "processes": jax.process_count(),

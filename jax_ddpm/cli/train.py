@@ -55,7 +55,7 @@ _PICTURE_STEPS = 200
 def train(config: TrainConfig, interrupts: Interrupts) -> None:
     """Train as `config` says, write the run, and say what was written.
 
-    Stopped, it ends with the exit code `STOPPED`, and goes on when it is called again.
+    Stopped, it ends with the exit code `STOPPED`, and resumes when it is called again.
     """
     _check(config)
     start_devices(config.devices)
@@ -77,11 +77,11 @@ def train(config: TrainConfig, interrupts: Interrupts) -> None:
                 return
         end = fit(config, run, data, mesh, place, interrupts)
         if end.stopped:
-            say(f"stopped at step {end.step:,} and saved: the same command goes on")
+            say(f"stopped at step {end.step:,} and saved: the same command resumes")
             sys.exit(STOPPED)
         _draw(config, folder, run, to_hosts(end.state.ema_params, mesh), data)
         if is_writer():
-            _report(config, folder)
+            _report(config, folder, class_columns(run) is not None)
 
 
 def _prepare(config: TrainConfig) -> tuple[Dataset, Run, Mesh]:
@@ -125,7 +125,7 @@ def _resuming(checkpoint: Checkpoint, config: TrainConfig, mesh: Mesh) -> str:
     """From where, and whether what comes is what would have come."""
     if checkpoint.step >= config.steps:
         return f"trained to step {checkpoint.step:,} already"
-    line = f"going on from step {checkpoint.step:,}"
+    line = f"resuming from step {checkpoint.step:,}"
     before, now = checkpoint.state["computed_by"], computed_by(config, mesh)
     if before != now:
         line += f", trained by {before}, now by {now}: the same within rounding, not to the bit"
@@ -265,10 +265,10 @@ def _draw(config: TrainConfig, folder: Path, run: Run, ema_params: Any, data: Da
 _CONTENTS = {
     "config.json": "what was run",
     "metrics.jsonl": "loss, gradient norm and speed, every 50 steps",
-    "checkpoints": "weights, their average, the optimizer: all that is needed to go on",
+    "checkpoints": "weights, their average, the optimizer: all that is needed to resume",
     "loss.png": "the loss against the step",
     "forward.png": "an image, and the tutorial's square, turning into noise",
-    "samples.png": "generated images, a class a column",
+    "samples.png": "generated images",
     "reverse.gif": "noise turning into the first of them",
 }
 
@@ -278,10 +278,11 @@ def _is_whole(folder: Path) -> bool:
     return there and not damaged_lines(folder / "metrics.jsonl")
 
 
-def _report(config: TrainConfig, folder: Path) -> None:
+def _report(config: TrainConfig, folder: Path, in_columns: bool) -> None:
     print(f"\nwrote {folder}/")
     for name, content in _CONTENTS.items():
-        print(f"  {name:<16}{content}")
+        sorted_by = ", one class in each column" if name == "samples.png" and in_columns else ""
+        print(f"  {name:<16}{content}{sorted_by}")
     dropped = sum(line.get("dropped", 0) for line in read_metrics(folder / "metrics.jsonl"))
     if dropped:
         print(

@@ -125,6 +125,11 @@ def load_diffusers(folder: str | os.PathLike[str]) -> Pretrained:
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder}: expected a folder of diffusers, got none")
+    if (folder / "checkpoints").is_dir() and not (folder / "model_index.json").exists():
+        raise ValueError(
+            f"{folder}: expected a folder of diffusers, got a run: `jax-ddpm convert {folder} OUT "
+            "--to diffusers` makes one of it"
+        )
     unet = folder / "unet" if (folder / "unet").is_dir() else folder
     path = unet / "config.json"
     model = unet_from_config(read_json(path), path)
@@ -136,39 +141,19 @@ def load_diffusers(folder: str | os.PathLike[str]) -> Pretrained:
     return Pretrained(model, variables, *_load_scheduler(folder))
 
 
-def save_diffusers(
-    folder: str | os.PathLike[str],
-    model: UNet | SimpleUNet,
-    variables: Mapping[str, Any],
-    schedule: NoiseSchedule,
-    prediction_type: Any = "epsilon",
-    variance_type: Any = "fixed_small",
-    clip_denoised: bool | ThresholdFn = True,
-    timestep_spacing: Any = "leading",
-    steps_offset: int = 0,
-    set_alpha_to_one: bool = True,
-) -> None:
+def save_diffusers(folder: str | os.PathLike[str], pretrained: Pretrained) -> None:
     """Write a folder that `DDPMPipeline.from_pretrained` opens, whole or not at all.
 
-    The arguments are the fields of `Pretrained`: `save_diffusers(folder, *pretrained)`. β go by
-    name where they have one, otherwise one by one. Raises `ValueError` if the folder holds
-    anything, if `variables` are not the model's, or if diffusers has no word for a setting.
+    β go by name where they have one, otherwise one by one. Raises `ValueError` if the folder holds
+    anything, if the variables are not the model's, or if diffusers has no word for a setting.
     """
+    model, variables = pretrained[:2]
     if not isinstance(model, UNet):
         raise ValueError(f"model: expected a UNet, got {type(model).__name__}")
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder}: expected a new or empty folder, got one that holds something")
-    scheduler = Scheduler(
-        schedule,
-        prediction_type,
-        variance_type,
-        clip_denoised,
-        timestep_spacing,
-        steps_offset,
-        set_alpha_to_one,
-    )
-    config = {"_diffusers_version": _WRITTEN_FOR, **scheduler_config(scheduler)}
+    config = {"_diffusers_version": _WRITTEN_FOR, **scheduler_config(Scheduler(*pretrained[2:]))}
     tensors = unet_to_torch(variables)
     unet_from_torch(tensors, model)  # raises unless they are the model's
     index = {

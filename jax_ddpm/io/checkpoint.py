@@ -177,7 +177,7 @@ def prune_checkpoints(
 
 
 def set_aside(path: Path, reason: str) -> Path:
-    """Rename a checkpoint so that it is none any more; its new name begins with a dot."""
+    """Rename a checkpoint so that it no longer counts as one; its new name begins with a dot."""
     aside = _beside(path, reason)
     shutil.rmtree(aside, ignore_errors=True)
     os.rename(path, aside)

@@ -11,7 +11,7 @@ and TPU7x: a v3-8 has four chips and eight devices. Sources, all public:
   figures "with sparsity"). `interconnect` is NVLink one way, for L4 PCIe 4.0 x16.
 
 Products of float32 run in bfloat16 on a TPU, in one pass, and in TF32 on a GPU, unless a model
-is told `precision="highest"`: `float32` is the speed of that.
+has `precision="highest"`: `float32` is the speed of that.
 """
 
 import math

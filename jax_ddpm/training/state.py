@@ -10,6 +10,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, Int
 
+from jax_ddpm._checks import check_key
 from jax_ddpm._typing import Image, Label, PRNGKey
 from jax_ddpm.losses import LossType, Weighting, training_losses
 from jax_ddpm.reverse import PredictionType, VarianceType
@@ -40,6 +41,7 @@ def init_train_state(
     key: PRNGKey, params: Params, optimizer: optax.GradientTransformation
 ) -> TrainState:
     """The state before the first step; the average of the weights starts at the weights."""
+    check_key("key", key)
     # Copies throughout: the state is meant to be donated, and no buffer can be donated twice.
     copy = jax.tree.map(jnp.array, params)
     return TrainState(
@@ -73,15 +75,15 @@ def make_train_step(
 
     Jit it with the state donated: `jax.jit(train_step, donate_argnums=0)`. Clip gradients in
     the optimizer (`optax.chain(optax.clip_by_global_norm(1.0), …)`). The metrics are the batch's
-    mean `loss` and the gradient's global `grad_norm`, both of the weights before the step. What
-    the loss is, is said as in `training_losses`.
+    mean `loss` and the gradient's global `grad_norm`, both of the weights before the step. The
+    loss options are those of `training_losses`.
 
     `ema_decay` d averages the weights as `ema = d * ema + (1 - d) * params` (Ho et al. §4); it
     may depend on the number of the step, from 0, as an Optax schedule does.
 
     Where there is a `null_label`, the share `label_dropout` of the labels is replaced by it, so
     that one network learns both sides of classifier-free guidance (Ho & Salimans 2022,
-    Algorithm 1). With `dropout`, `apply_fn` is also told `train=True` and given a key of the
+    Algorithm 1). With `dropout`, `apply_fn` also gets `train=True` and a key of the
     step's own in `rngs={"dropout": …}`.
 
     `accumulate` takes the batch in so many parts, one after the other, for the memory of one:

@@ -1,15 +1,18 @@
 """The command line as a user meets it: real processes, their output and what they leave behind."""
 
+import itertools
 import json
 import os
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
+from jax_ddpm import __version__ as jax_ddpm_version
 from jax_ddpm.models import ddpm_digits
 
 TRAIN = ["train", "--steps", "60", "--batch-size", "8", "--timesteps", "20"]
@@ -175,6 +178,11 @@ def _bad_data(tmp_path):
         (["sample", "--run", "nowhere"], "--run: expected a run's folder, got nowhere"),
         (["sample", "--run", "empty"], "--run: expected a run's folder, got empty"),
         (["sample", "--run", "empty", "--out", "a.jpg"], "--out: expected a .png or a .npz"),
+        (
+            ["sample", "--run", "empty", "--order", "3"],
+            "--order: comes with --sampler dpm_",
+        ),
+        (["sample", "--run", "empty", "--eta", "2"], "--eta: expected 0 to 1, got 2"),
         (["parity", "--json", "no/where.json"], "--json: no such folder: no"),
         (["evaluate", "--run", "empty", "--json", "empty"], "--json: expected a file, got the fo"),
         (["evaluate", "--run", "empty", "--json", "/proc/x"], "--json: cannot write /proc/x: "),
@@ -205,8 +213,25 @@ def test_samples_are_of_the_class_that_is_asked_for(jax_ddpm_here, untrained):
     threes = [*command, "--label", "3", "--sampler", "heun"]
     assert jax_ddpm_here(*threes, cwd=untrained).returncode == 0
     np.testing.assert_array_equal(np.load(untrained / "x.npz")["labels"], np.full(12, 3))
+    assert jax_ddpm_here(*command, "--label", "7", "1", cwd=untrained).returncode == 0
+    np.testing.assert_array_equal(np.load(untrained / "x.npz")["labels"], [7, 1] * 6)
     result = jax_ddpm_here(*command, "--label", "10", cwd=untrained)
     assert result.returncode == 2 and "--label: expected 0 to 9, got 10" in result.stderr
+
+
+def test_a_rule_takes_its_own_options(jax_ddpm_here, untrained):
+    """ddim with eta 0 draws no noise; the others do."""
+    command = ["sample", "--run", "runs/digits", "--num", "2", "--steps", "4", "--out", "x.npz"]
+    drawn = []
+    for options in ([], ["--eta", "0"], ["--eta", "1"], ["--sampler", "dpm_solver_pp"],
+                    ["--sampler", "dpm_solver_pp", "--order", "3"],
+                    ["--sampler", "dpm_solver_pp", "--stochastic"]):  # fmt: skip
+        result = jax_ddpm_here(*command, *options, cwd=untrained)
+        assert result.returncode == 0, result.stderr
+        drawn.append(np.load(untrained / "x.npz")["samples"])
+    np.testing.assert_array_equal(drawn[1], drawn[0])
+    for first, second in itertools.combinations(drawn[1:], 2):
+        assert np.max(np.abs(first - second)) > 1e-3
 
 
 def test_evaluate_prints_and_writes_its_figures(untrained):
@@ -219,7 +244,7 @@ def test_evaluate_prints_and_writes_its_figures(untrained):
 
 
 def test_a_run_goes_to_diffusers_and_comes_back(jax_ddpm_here, untrained, tmp_path):
-    """Weights to the bit, the same pictures, and training goes on from there."""
+    """Weights to the bit, the same pictures, and training resumes from there."""
     run = str(untrained / "runs/digits")
     result = jax_ddpm_here("convert", run, "there", "--to", "diffusers", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
@@ -237,7 +262,7 @@ def test_a_run_goes_to_diffusers_and_comes_back(jax_ddpm_here, untrained, tmp_pa
     np.testing.assert_array_equal(pictures[1], pictures[0])
     np.testing.assert_array_equal(pictures[2], pictures[0])
 
-    # Training goes on in float32, also from sixteen bits.
+    # Training resumes in float32, also from sixteen bits.
     path = tmp_path / "there/unet/diffusion_pytorch_model.safetensors"
     half = {name: x.astype(np.float16) for name, x in load_file(path).items()}
     save_file(half, path, metadata={"format": "pt"})
@@ -304,6 +329,10 @@ def test_a_missing_package_names_its_extra(tmp_path):
     code = "import sys; sys.modules['tyro'] = None\nfrom jax_ddpm.__main__ import main; main()"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 2
-    assert result.stderr.strip() == (
-        'jax-ddpm: this command needs tyro: pip install "jax_ddpm[train]"'
-    )
+    assert result.stderr.startswith("jax-ddpm: this command needs tyro: pip install ")
+    assert '"tyro>=1.0"' in result.stderr and len(result.stderr.splitlines()) == 1
+
+
+def test_version(jax_ddpm_here, tmp_path):
+    result = jax_ddpm_here("--version", cwd=tmp_path)
+    assert result.stdout == f"jax_ddpm {jax_ddpm_version}, jax {jax.__version__}\n"

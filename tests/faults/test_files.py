@@ -225,13 +225,13 @@ def test_the_doctor_finds_it(jax_ddpm_here, copy, monkeypatch, kind):
 
 
 def test_what_the_doctor_advises_mends_it(jax_ddpm_here, copy, monkeypatch):
-    """Training again, of a run that had ended and of one that goes on from before the damage."""
+    """Training again, of a run that had ended and of one that resumes from before the damage."""
     from jax_ddpm.cli import doctor
 
     monkeypatch.setattr(doctor, "_SECONDS", 0.0)
     config = (copy / "runs/x/config.json").read_bytes()
     ema = copy / "runs/x/checkpoints/00000006/ema.safetensors"
-    words = "sets aside what is damaged and goes on from step 4; until then, sample and others take"
+    words = "sets aside what is damaged and resumes from step 4; until then, sample and others take"
     for content, broken in ((None, "missing"), (b'{"model": ', None)):
         (copy / "runs/x/config.json").unlink()
         if content is not None:
@@ -245,7 +245,7 @@ def test_what_the_doctor_advises_mends_it(jax_ddpm_here, copy, monkeypatch):
         assert "metrics.jsonl: 1 line(s) damaged; the same training command drops them" in said
         assert (f"{words} --checkpoint 4" in said) == bool(broken)
         result = jax_ddpm_here(*TRAIN, cwd=copy)
-        assert result.returncode == 0 and ("going on from step 4" in result.stdout) == bool(broken)
+        assert result.returncode == 0 and ("resuming from step 4" in result.stdout) == bool(broken)
         assert jax_ddpm_here("doctor", "--run", "runs/x", cwd=copy).returncode == 0
         assert (copy / "runs/x/config.json").read_bytes() == config
     for path in list_checkpoints(copy / "runs/x/checkpoints"):

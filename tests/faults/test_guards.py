@@ -102,7 +102,7 @@ def test_what_changed_is_named_and_allowed_only_when_told(jax_ddpm_here, data):
     after = {path: path.read_bytes() for path in (data / "runs").rglob("*") if path.is_file()}
     assert after == before
     result = jax_ddpm_here(*TRAIN, "--steps", "8", "--accept-changes", cwd=data)
-    assert result.returncode == 0 and "going on from step 6" in result.stdout
+    assert result.returncode == 0 and "resuming from step 6" in result.stdout
     assert "accepted: --steps: was 6, is 8; --data: the images" in result.stdout
     assert list(states(data / "runs/x")) == ["00000004", "00000006", "00000008"]
     config = json.loads((data / "runs/x/config.json").read_text())
@@ -150,7 +150,7 @@ def test_two_writers_on_one_run(train, jax_ddpm_here, tmp_path, assert_same):
 
 
 def test_a_full_disk(train, tmp_path, assert_same):
-    """A quota on the size of files: the save fails, what was saved before goes on."""
+    """A quota on the size of files: the save fails, what was saved before resumes."""
     folder = tmp_path / "runs/cut/checkpoints"
     command = train().until(lambda command: (folder / "00000020").exists())
     command.process.kill()
@@ -160,7 +160,7 @@ def test_a_full_disk(train, tmp_path, assert_same):
     assert command.end() == 2
     newest = list_checkpoints(folder)[-1]
     assert f"--out: cannot write {folder.relative_to(tmp_path)}/000000" in command.text
-    words = f"step {int(newest.name)} is saved: the same command goes on from there"
+    words = f"step {int(newest.name)} is saved: the same command resumes from there"
     assert f": File too large; {words}" in command.text
     assert "Traceback" not in command.text
     assert not list(folder.glob(".*.tmp")) and list_checkpoints(folder)

@@ -1,4 +1,4 @@
-"""kill -9, at any moment: the same command goes on, to the last bit of the same weights."""
+"""kill -9, at any moment: the same command resumes, to the last bit of the same weights."""
 
 import json
 import os
@@ -86,7 +86,7 @@ def test_killed_while_a_line_of_metrics_is_written(train, tmp_path, assert_same)
 
 @pytest.mark.slow
 def test_killed_on_one_device_then_on_four_then_on_one(train, tmp_path, whole):
-    """Another number of devices goes on too, within rounding, and says so."""
+    """Another number of devices resumes too, within rounding, and says so."""
     for devices, step in ((1, 40), (4, 120)):
         folder = tmp_path / f"runs/cut/checkpoints/{step:08d}"
         command = train(devices=devices).until(lambda command, folder=folder: folder.exists())

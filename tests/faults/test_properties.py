@@ -99,7 +99,7 @@ def diffusers_folder(tmp_path_factory):
     x, t = jnp.zeros((1, 8, 8, 1), jnp.float32), jnp.zeros((1,), jnp.int32)
     variables = jax.jit(model.init)(jax.random.key(0), x, t, t)
     schedule = ddpm.make_schedule(ddpm.linear_beta_schedule(10))
-    ddpm.interop.save_diffusers(folder, model, variables, schedule)
+    ddpm.interop.save_diffusers(folder, ddpm.interop.Pretrained(model, variables, schedule))
     return folder
 
 

@@ -65,7 +65,7 @@ def test_asked_at_every_stage(train, tmp_path, assert_same, numbers):
         elif "stopped at step" in command.text:  # saved where it stopped, not a step less
             assert f"stopped at step {steps[-1]} and saved" in command.text, stage
     assert steps[-1] == 240
-    words = "stopped; step 240 is saved: the same command goes on from there"
+    words = "stopped; step 240 is saved: the same command resumes from there"
     assert f"jax-ddpm: {words}" in command.text
     assert train().end() == 0
     assert_same(folder)

@@ -51,7 +51,7 @@ def test_opens_computes_and_returns(tmp_path, name):
     expected = from_torch(expected)
     np.testing.assert_allclose(output, expected, atol=1e-4 * np.abs(expected).max())
 
-    save_diffusers(tmp_path / "ours", *pretrained)
+    save_diffusers(tmp_path / "ours", pretrained)
     theirs, ours = (safetensors.numpy.load_file(tmp_path / f / WEIGHTS) for f in ("theirs", "ours"))
     assert theirs.keys() == ours.keys()
     for tensor in theirs:
@@ -118,7 +118,7 @@ def test_schedulers(tmp_path, name):
         ours = clip(jnp.asarray(ours))
     np.testing.assert_allclose(ours, from_torch(expected), rtol=1e-6)
 
-    save_diffusers(tmp_path / "ours", *pretrained)
+    save_diffusers(tmp_path / "ours", pretrained)
     back = DDPMPipeline.from_pretrained(tmp_path / "ours").scheduler
     if not said.get("set_alpha_to_one", True):
         assert not back.config.set_alpha_to_one
@@ -175,7 +175,7 @@ def test_sixteen_bits_come_back_to_the_bit(tmp_path, dtype):
     for parameter in network.parameters():
         parameter.data = parameter.data.to(dtype)
     network.save_pretrained(tmp_path / "a" / "unet")
-    save_diffusers(tmp_path / "b", *load_diffusers(tmp_path / "a"))
+    save_diffusers(tmp_path / "b", load_diffusers(tmp_path / "a"))
     back = UNet2DModel.from_pretrained(tmp_path / "b" / "unet", torch_dtype=dtype)
     for tensor, value in network.state_dict().items():
         assert torch.equal(back.state_dict()[tensor], value)
@@ -300,6 +300,14 @@ def test_a_shard_outside_the_folder_is_refused(tmp_path):
         load_diffusers(tmp_path)
 
 
+def test_a_run_in_the_place_of_a_folder_of_diffusers_is_named(tmp_path):
+    (tmp_path / "runs/digits/checkpoints").mkdir(parents=True)
+    with pytest.raises(
+        ValueError, match="got a run: `jax-ddpm convert .*digits OUT --to diffusers"
+    ):
+        load_diffusers(tmp_path / "runs/digits")
+
+
 def test_what_cannot_be_written_leaves_nothing(tmp_path):
     written(tmp_path / "a")
     pretrained = load_diffusers(tmp_path / "a")
@@ -316,10 +324,10 @@ def test_what_cannot_be_written_leaves_nothing(tmp_path):
         (simple, "model: expected a UNet, got SimpleUNet"),
     ]:
         with pytest.raises(ValueError, match=words):
-            save_diffusers(tmp_path / "b", *broken)
+            save_diffusers(tmp_path / "b", broken)
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
     with pytest.raises(ValueError, match="expected a new or empty folder"):
-        save_diffusers(tmp_path / "a", *pretrained)
+        save_diffusers(tmp_path / "a", pretrained)
 
 
 def check_weights(pretrained, network):

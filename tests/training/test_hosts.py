@@ -107,12 +107,12 @@ def test_the_command_runs_on_two_hosts(tmp_path):
     one, two = (np.load(tmp_path / f"{name}.npz")["samples"] for name in ("one", "two"))
     np.testing.assert_allclose(two, one, atol=1e-4)
 
-    # Both go on from their checkpoints: the same weights again.
+    # Both resume from their checkpoints: the same weights again.
     more = ["--steps", "6", "--accept-changes"]
     ((_, stderr, code),) = run_all([[*train, "one", *more]], tmp_path, JAX_NUM_CPU_DEVICES="1")
     assert code == 0, stderr
     (out, error, code), (*_, other) = both(*train, "two", *more)
-    assert (code, other) == (0, 0) and "going on from step 4" in out, error
+    assert (code, other) == (0, 0) and "resuming from step 4" in out, error
     one, two = (
         load_file(tmp_path / "runs" / name / "checkpoints/00000006/params.safetensors")
         for name in ("one", "two")
