@@ -38,9 +38,9 @@ def markdown(results: dict[str, Any]) -> str:
     lines += ["", "**Ratios**: how many times as long, or as much, the best other way takes", ""]
     lines += _ratio_table(results)
     for title, name in (
-        ("Reverse loop, milliseconds a step** (SimpleUNet, 64×64×3)", "sampling"),
+        ("Reverse loop, milliseconds per step** (SimpleUNet, 64×64×3)", "sampling"),
         ("Training step, milliseconds** (SimpleUNet, 64×64×3)", "training"),
-        ("Reverse loop, milliseconds a step** (`ddpm_cifar10`, 32×32×3)", "cifar10_sampling"),
+        ("Reverse loop, milliseconds per step** (`ddpm_cifar10`, 32×32×3)", "cifar10_sampling"),
         ("Training step, milliseconds** (`ddpm_cifar10`, 32×32×3)", "cifar10_training"),
     ):
         if name in results:
@@ -164,7 +164,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
                 label=contender,
             )
         axis.set_xticks(range(len(batches)), [f"batch {batch}" for batch in batches])
-        axis.set_ylabel("milliseconds a step and image")
+        axis.set_ylabel("milliseconds per step and image")
         axis.set_title(f"{title}: lower is faster", fontsize=11)
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(axis="y", alpha=0.3)

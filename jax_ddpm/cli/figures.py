@@ -10,7 +10,7 @@ from typing import BinaryIO
 import jax
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 from PIL import Image
 
 from jax_ddpm.forward import q_sample
@@ -98,8 +98,9 @@ def save_loss(path: Path, steps: Sequence[int], losses: Sequence[float]) -> None
             steps[width - 1 :], np.median(windows, axis=1), color="tab:blue", label="running median"
         )
     axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
     axis.yaxis.set_major_formatter("{x:g}")
-    axis.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
+    axis.yaxis.set_minor_formatter(NullFormatter())
     axis.set_xlabel("training step")
     axis.set_ylabel("training loss")
     axis.grid(alpha=0.3, which="both")
