@@ -8,51 +8,43 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 
 from benchmarks.settings import Settings
 from benchmarks.timing import interleave
-from jax_ddpm.cli.config import TrainConfig
-from jax_ddpm.cli.programs import training
-from jax_ddpm.cli.resume import Place
-from jax_ddpm.cli.runs import Run, describe, init_variables, named_schedule
-from jax_ddpm.cli.saving import Saver
-from jax_ddpm.interop import Pretrained
-from jax_ddpm.models import ddpm_digits
-from jax_ddpm.training import init_train_state
-from jax_ddpm.training.sharding import data_sharding, device_mesh, replicated
+from jax_ddpm import runs
+from jax_ddpm.data import Dataset
+from jax_ddpm.runs.programs import fit_programs
+from jax_ddpm.runs.saving import Saver
+from jax_ddpm.runs.starting import new_run
+from jax_ddpm.training.sharding import device_mesh
 
 __all__ = ["run"]
 
 
 def run(settings: Settings, log: Callable[[str], None] = print) -> list[dict[str, Any]]:
     """Time as many steps as lie between two checkpoints by default, with a save among them."""
-    config = TrainConfig()
-    steps, batch, shape = config.checkpoint_every, config.batch_size, (8, 8, 1)
-    variables = init_variables(ddpm_digits(), jax.random.key(0), shape)
-    pretrained = Pretrained(ddpm_digits(), variables, named_schedule("cosine", 200))
-    described = Run(pretrained, shape, num_classes=10, null_label=10, guidance=2.0)
+    trained = runs.Settings()
+    steps, batch = trained.checkpoint_every, trained.batch_size
+    images = np.random.default_rng(0).uniform(-1, 1, (batch, 8, 8, 1)).astype(np.float32)
+    labels = np.arange(batch, dtype=np.int32) % 10
+    run = new_run(trained, Dataset(images, labels))
     mesh = device_mesh(batch)
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))
-    train_step, placement = training(described, optimizer, mesh, skip_nonfinite=True)
-    advance = jax.jit(train_step, donate_argnums=0, out_shardings=(placement, replicated(mesh)))
-    images = jax.random.normal(jax.random.key(1), (batch, *shape))
-    batches = jax.device_put((images, np.arange(batch) % 10), data_sharding(mesh))
-    state = jax.device_put(init_train_state(jax.random.key(2), variables, optimizer), placement)
+    programs = fit_programs(run, trained, mesh, jax.random.key(2))
+    state = programs.init(jax.device_get(run.pretrained.variables))
+    batches = jax.device_put((images[None], labels[None]), programs.batch_sharding)
     numbers = itertools.count()
 
     def train():
         nonlocal state
         for _ in range(steps):
-            state, _ = advance(state, batches)
+            state, _ = programs.advance(state, batches)
         jax.block_until_ready(state)
 
     with tempfile.TemporaryDirectory() as folder:
-        place = Place(Path(folder), describe(described, config), None)
-        saver = Saver(place, config, mesh)
+        saver = Saver(Path(folder), trained, mesh)
 
         def train_and_save():
-            saver.save(next(numbers), state, {"pending": {}})
+            saver.save(state, next(numbers), {})
             train()
             saver.wait()
 

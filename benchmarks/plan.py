@@ -12,10 +12,10 @@ from typing import Any
 
 import jax
 
-from jax_ddpm.cli.config import PlanConfig
-from jax_ddpm.cli.plan import load, measure
 from jax_ddpm.plan.compilation import prepare
+from jax_ddpm.plan.measuring import measure_sampling, measure_training, planned, preset
 from jax_ddpm.plan.targets import parse_target
+from jax_ddpm.runs import Settings
 
 TARGETS = ("v3", "v4", "v5e", "v5p", "v6e", "a100", "h100")
 MEASURED = {
@@ -35,11 +35,13 @@ def main() -> None:
     rows = []
     for text in arguments.target:
         for dtype in ("float32", "bfloat16"):
-            config = PlanConfig(dtype=dtype)
-            for work in ("train", "sample"):
-                rows.append(measure(config, load(config), parse_target(text), work))
-                row = rows[-1]
-                print(f"{row['target']} {dtype} {work}: {row['estimate']:.3g} s", flush=True)
+            run, target = planned(preset("cifar10"), dtype=dtype, remat=False), parse_target(text)
+            settings = Settings(batch_size=128, dtype=dtype)
+            rows.append(measure_training(run, settings, target))
+            rows.append(measure_sampling(run, 256, target, dtype=dtype))
+            for row in rows[-2:]:
+                what = f"{row['target']} {dtype} {row['work']}"
+                print(f"{what}: {row['estimate']:.3g} s", flush=True)
     results = {"jax": jax.__version__, "measured": MEASURED, "rows": rows}
     arguments.out.mkdir(exist_ok=True)
     (arguments.out / "plan.json").write_text(json.dumps(results, indent=1) + "\n")

@@ -13,9 +13,10 @@ import jax
 
 from benchmarks.contenders import JAX_SHARDED, torch_contenders
 from benchmarks.settings import Settings
-from jax_ddpm.cli.runs import Run, init_variables, named_schedule, save_run
 from jax_ddpm.interop import Pretrained
 from jax_ddpm.models import ddpm_digits
+from jax_ddpm.runs.run import Run, init_variables, save_run
+from jax_ddpm.runs.settings import named_schedule
 
 __all__ = ["median", "run"]
 

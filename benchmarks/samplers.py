@@ -14,14 +14,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from jax_ddpm.cli.config import TrainConfig
-from jax_ddpm.cli.datasets import load_dataset
-from jax_ddpm.cli.draw import cycle_labels, guided_denoise_fn
-from jax_ddpm.cli.evaluate import label_agreement
-from jax_ddpm.cli.figures import image_grid
-from jax_ddpm.cli.runs import load_run
 from jax_ddpm.cpu import use_cores
+from jax_ddpm.data import load_dataset
 from jax_ddpm.noise import sample_noise
+from jax_ddpm.runs import load_run
+from jax_ddpm.runs.drawing import labels_in_turn
+from jax_ddpm.runs.figures import image_grid
+from jax_ddpm.runs.measuring import label_agreement
+from jax_ddpm.runs.programs import guided_denoise_fn
 from jax_ddpm.samplers import ancestral, ddim, dpm_solver_pp, heun
 from jax_ddpm.sampling import p_sample_loop
 from jax_ddpm.training.sharding import data_sharding, device_mesh
@@ -49,8 +49,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     arguments = parser.parse_args()
     use_cores()
-    run, data = load_run(arguments.run), load_dataset(TrainConfig())
-    labels = cycle_labels(run, arguments.num)
+    run, data = load_run(arguments.run), load_dataset("digits")
+    labels = labels_in_turn(run, arguments.num)
     assert labels is not None
 
     shape = (arguments.num, *run.image_shape)

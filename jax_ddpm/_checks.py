@@ -1,21 +1,56 @@
 """What is static is checked when a function is called or traced: "expected …, got …"."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-__all__ = ["check_choice", "check_key", "check_range", "check_shape"]
+__all__ = [
+    "Field",
+    "FieldError",
+    "check_choice",
+    "check_key",
+    "check_positive",
+    "check_range",
+    "check_shape",
+]
+
+
+class Field(NamedTuple):
+    """A setting that a message mentions, and the value that is meant, if any."""
+
+    name: str
+    value: Any = None
+
+    def __str__(self) -> str:
+        return self.name if self.value is None else f"{self.name}={self.value!r}"
+
+
+class FieldError(ValueError):
+    """An argument or a setting is wrong: `field` names it, and is None where it is no single one.
+
+    The problem is text, with a `Field` wherever another setting is mentioned: a command line
+    spells those as its flags.
+    """
+
+    def __init__(self, field: str | None, *problem: str | Field) -> None:
+        self.field, self.problem = field, problem
+        super().__init__(self.spelled(str))
+
+    def spelled(self, spell: Callable[[Field], str]) -> str:
+        """The message, with the names of settings as `spell` writes them."""
+        parts = [spell(each) if isinstance(each, Field) else each for each in self.problem]
+        return "".join(parts if self.field is None else [spell(Field(self.field)), ": ", *parts])
 
 
 def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
-    """Raises `ValueError` unless `value` is one of `choices`."""
+    """Raises `FieldError` unless `value` is one of `choices`."""
     if value not in choices:
         expected = ", ".join(repr(choice) for choice in choices)
-        raise ValueError(f"{name}: expected one of {expected}, got {value!r}")
+        raise FieldError(name, f"expected one of {expected}, got {value!r}")
 
 
 def check_key(name: str, value: Any) -> None:
@@ -31,6 +66,13 @@ def check_shape(name: str, value: Any, expected: Sequence[Any]) -> None:
     shape = jnp.shape(value)
     if shape != tuple(expected):
         raise ValueError(f"{name}: expected shape {tuple(expected)}, got {shape}")
+
+
+def check_positive(**values: Any) -> None:
+    """Raises `FieldError` unless each of these is above zero, or None."""
+    for name, value in values.items():
+        if value is not None and not value > 0:
+            raise FieldError(name, f"expected more than 0, got {value}")
 
 
 def check_range(name: str, value: Any, size: int) -> None:

@@ -8,6 +8,7 @@ variance (2C channels for C of x_t), only the first C are guided.
 """
 
 from collections.abc import Callable
+from typing import get_args
 
 import jax.numpy as jnp
 import numpy as np
@@ -93,7 +94,7 @@ def classifier_guidance(
     Raises:
       ValueError: a choice or a shape does not fit, or `schedule` is not one of training.
     """
-    check_choice("prediction_type", prediction_type, ("epsilon", "sample", "v_prediction"))
+    check_choice("prediction_type", prediction_type, get_args(PredictionType))
     timesteps = schedule.timesteps
     if not isinstance(timesteps, Tracer) and np.any(timesteps != np.arange(timesteps.size)):
         raise ValueError(f"schedule: expected the training schedule, got timesteps {timesteps}")

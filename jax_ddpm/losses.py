@@ -14,7 +14,7 @@ SNR = ᾱ_t / (1 - ᾱ_t), where the signal is strong:
     w = min(SNR, γ) / SNR,   min(SNR, γ),   min(SNR, γ) / (SNR + 1)     for ε, x_0, v
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 import jax.numpy as jnp
 from jax import lax
@@ -54,9 +54,9 @@ def training_losses(
     with x̂_0 unclipped; `"hybrid"` Nichol & Dhariwal's, for learned variances. `weighting` weighs
     the mse (`"min_snr"`, γ = `min_snr_gamma`). Raises `ValueError` where choices do not fit.
     """
-    check_choice("loss_type", loss_type, ("mse", "vb", "hybrid"))
-    check_choice("prediction_type", prediction_type, ("epsilon", "sample", "v_prediction"))
-    check_choice("weighting", weighting, (None, "min_snr"))
+    check_choice("loss_type", loss_type, get_args(LossType))
+    check_choice("prediction_type", prediction_type, get_args(PredictionType))
+    check_choice("weighting", weighting, (None, *get_args(Weighting)))
     if loss_type == "vb" and weighting is not None:
         raise ValueError(f"weighting: expected None with loss_type 'vb', got {weighting!r}")
     if loss_type == "hybrid":

@@ -8,7 +8,7 @@ log Σ itself (`learned`), or the place v of log Σ between log β̃_t and log �
 (`learned_range`, Nichol & Dhariwal 2021, eq. 15).
 """
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import jax.numpy as jnp
 from jax.core import Tracer
@@ -58,9 +58,7 @@ def denoise(
     The network is shown the training timestep `schedule.timesteps[t]`, int32 [batch]. Raises
     `ValueError` unless the output has the shape of `x_t`, or twice its channels if learned.
     """
-    check_choice(
-        "variance_type", variance_type, ("fixed_small", "fixed_large", "learned", "learned_range")
-    )
+    check_choice("variance_type", variance_type, get_args(VarianceType))
     entries = jnp.broadcast_to(t, jnp.shape(x_t)[:1])
     x_t = jnp.asarray(x_t)
     output = denoise_fn(x_t, jnp.asarray(schedule.timesteps, jnp.int32)[entries])
@@ -86,7 +84,7 @@ def predict_xstart(
     Raises `ValueError` for `"epsilon"` on a schedule of zero terminal SNR: x_t is ε there, and
     says nothing of x_0.
     """
-    check_choice("prediction_type", prediction_type, ("epsilon", "sample", "v_prediction"))
+    check_choice("prediction_type", prediction_type, get_args(PredictionType))
     if prediction_type == "epsilon":
         if not isinstance(schedule.alphas_cumprod, Tracer) and schedule.alphas_cumprod[-1] == 0:
             raise ValueError(

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from jax_ddpm._checks import check_choice
+from jax_ddpm._checks import FieldError, check_choice
 from jax_ddpm._typing import NoiseFn
 from jax_ddpm.forward import predict_eps_from_xstart
 from jax_ddpm.reverse import PMeanVariance
@@ -96,7 +96,7 @@ def ancestral() -> Sampler:
 def ddim(eta: float = 0.0) -> Sampler:
     """Song et al. 2021a, eq. 12 and 16: deterministic at `eta` 0, Ho et al.'s chain at 1."""
     if not 0 <= eta <= 1:
-        raise ValueError(f"eta: expected 0 to 1, got {eta}")
+        raise FieldError("eta", f"expected 0 to 1, got {eta}")
 
     def step(schedule, predict, noise_fn, i, x_t, memory):
         x_start = predict(x_t, i).pred_xstart

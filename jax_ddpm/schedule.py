@@ -12,7 +12,7 @@ Tables stay float64 on the host and are rounded once, to the dtype of the images
 (`extract`). Building them in float32 costs up to 1e-2 in β (cosine, T = 4000).
 """
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax.numpy as jnp
 import numpy as np
@@ -146,7 +146,7 @@ def spaced_timesteps(
     As in Lin et al. 2024, Table 2: `"leading"` counts up from 0, `"trailing"` down from
     T - 1, and `"linspace"` holds both ends. Rounding is diffusers'.
     """
-    check_choice("spacing", spacing, ("leading", "trailing", "linspace"))
+    check_choice("spacing", spacing, get_args(Spacing))
     _check_timesteps(timesteps)
     if not 1 <= steps <= timesteps:
         raise ValueError(f"steps: expected 1 to {timesteps} (the timesteps), got {steps}")

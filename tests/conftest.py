@@ -141,8 +141,9 @@ def defaults():
 @pytest.fixture(scope="session")
 def write_run():
     """Writes a run of 8×8 images, T = 20, with random weights, as `jax-ddpm train` would."""
-    from jax_ddpm.cli.runs import Run, init_variables, named_schedule, save_run
     from jax_ddpm.interop import Pretrained
+    from jax_ddpm.runs.run import Run, init_variables, save_run
+    from jax_ddpm.runs.settings import named_schedule
 
     def write(folder, model, num_classes=None):
         shape, rng = (8, 8, 1), np.random.default_rng(0)

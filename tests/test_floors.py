@@ -1,6 +1,7 @@
 """A file imports only from floors below its own; the maths knows neither Flax nor torch."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,13 @@ FLOORS = [
     {"samplers"},
     {"sampling"},
     {"editing", "inpainting"},
-    {"interop"},
-    {"training", "plan"},
-    {"__init__", "cli", "parity", "__main__"},
+    {"interop", "data"},
+    {"training"},
+    {"__init__"},
+    {"runs"},
+    {"plan", "parity"},
+    {"cli"},
+    {"__main__"},
 ]
 MATHS = set.union(*FLOORS[:9]) - {"models", "cpu", "io"}
 ALLOWED = {
@@ -26,8 +31,10 @@ ALLOWED = {
     "cpu": {"jax", "numpy", "jaxtyping"},
     "io": {"jax", "numpy", "safetensors"},
     "models": {"jax", "numpy", "jaxtyping", "flax"},
+    "data": {"jax", "numpy", "jaxtyping"},
     "training": {"jax", "numpy", "jaxtyping", "optax"},
-    "plan": {"jax"},
+    "runs": {"jax", "numpy", "optax"},
+    "plan": {"jax", "numpy"},
     "interop": {"jax", "numpy", "jaxtyping"},
 }
 LIBRARIES = {"jax", "numpy", "jaxtyping", "flax", "optax", "torch", "diffusers", "safetensors"}
@@ -54,7 +61,23 @@ def test_imports_only_from_below(path):
             continue
         for module in modules:
             library = module.split(".")[0]
-            if library == "jax_ddpm" and floor(here) < floor("__init__"):
+            if library == "jax_ddpm":
                 assert room(module) == here or floor(room(module)) < floor(here), module
             elif library in LIBRARIES and here in ALLOWED:
                 assert library in ALLOWED[here], module
+
+
+COMMAND_LINE = {"cli", "__main__.py"}
+LIBRARY = [path for path in FILES if path.relative_to(PACKAGE).parts[0] not in COMMAND_LINE]
+ENDS = {"print", "exit", "quit", "input", "breakpoint"}
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_below_the_command_line_nothing_prints_exits_or_names_a_flag(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            assert name not in ENDS | {"sys.exit", "os._exit"}, f"line {node.lineno}: {name}"
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            text = node.value.replace("--xla_", "")  # XLA's own flags
+            assert not re.search(r"(?<![\w-])--[a-z]", text), f"line {node.lineno}: {text}"

@@ -10,10 +10,11 @@ from jax_ddpm import ddpm_digits
 from jax_ddpm.cli import run as jax_ddpm
 
 ROOT = Path(__file__).parents[1]
+READMES = [ROOT / "README.md", *sorted((ROOT / "jax_ddpm").rglob("README.md"))]
 EXAMPLES = {
-    f"{name} line {example.line}": example
-    for name in ("README.md", "jax_ddpm/parity/README.md", "jax_ddpm/training/README.md")
-    for example in Sybil(parsers=[PythonCodeBlockParser()]).parse(ROOT / name).examples()
+    f"{path.relative_to(ROOT)} line {example.line}": example
+    for path in READMES
+    for example in Sybil(parsers=[PythonCodeBlockParser()]).parse(path).examples()
 }
 
 
@@ -43,7 +44,7 @@ def here(folder, monkeypatch):
 
 
 def test_there_are_examples():
-    assert len(EXAMPLES) >= 15
+    assert len(EXAMPLES) >= 23
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

@@ -1,7 +1,11 @@
 """The command line: one frozen dataclass and one function a command."""
 
 import sys
-from typing import Annotated, Any
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
+from importlib import import_module
+from typing import Annotated, Any, Union
 
 import jax
 import tyro
@@ -16,23 +20,26 @@ from jax_ddpm.cli.config import (
     PlanConfig,
     SampleConfig,
     TrainConfig,
-    UsageError,
 )
+from jax_ddpm.cli.errors import UsageError, naming
 from jax_ddpm.cli.interrupts import Interrupts
 from jax_ddpm.training.hosts import PartnerFailed
 
 __all__ = ["run"]
 
-_Command = (
-    Annotated[TrainConfig, tyro.conf.subcommand("train")]
-    | Annotated[SampleConfig, tyro.conf.subcommand("sample")]
-    | Annotated[ConvertConfig, tyro.conf.subcommand("convert")]
-    | Annotated[EvaluateConfig, tyro.conf.subcommand("evaluate")]
-    | Annotated[ExportConfig, tyro.conf.subcommand("export")]
-    | Annotated[ParityConfig, tyro.conf.subcommand("parity")]
-    | Annotated[DoctorConfig, tyro.conf.subcommand("doctor")]
-    | Annotated[PlanConfig, tyro.conf.subcommand("plan")]
-)
+_COMMANDS = {
+    "train": TrainConfig,
+    "sample": SampleConfig,
+    "convert": ConvertConfig,
+    "evaluate": EvaluateConfig,
+    "export": ExportConfig,
+    "parity": ParityConfig,
+    "doctor": DoctorConfig,
+    "plan": PlanConfig,
+}
+_Command: Any = Union[  # noqa: UP007
+    tuple(Annotated[each, tyro.conf.subcommand(name)] for name, each in _COMMANDS.items())
+]
 
 
 def run(arguments: list[str] | None = None) -> None:
@@ -40,16 +47,23 @@ def run(arguments: list[str] | None = None) -> None:
     if (sys.argv[1:] if arguments is None else arguments) == ["--version"]:
         print(f"jax_ddpm {__version__}, jax {jax.__version__}")
         return
-    config = tyro.cli(
+    config, unknown = tyro.cli(
         _Command,
         prog="jax-ddpm",
         description="Train, sample, certify and plan diffusion models (DDPM) in JAX. "
         "--version says which version this is.",
         args=arguments,
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+        return_unknown_args=True,
+        config=(
+            tyro.conf.OmitArgPrefixes,
+            tyro.conf.FlagCreatePairsOff,
+            tyro.conf.DisallowNone,
+        ),
     )
     try:
-        with Interrupts() as interrupts:
+        if unknown:
+            raise UsageError(_unknown(config, unknown[0].partition("=")[0]))
+        with Interrupts() as interrupts, naming():
             _run(config, interrupts)
     except (UsageError, PartnerFailed) as error:
         print(f"jax-ddpm: {error}", file=sys.stderr)
@@ -71,36 +85,26 @@ def run(arguments: list[str] | None = None) -> None:
 
 def _run(config: Any, interrupts: Interrupts) -> None:
     # Each command is imported when it is run: `parity` alone needs torch.
-    match config:
-        case TrainConfig():
-            from jax_ddpm.cli.train import train
+    name = _name(config)
+    command = getattr(import_module(f"jax_ddpm.cli.{name}"), name)
+    command(config, interrupts) if name == "train" else command(config)
 
-            train(config, interrupts)
-        case SampleConfig():
-            from jax_ddpm.cli.sample import sample
 
-            sample(config)
-        case ConvertConfig():
-            from jax_ddpm.cli.convert import convert
+def _name(config: Any) -> str:
+    return next(name for name, each in _COMMANDS.items() if type(config) is each)
 
-            convert(config)
-        case EvaluateConfig():
-            from jax_ddpm.cli.evaluate import evaluate
 
-            evaluate(config)
-        case ExportConfig():
-            from jax_ddpm.cli.export import export
+def _unknown(config: Any, word: str) -> str:
+    """What is wrong with a word that is no flag of the command: the nearest that is, or its
+    initials."""
+    flags = ["--" + name.replace("_", "-") for name in _fields(config)]
+    initials = {"--" + "".join(part[0] for part in flag[2:].split("-")): flag for flag in flags}
+    close = [initials[word]] if word in initials else get_close_matches(word, flags, n=1)
+    meant = f"did you mean {close[0]}?" if close else f"see jax-ddpm {_name(config)} --help"
+    return f"{word}: no such flag of {_name(config)}; {meant}"
 
-            export(config)
-        case ParityConfig():
-            from jax_ddpm.cli.parity import parity
 
-            parity(config)
-        case DoctorConfig():
-            from jax_ddpm.cli.doctor import doctor
-
-            doctor(config)
-        case PlanConfig():
-            from jax_ddpm.cli.plan import plan
-
-            plan(config)
+def _fields(config: Any) -> Iterator[str]:
+    for field in fields(config):
+        value = getattr(config, field.name)
+        yield from _fields(value) if is_dataclass(value) else [field.name]

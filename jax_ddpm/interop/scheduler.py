@@ -6,15 +6,17 @@ many steps) is the caller's: `p_sample_loop(…, sampler=…)` over `Pretrained.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, get_args
 
 import numpy as np
 
 from jax_ddpm._checks import check_choice
 from jax_ddpm._typing import ThresholdFn
 from jax_ddpm.interop.configs import complete_config
+from jax_ddpm.interop.pretrained import Pretrained
+from jax_ddpm.reverse import PredictionType
 from jax_ddpm.schedule import (
-    NoiseSchedule,
+    Spacing,
     cosine_beta_schedule,
     linear_beta_schedule,
     make_schedule,
@@ -28,7 +30,7 @@ from jax_ddpm.thresholding import (
     static_threshold,
 )
 
-__all__ = ["Scheduler", "default_scheduler", "scheduler_config", "scheduler_from_config"]
+__all__ = ["default_scheduler", "scheduler_config", "scheduler_from_config"]
 
 _COMMON: dict[str, Any] = {
     "num_train_timesteps": 1000,
@@ -62,25 +64,14 @@ _VARIANCE_TYPES = {
 }
 
 
-class Scheduler(NamedTuple):
-    """What a scheduler config says of training."""
-
-    schedule: NoiseSchedule
-    prediction_type: Any
-    variance_type: Any
-    clip_denoised: bool | ThresholdFn
-    timestep_spacing: Any
-    steps_offset: int
-    set_alpha_to_one: bool
-
-
-def default_scheduler() -> Scheduler:
+def default_scheduler() -> dict[str, Any]:
     """That of diffusers' `DDPMScheduler()`: Ho et al.'s schedule and parametrisation."""
     return _scheduler(_DEFAULTS["DDPMScheduler"])
 
 
-def scheduler_from_config(content: Mapping[str, Any], path: Path) -> Scheduler:
-    """What the config `content`, read from `path`, says. `ValueError` for what is not supported."""
+def scheduler_from_config(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The fields of a `Pretrained`, from `schedule` on, that the config `content` read from `path`
+    says. Raises `ValueError` for what is not supported."""
     settings = complete_config(content, path, _DEFAULTS, _IGNORED)
     try:
         return _scheduler(settings)
@@ -88,40 +79,40 @@ def scheduler_from_config(content: Mapping[str, Any], path: Path) -> Scheduler:
         raise ValueError(f"{path}: {error}") from None
 
 
-def scheduler_config(scheduler: Scheduler) -> dict[str, Any]:
+def scheduler_config(pretrained: Pretrained) -> dict[str, Any]:
     """The config that diffusers reads back as the same. Raises `ValueError` if there is none."""
-    schedule = scheduler.schedule
+    schedule = pretrained.schedule
     if not np.array_equal(schedule.timesteps, np.arange(schedule.num_timesteps)):
         raise ValueError("schedule: expected the one of training, got a respaced one")
     config: dict[str, Any] = {
         "_class_name": "DDPMScheduler",
         **_betas_config(np.asarray(schedule.betas)),
-        "prediction_type": scheduler.prediction_type,
-        "timestep_spacing": scheduler.timestep_spacing,
-        "steps_offset": scheduler.steps_offset,
+        "prediction_type": pretrained.prediction_type,
+        "timestep_spacing": pretrained.timestep_spacing,
+        "steps_offset": pretrained.steps_offset,
         "rescale_betas_zero_snr": False,
-        **_clip_config(scheduler.clip_denoised),
+        **_clip_config(pretrained.clip_denoised),
     }
-    if scheduler.set_alpha_to_one:
-        return {**config, "variance_type": scheduler.variance_type}
-    if scheduler.variance_type != "fixed_small":
+    if pretrained.set_alpha_to_one:
+        return {**config, "variance_type": pretrained.variance_type}
+    if pretrained.variance_type != "fixed_small":
         raise ValueError(
             "variance_type: expected 'fixed_small' where set_alpha_to_one is False (only "
-            f"DDIMScheduler has that), got {scheduler.variance_type!r}"
+            f"DDIMScheduler has that), got {pretrained.variance_type!r}"
         )
     return {**config, "_class_name": "DDIMScheduler", "set_alpha_to_one": False}
 
 
-def _scheduler(settings: dict[str, Any]) -> Scheduler:
+def _scheduler(settings: dict[str, Any]) -> dict[str, Any]:
     prediction_type = settings["prediction_type"]
     if settings["predict_epsilon"] is False:
         prediction_type = "sample"
     variance_type = settings.get("variance_type", "fixed_small")
-    check_choice("prediction_type", prediction_type, ("epsilon", "sample", "v_prediction"))
+    check_choice("prediction_type", prediction_type, get_args(PredictionType))
     check_choice("variance_type", variance_type, tuple(_VARIANCE_TYPES))
     spacing = settings["timestep_spacing"]
-    check_choice("timestep_spacing", spacing, ("leading", "trailing", "linspace"))
-    return Scheduler(
+    check_choice("timestep_spacing", spacing, get_args(Spacing))
+    return dict(
         schedule=make_schedule(_betas(settings)),
         prediction_type=prediction_type,
         variance_type=_VARIANCE_TYPES[variance_type],

@@ -113,6 +113,9 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     what was written, another where it cannot be read or is of another version.
     """
     path = Path(path)
+    if not (path / _MANIFEST).exists() and (several := list_checkpoints(path)):
+        names = ", ".join(each.name for each in several)
+        raise ValueError(f"{path}: expected one checkpoint, got a folder of several: {names}")
     step, files = _read_manifest(path / _MANIFEST)
     contents = {}
     for name, (size, digest) in files.items():

@@ -33,7 +33,7 @@ class Cost(NamedTuple):
     temporaries: int
     code: int
     flops: float
-    traffic: int
+    traffic: float
     """Read from and written to the device's memory."""
     collectives: list[Collective]
     seconds_to_compile: float
@@ -42,6 +42,14 @@ class Cost(NamedTuple):
     def memory(self) -> int:
         """All of it, where nothing is given back before the end."""
         return self.arguments + self.outputs - self.aliased + self.temporaries + self.code
+
+    def scaled(self, times: float) -> "Cost":
+        """What so many runs take, or that share of one; the memory stays."""
+        return self._replace(
+            flops=self.flops * times,
+            traffic=self.traffic * times,
+            collectives=[each.scaled(times) for each in self.collectives],
+        )
 
     def seconds(self, rates: dict[str, float]) -> dict[str, float]:
         """Seconds at the rates of `Target.rates`: the longest bounds the program."""

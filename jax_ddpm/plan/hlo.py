@@ -64,6 +64,11 @@ class Collective(NamedTuple):
     sent: float
     """Bytes that a device sends if they go round in rings."""
 
+    def scaled(self, factor: float) -> "Collective":
+        """Those of so many runs of the program, or of a share of one."""
+        times, nbytes = round(self.times * factor), round(self.nbytes * factor)
+        return self._replace(times=times, nbytes=nbytes, sent=self.sent * factor)
+
 
 def parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
     """The computations of an HLO module by name, and the name of the entry."""

@@ -1,7 +1,7 @@
 """Training: the pure step and its state, the order of the data, where arrays live."""
 
-from jax_ddpm.training.data import batch_indices as batch_indices
-from jax_ddpm.training.data import load_batch as load_batch
+from jax_ddpm.data import batch_indices as batch_indices
+from jax_ddpm.data import load_batch as load_batch
 from jax_ddpm.training.state import TrainState as TrainState
 from jax_ddpm.training.state import draw_step as draw_step
 from jax_ddpm.training.state import init_train_state as init_train_state

@@ -16,6 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from jax_ddpm._checks import Field, FieldError
 from jax_ddpm.training.sharding import replicated
 
 __all__ = [
@@ -45,7 +46,7 @@ def connect(
     """Join the other processes, if there are any. Call before JAX's first use.
 
     Without arguments SLURM (`srun`), Open MPI (`mpirun`) and TPU pods say what is needed;
-    elsewhere `coordinator` is the host and port of process 0. Raises `ValueError` if only some
+    elsewhere `coordinator` is the host and port of process 0. Raises `FieldError` if only some
     of the three are given. Where the others do not come, JAX's runtime ends the process after
     five minutes.
     """
@@ -54,9 +55,10 @@ def connect(
         if not _is_launched():
             return
     elif None in given:
-        raise ValueError("coordinator, num_processes, process_id: expected all three or none")
+        names = (Field("coordinator"), ", ", Field("num_processes"), ", ", Field("process_id"))
+        raise FieldError(None, *names, ": expected all three or none")
     if coordinator is not None and not coordinator.rpartition(":")[2].isdecimal():
-        raise ValueError(f"coordinator: expected HOST:PORT, got {coordinator}")
+        raise FieldError("coordinator", f"expected HOST:PORT, got {coordinator}")
     # XLA's own handling of SIGTERM would keep it from the command.
     jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(*given)

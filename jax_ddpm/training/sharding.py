@@ -20,6 +20,8 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jax_ddpm._checks import FieldError
+
 __all__ = [
     "data_sharding",
     "device_mesh",
@@ -32,17 +34,15 @@ __all__ = [
 def device_mesh(batch_size: int, *, fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh of as many of the devices as split `batch_size` evenly, `fsdp` of them to a state.
 
-    Raises `ValueError` if `fsdp` does not divide them, or if a process would be left without.
+    Raises `FieldError` if `fsdp` does not divide them, or if a process would be left without.
     """
     devices = jax.devices() if devices is None else devices
     count = math.gcd(batch_size, len(devices))
     if len({device.process_index for device in devices[:count]}) < jax.process_count():
-        raise ValueError(
-            f"batch_size: expected a multiple of the {len(devices)} devices of "
-            f"{jax.process_count()} processes, got {batch_size}"
-        )
+        problem = f"expected a multiple of the {len(devices)} devices of {jax.process_count()} "
+        raise FieldError("batch_size", f"{problem}processes, got {batch_size}")
     if fsdp < 1 or count % fsdp:
-        raise ValueError(f"fsdp: expected a divisor of the {count} devices in use, got {fsdp}")
+        raise FieldError("fsdp", f"expected a divisor of the {count} devices in use, got {fsdp}")
     return jax.make_mesh(
         (count // fsdp, fsdp),
         ("data", "fsdp"),

@@ -199,6 +199,19 @@ def test_bad_input_is_one_line_and_leaves_nothing(jax_ddpm_here, tmp_path, argum
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["train", "--lr", "3"], "--lr: no such flag of train; did you mean --learning-rate?"),
+        (["sample", "--stps=4"], "--stps: no such flag of sample; did you mean --steps?"),
+        (["doctor", "--xyz"], "--xyz: no such flag of doctor; see jax-ddpm doctor --help"),
+    ],
+)
+def test_an_unknown_flag_names_the_nearest(jax_ddpm_here, tmp_path, arguments, line):
+    result = jax_ddpm_here(*arguments, cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (2, f"jax-ddpm: {line}\n")
+
+
 def test_more_steps_than_the_model_has_are_named(jax_ddpm_here, untrained):
     result = jax_ddpm_here("sample", "--run", "runs/digits", "--steps", "21", cwd=untrained)
     assert result.returncode == 2

@@ -9,8 +9,8 @@ import threading
 import numpy as np
 import pytest
 
-from jax_ddpm.cli import fit
 from jax_ddpm.io.checkpoint import list_checkpoints, load_checkpoint
+from jax_ddpm.runs import fitting
 
 TRAIN = [
     *("train", "--model", "simple", "--batch-size", "4", "--timesteps", "4", "--data", "x.npy"),
@@ -36,7 +36,7 @@ def data(tmp_path):
 @pytest.fixture
 def nan_at_step_4(monkeypatch):
     """The fourth step meets an image with a NaN, as a failing disk or preprocessing gives it."""
-    load, seen = fit.load_batch, []
+    load, seen = fitting.load_batch, []
 
     def load_batch(array, indices, sharding):
         batch = load(array, indices, sharding)
@@ -44,7 +44,7 @@ def nan_at_step_4(monkeypatch):
         # The first call compiles.
         return batch.at[..., 0].set(np.nan) if len(seen) == 5 else batch
 
-    monkeypatch.setattr(fit, "load_batch", load_batch)
+    monkeypatch.setattr(fitting, "load_batch", load_batch)
     return seen
 
 

@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import jax_ddpm as ddpm
-from jax_ddpm.cli.config import TrainConfig, UsageError
-from jax_ddpm.cli.datasets import load_dataset
+from jax_ddpm._checks import FieldError
+from jax_ddpm.data import load_dataset
 from jax_ddpm.io.arrays import flatten, from_bytes, to_bytes, unflatten
 from jax_ddpm.io.checkpoint import load_checkpoint, save_checkpoint
 from jax_ddpm.models import ddpm_digits
@@ -145,9 +145,9 @@ def test_an_edited_dataset_is_named_or_makes_sense(tmp_path, name, edits):
         np.savez(path, images=images, labels=np.arange(4))
     path.write_bytes(edited(path.read_bytes(), edits))
     try:
-        data = load_dataset(TrainConfig(data=path))
-    except UsageError as error:
-        assert "--data" in str(error) and "\n" not in str(error)
+        data = load_dataset(path)
+    except FieldError as error:
+        assert error.field == "data" and "\n" not in str(error)
     else:
         assert data.images.ndim == 4 and np.max(np.abs(data.images)) <= 1
 

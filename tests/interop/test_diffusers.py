@@ -303,7 +303,8 @@ def test_a_shard_outside_the_folder_is_refused(tmp_path):
 def test_a_run_in_the_place_of_a_folder_of_diffusers_is_named(tmp_path):
     (tmp_path / "runs/digits/checkpoints").mkdir(parents=True)
     with pytest.raises(
-        ValueError, match="got a run: `jax-ddpm convert .*digits OUT --to diffusers"
+        ValueError,
+        match="digits: expected .*, got a run, which `runs.load_run` opens",
     ):
         load_diffusers(tmp_path / "runs/digits")
 

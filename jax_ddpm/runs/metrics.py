@@ -1,4 +1,4 @@
-"""The measurements of a training: lines of metrics.jsonl, and the progress bar.
+"""The measurements of a training: lines of metrics.jsonl.
 
 A line holds the means since the line before. What is not yet in a line goes into the checkpoint,
 so that a run that was interrupted writes the very lines of one that was not.
@@ -6,14 +6,12 @@ so that a run that was interrupted writes the very lines of one that was not.
 
 import json
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from jax_ddpm.cli.progress import progress
 from jax_ddpm.io.files import replace_file, write_file
 from jax_ddpm.training.hosts import on_writer
 
@@ -35,15 +33,7 @@ class MetricsLog:
         self._coming: list[dict[str, jax.Array]] = []
         self._written, self._timed = step - self._count, step
         self._since = time.perf_counter()
-        self._progress = progress(total, "training", done=step)
         on_writer(self._open)
-
-    def __enter__(self) -> "MetricsLog":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with suppress(OSError):  # a terminal that has gone
-            self._progress.close()
 
     def add(self, steps: range, metrics: dict[str, jax.Array]) -> None:
         """What a dispatch will have measured, [step] each; it is not waited for."""
@@ -76,7 +66,7 @@ class MetricsLog:
         """What was collected and is in no line yet."""
         return self._pending
 
-    def write(self) -> None:
+    def write(self) -> dict[str, Any]:
         """Make a line of what was collected. Steps that were not finite are counted apart."""
         line: dict[str, Any] = {"step": self._step}
         for name, values in self._pending.items():
@@ -90,10 +80,7 @@ class MetricsLog:
         on_writer(lambda: write_file(self._path, text, "ab"))
         self._pending, self._written = {}, self._step
         self._timed, self._since = self._step, now
-        loss = "none finite" if line["loss"] is None else f"{line['loss']:.4f}"
-        with suppress(OSError):
-            self._progress.set_postfix(loss=loss, refresh=False)
-            self._progress.update(self._step - self._progress.n)
+        return line
 
     def _open(self) -> None:
         """Drop the lines after the checkpoint: they will be written again."""

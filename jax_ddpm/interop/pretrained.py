@@ -1,0 +1,46 @@
+"""A trained model, and what its weights were trained to mean."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from jax_ddpm._typing import ThresholdFn
+from jax_ddpm.models import SimpleUNet, UNet
+from jax_ddpm.reverse import PredictionType, VarianceType
+from jax_ddpm.schedule import NoiseSchedule, Spacing, respace, spaced_timesteps
+
+__all__ = ["Pretrained"]
+
+
+class Pretrained(NamedTuple):
+    """A trained model and how it was trained; the fields from `timestep_spacing` on are advice."""
+
+    model: UNet | SimpleUNet
+    variables: Mapping[str, Any]
+    schedule: NoiseSchedule
+    prediction_type: PredictionType = "epsilon"
+    variance_type: VarianceType = "fixed_small"
+    clip_denoised: bool | ThresholdFn = True
+    timestep_spacing: Spacing = "leading"
+    steps_offset: int = 0
+    set_alpha_to_one: bool = True
+
+    @property
+    def policy(self) -> dict[str, Any]:
+        """How an output of the model is read: keywords of `p_sample_loop` and `bits_per_dim`."""
+        return {
+            "prediction_type": self.prediction_type,
+            "variance_type": self.variance_type,
+            "clip_denoised": self.clip_denoised,
+        }
+
+    def chain(self, steps: int) -> NoiseSchedule:
+        """The chain of `steps` that diffusers would run: its spacing, its offset, its end.
+
+        The offset is left out where it would lead out of the chain (there diffusers fails).
+        """
+        spaced = spaced_timesteps(self.schedule.num_timesteps, steps, self.timestep_spacing)
+        last = self.schedule.num_timesteps - 1
+        if self.timestep_spacing == "leading" and spaced[-1] + self.steps_offset <= last:
+            spaced = spaced + self.steps_offset
+        final = 1.0 if self.set_alpha_to_one else float(self.schedule.alphas_cumprod[0])
+        return respace(self.schedule, spaced, final_alpha_cumprod=final)

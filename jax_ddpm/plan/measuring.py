@@ -1,0 +1,197 @@
+"""Compile the programs that `runs` trains and draws with for a target, and say what they take."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_ddpm._checks import FieldError
+from jax_ddpm.interop import Pretrained
+from jax_ddpm.models import SimpleUNet, UNet, ddpm_cifar10, ddpm_digits
+from jax_ddpm.plan.compilation import Cost, Refused, TooLarge, compile_for, quiet
+from jax_ddpm.plan.report import line
+from jax_ddpm.plan.search import largest_batch
+from jax_ddpm.plan.targets import Target
+from jax_ddpm.runs.drawing import make_chain
+from jax_ddpm.runs.programs import draw_programs, fit_programs, pieces
+from jax_ddpm.runs.run import Run, init_variables
+from jax_ddpm.runs.settings import Settings, named_schedule
+from jax_ddpm.runs.starting import computing
+from jax_ddpm.samplers import ancestral
+from jax_ddpm.training.sharding import device_mesh
+
+__all__ = [
+    "largest_training",
+    "measure_sampling",
+    "measure_training",
+    "planned",
+    "preset",
+]
+
+
+def preset(name: str) -> Run:
+    """A network by name ("cifar10", "digits", "simple"), its weights as shapes."""
+    model: UNet | SimpleUNet
+    if name == "cifar10":
+        model, shape, schedule = ddpm_cifar10(), (32, 32, 3), named_schedule("linear", 1000)
+    elif name == "digits":
+        model, shape, schedule = ddpm_digits(), (8, 8, 1), named_schedule("cosine", 200)
+    else:
+        model, shape, schedule = SimpleUNet(), (64, 64, 3), named_schedule("linear", 200)
+    variables = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), shape))
+    classes = 10 if name == "digits" else None
+    pretrained = Pretrained(model, variables, schedule, timestep_spacing="trailing")
+    return Run(pretrained, shape, classes, null_label=classes, guidance=2.0)
+
+
+def planned(run: Run, *, dtype: str, remat: bool) -> Run:
+    """A run to plan with: it computes in `dtype`, and its weights are shapes of float32."""
+    run = computing(run, dtype=dtype, remat=remat)
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, np.float32), run.pretrained.variables
+    )
+    return run._replace(pretrained=run.pretrained._replace(variables=shapes))
+
+
+def measure_training(run: Run, settings: Settings, target: Target) -> dict[str, Any]:
+    """What a training step takes, in bytes, operations and seconds: a dispatch's share.
+
+    Raises `FieldError` where batch or `fsdp` do not suit the target, and `Refused`.
+    """
+    steps = settings.dispatched(target.chip.platform)
+    with quiet():
+        devices = _devices(target, "batch_size", settings.batch_size, settings.accumulate)
+        if len(devices) % settings.fsdp:
+            problem = f"expected a divisor of {len(devices)}, the devices of {target.name}"
+            raise FieldError("fsdp", f"{problem}, got {settings.fsdp}")
+        part = settings.batch_size // settings.accumulate
+        mesh = device_mesh(part, fsdp=settings.fsdp, devices=devices)
+        programs = fit_programs(run, settings, mesh, jax.random.key(0))
+        arguments = (programs.state, _batches(run, steps, settings.batch_size, programs))
+        row = _row(target, "train", settings.batch_size, 1, len(devices), settings.dtype)
+        return _measured(row, target, settings.dtype, programs.advance, arguments, 1 / steps)
+
+
+def measure_sampling(
+    run: Run, num: int, target: Target, *, dtype: str, steps: int | None = None
+) -> dict[str, Any]:
+    """What a chain of `num` images at once takes (ancestral): that of a piece, times the pieces.
+
+    Raises `FieldError` where `num` or `steps` do not suit the target or the run, and `Refused`.
+    """
+    chain = make_chain(run, steps or run.pretrained.schedule.num_timesteps)
+    with quiet():
+        devices = _devices(target, "num", num)
+        mesh = device_mesh(num, devices=devices)
+        programs = draw_programs(run, chain, ancestral(), num, mesh)
+        piece = pieces(chain)[0]
+        row = _row(target, "sample", num, chain.num_timesteps, len(devices), dtype)
+        times = chain.num_timesteps / piece
+        arguments = (*programs.arguments, piece)
+        return _measured(row, target, dtype, programs.advance, arguments, times)
+
+
+def largest_training(
+    run: Run,
+    settings: Settings,
+    target: Target,
+    row: dict[str, Any],
+    trying: Callable[[int], None],
+) -> tuple[list[dict[str, Any]], str]:
+    """Search for the largest batch that fits from `row`, what `settings` themselves take.
+
+    `trying` is called with each batch before it is compiled. Returns the row of what was found,
+    unless that is `row` itself, and a line that says so; `row` gets a `largest_batch`.
+    """
+    tried = {row["images"]: row}
+
+    def needed(batch: int) -> int | float:
+        if batch not in tried:
+            trying(batch)
+            tried[batch] = measure_training(run, replace(settings, batch_size=batch), target)
+        here = tried[batch]
+        return max(here["needed"] or math.inf, 0 if here["fits"] else here["available"] + 1)
+
+    unit = row["devices"] * settings.accumulate
+    fits, fails = row["largest_batch"] = largest_batch(
+        needed, row["available"], row["images"], unit
+    )
+    rest = "more were not tried" if fails is None else f"{fails:,} do not fit"
+    if fits:
+        share = 100 * tried[fits]["needed"] / row["available"]
+        rest = f"fit, in {share:.0f} % of the memory; {rest}"
+    found = [tried[fits]] if fits and fits != row["images"] else []
+    return found, line("largest batch", f"{fits:,}", rest)
+
+
+def _devices(target: Target, field: str, size: int, parts: int = 1) -> list[Any]:
+    """Those of the target, which share `size` images evenly."""
+    devices = target.devices()
+    if size >= 2**31:  # some compilers do not outlive more
+        raise FieldError(field, f"expected less than 2,147,483,648, got {size:,}")
+    if size % (len(devices) * parts):
+        multiple = f"expected a multiple of {len(devices) * parts}, the devices of {target.name}"
+        accumulated = f" × {parts} parts" if parts > 1 else ""
+        raise FieldError(field, f"{multiple}{accumulated}, got {size}")
+    return devices
+
+
+def _batches(run: Run, steps: int, size: int, programs: Any) -> Any:
+    place = {"sharding": programs.batch_sharding}
+    images = jax.ShapeDtypeStruct((steps, size, *run.image_shape), jnp.float32, **place)
+    if run.num_classes is None:
+        return images
+    return images, jax.ShapeDtypeStruct((steps, size), jnp.int32, **place)
+
+
+def _row(
+    target: Target, work: str, images: int, steps: int, devices: int, dtype: str
+) -> dict[str, Any]:
+    return {
+        "target": target.name,
+        "chip": target.chip.title,
+        "devices": devices,
+        "work": work,
+        "images": images,
+        "steps": steps,
+        "dtype": dtype,
+        "products": target.products(dtype),
+        "available": target.memory,
+    }
+
+
+def _measured(
+    row: dict[str, Any],
+    target: Target,
+    dtype: str,
+    program: Any,
+    arguments: tuple[Any, ...],
+    times: float,
+) -> dict[str, Any]:
+    try:
+        cost = compile_for(target, program, *arguments)
+    except TooLarge as error:
+        return {**row, "fits": False, "needed": error.needed, "refusal": str(error)}
+    except Refused as error:
+        raise FieldError(None, str(error)) from None
+    return {**row, **_figures(cost.scaled(times), target, dtype)}
+
+
+def _figures(cost: Cost, target: Target, dtype: str) -> dict[str, Any]:
+    rates = target.rates(dtype)
+    seconds = cost.seconds(rates)
+    bound = max(seconds, key=lambda name: seconds[name])
+    return {
+        "fits": cost.memory <= target.memory,
+        "needed": cost.memory,
+        **cost._asdict(),
+        "collectives": [each._asdict() for each in cost.collectives],
+        "rates": rates,
+        "seconds": seconds,
+        "bound": bound,
+        "estimate": seconds[bound],
+    }

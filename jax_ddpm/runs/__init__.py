@@ -1,0 +1,49 @@
+"""A run on the disk and what is done with it: the library that the command line is made of.
+
+    data = load_dataset("digits")                          # jax_ddpm.data
+    end = fit("runs/digits", data, Settings(steps=1500))   # again: it resumes
+    run = load_run("runs/digits")
+    save_grid("sevens.png", draw(jax.random.key(0), run, 10, labels=7))
+
+Nothing in here prints or ends the process. What is wrong with a setting is a `FieldError`, a
+`ValueError` that names it; what cannot be written is an `OSError`.
+"""
+
+from jax_ddpm._checks import FieldError
+from jax_ddpm.runs.checking import Findings, check_run
+from jax_ddpm.runs.drawing import draw
+from jax_ddpm.runs.exporting import export
+from jax_ddpm.runs.figures import save_forward, save_gif, save_grid, save_loss
+from jax_ddpm.runs.fitting import Fit, Progress, fit
+from jax_ddpm.runs.measuring import evaluate
+from jax_ddpm.runs.metrics import read_metrics
+from jax_ddpm.runs.pictures import save_pictures
+from jax_ddpm.runs.run import Run, load_model, load_pretrained, load_run, save_run
+from jax_ddpm.runs.saving import load_state, save_state
+from jax_ddpm.runs.settings import Settings
+
+__all__ = [
+    "FieldError",
+    "Findings",
+    "Fit",
+    "Progress",
+    "Run",
+    "Settings",
+    "check_run",
+    "draw",
+    "evaluate",
+    "export",
+    "fit",
+    "load_model",
+    "load_pretrained",
+    "load_run",
+    "load_state",
+    "read_metrics",
+    "save_forward",
+    "save_gif",
+    "save_grid",
+    "save_loss",
+    "save_pictures",
+    "save_run",
+    "save_state",
+]

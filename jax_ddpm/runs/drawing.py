@@ -1,0 +1,140 @@
+"""Draw many images from a model, a batch at a time over all devices."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jax_ddpm._checks import FieldError, check_key, check_positive
+from jax_ddpm._typing import PRNGKey
+from jax_ddpm.data import load_batch
+from jax_ddpm.runs.fitting import Progress
+from jax_ddpm.runs.programs import draw_programs, pieces
+from jax_ddpm.runs.run import Run
+from jax_ddpm.samplers import Sampler, ddim
+from jax_ddpm.schedule import NoiseSchedule
+from jax_ddpm.training.hosts import to_hosts
+from jax_ddpm.training.sharding import data_sharding, device_mesh
+
+__all__ = ["draw", "labels_in_turn", "make_chain", "with_guidance"]
+
+_STEPS = 50
+
+
+def draw(
+    key: PRNGKey,
+    run: Run,
+    num: int,
+    *,
+    labels: int | Sequence[int] | np.ndarray | None = None,
+    guidance: float | None = None,
+    steps: int | None = None,
+    chain: NoiseSchedule | None = None,
+    sampler: Sampler | None = None,
+    batch_size: int = 256,
+    progress: Callable[[Progress], Any] | None = None,
+    watch: Callable[[np.ndarray], None] | None = None,
+) -> np.ndarray:
+    """Draw images from a run, as `jax-ddpm sample` does: `draw(key, run, 10, labels=7)`.
+
+    Image k of a key is the same whatever `num` and `batch_size` are.
+
+    Args:
+      key: typed key.
+      run: from `load_run`, `load_pretrained` or `fit`.
+      num: how many images.
+      labels: the class of all images, or several classes, taken in turn. Default: 0, 1, 2, … in
+        turn, where the model has classes.
+      guidance: scale of classifier-free guidance, 1 for none. Default: the run's.
+      steps: of the reverse chain, at most the model's timesteps. Default: 50, or all if fewer.
+      chain: a chain of one's own instead, such as a `respace`d one.
+      sampler: the update rule. Default: `ddim()`.
+      batch_size: images drawn at a time.
+      progress: called after each piece of a chain.
+      watch: called with the states of the first batch: x_T, then after every piece of the chain.
+
+    Returns:
+      Images [num, height, width, channel], float32.
+
+    Raises:
+      FieldError: naming the argument that does not suit the run.
+    """
+    check_key("key", key)
+    check_positive(num=num, batch_size=batch_size)
+    run = with_guidance(run, guidance)
+    labels = labels_in_turn(run, num, labels)
+    chain = make_chain(run, steps) if chain is None else chain
+    # A batch that the devices divide; the samples beyond `num` are drawn and dropped.
+    devices = jax.device_count()
+    batch_size = -(-min(num, batch_size) // devices) * devices
+    mesh = device_mesh(batch_size)
+    programs = draw_programs(run, chain, sampler or ddim(), batch_size, mesh)
+    weights = programs.place(run.pretrained.variables)
+    starts = range(0, num, batch_size)
+    samples, done, total = [], 0, chain.num_timesteps * len(starts)
+
+    def show(x_t, first):
+        if watch and first == 0:
+            watch(to_hosts(x_t, mesh))
+
+    def tell():
+        if progress:
+            progress(Progress(done, total))
+
+    tell()
+    for first in starts:
+        here = None
+        if labels is not None:
+            here = np.resize(labels[first : first + batch_size], batch_size)
+            here = load_batch(here, np.arange(batch_size), data_sharding(mesh))
+        state = programs.init(key, np.int32(first))
+        for length in pieces(chain):
+            show(state.x_t, first)
+            state = programs.advance(key, weights, here, state, np.int32(first), length)
+            jax.block_until_ready(state)
+            done += length
+            tell()
+        show(state.x_t, first)
+        samples.append(to_hosts(state.x_t, mesh))
+    return np.concatenate(samples)[:num]
+
+
+def labels_in_turn(
+    run: Run, num: int, labels: int | Sequence[int] | np.ndarray | None = None
+) -> np.ndarray | None:
+    """Labels of `num` images: all classes in turn, or these. None for a model without classes."""
+    if labels is None:
+        if run.num_classes is None:
+            return None
+        labels = range(run.num_classes)
+    elif run.num_classes is None:
+        raise FieldError("labels", "the model has no classes")
+    labels = np.atleast_1d(np.asarray(labels))
+    if not labels.size or not np.issubdtype(labels.dtype, np.integer):
+        raise FieldError("labels", f"expected whole numbers, got {labels.tolist()}")
+    for label in labels:
+        if not 0 <= label < run.num_classes:
+            raise FieldError("labels", f"expected 0 to {run.num_classes - 1}, got {label}")
+    return np.resize(labels.astype(np.int32), num)
+
+
+def make_chain(run: Run, steps: int | None = None) -> NoiseSchedule:
+    """The run's chain of `steps`, with its spacing. Default: 50 steps, or all if fewer."""
+    check_positive(steps=steps)
+    timesteps = run.pretrained.schedule.num_timesteps
+    if steps is not None and steps > timesteps:
+        problem = f"expected at most {timesteps}, the model's timesteps, got {steps}"
+        raise FieldError("steps", problem)
+    return run.pretrained.chain(steps or min(_STEPS, timesteps))
+
+
+def with_guidance(run: Run, guidance: float | None) -> Run:
+    """The run under this scale of guidance; as it is where that is None or the run's own."""
+    if guidance is None or guidance == run.guidance:
+        return run
+    if not run.null_label:
+        problem = "the model has no classes, or no label that stands for none"
+        raise FieldError("guidance", problem)
+    # A checkpoint does not say which label stands for none: it is the last, if it is guided.
+    return run._replace(guidance=guidance, num_classes=run.null_label)

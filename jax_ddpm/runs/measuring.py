@@ -1,0 +1,123 @@
+"""Figures for a run, from the images that it learned.
+
+Samples are judged by a support vector machine that was trained on real images: how often does it
+name the class that was asked for? Beside it stands how often it names the class of real images
+that it has not seen. Pixels of 8 bits also have a likelihood: the bound of `bits_per_dim`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from jax_ddpm._checks import FieldError, check_positive
+from jax_ddpm.data import Dataset
+from jax_ddpm.likelihood import bits_per_dim
+from jax_ddpm.runs.drawing import draw, labels_in_turn, with_guidance
+from jax_ddpm.runs.fitting import Progress
+from jax_ddpm.runs.run import Run
+from jax_ddpm.samplers import Sampler, ancestral
+
+__all__ = ["evaluate", "label_agreement"]
+
+_BATCH = 250
+
+
+def evaluate(
+    run: Run,
+    data: Dataset,
+    *,
+    num: int = 1000,
+    steps: int | None = None,
+    sampler: Sampler | None = None,
+    guidance: float | None = None,
+    seed: int = 0,
+    progress: Callable[[Progress], Any] | None = None,
+) -> dict[str, Any]:
+    """Measure a run: `steps`, `agreement` and `svc_held_out` where it has classes, `bits_per_dim`
+    where pixels have 8 bits.
+
+    Args:
+      run: what is measured.
+      data: the images that it learned.
+      num: how many samples are judged, and at most how many images are scored.
+      steps: of the reverse chain. Default: all.
+      sampler: the update rule. Default: `ancestral()`.
+      guidance: scale of classifier-free guidance. Default: the run's.
+      seed: of the samples, and of the split of the data.
+      progress: as in `draw`.
+
+    Raises:
+      FieldError: naming what does not suit the run.
+    """
+    check_positive(num=num, steps=steps)
+    run = with_guidance(run, guidance)
+    if data.images.shape[1:] != run.image_shape:
+        problem = f"expected images of {run.image_shape}, as the run's, got {data.images.shape[1:]}"
+        raise FieldError("data", problem)
+    if run.num_classes is not None and data.labels is None:
+        raise FieldError("data", "expected labels, since the run has classes, got none")
+    figures: dict[str, Any] = {}
+    if run.num_classes is not None:
+        steps = steps or run.pretrained.schedule.num_timesteps
+        key, labels = jax.random.key(seed), labels_in_turn(run, num)
+        assert labels is not None
+        samples = draw(
+            key, run, num, steps=steps, sampler=sampler or ancestral(), progress=progress
+        )
+        agreement, held_out = label_agreement(data, samples, labels, seed)
+        figures |= {"steps": steps, "agreement": agreement, "svc_held_out": held_out}
+    if _is_8_bit(data.images):
+        figures["bits_per_dim"] = _bits_per_dim(run, data, num, seed)
+    return figures
+
+
+def label_agreement(
+    data: Dataset, samples: np.ndarray, labels: np.ndarray, seed: int = 0
+) -> tuple[float, float]:
+    """How often an SVC names the label of a sample, and of a real image held out from it."""
+    from sklearn.model_selection import train_test_split
+    from sklearn.svm import SVC
+
+    flat = data.images.reshape(len(data.images), -1)
+    seen, unseen, seen_labels, unseen_labels = train_test_split(
+        flat, data.labels, test_size=0.2, random_state=seed, stratify=data.labels
+    )
+    judge = SVC(C=10).fit(seen, seen_labels)
+    agreement = float(judge.score(samples.reshape(len(samples), -1), labels))
+    return agreement, float(judge.score(unseen, unseen_labels))
+
+
+def _is_8_bit(images: np.ndarray) -> bool:
+    levels = (images.astype(np.float64) + 1) * 127.5
+    # 17 grey levels of scikit-learn's digits are no bins of 1/255.
+    return bool(np.allclose(levels, np.round(levels), atol=1e-3))
+
+
+def _bits_per_dim(run: Run, data: Dataset, num: int, seed: int) -> float:
+    model: Any = run.pretrained.model
+    # Files are often sorted by class.
+    chosen = np.random.default_rng(seed).permutation(len(data.images))[:num]
+
+    @jax.jit
+    def bound(variables, images, labels, first_sample):
+        def denoise_fn(x_t, t):
+            arguments = (x_t, t) if labels is None else (x_t, t, labels)
+            return model.apply(variables, *arguments)
+
+        return bits_per_dim(
+            jax.random.key(seed),
+            run.pretrained.schedule,
+            denoise_fn,
+            images,
+            first_sample=first_sample,
+            **run.pretrained.policy,
+        ).total
+
+    totals = []
+    for first in range(0, len(chosen), _BATCH):
+        batch = chosen[first : first + _BATCH]
+        labels = data.labels[batch] if run.num_classes and data.labels is not None else None
+        totals.append(bound(run.pretrained.variables, data.images[batch], labels, first))
+    return float(np.mean(np.concatenate(totals)))

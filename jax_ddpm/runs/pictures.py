@@ -1,0 +1,58 @@
+"""The pictures of a run: its loss, the noising of an image, samples, and how they appear."""
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jax_ddpm.data import Dataset
+from jax_ddpm.runs.drawing import draw
+from jax_ddpm.runs.figures import save_forward, save_gif, save_grid, save_loss
+from jax_ddpm.runs.fitting import Progress
+from jax_ddpm.runs.metrics import read_metrics
+from jax_ddpm.runs.run import METRICS, PICTURES, PathLike, Run
+from jax_ddpm.samplers import ancestral
+from jax_ddpm.training.hosts import is_writer
+
+__all__ = ["save_pictures"]
+
+_STEPS = 200
+
+
+def save_pictures(
+    folder: PathLike,
+    run: Run,
+    data: Dataset,
+    *,
+    seed: int = 0,
+    progress: Callable[[Progress], Any] | None = None,
+) -> None:
+    """Draw from a run that was trained in `folder`, and write all of `PICTURES` there, or none.
+
+    `progress` is that of `draw`. Raises `OSError`.
+    """
+    frames, columns, schedule = [], run.class_columns or 8, run.pretrained.schedule
+    samples = draw(
+        jax.random.fold_in(jax.random.key(seed), 1),
+        run,
+        8 * columns,
+        chain=schedule if schedule.num_timesteps <= _STEPS else run.pretrained.chain(_STEPS),
+        sampler=ancestral(),
+        progress=progress,
+        watch=lambda x_t: frames.append(x_t[: 2 * columns]),
+    )
+    if not is_writer():
+        return
+    folder = Path(folder)
+    lines = [line for line in read_metrics(folder / METRICS) if line["loss"] is not None]
+    steps, losses = [line["step"] for line in lines], [line["loss"] for line in lines]
+    with tempfile.TemporaryDirectory(prefix=".pictures", dir=folder) as new:
+        save_grid(Path(new, "samples.png"), samples, columns)
+        save_gif(Path(new, "reverse.gif"), frames, columns)
+        save_forward(Path(new, "forward.png"), schedule, data.images[0])
+        save_loss(Path(new, "loss.png"), steps, losses)
+        for name in PICTURES:
+            os.replace(Path(new, name), folder / name)

@@ -1,0 +1,204 @@
+"""The jitted programs of a run, each written once: `fit` and `draw` run them, `plan` compiles them.
+
+Where their arguments live is part of a program, so arrays and `ShapeDtypeStruct`s lower to the
+same text.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jax_ddpm._typing import PRNGKey
+from jax_ddpm.guidance import classifier_free_guidance
+from jax_ddpm.models import UNet
+from jax_ddpm.noise import sample_noise
+from jax_ddpm.runs.run import Run
+from jax_ddpm.runs.settings import Settings
+from jax_ddpm.samplers import Sampler
+from jax_ddpm.sampling import SampleState, p_sample_init, p_sample_steps
+from jax_ddpm.schedule import NoiseSchedule
+from jax_ddpm.training import TrainState, init_train_state, make_train_step
+from jax_ddpm.training.sharding import data_sharding, gather_params, replicated, state_sharding
+
+__all__ = [
+    "DrawPrograms",
+    "FitPrograms",
+    "draw_programs",
+    "fit_programs",
+    "guided_denoise_fn",
+    "optimizer",
+    "pieces",
+]
+
+_PIECES = 20
+
+
+class FitPrograms(NamedTuple):
+    """What a training runs."""
+
+    init: Callable[[Any], TrainState]
+    """Weights to the state before the first step."""
+    place: Callable[[TrainState], TrainState]
+    """A state on the host to one on the devices."""
+    advance: Any
+    """`(state, batches) -> (state, metrics)`: one dispatch, a scan over [step, image, …]. The state
+    is donated."""
+    state: TrainState
+    """Shapes, each with its place."""
+    batch_sharding: NamedSharding
+
+
+def fit_programs(run: Run, settings: Settings, mesh: Mesh, key: PRNGKey) -> FitPrograms:
+    """Training as `settings` say, from `key`, with the state split over the mesh's `fsdp`."""
+    pretrained = run.pretrained
+    model: Any = pretrained.model
+    transformation = optimizer(settings)
+    train_step = make_train_step(
+        pretrained.schedule,
+        gather_params(model.apply, mesh),
+        transformation,
+        ema_decay=_young(settings.ema_decay),
+        prediction_type=pretrained.prediction_type,
+        variance_type=pretrained.variance_type,
+        loss_type="hybrid" if pretrained.variance_type.startswith("learned") else "mse",
+        null_label=run.null_label,
+        label_dropout=settings.label_dropout,
+        dropout=isinstance(model, UNet) and model.dropout > 0,
+        accumulate=settings.accumulate,
+        skip_nonfinite=True,
+    )
+
+    def init(params):
+        return init_train_state(key, params, transformation)
+
+    shapes = jax.eval_shape(init, pretrained.variables)
+    placement = state_sharding(mesh, shapes)
+    batches = NamedSharding(mesh, P(None, *data_sharding(mesh).spec))
+    return FitPrograms(
+        init=jax.jit(init, out_shardings=placement),
+        place=jax.jit(lambda state: state, out_shardings=placement),
+        advance=jax.jit(
+            lambda state, batches: lax.scan(train_step, state, batches),
+            donate_argnums=0,
+            in_shardings=(placement, batches),
+            out_shardings=(placement, replicated(mesh)),
+        ),
+        state=jax.tree.map(_placed, shapes, placement),
+        batch_sharding=batches,
+    )
+
+
+def optimizer(settings: Settings) -> optax.GradientTransformation:
+    """Adam under a cosine with a linear start, of clipped gradients."""
+    warmup = min(100, settings.steps // 10)
+    rate = optax.warmup_cosine_decay_schedule(0, settings.learning_rate, warmup, settings.steps)
+    return optax.chain(optax.clip_by_global_norm(settings.grad_clip), optax.adam(rate))
+
+
+def _young(decay: float) -> optax.Schedule:
+    """A young average forgets fast, or a short run would sample its start."""
+    return lambda step: jnp.minimum(decay, (1 + step) / (10 + step))
+
+
+class DrawPrograms(NamedTuple):
+    """What draws a batch of samples."""
+
+    place: Callable[[Any], Any]
+    """Weights on the host to every device."""
+    init: Callable[[PRNGKey, Any], SampleState]
+    """`(key, first_sample) -> state`: x_T."""
+    advance: Any
+    """`(key, weights, labels, state, first_sample, steps) -> state`: a piece of the chain."""
+    arguments: tuple[Any, ...]
+    """Shapes of those of `advance`, but for `steps`, each with its place."""
+
+
+def draw_programs(
+    run: Run, chain: NoiseSchedule, sampler: Sampler, batch_size: int, mesh: Mesh
+) -> DrawPrograms:
+    """The reverse chain of `batch_size` samples at once, split over the mesh."""
+    data, whole = data_sharding(mesh), replicated(mesh)
+    shape = (batch_size, *run.image_shape)
+
+    def init(key, first_sample):
+        x_T = sample_noise(
+            key,
+            chain.num_timesteps,
+            shape,
+            first_sample=first_sample,
+            sharding=data,
+            dtype=jnp.float32,
+        )
+        return p_sample_init(None, chain, shape, sampler=sampler, x_T=x_T, sharding=data)
+
+    def advance(key, weights, labels, state, first_sample, steps):
+        return p_sample_steps(
+            key,
+            chain,
+            guided_denoise_fn(run, weights, labels),
+            state,
+            steps,
+            sampler=sampler,
+            first_sample=first_sample,
+            sharding=data,
+            **run.pretrained.policy,
+        )
+
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    number = jax.ShapeDtypeStruct((), jnp.int32)
+    labels = None if run.num_classes is None else jax.ShapeDtypeStruct((batch_size,), jnp.int32)
+    state = jax.eval_shape(init, key, number)
+    # A rule may remember arrays of the batch, such as the step before, and numbers.
+    states = jax.tree.map(lambda x: data if x.shape[:1] == (batch_size,) else whole, state)
+    weights = run.pretrained.variables
+    places = (
+        whole,
+        jax.tree.map(lambda _: whole, weights),
+        None if labels is None else data,
+        states,
+        whole,
+    )
+    return DrawPrograms(
+        place=jax.jit(lambda weights: weights, out_shardings=whole),
+        init=jax.jit(init, out_shardings=states),
+        advance=jax.jit(advance, static_argnums=5, in_shardings=places, out_shardings=states),
+        arguments=jax.tree.map(_placed, (key, weights, labels, state, number), places),
+    )
+
+
+def pieces(chain: NoiseSchedule) -> list[int]:
+    """The lengths of the pieces that a chain is drawn in, so that its progress can be shown."""
+    piece = -(-chain.num_timesteps // _PIECES)
+    whole, rest = divmod(chain.num_timesteps, piece)
+    return [piece] * whole + [rest] * (rest > 0)
+
+
+def guided_denoise_fn(run: Run, weights: Any, labels: Any) -> Callable[[Any, Any], Any]:
+    """The run's network under its guidance, for these labels if it knows any."""
+    model: Any = run.pretrained.model
+    if labels is None:
+        return partial(model.apply, weights)
+
+    def conditional(x_t, t):
+        return model.apply(weights, x_t, t, labels)
+
+    if run.guidance == 1:
+        return conditional
+    null_labels = labels * 0 + run.null_label
+
+    def unconditional(x_t, t):
+        return model.apply(weights, x_t, t, null_labels)
+
+    return classifier_free_guidance(conditional, unconditional, run.guidance)
+
+
+def _placed(x: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=sharding)

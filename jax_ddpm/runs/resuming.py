@@ -1,0 +1,263 @@
+"""Training again in the same folder resumes: what changed, what is damaged, from where.
+
+nothing there        begin
+config.json alone    begin again: no checkpoint was reached
+checkpoints/         resume from the newest that is intact; what is damaged is set aside
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import jax
+from jax.sharding import Mesh
+
+from jax_ddpm._checks import Field, FieldError
+from jax_ddpm.data import Dataset
+from jax_ddpm.io.arrays import flatten, from_bytes, to_bytes
+from jax_ddpm.io.checkpoint import (
+    Checkpoint,
+    Damaged,
+    list_checkpoints,
+    load_checkpoint,
+    set_aside,
+)
+from jax_ddpm.io.files import make_folder
+from jax_ddpm.io.json import read_json, write_json
+from jax_ddpm.runs.run import CHECKPOINTS, CONFIG, PICTURES, PathLike, Run, describe
+from jax_ddpm.runs.settings import CheckpointSettings, LayoutSettings, Settings
+from jax_ddpm.runs.starting import computing, new_run
+from jax_ddpm.training.hosts import from_writer, is_writer, same_everywhere, together
+from jax_ddpm.training.sharding import device_mesh
+
+__all__ = ["Change", "Training", "begin", "open_run"]
+
+# How a run is laid out and guarded: its weights do not depend on these.
+_FREE = {*CheckpointSettings.__dataclass_fields__, *LayoutSettings.__dataclass_fields__, "on_nan"}
+# What else the weights of `init` depend on.
+_FROM_INIT = ("model", "scheduler", "image_shape", "num_classes", "null_label", "guidance")
+
+
+class Change(NamedTuple):
+    """A setting that is not what the run began with."""
+
+    field: str
+    what: str
+
+
+class Training(NamedTuple):
+    """A training that can begin or resume: what `open_run` found and `train` needs."""
+
+    folder: Path
+    settings: Settings
+    data: Dataset
+    run: Run
+    """The model before the first step."""
+    mesh: Mesh
+    description: dict[str, Any]
+    """Its config.json."""
+    checkpoint: Checkpoint | None
+    """Where it resumes, or None where it begins."""
+    changes: tuple[Change, ...]
+    """What was accepted."""
+    damaged: dict[Path, str]
+    """Checkpoints that were set aside, under their new names, and what is wrong with each."""
+
+    @property
+    def step(self) -> int:
+        """How many steps were taken."""
+        return 0 if self.checkpoint is None else self.checkpoint.step
+
+    @property
+    def computed_by(self) -> str:
+        """What decides the last bits of a training, as far as it is known."""
+        details = {
+            "processes": jax.process_count(),
+            "fsdp": self.settings.fsdp,
+            "steps a dispatch": self.settings.dispatched(),
+        }
+        layout = "".join(f", {count} {what}" for what, count in details.items() if count > 1)
+        kind = self.mesh.devices.flat[0].device_kind
+        return f"{self.mesh.size} × {kind}{layout}, jax {jax.__version__}"
+
+
+@contextmanager
+def open_run(
+    folder: PathLike, data: Dataset, settings: Settings, *, accept_changes: bool = False
+) -> Iterator[Training]:
+    """Hold a run's folder for this process alone, and find where its training begins or resumes.
+
+    Raises `FieldError` where settings and images do not suit one another, if another process
+    holds the folder or something else is in it, if the run began with other settings or images
+    (and `accept_changes` is not set), or if none of its checkpoints is intact; and `OSError`.
+    """
+    folder = Path(folder)
+    run, mesh = together(lambda: _prepare(settings, data))
+    described = data.describe()
+    _agree(settings, run, described)
+    description = describe(run, settings.record(), described)
+
+    with ExitStack() as held:
+        together(lambda: held.enter_context(_locked(folder)) if is_writer() else None)
+        found = together(
+            lambda: _find(folder, description, accept_changes) if is_writer() else None
+        )
+        checkpoint, changes, damaged = found or (None, (), {})
+        checkpoint = _everywhere(checkpoint)
+        yield Training(folder, settings, data, run, mesh, description, checkpoint, changes, damaged)
+
+
+def begin(training: Training) -> None:
+    """From here on the folder is of this training: there are no pictures of it yet."""
+    write_json(training.folder / CONFIG, training.description)
+    make_folder(training.folder / CHECKPOINTS)
+    for name in PICTURES:
+        (training.folder / name).unlink(missing_ok=True)
+
+
+def _prepare(settings: Settings, data: Dataset) -> tuple[Run, Mesh]:
+    run = new_run(settings, data)
+    computing(run, dtype=settings.dtype, remat=settings.remat)  # refuses what does not go together
+    # All devices that share a part of the batch evenly.
+    return run, device_mesh(settings.batch_size // settings.accumulate, fsdp=settings.fsdp)
+
+
+def _agree(settings: Settings, run: Run, data: dict[str, Any]) -> None:
+    """Raises `FieldError` where processes were told, or have read, different things."""
+    if jax.process_count() == 1:
+        return
+    if not same_everywhere(json.dumps({**data, "source": None})):
+        raise FieldError("data", "expected the same images in every process")
+    if not same_everywhere(repr(replace(settings, init=None))):
+        raise FieldError(None, "expected the same settings in every process")
+    weights = to_bytes(flatten(jax.device_get(run.pretrained.variables)))
+    if not same_everywhere(json.dumps([describe(run), hashlib.sha256(weights).hexdigest()])):
+        raise FieldError("init", "expected the same model in every process")
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Make the run's folder, and hold it for this process alone until it ends, however it ends."""
+    if folder.is_dir() and not any((folder / name).exists() for name in (CONFIG, CHECKPOINTS)):
+        if any(not file.name.startswith(".") for file in folder.iterdir()):
+            raise FieldError("folder", f"{folder} exists already, and is no run: choose another")
+    make_folder(folder)
+    with (folder / ".lock").open("a") as lock:
+        for leftover in folder.glob(".pictures*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        try:
+            import fcntl
+
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FieldError(
+                "folder",
+                f"{folder} is being trained by another process: wait for its end, or choose "
+                "another name",
+            ) from None
+        except (ImportError, OSError):
+            pass  # Windows, or a file system without locks
+        yield
+
+
+def _find(
+    folder: Path, description: dict[str, Any], accept_changes: bool
+) -> tuple[Checkpoint | None, tuple[Change, ...], dict[Path, str]]:
+    """Where to resume, the changes that were accepted, and what was set aside as damaged."""
+    path, steps = folder / CONFIG, description["train"]["steps"]
+    checkpoints = list_checkpoints(folder / CHECKPOINTS)
+    checkpoint, damaged = None, {}
+    if checkpoints:
+        checkpoint, damaged = _newest(checkpoints)
+        recorded = checkpoint.state.get("run")
+    elif path.exists():
+        try:
+            recorded = read_json(path)
+        except ValueError as error:
+            problem = f"{error}; nothing was trained yet: remove {folder}"
+            raise FieldError("folder", problem) from None
+    else:
+        recorded = description
+    if not isinstance(recorded, dict) or not isinstance(recorded.get("train"), dict):
+        problem = f"{folder} exists already, and `train` did not make it: choose another name"
+        raise FieldError("folder", problem)
+    changes = tuple(_changes(recorded, description))
+    ended = checkpoint is not None and checkpoint.step >= steps
+    if changes and ended:
+        assert checkpoint is not None
+        _refuse(
+            changes,
+            f": {folder} is trained to step {checkpoint.step:,} already; a larger ",
+            Field("steps"),
+            " continues it, another ",
+        )
+    if changes and not accept_changes:
+        _refuse(
+            changes,
+            f": {folder} exists already; without the change it resumes, with ",
+            Field("accept_changes", True),
+            " in spite of it; another ",
+        )
+    aside = {set_aside(each, "damaged"): problem for each, problem in damaged.items()}
+    if ended:
+        write_json(path, recorded)  # nothing begins, but it may be missing or damaged
+    return checkpoint, changes, aside
+
+
+def _refuse(changes: tuple[Change, ...], *problem: str | Field) -> NoReturn:
+    named: list[str | Field] = []
+    for change in changes:
+        named += ["; " if named else "", Field(change.field), f": {change.what}"]
+    raise FieldError(None, *named, *problem, Field("folder"), " begins another run")
+
+
+def _everywhere(checkpoint: Checkpoint | None) -> Checkpoint | None:
+    """What the process that writes has read."""
+    if jax.process_count() == 1:
+        return checkpoint
+    content = checkpoint and (checkpoint.step, sorted(checkpoint.arrays), checkpoint.state)
+    content = json.loads(from_writer(json.dumps(content).encode()))
+    if content is None:
+        return None
+    step, names, state = content
+    arrays = {}
+    for name in names:
+        data = to_bytes(checkpoint.arrays[name]) if checkpoint else b""
+        arrays[name] = from_bytes(from_writer(data))
+    return Checkpoint(step, arrays, state)
+
+
+def _newest(paths: list[Path]) -> tuple[Checkpoint, dict[Path, str]]:
+    """The newest checkpoint that is intact, and what is wrong with those after it."""
+    damaged: dict[Path, str] = {}
+    for path in reversed(paths):
+        try:
+            return load_checkpoint(path), damaged
+        except Damaged as error:
+            damaged[path] = str(error)
+        except ValueError as error:
+            raise FieldError("folder", str(error)) from None
+    problem = f"no checkpoint is intact: {damaged[paths[-1]]}; another "
+    raise FieldError(None, problem, Field("folder"), " begins another run")
+
+
+def _changes(recorded: dict[str, Any], now: dict[str, Any]) -> Iterator[Change]:
+    """What the weights depend on that is not as it was."""
+    # A setting that an older version did not know was as it is by default.
+    before, after = Settings().record() | recorded["train"], now["train"]
+    for name, value in after.items():
+        if name not in _FREE and before[name] != value:
+            yield Change(name, f"was {before[name]}, is {value}")
+    was, data = recorded.get("data"), now["data"]
+    was = was if isinstance(was, dict) else {}
+    if was.get("shape") != data["shape"]:
+        yield Change("data", f"the images were {was.get('shape')}, are {data['shape']}")
+    elif was.get("sha256") != data["sha256"]:
+        yield Change("data", "the images or their labels are others")
+    if after["init"] and any(recorded.get(name) != now[name] for name in _FROM_INIT):
+        yield Change("init", "its network or its schedule is another")

@@ -1,0 +1,279 @@
+"""A run: a trained model, and the folder that holds it.
+
+    config.json       what was asked for
+    metrics.jsonl     the measurements
+    checkpoints/      the weights, and all that is needed to resume
+    *.png, *.gif      what it looks like
+
+Network and schedule are written in the words of diffusers' configs, as `interop` reads them.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_ddpm import __version__
+from jax_ddpm._checks import Field, FieldError
+from jax_ddpm.interop.diffusers import load_diffusers, unet_config, unet_from_config
+from jax_ddpm.interop.pretrained import Pretrained
+from jax_ddpm.interop.scheduler import scheduler_config, scheduler_from_config
+from jax_ddpm.interop.simple_unet import simple_unet_from_torch
+from jax_ddpm.io.arrays import flatten, load_tensors, unflatten
+from jax_ddpm.io.checkpoint import list_checkpoints, load_checkpoint, restore, save_checkpoint
+from jax_ddpm.io.files import new_folder
+from jax_ddpm.io.json import write_json
+from jax_ddpm.models import SimpleUNet, UNet
+from jax_ddpm.schedule import linear_beta_schedule, make_schedule
+
+__all__ = [
+    "CHECKPOINTS",
+    "CONFIG",
+    "METRICS",
+    "PICTURES",
+    "Run",
+    "describe",
+    "init_variables",
+    "is_run",
+    "load_model",
+    "load_pretrained",
+    "load_run",
+    "save_run",
+]
+
+CONFIG, METRICS, CHECKPOINTS = "config.json", "metrics.jsonl", "checkpoints"
+PICTURES = ("loss.png", "forward.png", "samples.png", "reverse.gif")
+"""Drawn with a run's last weights."""
+
+_TUTORIAL_TIMESTEPS = 200
+PathLike = str | os.PathLike[str]
+Weights = Literal["ema", "params"]
+
+
+class Run(NamedTuple):
+    """A model and what is needed to draw from it."""
+
+    pretrained: Pretrained
+    """Its weights are the average (EMA)."""
+    image_shape: tuple[int, int, int]
+    num_classes: int | None
+    """Labels 0 … num_classes - 1 stand for something; None without classes."""
+    null_label: int | None
+    guidance: float
+
+    @property
+    def class_columns(self) -> int | None:
+        """Columns of a grid with one class in each; None where there are none or too many."""
+        return self.num_classes if self.num_classes and self.num_classes <= 16 else None
+
+
+def init_variables(model: UNet | SimpleUNet, key: Any, image_shape: tuple[int, ...]) -> Any:
+    """Initial variables. Raises `ValueError` if images of this shape do not suit the network."""
+    arguments = [jnp.zeros((1, *image_shape), jnp.float32), jnp.zeros((1,), jnp.int32)]
+    if isinstance(model, UNet) and model.num_class_embeds is not None:
+        arguments.append(jnp.zeros((1,), jnp.int32))
+    try:
+        return jax.jit(model.init)(key, *arguments)
+    except ValueError as error:
+        raise ValueError(f"the network refuses images of {image_shape}: {error}") from None
+
+
+def describe(run: Run, train: Any = None, data: Any = None) -> dict[str, Any]:
+    """All of a run that is not an array, as JSON: its config.json, and part of each checkpoint."""
+    model = run.pretrained.model
+    if isinstance(model, UNet):
+        network = unet_config(model)
+    else:
+        network = {"_class_name": "SimpleUNet", "channels": model.channels}
+    description = {
+        "model": network,
+        "scheduler": scheduler_config(run.pretrained),
+        "image_shape": run.image_shape,
+        "num_classes": run.num_classes,
+        "null_label": run.null_label,
+        "guidance": run.guidance,
+        "train": train,
+        "data": data,
+        "versions": {"jax_ddpm": __version__, "jax": jax.__version__, "numpy": np.__version__},
+    }
+    return json.loads(json.dumps(description))
+
+
+def save_run(folder: PathLike, run: Run) -> None:
+    """Write a run of one checkpoint, in a new folder: its weights are their own average.
+
+    Raises `ValueError` if a weight is not finite, and `OSError`; nothing is left behind then.
+    """
+    description, weights = describe(run), run.pretrained.variables
+    with new_folder(Path(folder)) as new:
+        save_checkpoint(
+            new / CHECKPOINTS, 0, {"params": weights, "ema": weights}, {"run": description}
+        )
+        write_json(new / CONFIG, description)
+
+
+def is_run(folder: PathLike) -> bool:
+    """Whether `folder` looks like a run, or one of its checkpoints, damaged or not."""
+    return (Path(folder) / CHECKPOINTS).is_dir() or _is_checkpoint(Path(folder))
+
+
+def load_run(folder: PathLike, *, checkpoint: int | None = None, weights: Weights = "ema") -> Run:
+    """Read a run that `fit` or `jax-ddpm train` made.
+
+    Args:
+      folder: of the run, or one of its checkpoints (`runs/digits/checkpoints/00001500`).
+      checkpoint: the step of a checkpoint. Default: the newest.
+      weights: their average ("ema"), which samples are drawn from, or the weights ("params").
+
+    Raises:
+      FieldError: naming the file that is missing, damaged or does not fit.
+    """
+    folder = Path(folder)
+    alone = checkpoint is None and _is_checkpoint(folder)
+    path = folder if alone else _find_checkpoint(folder, checkpoint)
+    try:
+        return _read_run(path, weights)
+    except ValueError as error:
+        older = [each for each in list_checkpoints(path.parent) if int(each.name) < int(path.name)]
+        hint: tuple[str | Field, ...] = ("; there is no older one",)
+        if older:
+            before = str(older[-1]) if alone else Field("checkpoint", int(older[-1].name))
+            hint = ("; the one before: ", before)
+        raise FieldError("folder", _line(error), *hint) from None
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    return folder.parent.name == CHECKPOINTS and folder in list_checkpoints(folder.parent)
+
+
+def _find_checkpoint(folder: Path, step: int | None = None) -> Path:
+    """The newest of a run, or that of `step`."""
+    if not (folder / CHECKPOINTS).is_dir():
+        problem = f"expected a run's folder, got {folder} (no {CHECKPOINTS}/ in it)"
+        if (folder / "model_index.json").exists():
+            raise FieldError(
+                "folder", problem, ": a folder of diffusers, for ", Field("pretrained")
+            )
+        raise FieldError("folder", problem)
+    paths = {int(path.name): path for path in list_checkpoints(folder / CHECKPOINTS)}
+    if not paths:
+        raise FieldError("folder", f"{folder} has no checkpoint yet: train it again to resume")
+    if step is not None and step not in paths:
+        steps = ", ".join(map(str, paths))
+        raise FieldError("checkpoint", f"expected one of {steps} in {folder}, got {step}")
+    return paths[max(paths) if step is None else step]
+
+
+def _read_run(path: Path, weights: str) -> Run:
+    checkpoint = load_checkpoint(path)
+    try:
+        description = checkpoint.state["run"]
+        height, width, channels = description["image_shape"]
+        model = _model(description["model"], path / "state.json")
+        scheduler = scheduler_from_config(description["scheduler"], path / "state.json")
+        labelling = [description[name] for name in ("num_classes", "null_label", "guidance")]
+        image_shape = (height, width, channels)
+        flat = checkpoint.arrays[weights]
+        expected = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), image_shape))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: expected a run's checkpoint: {_line(error)}") from None
+    # Weights that came from elsewhere keep their dtype.
+    template = {
+        name: jax.ShapeDtypeStruct(leaf.shape, flat[name].dtype if name in flat else leaf.dtype)
+        for name, leaf in flatten(expected).items()
+    }
+    try:
+        variables = restore(unflatten(template), flat)
+    except ValueError as error:
+        raise ValueError(f"{path / weights}.safetensors: {error}") from None
+    return Run(Pretrained(model, variables, **scheduler), image_shape, *labelling)
+
+
+def load_pretrained(folder: PathLike) -> Run:
+    """Read a folder of diffusers; the last label of its network is taken for the null label.
+
+    Raises `FieldError` naming what is missing or does not fit.
+    """
+    folder = Path(folder)
+    if is_run(folder):
+        problem = (f"{folder} is a run, for ", Field("run"), ", and no folder of diffusers")
+        raise FieldError("folder", *problem)
+    try:
+        return _from_pretrained(load_diffusers(folder), folder)
+    except ValueError as error:
+        raise FieldError("folder", str(error)) from None
+
+
+def _from_pretrained(pretrained: Pretrained, folder: Path) -> Run:
+    model: Any = pretrained.model
+    size = model.sample_size
+    if size is None:
+        raise ValueError(f"{folder}: expected sample_size in the U-Net's config, got null")
+    height, width = (size, size) if isinstance(size, int) else size
+    image_shape = (height, width, model.in_channels)
+    channels = model.in_channels * (2 if pretrained.variance_type.startswith("learned") else 1)
+    if model.out_channels != channels:
+        raise ValueError(
+            f"{folder}: expected {channels} output channels for variance_type "
+            f"{pretrained.variance_type!r}, got {model.out_channels}"
+        )
+    if pretrained.prediction_type == "epsilon" and pretrained.schedule.alphas_cumprod[-1] == 0:
+        raise ValueError(f"{folder}: zero terminal SNR says nothing to a network that predicts ε")
+    try:
+        jax.eval_shape(lambda: init_variables(model, jax.random.key(0), image_shape))
+    except ValueError as error:
+        raise ValueError(f"{folder}: sample_size: {error}") from None
+    classes = model.num_class_embeds
+    null_label = None if classes is None else classes - 1
+    return Run(pretrained, image_shape, classes, null_label, guidance=1.0)
+
+
+def load_model(path: PathLike, *, weights: Weights = "ema", image_size: int = 64) -> Run:
+    """Read whatever `path` is: a run, one of its checkpoints, a folder of diffusers, or a state
+    dict of the tutorial's `SimpleUNet` as .safetensors.
+
+    `weights` are those of a run, as in `load_run`; `image_size` is the height and width of the
+    images of a state dict, which does not say. Raises `FieldError` naming what is wrong.
+    """
+    path = Path(path)
+    if path.is_file():
+        return _from_state_dict(path, image_size)
+    if not is_run(path):
+        return load_pretrained(path)
+    # By its own folder, which then also names the one before it.
+    return load_run(path if _is_checkpoint(path) else _find_checkpoint(path), weights=weights)
+
+
+def _from_state_dict(path: Path, image_size: int) -> Run:
+    """The tutorial's network, with the tutorial's schedule."""
+    if path.suffix in (".pt", ".pth", ".bin", ".pkl"):
+        raise FieldError(
+            "folder",
+            f"{path} is a pickle, which can run code; convert it where you trust it: "
+            f'python -c "import torch, safetensors.torch as s; '
+            f"s.save_file(torch.load('{path}', weights_only=True), 'weights.safetensors')\"",
+        )
+    try:
+        variables: dict[str, Any] = simple_unet_from_torch(load_tensors(path))
+    except ValueError as error:
+        raise FieldError("folder", str(error)) from None
+    channels = int(np.shape(variables["params"]["down1"]["kernel"])[2])
+    schedule = make_schedule(linear_beta_schedule(_TUTORIAL_TIMESTEPS))
+    model = SimpleUNet(channels=channels)
+    pretrained = Pretrained(model, variables, schedule, timestep_spacing="trailing")
+    return Run(pretrained, (image_size, image_size, channels), None, null_label=None, guidance=1.0)
+
+
+def _model(content: Mapping[str, Any], path: Path) -> UNet | SimpleUNet:
+    if content.get("_class_name") == "SimpleUNet":
+        return SimpleUNet(channels=content["channels"])
+    return unet_from_config(content, path)
+
+
+def _line(error: Exception) -> str:
+    return f"no {error}" if isinstance(error, KeyError) else str(error).partition("\n")[0]

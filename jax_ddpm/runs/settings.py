@@ -1,0 +1,158 @@
+"""What a training is told. The command line makes its flags of these fields, their docstrings its
+help, and config.json records them."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+
+from jax_ddpm._checks import Field, FieldError, check_positive
+from jax_ddpm.cpu import default_steps_per_dispatch
+from jax_ddpm.reverse import PredictionType
+from jax_ddpm.schedule import (
+    NoiseSchedule,
+    cosine_beta_schedule,
+    linear_beta_schedule,
+    make_schedule,
+    scaled_linear_beta_schedule,
+    sigmoid_beta_schedule,
+)
+
+__all__ = [
+    "CheckpointSettings",
+    "LayoutSettings",
+    "ModelSettings",
+    "OptimizerSettings",
+    "ScheduleName",
+    "Settings",
+    "named_schedule",
+]
+
+ScheduleName = Literal["linear", "scaled_linear", "cosine", "sigmoid"]
+_BETAS = {
+    "linear": linear_beta_schedule,
+    "scaled_linear": scaled_linear_beta_schedule,
+    "cosine": cosine_beta_schedule,
+    "sigmoid": sigmoid_beta_schedule,
+}
+
+
+def named_schedule(name: ScheduleName, timesteps: int) -> NoiseSchedule:
+    """The schedule of this name, with its defaults."""
+    return make_schedule(_BETAS[name](timesteps))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """The network and what it learns."""
+
+    model: Literal["unet", "simple"] = "unet"
+    """The U-Net, which knows labels, or the tutorial's four convolutions, which do not."""
+    init: Path | None = None
+    """Start from a run, one of its checkpoints or a folder of diffusers. It brings its network,
+    weights, schedule and parametrisation, so four other settings cannot be given: model, schedule,
+    timesteps and prediction type. If the images use every label of its network, no label is
+    dropped and nothing is guided."""
+    timesteps: int = 200
+    """T, the steps of the noising chain."""
+    schedule: ScheduleName = "cosine"
+    """The noise schedule."""
+    prediction_type: PredictionType = "epsilon"
+    """What the network predicts: the noise, the image, or the velocity."""
+    guidance: float = 2.0
+    """Scale of classifier-free guidance in the pictures; 1 is without guidance."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the network computes in, and its gradients cross devices in; the weights, their
+    average and Adam stay float32."""
+    remat: bool = False
+    """Recompute the insides of the U-Net's blocks for the gradient instead of keeping them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSettings:
+    """How it is trained."""
+
+    steps: int = 1500
+    """Training steps."""
+    batch_size: int = 64
+    """Images per step."""
+    learning_rate: float = 2e-3
+    """The highest rate of Adam; it rises over the first steps and falls to 0 along a cosine."""
+    grad_clip: float = 1.0
+    """Gradients are scaled down to this global norm."""
+    label_dropout: float = 0.1
+    """Share of the labels that are dropped, so that guidance has something to compare with."""
+    ema_decay: float = 0.999
+    """Decay of the average of the weights, which is what samples are drawn from."""
+    accumulate: int = 1
+    """Split each batch into this many parts, computed one after the other, to save memory."""
+    on_nan: Literal["stop", "skip"] = "stop"
+    """What to do when a loss or gradient is not finite: end the training, or drop the step and
+    count it. Neither lets it into the weights."""
+    seed: int = 0
+    """Decides the initial weights, the order of the data, the noise and the samples."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointSettings:
+    """What is kept of a training on the disk."""
+
+    checkpoint_every: int = 100
+    """Save a checkpoint every so many steps, and at the end: all that is needed to resume."""
+    keep: int = 3
+    """How many checkpoints are kept, the newest."""
+    keep_every: int | None = None
+    """Also keep, for good, those at multiples of this many steps: a multiple of the above."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayoutSettings:
+    """How the work is laid out over the devices."""
+
+    fsdp: int = 1
+    """Split weights and optimizer state over this many devices, to save memory; a divisor of the
+    number of devices in use."""
+    steps_per_dispatch: int | None = None
+    """Training steps per dispatch to the devices. Default: 10, on a CPU 1."""
+
+    def dispatched(self, backend: str | None = None) -> int:
+        """`steps_per_dispatch`, or what suits the backend. Default: JAX's own."""
+        backend = backend or jax.default_backend()
+        return self.steps_per_dispatch or default_steps_per_dispatch(backend)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(ModelSettings, OptimizerSettings, CheckpointSettings, LayoutSettings):
+    """Everything that a training is told, beside its folder and its images.
+
+    Raises `FieldError` naming the setting that makes no sense.
+    """
+
+    def __post_init__(self) -> None:
+        positive = ("steps", "batch_size", "learning_rate", "timesteps", "grad_clip", "accumulate")
+        positive += ("fsdp", "steps_per_dispatch", "checkpoint_every", "keep", "keep_every")
+        check_positive(**{name: getattr(self, name) for name in positive})
+        if (self.keep_every or 0) % self.checkpoint_every:
+            multiple = Field("checkpoint_every", self.checkpoint_every)
+            problem = ("expected a multiple of ", multiple, f", got {self.keep_every}")
+            raise FieldError("keep_every", *problem)
+        if self.batch_size % self.accumulate:
+            whole = Field("batch_size", self.batch_size)
+            raise FieldError(
+                "accumulate", "expected a divisor of ", whole, f", got {self.accumulate}"
+            )
+        if self.timesteps < 2:
+            raise FieldError("timesteps", f"expected at least 2, got {self.timesteps}")
+        if not 0 <= self.ema_decay < 1:
+            raise FieldError("ema_decay", f"expected 0 to 1, below 1, got {self.ema_decay}")
+        if not 0 <= self.label_dropout <= 1:
+            raise FieldError("label_dropout", f"expected 0 to 1, got {self.label_dropout}")
+        if self.init is not None:
+            for name in ("model", "schedule", "timesteps", "prediction_type"):
+                if getattr(self, name) != getattr(Settings, name):
+                    raise FieldError(name, "comes with ", Field("init"))
+
+    def record(self) -> dict[str, Any]:
+        """As JSON holds them."""
+        return {**asdict(self), "init": None if self.init is None else str(self.init)}
