@@ -11,16 +11,7 @@ import jax
 import tyro
 
 from jax_ddpm import __version__
-from jax_ddpm.cli.config import (
-    ConvertConfig,
-    DoctorConfig,
-    EvaluateConfig,
-    ExportConfig,
-    ParityConfig,
-    PlanConfig,
-    SampleConfig,
-    TrainConfig,
-)
+from jax_ddpm.cli import config as configs
 from jax_ddpm.cli.errors import UsageError, naming
 from jax_ddpm.cli.interrupts import Interrupts
 from jax_ddpm.training.hosts import PartnerFailed
@@ -28,14 +19,8 @@ from jax_ddpm.training.hosts import PartnerFailed
 __all__ = ["run"]
 
 _COMMANDS = {
-    "train": TrainConfig,
-    "sample": SampleConfig,
-    "convert": ConvertConfig,
-    "evaluate": EvaluateConfig,
-    "export": ExportConfig,
-    "parity": ParityConfig,
-    "doctor": DoctorConfig,
-    "plan": PlanConfig,
+    name: getattr(configs, f"{name.capitalize()}Config")
+    for name in ("train", "sample", "convert", "evaluate", "export", "parity", "doctor", "plan")
 }
 _Command: Any = Union[  # noqa: UP007
     tuple(Annotated[each, tyro.conf.subcommand(name)] for name, each in _COMMANDS.items())

@@ -183,22 +183,16 @@ class ConvertConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
-    """Measure a run: do its samples look like what was asked for, and how likely is the data."""
+class EvaluateConfig(ChainConfig):
+    """Measure a model: do its samples look like what was asked for, and how likely is the data."""
 
-    run: Path
-    """Folder of the run, as `jax-ddpm train` made it, or of one of its checkpoints."""
-    checkpoint: int | None = None
-    """The step of the checkpoint. Default: the newest."""
     data: DataConfig = DataConfig()
     num: int = 1000
     """How many samples to judge, and at most how many images to score."""
     steps: int | None = None
-    """Steps of the chain. Default: all."""
+    """Steps of the reverse chain. Default: all."""
     sampler: SamplerName = "ancestral"
     """The update rule."""
-    guidance: float | None = None
-    """Scale of classifier-free guidance. Default: the run's."""
     seed: int = 0
     """Of the samples, and of the split of the data."""
     json: Path | None = None
@@ -226,7 +220,7 @@ class DoctorConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanConfig:
+class PlanConfig(LayoutSettings):
     """Compile training and sampling for a TPU or GPU that is not here: do they fit, how long do
     they take? Exit code 1 if something does not fit."""
 
@@ -248,14 +242,6 @@ class PlanConfig:
     run's own) each step counts the network twice."""
     steps: int | None = None
     """Steps of the reverse chain. Default: all of the model's."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """What the network computes in; its weights are float32."""
-    remat: bool = False
-    """Recompute the insides of the U-Net's blocks for the gradient instead of keeping them."""
-    fsdp: int = 1
-    """Split weights and optimizer state over this many devices."""
-    accumulate: int = 1
-    """Split each batch into this many parts, computed one after the other."""
     largest_batch: bool = False
     """Also find the largest training batch that fits, until it is within 10 % of one that does not
     or takes 90 % of the memory, in at most four more compilations."""

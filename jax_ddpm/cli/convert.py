@@ -2,11 +2,7 @@
 
 from jax_ddpm.cli.config import ConvertConfig
 from jax_ddpm.cli.errors import UsageError, naming, writing
-from jax_ddpm.interop import (
-    save_diffusers,
-    simple_unet_to_torch,
-    unet_to_torch,
-)
+from jax_ddpm.interop import save_diffusers, simple_unet_to_torch, unet_to_torch
 from jax_ddpm.io.arrays import save_tensors
 from jax_ddpm.models import SimpleUNet
 from jax_ddpm.runs import Run, load_model, save_run
@@ -24,29 +20,25 @@ def convert(config: ConvertConfig) -> None:
         raise UsageError(f"OUT: {config.out} exists already")
     if not config.out.parent.is_dir():
         raise UsageError(f"OUT: no such folder: {config.out.parent}")
-    with writing("OUT", config.out):
-        hint = _write(config, run)
+    try:
+        with writing("OUT", config.out):
+            hint = _write(config, run)
+    except ValueError as error:
+        raise UsageError(f"--to {config.to}: {error}") from None
     print(f"wrote {config.out}\n\nnext: {hint}")
 
 
 def _write(config: ConvertConfig, run: Run) -> str:
     """What to do with it next."""
     if config.to == "run":
-        try:
-            save_run(config.out, run)
-        except ValueError as error:
-            raise UsageError(f"SOURCE: {error}") from None
+        save_run(config.out, run)
         return f"jax-ddpm sample --run {config.out}"
-    pretrained = run.pretrained
     if config.to == "diffusers":
-        try:
-            save_diffusers(config.out, pretrained)
-        except ValueError as error:
-            raise UsageError(f"--to diffusers: {error}") from None
+        save_diffusers(config.out, run.pretrained)
         return f"DDPMPipeline.from_pretrained({str(config.out)!r})"
     if config.out.suffix != ".safetensors":
         raise UsageError(f"OUT: expected a .safetensors file, got {config.out}")
-    simple = isinstance(pretrained.model, SimpleUNet)
+    simple = isinstance(run.pretrained.model, SimpleUNet)
     to_torch = simple_unet_to_torch if simple else unet_to_torch
-    save_tensors(config.out, to_torch(pretrained.variables))
+    save_tensors(config.out, to_torch(run.pretrained.variables))
     return f"model.load_state_dict(safetensors.torch.load_file({str(config.out)!r}))"

@@ -1,16 +1,14 @@
-"""`jax-ddpm evaluate`: figures for a run, from the data that it learned."""
+"""`jax-ddpm evaluate`: figures for a model, from the data that it learned."""
 
 from jax_ddpm._checks import check_positive
-from jax_ddpm.cli.chain import SAMPLERS
+from jax_ddpm.cli.chain import load_chain, make_sampler
 from jax_ddpm.cli.config import DevicesConfig, EvaluateConfig
 from jax_ddpm.cli.devices import say, start_devices
 from jax_ddpm.cli.errors import UsageError, check_file, naming, writing
-from jax_ddpm.cli.progress import Bar
-from jax_ddpm.data import Dataset, load_dataset
+from jax_ddpm.cli.progress import bar
+from jax_ddpm.data import load_dataset
 from jax_ddpm.io.json import write_json
-from jax_ddpm.runs import Run, load_run
 from jax_ddpm.runs import evaluate as measure
-from jax_ddpm.runs.drawing import with_guidance
 from jax_ddpm.training.hosts import on_writer, together
 
 __all__ = ["evaluate"]
@@ -20,19 +18,12 @@ def evaluate(config: EvaluateConfig) -> None:
     """Measure as `config` says, and print."""
     check_positive(num=config.num, steps=config.steps)
     check_file("--json", config.json)
+    sampler, source = make_sampler(config), config.data.data or config.data.dataset
     start_devices(DevicesConfig())
-    run, data = together(lambda: _prepare(config))
-    flag = "--data" if config.data.data else "--dataset"
-    with naming(data=flag), Bar("sampling") as bar:
-        figures = measure(
-            run,
-            data,
-            num=config.num,
-            steps=config.steps,
-            sampler=SAMPLERS[config.sampler](),
-            seed=config.seed,
-            progress=bar,
-        )
+    run, data = together(lambda: (load_chain(config), load_dataset(source)))
+    options = {"num": config.num, "steps": config.steps, "sampler": sampler, "seed": config.seed}
+    with naming(data="--data" if config.data.data else "--dataset"):
+        figures = measure(run, data, **options, progress=bar("sampling"))
     if "agreement" in figures:
         say(
             f"{config.num:,} samples ({figures['steps']} {config.sampler} steps, guidance "
@@ -40,7 +31,7 @@ def evaluate(config: EvaluateConfig) -> None:
             f"that is right on {figures['svc_held_out']:.1%} of real images held out from it"
         )
     else:
-        say("agreement is left out: the run has no classes")
+        say("agreement is left out: the model has no classes")
     if "bits_per_dim" in figures:
         say(f"{figures['bits_per_dim']:.3f} bits per dimension at most, on the images learned")
     else:
@@ -50,11 +41,5 @@ def evaluate(config: EvaluateConfig) -> None:
     path = config.json
     if path is not None:
         with writing("--json", path):
-            on_writer(lambda: write_json(path, {"run": str(config.run), **figures}))
-
-
-def _prepare(config: EvaluateConfig) -> tuple[Run, Dataset]:
-    with naming(folder="--run"):
-        run = load_run(config.run, checkpoint=config.checkpoint)
-    run = with_guidance(run, config.guidance)
-    return run, load_dataset(config.data.data or config.data.dataset)
+            model = {"run": str(config.run or config.pretrained)}
+            on_writer(lambda: write_json(path, {**model, **figures}))

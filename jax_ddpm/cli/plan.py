@@ -4,7 +4,7 @@ import sys
 
 import jax
 
-from jax_ddpm._checks import FieldError, check_positive
+from jax_ddpm._checks import check_positive
 from jax_ddpm.cli.config import PlanConfig
 from jax_ddpm.cli.errors import UsageError, check_file, naming, writing
 from jax_ddpm.io.json import write_json
@@ -16,21 +16,13 @@ from jax_ddpm.plan.measuring import (
     planned,
     preset,
 )
-from jax_ddpm.plan.report import report
+from jax_ddpm.plan.report import notes, report
 from jax_ddpm.plan.targets import Target, parse_target, require_compiler
 from jax_ddpm.runs import Run, Settings, load_model
+from jax_ddpm.runs.drawing import make_chain
+from jax_ddpm.runs.settings import LayoutSettings
 
 __all__ = ["plan"]
-
-_NOTES = {
-    "estimate": (
-        "estimate: the longest of the three times above it, at the chips' peak figures and without "
-        "the time\nthat operations take to start. Real programs take longer."
-    ),
-    "cuda": (
-        "Of a GPU's memory JAX takes 75 %, unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise."
-    ),
-}
 
 
 def plan(config: PlanConfig) -> None:
@@ -39,7 +31,7 @@ def plan(config: PlanConfig) -> None:
     if not config.target:
         raise UsageError("--target: expected one or several, such as v5e:2x2 h100:8")
     check_positive(num=config.num, steps=config.steps)
-    layout = {name: getattr(config, name) for name in ("dtype", "remat", "fsdp", "accumulate")}
+    layout = {name: getattr(config, name) for name in LayoutSettings.__dataclass_fields__}
     settings = Settings(batch_size=config.batch_size, **layout)
     check_file("--json", config.json)
     if config.largest_batch and config.work == "sample":
@@ -67,10 +59,8 @@ def plan(config: PlanConfig) -> None:
                 measure_sampling(run, config.num, target, dtype=config.dtype, steps=config.steps)
             )
             print("\n" + report(rows[-1]))
-    if any(row["fits"] for row in rows):
-        print("\n" + _NOTES["estimate"])
-    if any(target.chip.platform == "cuda" for target in targets):
-        print("\n" + _NOTES["cuda"])
+    for note in notes(rows, [target.chip.platform for target in targets]):
+        print("\n" + note)
     if config.json is not None:
         with writing("--json", config.json):
             write_json(config.json, rows)
@@ -100,10 +90,7 @@ def _load(config: PlanConfig) -> Run:
     else:
         with naming(folder="--run"):
             run = load_model(config.run)
-    timesteps = run.pretrained.schedule.num_timesteps
-    if config.steps is not None and config.steps > timesteps:
-        problem = f"expected at most {timesteps}, the model's timesteps, got {config.steps}"
-        raise FieldError("steps", problem)
+    make_chain(run, config.steps)  # refuses too many
     return planned(run, dtype=config.dtype, remat=config.remat)
 
 

@@ -1,6 +1,7 @@
 """Progress on the error stream: a bar on a terminal, a line now and then in a log file."""
 
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -9,36 +10,29 @@ from tqdm import tqdm
 from jax_ddpm.runs import Progress
 from jax_ddpm.training.hosts import is_writer
 
-__all__ = ["Bar"]
+__all__ = ["bar"]
 
 _SECONDS = 10
 """Between two lines in a log file."""
 
 
-class Bar:
-    """Shows the `Progress` that it is called with; shown once for all processes."""
+def bar(what: str) -> Callable[[Progress], None]:
+    """Shows each `Progress` that it is called with, once for all processes."""
+    shown: tqdm | None = None
 
-    def __init__(self, what: str) -> None:
-        self._what = what
-        self._bar: tqdm | None = None
-
-    def __call__(self, progress: Progress) -> None:
+    def show(progress: Progress) -> None:
+        nonlocal shown
         with suppress(OSError):  # a terminal that has gone
-            if self._bar is None:
-                self._bar = _open(self._what, progress)
-            elif progress.line is not None:
+            shown = shown or _open(what, progress)
+            if progress.line is not None:
                 loss = progress.line["loss"]
-                shown = "none finite" if loss is None else f"{loss:.4f}"
-                self._bar.set_postfix(loss=shown, refresh=False)
-            self._bar.update(progress.done - self._bar.n)
+                loss = "none finite" if loss is None else f"{loss:.4f}"
+                shown.set_postfix(loss=loss, refresh=False)
+            shown.update(progress.done - shown.n)
+            if progress.done == progress.total:
+                shown.close()
 
-    def __enter__(self) -> "Bar":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with suppress(OSError):
-            if self._bar is not None:
-                self._bar.close()
+    return show
 
 
 def _open(what: str, progress: Progress) -> tqdm:

@@ -1,8 +1,21 @@
 """What was measured, as lines to read."""
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-__all__ = ["line", "report"]
+__all__ = ["line", "notes", "report"]
+
+
+def notes(rows: Sequence[dict[str, Any]], platforms: Sequence[str]) -> Iterator[str]:
+    """What a reader of these rows, of these platforms, has to know."""
+    if any(row["fits"] for row in rows):
+        yield (
+            "estimate: the longest of the three times above it, at the chips' peak figures and "
+            "without the time\nthat operations take to start. Real programs take longer."
+        )
+    if "cuda" in platforms:
+        share = "unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise"
+        yield f"Of a GPU's memory JAX takes 75 %, {share}."
 
 
 def report(row: dict[str, Any]) -> str:

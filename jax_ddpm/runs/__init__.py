@@ -13,7 +13,7 @@ from jax_ddpm._checks import FieldError
 from jax_ddpm.runs.checking import Findings, check_run
 from jax_ddpm.runs.drawing import draw
 from jax_ddpm.runs.exporting import export
-from jax_ddpm.runs.figures import save_forward, save_gif, save_grid, save_loss
+from jax_ddpm.runs.figures import save_forward, save_gif, save_grid, save_loss, save_samples
 from jax_ddpm.runs.fitting import Fit, Progress, fit
 from jax_ddpm.runs.measuring import evaluate
 from jax_ddpm.runs.metrics import read_metrics
@@ -45,5 +45,6 @@ __all__ = [
     "save_loss",
     "save_pictures",
     "save_run",
+    "save_samples",
     "save_state",
 ]

@@ -7,9 +7,9 @@ from jax_ddpm._checks import FieldError
 from jax_ddpm.io.checkpoint import LEFTOVERS, Damaged, list_checkpoints, load_checkpoint
 from jax_ddpm.io.json import read_json
 from jax_ddpm.runs.metrics import LOG_EVERY, damaged_lines, read_metrics
-from jax_ddpm.runs.run import CHECKPOINTS, CONFIG, METRICS, PathLike
+from jax_ddpm.runs.run import CHECKPOINTS, CONFIG, FILES, METRICS, PathLike
 
-__all__ = ["Findings", "check_run"]
+__all__ = ["Findings", "check_run", "is_whole"]
 
 
 class Findings(NamedTuple):
@@ -47,6 +47,11 @@ def check_run(folder: PathLike) -> Findings:
         what = "a leftover, which the next save removes" if leftover else "set aside"
         found.notes.append(f"{path.name}: {what}")
     return found
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a run has all of its files, and no damaged line of metrics."""
+    return all((folder / name).exists() for name in FILES) and not damaged_lines(folder / METRICS)
 
 
 def _check_config(path: Path, known: dict[str, Any], found: Findings) -> None:

@@ -4,16 +4,19 @@ Images come in as float [image, height, width, channel] in [-1, 1].
 """
 
 from collections.abc import Sequence
-from typing import BinaryIO
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import jax
 import numpy as np
 
+from jax_ddpm._checks import FieldError
 from jax_ddpm.forward import q_sample
+from jax_ddpm.io.files import replacing
 from jax_ddpm.runs.run import PathLike
 from jax_ddpm.schedule import NoiseSchedule
 
-__all__ = ["image_grid", "save_forward", "save_gif", "save_grid", "save_loss"]
+__all__ = ["image_grid", "save_forward", "save_gif", "save_grid", "save_loss", "save_samples"]
 
 _BACKGROUND = 255
 _LONG_SIDE = 640
@@ -44,6 +47,21 @@ def save_grid(file: PathLike | BinaryIO, images: np.ndarray, columns: int | None
     from PIL import Image
 
     Image.fromarray(image_grid(images, columns)).save(file, format="PNG")
+
+
+def save_samples(
+    path: PathLike, images: np.ndarray, labels: np.ndarray | None = None, columns: int | None = None
+) -> None:
+    """Write images as a grid, .png, or as numbers: `samples`, and `labels` if any, in a .npz."""
+    path = Path(path)
+    if path.suffix not in (".png", ".npz"):
+        raise FieldError("path", f"expected a .png or a .npz, got {path}")
+    arrays: dict[str, Any] = {"samples": images} | ({} if labels is None else {"labels": labels})
+    with replacing(path) as file:
+        if path.suffix == ".png":
+            save_grid(file, images, columns=columns)
+        else:
+            np.savez(file, **arrays)
 
 
 def save_gif(

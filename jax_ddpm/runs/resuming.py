@@ -30,7 +30,7 @@ from jax_ddpm.io.checkpoint import (
 from jax_ddpm.io.files import make_folder
 from jax_ddpm.io.json import read_json, write_json
 from jax_ddpm.runs.run import CHECKPOINTS, CONFIG, PICTURES, PathLike, Run, describe
-from jax_ddpm.runs.settings import CheckpointSettings, LayoutSettings, Settings
+from jax_ddpm.runs.settings import CheckpointSettings, Settings
 from jax_ddpm.runs.starting import computing, new_run
 from jax_ddpm.training.hosts import from_writer, is_writer, same_everywhere, together
 from jax_ddpm.training.sharding import device_mesh
@@ -38,7 +38,7 @@ from jax_ddpm.training.sharding import device_mesh
 __all__ = ["Change", "Training", "begin", "open_run"]
 
 # How a run is laid out and guarded: its weights do not depend on these.
-_FREE = {*CheckpointSettings.__dataclass_fields__, *LayoutSettings.__dataclass_fields__, "on_nan"}
+_FREE = {*CheckpointSettings.__dataclass_fields__, "fsdp", "steps_per_dispatch", "on_nan"}
 # What else the weights of `init` depend on.
 _FROM_INIT = ("model", "scheduler", "image_shape", "num_classes", "null_label", "guidance")
 
@@ -84,6 +84,27 @@ class Training(NamedTuple):
         layout = "".join(f", {count} {what}" for what, count in details.items() if count > 1)
         kind = self.mesh.devices.flat[0].device_kind
         return f"{self.mesh.size} × {kind}{layout}, jax {jax.__version__}"
+
+    def summary(self) -> str:
+        """What is trained, on what, and from where: lines to read."""
+        count, *image_shape = self.data.images.shape
+        classes = f" in {self.run.num_classes} classes" if self.run.num_classes else ""
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(self.run.pretrained.variables))
+        idle = jax.device_count() - self.mesh.size
+        left_out = f" ({idle} more do not divide the batch)" if idle else ""
+        lines = [f"{problem}; set aside as {path.name}" for path, problem in self.damaged.items()]
+        lines.append(
+            f"{count:,} images of {'×'.join(map(str, image_shape))}{classes}, {parameters:,} "
+            f"parameters, {self.mesh.size} {jax.default_backend()} device(s){left_out} → "
+            f"{self.folder}"
+        )
+        if self.checkpoint is not None and self.step >= self.settings.steps:
+            lines.append(f"trained to step {self.step:,} already")
+        elif self.checkpoint is not None:
+            before, now = self.checkpoint.state["computed_by"], self.computed_by
+            other = f", trained by {before}, now by {now}: the same within rounding, not to the bit"
+            lines.append(f"resuming from step {self.step:,}{other if before != now else ''}")
+        return "\n".join(lines)
 
 
 @contextmanager

@@ -1,10 +1,5 @@
 """A run: a trained model, and the folder that holds it.
 
-    config.json       what was asked for
-    metrics.jsonl     the measurements
-    checkpoints/      the weights, and all that is needed to resume
-    *.png, *.gif      what it looks like
-
 Network and schedule are written in the words of diffusers' configs, as `interop` reads them.
 """
 
@@ -34,6 +29,7 @@ from jax_ddpm.schedule import linear_beta_schedule, make_schedule
 __all__ = [
     "CHECKPOINTS",
     "CONFIG",
+    "FILES",
     "METRICS",
     "PICTURES",
     "Run",
@@ -46,9 +42,17 @@ __all__ = [
     "save_run",
 ]
 
-CONFIG, METRICS, CHECKPOINTS = "config.json", "metrics.jsonl", "checkpoints"
-PICTURES = ("loss.png", "forward.png", "samples.png", "reverse.gif")
-"""Drawn with a run's last weights."""
+FILES = {
+    "config.json": "what was run",
+    "metrics.jsonl": "loss, gradient norm and speed, every 50 steps",
+    "checkpoints": "weights, their average, the optimizer: all that is needed to resume",
+    "loss.png": "the loss against the step",
+    "forward.png": "an image, and the tutorial's square, turning into noise",
+    "samples.png": "generated images",
+    "reverse.gif": "noise turning into the first of them",
+}
+"""What is in the folder of a run; the pictures are of its last weights."""
+CONFIG, METRICS, CHECKPOINTS, *PICTURES = FILES
 
 _TUTORIAL_TIMESTEPS = 200
 PathLike = str | os.PathLike[str]

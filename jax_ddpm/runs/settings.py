@@ -62,11 +62,6 @@ class ModelSettings:
     """What the network predicts: the noise, the image, or the velocity."""
     guidance: float = 2.0
     """Scale of classifier-free guidance in the pictures; 1 is without guidance."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """What the network computes in, and its gradients cross devices in; the weights, their
-    average and Adam stay float32."""
-    remat: bool = False
-    """Recompute the insides of the U-Net's blocks for the gradient instead of keeping them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +80,6 @@ class OptimizerSettings:
     """Share of the labels that are dropped, so that guidance has something to compare with."""
     ema_decay: float = 0.999
     """Decay of the average of the weights, which is what samples are drawn from."""
-    accumulate: int = 1
-    """Split each batch into this many parts, computed one after the other, to save memory."""
     on_nan: Literal["stop", "skip"] = "stop"
     """What to do when a loss or gradient is not finite: end the training, or drop the step and
     count it. Neither lets it into the weights."""
@@ -110,6 +103,13 @@ class CheckpointSettings:
 class LayoutSettings:
     """How the work is laid out over the devices."""
 
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the network computes in, and its gradients cross devices in; the weights, their
+    average and Adam stay float32."""
+    accumulate: int = 1
+    """Split each batch into this many parts, computed one after the other, to save memory."""
+    remat: bool = False
+    """Recompute the insides of the U-Net's blocks for the gradient instead of keeping them."""
     fsdp: int = 1
     """Split weights and optimizer state over this many devices, to save memory; a divisor of the
     number of devices in use."""
