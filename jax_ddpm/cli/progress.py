@@ -53,11 +53,13 @@ class _Lines:
     """Writes each state of a bar as a line of its own."""
 
     def __init__(self, stream: Any) -> None:
-        self._stream = stream
+        self._stream, self._last = stream, ""
 
     def write(self, text: str) -> None:
-        if text.strip():
-            self._stream.write(text.strip() + "\n")
+        text = text.strip()
+        if text.partition(",")[0] != self._last:  # how far it is
+            self._stream.write(text + "\n")
+            self._last = text.partition(",")[0]
 
     def flush(self) -> None:
         self._stream.flush()

@@ -31,6 +31,23 @@ class Dataset(NamedTuple):
         """How many classes, or None."""
         return None if self.labels is None else int(self.labels.max()) + 1
 
+    def check(self) -> None:
+        """Raises `FieldError` unless this is what `load_dataset` makes: float32 images in [-1, 1],
+        and int32 labels from 0."""
+        images, labels = self.images, self.labels
+        if images.dtype != np.float32 or images.ndim != 4 or not images.size:
+            got = f"{images.dtype}{list(images.shape)}"
+            raise FieldError(
+                "data", f"expected float32 images [n, height, width, channel], got {got}"
+            )
+        if not np.max(np.abs(images)) <= 1:
+            raise FieldError("data", "expected pixels in [-1, 1]")
+        if labels is None:
+            return
+        if labels.dtype != np.int32 or labels.shape != images.shape[:1] or labels.min() < 0:
+            got = f"{labels.dtype}{list(labels.shape)}"
+            raise FieldError("data", f"expected int32 labels from 0, one for each image, got {got}")
+
     def describe(self) -> dict[str, Any]:
         """Their source and shape, and the SHA-256 of images and labels in hexadecimal."""
         digest = hashlib.sha256(self.images.tobytes())

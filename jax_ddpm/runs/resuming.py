@@ -142,6 +142,7 @@ def begin(training: Training) -> None:
 
 
 def _prepare(settings: Settings, data: Dataset) -> tuple[Run, Mesh]:
+    data.check()
     run = new_run(settings, data)
     computing(run, dtype=settings.dtype, remat=settings.remat)  # refuses what does not go together
     # All devices that share a part of the batch evenly.

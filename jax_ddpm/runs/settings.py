@@ -3,11 +3,11 @@ help, and config.json records them."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import jax
 
-from jax_ddpm._checks import Field, FieldError, check_positive
+from jax_ddpm._checks import Field, FieldError, check_choice, check_positive
 from jax_ddpm.cpu import default_steps_per_dispatch
 from jax_ddpm.reverse import PredictionType
 from jax_ddpm.schedule import (
@@ -130,6 +130,9 @@ class Settings(ModelSettings, OptimizerSettings, CheckpointSettings, LayoutSetti
     """
 
     def __post_init__(self) -> None:
+        for name, hint in get_type_hints(Settings).items():
+            if get_origin(hint) is Literal:
+                check_choice(name, getattr(self, name), get_args(hint))
         positive = ("steps", "batch_size", "learning_rate", "timesteps", "grad_clip", "accumulate")
         positive += ("fsdp", "steps_per_dispatch", "checkpoint_every", "keep", "keep_every")
         check_positive(**{name: getattr(self, name) for name in positive})

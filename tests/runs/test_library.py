@@ -110,11 +110,24 @@ def test_what_is_wrong_is_named_as_python_spells_it(tmp_path, pictures, write_ru
     runs.fit(tmp_path / "run", pictures, settings)
     changed = runs.Settings(model="simple", steps=4, batch_size=4, timesteps=4, seed=1)
     run = write_run(tmp_path / "digits", ddpm_digits(block_out_channels=(8, 8)), num_classes=10)
-    key = jax.random.key(0)
+    key, ints = jax.random.key(0), np.zeros((9, 8, 8, 1), np.uint8)
     for call, words in (
         (lambda: runs.Settings(keep_every=150), "keep_every: expected a multiple of checkpoint_e"),
         (lambda: runs.fit(tmp_path / "run", pictures, changed), "with accept_changes=True in"),
         (lambda: runs.fit(tmp_path / "x", pictures), "batch_size: expected at most 12"),
+        (lambda: runs.Settings(schedule="x"), "schedule: expected one of 'linear', 'scaled_linear"),
+        (
+            lambda: runs.fit(tmp_path / "x", pictures._replace(images=ints)),
+            r"data: expected float32 images .*, got uint8\[9",
+        ),
+        (
+            lambda: runs.fit(tmp_path / "x", pictures._replace(labels=np.zeros(3, np.int32))),
+            r"data: expected int32 labels from 0, one for each image, got int32\[3",
+        ),
+        (
+            lambda: runs.fit(tmp_path / "x", pictures._replace(images=pictures.images * 2)),
+            "data: expected pixels in",
+        ),
         (lambda: runs.load_run(tmp_path / "nowhere"), "folder: expected a run's folder, got"),
         (lambda: runs.load_run(tmp_path / "run", checkpoint=1), "checkpoint: expected one of 2"),
         (lambda: runs.load_run(tmp_path / "run/checkpoints"), "folder: expected a run's folder"),
