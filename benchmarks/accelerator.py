@@ -1,4 +1,4 @@
-"""`python -m benchmarks accelerator`: is it right here, and how fast, in six minutes.
+"""`python -m benchmarks accelerator`: is it right here, and how fast? Six minutes.
 
 On JAX's default backend, meant to be one GPU or TPU: training that is resumed, against training
 that is not; parity with torch on the CPU; the reverse loop and the training step against torch on
@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import re
+import statistics
 import sys
 import tempfile
 import time
@@ -22,7 +23,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Clock", "main", "slug"]
+import jax
+
+from benchmarks import accelerator_parity, accelerator_speed, processes
+from benchmarks.harness import Row, attempt, describe, left_out, summary
+from benchmarks.networks import specs
+from jax_ddpm.io.files import replace_file
+
+__all__ = ["Clock", "main", "markdown", "slug"]
 
 PARTS = ("resume", "parity", "attention", "tutorial", "ddpm_cifar10")
 PRECISION = (
@@ -32,8 +40,17 @@ PRECISION = (
 _BUDGET = 330.0
 _BATCHES = (128, 16, 512)
 _NO_TIME, _NOT_ASKED = "no time left", "not asked for"
+_KINDS = {
+    "maths": "schedule, q, p, losses",
+    "forward": "SimpleUNet: output",
+    "gradients": "SimpleUNet: gradient of every parameter",
+    "training": "SimpleUNet: Adam steps, weights and losses",
+    "chain": "SimpleUNet: reverse chain, every state",
+    "attention": "attention: output and gradients",
+    "unet": "UNet: output",
+}
 
-Work = Callable[[], list[dict[str, Any]]]
+Work = Callable[[], list[Row]]
 
 
 class Clock:
@@ -54,7 +71,7 @@ class Clock:
         guess = self._longest.get(kind, max(self._longest.values(), default=0))
         return self.seconds + guess < self._budget
 
-    def time(self, kind: Any, work: Work) -> list[dict[str, Any]]:
+    def time(self, kind: Any, work: Work) -> list[Row]:
         """What `work` returns."""
         start = self._now()
         rows = work()
@@ -97,7 +114,7 @@ def main(argv: list[str] | None = None) -> None:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.5")
     parts = arguments.parts or PARTS
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     with tempfile.TemporaryDirectory() as cache:
         for labels, kind, work in _measure(parts, cache, tiny=arguments.tiny):
             piece = ", ".join(map(str, labels.values()))
@@ -110,9 +127,7 @@ def main(argv: list[str] | None = None) -> None:
     sys.exit(1 if any(row["status"] == "failed" for row in rows) else 0)
 
 
-def _attempt(clock: Clock, labels: dict[str, Any], kind: Any, work: Work) -> list[dict[str, Any]]:
-    from benchmarks.accelerator_rows import attempt, left_out
-
+def _attempt(clock: Clock, labels: Row, kind: Any, work: Work) -> list[Row]:
     if kind is None:  # nothing that takes time
         return work()
     if not clock.allows(kind):
@@ -122,22 +137,14 @@ def _attempt(clock: Clock, labels: dict[str, Any], kind: Any, work: Work) -> lis
     return clock.time(kind, lambda: attempt(labels, work))
 
 
-def _measure(
-    parts: Iterable[str], cache: str, *, tiny: bool
-) -> Iterator[tuple[dict[str, Any], Any, Work]]:
-    """What there is to do, most important first: but resuming before all, while the device is
-    free. Labels, a kind for the clock (None for what takes no time), and the work."""
-    from benchmarks import accelerator_resume
+def _measure(parts: Iterable[str], cache: str, *, tiny: bool) -> Iterator[tuple[Row, Any, Work]]:
+    """Labels, a kind for the clock (None for what takes no time), and the work.
 
+    The most important comes first, but resuming before all, while the device is free.
+    """
     if "resume" in parts:
         labels = {"part": "resume", "name": "training, saved and resumed"}
-        yield labels, "resume", lambda: accelerator_resume.check(tiny=tiny)
-
-    import jax
-
-    from benchmarks import accelerator_parity, accelerator_speed
-    from benchmarks.accelerator_networks import specs
-    from benchmarks.accelerator_rows import left_out
+        yield labels, "resume", lambda: processes.check_resuming(tiny=tiny)
 
     if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore
         # What raced against eager torch is compiled once more to race against torch.compile.
@@ -156,7 +163,7 @@ def _measure(
     for race in accelerator_speed.schedule_of_races(jax.default_backend(), batches):
         if race.part in parts:
             spec = networks[race.part]
-            labels = race.labels(spec.name)
+            labels = race.labels(spec.network.name)
             if tiny and race.compiled:
                 row = left_out(labels, "--tiny has no torch.compile")
                 yield labels, None, lambda row=row: [row]
@@ -165,18 +172,11 @@ def _measure(
             yield labels, (race.part, race.work, race.compiled), work
 
 
-def _write(arguments: argparse.Namespace, parts: Iterable[str], rows: list[dict[str, Any]]) -> Path:
+def _write(arguments: argparse.Namespace, parts: Iterable[str], rows: list[Row]) -> Path:
     """JSON and markdown, named after the device; the path of the latter.
 
     What an earlier call measured stays until it is measured again.
     """
-    import jax
-
-    from benchmarks.accelerator_report import markdown
-    from benchmarks.accelerator_rows import left_out
-    from benchmarks.machine import describe
-    from jax_ddpm.io.files import replace_file
-
     kind = jax.devices()[0].device_kind
     path = arguments.out / f"accelerator-{slug(kind)}.json"
     record = {
@@ -215,5 +215,106 @@ def slug(device_kind: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", device_kind.lower()).strip("-")
 
 
-if __name__ == "__main__":
-    main()
+def markdown(record: dict[str, Any]) -> str:
+    """The whole report: device, parity, resuming, times, what is left out."""
+    machine, rows = record["machine"], record["rows"]
+    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
+    lines = [
+        f"Measured {machine['date'][:10]} on {record['device_kind']} ({record['backend']}); "
+        f"{versions}. "
+        f"{record['precision']}",
+    ]
+    lines += _parity([row for row in rows if "error" in row])
+    for row in rows:
+        if row["part"] == "resume" and "arrays" in row:
+            lines += ["", "**Resuming**", "", _resume(row)]
+    lines += _speed([row for row in rows if row["status"] == "timed"])
+    for title, status in (
+        ("Failed", "failed"),
+        ("Out of memory", "out of memory"),
+        ("Left out", "left out"),
+    ):
+        groups: dict[str, list[str]] = {}
+        for row in rows:
+            if row["status"] == status:
+                group, what = _what(row)
+                groups.setdefault(f"{row['problem']}{group}", []).append(what)
+        if groups:
+            lines += ["", f"**{title}**", ""]
+            lines += [f"- {group}: {'; '.join(names)}" for group, names in groups.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _parity(rows: list[Row]) -> list[str]:
+    if not rows:
+        return []
+    lines = ["", "**Parity**: worst error over the largest reference value", ""]
+    lines += ["| against torch on the CPU | arithmetic | cases | error | allowed | |"]
+    lines += ["|---|---|---|---|---|---|"]
+    for kind, mode in dict.fromkeys((row["kind"], row["mode"]) for row in rows):
+        here = [row for row in rows if (row["kind"], row["mode"]) == (kind, mode)]
+        errors = [float("inf") if row["error"] is None else row["error"] for row in here]
+        verdict = "passed" if all(row["status"] == "passed" for row in here) else "**failed**"
+        lines.append(
+            f"| {_KINDS.get(kind, kind)} | {mode} | {len(here)} | {max(errors):.1e} "
+            f"| {here[0]['tolerance']:.0e} | {verdict} |"
+        )
+    return lines
+
+
+def _resume(row: Row) -> str:
+    equal = row["arrays"] - len(row["differing"])
+    flags = f", `{row['xla_flags']}`" if row["xla_flags"] else ""
+    return (
+        f"{row['name']}, in a new process: {equal} of {row['arrays']} arrays equal to the bit "
+        f"(saved with {row['saved_with']}{flags})."
+    )
+
+
+def _speed(rows: list[Row]) -> list[str]:
+    if not rows:
+        return []
+    lines = ["", "**Speed**: milliseconds per step, median (low – high)", ""]
+    lines += ["| network | work | batch | arithmetic | contender | ms | × JAX | plan's estimate |"]
+    lines += ["|---|---|---|---|---|---|---|---|"]
+    key = ("network", "work", "batch", "arithmetic", "against")
+    for row in rows:
+        race = (each for each in rows if all(each[name] == row[name] for name in key))
+        middle, low, high = (1e3 * value for value in summary(row["seconds_per_step"]))
+        lines.append(
+            f"| {row['network']} | {row['work']} | {row['batch']} | {row['arithmetic']} "
+            f"| {row['contender']} | {_number(middle)} ({_number(low)} – {_number(high)}) "
+            f"| {_ratio(row, race)} | {_estimate(row.get('estimate'))} |"
+        )
+    reasons = (row["estimate"].get("why") for row in rows if "estimate" in row)
+    lines += [f"\nNo estimate: {why}." for why in dict.fromkeys(filter(None, reasons))]
+    if not any(row.get("difference") is not None for row in rows):
+        lines += ["\nNothing was compared before it was timed: there was one contender."]
+    return lines
+
+
+def _ratio(row: Row, race: Iterable[Row]) -> str:
+    """How many times as long as JAX, in the same race."""
+    ours = [each["seconds_per_step"] for each in race if each["contender"] == "JAX"]
+    if row["contender"] == "JAX" or not ours:
+        return ""
+    return f"{statistics.median(row['seconds_per_step']) / statistics.median(ours[0]):.2f}"
+
+
+def _estimate(figures: dict[str, Any] | None) -> str:
+    if figures is None or figures["seconds"] is None:
+        return ""
+    return f"{_number(1e3 * figures['seconds'])} ({figures['bound']}, {figures['products']})"
+
+
+def _what(row: Row) -> tuple[str, str]:
+    """The race that a row belongs to, if any, and the row's name."""
+    names = ("name", "work", "batch", "arithmetic", "mode")
+    what = ", ".join(str(row[name]) for name in names if name in row)
+    if "network" not in row:
+        return "", what
+    return f", {row['network']}, {row.get('contender', row['against'])}", what
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}" if value < 100 else f"{value:,.0f}"

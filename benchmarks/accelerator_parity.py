@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from benchmarks.accelerator_rows import Row, attempt, available, left_out
+from benchmarks.harness import Row, attempt, available, left_out
 from jax_ddpm.models.attention import dot_product_attention
 from jax_ddpm.parity.harness import Case, DType, relative_error, run_case
 from jax_ddpm.parity.losses import LOSS_CASES

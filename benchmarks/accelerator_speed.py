@@ -2,44 +2,50 @@
 
 For each network, batch and arithmetic: outputs are compared first, from the same weights and the
 same noise; then the contenders take turns. torch.compile, which takes longest to begin, has races
-of its own, against JAX, after the others.
+of its own, against JAX, after the others. Beside JAX's time stands `jax-ddpm plan`'s estimate.
 """
 
+import gc
 import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import torch
 
 import jax_ddpm as ddpm
 from benchmarks import contenders as sides
-from benchmarks.accelerator_estimate import estimate
-from benchmarks.accelerator_networks import (
-    ArithmeticName,
-    Spec,
-    autocast,
-    network,
-    set_torch_precision,
-)
-from benchmarks.accelerator_rows import Row, left_out, problem, release
-from benchmarks.compare import max_relative_difference
-from benchmarks.sampling import torch_step
-from benchmarks.timing import interleave, timed
-from benchmarks.training import _TorchTrainer as TorchTrainer
+from benchmarks.harness import Row, interleave, left_out, max_relative_difference, problem, timed
+from benchmarks.networks import ArithmeticName, Spec, autocast, set_torch_precision
 from jax_ddpm.parity.tolerances import REDUCED, TOLERANCES
-from jax_ddpm.training import draw_step
+from jax_ddpm.plan.flops import count_flops
+from jax_ddpm.plan.hlo import memory_traffic
+from jax_ddpm.plan.targets import parse_target
 from torch_reference.schedule import T
 
-__all__ = ["JAX", "Race", "run", "schedule_of_races"]
+__all__ = ["Race", "chip_of", "estimate", "run", "schedule_of_races"]
 
 JAX = "JAX"
 LOOP, TRAINING = "reverse loop", "training step"
 _COMPARED_STEPS = 3
+# Whole names, since others that begin alike are other chips: H100 PCIe, A100-SXM4-40GB, L40S.
+_CHIPS = {
+    "NVIDIA A100-SXM4-80GB": "a100",
+    "NVIDIA H100 80GB HBM3": "h100",
+    "NVIDIA H200": "h200",
+    "NVIDIA L4": "l4",
+    "TPU v3": "v3",
+    "TPU v4": "v4",
+    "TPU v5 lite": "v5e",
+    "TPU v5e": "v5e",
+    "TPU v5": "v5p",
+    "TPU v5p": "v5p",
+    "TPU v6 lite": "v6e",
+    "TPU v6e": "v6e",
+    "TPU7x": "tpu7x",
+}
 
 
 class Race(NamedTuple):
@@ -105,7 +111,7 @@ def schedule_of_races(backend: str, batches: tuple[int, ...]) -> list[Race]:
 
 def run(race: Race, spec: Spec, *, rounds: int, least: float) -> list[Row]:
     """A row for each contender; `least` is the seconds that a timed run takes, or two steps."""
-    labels = race.labels(spec.name)
+    labels = race.labels(spec.network.name)
     rows: list[Row] = []
     if reason := spec.torch_missing:
         rows.append(left_out({**labels, "contender": labels["against"]}, reason))
@@ -118,7 +124,7 @@ def run(race: Race, spec: Spec, *, rounds: int, least: float) -> list[Row]:
             ready[name] = build()
         except Exception as error:
             rows.append(problem({**labels, "contender": name}, error))
-            release()
+            _release()
     tolerance = _tolerance(race)
     rows += _compare(labels, ready, tolerance)
     times = _take_turns(labels, ready, rows, rounds, least)
@@ -134,7 +140,7 @@ def run(race: Race, spec: Spec, *, rounds: int, least: float) -> list[Row]:
         for name, seconds in times.items()
     ]
     ready.clear()
-    release()
+    _release()
     return rows
 
 
@@ -176,7 +182,7 @@ def _take_turns(
         except Exception as error:
             failed.add(name)
             rows.append(problem({**labels, "contender": name}, error))
-            release()
+            _release()
 
     # The untimed round that comes first finds out how many units are enough.
     times = interleave({name: partial(turn, name) for name in ready}, rounds)
@@ -206,42 +212,28 @@ def _builders(race: Race, spec: Spec, *, torch_here: bool) -> dict[str, Callable
     return builders
 
 
-def _chain(spec: Spec) -> ddpm.NoiseSchedule:
-    return ddpm.respace(ddpm.make_schedule(ddpm.linear_beta_schedule(T)), range(spec.chain))
-
-
 def _jax_loop(race: Race, spec: Spec) -> Contender:
-    both, schedule = network(spec, race.arithmetic), _chain(spec)
-    shape = (race.batch, *spec.image_shape)
-
-    @jax.jit
-    def loop(key, variables):
-        denoise_fn = partial(both.apply_fn, variables)
-        return ddpm.p_sample_loop(key, schedule, denoise_fn, shape, clip_denoised=False)
-
-    device = jax.devices()[0]
-    arguments = jax.device_put((jax.random.key(0), both.variables()), device)
+    network, device = spec.computing_in(race.arithmetic), jax.devices()[0]
+    shape = (race.batch, *network.image_shape)
+    loop = sides.reverse_loop(network, sides.chain(spec.chain), shape, clip_denoised=False)
+    arguments = jax.device_put((jax.random.key(0), network.variables()), device)
     traced = loop.trace(*arguments)
     program, seconds = timed(traced.lower().compile)
-    facts: Row = {"compile_s": seconds}
-    if not race.compiled:
-        facts["estimate"] = estimate(
-            device.device_kind, traced.jaxpr, program, race.arithmetic, spec.chain
-        )
 
     def run(count: int) -> None:
         for _ in range(count):
             jax.block_until_ready(program(*arguments))
 
+    facts = _jax_facts(race, seconds, traced.jaxpr, program, spec.chain)
     return Contender(run, spec.chain, np.asarray(program(*arguments)), facts)
 
 
 def _torch_loop(race: Race, spec: Spec, channels_last: bool, wrap: Callable) -> Contender:
-    both, (size, *_) = network(spec, race.arithmetic), spec.image_shape
-    shape = (race.batch, *spec.image_shape)
-    module = both.torch_module(channels_last)
-    forward: Any = partial(both.torch_output, module)
-    step = wrap(autocast(race.arithmetic, torch_step(forward)))
+    network = spec.computing_in(race.arithmetic)
+    size, *_ = network.image_shape
+    shape = (race.batch, *network.image_shape)
+    forward: Any = partial(network.torch_output, network.torch_module(channels_last))
+    step = wrap(autocast(race.arithmetic, sides.torch_step(forward)))
 
     def draw(_: int) -> torch.Tensor:
         return sides.draw(race.batch, size, channels_last)
@@ -250,61 +242,94 @@ def _torch_loop(race: Race, spec: Spec, channels_last: bool, wrap: Callable) -> 
         """What JAX's loop draws at this entry."""
         return sides.nchw(ddpm.sample_noise(jax.random.key(0), entry, shape), channels_last)
 
-    @torch.no_grad()
-    def loop(noise_fn: Callable[[int], torch.Tensor]) -> torch.Tensor:
-        x = noise_fn(spec.chain)
-        for entry in reversed(range(spec.chain)):
-            t = torch.full((race.batch,), entry, device=x.device)
-            x = step(x, t, noise_fn(entry))
-        sides.synchronize()
-        return x
-
     def run(count: int) -> None:
         for _ in range(count):
-            loop(draw)
+            sides.torch_loop(step, draw, spec.chain)
 
-    output, seconds = timed(partial(loop, given))
-    facts: Row = {"compile_s": seconds} if race.compiled else {}
-    return Contender(run, spec.chain, sides.nhwc(output), facts)
-
-
-def _images(race: Race, spec: Spec) -> np.ndarray:
-    return np.asarray(jax.random.normal(jax.random.key(1), (race.batch, *spec.image_shape)))
+    output, seconds = timed(partial(sides.torch_loop, step, given, spec.chain))
+    return Contender(run, spec.chain, sides.nhwc(output), _torch_facts(race, seconds))
 
 
 def _jax_training(race: Race, spec: Spec) -> Contender:
-    both, optimizer = network(spec, race.arithmetic), optax.adam(spec.learning_rate)
-    state = ddpm.init_train_state(jax.random.key(0), both.variables(), optimizer)
-    step = ddpm.make_train_step(_schedule(), both.apply_fn, optimizer)
-    images = _images(race, spec)
+    network = spec.computing_in(race.arithmetic)
+    step, state, images = sides.jax_training(network, _schedule(), race.batch, spec.learning_rate)
     trainer, seconds = timed(partial(sides.JaxTrainer, step, state, images, None))
-    facts: Row = {"compile_s": seconds}
-    if not race.compiled:
-        jaxpr, kind = jax.make_jaxpr(step)(state, images), jax.devices()[0].device_kind
-        facts["estimate"] = estimate(kind, jaxpr, trainer.program, race.arithmetic, 1)
+    jaxpr = jax.make_jaxpr(step)(state, images)
+    facts = _jax_facts(race, seconds, jaxpr, trainer.program, 1)
     return Contender(trainer.run, 1, np.array(trainer.run(_COMPARED_STEPS)), facts)
 
 
 def _torch_training(race: Race, spec: Spec, channels_last: bool, wrap: Callable) -> Contender:
-    both, images = network(spec, race.arithmetic), _images(race, spec)
-    # What JAX's steps draw depends on the key and the step alone.
-    state = ddpm.init_train_state(jax.random.key(0), {}, optax.identity())
+    network, schedule = spec.computing_in(race.arithmetic), _schedule()
+    images = sides.images(network, race.batch)
 
     def whole(function: Callable) -> Callable:
         return wrap(autocast(race.arithmetic, function))
 
-    trainer = TorchTrainer(both, _schedule(), whole, images, channels_last, spec.learning_rate)
-    given = []
-    for number in range(_COMPARED_STEPS):
-        numbered = state._replace(step=jnp.asarray(number, jnp.int32))
-        t, noise = draw_step(numbered, _schedule(), jnp.asarray(images))
-        t = torch.from_numpy(np.array(t)).to(sides.torch_device())
-        given.append((t, sides.nchw(noise, channels_last)))
+    rate = spec.learning_rate
+    trainer = sides.TorchTrainer(network, schedule, whole, images, channels_last, rate)
+    given = sides.drawn_by_jax(schedule, images, channels_last, _COMPARED_STEPS)
     first, seconds = timed(partial(trainer.run, given[:1]))
     output = np.array(first + trainer.run(given[1:]))
-    facts: Row = {"compile_s": seconds} if race.compiled else {}
+    facts = _torch_facts(race, seconds)
     return Contender(lambda count: trainer.run([None] * count), 1, output, facts)
+
+
+def _jax_facts(race: Race, seconds: float, jaxpr: Any, program: Any, steps: int) -> Row:
+    facts: Row = {"compile_s": seconds}
+    if not race.compiled:
+        kind = jax.devices()[0].device_kind
+        facts["estimate"] = estimate(kind, jaxpr, program, race.arithmetic, steps)
+    return facts
+
+
+def _torch_facts(race: Race, seconds: float) -> Row:
+    return {"compile_s": seconds} if race.compiled else {}
 
 
 def _schedule() -> ddpm.NoiseSchedule:
     return ddpm.make_schedule(ddpm.linear_beta_schedule(T))
+
+
+def _release() -> None:
+    """Give back what nobody holds any more, so that the other side has the memory."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def chip_of(device_kind: str) -> str | None:
+    """Plan's name of the chip that JAX calls `device_kind`; None if plan has no figures of it."""
+    return _CHIPS.get(device_kind)
+
+
+def estimate(device_kind: str, jaxpr: Any, compiled: Any, dtype: str, steps: int) -> dict[str, Any]:
+    """`jax-ddpm plan`'s estimate of one of the `steps` that a run of `compiled` takes.
+
+    Operations, bytes and, where the chip is known, seconds and what bounds them. A roofline: the
+    longer of two times, operations and memory traffic at the chip's peak figures. Real programs are
+    slower. Plan knows the products that a chip computes by default, which for float32 is TF32 on a
+    GPU and bfloat16 on a TPU: at "highest" a float32 program cannot come near.
+    """
+    figures: dict[str, Any] = {
+        "flops": count_flops(jaxpr) / steps,
+        "traffic": memory_traffic(compiled.as_text()) / steps,
+    }
+    chip = chip_of(device_kind)
+    if chip is None:
+        return {**figures, "seconds": None, "why": f"plan has no figures of {device_kind!r}"}
+    target = parse_target(chip)
+    kind = "bfloat16" if dtype == "bfloat16" else "float32"
+    rates = target.rates(kind)
+    seconds = {
+        "compute": figures["flops"] / rates["compute"],
+        "memory": figures["traffic"] / rates["memory"],
+    }
+    bound = max(seconds, key=lambda name: seconds[name])
+    return {
+        **figures,
+        "chip": chip,
+        "products": target.products(kind),
+        "seconds": seconds[bound],
+        "bound": bound,
+    }

@@ -1,44 +1,52 @@
-"""The two sides, set up alike: the names of the contenders, their weights, their devices."""
+"""The programs that are compared: JAX's and torch's, with the same weights, on the same device.
 
-from collections.abc import Callable
+Both have a reverse loop and a training step. torch's training step is the one that its users write,
+with its own fused functions.
+"""
+
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import torch
+import torch.nn.functional as F
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 from torch import Tensor
+from torch.nn.utils import get_total_norm
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 import jax_ddpm as ddpm
-from benchmarks.compare import check_agreement
-from benchmarks.machine import on_gpu
-from benchmarks.timing import interleave
-from jax_ddpm.interop.diffusers import unet_config
-from jax_ddpm.interop.unet import unet_from_torch
-from jax_ddpm.models import ddpm_cifar10
-from jax_ddpm.training import TrainState
+from benchmarks.harness import on_gpu
+from benchmarks.networks import Network, memory_format, torch_device
+from jax_ddpm.training import TrainState, draw_step
 from jax_ddpm.training.sharding import data_sharding, device_mesh
-from torch_reference.models.simple_unet import SimpleUNet
+from torch_reference.schedule import T, tables
 
 __all__ = [
-    "CIFAR10",
-    "JAX_PLAIN",
     "JAX_SHARDED",
     "REFERENCE",
-    "TUTORIAL",
     "JaxTrainer",
-    "Network",
-    "Race",
+    "TorchTrainer",
+    "chain",
     "draw",
+    "drawn_by_jax",
+    "images",
     "jax_contenders",
     "jax_loop",
+    "jax_training",
     "nchw",
     "nhwc",
+    "over_cores",
+    "reverse_loop",
     "synchronize",
     "torch_contenders",
-    "torch_device",
+    "torch_loop",
+    "torch_step",
     "whole",
 ]
 
@@ -48,75 +56,63 @@ REFERENCE = "torch eager"
 _LAYOUTS = {REFERENCE: False, "torch eager, channels_last": True}
 _COMPILED = {"torch.compile": False, "torch.compile, channels_last": True}
 
+_average = get_ema_multi_avg_fn(0.9999)
+"""`(average, parameters, number)`, in place."""
 
-class Network(NamedTuple):
-    """One network on both sides, with the same weights."""
-
-    name: str
-    image_shape: tuple[int, int, int]
-    apply_fn: Callable[..., Any]
-    variables: Callable[[], Any]
-    torch_module: Callable[[bool], Any]
-    """`channels_last -> module`, with the same weights at every call."""
-    torch_output: Callable[[Any, Tensor, Tensor], Tensor]
-    """`(module, x, t) -> output`"""
-    large: bool
+Draw = tuple[Tensor, Tensor]
+Step = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""`(x_t, t, noise) -> x_{t-1}`"""
 
 
-def _tutorial(channels_last: bool = False) -> SimpleUNet:
-    torch.manual_seed(42)
-    module = SimpleUNet().to(torch_device())
-    return module.to(memory_format=_memory_format(channels_last))  # pyright: ignore
+def chain(steps: int, timesteps: int = T) -> ddpm.NoiseSchedule:
+    """The last few steps of a chain: each costs the same."""
+    return ddpm.respace(ddpm.make_schedule(ddpm.linear_beta_schedule(timesteps)), range(steps))
 
 
-def _cifar10(channels_last: bool = False) -> Any:
-    # Here and not above, so that what needs no diffusers runs without it.
-    from diffusers.models.unets.unet_2d import UNet2DModel
-
-    torch.manual_seed(42)
-    module: Any = UNet2DModel(**unet_config(_UNET))
-    return module.to(torch_device()).to(memory_format=_memory_format(channels_last))
-
-
-_UNET = ddpm_cifar10(precision="highest")
-TUTORIAL = Network(
-    "tutorial",
-    (64, 64, 3),
-    ddpm.SimpleUNet(precision="highest").apply,
-    lambda: ddpm.interop.simple_unet_from_torch(_tutorial().cpu().state_dict()),
-    _tutorial,
-    lambda module, x, t: module(x, t),
-    large=False,
-)
-CIFAR10 = Network(
-    "ddpm_cifar10",
-    (32, 32, 3),
-    _UNET.apply,
-    lambda: unet_from_torch(_cifar10().cpu().state_dict(), _UNET),
-    _cifar10,
-    lambda module, x, t: module(x, t).sample,
-    large=True,
-)
-
-
-def jax_loop(
-    key: jax.Array,
+def reverse_loop(
     network: Network,
     schedule: ddpm.NoiseSchedule,
     shape: tuple[int, ...],
-    sharding: NamedSharding | None,
+    sharding: NamedSharding | None = None,
     **policy: Any,
-) -> Callable[[], jax.Array]:
-    """JAX's reverse loop of the whole `schedule`, compiled."""
+) -> Any:
+    """`(key, variables) -> images`, jitted: JAX's reverse loop of the whole `schedule`."""
 
     @jax.jit
     def loop(key, variables):
         denoise_fn = partial(network.apply_fn, variables)
         return ddpm.p_sample_loop(key, schedule, denoise_fn, shape, sharding=sharding, **policy)
 
-    arguments = jax.device_put((key, network.variables()), whole(sharding))
+    return loop
+
+
+def jax_loop(
+    network: Network,
+    schedule: ddpm.NoiseSchedule,
+    shape: tuple[int, ...],
+    sharding: NamedSharding | None,
+    **policy: Any,
+) -> Callable[[], jax.Array]:
+    """`reverse_loop`, compiled; from `key(0)`."""
+    arguments = jax.device_put((jax.random.key(0), network.variables()), whole(sharding))
+    loop = reverse_loop(network, schedule, shape, sharding, **policy)
     program = loop.lower(*arguments).compile()
     return lambda: jax.block_until_ready(program(*arguments))
+
+
+def jax_training(
+    network: Network, schedule: ddpm.NoiseSchedule, batch: int, learning_rate: float
+) -> tuple[Callable, TrainState, np.ndarray]:
+    """JAX's training step (Adam), its first state, and images: what a `JaxTrainer` takes."""
+    optimizer = optax.adam(learning_rate)
+    state = ddpm.init_train_state(jax.random.key(0), network.variables(), optimizer)
+    step = ddpm.make_train_step(schedule, network.apply_fn, optimizer)
+    return step, state, images(network, batch)
+
+
+def images(network: Network, batch: int) -> np.ndarray:
+    """What both sides train on."""
+    return np.asarray(jax.random.normal(jax.random.key(1), (batch, *network.image_shape)))
 
 
 class JaxTrainer:
@@ -132,7 +128,7 @@ class JaxTrainer:
     ) -> None:
         self.images = jax.device_put(images, sharding or whole(None))
         # A copy, since it is donated.
-        self.state = jax.device_put(jax.tree.map(jax.numpy.copy, state), whole(sharding))
+        self.state = jax.device_put(jax.tree.map(jnp.copy, state), whole(sharding))
         self.per_dispatch = per_dispatch
 
         @partial(jax.jit, donate_argnums=0)
@@ -149,6 +145,27 @@ class JaxTrainer:
             jax.block_until_ready(self.state)
             losses += np.asarray(metrics["loss"]).tolist()
         return losses
+
+
+def jax_contenders(batch: int) -> dict[str, NamedSharding | None]:
+    """Plain and, where the batch splits over CPU devices, sharded."""
+    contenders: dict[str, NamedSharding | None] = {JAX_PLAIN: None}
+    if (sharding := over_cores(batch)) and not on_gpu():
+        contenders[JAX_SHARDED] = sharding
+    return contenders
+
+
+def over_cores(batch: int) -> NamedSharding | None:
+    """The batch over as many devices as divide it, if that is more than one."""
+    mesh = device_mesh(batch)
+    return data_sharding(mesh) if mesh.size > 1 else None
+
+
+def whole(sharding: NamedSharding | None) -> Any:
+    """Where weights live beside a batch under `sharding`."""
+    if sharding is None:
+        return jax.devices()[0]
+    return NamedSharding(sharding.mesh, PartitionSpec())
 
 
 def torch_contenders(*, large: bool = False) -> dict[str, tuple[bool, Callable]]:
@@ -170,18 +187,102 @@ def torch_contenders(*, large: bool = False) -> dict[str, tuple[bool, Callable]]
     return contenders | {name: (last, compiled) for name, last in layouts.items()}
 
 
-def jax_contenders(batch: int) -> dict[str, NamedSharding | None]:
-    """Plain, and with the batch over as many CPU devices as divide it, if that is more than one."""
-    contenders: dict[str, NamedSharding | None] = {JAX_PLAIN: None}
-    mesh = device_mesh(batch)
-    if mesh.size > 1 and not on_gpu():
-        contenders[JAX_SHARDED] = data_sharding(mesh)
-    return contenders
+def torch_step(network: Callable[[Tensor, Tensor], Tensor]) -> Step:
+    """`torch_reference.sampling.sample_timestep` in a form that torch.compile takes whole.
+
+    It never looks at the value of t (the last step's variance is zero), and gathers on the device.
+    """
+    terms = tables()
+    scale = terms.sqrt_recip_alphas.to(torch_device())
+    weight = (terms.betas / terms.sqrt_one_minus_alphas_cumprod).to(torch_device())
+    deviation = terms.posterior_variance.sqrt().to(torch_device())
+
+    def step(x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        mean = _at(scale, t) * (x - _at(weight, t) * network(x, t))
+        return mean + _at(deviation, t) * noise
+
+    return step
 
 
-def torch_device() -> torch.device:
-    """Where torch computes: beside JAX, if it can."""
-    return torch.device("cuda" if on_gpu() and torch.cuda.is_available() else "cpu")
+@torch.no_grad()
+def torch_loop(step: Step, noise_fn: Callable[[int], Tensor], steps: int) -> Tensor:
+    """The last `steps` steps of a chain; `noise_fn(steps)` is its start, as in JAX's loop."""
+    x = noise_fn(steps)
+    for entry in reversed(range(steps)):
+        t = torch.full((x.shape[0],), entry, device=x.device)
+        x = step(x, t, noise_fn(entry))
+    synchronize()
+    return x
+
+
+class TorchTrainer:
+    """Loss, gradient and its norm, Adam's step, the average of the weights; `wrap`s the loss."""
+
+    def __init__(
+        self,
+        network: Network,
+        schedule: ddpm.NoiseSchedule,
+        wrap: Callable,
+        images: np.ndarray,
+        channels_last: bool,
+        learning_rate: float,
+    ) -> None:
+        module = network.torch_module(channels_last)
+        self.parameters = list(module.parameters())
+        self.average = [parameter.detach().clone() for parameter in self.parameters]
+        self.optimizer = torch.optim.Adam(self.parameters, lr=learning_rate, fused=True)
+        self.images, self.channels_last = nchw(images, channels_last), channels_last
+        self.timesteps = schedule.num_timesteps
+        self.loss = wrap(_torch_loss(partial(network.torch_output, module), schedule))
+
+    def run(self, drawn: Sequence[Draw | None]) -> list[float]:
+        """The loss of each step, with the t and the noise that are given or, for None, drawn."""
+        losses = []
+        for given in drawn:
+            t, noise = given or self._draw()
+            loss = self.loss(self.images, t, noise)
+            self.optimizer.zero_grad()
+            loss.backward()
+            get_total_norm([each.grad for each in self.parameters if each.grad is not None])
+            self.optimizer.step()
+            _average(self.average, self.parameters, 0)
+            losses.append(loss.item())
+            synchronize()
+        return losses
+
+    def _draw(self) -> Draw:
+        batch, _, _, size = self.images.shape
+        t = torch.randint(0, self.timesteps, (batch,), device=torch_device())
+        return t, draw(batch, size, self.channels_last)
+
+
+def _torch_loss(
+    network: Callable[[Tensor, Tensor], Tensor], schedule: ddpm.NoiseSchedule
+) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    signal, deviation = (
+        torch.from_numpy(table.astype(np.float32)).to(torch_device())
+        for table in (schedule.sqrt_alphas_cumprod, schedule.sqrt_one_minus_alphas_cumprod)
+    )
+
+    def loss(x_start: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        x_t = _at(signal, t) * x_start + _at(deviation, t) * noise
+        return F.mse_loss(noise, network(x_t, t))
+
+    return loss
+
+
+def drawn_by_jax(
+    schedule: ddpm.NoiseSchedule, images: np.ndarray, channels_last: bool, steps: int
+) -> list[Draw]:
+    """What the first steps of `jax_training` draw, for torch. Key and step alone decide it."""
+    state = ddpm.init_train_state(jax.random.key(0), {}, optax.identity())
+    drawn = []
+    for number in range(steps):
+        state = state._replace(step=jnp.asarray(number, jnp.int32))
+        t, noise = draw_step(state, schedule, jnp.asarray(images))
+        t = torch.from_numpy(np.array(t)).to(torch_device())
+        drawn.append((t, nchw(noise, channels_last)))
+    return drawn
 
 
 def synchronize() -> None:
@@ -201,7 +302,7 @@ def draw(batch: int, size: int, channels_last: bool) -> Tensor:
 def nchw(images: Any, channels_last: bool = False) -> Tensor:
     """JAX's images for torch."""
     tensor = torch.from_numpy(np.array(images)).to(torch_device()).permute(0, 3, 1, 2)
-    return tensor.contiguous(memory_format=_memory_format(channels_last))
+    return tensor.contiguous(memory_format=memory_format(channels_last))
 
 
 def nhwc(images: Tensor) -> np.ndarray:
@@ -209,55 +310,5 @@ def nhwc(images: Tensor) -> np.ndarray:
     return images.detach().cpu().permute(0, 2, 3, 1).numpy()
 
 
-class Race:
-    """Contenders of one piece of work: first compared with torch eager, then timed in turns."""
-
-    def __init__(self, title: str, tolerance: float, log: Callable[[str], None]) -> None:
-        self._title, self._tolerance, self._log = title, tolerance, log
-        self._runs: dict[str, Callable[[], object]] = {}
-        self._outputs: dict[str, np.ndarray] = {}
-        self._facts: dict[str, dict[str, Any]] = {}
-
-    def enter(
-        self,
-        name: str,
-        run: Callable[[], object],
-        output: np.ndarray,
-        first: float,
-        sharding: NamedSharding | None = None,
-    ) -> None:
-        """`output` is what is compared, `first` the seconds of what includes compilation."""
-        self._runs[name], self._outputs[name] = run, output
-        compiles = name.startswith(("JAX", "torch.compile"))
-        self._facts[name] = {
-            "devices": 1 if sharding is None else sharding.mesh.size,
-            "compile_s": first if compiles else None,
-        }
-
-    def run(self, batch: int, steps: int, rounds: int) -> list[dict[str, Any]]:
-        """A row for each contender, whose runs take `steps` steps; may raise `Disagreement`."""
-        differences = check_agreement(self._outputs, REFERENCE, self._tolerance)
-        self._log(f"{self._title}: the same to {max(differences.values()):.1e}; timing …")
-        times = interleave(self._runs, rounds)
-        return [
-            {
-                "contender": name,
-                "batch": batch,
-                "steps": steps,
-                "max_relative_difference": differences.get(name),
-                **self._facts[name],
-                "seconds_per_step": [seconds / steps for seconds in times[name]],
-            }
-            for name in self._runs
-        ]
-
-
-def whole(sharding: NamedSharding | None) -> Any:
-    """Where weights live beside a batch under `sharding`."""
-    if sharding is None:
-        return jax.devices()[0]
-    return NamedSharding(sharding.mesh, PartitionSpec())
-
-
-def _memory_format(channels_last: bool) -> torch.memory_format:
-    return torch.channels_last if channels_last else torch.contiguous_format
+def _at(table: Tensor, t: Tensor) -> Tensor:
+    return table[t][:, None, None, None]

@@ -18,22 +18,19 @@ import re
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import optax
 from jax import lax
 
 import jax_ddpm as ddpm
 from benchmarks import contenders as sides
-from benchmarks.machine import cores
-from benchmarks.timing import timed
+from benchmarks.harness import cores, timed
+from benchmarks.networks import CIFAR10, TUTORIAL, Network
 from jax_ddpm.plan.flops import count_flops
-from jax_ddpm.training.sharding import data_sharding, device_mesh
+from torch_reference.schedule import T
 
 __all__ = ["KINDS", "main", "profile", "shares"]
 
@@ -58,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     print("| | batch | ms a step | GFLOP/s a core | of products |", " | ".join(KINDS), "|")
     print("|" + "---|" * (5 + len(KINDS)))
-    for network in (sides.TUTORIAL, sides.CIFAR10):
+    for network in (TUTORIAL, CIFAR10):
         for work, build in (("reverse loop", _loop), ("training step", _training)):
             for batch in batches:
                 run, program, flops = build(network, batch, _STEPS[network.name])
@@ -67,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
                 milliseconds = 1e3 * seconds / _STEPS[network.name]
                 cells.append(f"{milliseconds:,.{0 if milliseconds >= 100 else 1}f}")
                 cells.append(f"{flops / seconds / cores() / 1e9:.0f}")
-                if _sharding(batch) is None:
+                if sides.over_cores(batch) is None:
                     cells += ["–"] * (1 + len(KINDS))
                 else:
                     cells.append(f"{flops / found['products'] / 1e9:.0f}")
@@ -112,35 +109,19 @@ def _kind(inside: str, rest: str) -> str:
     return "network" if re.search(r'op_name="[^"]*UNet', rest) else "update"
 
 
-def _sharding(batch: int) -> Any:
-    mesh = device_mesh(batch)
-    return data_sharding(mesh) if mesh.size > 1 else None
+def _loop(network: Network, batch: int, steps: int) -> tuple[Any, str, float]:
+    sharding, shape = sides.over_cores(batch), (batch, *network.image_shape)
+    loop = sides.reverse_loop(network, sides.chain(steps), shape, sharding)
+    arguments = jax.device_put((jax.random.key(0), network.variables()), sides.whole(sharding))
+    traced = loop.trace(*arguments)
+    program, flops = traced.lower().compile(), count_flops(traced.jaxpr)
+    return lambda: jax.block_until_ready(program(*arguments)), program.as_text(), flops
 
 
-def _loop(network: sides.Network, batch: int, steps: int) -> tuple[Any, str, float]:
-    schedule = ddpm.respace(ddpm.make_schedule(ddpm.linear_beta_schedule(200)), range(steps))
-    shape = (batch, *network.image_shape)
-
-    @jax.jit
-    def loop(key, variables):
-        denoise_fn = partial(network.apply_fn, variables)
-        return ddpm.p_sample_loop(key, schedule, denoise_fn, shape, sharding=_sharding(batch))
-
-    arguments = jax.device_put(
-        (jax.random.key(0), network.variables()), sides.whole(_sharding(batch))
-    )
-    program = loop.lower(*arguments).compile()
-    flops = count_flops(jax.make_jaxpr(loop)(*arguments))
-    return lambda: jax.block_until_ready(program(*arguments)), program.as_text() or "", flops
-
-
-def _training(network: sides.Network, batch: int, steps: int) -> tuple[Any, str, float]:
-    optimizer, shape = optax.adam(1e-5), (batch, *network.image_shape)
-    images = np.asarray(jax.random.normal(jax.random.key(1), shape))
-    state = ddpm.init_train_state(jax.random.key(0), network.variables(), optimizer)
-    schedule = ddpm.make_schedule(ddpm.linear_beta_schedule(200))
-    step = ddpm.make_train_step(schedule, network.apply_fn, optimizer)
-    trainer = sides.JaxTrainer(step, state, images, _sharding(batch), steps)
+def _training(network: Network, batch: int, steps: int) -> tuple[Any, str, float]:
+    schedule = ddpm.make_schedule(ddpm.linear_beta_schedule(T))
+    step, state, images = sides.jax_training(network, schedule, batch, 1e-5)
+    trainer = sides.JaxTrainer(step, state, images, sides.over_cores(batch), steps)
     flops = steps * count_flops(jax.make_jaxpr(step)(state, images))
     return lambda: trainer.run(steps), trainer.program.as_text() or "", flops
 
@@ -148,8 +129,7 @@ def _training(network: sides.Network, batch: int, steps: int) -> tuple[Any, str,
 def _peak(side: int = 2048, repeats: int = 10) -> float:
     """GFLOP/s a core of products of two matrices, one on each core at a time."""
     count = cores()
-    sharding = _sharding(count)
-    factors = jax.device_put(jnp.full((count, side, side), 1 / side), sharding)
+    factors = jax.device_put(jnp.full((count, side, side), 1 / side), sides.over_cores(count))
 
     @jax.jit
     def products(x):

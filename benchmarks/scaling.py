@@ -10,21 +10,19 @@ from functools import partial
 from typing import Any
 
 import jax
-import numpy as np
-import optax
 from jax.sharding import NamedSharding
 
 import jax_ddpm as ddpm
 from benchmarks import contenders as sides
-from benchmarks.settings import Settings
-from benchmarks.timing import interleave
+from benchmarks.harness import Log, Row, Settings, interleave
+from benchmarks.networks import TUTORIAL
 from jax_ddpm.training.sharding import data_sharding, device_mesh
 from torch_reference.schedule import T
 
-__all__ = ["run"]
+__all__ = ["scaling"]
 
 
-def run(settings: Settings, log: Callable[[str], None] = print) -> list[dict[str, Any]]:
+def scaling(settings: Settings, log: Log = print) -> list[Row]:
     """Every point of every curve, all of them taking turns."""
     counts = [n for n in (1, 2, 4, 8, 16) if n <= jax.device_count()]
     everything = max(counts)
@@ -54,16 +52,12 @@ def _over(count: int, batch: int) -> NamedSharding:
 
 
 def _loop(devices: int, batch: int, size: int, steps: int) -> Callable[[], Any]:
-    schedule = ddpm.respace(ddpm.make_schedule(ddpm.linear_beta_schedule(T)), range(steps))
     shape = (batch, size, size, 3)
-    return sides.jax_loop(jax.random.key(0), sides.TUTORIAL, schedule, shape, _over(devices, batch))
+    return sides.jax_loop(TUTORIAL, sides.chain(steps), shape, _over(devices, batch))
 
 
 def _training(devices: int, batch: int, size: int) -> Callable[[], Any]:
     schedule = ddpm.make_schedule(ddpm.linear_beta_schedule(T))
-    optimizer = optax.adam(1e-3)
-    images = np.asarray(jax.random.normal(jax.random.key(1), (batch, size, size, 3)))
-    state = ddpm.init_train_state(jax.random.key(0), sides.TUTORIAL.variables(), optimizer)
-    step = ddpm.make_train_step(schedule, sides.TUTORIAL.apply_fn, optimizer)
-    trainer = sides.JaxTrainer(step, state, images, _over(devices, batch))
-    return partial(trainer.run, 1)
+    network = TUTORIAL._replace(image_shape=(size, size, 3))
+    work = sides.jax_training(network, schedule, batch, 1e-3)
+    return partial(sides.JaxTrainer(*work, _over(devices, batch)).run, 1)

@@ -10,17 +10,11 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import (
-    accelerator,
-    accelerator_networks,
-    accelerator_parity,
-    accelerator_resume,
-    accelerator_speed,
-)
-from benchmarks.accelerator_estimate import chip_of, estimate
-from benchmarks.accelerator_networks import specs
-from benchmarks.accelerator_report import markdown
-from benchmarks.accelerator_rows import attempt
+from benchmarks import accelerator, accelerator_parity, accelerator_speed, networks, processes
+from benchmarks.accelerator import markdown
+from benchmarks.accelerator_speed import chip_of, estimate
+from benchmarks.harness import attempt
+from benchmarks.networks import specs
 from torch_reference.models.simple_unet import SimpleUNet
 
 pytestmark = pytest.mark.usefixtures("defaults")
@@ -138,7 +132,7 @@ def test_parts_that_are_not_asked_for_stay(run, monkeypatch):
     def row(status):
         return [{"part": "resume", "name": "N", "status": status, "problem": "P"}]
 
-    monkeypatch.setattr(accelerator_resume, "check", lambda **_: row("failed"))
+    monkeypatch.setattr(processes, "check_resuming", lambda **_: row("failed"))
     run("resume")
     monkeypatch.setattr(accelerator_parity, "attention", lambda **_: [])
     _, record, text = run("attention")
@@ -148,7 +142,7 @@ def test_parts_that_are_not_asked_for_stay(run, monkeypatch):
     def stop(**_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(accelerator_resume, "check", lambda **_: row("passed"))
+    monkeypatch.setattr(processes, "check_resuming", lambda **_: row("passed"))
     monkeypatch.setattr(accelerator_parity, "attention", stop)
     with pytest.raises(KeyboardInterrupt):
         run("resume", "attention")
@@ -197,7 +191,7 @@ def test_a_race(work, arithmetic):
 
 def test_without_its_package_torch_is_left_out_by_name(monkeypatch):
     """And JAX is timed alone; against torch.compile nothing is left to race."""
-    monkeypatch.setattr(accelerator_networks, "available", lambda package: False)
+    monkeypatch.setattr(networks, "available", lambda package: False)
     spec = specs(tiny=True)["ddpm_cifar10"]
     race = RACE._replace(part="ddpm_cifar10")
     missing, alone = accelerator_speed.run(race, spec, rounds=1, least=0.0)
@@ -251,7 +245,7 @@ def test_an_error_is_a_row_and_the_exit_code(run, monkeypatch):
     def stops(*_, **__):
         raise ValueError("something is wrong\nwith details")
 
-    monkeypatch.setattr(accelerator_resume, "check", stops)
+    monkeypatch.setattr(processes, "check_resuming", stops)
     code, record, text = run("resume")
     assert code == 1
     assert record["rows"][0]["status"] == "failed"
@@ -305,27 +299,29 @@ def test_the_most_telling_races_come_first():
 
 def test_resuming_notices_a_bit():
     whole = {"a": np.array([1.0, np.nan], np.float32), "b": np.arange(3)}
-    assert accelerator_resume.differing(dict(whole), whole) == []
+    assert processes.differing(dict(whole), whole) == []
     flipped = whole["a"].copy()
     flipped.view(np.uint32)[0] ^= 1
-    assert accelerator_resume.differing({**whole, "a": flipped}, whole) == ["a"]
-    assert accelerator_resume.differing({**whole, "a": whole["a"] * np.float64(1)}, whole) == ["a"]
-    assert accelerator_resume.differing({"a": whole["a"]}, whole) == ["b"]
+    assert processes.differing({**whole, "a": flipped}, whole) == ["a"]
+    assert processes.differing({**whole, "a": whole["a"] * np.float64(1)}, whole) == ["a"]
+    assert processes.differing({"a": whole["a"]}, whole) == ["b"]
 
 
 def test_a_resumed_training_that_differs_fails(monkeypatch):
     said = {"backend": "gpu", "network": "N", "steps": 2, "saved_with": "S"}
     given = []
 
-    def child(what, folder, tiny, flags):
+    def child(what, *arguments, flags="", timeout):
         given.append(flags)
         if what != "backend":
-            np.savez(folder / f"{what}.npz", weights=np.full(2, what == "whole"))
+            part, folder, size = arguments
+            assert (what, size) == ("resume", "tiny")
+            np.savez(Path(folder) / f"{part}.npz", weights=np.full(2, part == "whole"))
         return {**said, "xla_flags": flags}
 
-    monkeypatch.setattr(accelerator_resume, "_child", child)
-    [row] = accelerator_resume.check(tiny=True)
-    assert given == ["", *[accelerator_resume.DETERMINISTIC] * 2]
+    monkeypatch.setattr(processes, "_new", child)
+    [row] = processes.check_resuming(tiny=True)
+    assert given == ["", *[processes.DETERMINISTIC] * 2]
     assert (row["status"], row["differing"]) == ("failed", ["weights"])
     assert row["problem"] == "1 of 1 arrays differ: weights"
 

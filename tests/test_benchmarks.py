@@ -5,9 +5,8 @@ import numpy as np
 import pytest
 
 from benchmarks import profile
-from benchmarks.compare import Disagreement, check_agreement
-from benchmarks.ratios import moved
-from benchmarks.report import markdown, plot, plot_scaling
+from benchmarks.harness import Disagreement, check_agreement
+from benchmarks.report import markdown, moved, plot, plot_scaling
 
 
 def test_a_wrong_output_is_refused():
