@@ -54,7 +54,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     lines = [
         "| | | training step, batch 128 | | 256 samples × 1,000 steps | |",
         "|---|---|---|---|---|---|",
-        "| *estimates:* | computes in | memory a device | steps/s, bound by | memory a device "
+        "| *estimates:* | computes in | memory per device | steps/s, bound by | memory per device "
         "| seconds, bound by |",
         f"| **measured**, TPU v3-8, Ho et al. | | | **{MEASURED['train_steps_per_second']}** | "
         f"| **{MEASURED['sample_seconds']}** |",

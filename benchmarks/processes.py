@@ -119,7 +119,7 @@ def _new(*arguments: str, flags: str = "", timeout: float | None = None) -> dict
         timeout=timeout,
     )
     if result.returncode:
-        last = (result.stderr.strip() or "nothing said").splitlines()[-1]
+        last = (result.stderr.strip() or "no message").splitlines()[-1]
         raise RuntimeError(f"{' '.join(arguments)}: exit code {result.returncode}: {last}")
     return json.loads(result.stdout.splitlines()[-1])
 

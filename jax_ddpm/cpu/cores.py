@@ -1,8 +1,8 @@
 """The cores of a CPU as JAX devices, so that the program of a laptop is that of a TPU slice.
 
-XLA's convolutions leave cores waiting for one another; a batch split over cores, a device each,
-does not. Milliseconds of a training step in a scan of ten, `SimpleUNet` at 64×64, and the default
-network of `jax-ddpm train` on 8×8 digits, on two AMD EPYC cores (Zen 5):
+XLA's convolutions leave cores waiting for one another; a batch split over cores, one device per
+core, does not. Milliseconds of a training step in a scan of ten, `SimpleUNet` at 64×64, and the
+default network of `jax-ddpm train` on 8×8 digits, on two AMD EPYC cores (Zen 5):
 
                             one device   two devices
     0.12.0.1   batch 4          43.7         39.9

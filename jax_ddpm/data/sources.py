@@ -62,7 +62,7 @@ def load_dataset(data: str | os.PathLike[str]) -> Dataset:
 
     A .npy or .npz holds images of [image, height, width(, channel)], uint8, or float in [0, 1] or
     [-1, 1]; integers of shape [image] beside them in a .npz are labels. Raises `FieldError` naming
-    what cannot be read or is none of this.
+    what cannot be read or has another form.
     """
     if data in DATASETS:
         return _digits() if data == "digits" else _mnist5k()

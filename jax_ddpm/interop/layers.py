@@ -64,7 +64,7 @@ def weight_to_torch(kind: LayerKind, value: np.ndarray) -> np.ndarray:
 def layer_kinds(module: Any) -> dict[str, LayerKind]:
     """The layers of a `torch.nn.Module` that have weights, by name: what `layers_from_torch` asks.
 
-    Raises `ValueError` naming a layer that has parameters of its own and is none of those above.
+    Raises `ValueError` naming a layer with parameters that is of another kind.
     """
     kinds = {}
     for name, layer in module.named_modules():

@@ -80,7 +80,7 @@ def scheduler_from_config(content: Mapping[str, Any], path: Path) -> dict[str, A
 
 
 def scheduler_config(pretrained: Pretrained) -> dict[str, Any]:
-    """The config that diffusers reads back as the same. Raises `ValueError` if there is none."""
+    """The config that diffusers reads back as the same. Raises `ValueError` if none says it."""
     schedule = pretrained.schedule
     if not np.array_equal(schedule.timesteps, np.arange(schedule.num_timesteps)):
         raise ValueError("schedule: expected the one of training, got a respaced one")

@@ -2,7 +2,7 @@
 
     checkpoints/00001500/
       NAME.safetensors    the arrays of one tree, by path
-      state.json          what is no array
+      state.json          everything that is not an array
       manifest.json       size and SHA-256 of each of them, and of itself
 
 A checkpoint is written under a temporary name, flushed to the disk, and renamed. Whenever the

@@ -89,5 +89,5 @@ def flush_folder(path: Path) -> None:
 
 
 def _naming(error: OSError, path: Path) -> OSError:
-    # Not every library says in the error what the system said.
+    # Not every library passes on the reason that the system gave.
     return OSError(error.errno, error.strerror or str(error), str(path))

@@ -1,4 +1,4 @@
-"""What a diffusion U-Net is made of: residual blocks told the time, attention, resampling.
+"""What a diffusion U-Net is made of: residual blocks that see the time, attention, resampling.
 
 Names and arithmetic are those of diffusers' `UNet2DModel`, so that its weights fit; arrays are
 NHWC. Layers that end a residual branch start at zero, as Ho et al.'s do: a new network begins as

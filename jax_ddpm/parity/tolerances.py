@@ -45,8 +45,8 @@ TOLERANCES = {
 # rounding is as large as everything that the images contribute. Five Adam steps with an ε of 1, in
 # the sizes of `benchmarks/accelerator_parity.py`; margins are 2 to 7.
 REDUCED = {
-    # GPUs round the operands of float32 products to 11 bits, 5e-4, unless told "highest". Measured
-    # on an H200: 6e-4, 1.6e-2, 7e-3, 5e-4, 1.1e-3.
+    # GPUs round the operands of float32 products to 11 bits, 5e-4, unless the precision is
+    # "highest". Measured on an H200: 6e-4, 1.6e-2, 7e-3, 5e-4, 1.1e-3.
     "TF32": {
         "forward": 3e-3,
         # All parameters as one vector: those of a layer whose gradient is a thousandth of the
@@ -56,8 +56,9 @@ REDUCED = {
         "chain": 3e-3,
         "attention": 3e-3,
     },
-    # Operands and activations have 8 bits, 4e-3 (on a TPU operands alone, unless told "highest").
-    # Measured on an H200: 7e-3, 6.5e-2, 4.4e-2, 5e-3, 5e-3; on a CPU attention lost 1e-2.
+    # Operands and activations have 8 bits, 4e-3 (on a TPU operands alone, unless the precision is
+    # "highest"). Measured on an H200: 7e-3, 6.5e-2, 4.4e-2, 5e-3, 5e-3; on a CPU attention lost
+    # 1e-2.
     "bfloat16": {
         "forward": 3e-2,
         "gradients": 2e-1,

@@ -66,7 +66,7 @@ class Refused(Exception):
 
 
 class TooLarge(Exception):
-    """A device has less memory than the program needs. `needed` in bytes, None if not said."""
+    """A device has less memory than the program needs. `needed` is in bytes, None if unknown."""
 
     def __init__(self, message: str):
         super().__init__(message.partition(": ")[2].partition("\n")[0])

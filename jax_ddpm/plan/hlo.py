@@ -62,7 +62,7 @@ class Collective(NamedTuple):
     nbytes: int
     """Bytes of the whole arrays that are reduced, gathered or exchanged."""
     sent: float
-    """Bytes that a device sends if they go round in rings."""
+    """Bytes that each device sends if they go round in rings."""
 
     def scaled(self, factor: float) -> "Collective":
         """Those of so many runs of the program, or of a share of one."""
@@ -84,7 +84,7 @@ def parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
 
 
 def memory_traffic(text: str) -> int:
-    """Bytes that one run reads from and writes to a device's memory.
+    """Bytes that one run reads from and writes to each device's memory.
 
     Every operation reads its operands and writes its result once; what stays inside a fusion,
     or in a memory of its own beside the device's main one, is free.

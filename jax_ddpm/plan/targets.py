@@ -43,7 +43,7 @@ class Chip(NamedTuple):
     largest: int
     """Chips of a whole pod; GPUs of one host, within which `interconnect` holds."""
     config: str = ""
-    """What the compiler has to be told: a TPU's chip config, a GPU's `gpu_device_info`."""
+    """What the compiler needs to know: a TPU's chip config, a GPU's `gpu_device_info`."""
 
 
 def _gpu(cores: int, shared: int, cache: int, clock: float, capability: tuple[int, int]) -> str:
@@ -98,7 +98,7 @@ class Target(NamedTuple):
 
     @property
     def memory(self) -> int:
-        """Bytes of a device that JAX can use: of a GPU's 75 % by default."""
+        """Bytes per device that JAX can use: 75 % of a GPU's by default."""
         share = 0.75 if self.chip.platform == "cuda" else 1
         return int(share * self.chip.memory / self.chip.devices)
 

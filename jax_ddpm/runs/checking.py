@@ -26,7 +26,7 @@ class Findings(NamedTuple):
 
 
 def check_run(folder: PathLike) -> Findings:
-    """Read all of a run. Raises `FieldError` if `folder` is none."""
+    """Read all of a run. Raises `FieldError` if `folder` is not a run's."""
     folder = Path(folder)
     if not (folder / CHECKPOINTS).is_dir():
         raise FieldError("folder", f"expected a run's folder, got {folder}")

@@ -107,6 +107,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def damaged_lines(path: Path) -> int:
-    """How many lines of a metrics.jsonl are none, but for one that was left unfinished."""
+    """How many lines of a metrics.jsonl cannot be read, not counting an unfinished last one."""
     count = path.read_bytes().count(b"\n") if path.exists() else 0
     return max(0, count - len(read_metrics(path)))

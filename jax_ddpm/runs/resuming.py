@@ -150,7 +150,7 @@ def _prepare(settings: Settings, data: Dataset) -> tuple[Run, Mesh]:
 
 
 def _agree(settings: Settings, run: Run, data: dict[str, Any]) -> None:
-    """Raises `FieldError` where processes were told, or have read, different things."""
+    """Raises `FieldError` where processes have different settings, images or models."""
     if jax.process_count() == 1:
         return
     if not same_everywhere(json.dumps({**data, "source": None})):

@@ -1,5 +1,5 @@
-"""What a training is told. The command line makes its flags of these fields, their docstrings its
-help, and config.json records them."""
+"""The settings of a training. The command line makes flags of these fields and help of their
+docstrings; config.json records them."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -124,7 +124,7 @@ class LayoutSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(ModelSettings, OptimizerSettings, CheckpointSettings, LayoutSettings):
-    """Everything that a training is told, beside its folder and its images.
+    """All settings of a training; its folder and its images are apart.
 
     Raises `FieldError` naming the setting that makes no sense.
     """
