@@ -28,7 +28,7 @@ from jax_ddpm.noise import noise_source, place
 from jax_ddpm.reverse import PredictionType, VarianceType, p_mean_variance
 from jax_ddpm.samplers import Sampler, ddim
 from jax_ddpm.sampling import p_sample_init, p_sample_steps
-from jax_ddpm.schedule import NoiseSchedule, extract
+from jax_ddpm.schedule import NoiseSchedule, extract, per_sample
 
 __all__ = ["ddim_invert", "image_to_image", "interpolate", "slerp"]
 
@@ -137,10 +137,7 @@ def slerp(a: Sample, b: Sample, weight: Weight) -> Array:
     a, b = jnp.asarray(a), jnp.asarray(b)
     check_shape("b", b, a.shape)
     event = tuple(range(1, a.ndim))
-    weight = jnp.asarray(weight, dtype=a.dtype)
-    if weight.shape not in ((), a.shape[:1]):
-        raise ValueError(f"weight: expected shape {a.shape[:1]} or (), got {weight.shape}")
-    weight = weight.reshape(weight.shape + (1,) * (a.ndim - weight.ndim))
+    weight = per_sample("weight", weight, a)
     norms = jnp.sqrt((a * a).sum(event, keepdims=True) * (b * b).sum(event, keepdims=True))
     cosine = (a * b).sum(event, keepdims=True) / norms
     # Written so that a NaN, of a sample that is 0, counts as parallel.

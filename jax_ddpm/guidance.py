@@ -19,7 +19,7 @@ from jaxtyping import Array
 from jax_ddpm._checks import check_choice, check_shape
 from jax_ddpm._typing import DenoiseFn, Weight
 from jax_ddpm.reverse import PredictionType
-from jax_ddpm.schedule import NoiseSchedule, extract
+from jax_ddpm.schedule import NoiseSchedule, extract, per_sample
 
 __all__ = ["classifier_free_guidance", "classifier_guidance"]
 
@@ -58,10 +58,10 @@ def classifier_free_guidance(
         output = conditional(x_t, t)
         eps, rest = _split("conditional", output, x_t)
         eps_unconditional, _ = _split("unconditional", unconditional(x_t, t), x_t)
-        weight = _per_sample("scale", scale, x_t) - 1
+        weight = per_sample("scale", scale, x_t) - 1
         if interval is not None:
             inside = (interval[0] <= t) & (t <= interval[1])
-            weight = weight * _per_sample("t", inside.astype(x_t.dtype), x_t)
+            weight = weight * per_sample("t", inside.astype(x_t.dtype), x_t)
         guided = eps + weight * (eps - eps_unconditional)
         if rescale:
             pixels = tuple(range(1, x_t.ndim))
@@ -113,7 +113,7 @@ def classifier_guidance(
             "sample": sigma * sigma * recip_alpha,
             "v_prediction": -sigma * recip_alpha,
         }[prediction_type]
-        guided = eps + _per_sample("scale", scale, x_t) * shift * score
+        guided = eps + per_sample("scale", scale, x_t) * shift * score
         return jnp.concatenate([guided, rest], axis=-1)
 
     return guided_fn
@@ -125,11 +125,3 @@ def _split(name: str, output: Array, x_t: Array) -> tuple[Array, Array]:
     output = output.astype(x_t.dtype)
     check_shape(f"output of {name}", output[..., :channels], x_t.shape)
     return output[..., :channels], output[..., channels:]
-
-
-def _per_sample(name: str, value: Weight, x_t: Array) -> Array:
-    """One number, or one a sample, shaped [batch, 1, 1, …] to meet x_t."""
-    value = jnp.asarray(value, dtype=x_t.dtype)
-    if value.shape not in ((), x_t.shape[:1]):
-        raise ValueError(f"{name}: expected shape {x_t.shape[:1]} or (), got {value.shape}")
-    return value.reshape(value.shape + (1,) * (x_t.ndim - value.ndim))

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jax_ddpm._checks import check_choice, check_range
-from jax_ddpm._typing import Shape, Table, Timestep
+from jax_ddpm._checks import FieldError, check_choice, check_range
+from jax_ddpm._typing import Shape, Table, Timestep, Weight
 
 __all__ = [
     "NoiseSchedule",
@@ -28,6 +28,7 @@ __all__ = [
     "extract",
     "linear_beta_schedule",
     "make_schedule",
+    "per_sample",
     "rescale_zero_terminal_snr",
     "respace",
     "scaled_linear_beta_schedule",
@@ -201,7 +202,18 @@ def extract(table: Any, t: Timestep, x: Any) -> Array:
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(f"x: expected a floating dtype, got {dtype}")
     _check_entries(t, table.shape[0], jnp.shape(x))
-    values = jnp.asarray(table, dtype=dtype)[t]
+    return _aligned(jnp.asarray(table, dtype=dtype)[t], x)
+
+
+def per_sample(name: str, value: Weight, x: Array) -> Array:
+    """One number, or one per sample, in the dtype of `x`, shaped [batch, 1, 1, …] to meet it."""
+    value = jnp.asarray(value, dtype=x.dtype)
+    if value.shape not in ((), x.shape[:1]):
+        raise FieldError(name, f"expected shape {x.shape[:1]} or (), got {value.shape}")
+    return _aligned(value, x)
+
+
+def _aligned(values: Array, x: Any) -> Array:
     return values.reshape(values.shape + (1,) * (jnp.ndim(x) - values.ndim))
 
 

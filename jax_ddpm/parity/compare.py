@@ -21,7 +21,7 @@ import torch
 
 import jax_ddpm as ddpm
 from jax_ddpm.io.arrays import flatten
-from jax_ddpm.parity.harness import DType, from_torch, images, to_torch
+from jax_ddpm.parity.harness import DType, from_torch, images, to_torch, worst_error
 from jax_ddpm.parity.tolerances import TOLERANCES, Tolerance
 from torch_reference.sampling import sample
 from torch_reference.schedule import T
@@ -137,7 +137,7 @@ def compare(
             if chain:
                 found.append(("chain", f"reverse chain: each of {T} states", pair.chain()))
             for kind, what, (ours, theirs) in found:
-                error, worst = _error(ours, theirs)
+                error, worst = worst_error(ours, theirs, _SMALLEST)
                 rows.append(Row(what, dtype, error, worst, getattr(limits[kind], dtype)))
     return Report(tuple(rows))
 
@@ -265,24 +265,3 @@ def _cast(value: Any, dtype: DType) -> np.ndarray:
 def _to_torch(value: np.ndarray) -> torch.Tensor:
     tensor = to_torch(value)
     return tensor if tensor.is_floating_point() else tensor.long()
-
-
-def _error(ours: Any, theirs: Any) -> tuple[float, str]:
-    """The worst relative error over all arrays, and where it is."""
-    a, b = flatten(ours), flatten(theirs)
-    if a.keys() != b.keys():
-        name = min(a.keys() ^ b.keys())
-        raise ValueError(
-            f"variables_from_torch: expected the same arrays each time, got {name} once"
-        )
-    exact = {name: np.asarray(value, np.float64) for name, value in b.items()}
-    scales = {name: float(np.max(np.abs(value), initial=0)) for name, value in exact.items()}
-    smallest = _SMALLEST * max(scales.values())
-    errors = {}
-    for name, value in exact.items():
-        difference = float(np.max(np.abs(np.asarray(a[name], np.float64) - value), initial=0))
-        scale = max(scales[name], smallest)
-        # A reference of nothing but zeros has to be met to the bit.
-        errors[name] = difference / scale if scale else difference and np.inf
-    worst = max(errors, key=lambda name: np.inf if np.isnan(errors[name]) else errors[name])
-    return errors[worst], worst

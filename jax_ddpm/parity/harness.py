@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 import jax_ddpm
+from jax_ddpm.io.arrays import flatten
 from jax_ddpm.parity.tolerances import TOLERANCES
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "run_case",
     "timesteps",
     "to_torch",
+    "worst_error",
 ]
 
 DType = Literal["float64", "float32"]
@@ -76,19 +78,30 @@ def run_case(case: Case, dtype: DType) -> Result:
 
 def relative_error(ours: Any, theirs: Any) -> float:
     """The largest difference over the largest reference, the worst over all arrays."""
-    ours_leaves, ours_tree = jax.tree.flatten(ours)
-    theirs_leaves, theirs_tree = jax.tree.flatten(theirs)
-    if ours_tree != theirs_tree or not ours_leaves:
+    return worst_error(ours, theirs)[0]
+
+
+def worst_error(ours: Any, theirs: Any, smallest: float = 0.0) -> tuple[float, str]:
+    """The worst relative error over all arrays, and the path of the array that has it.
+
+    No array is compared with less than `smallest` of the largest array's scale. A reference of
+    nothing but zeros has to be met to the bit, and NaN is the worst of all.
+    """
+    ours_tree, theirs_tree = jax.tree.structure(ours), jax.tree.structure(theirs)
+    if ours_tree != theirs_tree or not ours_tree.num_leaves:
         raise ValueError(f"theirs: expected the structure {ours_tree}, got {theirs_tree}")
-    errors = []
-    for a, b in zip(ours_leaves, theirs_leaves, strict=True):
-        a, b = np.asarray(a), np.asarray(b)
-        if a.shape != b.shape:
-            raise ValueError(f"theirs: expected shape {a.shape}, got {b.shape}")
-        a, b = a.astype(np.float64), b.astype(np.float64)
-        difference, scale = np.max(np.abs(a - b)), np.max(np.abs(b))
-        errors.append(difference / scale if difference > 0 else difference)
-    return float(np.max(errors))
+    a, b = flatten(ours), flatten(theirs)
+    exact = {name: np.asarray(value, np.float64) for name, value in b.items()}
+    scales = {name: float(np.max(np.abs(value), initial=0)) for name, value in exact.items()}
+    errors = {}
+    for name, value in exact.items():
+        if np.shape(a[name]) != value.shape:
+            raise ValueError(f"theirs: expected shape {np.shape(a[name])}, got {value.shape}")
+        difference = float(np.max(np.abs(np.asarray(a[name], np.float64) - value), initial=0))
+        scale = max(scales[name], smallest * max(scales.values()))
+        errors[name] = difference / scale if scale else difference and np.inf
+    worst = max(errors, key=lambda name: np.inf if np.isnan(errors[name]) else errors[name])
+    return errors[worst], worst
 
 
 def both(name: str) -> tuple[Any, Any]:
