@@ -9,6 +9,7 @@ from typing import Annotated, Any, Union
 
 import jax
 import tyro
+from docstring_parser import parse_from_object
 
 from jax_ddpm import __version__
 from jax_ddpm.cli import config as configs
@@ -32,6 +33,8 @@ def run(arguments: list[str] | None = None) -> None:
     if (sys.argv[1:] if arguments is None else arguments) == ["--version"]:
         print(f"jax_ddpm {__version__}, jax {jax.__version__}")
         return
+    for each in _COMMANDS.values():
+        _join_lines(each)
     config, unknown = tyro.cli(
         _Command,
         prog="jax-ddpm",
@@ -46,10 +49,13 @@ def run(arguments: list[str] | None = None) -> None:
         ),
     )
     try:
+        name = next(name for name, each in _COMMANDS.items() if type(config) is each)
         if unknown:
-            raise UsageError(_unknown(config, unknown[0].partition("=")[0]))
+            raise UsageError(_unknown(name, config, unknown[0].partition("=")[0]))
+        # Each command is imported when it is run: `parity` alone needs torch.
+        command = getattr(import_module(f"jax_ddpm.cli.{name}"), name)
         with Interrupts() as interrupts, naming():
-            _run(config, interrupts)
+            command(config, interrupts) if name == "train" else command(config)
     except (UsageError, PartnerFailed) as error:
         print(f"jax-ddpm: {error}", file=sys.stderr)
         sys.exit(2)
@@ -68,25 +74,25 @@ def run(arguments: list[str] | None = None) -> None:
         sys.exit(2)
 
 
-def _run(config: Any, interrupts: Interrupts) -> None:
-    # Each command is imported when it is run: `parity` alone needs torch.
-    name = _name(config)
-    command = getattr(import_module(f"jax_ddpm.cli.{name}"), name)
-    command(config, interrupts) if name == "train" else command(config)
+def _join_lines(config: Any) -> None:
+    """Makes one line of each field's docstring, which tyro breaks where the source does."""
+    for group in config.__mro__[:-1]:
+        for doc in parse_from_object(group).params:
+            group.__dataclass_fields__[doc.arg_name].metadata = {
+                "help": " ".join((doc.description or "").split())
+            }
+    for field in fields(config):
+        if is_dataclass(field.type):
+            _join_lines(field.type)
 
 
-def _name(config: Any) -> str:
-    return next(name for name, each in _COMMANDS.items() if type(config) is each)
-
-
-def _unknown(config: Any, word: str) -> str:
-    """What is wrong with a word that is no flag of the command: the nearest that is, or its
-    initials."""
-    flags = ["--" + name.replace("_", "-") for name in _fields(config)]
+def _unknown(name: str, config: Any, word: str) -> str:
+    """Says that command `name` has no such flag, and which one is near or has its initials."""
+    flags = ["--" + field.replace("_", "-") for field in _fields(config)]
     initials = {"--" + "".join(part[0] for part in flag[2:].split("-")): flag for flag in flags}
     close = [initials[word]] if word in initials else get_close_matches(word, flags, n=1)
-    meant = f"did you mean {close[0]}?" if close else f"see jax-ddpm {_name(config)} --help"
-    return f"{word}: no such flag of {_name(config)}; {meant}"
+    meant = f"did you mean {close[0]}?" if close else f"see jax-ddpm {name} --help"
+    return f"{word}: no such flag of {name}; {meant}"
 
 
 def _fields(config: Any) -> Iterator[str]:

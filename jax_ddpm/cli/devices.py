@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 
-from jax_ddpm._checks import FieldError
 from jax_ddpm.cli.config import DevicesConfig
 from jax_ddpm.cli.errors import UsageError
 from jax_ddpm.cpu import use_cores
@@ -20,13 +19,7 @@ def start_devices(config: DevicesConfig) -> None:
     if config.coordinator is not None:
         process = f"process {config.process_id} of {config.num_processes}"
         print(f"{process}: waiting for the others at {config.coordinator}", file=sys.stderr)
-    try:
-        connect(config.coordinator, config.num_processes, config.process_id)
-    except FieldError:
-        raise
-    except (ValueError, RuntimeError) as error:
-        message = str(error).partition("\n")[0]
-        raise UsageError(f"--coordinator, --num-processes, --process-id: {message}") from None
+    connect(config.coordinator, config.num_processes, config.process_id)
     use_cores()
     # Processes may have no more than 30 s to form a group, so they do now, before loading.
     any_process(False)

@@ -47,21 +47,24 @@ def connect(
 
     Without arguments SLURM (`srun`), Open MPI (`mpirun`) and TPU pods say what is needed;
     elsewhere `coordinator` is the host and port of process 0. Raises `FieldError` if only some
-    of the three are given. Where the others do not come, JAX's runtime ends the process after
-    five minutes.
+    of the three are given, or JAX refuses them. Where the others do not come, JAX's runtime ends
+    the process after five minutes.
     """
     given = (coordinator, num_processes, process_id)
+    names = (Field("coordinator"), ", ", Field("num_processes"), ", ", Field("process_id"), ": ")
     if given == (None, None, None):
         if not _is_launched():
             return
     elif None in given:
-        names = (Field("coordinator"), ", ", Field("num_processes"), ", ", Field("process_id"))
-        raise FieldError(None, *names, ": expected all three or none")
+        raise FieldError(None, *names, "expected all three or none")
     if coordinator is not None and not coordinator.rpartition(":")[2].isdecimal():
         raise FieldError("coordinator", f"expected HOST:PORT, got {coordinator}")
     # XLA's own handling of SIGTERM would keep it from the command.
     jax.config.update("jax_enable_preemption_service", False)
-    jax.distributed.initialize(*given)
+    try:
+        jax.distributed.initialize(*given)
+    except (ValueError, RuntimeError) as error:
+        raise FieldError(None, *names, str(error).partition("\n")[0]) from None
 
 
 def _is_launched() -> bool:
