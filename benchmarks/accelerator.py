@@ -1,8 +1,8 @@
-"""`python -m benchmarks accelerator`: is it right here, and how fast? Six minutes.
+"""Correctness and speed on one GPU or TPU, in six minutes: `python -m benchmarks accelerator`.
 
-On JAX's default backend, meant to be one GPU or TPU: training that is resumed, against training
-that is not; parity with torch on the CPU; the reverse loop and the training step against torch on
-the same device. Writes JSON and markdown named after the device; exit code 1 if anything failed.
+On JAX's default backend: training that is resumed, against training that is not; parity with torch
+on the CPU; the reverse loop and the training step against torch on the same device. Writes JSON and
+markdown named after the device; exit code 1 if anything failed.
 
 Six minutes hold the most telling races. Parts that are named have the time to themselves, and the
 record keeps what the same device and versions gave for the others.

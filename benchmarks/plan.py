@@ -1,4 +1,4 @@
-"""`python -m benchmarks.plan`: Ho et al.'s CIFAR-10 network, planned for chips that are not here.
+"""Ho et al.'s CIFAR-10 network, planned for chips that are not here: `python -m benchmarks.plan`.
 
 What `jax-ddpm plan` says of a training step on 128 images and of 256 samples of 1,000 steps, on
 seven targets, beside what Ho et al. (2020, appendix B) measured on a TPU v3-8. Half an hour on two

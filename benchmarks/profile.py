@@ -1,4 +1,4 @@
-"""`python -m benchmarks.profile`: what the cores do during a step, by XLA's own profile of it.
+"""What the cores do during a step, by XLA's own profile of it: `python -m benchmarks.profile`.
 
 Each program runs once under JAX's profiler. The time of every instruction, on all devices, is added
 up by what the instruction is for:

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.samplers --run runs/digits`: every sampler at few steps, the same seeds.
+"""Every sampler at few steps, the same seeds: `python -m benchmarks.samplers --run runs/digits`.
 
 Each draws the same digits from the same x_T, one row of the picture. The table says how many of
 500 are what was asked for (by the SVC of `jax-ddpm evaluate`), and, where no noise is added, how

@@ -40,6 +40,9 @@ class FieldError(ValueError):
         self.field, self.problem = field, problem
         super().__init__(self.spelled(str))
 
+    def __reduce__(self) -> Any:
+        return FieldError, (self.field, *self.problem)
+
     def spelled(self, spell: Callable[[Field], str]) -> str:
         """The message, with the names of settings as `spell` writes them."""
         parts = [spell(each) if isinstance(each, Field) else each for each in self.problem]

@@ -30,13 +30,13 @@ def load_chain(config: ChainConfig) -> Run:
     if (config.run is None) == (config.pretrained is None):
         raise UsageError("expected --run or --pretrained, and one of them only")
     if config.run is not None:
-        with naming(folder="--run"):
+        with naming(folder="--run", load_pretrained="--pretrained"):
             run = load_run(config.run, checkpoint=config.checkpoint)
     else:
         if config.checkpoint is not None:
             raise UsageError("--checkpoint: comes with --run")
         assert config.pretrained is not None
-        with naming(folder="--pretrained"):
+        with naming(folder="--pretrained", load_run="--run"):
             run = load_pretrained(config.pretrained)
     run = with_guidance(run, config.guidance)
     if config.spacing is not None:

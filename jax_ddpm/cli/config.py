@@ -74,11 +74,6 @@ class RunConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainDevices(LayoutSettings, DevicesConfig):
-    """How the work is laid out over devices and hosts."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Train a model on images and draw samples from it. If it is stopped, at any moment, the same
     command resumes and ends with the same weights."""
@@ -88,15 +83,14 @@ class TrainConfig:
     model: ModelSettings = ModelSettings()
     optimisation: OptimizerSettings = OptimizerSettings()
     checkpoints: CheckpointSettings = CheckpointSettings()
-    devices: TrainDevices = TrainDevices()
+    devices: LayoutSettings = LayoutSettings()
+    hosts: DevicesConfig = DevicesConfig()
 
     @property
     def settings(self) -> Settings:
         """Those of the training itself."""
-        given = {}
-        for group in (self.model, self.optimisation, self.checkpoints, self.devices):
-            given |= vars(group)
-        return Settings(**{name: given[name] for name in Settings.__dataclass_fields__})
+        groups = (self.model, self.optimisation, self.checkpoints, self.devices)
+        return Settings(**{name: value for each in groups for name, value in vars(each).items()})
 
     @property
     def folder(self) -> Path:

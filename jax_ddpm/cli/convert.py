@@ -5,7 +5,7 @@ from jax_ddpm.cli.errors import UsageError, naming, writing
 from jax_ddpm.interop import save_diffusers, simple_unet_to_torch, unet_to_torch
 from jax_ddpm.io.arrays import save_tensors
 from jax_ddpm.models import SimpleUNet
-from jax_ddpm.runs import Run, load_model, save_run
+from jax_ddpm.runs import Run, load_model, load_state_dict, save_run
 
 __all__ = ["convert"]
 
@@ -14,8 +14,11 @@ def convert(config: ConvertConfig) -> None:
     """Read `config.source`, whatever it is, and write it as `config.to` says."""
     if not config.source.exists():
         raise UsageError(f"SOURCE: no such file or folder: {config.source}")
-    with naming(folder="SOURCE"):
-        run = load_model(config.source, weights=config.weights, image_size=config.image_size)
+    with naming(folder="SOURCE", path="SOURCE"):
+        if config.source.is_file():
+            run = load_state_dict(config.source, image_size=config.image_size)
+        else:
+            run = load_model(config.source, weights=config.weights)
     if config.out.exists():
         raise UsageError(f"OUT: {config.out} exists already")
     if not config.out.parent.is_dir():

@@ -15,9 +15,8 @@ from jax_ddpm._extras import install_command
 from jax_ddpm.cli.config import DoctorConfig
 from jax_ddpm.cli.errors import UsageError, naming
 from jax_ddpm.cpu import use_cores
-from jax_ddpm.runs import check_run
+from jax_ddpm.runs import Findings, check_run
 from jax_ddpm.runs.exporting import check_export
-from jax_ddpm.runs.run import CHECKPOINTS
 
 __all__ = ["doctor"]
 
@@ -27,8 +26,8 @@ _SECONDS = 20.0
 
 def doctor(config: DoctorConfig) -> None:
     """Print what was found; exit code 1 if something is wrong."""
-    if config.run is not None and not (config.run / CHECKPOINTS).is_dir():
-        raise UsageError(f"--run: expected a run's folder, got {config.run}")
+    with naming(folder="--run"):
+        found = None if config.run is None else check_run(config.run)
     if config.export is not None and not config.export.is_file():
         raise UsageError(f"--export: no such file: {config.export}")
     # Before JAX's first use: parity's precision, and the devices that `train` would use.
@@ -40,8 +39,8 @@ def doctor(config: DoctorConfig) -> None:
     print(f"devices    {counted} ({jax.default_backend()})")
     print(f"precision  {_precision()}")
     problems = _parity()
-    if config.run is not None:
-        problems += _run(config.run)
+    if found is not None:
+        problems += _run(config.run, found)
     if config.export is not None:
         problems += _export(config.export)
     print(f"\n{'nothing is wrong' if not problems else f'{problems} thing(s) wrong'}")
@@ -93,10 +92,8 @@ def _parity() -> int:
     return len(failed)
 
 
-def _run(folder: Path) -> int:
+def _run(folder: Path | None, found: Findings) -> int:
     """Every file of a run; how many are not intact."""
-    with naming(folder="--run"):
-        found = check_run(folder)
     print(f"run        {folder}: {len(found.intact) + len(found.damaged)} checkpoint(s)")
     for step in found.intact:
         print(f"           step {step:,} intact")

@@ -9,6 +9,7 @@ from jax_ddpm.cli.progress import bar
 from jax_ddpm.data import load_dataset
 from jax_ddpm.io.json import write_json
 from jax_ddpm.runs import evaluate as measure
+from jax_ddpm.runs.measuring import check_measurable
 from jax_ddpm.training.hosts import on_writer, together
 
 __all__ = ["evaluate"]
@@ -20,10 +21,12 @@ def evaluate(config: EvaluateConfig) -> None:
     check_file("--json", config.json)
     sampler, source = make_sampler(config), config.data.data or config.data.dataset
     start_devices(DevicesConfig())
-    run, data = together(lambda: (load_chain(config), load_dataset(source)))
     options = {"num": config.num, "steps": config.steps, "sampler": sampler, "seed": config.seed}
     with naming(data="--data" if config.data.data else "--dataset"):
-        figures = measure(run, data, **options, progress=bar("sampling"))
+        run, data = together(lambda: (load_chain(config), load_dataset(source)))
+        together(lambda: check_measurable(run, data))
+        with bar("sampling") as show:
+            figures = measure(run, data, **options, progress=show)
     if "agreement" in figures:
         say(
             f"{config.num:,} samples ({figures['steps']} {config.sampler} steps, guidance "

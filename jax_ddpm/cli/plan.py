@@ -1,6 +1,7 @@
 """`jax-ddpm plan`: does it fit, and how long does it take, before the hardware is rented."""
 
 import sys
+from functools import partial
 
 import jax
 
@@ -43,13 +44,14 @@ def plan(config: PlanConfig) -> None:
         f"{config.run or config.model}: {type(run.pretrained.model).__name__} of {parameters:,} "
         f"parameters, {'×'.join(map(str, run.image_shape))}, {config.dtype}"
     )
+    say = partial(print, "trying this many images:", file=sys.stderr, flush=True)
     rows = []
     for target in targets:
         if config.work != "sample":
             rows.append(measure_training(run, settings, target))
             print("\n" + report(rows[-1]))
             if config.largest_batch:
-                found, summary = largest_training(run, settings, target, rows[-1], _say)
+                found, summary = largest_training(run, settings, target, rows[-1], say)
                 for row in found:
                     print("\n" + report(row))
                 rows += found
@@ -92,7 +94,3 @@ def _load(config: PlanConfig) -> Run:
             run = load_model(config.run)
     make_chain(run, config.steps)  # refuses too many
     return planned(run, dtype=config.dtype, remat=config.remat)
-
-
-def _say(batch: int) -> None:
-    print(f"trying {batch:,} images …", file=sys.stderr, flush=True)

@@ -1,8 +1,8 @@
 """Progress on the error stream: a bar on a terminal, a line now and then in a log file."""
 
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from tqdm import tqdm
@@ -16,23 +16,27 @@ _SECONDS = 10
 """Between two lines in a log file."""
 
 
-def bar(what: str) -> Callable[[Progress], None]:
+@contextmanager
+def bar(what: str) -> Iterator[Callable[[Progress], None]]:
     """Shows each `Progress` that it is called with, once for all processes."""
-    shown: tqdm | None = None
+    shown: list[tqdm] = []
 
     def show(progress: Progress) -> None:
-        nonlocal shown
         with suppress(OSError):  # a terminal that has gone
-            shown = shown or _open(what, progress)
+            if not shown:
+                shown.append(_open(what, progress))
             if progress.line is not None:
                 loss = progress.line["loss"]
                 loss = "none finite" if loss is None else f"{loss:.4f}"
-                shown.set_postfix(loss=loss, refresh=False)
-            shown.update(progress.done - shown.n)
-            if progress.done == progress.total:
-                shown.close()
+                shown[0].set_postfix(loss=loss, refresh=False)
+            shown[0].update(progress.done - shown[0].n)
 
-    return show
+    try:
+        yield show
+    finally:
+        with suppress(OSError):
+            for each in shown:
+                each.close()
 
 
 def _open(what: str, progress: Progress) -> tqdm:
@@ -57,7 +61,7 @@ class _Lines:
 
     def write(self, text: str) -> None:
         text = text.strip()
-        if text.partition(",")[0] != self._last:  # how far it is
+        if text and text.partition(",")[0] != self._last:  # how far it is
             self._stream.write(text + "\n")
             self._last = text.partition(",")[0]
 

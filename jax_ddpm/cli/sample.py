@@ -24,16 +24,17 @@ def sample(config: SampleConfig) -> None:
     sampler = make_sampler(config)
     start_devices(config.devices)
     run, chain, labels = together(lambda: _prepare(config))
-    samples = draw(
-        jax.random.key(config.seed),
-        run,
-        config.num,
-        labels=labels,
-        chain=chain,
-        sampler=sampler,
-        batch_size=config.batch_size,
-        progress=bar("sampling"),
-    )
+    with bar("sampling") as show:
+        samples = draw(
+            jax.random.key(config.seed),
+            run,
+            config.num,
+            labels=labels,
+            chain=chain,
+            sampler=sampler,
+            batch_size=config.batch_size,
+            progress=show,
+        )
     columns = len(config.label) if 1 < len(config.label) <= 16 else None
     columns = columns if config.label else run.class_columns
     with writing("--out", config.out):

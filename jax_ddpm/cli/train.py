@@ -29,7 +29,7 @@ def train(config: TrainConfig, interrupts: Interrupts) -> None:
     Stopped, it ends with the exit code `STOPPED`, and resumes when it is called again.
     """
     settings, folder = config.settings, config.folder
-    start_devices(config.devices)
+    start_devices(config.hosts)
     if is_writer():
         interrupts.saved = lambda: _saved(folder)
     data = together(lambda: load_dataset(config.data.data or config.data.dataset))
@@ -48,8 +48,12 @@ def train(config: TrainConfig, interrupts: Interrupts) -> None:
             if any_process(interrupts.asked):
                 say(f"stopped at step {end.step:,} and saved: the same command resumes")
                 sys.exit(STOPPED)
-            save_pictures(folder, end.run, data, seed=settings.seed, progress=bar("sampling"))
+            with bar("sampling") as show:
+                save_pictures(folder, end.run, data, seed=settings.seed, progress=show)
     except OSError as error:
+        named = Path(error.filename or folder)
+        if isinstance(error, ConnectionError) or config.run.out not in (named, *named.parents):
+            raise
         problem = f"cannot write {error.filename or folder}: {error.strerror or error}"
         raise UsageError(f"--out: {problem}; {_saved(folder)}") from None
     if is_writer():
@@ -58,17 +62,15 @@ def train(config: TrainConfig, interrupts: Interrupts) -> None:
 
 def _run(training: Training, interrupts: Interrupts) -> Fit:
     """Train under a bar; from the first step on a signal waits until that is saved."""
-    show = bar("training")
-    with ExitStack() as held:
+    with ExitStack() as held, bar("training") as show:
 
-        def progress(here: Progress) -> bool:
+        def progress(here: Progress) -> None:
             if here.done == training.step:
                 held.enter_context(interrupts.held())
             if here.done == training.step or here.line:  # between lines the host runs ahead
                 show(here)
-            return interrupts.asked
 
-        return run_training(training, progress)
+        return run_training(training, progress, lambda: interrupts.asked)
 
 
 def _saved(folder: Path) -> str:

@@ -34,19 +34,22 @@ class Dataset(NamedTuple):
     def check(self) -> None:
         """Raises `FieldError` unless this is what `load_dataset` makes: float32 images in [-1, 1],
         and int32 labels from 0."""
-        images, labels = self.images, self.labels
+        images = np.asarray(self.images)
         if images.dtype != np.float32 or images.ndim != 4 or not images.size:
-            got = f"{images.dtype}{list(images.shape)}"
-            raise FieldError(
-                "data", f"expected float32 images [n, height, width, channel], got {got}"
-            )
-        if not np.max(np.abs(images)) <= 1:
-            raise FieldError("data", "expected pixels in [-1, 1]")
-        if labels is None:
+            problem = "expected float32 images [image, height, width, channel]"
+            raise FieldError("data", f"{problem}, got {images.dtype}{list(images.shape)}")
+        _check_finite(images, "the data")
+        if np.max(np.abs(images)) > 1:
+            problem = f"expected pixels in [-1, 1], got [{images.min():g}, {images.max():g}]"
+            raise FieldError("data", problem)
+        if self.labels is None:
             return
-        if labels.dtype != np.int32 or labels.shape != images.shape[:1] or labels.min() < 0:
-            got = f"{labels.dtype}{list(labels.shape)}"
-            raise FieldError("data", f"expected int32 labels from 0, one for each image, got {got}")
+        labels = np.asarray(self.labels)
+        if labels.dtype != np.int32 or labels.shape != images.shape[:1]:
+            problem = f"expected int32 labels [{len(images)}], one for each image"
+            raise FieldError("data", f"{problem}, got {labels.dtype}{list(labels.shape)}")
+        if labels.min() < 0:
+            raise FieldError("data", f"expected labels from 0, got {labels.min()}")
 
     def describe(self) -> dict[str, Any]:
         """Their source and shape, and the SHA-256 of images and labels in hexadecimal."""
@@ -169,12 +172,7 @@ def _to_signed(images: np.ndarray, path: Path) -> np.ndarray:
         return (images / 127.5 - 1).astype(np.float32)
     if not np.issubdtype(images.dtype, np.floating):
         raise FieldError("data", f"expected uint8 or float images, got {images.dtype} in {path}")
-    if len(wrong := np.flatnonzero(~np.isfinite(images).all(axis=(1, 2, 3)))):
-        raise FieldError(
-            "data",
-            f"expected finite pixels, got NaN or infinity in {len(wrong)} of the "
-            f"{len(images)} images in {path}, the first of them image {wrong[0]}",
-        )
+    _check_finite(images, str(path))
     low, high = float(images.min()), float(images.max())
     if 0 <= low and high <= 1:
         return (images * 2 - 1).astype(np.float32)
@@ -183,6 +181,13 @@ def _to_signed(images: np.ndarray, path: Path) -> np.ndarray:
     raise FieldError(
         "data", f"expected float pixels in [0, 1] or [-1, 1], got [{low:g}, {high:g}] in {path}"
     )
+
+
+def _check_finite(images: np.ndarray, where: str) -> None:
+    if len(wrong := np.flatnonzero(~np.isfinite(images).all(axis=(1, 2, 3)))):
+        problem = f"expected finite pixels, got NaN or infinity in {len(wrong)} of the "
+        rest = f"{len(images)} images in {where}, the first of them image {wrong[0]}"
+        raise FieldError("data", problem + rest)
 
 
 def _line(error: Exception) -> str:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_ddpm._checks import FieldError
+from jax_ddpm._checks import FieldError, check_choice
 from jax_ddpm.interop import Pretrained
 from jax_ddpm.models import SimpleUNet, UNet, ddpm_cifar10, ddpm_digits
 from jax_ddpm.plan.compilation import Cost, Refused, TooLarge, compile_for, quiet
@@ -35,6 +35,7 @@ __all__ = [
 
 def preset(name: str) -> Run:
     """A network by name ("cifar10", "digits", "simple"), its weights as shapes."""
+    check_choice("name", name, ("cifar10", "digits", "simple"))
     model: UNet | SimpleUNet
     if name == "cifar10":
         model, shape, schedule = ddpm_cifar10(), (32, 32, 3), named_schedule("linear", 1000)
@@ -60,7 +61,8 @@ def planned(run: Run, *, dtype: str, remat: bool) -> Run:
 def measure_training(run: Run, settings: Settings, target: Target) -> dict[str, Any]:
     """What a training step takes, in bytes, operations and seconds: a dispatch's share.
 
-    Raises `FieldError` where batch or `fsdp` do not suit the target, and `Refused`.
+    Raises `FieldError` where batch or `fsdp` do not suit the target, and where its compiler refuses
+    the program.
     """
     steps = settings.dispatched(target.chip.platform)
     with quiet():
@@ -81,9 +83,10 @@ def measure_sampling(
 ) -> dict[str, Any]:
     """What a chain of `num` images at once takes (ancestral): that of a piece, times the pieces.
 
-    Raises `FieldError` where `num` or `steps` do not suit the target or the run, and `Refused`.
+    Raises `FieldError` where `num` or `steps` do not suit the target or the run, and where its
+    compiler refuses the program.
     """
-    chain = make_chain(run, steps or run.pretrained.schedule.num_timesteps)
+    chain = make_chain(run, run.pretrained.schedule.num_timesteps if steps is None else steps)
     with quiet():
         devices = _devices(target, "num", num)
         mesh = device_mesh(num, devices=devices)

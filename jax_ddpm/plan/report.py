@@ -82,6 +82,7 @@ def _given_back(row: dict[str, Any]) -> str:
 
 
 def line(name: str, value: str, rest: str = "") -> str:
+    """A line of a report: a name, a number, and what is said beside it."""
     return f"  {name:<18}{value:>12}   {rest}".rstrip()
 
 

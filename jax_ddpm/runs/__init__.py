@@ -18,7 +18,7 @@ from jax_ddpm.runs.fitting import Fit, Progress, fit
 from jax_ddpm.runs.measuring import evaluate
 from jax_ddpm.runs.metrics import read_metrics
 from jax_ddpm.runs.pictures import save_pictures
-from jax_ddpm.runs.run import Run, load_model, load_pretrained, load_run, save_run
+from jax_ddpm.runs.run import Run, load_model, load_pretrained, load_run, load_state_dict, save_run
 from jax_ddpm.runs.saving import load_state, save_state
 from jax_ddpm.runs.settings import Settings
 
@@ -38,6 +38,7 @@ __all__ = [
     "load_pretrained",
     "load_run",
     "load_state",
+    "load_state_dict",
     "read_metrics",
     "save_forward",
     "save_gif",

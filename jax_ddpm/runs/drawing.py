@@ -1,12 +1,12 @@
 """Draw many images from a model, a batch at a time over all devices."""
 
+import operator
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import numpy as np
 
-from jax_ddpm._checks import FieldError, check_key, check_positive
+from jax_ddpm._checks import Field, FieldError, check_key, check_positive
 from jax_ddpm._typing import PRNGKey
 from jax_ddpm.data import load_batch
 from jax_ddpm.runs.fitting import Progress
@@ -33,7 +33,7 @@ def draw(
     chain: NoiseSchedule | None = None,
     sampler: Sampler | None = None,
     batch_size: int = 256,
-    progress: Callable[[Progress], Any] | None = None,
+    progress: Callable[[Progress], None] | None = None,
     watch: Callable[[np.ndarray], None] | None = None,
 ) -> np.ndarray:
     """Draw images from a run, as `jax-ddpm sample` does: `draw(key, run, 10, labels=7)`.
@@ -61,7 +61,10 @@ def draw(
       FieldError: naming the argument that does not suit the run.
     """
     check_key("key", key)
+    num, batch_size = operator.index(num), operator.index(batch_size)
     check_positive(num=num, batch_size=batch_size)
+    if chain is not None and steps is not None:
+        raise FieldError("steps", "cannot be given with ", Field("chain"))
     run = with_guidance(run, guidance)
     labels = labels_in_turn(run, num, labels)
     chain = make_chain(run, steps) if chain is None else chain
@@ -111,11 +114,11 @@ def labels_in_turn(
     elif run.num_classes is None:
         raise FieldError("labels", "the model has no classes")
     labels = np.atleast_1d(np.asarray(labels))
-    if not labels.size or not np.issubdtype(labels.dtype, np.integer):
+    if not labels.size or labels.ndim > 1 or not np.issubdtype(labels.dtype, np.integer):
         raise FieldError("labels", f"expected whole numbers, got {labels.tolist()}")
-    for label in labels:
-        if not 0 <= label < run.num_classes:
-            raise FieldError("labels", f"expected 0 to {run.num_classes - 1}, got {label}")
+    if labels.min() < 0 or labels.max() >= run.num_classes:
+        got = labels.min() if labels.min() < 0 else labels.max()
+        raise FieldError("labels", f"expected 0 to {run.num_classes - 1}, got {got}")
     return np.resize(labels.astype(np.int32), num)
 
 
@@ -131,10 +134,11 @@ def make_chain(run: Run, steps: int | None = None) -> NoiseSchedule:
 
 def with_guidance(run: Run, guidance: float | None) -> Run:
     """The run under this scale of guidance; as it is where that is None or the run's own."""
-    if guidance is None or guidance == run.guidance:
+    if guidance is None or guidance == run.guidance or (guidance == 1 and not run.num_classes):
         return run
     if not run.null_label:
         problem = "the model has no classes, or no label that stands for none"
         raise FieldError("guidance", problem)
     # A checkpoint does not say which label stands for none: it is the last, if it is guided.
-    return run._replace(guidance=guidance, num_classes=run.null_label)
+    classes = min(run.num_classes or run.null_label, run.null_label)
+    return run._replace(guidance=guidance, num_classes=classes)

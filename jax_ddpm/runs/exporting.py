@@ -23,19 +23,21 @@ import numpy as np
 from jax.export import Exported
 
 from jax_ddpm import __version__
-from jax_ddpm._checks import FieldError
+from jax_ddpm._checks import FieldError, check_choice
 from jax_ddpm.interop.scheduler import scheduler_config
 from jax_ddpm.io.files import replace_file
 from jax_ddpm.io.json import read_json, write_json
 from jax_ddpm.noise import sample_noise
-from jax_ddpm.runs.drawing import make_chain
+from jax_ddpm.runs.drawing import make_chain, with_guidance
 from jax_ddpm.runs.programs import guided_denoise_fn
 from jax_ddpm.runs.run import PathLike, Run
 from jax_ddpm.samplers import Sampler, ddim
 from jax_ddpm.sampling import p_sample_loop
 from jax_ddpm.schedule import NoiseSchedule
 
-__all__ = ["check_export", "export", "export_sampler"]
+__all__ = ["PLATFORMS", "check_export", "export", "export_sampler"]
+
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
 def export(
@@ -43,6 +45,7 @@ def export(
     run: Run,
     *,
     steps: int | None = None,
+    guidance: float | None = None,
     sampler: Sampler | None = None,
     platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
     extra: dict[str, Any] | None = None,
@@ -53,6 +56,7 @@ def export(
       path: of the file; both are written over.
       run: from `load_run`, `load_pretrained` or `fit`.
       steps: of the reverse chain. Default: 50, or all if fewer.
+      guidance: scale of classifier-free guidance, 1 for none. Default: the run's.
       sampler: the update rule. Default: `ddim()`.
       platforms: where it will run, of "cpu", "cuda", "rocm" and "tpu".
       extra: also goes into the JSON.
@@ -61,9 +65,12 @@ def export(
       FieldError: naming the argument that is wrong.
       OSError: a file cannot be written.
     """
-    if not platforms:
-        raise FieldError("platforms", "expected at least one, got none")
+    if isinstance(platforms, str) or not platforms:
+        raise FieldError("platforms", f"expected at least one, in a list, got {platforms!r}")
+    for each in platforms:
+        check_choice("platforms", each, PLATFORMS)
     import_module("flatbuffers")  # JAX would ask for it only after the work
+    run = with_guidance(run, guidance)
     path, chain = Path(path), make_chain(run, steps)
     exported = export_sampler(run, chain, sampler or ddim(), platforms)
     data = exported.serialize()

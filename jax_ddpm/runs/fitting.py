@@ -5,6 +5,7 @@ devices: lax.scan over k training steps, the state donated
 """
 
 import itertools
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -53,20 +54,23 @@ def fit(
     settings: Settings | None = None,
     *,
     accept_changes: bool = False,
-    progress: Callable[[Progress], Any] | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> Fit:
     """Train a model on images, in a folder that can be resumed: `jax-ddpm train` without pictures.
 
     Called again with the same arguments, after it was stopped or killed at any moment, it resumes
-    and ends with the same weights to the bit (on the same devices).
+    and ends with the same weights to the bit (on the same devices). It warns of checkpoints that
+    were damaged and set aside, and of other devices than before.
 
     Args:
       folder: of the run; made if need be.
       data: the images, as `load_dataset` reads them.
       settings: everything else. Default: `Settings()`.
       accept_changes: resume although settings or images are no longer those it began with.
-      progress: called once the programs are compiled, and after every dispatch of steps. If it
-        returns True, the training stops after this dispatch, and saves.
+      progress: called once the programs are compiled, and after every dispatch of steps.
+      stop: asked after every dispatch; once it is true in any process, the training saves and
+        ends there (several processes: at the next line of metrics or checkpoint).
 
     Raises:
       FieldError: naming the setting, or the file, that is wrong; where a loss or gradient is not
@@ -74,11 +78,17 @@ def fit(
       OSError: something cannot be written. What was saved before is still there.
     """
     with open_run(folder, data, settings or Settings(), accept_changes=accept_changes) as training:
-        return train(training, progress)
+        for note in training.notes():
+            warnings.warn(note, stacklevel=2)
+        return train(training, progress, stop)
 
 
-def train(training: Training, progress: Callable[[Progress], Any] | None = None) -> Fit:
-    """Train what `open_run` opened, to its end or until `progress` returns True, and save it."""
+def train(
+    training: Training,
+    progress: Callable[[Progress], None] | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> Fit:
+    """Train what `open_run` opened, to its end or until `stop` is true, and save it."""
     _, settings, data, run, mesh, *_ = training
     key = jax.random.fold_in(jax.random.key(settings.seed), 0)
     data_key, train_key = jax.random.split(key)
@@ -136,8 +146,9 @@ def train(training: Training, progress: Callable[[Progress], Any] | None = None)
         for length in {len(steps) for steps in dispatches}
     }
     any_process(False)  # compiled at last everywhere: see `cli.devices`
-    tell = progress or (lambda _: False)
-    asked = bool(dispatches and tell(Progress(done, settings.steps)))
+    tell, asked = progress or (lambda _: None), stop or (lambda: False)
+    if dispatches:
+        tell(Progress(done, settings.steps))
     log = MetricsLog(training.folder / METRICS, settings.steps, step=done, pending=pending)
     belongs = {"computed_by": training.computed_by, "run": training.description}
     checkpoints = training.folder / CHECKPOINTS
@@ -152,12 +163,12 @@ def train(training: Training, progress: Callable[[Progress], Any] | None = None)
             if log.is_due:
                 check(log.collect())
                 line = log.write()
-            asked = bool(tell(Progress(done, settings.steps, line))) or asked
-            stop = together and any_process(asked)
-            if due or stop:
+            tell(Progress(done, settings.steps, line))
+            stopping = together and any_process(asked())
+            if due or stopping:
                 check(log.collect())
                 saver.save(state, done, {"pending": log.pending, **belongs})
-            if stop:
+            if stopping:
                 break
     variables = to_hosts(state.ema_params, mesh)
     average = run._replace(pretrained=run.pretrained._replace(variables=variables))

@@ -6,6 +6,7 @@ that it has not seen. Pixels of 8 bits also have a likelihood: the bound of `bit
 """
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import jax
@@ -14,14 +15,15 @@ import numpy as np
 from jax_ddpm._checks import FieldError, check_positive
 from jax_ddpm.data import Dataset
 from jax_ddpm.likelihood import bits_per_dim
-from jax_ddpm.runs.drawing import draw, labels_in_turn, with_guidance
+from jax_ddpm.runs.drawing import draw, labels_in_turn, make_chain, with_guidance
 from jax_ddpm.runs.fitting import Progress
 from jax_ddpm.runs.run import Run
 from jax_ddpm.samplers import Sampler, ancestral
 
-__all__ = ["evaluate", "label_agreement"]
+__all__ = ["check_measurable", "evaluate", "label_agreement"]
 
 _BATCH = 250
+_HELD_OUT = 0.2
 
 
 def evaluate(
@@ -33,7 +35,7 @@ def evaluate(
     sampler: Sampler | None = None,
     guidance: float | None = None,
     seed: int = 0,
-    progress: Callable[[Progress], Any] | None = None,
+    progress: Callable[[Progress], None] | None = None,
 ) -> dict[str, Any]:
     """Measure a run: `steps`, `agreement` and `svc_held_out` where it has classes, `bits_per_dim`
     where pixels have 8 bits.
@@ -53,24 +55,42 @@ def evaluate(
     """
     check_positive(num=num, steps=steps)
     run = with_guidance(run, guidance)
-    if data.images.shape[1:] != run.image_shape:
-        problem = f"expected images of {run.image_shape}, as the run's, got {data.images.shape[1:]}"
-        raise FieldError("data", problem)
-    if run.num_classes is not None and data.labels is None:
-        raise FieldError("data", "expected labels, since the run has classes, got none")
+    chain = make_chain(run, run.pretrained.schedule.num_timesteps if steps is None else steps)
+    check_measurable(run, data)
     figures: dict[str, Any] = {}
     if run.num_classes is not None:
-        steps = steps or run.pretrained.schedule.num_timesteps
-        key, labels = jax.random.key(seed), labels_in_turn(run, num)
+        rule, labels = sampler or ancestral(), labels_in_turn(run, num)
         assert labels is not None
-        samples = draw(
-            key, run, num, steps=steps, sampler=sampler or ancestral(), progress=progress
-        )
+        samples = draw(jax.random.key(seed), run, num, chain=chain, sampler=rule, progress=progress)
         agreement, held_out = label_agreement(data, samples, labels, seed)
-        figures |= {"steps": steps, "agreement": agreement, "svc_held_out": held_out}
+        figures = {
+            "steps": chain.num_timesteps,
+            "agreement": agreement,
+            "svc_held_out": held_out,
+        }
     if _is_8_bit(data.images):
         figures["bits_per_dim"] = _bits_per_dim(run, data, num, seed)
     return figures
+
+
+def check_measurable(run: Run, data: Dataset) -> None:
+    """Raises `FieldError` unless these can be images that the run learned."""
+    data.check()
+    if data.images.shape[1:] != run.image_shape:
+        problem = f"expected images of {run.image_shape}, as the run's, got {data.images.shape[1:]}"
+        raise FieldError("data", problem)
+    if run.num_classes is None:
+        return
+    if data.labels is None:
+        raise FieldError("data", "expected labels, since the run has classes, got none")
+    if data.labels.max() >= run.num_classes:
+        problem = f"expected labels up to {run.num_classes - 1}, as the run's"
+        raise FieldError("data", f"{problem}, got {data.labels.max()}")
+    counts = np.bincount(data.labels)
+    if counts[counts > 0].min() < 2 or _HELD_OUT * len(data.labels) < np.count_nonzero(counts):
+        problem = f"too few images for {np.count_nonzero(counts)} classes: a fifth is held out"
+        raise FieldError("data", f"{problem}, at least one of each class")
+    import_module("sklearn")  # before the work
 
 
 def label_agreement(
@@ -82,7 +102,7 @@ def label_agreement(
 
     flat = data.images.reshape(len(data.images), -1)
     seen, unseen, seen_labels, unseen_labels = train_test_split(
-        flat, data.labels, test_size=0.2, random_state=seed, stratify=data.labels
+        flat, data.labels, test_size=_HELD_OUT, random_state=seed, stratify=data.labels
     )
     judge = SVC(C=10).fit(seen, seen_labels)
     agreement = float(judge.score(samples.reshape(len(samples), -1), labels))

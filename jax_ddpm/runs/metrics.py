@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from jax_ddpm.io.files import replace_file, write_file
+from jax_ddpm.runs.run import PathLike
 from jax_ddpm.training.hosts import on_writer
 
 __all__ = ["LOG_EVERY", "MetricsLog", "damaged_lines", "read_metrics"]
@@ -92,9 +93,10 @@ class MetricsLog:
         return len(next(iter(self._pending.values()), []))
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
+def read_metrics(path: PathLike) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl; what is damaged, or was left unfinished, is no line."""
     lines = []
+    path = Path(path)
     text = path.read_bytes().decode(errors="replace") if path.exists() else ""
     for each in text.splitlines():
         try:

@@ -4,7 +4,6 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -28,7 +27,7 @@ def save_pictures(
     data: Dataset,
     *,
     seed: int = 0,
-    progress: Callable[[Progress], Any] | None = None,
+    progress: Callable[[Progress], None] | None = None,
 ) -> None:
     """Draw from a run that was trained in `folder`, and write all of `PICTURES` there, or none.
 

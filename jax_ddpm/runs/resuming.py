@@ -85,6 +85,18 @@ class Training(NamedTuple):
         kind = self.mesh.devices.flat[0].device_kind
         return f"{self.mesh.size} × {kind}{layout}, jax {jax.__version__}"
 
+    def notes(self) -> list[str]:
+        """What a user should know of where it resumes: damaged checkpoints, other devices."""
+        lines = [f"{problem}; set aside as {path.name}" for path, problem in self.damaged.items()]
+        if self.checkpoint is not None and self.step < self.settings.steps:
+            before, now = self.checkpoint.state["computed_by"], self.computed_by
+            if before != now:
+                lines.append(
+                    f"step {self.step:,} was trained by {before}, now it is {now}: the same within "
+                    "rounding, not to the bit"
+                )
+        return lines
+
     def summary(self) -> str:
         """What is trained, on what, and from where: lines to read."""
         count, *image_shape = self.data.images.shape
@@ -92,18 +104,16 @@ class Training(NamedTuple):
         parameters = sum(leaf.size for leaf in jax.tree.leaves(self.run.pretrained.variables))
         idle = jax.device_count() - self.mesh.size
         left_out = f" ({idle} more do not divide the batch)" if idle else ""
-        lines = [f"{problem}; set aside as {path.name}" for path, problem in self.damaged.items()]
-        lines.append(
+        lines = [
+            *self.notes(),
             f"{count:,} images of {'×'.join(map(str, image_shape))}{classes}, {parameters:,} "
             f"parameters, {self.mesh.size} {jax.default_backend()} device(s){left_out} → "
-            f"{self.folder}"
-        )
-        if self.checkpoint is not None and self.step >= self.settings.steps:
-            lines.append(f"trained to step {self.step:,} already")
-        elif self.checkpoint is not None:
-            before, now = self.checkpoint.state["computed_by"], self.computed_by
-            other = f", trained by {before}, now by {now}: the same within rounding, not to the bit"
-            lines.append(f"resuming from step {self.step:,}{other if before != now else ''}")
+            f"{self.folder}",
+        ]
+        if self.checkpoint is not None:
+            ended = self.step >= self.settings.steps
+            where = f"step {self.step:,}"
+            lines.append(f"trained to {where} already" if ended else f"resuming from {where}")
         return "\n".join(lines)
 
 
@@ -142,6 +152,9 @@ def begin(training: Training) -> None:
 
 
 def _prepare(settings: Settings, data: Dataset) -> tuple[Run, Mesh]:
+    if not isinstance(data, Dataset):
+        problem = f"expected a Dataset, such as load_dataset makes, got {type(data).__name__}"
+        raise FieldError("data", problem)
     data.check()
     run = new_run(settings, data)
     computing(run, dtype=settings.dtype, remat=settings.remat)  # refuses what does not go together

@@ -7,14 +7,14 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jax_ddpm import __version__
-from jax_ddpm._checks import Field, FieldError
+from jax_ddpm._checks import Field, FieldError, check_choice
 from jax_ddpm.interop.diffusers import load_diffusers, unet_config, unet_from_config
 from jax_ddpm.interop.pretrained import Pretrained
 from jax_ddpm.interop.scheduler import scheduler_config, scheduler_from_config
@@ -39,6 +39,7 @@ __all__ = [
     "load_model",
     "load_pretrained",
     "load_run",
+    "load_state_dict",
     "save_run",
 ]
 
@@ -63,7 +64,7 @@ class Run(NamedTuple):
     """A model and what is needed to draw from it."""
 
     pretrained: Pretrained
-    """Its weights are the average (EMA)."""
+    """Its weights are the average (EMA), unless others were asked for."""
     image_shape: tuple[int, int, int]
     num_classes: int | None
     """Labels 0 … num_classes - 1 stand for something; None without classes."""
@@ -137,6 +138,7 @@ def load_run(folder: PathLike, *, checkpoint: int | None = None, weights: Weight
     Raises:
       FieldError: naming the file that is missing, damaged or does not fit.
     """
+    check_choice("weights", weights, get_args(Weights))
     folder = Path(folder)
     alone = checkpoint is None and _is_checkpoint(folder)
     path = folder if alone else _find_checkpoint(folder, checkpoint)
@@ -161,7 +163,7 @@ def _find_checkpoint(folder: Path, step: int | None = None) -> Path:
         problem = f"expected a run's folder, got {folder} (no {CHECKPOINTS}/ in it)"
         if (folder / "model_index.json").exists():
             raise FieldError(
-                "folder", problem, ": a folder of diffusers, for ", Field("pretrained")
+                "folder", problem, ": a folder of diffusers, for ", Field("load_pretrained")
             )
         raise FieldError("folder", problem)
     paths = {int(path.name): path for path in list_checkpoints(folder / CHECKPOINTS)}
@@ -205,7 +207,7 @@ def load_pretrained(folder: PathLike) -> Run:
     """
     folder = Path(folder)
     if is_run(folder):
-        problem = (f"{folder} is a run, for ", Field("run"), ", and no folder of diffusers")
+        problem = (f"{folder} is a run, for ", Field("load_run"), ", and no folder of diffusers")
         raise FieldError("folder", *problem)
     try:
         return _from_pretrained(load_diffusers(folder), folder)
@@ -237,27 +239,26 @@ def _from_pretrained(pretrained: Pretrained, folder: Path) -> Run:
     return Run(pretrained, image_shape, classes, null_label, guidance=1.0)
 
 
-def load_model(path: PathLike, *, weights: Weights = "ema", image_size: int = 64) -> Run:
-    """Read whatever `path` is: a run, one of its checkpoints, a folder of diffusers, or a state
-    dict of the tutorial's `SimpleUNet` as .safetensors.
+def load_model(folder: PathLike, *, weights: Weights = "ema") -> Run:
+    """A run, one of its checkpoints or a folder of diffusers, whichever `folder` is."""
+    folder = Path(folder)
+    if not is_run(folder):
+        return load_pretrained(folder)
+    # By its own folder, which then also names the one before it.
+    path = folder if _is_checkpoint(folder) else _find_checkpoint(folder)
+    return load_run(path, weights=weights)
 
-    `weights` are those of a run, as in `load_run`; `image_size` is the height and width of the
-    images of a state dict, which does not say. Raises `FieldError` naming what is wrong.
+
+def load_state_dict(path: PathLike, *, image_size: int = 64) -> Run:
+    """Read a state dict of the tutorial's `SimpleUNet`, a .safetensors; its schedule is the
+    tutorial's, and `image_size` the height and width of its images, which the file does not say.
+
+    Raises `FieldError` naming what is wrong.
     """
     path = Path(path)
-    if path.is_file():
-        return _from_state_dict(path, image_size)
-    if not is_run(path):
-        return load_pretrained(path)
-    # By its own folder, which then also names the one before it.
-    return load_run(path if _is_checkpoint(path) else _find_checkpoint(path), weights=weights)
-
-
-def _from_state_dict(path: Path, image_size: int) -> Run:
-    """The tutorial's network, with the tutorial's schedule."""
     if path.suffix in (".pt", ".pth", ".bin", ".pkl"):
         raise FieldError(
-            "folder",
+            "path",
             f"{path} is a pickle, which can run code; convert it where you trust it: "
             f'python -c "import torch, safetensors.torch as s; '
             f"s.save_file(torch.load('{path}', weights_only=True), 'weights.safetensors')\"",
@@ -265,7 +266,7 @@ def _from_state_dict(path: Path, image_size: int) -> Run:
     try:
         variables: dict[str, Any] = simple_unet_from_torch(load_tensors(path))
     except ValueError as error:
-        raise FieldError("folder", str(error)) from None
+        raise FieldError("path", str(error)) from None
     channels = int(np.shape(variables["params"]["down1"]["kernel"])[2])
     schedule = make_schedule(linear_beta_schedule(_TUTORIAL_TIMESTEPS))
     model = SimpleUNet(channels=channels)

@@ -40,7 +40,7 @@ def save_state(folder: str | os.PathLike[str], state: TrainState) -> Path:
 
 
 def load_state(path: str | os.PathLike[str], like: TrainState) -> TrainState:
-    """Read what `save_state` or a training wrote, onto the devices, as the state `like` is.
+    """Read what `save_state` or a training wrote, onto the default device.
 
     `like` gives the structure: a state, or the shapes of one, such as
     `jax.eval_shape(init_train_state, key, params, optimizer)`. Raises `ValueError` naming the

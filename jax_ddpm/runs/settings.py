@@ -1,7 +1,10 @@
 """The settings of a training. The command line makes flags of these fields and help of their
 docstrings; config.json records them."""
 
+import math
 from dataclasses import asdict, dataclass
+from numbers import Integral, Real
+from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -131,8 +134,7 @@ class Settings(ModelSettings, OptimizerSettings, CheckpointSettings, LayoutSetti
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(Settings).items():
-            if get_origin(hint) is Literal:
-                check_choice(name, getattr(self, name), get_args(hint))
+            object.__setattr__(self, name, _plain(name, getattr(self, name), hint))
         positive = ("steps", "batch_size", "learning_rate", "timesteps", "grad_clip", "accumulate")
         positive += ("fsdp", "steps_per_dispatch", "checkpoint_every", "keep", "keep_every")
         check_positive(**{name: getattr(self, name) for name in positive})
@@ -159,3 +161,25 @@ class Settings(ModelSettings, OptimizerSettings, CheckpointSettings, LayoutSetti
     def record(self) -> dict[str, Any]:
         """As JSON holds them."""
         return {**asdict(self), "init": None if self.init is None else str(self.init)}
+
+
+def _plain(name: str, value: Any, hint: Any) -> Any:
+    """`value` as Python's own type, if it is of the type `hint`."""
+    kinds = get_args(hint)
+    if get_origin(hint) is Literal:
+        check_choice(name, value, kinds)
+        return value
+    optional = type(None) in kinds
+    kind = kinds[0] if optional else hint
+    if value is None and optional:
+        return None
+    if kind is Path and isinstance(value, str | PathLike):
+        return Path(value)
+    if kind is int and isinstance(value, Integral) and not isinstance(value, bool):
+        return int(value)
+    if kind is float and isinstance(value, Real) and math.isfinite(value):
+        return float(value)
+    if kind is bool and isinstance(value, bool):
+        return value
+    words = {int: "a whole number", float: "a finite number", bool: "True or False", Path: "a path"}
+    raise FieldError(name, f"expected {words[kind]}, got {value!r}")

@@ -38,7 +38,8 @@ def new_run(settings: Settings, data: Dataset) -> Run:
         timestep_spacing="trailing",
     )
     classes = data.num_classes if isinstance(model, UNet) else None
-    return Run(pretrained, image_shape, classes, null_label=classes, guidance=settings.guidance)
+    guidance = 1.0 if classes is None else settings.guidance
+    return Run(pretrained, image_shape, classes, null_label=classes, guidance=guidance)
 
 
 def computing(run: Run, *, dtype: str, remat: bool) -> Run:

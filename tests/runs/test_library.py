@@ -81,15 +81,16 @@ def test_trained_killed_resumed_and_drawn_as_the_command_does(tmp_path):
     assert (tmp_path / "python.npz").read_bytes() == (tmp_path / "command.npz").read_bytes()
 
 
-def test_progress_stops_a_training_and_it_resumes(tmp_path, pictures):
+def test_a_training_stops_and_resumes(tmp_path, pictures):
     settings = runs.Settings(model="simple", steps=4, batch_size=4, timesteps=4)
     seen = []
 
     def progress(here):
         seen.append((here.done, here.total))
-        return here.done == 2
 
-    stopped = runs.fit(tmp_path / "run", pictures, settings, progress=progress)
+    stopped = runs.fit(
+        tmp_path / "run", pictures, settings, progress=progress, stop=lambda: len(seen) == 3
+    )
     assert (stopped.step, stopped.stopped) == (2, True)
     assert seen == [(0, 4), (1, 4), (2, 4)]
     end = runs.fit(str(tmp_path / "run"), pictures, settings)
@@ -135,11 +136,24 @@ def test_what_is_wrong_is_named_as_python_spells_it(tmp_path, pictures, write_ru
         (lambda: runs.draw(key, run, 2, labels=[0.5]), "labels: expected whole numbers"),
         (lambda: runs.draw(key, run, 2, steps=21), "steps: expected at most 20"),
         (lambda: runs.draw(key, run, 0), "num: expected more than 0, got 0"),
+        (lambda: runs.draw(key, run, 2, labels=[[1]]), "labels: expected whole numbers"),
+        (lambda: runs.draw(key, run, 2, steps=2, chain=run.pretrained.schedule), "steps: cannot be"),
+        (lambda: runs.Settings(steps=10.5), "steps: expected a whole number, got 10.5"),
+        (lambda: runs.Settings(learning_rate=np.inf), "learning_rate: expected a finite number"),
+        (lambda: runs.Settings(grad_clip=None), "grad_clip: expected a finite number, got None"),
+        (lambda: runs.Settings(remat="no"), "remat: expected True or False, got 'no'"),
+        (lambda: runs.fit(tmp_path / "x", "digits"), "data: expected a Dataset, such as load_data"),
+        (lambda: runs.load_run(tmp_path / "run", weights="EMA"), "weights: expected one of 'ema'"),
+        (lambda: runs.load_pretrained(tmp_path / "run"), "is a run, for load_run, and no folder"),
+        (lambda: runs.export(tmp_path / "x", run, platforms="cpu"), "platforms: expected at least"),
+        (lambda: runs.export(tmp_path / "x", run, platforms=["gpu"]), "platforms: expected one of"),
+        (lambda: runs.evaluate(run, pictures), "data: too few images for 3 classes"),
         (lambda: load_dataset("nowhere"), "data: no such file or folder: nowhere"),
     ):  # fmt: skip
         with pytest.raises(runs.FieldError, match=words):
             call()
     assert not (tmp_path / "x").exists()
+    assert runs.Settings(steps=np.int64(4)).record()["steps"] == 4
     with pytest.raises(TypeError, match="key: expected a typed key"):
         runs.draw(0, run, 2)
 
