@@ -95,12 +95,9 @@ def _parity() -> int:
 def _run(folder: Path | None, found: Findings) -> int:
     """Every file of a run; how many are not intact."""
     print(f"run        {folder}: {len(found.intact) + len(found.damaged)} checkpoint(s)")
-    for step in found.intact:
-        print(f"           step {step:,} intact")
-    for note in found.notes:
-        print(f"           {note}")
-    for problem in found.problems:
-        print(f"           WRONG: {problem}")
+    intact = [f"step {step:,} intact" for step in found.intact]
+    for line in (*intact, *found.notes, *(f"WRONG: {problem}" for problem in found.problems)):
+        print(f"           {line}")
     if found.damaged:
         print(f"           {_remedy(found.intact, found.damaged)}")
     return len(found.problems)

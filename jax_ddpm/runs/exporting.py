@@ -65,8 +65,10 @@ def export(
       FieldError: naming the argument that is wrong.
       OSError: a file cannot be written.
     """
-    if isinstance(platforms, str) or not platforms:
-        raise FieldError("platforms", f"expected at least one, in a list, got {platforms!r}")
+    if isinstance(platforms, str):
+        raise FieldError("platforms", f"expected a list, such as ['cpu'], got {platforms!r}")
+    if not platforms:
+        raise FieldError("platforms", "expected at least one, got none")
     for each in platforms:
         check_choice("platforms", each, PLATFORMS)
     import_module("flatbuffers")  # JAX would ask for it only after the work

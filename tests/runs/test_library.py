@@ -111,6 +111,7 @@ def test_what_is_wrong_is_named_as_python_spells_it(tmp_path, pictures, write_ru
     runs.fit(tmp_path / "run", pictures, settings)
     changed = runs.Settings(model="simple", steps=4, batch_size=4, timesteps=4, seed=1)
     run = write_run(tmp_path / "digits", ddpm_digits(block_out_channels=(8, 8)), num_classes=10)
+    chain = run.pretrained.schedule
     key, ints = jax.random.key(0), np.zeros((9, 8, 8, 1), np.uint8)
     for call, words in (
         (lambda: runs.Settings(keep_every=150), "keep_every: expected a multiple of checkpoint_e"),
@@ -123,7 +124,7 @@ def test_what_is_wrong_is_named_as_python_spells_it(tmp_path, pictures, write_ru
         ),
         (
             lambda: runs.fit(tmp_path / "x", pictures._replace(labels=np.zeros(3, np.int32))),
-            r"data: expected int32 labels from 0, one for each image, got int32\[3",
+            r"data: expected int32 labels .12., one for each image, got int32",
         ),
         (
             lambda: runs.fit(tmp_path / "x", pictures._replace(images=pictures.images * 2)),
@@ -137,7 +138,7 @@ def test_what_is_wrong_is_named_as_python_spells_it(tmp_path, pictures, write_ru
         (lambda: runs.draw(key, run, 2, steps=21), "steps: expected at most 20"),
         (lambda: runs.draw(key, run, 0), "num: expected more than 0, got 0"),
         (lambda: runs.draw(key, run, 2, labels=[[1]]), "labels: expected whole numbers"),
-        (lambda: runs.draw(key, run, 2, steps=2, chain=run.pretrained.schedule), "steps: cannot be"),
+        (lambda: runs.draw(key, run, 2, steps=2, chain=chain), "steps: cannot be given with chain"),
         (lambda: runs.Settings(steps=10.5), "steps: expected a whole number, got 10.5"),
         (lambda: runs.Settings(learning_rate=np.inf), "learning_rate: expected a finite number"),
         (lambda: runs.Settings(grad_clip=None), "grad_clip: expected a finite number, got None"),
@@ -145,7 +146,7 @@ def test_what_is_wrong_is_named_as_python_spells_it(tmp_path, pictures, write_ru
         (lambda: runs.fit(tmp_path / "x", "digits"), "data: expected a Dataset, such as load_data"),
         (lambda: runs.load_run(tmp_path / "run", weights="EMA"), "weights: expected one of 'ema'"),
         (lambda: runs.load_pretrained(tmp_path / "run"), "is a run, for load_run, and no folder"),
-        (lambda: runs.export(tmp_path / "x", run, platforms="cpu"), "platforms: expected at least"),
+        (lambda: runs.export(tmp_path / "x", run, platforms="cpu"), "platforms: expected a list"),
         (lambda: runs.export(tmp_path / "x", run, platforms=["gpu"]), "platforms: expected one of"),
         (lambda: runs.evaluate(run, pictures), "data: too few images for 3 classes"),
         (lambda: load_dataset("nowhere"), "data: no such file or folder: nowhere"),
