@@ -75,7 +75,7 @@ class StepFn(Protocol):
 
 
 class Sampler(NamedTuple):
-    """An update rule as a pair of pure functions."""
+    """An update rule as a pair of pure functions; `InitFn` and `StepFn` say what they are given."""
 
     init: InitFn
     step: StepFn

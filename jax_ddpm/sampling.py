@@ -187,7 +187,10 @@ def p_sample_steps(
 
     def step(state, _):
         i, x_t, memory = state
-        x_prev, memory = sampler.step(schedule, predict, draw, i, x_t, memory)
+        made = sampler.step(schedule, predict, draw, i, x_t, memory)
+        if not isinstance(made, tuple) or len(made) != 2:
+            raise TypeError(f"sampler.step: expected (x_prev, memory), got {made!r}")
+        x_prev, memory = made
         return SampleState(i - 1, place(x_prev, sharding), memory), None
 
     return lax.scan(jax.checkpoint(step, prevent_cse=False), state, length=steps)[0]

@@ -371,3 +371,12 @@ def test_a_sampler_of_ones_own(key):
     state = ddpm.p_sample_init(key, SHORT, SHAPE, sampler=mine)
     state = ddpm.p_sample_steps(key, SHORT, network, state, 10, sampler=mine)
     assert int(state.memory) == 10 and state.x_t.shape == SHAPE
+
+
+def test_a_step_that_forgets_its_memory_is_named(untyped, key):
+    def step(schedule, predict, noise_fn, i, x_t, memory):
+        return predict(x_t, i).pred_xstart
+
+    mine = ddpm.Sampler(init=lambda x_T: (), step=step)
+    with pytest.raises(TypeError, match=r"sampler.step: expected \(x_prev, memory\), got "):
+        ddpm.p_sample_loop(key, SHORT, network, SHAPE, sampler=mine)

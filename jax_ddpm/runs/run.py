@@ -71,6 +71,14 @@ class Run(NamedTuple):
     null_label: int | None
     guidance: float
 
+    def __repr__(self) -> str:
+        sizes = [np.size(leaf) for leaf in jax.tree.leaves(self.pretrained.variables)]
+        return (
+            f"Run({type(self.pretrained.model).__name__} of {sum(sizes):,} parameters, "
+            f"image_shape={self.image_shape}, num_classes={self.num_classes}, "
+            f"null_label={self.null_label}, guidance={self.guidance:g})"
+        )
+
     @property
     def class_columns(self) -> int | None:
         """Columns of a grid with one class in each; None where there are none or too many."""
