@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-# On demand: JAX_DDPM_KILLS=200 pytest tests/faults/test_kill.py; .ci/run asks for 20.
+# On demand: JAX_DDPM_KILLS=200 pytest tests/faults/test_kill.py; .ci/run asks for 9.
 KILLS = int(os.environ.get("JAX_DDPM_KILLS", "3"))
 
 # Runs the command, and dies of a real SIGKILL inside one call of the thread that saves.
