@@ -55,6 +55,7 @@ from jax_ddpm.thresholding import StaticThreshold as StaticThreshold
 from jax_ddpm.thresholding import dynamic_threshold as dynamic_threshold
 from jax_ddpm.thresholding import static_threshold as static_threshold
 from jax_ddpm.training import TrainState as TrainState
+from jax_ddpm.training import ema_warmup as ema_warmup
 from jax_ddpm.training import init_train_state as init_train_state
 from jax_ddpm.training import make_train_step as make_train_step
 

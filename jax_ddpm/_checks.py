@@ -1,22 +1,33 @@
-"""What is static is checked when a function is called or traced: "expected …, got …"."""
+"""Arguments are checked when a function is called or traced: "expected …, got …"."""
 
+import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from functools import wraps
+from numbers import Integral, Real
+from types import NoneType, UnionType
+from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar, Union, get_args, get_origin
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jaxtyping import AbstractArray, Key, jaxtyped
 
 __all__ = [
     "Field",
     "FieldError",
+    "check_between",
     "check_choice",
     "check_key",
     "check_positive",
     "check_range",
     "check_shape",
+    "check_type",
+    "checked",
 ]
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class Field(NamedTuple):
@@ -64,6 +75,15 @@ def check_key(name: str, value: Any) -> None:
         raise TypeError(f"{name}: expected a typed key, jax.random.key(seed), got {got}")
 
 
+def check_between(name: str, value: Any, low: int, high: int) -> None:
+    """Raises `FieldError` unless a concrete `value`, NaN included, lies in [low, high]."""
+    if isinstance(value, Tracer) or np.size(value) == 0:
+        return
+    least, most = np.min(value), np.max(value)
+    if not (low <= least and most <= high):
+        raise FieldError(name, f"expected values in [{low}, {high}], got {least:g} to {most:g}")
+
+
 def check_shape(name: str, value: Any, expected: Sequence[Any]) -> None:
     """Raises `ValueError` unless `value` has the shape `expected`."""
     shape = jnp.shape(value)
@@ -86,3 +106,107 @@ def check_range(name: str, value: Any, size: int) -> None:
     if value.min() < 0 or value.max() >= size:
         got = value.min() if value.min() < 0 else value.max()
         raise ValueError(f"{name}: expected entries in [0, {size - 1}], got {got}")
+
+
+def checked(function: Callable[P, R]) -> Callable[P, R]:
+    """Checks each argument of a public function against its annotation.
+
+    Of shapes it checks the rank alone: how arguments fit together, the function says. Raises
+    `TypeError`, or `ValueError` where only a rank or a choice is wrong; both begin with the name.
+    """
+    signature = inspect.signature(function)
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        for name, value in signature.bind(*args, **kwargs).arguments.items():
+            check_type(name, value, signature.parameters[name].annotation)
+        return function(*args, **kwargs)
+
+    return call
+
+
+def check_type(name: str, value: Any, annotation: Any) -> None:
+    """Raises `TypeError` or `ValueError` unless `value` is what `annotation` says."""
+    union = get_origin(annotation) in (Union, UnionType)
+    kinds = get_args(annotation) if union else (annotation,)
+    arrays = [kind for kind in kinds if _is_array(kind)]
+    with jaxtyped("context"):  # of its own: axes of other arguments may have the same names
+        if any(_fits(value, kind) for kind in kinds):
+            return
+        rank = any(_fits(value, kind.dtype[kind.array_type, "..."]) for kind in arrays)
+    choices = [choice for kind in kinds for choice in _choices(kind)]
+    if any(kind.dtype is Key for kind in arrays):
+        check_key(name, value)
+    if rank:
+        shapes = " or ".join(dict.fromkeys(map(_axes, arrays)))
+        raise FieldError(name, f"expected shape {shapes}, got {list(np.shape(value))}")
+    if any(choice is not None for choice in choices):
+        raise FieldError(name, f"expected one of {', '.join(map(repr, choices))}, got {value!r}")
+    expected = " or ".join(dict.fromkeys(map(_words, kinds)))
+    raise TypeError(f"{name}: expected {expected}, got {_described(value)}")
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if kind in (Any, inspect.Parameter.empty):
+        return True
+    if kind in (int, np.integer):
+        return isinstance(value, Integral) and not isinstance(value, bool)
+    if kind is float:
+        return isinstance(value, Real) and not isinstance(value, bool)
+    origin = get_origin(kind) or kind
+    if origin is Literal:
+        return isinstance(value, str | int) and value in get_args(kind)
+    if origin is Sequence:
+        return isinstance(value, Sequence | np.ndarray | jax.Array) and not isinstance(value, str)
+    if origin is Callable:
+        return callable(value) and not hasattr(value, "apply")  # no Flax module, no torch module
+    return isinstance(value, origin)
+
+
+def _is_array(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, AbstractArray)
+
+
+def _choices(kind: Any) -> tuple[Any, ...]:
+    return (None,) if kind is NoneType else get_args(kind) if get_origin(kind) is Literal else ()
+
+
+def _axes(kind: Any) -> str:
+    names = ("…" if "*" in name or name == "..." else name for name in kind.dim_str.split())
+    return f"[{', '.join(names)}]"
+
+
+def _words(kind: Any) -> str:
+    """What an annotation asks for, as words."""
+    words = {
+        bool: "True or False",
+        float: "a number",
+        int: "a whole number",
+        np.integer: "a whole number",
+        NoneType: "None",
+        Callable: "a function",
+        Sequence: "a list of numbers",
+    }
+    examples = {"NoiseSchedule": "make_schedule(betas)", "Sampler": "ddim()"}
+    if not _is_array(kind):
+        kind = get_origin(kind) or kind
+        example = examples.get(kind.__name__)
+        return words.get(kind, f"a {kind.__name__}" + (f", such as {example}" if example else ""))
+    name = kind.dtype.__name__
+    if kind.dim_str == "":
+        return "a whole number" if name == "Int" else "a number"
+    dtype = {"Float": "a floating", "Int": "an integer", "Bool": "a boolean"}.get(name, "an")
+    axes = "" if kind.dim_str == "..." else f" {_axes(kind)}"
+    return f"{dtype} array{axes}"
+
+
+def _described(value: Any) -> str:
+    if value is None or isinstance(value, str | bool | int | float):
+        return repr(value)
+    if isinstance(value, np.ndarray | jax.Array):
+        return f"{value.dtype}{list(value.shape)}"
+    kind = type(value)
+    if hasattr(value, "apply"):
+        return f"the module {kind.__name__}, not a function of it, such as its apply"
+    home = kind.__module__.partition(".")[0]
+    return f"a {kind.__name__}" if home == "builtins" else f"a {home}.{kind.__name__}"

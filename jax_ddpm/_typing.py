@@ -8,13 +8,17 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, Shaped
 
 __all__ = [
+    "AnyArray",
+    "Condition",
     "DenoiseFn",
     "Image",
     "Label",
     "NoiseFn",
+    "Numbers",
+    "Output",
     "PerSample",
     "PRNGKey",
     "Sample",
@@ -26,6 +30,9 @@ __all__ = [
 ]
 
 _AnyArray: TypeAlias = Array | np.ndarray
+
+AnyArray: TypeAlias = Shaped[_AnyArray, "..."]
+"""Of any shape and dtype."""
 
 Image: TypeAlias = Float[_AnyArray, "batch height width channel"]
 """A batch of images, NHWC, pixels in [-1, 1]."""
@@ -41,6 +48,12 @@ PerSample: TypeAlias = Float[_AnyArray, "batch"]
 
 Label: TypeAlias = Int[_AnyArray, "batch"]
 """The class of each sample."""
+
+Condition: TypeAlias = Shaped[_AnyArray, "batch *condition"]
+"""What a network is told of each sample beside it: a class, or an image of its own."""
+
+Numbers: TypeAlias = Sequence[float] | Float[_AnyArray, "numbers"]
+"""A few of them, in a list or an array."""
 
 Timestep: TypeAlias = Int[_AnyArray, "batch"] | Int[_AnyArray, ""] | int | np.integer
 """Entries of the chain, 0 … T - 1: one a sample, or one for all of them."""
@@ -60,6 +73,9 @@ DenoiseFn: TypeAlias = Callable[[Array, Array], Any]
 `t` is int32 [batch], the training timestep; the output has the shape of `x_t`, or twice its
 channels (last axis) where the variance is learned. `Any`, since Flax's `apply` says no more.
 """
+
+Output: TypeAlias = Float[_AnyArray, "..."]
+"""What a function that was handed in returns."""
 
 NoiseFn: TypeAlias = Callable[[Array], Array]
 """`i -> noise [batch, …]`: the standard normal draw for entry `i` of the chain."""

@@ -19,10 +19,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import NamedSharding
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
-from jax_ddpm._checks import check_shape
-from jax_ddpm._typing import DenoiseFn, NoiseFn, PRNGKey, Sample, ThresholdFn, Weight
+from jax_ddpm._checks import check_shape, checked
+from jax_ddpm._typing import DenoiseFn, NoiseFn, Numbers, PRNGKey, Sample, ThresholdFn, Weight
 from jax_ddpm.forward import predict_eps_from_xstart, q_sample
 from jax_ddpm.noise import noise_source, place
 from jax_ddpm.reverse import PredictionType, VarianceType, p_mean_variance
@@ -33,6 +33,7 @@ from jax_ddpm.schedule import NoiseSchedule, extract, per_sample
 __all__ = ["ddim_invert", "image_to_image", "interpolate", "slerp"]
 
 
+@checked
 def image_to_image(
     key: PRNGKey | None,
     schedule: NoiseSchedule,
@@ -93,6 +94,7 @@ def image_to_image(
     ).x_t
 
 
+@checked
 def ddim_invert(
     schedule: NoiseSchedule,
     denoise_fn: DenoiseFn,
@@ -128,6 +130,7 @@ def ddim_invert(
     return lax.scan(jax.checkpoint(step, prevent_cse=False), x_start, entries)[0]
 
 
+@checked
 def slerp(a: Sample, b: Sample, weight: Weight) -> Array:
     """From `a` (`weight` 0) to `b` (1) along the sphere (Shoemake 1985), each sample by itself.
 
@@ -147,16 +150,17 @@ def slerp(a: Sample, b: Sample, weight: Weight) -> Array:
     return jnp.where(apart, on_sphere / jnp.sin(angle), (1 - weight) * a + weight * b)
 
 
+@checked
 def interpolate(
     schedule: NoiseSchedule,
     denoise_fn: DenoiseFn,
     x_a: Sample,
     x_b: Sample,
-    weights: Float[Array, "weights"],
+    weights: Numbers,
     *,
     prediction_type: PredictionType = "epsilon",
     variance_type: VarianceType = "fixed_small",
-    clip_denoised: bool | ThresholdFn = False,
+    clip_denoised: bool | ThresholdFn = True,
     sharding: NamedSharding | None = None,
 ) -> Array:
     """Pictures between `x_a` and `x_b`, [weights, batch, …]: `slerp` between their x_T.

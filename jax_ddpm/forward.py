@@ -13,7 +13,7 @@ chain, of shape [batch] (or [] for all). Variances come in the shape of the mean
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jax_ddpm._checks import check_shape
+from jax_ddpm._checks import check_shape, checked
 from jax_ddpm._typing import Sample, Timestep
 from jax_ddpm.schedule import NoiseSchedule, extract
 
@@ -29,6 +29,7 @@ __all__ = [
 ]
 
 
+@checked
 def q_sample(schedule: NoiseSchedule, x_start: Sample, t: Timestep, noise: Sample) -> Array:
     """Sample from q(x_t | x_0), Ho et al. eq. 4, given standard normal `noise`."""
     check_shape("noise", noise, jnp.shape(x_start))
@@ -38,6 +39,7 @@ def q_sample(schedule: NoiseSchedule, x_start: Sample, t: Timestep, noise: Sampl
     )
 
 
+@checked
 def q_mean_variance(
     schedule: NoiseSchedule, x_start: Sample, t: Timestep
 ) -> tuple[Array, Array, Array]:
@@ -52,6 +54,7 @@ def q_mean_variance(
     )
 
 
+@checked
 def q_posterior_mean_variance(
     schedule: NoiseSchedule, x_start: Sample, x_t: Sample, t: Timestep
 ) -> tuple[Array, Array, Array]:
@@ -73,6 +76,7 @@ def q_posterior_mean_variance(
     )
 
 
+@checked
 def predict_xstart_from_eps(
     schedule: NoiseSchedule, x_t: Sample, t: Timestep, eps: Sample
 ) -> Array:
@@ -84,6 +88,7 @@ def predict_xstart_from_eps(
     )
 
 
+@checked
 def predict_eps_from_xstart(
     schedule: NoiseSchedule, x_t: Sample, t: Timestep, x_start: Sample
 ) -> Array:
@@ -93,6 +98,7 @@ def predict_eps_from_xstart(
     return jnp.subtract(x_t, signal) / extract(schedule.sqrt_one_minus_alphas_cumprod, t, x_t)
 
 
+@checked
 def predict_v(schedule: NoiseSchedule, x_start: Sample, t: Timestep, noise: Sample) -> Array:
     """v = √ᾱ_t ε - √(1 - ᾱ_t) x_0, the velocity (Salimans & Ho 2022, Appendix D)."""
     check_shape("noise", noise, jnp.shape(x_start))
@@ -102,6 +108,7 @@ def predict_v(schedule: NoiseSchedule, x_start: Sample, t: Timestep, noise: Samp
     )
 
 
+@checked
 def predict_xstart_from_v(schedule: NoiseSchedule, x_t: Sample, t: Timestep, v: Sample) -> Array:
     """x_0 = √ᾱ_t x_t - √(1 - ᾱ_t) v."""
     check_shape("v", v, jnp.shape(x_t))
@@ -111,6 +118,7 @@ def predict_xstart_from_v(schedule: NoiseSchedule, x_t: Sample, t: Timestep, v: 
     )
 
 
+@checked
 def predict_eps_from_v(schedule: NoiseSchedule, x_t: Sample, t: Timestep, v: Sample) -> Array:
     """ε = √ᾱ_t v + √(1 - ᾱ_t) x_t."""
     check_shape("v", v, jnp.shape(x_t))

@@ -8,7 +8,6 @@ variance (2C channels for C of x_t), only the first C are guided.
 """
 
 from collections.abc import Callable
-from typing import get_args
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,14 +15,15 @@ from jax import vjp
 from jax.core import Tracer
 from jaxtyping import Array
 
-from jax_ddpm._checks import check_choice, check_shape
-from jax_ddpm._typing import DenoiseFn, Weight
+from jax_ddpm._checks import check_shape, check_type, checked
+from jax_ddpm._typing import DenoiseFn, Output, Weight
 from jax_ddpm.reverse import PredictionType
 from jax_ddpm.schedule import NoiseSchedule, extract, per_sample
 
 __all__ = ["classifier_free_guidance", "classifier_guidance"]
 
 
+@checked
 def classifier_free_guidance(
     conditional: DenoiseFn,
     unconditional: DenoiseFn,
@@ -72,6 +72,7 @@ def classifier_free_guidance(
     return denoise_fn
 
 
+@checked
 def classifier_guidance(
     schedule: NoiseSchedule,
     denoise_fn: DenoiseFn,
@@ -94,7 +95,6 @@ def classifier_guidance(
     Raises:
       ValueError: a choice or a shape does not fit, or `schedule` is not one of training.
     """
-    check_choice("prediction_type", prediction_type, get_args(PredictionType))
     timesteps = schedule.timesteps
     if not isinstance(timesteps, Tracer) and np.any(timesteps != np.arange(timesteps.size)):
         raise ValueError(f"schedule: expected the training schedule, got timesteps {timesteps}")
@@ -103,6 +103,7 @@ def classifier_guidance(
         eps, rest = _split("denoise_fn", denoise_fn(x_t, t), x_t)
         # A pullback of ones, not the gradient of a sum over the batch, which devices share.
         log_prob, pullback = vjp(lambda x: log_prob_fn(x, t), x_t)
+        check_type("output of log_prob_fn", log_prob, Output)
         check_shape("output of log_prob_fn", log_prob, x_t.shape[:1])
         (score,) = pullback(jnp.ones_like(log_prob))
         sigma = extract(schedule.sqrt_one_minus_alphas_cumprod, t, x_t)
@@ -121,6 +122,7 @@ def classifier_guidance(
 
 def _split(name: str, output: Array, x_t: Array) -> tuple[Array, Array]:
     """The channels of x_t and the rest, in the dtype of x_t, in which guidance is computed."""
+    check_type(f"output of {name}", output, Output)
     channels = x_t.shape[-1]
     output = output.astype(x_t.dtype)
     check_shape(f"output of {name}", output[..., :channels], x_t.shape)

@@ -20,18 +20,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import NamedSharding
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Int
 
-from jax_ddpm._typing import DenoiseFn, NoiseFn, PRNGKey, Sample, ThresholdFn
+from jax_ddpm._checks import check_between, checked
+from jax_ddpm._typing import AnyArray, DenoiseFn, NoiseFn, PRNGKey, Sample, ThresholdFn
 from jax_ddpm.forward import q_sample
 from jax_ddpm.noise import noise_source, place
 from jax_ddpm.reverse import PredictionType, VarianceType, p_mean_variance
 from jax_ddpm.samplers import ancestral
-from jax_ddpm.schedule import NoiseSchedule, extract
+from jax_ddpm.schedule import NoiseSchedule, extract, warn_of_signal
 
 __all__ = ["inpaint", "repaint_walk"]
 
 
+@checked
 def repaint_walk(
     timesteps: int, jump_length: int = 10, resamples: int = 10
 ) -> tuple[Int[np.ndarray, "visits"], Bool[np.ndarray, "visits"]]:
@@ -60,12 +62,13 @@ def repaint_walk(
     return np.array(entries), np.array(up)
 
 
+@checked
 def inpaint(
     key: PRNGKey | None,
     schedule: NoiseSchedule,
     denoise_fn: DenoiseFn,
     x_start: Sample,
-    mask: Float[Array | np.ndarray, "..."] | Bool[Array | np.ndarray, "..."],
+    mask: AnyArray,
     *,
     jump_length: int = 10,
     resamples: int = 10,
@@ -85,7 +88,8 @@ def inpaint(
     Args:
       key: typed key; may be None where `noise_fn` is given.
       x_start: [batch, …]; what it holds where `mask` is 0 is not looked at, but must be finite.
-      mask: broadcastable to `x_start`.
+      mask: broadcastable to `x_start`, booleans or numbers in [0, 1]. Between 0 and 1 it is the
+        share of the known pixel in a mean of both, at every step.
       jump_length, resamples: as in `repaint_walk`; `resamples=1` never jumps.
       noise_fn: `n -> noise` of the shape of `x_start`, for visit n and for N.
       the rest: as in `p_sample_loop`.
@@ -94,7 +98,8 @@ def inpaint(
       x_0, equal to `x_start` to the bit where `mask` is 1.
 
     Raises:
-      ValueError: as `repaint_walk` and `p_sample_loop` do.
+      ValueError: `mask` does not broadcast, or (where it is concrete) leaves [0, 1], as image
+        files with 0 and 255 do; and as `repaint_walk` and `p_sample_loop` do.
     """
     entries, up = repaint_walk(schedule.num_timesteps, jump_length, resamples)
     x_start = place(jnp.asarray(x_start), sharding)
@@ -106,6 +111,7 @@ def inpaint(
         raise ValueError(
             f"mask: expected a shape that broadcasts to {x_start.shape}, got {mask.shape}"
         )
+    check_between("mask", mask, 0, 1)
     mask = place(jnp.broadcast_to(mask, x_start.shape), sharding)
     draw = noise_source(
         key,
@@ -143,5 +149,6 @@ def inpaint(
 
     numbers = np.arange(entries.size)[::-1]
     visits = (jnp.asarray(numbers, jnp.int32), jnp.asarray(entries, jnp.int32), jnp.asarray(up))
+    warn_of_signal(schedule)
     x_T = place(draw(jnp.int32(entries.size)), sharding)
     return lax.scan(jax.checkpoint(step, prevent_cse=False), x_T, visits)[0]

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from jax_ddpm._checks import checked
 from jax_ddpm._typing import DenoiseFn, NoiseFn, PerSample, PRNGKey, Sample, ThresholdFn, Timestep
 from jax_ddpm.forward import (
     predict_eps_from_xstart,
@@ -67,6 +68,7 @@ class VbTerm(NamedTuple):
     pred_xstart: Array
 
 
+@checked
 def bits_per_dim(
     key: PRNGKey | None,
     schedule: NoiseSchedule,
@@ -124,6 +126,7 @@ def bits_per_dim(
     return BitsPerDim(prior + jnp.sum(vb, axis=0), prior, vb.T, mse.T)
 
 
+@checked
 def vb_term(
     schedule: NoiseSchedule,
     denoise_fn: DenoiseFn,

@@ -14,13 +14,13 @@ SNR = ᾱ_t / (1 - ᾱ_t), where the signal is strong:
     w = min(SNR, γ) / SNR,   min(SNR, γ),   min(SNR, γ) / (SNR + 1)     for ε, x_0, v
 """
 
-from typing import Literal, get_args
+from typing import Literal
 
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from jax_ddpm._checks import check_choice, check_shape
+from jax_ddpm._checks import check_choice, check_shape, checked
 from jax_ddpm._typing import DenoiseFn, PerSample, Sample, Timestep
 from jax_ddpm.forward import predict_v, q_sample
 from jax_ddpm.likelihood import mean_over_event, vb_term
@@ -34,6 +34,7 @@ Weighting = Literal["min_snr"]
 _LEARNED = ("learned", "learned_range")
 
 
+@checked
 def training_losses(
     schedule: NoiseSchedule,
     denoise_fn: DenoiseFn,
@@ -43,20 +44,20 @@ def training_losses(
     *,
     prediction_type: PredictionType = "epsilon",
     variance_type: VarianceType = "fixed_small",
-    loss_type: LossType = "mse",
-    weighting: Weighting | None = None,
+    loss_type: LossType | None = None,
+    weighting: None | Weighting = None,
     min_snr_gamma: float = 5.0,
 ) -> PerSample:
     """The loss of each sample at x_t ~ q(x_t | x_0), shape [batch]; runs the network once.
 
     `noise` is the standard normal draw that makes x_t, and the target where ε is predicted.
     `"mse"` is Ho et al. eq. 14; `"vb"` the term of the variational bound, bits per dimension,
-    with x̂_0 unclipped; `"hybrid"` Nichol & Dhariwal's, for learned variances. `weighting` weighs
-    the mse (`"min_snr"`, γ = `min_snr_gamma`). Raises `ValueError` where choices do not fit.
+    with x̂_0 unclipped; `"hybrid"` Nichol & Dhariwal's, for learned variances. Default: `"hybrid"`
+    where the variance is learned, since the mse would leave it untrained, else `"mse"`. `weighting`
+    weighs the mse (`"min_snr"`, γ = `min_snr_gamma`). Raises `ValueError` where choices do not fit.
     """
-    check_choice("loss_type", loss_type, get_args(LossType))
-    check_choice("prediction_type", prediction_type, get_args(PredictionType))
-    check_choice("weighting", weighting, (None, *get_args(Weighting)))
+    if loss_type is None:
+        loss_type = "hybrid" if variance_type in _LEARNED else "mse"
     if loss_type == "vb" and weighting is not None:
         raise ValueError(f"weighting: expected None with loss_type 'vb', got {weighting!r}")
     if loss_type == "hybrid":

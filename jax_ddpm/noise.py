@@ -13,12 +13,13 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding
 from jaxtyping import Array
 
-from jax_ddpm._checks import check_key, check_shape
-from jax_ddpm._typing import NoiseFn, PRNGKey, Shape
+from jax_ddpm._checks import check_shape, check_type, checked
+from jax_ddpm._typing import NoiseFn, Output, PRNGKey, Shape
 
 __all__ = ["noise_source", "place", "sample_noise"]
 
 
+@checked
 def sample_noise(
     key: PRNGKey | None,
     i: int | Array,
@@ -31,7 +32,6 @@ def sample_noise(
     """Standard normal noise of `shape` for entry `i`, each sample's own whatever the batch."""
     if key is None:
         raise ValueError("key: expected a key, or both x_T and noise_fn, got None")
-    check_key("key", key)
 
     def draw(sample):
         own_key = jax.random.fold_in(jax.random.fold_in(key, sample), i)
@@ -59,6 +59,7 @@ def noise_source(
                 key, i, shape, first_sample=first_sample, sharding=sharding, dtype=dtype
             )
         noise = noise_fn(i)
+        check_type("output of noise_fn", noise, Output)
         check_shape("output of noise_fn", noise, shape)
         return noise.astype(dtype)
 

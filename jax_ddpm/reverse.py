@@ -8,14 +8,14 @@ log Σ itself (`learned`), or the place v of log Σ between log β̃_t and log �
 (`learned_range`, Nichol & Dhariwal 2021, eq. 15).
 """
 
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array
 
-from jax_ddpm._checks import check_choice, check_shape
-from jax_ddpm._typing import DenoiseFn, Sample, ThresholdFn, Timestep
+from jax_ddpm._checks import check_shape, check_type, checked
+from jax_ddpm._typing import DenoiseFn, Output, Sample, ThresholdFn, Timestep
 from jax_ddpm.forward import (
     predict_xstart_from_eps,
     predict_xstart_from_v,
@@ -45,6 +45,7 @@ class PMeanVariance(NamedTuple):
     pred_xstart: Array
 
 
+@checked
 def denoise(
     schedule: NoiseSchedule,
     denoise_fn: DenoiseFn,
@@ -58,10 +59,10 @@ def denoise(
     The network is shown the training timestep `schedule.timesteps[t]`, int32 [batch]. Raises
     `ValueError` unless the output has the shape of `x_t`, or twice its channels if learned.
     """
-    check_choice("variance_type", variance_type, get_args(VarianceType))
     entries = jnp.broadcast_to(t, jnp.shape(x_t)[:1])
     x_t = jnp.asarray(x_t)
     output = denoise_fn(x_t, jnp.asarray(schedule.timesteps, jnp.int32)[entries])
+    check_type("output of denoise_fn", output, Output)
     output = output.astype(x_t.dtype)
     if variance_type in ("fixed_small", "fixed_large"):
         check_shape("output of denoise_fn", output, x_t.shape)
@@ -71,6 +72,7 @@ def denoise(
     return output[..., :channels], output[..., channels:]
 
 
+@checked
 def predict_xstart(
     schedule: NoiseSchedule,
     x_t: Sample,
@@ -84,7 +86,6 @@ def predict_xstart(
     Raises `ValueError` for `"epsilon"` on a schedule of zero terminal SNR: x_t is ε there, and
     says nothing of x_0.
     """
-    check_choice("prediction_type", prediction_type, get_args(PredictionType))
     if prediction_type == "epsilon":
         if not isinstance(schedule.alphas_cumprod, Tracer) and schedule.alphas_cumprod[-1] == 0:
             raise ValueError(
@@ -97,6 +98,7 @@ def predict_xstart(
     return jnp.asarray(output)
 
 
+@checked
 def p_mean_variance(
     schedule: NoiseSchedule,
     denoise_fn: DenoiseFn,

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from jax_ddpm._checks import FieldError, check_choice
+from jax_ddpm._checks import FieldError, check_choice, checked
 from jax_ddpm._typing import NoiseFn
 from jax_ddpm.forward import predict_eps_from_xstart
 from jax_ddpm.reverse import PMeanVariance
@@ -81,6 +81,7 @@ class Sampler(NamedTuple):
     step: StepFn
 
 
+@checked
 def ancestral() -> Sampler:
     """Draw x_{t-1} from p_θ(x_{t-1} | x_t): Ho et al. 2020, Algorithm 2. No noise lands on x_0."""
 
@@ -93,6 +94,7 @@ def ancestral() -> Sampler:
     return Sampler(_no_memory, step)
 
 
+@checked
 def ddim(eta: float = 0.0) -> Sampler:
     """Song et al. 2021a, eq. 12 and 16: deterministic at `eta` 0, Ho et al.'s chain at 1."""
     if not 0 <= eta <= 1:
@@ -112,6 +114,7 @@ def ddim(eta: float = 0.0) -> Sampler:
     return Sampler(_no_memory, step)
 
 
+@checked
 def dpm_solver_pp(order: int = 2, *, stochastic: bool = False) -> Sampler:
     """Multistep DPM-Solver++ of order 1, 2 or 3 (Lu et al. 2022b, Algorithm 2), or its SDE form.
 
@@ -156,6 +159,7 @@ def dpm_solver_pp(order: int = 2, *, stochastic: bool = False) -> Sampler:
     return Sampler(init, step)
 
 
+@checked
 def heun(*, max_slope: float = 10.0) -> Sampler:
     """Heun's method of second order, deterministic (Karras et al. 2022, Algorithm 1, S_churn = 0).
 

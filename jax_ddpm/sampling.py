@@ -34,12 +34,12 @@ from jax import lax
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Int
 
-from jax_ddpm._checks import check_shape
+from jax_ddpm._checks import check_shape, checked
 from jax_ddpm._typing import DenoiseFn, NoiseFn, PRNGKey, Sample, Shape, ThresholdFn
 from jax_ddpm.noise import noise_source, place, sample_noise
 from jax_ddpm.reverse import PredictionType, VarianceType, p_mean_variance
 from jax_ddpm.samplers import Sampler, ancestral
-from jax_ddpm.schedule import NoiseSchedule
+from jax_ddpm.schedule import NoiseSchedule, warn_of_signal
 
 __all__ = ["SampleState", "p_sample_init", "p_sample_loop", "p_sample_steps"]
 
@@ -52,6 +52,7 @@ class SampleState(NamedTuple):
     memory: Any
 
 
+@checked
 def p_sample_loop(
     key: PRNGKey | None,
     schedule: NoiseSchedule,
@@ -128,6 +129,7 @@ def p_sample_loop(
     return run(state, total % save_every).x_t, states
 
 
+@checked
 def p_sample_init(
     key: PRNGKey | None,
     schedule: NoiseSchedule,
@@ -138,15 +140,20 @@ def p_sample_init(
     first_sample: int | Array = 0,
     sharding: NamedSharding | None = None,
 ) -> SampleState:
-    """The state before the first step: x_T, drawn from N(0, I) unless given."""
+    """The state before the first step: x_T, drawn from N(0, I) unless given.
+
+    Warns where the chain does not start in noise: see `warn_of_signal`.
+    """
     total = schedule.num_timesteps
     if x_T is None:
+        warn_of_signal(schedule)
         x_T = sample_noise(key, total, shape, first_sample=first_sample, sharding=sharding)
     check_shape("x_T", x_T, shape)
     x_T = place(jnp.asarray(x_T), sharding)
-    return SampleState(jnp.int32(total - 1), x_T, _rule(sampler).init(x_T))
+    return SampleState(jnp.int32(total - 1), x_T, (sampler or ancestral()).init(x_T))
 
 
+@checked
 def p_sample_steps(
     key: PRNGKey | None,
     schedule: NoiseSchedule,
@@ -163,7 +170,7 @@ def p_sample_steps(
     sharding: NamedSharding | None = None,
 ) -> SampleState:
     """Take `steps` steps down the chain from `state`; T of them from its start are the whole."""
-    sampler = _rule(sampler)
+    sampler = sampler or ancestral()
 
     def predict(x_t, i):
         return p_mean_variance(
@@ -194,9 +201,3 @@ def p_sample_steps(
         return SampleState(i - 1, place(x_prev, sharding), memory), None
 
     return lax.scan(jax.checkpoint(step, prevent_cse=False), state, length=steps)[0]
-
-
-def _rule(sampler: Sampler | None) -> Sampler:
-    if sampler is not None and not isinstance(sampler, Sampler):
-        raise TypeError(f"sampler: expected a Sampler, such as ddim(), got {sampler!r}")
-    return sampler or ancestral()

@@ -12,14 +12,16 @@ Tables stay float64 on the host and are rounded once, to the dtype of the images
 (`extract`). Building them in float32 costs up to 1e-2 in β (cosine, T = 4000).
 """
 
-from typing import Any, Literal, NamedTuple, get_args
+import warnings
+from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
-from jax_ddpm._checks import FieldError, check_choice, check_range
-from jax_ddpm._typing import Shape, Table, Timestep, Weight
+from jax_ddpm._checks import FieldError, check_range, checked
+from jax_ddpm._typing import Numbers, Shape, Table, Timestep, Weight
 
 __all__ = [
     "NoiseSchedule",
@@ -34,7 +36,11 @@ __all__ = [
     "scaled_linear_beta_schedule",
     "sigmoid_beta_schedule",
     "spaced_timesteps",
+    "warn_of_signal",
 ]
+
+_SIGNAL = 0.05
+"""The largest √ᾱ_T that is called noise: Ho et al.'s is 0.006."""
 
 Spacing = Literal["leading", "trailing", "linspace"]
 Betas = Float[np.ndarray, "timesteps"]
@@ -71,12 +77,14 @@ class NoiseSchedule(NamedTuple):
         return self.betas.shape[0]
 
 
+@checked
 def linear_beta_schedule(timesteps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> Betas:
     """β linear in t (Ho et al. 2020, §4)."""
     _check_timesteps(timesteps)
     return np.linspace(beta_start, beta_end, timesteps, dtype=np.float64)
 
 
+@checked
 def scaled_linear_beta_schedule(
     timesteps: int, beta_start: float = 1e-4, beta_end: float = 0.02
 ) -> Betas:
@@ -85,6 +93,7 @@ def scaled_linear_beta_schedule(
     return np.linspace(beta_start**0.5, beta_end**0.5, timesteps, dtype=np.float64) ** 2
 
 
+@checked
 def cosine_beta_schedule(timesteps: int, s: float = 0.008, max_beta: float = 0.999) -> Betas:
     """ᾱ a squared cosine (Nichol & Dhariwal 2021, eq. 17), β clipped at `max_beta`."""
     _check_timesteps(timesteps)
@@ -93,6 +102,7 @@ def cosine_beta_schedule(timesteps: int, s: float = 0.008, max_beta: float = 0.9
     return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], max_beta)
 
 
+@checked
 def sigmoid_beta_schedule(
     timesteps: int, start: float = -3.0, end: float = 3.0, tau: float = 1.0
 ) -> Betas:
@@ -104,7 +114,8 @@ def sigmoid_beta_schedule(
     return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
 
 
-def rescale_zero_terminal_snr(betas: Betas) -> Betas:
+@checked
+def rescale_zero_terminal_snr(betas: Numbers) -> Betas:
     """Shift and scale √ᾱ so that the last step is pure noise (Lin et al. 2024, Algorithm 1).
 
     The first ᾱ is kept and the last becomes 0, so the last β is 1. A network that predicts ε
@@ -139,6 +150,7 @@ def make_schedule(betas: Any) -> NoiseSchedule:
     return _tables(betas, alphas_cumprod, alphas_cumprod_prev, np.arange(betas.size))
 
 
+@checked
 def spaced_timesteps(
     timesteps: int, steps: int, spacing: Spacing = "leading"
 ) -> Int[np.ndarray, "steps"]:
@@ -147,7 +159,6 @@ def spaced_timesteps(
     As in Lin et al. 2024, Table 2: `"leading"` counts up from 0, `"trailing"` down from
     T - 1, and `"linspace"` holds both ends. Rounding is diffusers'.
     """
-    check_choice("spacing", spacing, get_args(Spacing))
     _check_timesteps(timesteps)
     if not 1 <= steps <= timesteps:
         raise ValueError(f"steps: expected 1 to {timesteps} (the timesteps), got {steps}")
@@ -159,6 +170,7 @@ def spaced_timesteps(
     return np.round(np.linspace(0, timesteps - 1, steps)).astype(np.int64)
 
 
+@checked
 def respace(
     schedule: NoiseSchedule, timesteps: Any, *, final_alpha_cumprod: float = 1.0
 ) -> NoiseSchedule:
@@ -192,6 +204,7 @@ def respace(
     return _tables(betas, alphas_cumprod, alphas_cumprod_prev, timesteps)
 
 
+@checked
 def extract(table: Any, t: Timestep, x: Any) -> Array:
     """`table[t]` in the dtype of `x`, shaped [batch, 1, 1, …] to meet it.
 
@@ -203,6 +216,23 @@ def extract(table: Any, t: Timestep, x: Any) -> Array:
         raise TypeError(f"x: expected a floating dtype, got {dtype}")
     _check_entries(t, table.shape[0], jnp.shape(x))
     return _aligned(jnp.asarray(table, dtype=dtype)[t], x)
+
+
+def warn_of_signal(schedule: NoiseSchedule) -> None:
+    """Warns of a chain that starts before all is noise (Lin et al. 2024, §3.1).
+
+    Its start is drawn from N(0, I), but the network has only seen x_T with √ᾱ_T of an image in it:
+    it takes the mean of the noise, near 0, for the brightness of one.
+    """
+    signal = schedule.sqrt_alphas_cumprod[-1]
+    if isinstance(signal, Tracer) or signal <= _SIGNAL:
+        return
+    warnings.warn(
+        f"schedule: √ᾱ_T is {signal:.3g}: the chain starts from pure noise, but there the network "
+        "learned from noise with an image in it, so samples have a wrong brightness. Chains with β "
+        'times 1000 / T, cosine or sigmoid schedules, or "trailing" spacing start right',
+        stacklevel=3,
+    )
 
 
 def per_sample(name: str, value: Weight, x: Array) -> Array:

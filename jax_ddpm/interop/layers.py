@@ -22,7 +22,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from jax_ddpm._checks import check_choice
-from jax_ddpm.interop.tensors import as_numpy
+from jax_ddpm.interop.tensors import to_arrays
 from jax_ddpm.io.arrays import unflatten
 
 __all__ = ["LayerKind", "layer_kinds", "layers_from_torch", "weight_from_torch", "weight_to_torch"]
@@ -92,7 +92,7 @@ def layers_from_torch(
     Raises:
       ValueError: a layer's weight is missing, or a tensor belongs to none of them.
     """
-    tensors = {name: as_numpy(value) for name, value in state_dict.items()}
+    tensors = to_arrays(state_dict)
     params = {}
     for layer, kind in kinds.items():
         check_choice(f"kinds[{layer!r}]", kind, get_args(LayerKind))

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from jax_ddpm.interop.layers import LayerKind, layers_from_torch, weight_to_torch
-from jax_ddpm.interop.tensors import as_numpy, check_tensors
+from jax_ddpm.interop.tensors import check_tensors, to_arrays
 
 __all__ = ["simple_unet_from_torch", "simple_unet_to_torch"]
 
@@ -25,7 +25,7 @@ def simple_unet_from_torch(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     Accepts tensors (on the CPU) or arrays and keeps their dtype. Raises `ValueError` naming any
     tensor that is missing, unknown or misshapen.
     """
-    tensors = {name: as_numpy(value) for name, value in state_dict.items()}
+    tensors = to_arrays(state_dict)
     if "down1.weight" not in tensors or tensors["down1.weight"].ndim != 4:
         raise ValueError("state_dict: expected the tutorial's SimpleUNet, got no 4-d down1.weight")
     _check_shapes(tensors, channels=tensors["down1.weight"].shape[1])

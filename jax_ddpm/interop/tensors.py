@@ -5,13 +5,29 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["as_numpy", "check_tensors"]
+__all__ = ["check_tensors", "to_arrays"]
 
 
-def as_numpy(value: Any) -> np.ndarray:
-    """A copy of a tensor or an array: training on in torch must not change it."""
-    # A parameter that tracks gradients refuses NumPy, and this package never imports torch.
-    return np.asarray(value.detach() if hasattr(value, "detach") else value).copy()
+def to_arrays(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Copies of tensors or arrays by name: training on in torch must not change them.
+
+    The prefix `module.` that `DataParallel` gives all names is left out. Raises `TypeError` naming
+    what cannot be read.
+    """
+    if not isinstance(state_dict, Mapping):
+        got = type(state_dict).__name__
+        raise TypeError(f"state_dict: expected tensors by name, model.state_dict(), got {got}")
+    arrays = {}
+    for name, value in state_dict.items():
+        # A parameter that tracks gradients refuses NumPy, and this package never imports torch.
+        value = value.detach() if hasattr(value, "detach") else value
+        try:
+            arrays[name] = np.asarray(value).copy()
+        except (TypeError, RuntimeError) as error:
+            raise TypeError(f"state_dict: cannot read {name}: {error}") from None
+    if arrays and all(name.startswith("module.") for name in arrays):
+        arrays = {name.removeprefix("module."): value for name, value in arrays.items()}
+    return arrays
 
 
 def check_tensors(

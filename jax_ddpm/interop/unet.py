@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_ddpm.interop.layers import LayerKind, weight_from_torch, weight_to_torch
-from jax_ddpm.interop.tensors import as_numpy, check_tensors
+from jax_ddpm.interop.tensors import check_tensors, to_arrays
 from jax_ddpm.io.arrays import flatten, unflatten
 from jax_ddpm.models import UNet
 
@@ -37,7 +37,7 @@ def unet_from_torch(state_dict: Mapping[str, Any], model: UNet) -> dict[str, Any
     Accepts tensors (on the CPU) or arrays and keeps their dtype. Raises `ValueError` naming any
     tensor that is missing, unknown or misshapen.
     """
-    tensors = {_current_name(name): as_numpy(value) for name, value in state_dict.items()}
+    tensors = {_current_name(name): value for name, value in to_arrays(state_dict).items()}
     expected = _flax_shapes(model)
     names = {path: _torch_name(path) for path in expected}
     check_tensors(

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jax_ddpm._checks import check_shape
+from jax_ddpm._checks import check_shape, checked
 from jax_ddpm._typing import Image, Timestep
 from jax_ddpm.cpu import conv_general_dilated
 
@@ -38,6 +38,7 @@ class SimpleUNet(nn.Module):
     precision: Any = None
 
     @nn.compact
+    @checked
     def __call__(self, x: Image, t: Timestep) -> Array:
         """Predict the noise in `x`, [batch, height, width, channels], at step `t`, [batch]."""
         check_shape("x", x, (*jnp.shape(x)[:3], self.channels))

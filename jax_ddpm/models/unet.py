@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jax_ddpm._checks import check_choice, check_range, check_shape
+from jax_ddpm._checks import check_choice, check_range, check_shape, checked
 from jax_ddpm._typing import Image, Label, Timestep
 from jax_ddpm.models.layers import (
     ACTIVATIONS,
@@ -99,6 +99,7 @@ class UNet(nn.Module):
     remat: bool = False
 
     @nn.compact
+    @checked
     def __call__(
         self, x: Image, t: Timestep, labels: Label | None = None, *, train: bool = False
     ) -> Array:
@@ -225,13 +226,20 @@ class UNet(nn.Module):
                     f"block_out_channels: expected multiples of norm_num_groups "
                     f"{self.norm_num_groups}, got {channels}"
                 )
-        if self.attention_head_dim is not None and not (
-            1 <= self.attention_head_dim <= min(self.block_out_channels)
-        ):
+        head, attended = self.attention_head_dim, self._attended()
+        if head is not None and attended and not 1 <= head <= min(attended):
             raise ValueError(
-                f"attention_head_dim: expected 1 to {min(self.block_out_channels)}, the fewest "
-                f"channels, got {self.attention_head_dim}"
+                f"attention_head_dim: expected 1 to {min(attended)}, the fewest channels that "
+                f"have attention, got {head}"
             )
+
+    def _attended(self) -> list[int]:
+        """The channels of every level that has attention."""
+        channels = self.block_out_channels
+        down = zip(channels, self.down_block_types, strict=True)
+        up = zip(reversed(channels), self.up_block_types, strict=True)
+        middle = [channels[-1]] if self.mid_block_type and self.add_attention else []
+        return middle + [count for count, kind in (*down, *up) if kind.startswith("Attn")]
 
     def _check_inputs(self, x: Image, t: Timestep, labels: Label | None) -> None:
         batch, height, width, _ = jnp.shape(x)

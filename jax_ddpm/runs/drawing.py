@@ -13,7 +13,7 @@ from jax_ddpm.runs.fitting import Progress
 from jax_ddpm.runs.programs import draw_programs, pieces
 from jax_ddpm.runs.run import Run
 from jax_ddpm.samplers import Sampler, ddim
-from jax_ddpm.schedule import NoiseSchedule
+from jax_ddpm.schedule import NoiseSchedule, warn_of_signal
 from jax_ddpm.training.hosts import to_hosts
 from jax_ddpm.training.sharding import data_sharding, device_mesh
 
@@ -68,6 +68,7 @@ def draw(
     run = with_guidance(run, guidance)
     labels = labels_in_turn(run, num, labels)
     chain = make_chain(run, steps) if chain is None else chain
+    warn_of_signal(chain)
     # A batch that the devices divide; the samples beyond `num` are drawn and dropped.
     devices = jax.device_count()
     batch_size = -(-min(num, batch_size) // devices) * devices

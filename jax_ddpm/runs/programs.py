@@ -25,7 +25,7 @@ from jax_ddpm.runs.settings import Settings
 from jax_ddpm.samplers import Sampler
 from jax_ddpm.sampling import SampleState, p_sample_init, p_sample_steps
 from jax_ddpm.schedule import NoiseSchedule
-from jax_ddpm.training import TrainState, init_train_state, make_train_step
+from jax_ddpm.training import TrainState, ema_warmup, init_train_state, make_train_step
 from jax_ddpm.training.sharding import data_sharding, gather_params, replicated, state_sharding
 
 __all__ = [
@@ -65,10 +65,9 @@ def fit_programs(run: Run, settings: Settings, mesh: Mesh, key: PRNGKey) -> FitP
         pretrained.schedule,
         gather_params(model.apply, mesh),
         transformation,
-        ema_decay=_young(settings.ema_decay),
+        ema_decay=ema_warmup(settings.ema_decay),
         prediction_type=pretrained.prediction_type,
         variance_type=pretrained.variance_type,
-        loss_type="hybrid" if pretrained.variance_type.startswith("learned") else "mse",
         null_label=run.null_label,
         label_dropout=settings.label_dropout,
         dropout=isinstance(model, UNet) and model.dropout > 0,
@@ -101,11 +100,6 @@ def optimizer(settings: Settings) -> optax.GradientTransformation:
     warmup = min(100, settings.steps // 10)
     rate = optax.warmup_cosine_decay_schedule(0, settings.learning_rate, warmup, settings.steps)
     return optax.chain(optax.clip_by_global_norm(settings.grad_clip), optax.adam(rate))
-
-
-def _young(decay: float) -> optax.Schedule:
-    """A young average forgets fast, or a short run would sample its start."""
-    return lambda step: jnp.minimum(decay, (1 + step) / (10 + step))
 
 
 class DrawPrograms(NamedTuple):

@@ -106,6 +106,7 @@ class Training(NamedTuple):
         left_out = f" ({idle} more do not divide the batch)" if idle else ""
         lines = [
             *self.notes(),
+            *self.data.notes,
             f"{count:,} images of {'×'.join(map(str, image_shape))}{classes}, {parameters:,} "
             f"parameters, {self.mesh.size} {jax.default_backend()} device(s){left_out} → "
             f"{self.folder}",

@@ -1,27 +1,29 @@
 """One training step, pure: Ho et al. 2020, Algorithm 1, with an average of the weights."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 from jaxtyping import Array, Int
 
-from jax_ddpm._checks import check_key
-from jax_ddpm._typing import Image, Label, PRNGKey
+from jax_ddpm._checks import FieldError, check_type, checked
+from jax_ddpm._typing import AnyArray, Condition, PRNGKey, Sample
 from jax_ddpm.losses import LossType, Weighting, training_losses
 from jax_ddpm.reverse import PredictionType, VarianceType
 from jax_ddpm.schedule import NoiseSchedule
 
-__all__ = ["TrainState", "draw_step", "init_train_state", "make_train_step"]
+__all__ = ["TrainState", "draw_step", "ema_warmup", "init_train_state", "make_train_step"]
 
 Params = Any
-Batch = Image | tuple[Image, Label]
+Batch = Any
+"""Images [batch, …], float in [-1, 1] or uint8, or `(images, conditions)`, as loaders give them."""
 ApplyFn = Callable[..., Any]
-"""`(params, x_t, t[, labels]) -> output`: a Flax module's `apply`, or any function like it."""
+"""`(params, x_t, t[, conditions]) -> output`: a Flax module's `apply`, or any function like it."""
 
 
 class TrainState(NamedTuple):
@@ -37,11 +39,25 @@ class TrainState(NamedTuple):
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
 
 
+@checked
+def ema_warmup(decay: float = 0.9999) -> optax.Schedule:
+    """A decay of the average of the weights that grows: min(decay, (1 + step) / (10 + step)).
+
+    The average then forgets its start, the initial weights, within a tenth of the steps taken. At
+    0.9999 from the first step on, they would still be 94 % of it after 600 steps. (diffusers'
+    `EMAModel` has such a warm-up; this one is that of TensorFlow's `ExponentialMovingAverage`.)
+    """
+    if not 0 <= decay < 1:
+        raise ValueError(f"decay: expected 0 to 1, below 1, got {decay}")
+    return lambda step: jnp.minimum(decay, (1 + step) / (10 + step))
+
+
 def init_train_state(
     key: PRNGKey, params: Params, optimizer: optax.GradientTransformation
 ) -> TrainState:
     """The state before the first step; the average of the weights starts at the weights."""
-    check_key("key", key)
+    for leaf in jax.tree.leaves(params):
+        check_type("params", leaf, AnyArray)
     # Copies throughout: the state is meant to be donated, and no buffer can be donated twice.
     copy = jax.tree.map(jnp.array, params)
     return TrainState(
@@ -53,25 +69,26 @@ def init_train_state(
     )
 
 
+@checked
 def make_train_step(
     schedule: NoiseSchedule,
     apply_fn: ApplyFn,
     optimizer: optax.GradientTransformation,
     *,
-    ema_decay: float | optax.Schedule = 0.9999,
+    ema_decay: float | optax.Schedule | None = None,
     prediction_type: PredictionType = "epsilon",
     variance_type: VarianceType = "fixed_small",
-    loss_type: LossType = "mse",
-    weighting: Weighting | None = None,
+    loss_type: LossType | None = None,
+    weighting: None | Weighting = None,
     min_snr_gamma: float = 5.0,
-    null_label: int | None = None,
+    null_label: Any = None,
     label_dropout: float = 0.1,
     dropout: bool = False,
     accumulate: int = 1,
     skip_nonfinite: bool = False,
 ) -> TrainStep:
     """`(state, batch) -> (state, metrics)`, Ho et al. Algorithm 1, for a batch of images, or of
-    `(images, labels)`.
+    `(images, conditions)`; images of uint8 are scaled to [-1, 1].
 
     Jit it with the state donated: `jax.jit(train_step, donate_argnums=0)`. Clip gradients in
     the optimizer (`optax.chain(optax.clip_by_global_norm(1.0), …)`). The metrics are the batch's
@@ -79,12 +96,15 @@ def make_train_step(
     loss options are those of `training_losses`.
 
     `ema_decay` d averages the weights as `ema = d * ema + (1 - d) * params` (Ho et al. §4); it
-    may depend on the number of the step, from 0, as an Optax schedule does.
+    may depend on the number of the step, from 0, as an Optax schedule does. Default:
+    `ema_warmup(0.9999)`, Ho et al.'s 0.9999 but for the first steps.
 
-    Where there is a `null_label`, the share `label_dropout` of the labels is replaced by it, so
+    Conditions are what the network is told of each sample: its label [batch], or an array [batch,
+    …] such as another image. Where there is a `null_label`, one number, or an array of the shape
+    of one sample's condition, the share `label_dropout` of the samples get it for their own, so
     that one network learns both sides of classifier-free guidance (Ho & Salimans 2022,
-    Algorithm 1). With `dropout`, `apply_fn` also gets `train=True` and a key of the
-    step's own in `rngs={"dropout": …}`.
+    Algorithm 1). With `dropout`, `apply_fn` also gets `train=True` and a key of the step's own in
+    `rngs={"dropout": …}`.
 
     `accumulate` takes the batch in so many parts, one after the other, for the memory of one:
     loss and gradient are the means over the parts, so the step is the same. (Dropout draws anew,
@@ -98,25 +118,27 @@ def make_train_step(
     """
     if not 0 <= label_dropout <= 1:
         raise ValueError(f"label_dropout: expected 0 to 1, got {label_dropout}")
+    if ema_decay is None:
+        ema_decay = ema_warmup()
     if not callable(ema_decay) and not 0 <= ema_decay < 1:
         raise ValueError(f"ema_decay: expected 0 to 1, below 1, got {ema_decay}")
     if accumulate < 1:
         raise ValueError(f"accumulate: expected at least 1, got {accumulate}")
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        images, *labels = batch if isinstance(batch, tuple) else (batch,)
+        images, *conditions = _unpacked(batch)
         t, noise = draw_step(state, schedule, images)
         _, _, label_key, dropout_key = _keys(state)
         if null_label is not None:
             dropped = jax.random.bernoulli(label_key, label_dropout, images.shape[:1])
-            labels = [jnp.where(dropped, null_label, each) for each in labels]
+            conditions = [_dropped(dropped, null_label, each) for each in conditions]
 
         def loss_fn(params, part, dropout_key):
-            images, t, noise, *labels = part
+            images, t, noise, *conditions = part
             options = {"train": True, "rngs": {"dropout": dropout_key}} if dropout else {}
             losses = training_losses(
                 schedule,
-                lambda x_t, t: apply_fn(params, x_t, t, *labels, **options),
+                lambda x_t, t: apply_fn(params, x_t, t, *conditions, **options),
                 images,
                 t,
                 noise,
@@ -130,14 +152,18 @@ def make_train_step(
 
         loss, grads = _mean_over_parts(
             partial(jax.value_and_grad(loss_fn), state.params),
-            (images, t, noise, *labels),
+            (images, t, noise, *conditions),
             dropout_key,
             accumulate,
         )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         decay = ema_decay(state.step) if callable(ema_decay) else ema_decay
-        ema_params = optax.incremental_update(params, state.ema_params, 1 - decay)
+        ema_params = jax.tree.map(
+            lambda new, old: optax.incremental_update(new, old, jnp.asarray(1 - decay, new.dtype)),
+            params,
+            state.ema_params,
+        )
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
         new = TrainState(state.step + 1, params, ema_params, opt_state, state.key)
         if skip_nonfinite:
@@ -149,6 +175,34 @@ def make_train_step(
         return new, metrics
 
     return train_step
+
+
+def _unpacked(batch: Batch) -> list[Any]:
+    """Images as floats in [-1, 1], and the conditions."""
+    if isinstance(batch, Mapping):
+        raise TypeError(f"batch: expected images or (images, conditions), got {batch.keys()}")
+    images, *conditions = batch if isinstance(batch, tuple | list) else (batch,)
+    if getattr(images, "dtype", None) == np.uint8:
+        images = jnp.asarray(images, jnp.float32) / 127.5 - 1
+    check_type("batch", images, Sample)
+    for condition in conditions:
+        check_type("batch", condition, Condition)
+        if len(condition) != len(images):
+            expected = f"expected a condition for each of {len(images)} images"
+            raise FieldError("batch", f"{expected}, got one of shape {condition.shape}")
+    return [images, *conditions]
+
+
+def _dropped(dropped: Array, null_label: Any, condition: Condition) -> Array:
+    """The conditions, the null in place of those of samples that are `dropped`."""
+    null = jnp.asarray(null_label)
+    if null.shape not in ((), condition.shape[1:]):
+        expected = f"expected shape () or {condition.shape[1:]}, as one condition's"
+        raise FieldError("null_label", f"{expected}, got {null.shape}")
+    if not np.can_cast(null.dtype, condition.dtype, "same_kind"):
+        raise FieldError("null_label", f"expected {condition.dtype}, got {null_label!r}")
+    dropped = dropped.reshape(-1, *[1] * (condition.ndim - 1))
+    return jnp.where(dropped, null.astype(condition.dtype), condition)
 
 
 def _mean_over_parts(function: Callable, batch: Any, key: PRNGKey, parts: int) -> Any:
@@ -172,7 +226,7 @@ def _mean_over_parts(function: Callable, batch: Any, key: PRNGKey, parts: int) -
     return jax.tree.map(lambda x: x / parts, total)
 
 
-def draw_step(state: TrainState, schedule: NoiseSchedule, batch: Image) -> tuple[Array, Array]:
+def draw_step(state: TrainState, schedule: NoiseSchedule, batch: Sample) -> tuple[Array, Array]:
     """What the step at `state` draws for `batch`: t uniform in 0 … T - 1, and the noise."""
     t_key, noise_key, _, _ = _keys(state)
     t = jax.random.randint(t_key, batch.shape[:1], 0, schedule.num_timesteps)

@@ -114,7 +114,7 @@ def test_a_sample_does_not_see_the_others(key):
         ({"downsample_padding": 2}, {}, "downsample_padding: expected one of 0, 1, got 2"),
         ({"resnet_time_scale_shift": "spatial"}, {}, "resnet_time_scale_shift: expected one of"),
         ({"norm_num_groups": 3}, {}, "block_out_channels: expected multiples .* 3, got 8"),
-        ({"attention_head_dim": 9}, {}, "attention_head_dim: expected 1 to 8"),
+        ({"attention_head_dim": 17}, {}, "attention_head_dim: expected 1 to 16"),
         ({}, {"x": np.zeros((2, 8, 5, 3))}, "x: expected height and width to be multiples of 2"),
         ({}, {"x": np.zeros((2, 8, 4, 1))}, r"x: expected shape \(2, 8, 4, 3\)"),
         ({}, {"t": np.zeros((3,), int)}, r"t: expected shape \(2,\), got \(3,\)"),
