@@ -19,11 +19,13 @@ __all__ = [
     "check_between",
     "check_choice",
     "check_key",
+    "check_not_negative",
     "check_positive",
     "check_range",
     "check_shape",
     "check_type",
     "checked",
+    "described",
 ]
 
 P = ParamSpec("P")
@@ -98,6 +100,13 @@ def check_positive(**values: Any) -> None:
             raise FieldError(name, f"expected more than 0, got {value}")
 
 
+def check_not_negative(**values: Any) -> None:
+    """Raises `FieldError` unless each of these, where it is concrete, is 0 or more throughout."""
+    for name, value in values.items():
+        if not isinstance(value, Tracer) and np.size(value) and np.min(value) < 0:
+            raise FieldError(name, f"expected 0 or more, got {np.min(value)}")
+
+
 def check_range(name: str, value: Any, size: int) -> None:
     """Raises `ValueError` unless a concrete `value` lies in 0 … size - 1: JAX would clamp it."""
     if isinstance(value, Tracer) or np.size(value) == 0:
@@ -143,7 +152,7 @@ def check_type(name: str, value: Any, annotation: Any) -> None:
     if any(choice is not None for choice in choices):
         raise FieldError(name, f"expected one of {', '.join(map(repr, choices))}, got {value!r}")
     expected = " or ".join(dict.fromkeys(map(_words, kinds)))
-    raise TypeError(f"{name}: expected {expected}, got {_described(value)}")
+    raise TypeError(f"{name}: expected {expected}, got {described(value)}")
 
 
 def _fits(value: Any, kind: Any) -> bool:
@@ -157,7 +166,10 @@ def _fits(value: Any, kind: Any) -> bool:
     if origin is Literal:
         return isinstance(value, str | int) and value in get_args(kind)
     if origin is Sequence:
-        return isinstance(value, Sequence | np.ndarray | jax.Array) and not isinstance(value, str)
+        return isinstance(value, Sequence) and not isinstance(value, str)
+    if origin is tuple:
+        sizes = isinstance(value, tuple) and len(value) == len(get_args(kind))
+        return sizes and all(map(_fits, value, get_args(kind)))
     if origin is Callable:
         return callable(value) and not hasattr(value, "apply")  # no Flax module, no torch module
     return isinstance(value, origin)
@@ -188,19 +200,22 @@ def _words(kind: Any) -> str:
         Sequence: "a list of numbers",
     }
     examples = {"NoiseSchedule": "make_schedule(betas)", "Sampler": "ddim()"}
+    if get_origin(kind) is tuple:
+        return f"({', '.join(map(_words, get_args(kind)))})"
     if not _is_array(kind):
         kind = get_origin(kind) or kind
         example = examples.get(kind.__name__)
         return words.get(kind, f"a {kind.__name__}" + (f", such as {example}" if example else ""))
     name = kind.dtype.__name__
     if kind.dim_str == "":
-        return "a whole number" if name == "Int" else "a number"
-    dtype = {"Float": "a floating", "Int": "an integer", "Bool": "a boolean"}.get(name, "an")
+        return "a whole number" if name == "Integer" else "a number"
+    dtype = {"Float": "a floating", "Integer": "an integer", "Bool": "a boolean"}.get(name, "an")
     axes = "" if kind.dim_str == "..." else f" {_axes(kind)}"
     return f"{dtype} array{axes}"
 
 
-def _described(value: Any) -> str:
+def described(value: Any) -> str:
+    """A value in a message: itself, if it is short, or what it is."""
     if value is None or isinstance(value, str | bool | int | float):
         return repr(value)
     if isinstance(value, np.ndarray | jax.Array):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
-from jaxtyping import Array, Float, Int, Key, Shaped
+from jaxtyping import Array, Bool, Float, Integer, Key, Real
 
 __all__ = [
     "AnyArray",
@@ -31,8 +31,8 @@ __all__ = [
 
 _AnyArray: TypeAlias = Array | np.ndarray
 
-AnyArray: TypeAlias = Shaped[_AnyArray, "..."]
-"""Of any shape and dtype."""
+AnyArray: TypeAlias = Real[_AnyArray, "..."] | Bool[_AnyArray, "..."]
+"""Of any shape, of numbers or booleans."""
 
 Image: TypeAlias = Float[_AnyArray, "batch height width channel"]
 """A batch of images, NHWC, pixels in [-1, 1]."""
@@ -46,16 +46,16 @@ Shape: TypeAlias = Sequence[Any]
 PerSample: TypeAlias = Float[_AnyArray, "batch"]
 """One number for each sample of the batch: an un-reduced loss."""
 
-Label: TypeAlias = Int[_AnyArray, "batch"]
+Label: TypeAlias = Integer[_AnyArray, "batch"]
 """The class of each sample."""
 
-Condition: TypeAlias = Shaped[_AnyArray, "batch *condition"]
+Condition: TypeAlias = Real[_AnyArray, "batch *condition"]
 """What a network is told of each sample beside it: a class, or an image of its own."""
 
 Numbers: TypeAlias = Sequence[float] | Float[_AnyArray, "numbers"]
 """A few of them, in a list or an array."""
 
-Timestep: TypeAlias = Int[_AnyArray, "batch"] | Int[_AnyArray, ""] | int | np.integer
+Timestep: TypeAlias = Integer[_AnyArray, "batch"] | Integer[_AnyArray, ""] | int | np.integer
 """Entries of the chain, 0 … T - 1: one a sample, or one for all of them."""
 
 Weight: TypeAlias = Float[_AnyArray, "batch"] | Float[_AnyArray, ""] | float | int

@@ -43,8 +43,9 @@ def repaint_walk(
     levels 0, `jump_length`, 2 `jump_length`, …, where they stay inside the chain. Raises
     `ValueError` for less than 1 of anything, or a jump longer than the chain.
     """
-    if resamples < 1:
-        raise ValueError(f"resamples: expected at least 1, got {resamples}")
+    for name, value in (("timesteps", timesteps), ("resamples", resamples)):
+        if value < 1:
+            raise ValueError(f"{name}: expected at least 1, got {value}")
     if jump_length < 1 or (resamples > 1 and jump_length >= timesteps):
         raise ValueError(
             f"jump_length: expected 1 to {timesteps - 1} (below the chain's length), "

@@ -13,7 +13,7 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding
 from jaxtyping import Array
 
-from jax_ddpm._checks import check_shape, check_type, checked
+from jax_ddpm._checks import check_not_negative, check_shape, check_type, checked
 from jax_ddpm._typing import NoiseFn, Output, PRNGKey, Shape
 
 __all__ = ["noise_source", "place", "sample_noise"]
@@ -32,6 +32,9 @@ def sample_noise(
     """Standard normal noise of `shape` for entry `i`, each sample's own whatever the batch."""
     if key is None:
         raise ValueError("key: expected a key, or both x_T and noise_fn, got None")
+
+    sizes = [size for size in shape if isinstance(size, int)]  # a symbolic batch is none
+    check_not_negative(i=i, first_sample=first_sample, shape=sizes)
 
     def draw(sample):
         own_key = jax.random.fold_in(jax.random.fold_in(key, sample), i)

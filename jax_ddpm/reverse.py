@@ -21,7 +21,7 @@ from jax_ddpm.forward import (
     predict_xstart_from_v,
     q_posterior_mean_variance,
 )
-from jax_ddpm.schedule import NoiseSchedule, extract
+from jax_ddpm.schedule import NoiseSchedule, check_entries, extract
 
 __all__ = [
     "PMeanVariance",
@@ -59,6 +59,7 @@ def denoise(
     The network is shown the training timestep `schedule.timesteps[t]`, int32 [batch]. Raises
     `ValueError` unless the output has the shape of `x_t`, or twice its channels if learned.
     """
+    check_entries(t, schedule.num_timesteps, jnp.shape(x_t))
     entries = jnp.broadcast_to(t, jnp.shape(x_t)[:1])
     x_t = jnp.asarray(x_t)
     output = denoise_fn(x_t, jnp.asarray(schedule.timesteps, jnp.int32)[entries])

@@ -31,10 +31,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import Tracer
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Int
 
-from jax_ddpm._checks import check_shape, checked
+from jax_ddpm._checks import check_not_negative, check_shape, checked
 from jax_ddpm._typing import DenoiseFn, NoiseFn, PRNGKey, Sample, Shape, ThresholdFn
 from jax_ddpm.noise import noise_source, place, sample_noise
 from jax_ddpm.reverse import PredictionType, VarianceType, p_mean_variance
@@ -171,6 +172,10 @@ def p_sample_steps(
 ) -> SampleState:
     """Take `steps` steps down the chain from `state`; T of them from its start are the whole."""
     sampler = sampler or ancestral()
+    check_not_negative(first_sample=first_sample)
+    left = schedule.num_timesteps if isinstance(state.i, Tracer) else int(state.i) + 1
+    if not 0 <= steps <= left:
+        raise ValueError(f"steps: expected 0 to {left}, the entries that are left, got {steps}")
 
     def predict(x_t, i):
         return p_mean_variance(

@@ -18,14 +18,15 @@ from typing import Any, Literal, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Real
 
-from jax_ddpm._checks import FieldError, check_range, checked
-from jax_ddpm._typing import Numbers, Shape, Table, Timestep, Weight
+from jax_ddpm._checks import FieldError, check_range, checked, described
+from jax_ddpm._typing import Sample, Shape, Table, Timestep, Weight
 
 __all__ = [
     "NoiseSchedule",
     "Spacing",
+    "check_entries",
     "cosine_beta_schedule",
     "extract",
     "linear_beta_schedule",
@@ -43,6 +44,7 @@ _SIGNAL = 0.05
 """The largest √ᾱ_T that is called noise: Ho et al.'s is 0.006."""
 
 Spacing = Literal["leading", "trailing", "linspace"]
+_Array = Array | np.ndarray
 Betas = Float[np.ndarray, "timesteps"]
 
 
@@ -69,7 +71,7 @@ class NoiseSchedule(NamedTuple):
     posterior_mean_coef2: Table
     half_log_snr: Table
     half_log_snr_prev: Table
-    timesteps: Int[Array | np.ndarray, "timesteps"]
+    timesteps: Int[_Array, "timesteps"]
 
     @property
     def num_timesteps(self) -> int:
@@ -115,13 +117,13 @@ def sigmoid_beta_schedule(
 
 
 @checked
-def rescale_zero_terminal_snr(betas: Numbers) -> Betas:
+def rescale_zero_terminal_snr(betas: Any) -> Betas:
     """Shift and scale √ᾱ so that the last step is pure noise (Lin et al. 2024, Algorithm 1).
 
     The first ᾱ is kept and the last becomes 0, so the last β is 1. A network that predicts ε
     knows nothing at that step: train it with `"v_prediction"`.
     """
-    sqrt_alpha_bar = np.sqrt(np.cumprod(1 - np.asarray(betas, np.float64)))
+    sqrt_alpha_bar = np.sqrt(np.cumprod(1 - _valid(betas)))
     first, last = sqrt_alpha_bar[0], sqrt_alpha_bar[-1]
     alpha_bar = ((sqrt_alpha_bar - last) * first / (first - last)) ** 2
     return 1 - alpha_bar / np.append(1.0, alpha_bar[:-1])
@@ -133,18 +135,7 @@ def make_schedule(betas: Any) -> NoiseSchedule:
     Raises `ValueError` unless every β lies in (0, 1], and is large enough for 1 - β to be less
     than 1 in float64. A β of 1, which forgets the image, may only come last.
     """
-    if isinstance(betas, str):
-        raise TypeError(
-            f"betas: expected an array of shape [timesteps], got {betas!r}: such as "
-            "linear_beta_schedule(1000)"
-        )
-    betas = np.asarray(betas, dtype=np.float64)
-    if betas.ndim != 1 or betas.size == 0:
-        raise ValueError(f"betas: expected shape [timesteps], got {betas.shape}")
-    valid = (1 - betas < 1) & (betas <= 1) & np.append(betas[:-1] < 1, True)
-    if not np.all(valid):
-        worst = betas[np.argmin(valid)]
-        raise ValueError(f"betas: expected values in (0, 1], 1 only at the end, got {worst}")
+    betas = _valid(betas)
     alphas_cumprod = np.cumprod(1 - betas)
     alphas_cumprod_prev = np.append(1.0, alphas_cumprod[:-1])
     return _tables(betas, alphas_cumprod, alphas_cumprod_prev, np.arange(betas.size))
@@ -186,7 +177,7 @@ def respace(
     """
     kept = np.asarray(timesteps)
     if kept.ndim != 1 or kept.size == 0 or not np.issubdtype(kept.dtype, np.integer):
-        raise ValueError(f"timesteps: expected integers of shape [steps], got {timesteps!r}")
+        raise ValueError(f"timesteps: expected integers [steps], got {described(kept)}")
     if np.any(np.diff(kept) <= 0):
         raise ValueError(f"timesteps: expected strictly ascending entries, got {kept}")
     last = schedule.num_timesteps - 1
@@ -205,16 +196,16 @@ def respace(
 
 
 @checked
-def extract(table: Any, t: Timestep, x: Any) -> Array:
+def extract(
+    table: Real[_Array, "timesteps"] | Bool[_Array, "timesteps"], t: Timestep, x: Sample
+) -> Array:
     """`table[t]` in the dtype of `x`, shaped [batch, 1, 1, …] to meet it.
 
     Gathered on the device. Out-of-range entries, which JAX would clamp in silence, raise
     `ValueError` where `t` is concrete.
     """
     dtype = jnp.result_type(x)
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise TypeError(f"x: expected a floating dtype, got {dtype}")
-    _check_entries(t, table.shape[0], jnp.shape(x))
+    check_entries(t, table.shape[0], jnp.shape(x))
     return _aligned(jnp.asarray(table, dtype=dtype)[t], x)
 
 
@@ -241,6 +232,24 @@ def per_sample(name: str, value: Weight, x: Array) -> Array:
     if value.shape not in ((), x.shape[:1]):
         raise FieldError(name, f"expected shape {x.shape[:1]} or (), got {value.shape}")
     return _aligned(value, x)
+
+
+def _valid(betas: Any) -> Betas:
+    try:
+        values = np.asarray(betas)
+        if values.dtype.kind not in "fiu":
+            raise TypeError
+    except (TypeError, ValueError):
+        expected = "expected an array of shape [timesteps], such as linear_beta_schedule(1000)"
+        raise TypeError(f"betas: {expected}, got {described(betas)}") from None
+    if values.ndim != 1 or values.size == 0:
+        raise ValueError(f"betas: expected shape [timesteps], got {values.shape}")
+    values = values.astype(np.float64)
+    valid = (1 - values < 1) & (values <= 1) & np.append(values[:-1] < 1, True)
+    if not np.all(valid):
+        worst = values[np.argmin(valid)]
+        raise ValueError(f"betas: expected values in (0, 1], 1 only at the end, got {worst}")
+    return values
 
 
 def _aligned(values: Array, x: Any) -> Array:
@@ -290,7 +299,7 @@ def _check_timesteps(timesteps: int) -> None:
         raise ValueError(f"timesteps: expected at least 1, got {timesteps}")
 
 
-def _check_entries(t: Any, size: int, x_shape: Shape) -> None:
+def check_entries(t: Any, size: int, x_shape: Shape) -> None:
     if not jnp.issubdtype(jnp.result_type(t), jnp.integer):
         raise TypeError(f"t: expected integers, got {jnp.result_type(t)}")
     if jnp.shape(t) not in ((), x_shape[:1]):

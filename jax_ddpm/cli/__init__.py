@@ -13,7 +13,7 @@ from docstring_parser import parse_from_object
 
 from jax_ddpm import __version__
 from jax_ddpm.cli import config as configs
-from jax_ddpm.cli.errors import UsageError, naming
+from jax_ddpm.cli.errors import UsageError, naming, warning_lines
 from jax_ddpm.cli.interrupts import Interrupts
 from jax_ddpm.training.hosts import PartnerFailed
 
@@ -54,7 +54,7 @@ def run(arguments: list[str] | None = None) -> None:
             raise UsageError(_unknown(name, config, unknown[0].partition("=")[0]))
         # Each command is imported when it is run: `parity` alone needs torch.
         command = getattr(import_module(f"jax_ddpm.cli.{name}"), name)
-        with Interrupts() as interrupts, naming():
+        with Interrupts() as interrupts, warning_lines(), naming():
             command(config, interrupts) if name == "train" else command(config)
     except (UsageError, PartnerFailed) as error:
         print(f"jax-ddpm: {error}", file=sys.stderr)

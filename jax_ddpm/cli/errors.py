@@ -1,13 +1,15 @@
-"""Where what is wrong becomes one line that names a flag."""
+"""Where what is wrong becomes one line that names a flag, and a warning a line."""
 
+import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from jax_ddpm._checks import Field, FieldError
 
-__all__ = ["UsageError", "check_file", "naming", "writing"]
+__all__ = ["UsageError", "check_file", "naming", "warning_lines", "writing"]
 
 
 class UsageError(Exception):
@@ -26,6 +28,21 @@ def naming(**flags: str) -> Iterator[None]:
         yield
     except FieldError as error:
         raise UsageError(error.spelled(spell)) from None
+
+
+@contextmanager
+def warning_lines() -> Iterator[None]:
+    """Inside, a warning is a line on the error stream, each once."""
+    shown: set[str] = set()
+
+    def show(message: Warning | str, *_: object) -> None:
+        if str(message) not in shown:
+            print(f"jax-ddpm: {message}", file=sys.stderr)
+        shown.add(str(message))
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
 
 
 @contextmanager

@@ -76,6 +76,9 @@ def load_dataset(data: str | os.PathLike[str]) -> Dataset:
     (EXIF), and what is transparent is white. Raises `FieldError` naming what cannot be read or has
     another form.
     """
+    if not isinstance(data, str | os.PathLike):
+        problem = "expected a name or a path (arrays go into Dataset(images, labels))"
+        raise FieldError("data", f"{problem}, got a {type(data).__name__}")
     if data in DATASETS:
         return _digits() if data == "digits" else _mnist5k()
     path = Path(data)
@@ -199,7 +202,7 @@ def _read_picture(file: Path) -> tuple[np.ndarray, bool]:
             return np.asarray(picture.convert(mode)), False
         picture = picture.convert("RGBA")
         white = Image.new("RGBA", picture.size, "white")
-        transparent = np.asarray(picture)[..., 3].min() < 255
+        transparent = bool(np.asarray(picture)[..., 3].min() < 255)
         return np.asarray(Image.alpha_composite(white, picture).convert(mode)), transparent
 
 

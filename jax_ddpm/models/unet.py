@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jax_ddpm._checks import check_choice, check_range, check_shape, checked
+from jax_ddpm._checks import check_choice, check_positive, check_range, check_shape, checked
 from jax_ddpm._typing import Image, Label, Timestep
 from jax_ddpm.models.layers import (
     ACTIVATIONS,
@@ -220,6 +220,8 @@ class UNet(nn.Module):
         check_choice(
             "resnet_time_scale_shift", self.resnet_time_scale_shift, ("default", "scale_shift")
         )
+        for name in ("in_channels", "out_channels", "norm_num_groups", "num_class_embeds"):
+            check_positive(**{name: getattr(self, name)})
         for channels in self.block_out_channels:
             if channels % self.norm_num_groups:
                 raise ValueError(

@@ -11,8 +11,8 @@ import optax
 from jax import lax
 from jaxtyping import Array, Int
 
-from jax_ddpm._checks import FieldError, check_type, checked
-from jax_ddpm._typing import AnyArray, Condition, PRNGKey, Sample
+from jax_ddpm._checks import FieldError, check_type, checked, described
+from jax_ddpm._typing import AnyArray, Condition, Output, PRNGKey, Sample
 from jax_ddpm.losses import LossType, Weighting, training_losses
 from jax_ddpm.reverse import PredictionType, VarianceType
 from jax_ddpm.schedule import NoiseSchedule
@@ -52,11 +52,15 @@ def ema_warmup(decay: float = 0.9999) -> optax.Schedule:
     return lambda step: jnp.minimum(decay, (1 + step) / (10 + step))
 
 
+@checked
 def init_train_state(
     key: PRNGKey, params: Params, optimizer: optax.GradientTransformation
 ) -> TrainState:
     """The state before the first step; the average of the weights starts at the weights."""
-    for leaf in jax.tree.leaves(params):
+    leaves = jax.tree.leaves(params)
+    if not leaves:
+        raise FieldError("params", f"expected a tree of arrays, got {described(params)}")
+    for leaf in leaves:
         check_type("params", leaf, AnyArray)
     # Copies throughout: the state is meant to be donated, and no buffer can be donated twice.
     copy = jax.tree.map(jnp.array, params)
@@ -136,9 +140,15 @@ def make_train_step(
         def loss_fn(params, part, dropout_key):
             images, t, noise, *conditions = part
             options = {"train": True, "rngs": {"dropout": dropout_key}} if dropout else {}
+
+            def denoise_fn(x_t, t):
+                output = apply_fn(params, x_t, t, *conditions, **options)
+                check_type("output of apply_fn", output, Output)
+                return output
+
             losses = training_losses(
                 schedule,
-                lambda x_t, t: apply_fn(params, x_t, t, *conditions, **options),
+                denoise_fn,
                 images,
                 t,
                 noise,
@@ -180,7 +190,8 @@ def make_train_step(
 def _unpacked(batch: Batch) -> list[Any]:
     """Images as floats in [-1, 1], and the conditions."""
     if isinstance(batch, Mapping):
-        raise TypeError(f"batch: expected images or (images, conditions), got {batch.keys()}")
+        got = f"a dict of {', '.join(map(str, batch))}"
+        raise TypeError(f"batch: expected images or (images, conditions), got {got}")
     images, *conditions = batch if isinstance(batch, tuple | list) else (batch,)
     if getattr(images, "dtype", None) == np.uint8:
         images = jnp.asarray(images, jnp.float32) / 127.5 - 1
@@ -190,7 +201,7 @@ def _unpacked(batch: Batch) -> list[Any]:
         if len(condition) != len(images):
             expected = f"expected a condition for each of {len(images)} images"
             raise FieldError("batch", f"{expected}, got one of shape {condition.shape}")
-    return [images, *conditions]
+    return [jnp.asarray(each) for each in (images, *conditions)]
 
 
 def _dropped(dropped: Array, null_label: Any, condition: Condition) -> Array:

@@ -1,0 +1,303 @@
+"""What people pass by mistake, to every public function: it works, or one line names the argument.
+
+Each function has one call that is right. From it are made all calls with one argument replaced, by
+what its annotation makes plausible: another rank, whole numbers, a list, an old key, the betas in
+place of a schedule. Such a call may do what the right form of the same value does; otherwise it
+raises a `TypeError` or `ValueError` of this library that begins with the argument's name. Nothing
+comes back silently wrong, and no error comes from inside JAX, Flax or NumPy.
+"""
+
+import inspect
+import traceback
+import warnings
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jax_ddpm as ddpm
+from jax_ddpm import interop
+
+pytestmark = pytest.mark.usefixtures("defaults", "untyped")
+
+T = 4
+SCHEDULE = ddpm.make_schedule(ddpm.cosine_beta_schedule(T))
+SHAPE = (2, 4, 4, 3)
+X = np.linspace(-0.9, 0.9, 96).reshape(SHAPE).astype(np.float32)
+ENTRIES = np.array([0, 3], np.int32)
+KEY = jax.random.key(0)
+MODEL = ddpm.SimpleUNet()
+VARIABLES = jax.jit(MODEL.init)(KEY, X, ENTRIES)
+OPTIMIZER = optax.sgd(0.1)
+TABLE = SCHEDULE.sqrt_alphas_cumprod
+UNET = ddpm.UNet(
+    block_out_channels=(8,),
+    down_block_types=("DownBlock2D",),
+    up_block_types=("UpBlock2D",),
+    norm_num_groups=4,
+    layers_per_block=1,
+    num_class_embeds=5,
+)
+
+
+def network(x, t):
+    return 0.5 * x
+
+
+def apply_fn(params, x, t, *conditions):
+    return params["w"] * x
+
+
+def step_on(batch, null_label=None):
+    """One training step on a batch, with the null label in place of every label."""
+    step = ddpm.make_train_step(
+        SCHEDULE, apply_fn, OPTIMIZER, null_label=null_label, label_dropout=1.0
+    )
+    return step(ddpm.init_train_state(KEY, {"w": jnp.float32(1)}, OPTIMIZER), batch)[1]
+
+
+def guided(scale=2.0, **options):
+    return ddpm.classifier_free_guidance(network, lambda x, t: 0.2 * x, scale, **options)(
+        X, ENTRIES
+    )
+
+
+def log_prob(x, t):
+    return -jnp.sum(x**2, axis=(1, 2, 3))
+
+
+CHAIN = {"key": KEY, "schedule": SCHEDULE, "denoise_fn": network}
+ONE_STEP = {"schedule": SCHEDULE, "denoise_fn": network, "x_t": X, "t": ENTRIES}
+BETAS = ("linear", "scaled_linear", "cosine", "sigmoid")
+
+# Every public function, and a call that is right.
+CALLS = {
+    **{getattr(ddpm, f"{name}_beta_schedule"): {"timesteps": 10} for name in BETAS},
+    ddpm.make_schedule: {"betas": np.array([0.1, 0.2, 0.3])},
+    ddpm.rescale_zero_terminal_snr: {"betas": np.array([0.1, 0.2, 0.3])},
+    ddpm.spaced_timesteps: {"timesteps": 10, "steps": 5, "spacing": "leading"},
+    ddpm.respace: {"schedule": SCHEDULE, "timesteps": np.array([0, 2]), "final_alpha_cumprod": 1.0},
+    ddpm.extract: {"table": TABLE, "t": ENTRIES, "x": X},
+    ddpm.q_sample: {"schedule": SCHEDULE, "x_start": X, "t": ENTRIES, "noise": X},
+    ddpm.q_mean_variance: {"schedule": SCHEDULE, "x_start": X, "t": ENTRIES},
+    ddpm.q_posterior_mean_variance: {
+        "schedule": SCHEDULE,
+        "x_start": X,
+        "x_t": X,
+        "t": ENTRIES,
+    },
+    ddpm.predict_xstart_from_eps: {"schedule": SCHEDULE, "x_t": X, "t": ENTRIES, "eps": X},
+    ddpm.predict_eps_from_xstart: {"schedule": SCHEDULE, "x_t": X, "t": ENTRIES, "x_start": X},
+    ddpm.predict_v: {"schedule": SCHEDULE, "x_start": X, "t": ENTRIES, "noise": X},
+    ddpm.predict_xstart_from_v: {"schedule": SCHEDULE, "x_t": X, "t": ENTRIES, "v": X},
+    ddpm.predict_eps_from_v: {"schedule": SCHEDULE, "x_t": X, "t": ENTRIES, "v": X},
+    ddpm.p_mean_variance: {
+        **ONE_STEP,
+        "prediction_type": "epsilon",
+        "variance_type": "fixed_small",
+        "clip_denoised": True,
+    },
+    ddpm.sample_noise: {"key": KEY, "i": 2, "shape": SHAPE, "first_sample": 0},
+    ddpm.p_sample_init: {"key": KEY, "schedule": SCHEDULE, "shape": SHAPE, "sampler": ddpm.ddim()},
+    ddpm.p_sample_steps: {
+        **CHAIN,
+        "state": ddpm.p_sample_init(KEY, SCHEDULE, SHAPE, x_T=X),
+        "steps": 2,
+        "sampler": ddpm.ancestral(),
+    },
+    ddpm.p_sample_loop: {
+        **CHAIN,
+        "shape": SHAPE,
+        "sampler": ddpm.ancestral(),
+        "prediction_type": "epsilon",
+        "variance_type": "fixed_small",
+        "clip_denoised": True,
+        "x_T": X,
+        "noise_fn": lambda i: jnp.zeros(SHAPE),
+        "first_sample": 0,
+        "save_every": 2,
+    },
+    ddpm.ddim: {"eta": 0.5},
+    ddpm.dpm_solver_pp: {"order": 2, "stochastic": False},
+    ddpm.heun: {"max_slope": 10.0},
+    ddpm.static_threshold: {"limit": 1.5},
+    ddpm.dynamic_threshold: {"quantile": 0.9, "max_value": 1.5},
+    ddpm.training_losses: {
+        "schedule": SCHEDULE,
+        "denoise_fn": network,
+        "x_start": X,
+        "t": ENTRIES,
+        "noise": X,
+        "loss_type": "mse",
+        "weighting": "min_snr",
+        "min_snr_gamma": 5.0,
+    },
+    ddpm.bits_per_dim: {**CHAIN, "x_start": X, "first_sample": 0},
+    guided: {"scale": 2.0, "rescale": 0.5, "interval": (0, 3)},
+    ddpm.classifier_free_guidance: {
+        "conditional": network,
+        "unconditional": network,
+        "scale": 2.0,
+    },
+    ddpm.classifier_guidance: {
+        "schedule": SCHEDULE,
+        "denoise_fn": network,
+        "log_prob_fn": log_prob,
+        "scale": 1.0,
+        "prediction_type": "epsilon",
+    },
+    ddpm.image_to_image: {**CHAIN, "x_start": X, "steps": 2, "sampler": ddpm.ddim()},
+    ddpm.ddim_invert: {"schedule": SCHEDULE, "denoise_fn": network, "x_start": X},
+    ddpm.interpolate: {
+        "schedule": SCHEDULE,
+        "denoise_fn": network,
+        "x_a": X,
+        "x_b": X[::-1],
+        "weights": np.array([0.0, 0.5], np.float32),
+    },
+    ddpm.slerp: {"a": X, "b": X[::-1], "weight": 0.5},
+    ddpm.repaint_walk: {"timesteps": 10, "jump_length": 2, "resamples": 2},
+    ddpm.inpaint: {
+        **CHAIN,
+        "x_start": X,
+        "mask": np.ones((4, 4, 1), np.float32),
+        "jump_length": 2,
+        "resamples": 2,
+    },
+    ddpm.ema_warmup: {"decay": 0.99},
+    ddpm.init_train_state: {"key": KEY, "params": {"w": np.ones(2)}, "optimizer": OPTIMIZER},
+    ddpm.make_train_step: {
+        "schedule": SCHEDULE,
+        "apply_fn": apply_fn,
+        "optimizer": OPTIMIZER,
+        "ema_decay": 0.9,
+        "label_dropout": 0.1,
+        "accumulate": 1,
+    },
+    step_on: {"batch": X},
+    ddpm.ddpm_cifar10: {},
+    ddpm.ddpm_digits: {"num_classes": 10},
+    ddpm.ancestral: {},
+    interop.simple_unet_from_torch: {"state_dict": interop.simple_unet_to_torch(VARIABLES)},
+}
+ARRAYS = {
+    name: value
+    for call in CALLS.values()
+    for name, value in call.items()
+    if isinstance(value, np.ndarray)
+}
+
+
+def mistakes(value, torch=None):
+    """What may stand in place of `value`, by name."""
+    if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+        return {
+            "none": None,
+            "seed": 0,
+            "old": jax.random.PRNGKey(0),
+            "several": jax.random.split(value),
+        }
+    if isinstance(value, ddpm.NoiseSchedule):
+        return {"betas": value.betas, "none": None, "tables": tuple(value), "text": "cosine"}
+    wrong = {"none": None, "text": "x", "dict": {"x": value}}
+    if isinstance(value, np.ndarray):
+        wrong |= {
+            "list": value.tolist(),
+            "whole": np.round(value).astype(np.int32),
+            "bytes": np.zeros(value.shape, np.uint8),
+            "bools": value > 0,
+            "complex": value.astype(np.complex64),
+            "first": value[0],
+            "scalar": value.flat[0],
+            "deeper": value[None],
+            "longer": np.concatenate([value, value]),
+            "column": value[..., None],
+            "float64": value.astype(np.float64) if value.dtype.kind == "f" else value,
+            "float16": value.astype(np.float16),
+            "below": value - 5,
+            "above": value + 500,
+        }
+        return wrong | ({"tensor": torch.from_numpy(value)} if torch else {})
+    if callable(value):
+        return wrong | {
+            "module": MODEL,
+            "tuple": lambda *_: (X, X),
+            "nothing": lambda *_: None,
+            "numbers": lambda *_: np.zeros(SHAPE, np.int32),
+            "shape": lambda *_: jnp.zeros((2, 4, 4, 1)),
+        }
+    if isinstance(value, ddpm.Sampler):
+        return wrong | {"factory": ddpm.ddim, "name": "ddim", "step": value.step}
+    if isinstance(value, str):
+        return {"none": None, "text": "x", "number": 1, "list": [value]}
+    if isinstance(value, tuple):
+        return wrong | {"number": 3, "one": value[:1], "below": (-1, *value[1:])}
+    if isinstance(value, bool):
+        return {"none": None, "text": "yes", "list": [value]}
+    if isinstance(value, int | float):
+        return wrong | {
+            "nan": float("nan"),
+            "negative": -3,
+            "zero": 0,
+            "huge": 300,
+            "half": 0.5,
+            "list": [value],
+            "array": np.array([value]),
+            "bool": True,
+        }
+    return wrong
+
+
+CASES = [
+    pytest.param(function, name, id=f"{function.__name__}-{name}")
+    for function, call in CALLS.items()
+    for name in call
+]
+
+
+def numbers(result):
+    """The floats in a result."""
+    leaves = [leaf for leaf in jax.tree.leaves(result) if isinstance(leaf, jax.Array | np.ndarray)]
+    return [np.asarray(leaf) for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
+
+
+def check_named(error, name, call, mistake):
+    """The error is this library's, one line, and its first word is the argument's name.
+
+    Of two arguments whose shapes do not fit each other, it may name either.
+    """
+    said, frames = str(error), traceback.extract_tb(error.__traceback__)
+    home = Path(ddpm.__file__).parent
+    assert home in Path(frames[-1].filename).parents, f"{mistake}: raised in {frames[-1]}: {said}"
+    words = said.removeprefix("output of ").partition(":")[0]
+    names = {name, *call} if "shape" in said else {name}
+    assert names & set(words.split()), f"{mistake}: {said}"
+    assert "expected" in said and "\n" not in said, f"{mistake}: {said}"
+
+
+@pytest.mark.parametrize(("function", "name"), CASES)
+def test_a_mistake_works_or_is_named(function, name):
+    call = CALLS[function]
+    for mistake, wrong in mistakes(call[name]).items():
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                result = function(**{**call, name: wrong})
+        except (TypeError, ValueError) as error:
+            check_named(error, name, call, mistake)
+            continue
+        if isinstance(result, ddpm.NoiseSchedule):
+            result = result.betas
+        assert mistake == "nan" or all(np.all(np.isfinite(x)) for x in numbers(result)), mistake
+        print(function.__name__, name, mistake)
+
+
+def test_every_public_function_has_its_call():
+    public = {
+        value
+        for name, value in vars(ddpm).items()
+        if inspect.isfunction(value) and not name.startswith("_")
+    }
+    assert public <= CALLS.keys(), public - CALLS.keys()
