@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from functools import wraps
 from numbers import Integral, Real
+from os import PathLike
 from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar, Union, get_args, get_origin
 
@@ -197,7 +198,9 @@ def _words(kind: Any) -> str:
         np.integer: "a whole number",
         NoneType: "None",
         Callable: "a function",
-        Sequence: "a list of numbers",
+        PathLike: "a path",
+        Sequence: "a list",
+        str: "a text",
     }
     examples = {"NoiseSchedule": "make_schedule(betas)", "Sampler": "ddim()"}
     if get_origin(kind) is tuple:

@@ -11,11 +11,13 @@ from jax import lax
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Int
 
+from jax_ddpm._checks import check_not_negative, check_positive, checked
 from jax_ddpm._typing import PRNGKey
 
 __all__ = ["batch_indices", "load_batch"]
 
 
+@checked
 def batch_indices(
     key: PRNGKey, step: int | Array, dataset_size: int, batch_size: int
 ) -> Int[Array, "batch"]:
@@ -24,6 +26,8 @@ def batch_indices(
     An epoch drops what does not fill a batch. `step` may be traced (the order can live inside
     a scan). Raises `ValueError` if a batch is larger than the data.
     """
+    check_positive(dataset_size=dataset_size)
+    check_not_negative(step=step)
     if not 1 <= batch_size <= dataset_size:
         raise ValueError(f"batch_size: expected 1 to {dataset_size} (the data), got {batch_size}")
     steps_per_epoch = dataset_size // batch_size

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jax_ddpm._checks import FieldError
+from jax_ddpm._checks import FieldError, checked
 
 __all__ = ["DATASETS", "Dataset", "load_dataset"]
 
@@ -67,6 +67,7 @@ class Dataset(NamedTuple):
         return {"source": self.source, "shape": shape, "sha256": digest.hexdigest()}
 
 
+@checked
 def load_dataset(data: str | os.PathLike[str]) -> Dataset:
     """Read the images of `data`: one of `DATASETS`, a folder of pictures of one size, or a file.
 
@@ -76,9 +77,6 @@ def load_dataset(data: str | os.PathLike[str]) -> Dataset:
     (EXIF), and what is transparent is white. Raises `FieldError` naming what cannot be read or has
     another form.
     """
-    if not isinstance(data, str | os.PathLike):
-        problem = "expected a name or a path (arrays go into Dataset(images, labels))"
-        raise FieldError("data", f"{problem}, got a {type(data).__name__}")
     if data in DATASETS:
         return _digits() if data == "digits" else _mnist5k()
     path = Path(data)

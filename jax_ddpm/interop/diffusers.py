@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from jax_ddpm._checks import checked
 from jax_ddpm.interop.configs import complete_config
 from jax_ddpm.interop.pretrained import Pretrained
 from jax_ddpm.interop.scheduler import (
@@ -75,6 +76,7 @@ _UNET_FIXED: dict[str, Any] = {
 _UNET_IGNORED = ("num_train_timesteps",)  # says something only of learned time embeddings
 
 
+@checked
 def load_diffusers(folder: str | os.PathLike[str]) -> Pretrained:
     """Open a folder that `DDPMPipeline.save_pretrained` wrote, or one with the U-Net at its root.
 
@@ -104,6 +106,7 @@ def load_diffusers(folder: str | os.PathLike[str]) -> Pretrained:
     return Pretrained(model, variables, **_load_scheduler(folder))
 
 
+@checked
 def save_diffusers(folder: str | os.PathLike[str], pretrained: Pretrained) -> None:
     """Write a folder that `DDPMPipeline.from_pretrained` opens, whole or not at all.
 

@@ -21,7 +21,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from jax_ddpm._checks import check_choice
+from jax_ddpm._checks import check_choice, checked
 from jax_ddpm.interop.tensors import to_arrays
 from jax_ddpm.io.arrays import unflatten
 
@@ -79,6 +79,7 @@ def layer_kinds(module: Any) -> dict[str, LayerKind]:
     return kinds
 
 
+@checked
 def layers_from_torch(
     state_dict: Mapping[str, Any], kinds: Mapping[str, LayerKind]
 ) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from jax_ddpm._checks import checked
 from jax_ddpm.interop.layers import LayerKind, layers_from_torch, weight_to_torch
 from jax_ddpm.interop.tensors import check_tensors, to_arrays
 
@@ -19,6 +20,7 @@ _LAYERS: dict[str, LayerKind] = {
 }
 
 
+@checked
 def simple_unet_from_torch(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     """Variables of `SimpleUNet` from the tutorial's `state_dict`.
 
@@ -32,6 +34,7 @@ def simple_unet_from_torch(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     return layers_from_torch(tensors, _LAYERS)
 
 
+@checked
 def simple_unet_to_torch(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The tutorial's state dict, as C-contiguous NumPy arrays, from variables of `SimpleUNet`."""
     params = variables["params"]

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jax_ddpm._checks import checked
 from jax_ddpm.interop.layers import LayerKind, weight_from_torch, weight_to_torch
 from jax_ddpm.interop.tensors import check_tensors, to_arrays
 from jax_ddpm.io.arrays import flatten, unflatten
@@ -31,6 +32,7 @@ _OLD_NAME = re.compile(rf"(attentions\.\d+\.)({'|'.join(_OLD_ATTENTION)})\b")
 _LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
 
 
+@checked
 def unet_from_torch(state_dict: Mapping[str, Any], model: UNet) -> dict[str, Any]:
     """Variables of `model` from a `UNet2DModel`'s `state_dict`.
 
@@ -52,6 +54,7 @@ def unet_from_torch(state_dict: Mapping[str, Any], model: UNet) -> dict[str, Any
     return {"params": unflatten(params)}
 
 
+@checked
 def unet_to_torch(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """A `UNet2DModel`'s state dict, as C-contiguous NumPy arrays, from variables of `UNet`."""
     return {

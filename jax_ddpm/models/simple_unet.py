@@ -42,6 +42,7 @@ class SimpleUNet(nn.Module):
     def __call__(self, x: Image, t: Timestep) -> Array:
         """Predict the noise in `x`, [batch, height, width, channels], at step `t`, [batch]."""
         check_shape("x", x, (*jnp.shape(x)[:3], self.channels))
+        check_shape("t", t, jnp.shape(x)[:1])
         policy = {
             "dtype": self.dtype,
             "param_dtype": self.param_dtype,

@@ -87,9 +87,10 @@ def prepare() -> None:
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # nobody's TPU is taken
     }.items():
         os.environ.setdefault(name, value)
-    # There is no GPU to try algorithms on.
+    # There is no GPU to try algorithms on, and some products have no Triton kernel without.
     flags = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_autotune_level=0".strip()
+    untried = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
+    os.environ["XLA_FLAGS"] = f"{flags} {untried}".strip()
 
 
 def require_slice(target: Target) -> None:

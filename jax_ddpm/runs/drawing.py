@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
-from jax_ddpm._checks import Field, FieldError, check_key, check_positive
+from jax_ddpm._checks import Field, FieldError, check_key, check_positive, checked
 from jax_ddpm._typing import PRNGKey
 from jax_ddpm.data import load_batch
 from jax_ddpm.runs.fitting import Progress
@@ -22,6 +22,7 @@ __all__ = ["draw", "labels_in_turn", "make_chain", "with_guidance"]
 _STEPS = 50
 
 
+@checked
 def draw(
     key: PRNGKey,
     run: Run,

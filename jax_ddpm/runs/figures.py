@@ -9,8 +9,10 @@ from typing import Any, BinaryIO
 
 import jax
 import numpy as np
+from jaxtyping import Float
 
-from jax_ddpm._checks import FieldError
+from jax_ddpm._checks import FieldError, check_positive, checked
+from jax_ddpm._typing import Image
 from jax_ddpm.forward import q_sample
 from jax_ddpm.io.files import replacing
 from jax_ddpm.runs.run import PathLike
@@ -22,8 +24,9 @@ _BACKGROUND = 255
 _LONG_SIDE = 640
 
 
-def image_grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
+def image_grid(images: Image, columns: int | None = None) -> np.ndarray:
     """Images side by side on white, uint8 [height, width, 3], enlarged by whole pixels."""
+    check_positive(columns=columns)
     count, height, width, channels = images.shape
     columns = min(columns or int(np.ceil(np.sqrt(count))), count)
     rows = -(-count // columns)
@@ -42,15 +45,17 @@ def image_grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
     return canvas
 
 
-def save_grid(file: PathLike | BinaryIO, images: np.ndarray, columns: int | None = None) -> None:
+@checked
+def save_grid(file: PathLike | BinaryIO, images: Image, columns: int | None = None) -> None:
     """Write a grid of images as PNG."""
-    from PIL import Image
+    from PIL import Image as Picture
 
-    Image.fromarray(image_grid(images, columns)).save(file, format="PNG")
+    Picture.fromarray(image_grid(images, columns)).save(file, format="PNG")
 
 
+@checked
 def save_samples(
-    path: PathLike, images: np.ndarray, labels: np.ndarray | None = None, columns: int | None = None
+    path: PathLike, images: Image, labels: np.ndarray | None = None, columns: int | None = None
 ) -> None:
     """Write images as a grid, .png, or as numbers: `samples`, and `labels` if any, in a .npz."""
     path = Path(path)
@@ -64,13 +69,14 @@ def save_samples(
             np.savez(file, **arrays)
 
 
+@checked
 def save_gif(
-    path: PathLike, frames: Sequence[np.ndarray], columns: int | None = None, *, hold: int = 25
+    path: PathLike, frames: Sequence[Image], columns: int | None = None, *, hold: int = 25
 ) -> None:
     """Write grids of images as a GIF that holds the last one for `hold` frames, then repeats."""
-    from PIL import Image
+    from PIL import Image as Picture
 
-    pictures = [Image.fromarray(image_grid(frame, columns)).convert("P") for frame in frames]
+    pictures = [Picture.fromarray(image_grid(frame, columns)).convert("P") for frame in frames]
     pictures[0].save(
         path,
         format="GIF",
@@ -81,7 +87,10 @@ def save_gif(
     )
 
 
-def save_forward(path: PathLike, schedule: NoiseSchedule, image: np.ndarray) -> None:
+@checked
+def save_forward(
+    path: PathLike, schedule: NoiseSchedule, image: Float[np.ndarray, "height width channel"]
+) -> None:
     """Write one image, and the tutorial's white square, at four steps of noise."""
     from matplotlib.figure import Figure
 
@@ -106,6 +115,7 @@ def save_forward(path: PathLike, schedule: NoiseSchedule, image: np.ndarray) -> 
     figure.savefig(path, dpi=120)
 
 
+@checked
 def save_loss(path: PathLike, steps: Sequence[int], losses: Sequence[float]) -> None:
     """Write the training loss against the step, with a running median over it."""
     from matplotlib.figure import Figure

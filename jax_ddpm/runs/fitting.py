@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jax_ddpm._checks import Field, FieldError
+from jax_ddpm._checks import Field, FieldError, checked
 from jax_ddpm.data import Dataset, batch_indices, load_batch
 from jax_ddpm.runs.metrics import MetricsLog
 from jax_ddpm.runs.programs import fit_programs
@@ -48,6 +48,7 @@ class Fit(NamedTuple):
     """Whether it was asked to stop before its last step."""
 
 
+@checked
 def fit(
     folder: PathLike,
     data: Dataset,

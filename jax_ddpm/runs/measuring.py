@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jax_ddpm._checks import FieldError, check_positive
+from jax_ddpm._checks import FieldError, check_positive, checked
 from jax_ddpm.data import Dataset
 from jax_ddpm.likelihood import bits_per_dim
 from jax_ddpm.runs.drawing import draw, labels_in_turn, make_chain, with_guidance
@@ -26,6 +26,7 @@ _BATCH = 250
 _HELD_OUT = 0.2
 
 
+@checked
 def evaluate(
     run: Run,
     data: Dataset,

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jax_ddpm._checks import checked
 from jax_ddpm.io.files import replace_file, write_file
 from jax_ddpm.runs.run import PathLike
 from jax_ddpm.training.hosts import on_writer
@@ -93,6 +94,7 @@ class MetricsLog:
         return len(next(iter(self._pending.values()), []))
 
 
+@checked
 def read_metrics(path: PathLike) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl; what is damaged, or was left unfinished, is no line."""
     lines = []

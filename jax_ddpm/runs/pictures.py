@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 
+from jax_ddpm._checks import checked
 from jax_ddpm.data import Dataset
 from jax_ddpm.runs.drawing import draw
 from jax_ddpm.runs.figures import save_forward, save_gif, save_grid, save_loss
@@ -21,6 +22,7 @@ __all__ = ["save_pictures"]
 _STEPS = 200
 
 
+@checked
 def save_pictures(
     folder: PathLike,
     run: Run,

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_ddpm import __version__
-from jax_ddpm._checks import Field, FieldError, check_choice
+from jax_ddpm._checks import Field, FieldError, check_choice, checked
 from jax_ddpm.interop.diffusers import load_diffusers, unet_config, unet_from_config
 from jax_ddpm.interop.pretrained import Pretrained
 from jax_ddpm.interop.scheduler import scheduler_config, scheduler_from_config
@@ -117,6 +117,7 @@ def describe(run: Run, train: Any = None, data: Any = None) -> dict[str, Any]:
     return json.loads(json.dumps(description))
 
 
+@checked
 def save_run(folder: PathLike, run: Run) -> None:
     """Write a run of one checkpoint, in a new folder: its weights are their own average.
 
@@ -135,6 +136,7 @@ def is_run(folder: PathLike) -> bool:
     return (Path(folder) / CHECKPOINTS).is_dir() or _is_checkpoint(Path(folder))
 
 
+@checked
 def load_run(folder: PathLike, *, checkpoint: int | None = None, weights: Weights = "ema") -> Run:
     """Read a run that `fit` or `jax-ddpm train` made.
 
@@ -208,6 +210,7 @@ def _read_run(path: Path, weights: str) -> Run:
     return Run(Pretrained(model, variables, **scheduler), image_shape, *labelling)
 
 
+@checked
 def load_pretrained(folder: PathLike) -> Run:
     """Read a folder of diffusers; the last label of its network is taken for the null label.
 
@@ -247,6 +250,7 @@ def _from_pretrained(pretrained: Pretrained, folder: Path) -> Run:
     return Run(pretrained, image_shape, classes, null_label, guidance=1.0)
 
 
+@checked
 def load_model(folder: PathLike, *, weights: Weights = "ema") -> Run:
     """A run, one of its checkpoints or a folder of diffusers, whichever `folder` is."""
     folder = Path(folder)
@@ -257,6 +261,7 @@ def load_model(folder: PathLike, *, weights: Weights = "ema") -> Run:
     return load_run(path, weights=weights)
 
 
+@checked
 def load_state_dict(path: PathLike, *, image_size: int = 64) -> Run:
     """Read a state dict of the tutorial's `SimpleUNet`, a .safetensors; its schedule is the
     tutorial's, and `image_size` the height and width of its images, which the file does not say.
