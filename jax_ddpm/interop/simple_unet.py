@@ -7,7 +7,7 @@ import numpy as np
 
 from jax_ddpm._checks import checked
 from jax_ddpm.interop.layers import LayerKind, layers_from_torch, weight_to_torch
-from jax_ddpm.interop.tensors import check_tensors, to_arrays
+from jax_ddpm.interop.tensors import check_tensors, params_of, to_arrays
 
 __all__ = ["simple_unet_from_torch", "simple_unet_to_torch"]
 
@@ -37,7 +37,7 @@ def simple_unet_from_torch(state_dict: Mapping[str, Any]) -> dict[str, Any]:
 @checked
 def simple_unet_to_torch(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The tutorial's state dict, as C-contiguous NumPy arrays, from variables of `SimpleUNet`."""
-    params = variables["params"]
+    params = params_of(variables)
     tensors = {}
     for layer, kind in _LAYERS.items():
         tensors[f"{layer}.weight"] = weight_to_torch(kind, np.asarray(params[layer]["kernel"]))

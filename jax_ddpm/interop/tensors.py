@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["check_tensors", "to_arrays"]
+__all__ = ["check_tensors", "params_of", "to_arrays"]
 
 
 def to_arrays(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -28,6 +28,14 @@ def to_arrays(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
     if arrays and all(name.startswith("module.") for name in arrays):
         arrays = {name.removeprefix("module."): value for name, value in arrays.items()}
     return arrays
+
+
+def params_of(variables: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The parameters among Flax's variables. Raises `ValueError` if there are none."""
+    if "params" not in variables or not isinstance(variables["params"], Mapping):
+        got = ", ".join(map(str, variables)) or "nothing"
+        raise ValueError(f"variables: expected a tree of 'params', as model.init gives, got {got}")
+    return variables["params"]
 
 
 def check_tensors(

@@ -18,7 +18,7 @@ import numpy as np
 
 from jax_ddpm._checks import checked
 from jax_ddpm.interop.layers import LayerKind, weight_from_torch, weight_to_torch
-from jax_ddpm.interop.tensors import check_tensors, to_arrays
+from jax_ddpm.interop.tensors import check_tensors, params_of, to_arrays
 from jax_ddpm.io.arrays import flatten, unflatten
 from jax_ddpm.models import UNet
 
@@ -59,7 +59,7 @@ def unet_to_torch(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """A `UNet2DModel`'s state dict, as C-contiguous NumPy arrays, from variables of `UNet`."""
     return {
         _torch_name(path): weight_to_torch(_kind(path, np.ndim(value)), np.asarray(value))
-        for path, value in flatten(variables["params"]).items()
+        for path, value in flatten(params_of(variables)).items()
     }
 
 
