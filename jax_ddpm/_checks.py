@@ -6,7 +6,17 @@ from functools import wraps
 from numbers import Integral, Real
 from os import PathLike
 from types import NoneType, UnionType
-from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar, Union, get_args, get_origin
+from typing import (
+    Any,
+    BinaryIO,
+    Literal,
+    NamedTuple,
+    ParamSpec,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+)
 
 import jax
 import jax.numpy as jnp
@@ -173,6 +183,8 @@ def _fits(value: Any, kind: Any) -> bool:
         return sizes and all(map(_fits, value, get_args(kind)))
     if origin is Callable:
         return callable(value) and not hasattr(value, "apply")  # no Flax module, no torch module
+    if origin is BinaryIO:
+        return hasattr(value, "write")
     return isinstance(value, origin)
 
 
@@ -198,6 +210,7 @@ def _words(kind: Any) -> str:
         np.integer: "a whole number",
         NoneType: "None",
         Callable: "a function",
+        BinaryIO: "a file",
         PathLike: "a path",
         Sequence: "a list",
         str: "a text",

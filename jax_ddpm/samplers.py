@@ -18,13 +18,13 @@ A rule of your own:
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from jax_ddpm._checks import FieldError, check_choice, checked
+from jax_ddpm._checks import FieldError, checked
 from jax_ddpm._typing import NoiseFn
 from jax_ddpm.forward import predict_eps_from_xstart
 from jax_ddpm.reverse import PMeanVariance
@@ -115,7 +115,7 @@ def ddim(eta: float = 0.0) -> Sampler:
 
 
 @checked
-def dpm_solver_pp(order: int = 2, *, stochastic: bool = False) -> Sampler:
+def dpm_solver_pp(order: Literal[1, 2, 3] = 2, *, stochastic: bool = False) -> Sampler:
     """Multistep DPM-Solver++ of order 1, 2 or 3 (Lu et al. 2022b, Algorithm 2), or its SDE form.
 
     In λ = log(α / σ), with h = λ' - λ, and k = 1 for the ODE, 2 for the SDE:
@@ -131,7 +131,6 @@ def dpm_solver_pp(order: int = 2, *, stochastic: bool = False) -> Sampler:
     space them `"trailing"`, since the last steps of other spacings are each several times the
     one before, and order 2 is better there.
     """
-    check_choice("order", order, (1, 2, 3))
     k = 2 if stochastic else 1
 
     def init(x_T):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
-from jax_ddpm._checks import Field, FieldError, check_key, check_positive, checked
+from jax_ddpm._checks import Field, FieldError, check_positive, checked
 from jax_ddpm._typing import PRNGKey
 from jax_ddpm.data import load_batch
 from jax_ddpm.runs.fitting import Progress
@@ -61,7 +61,6 @@ def draw(
     Raises:
       FieldError: naming the argument that does not suit the run.
     """
-    check_key("key", key)
     num, batch_size = operator.index(num), operator.index(batch_size)
     check_positive(num=num, batch_size=batch_size)
     if chain is not None and steps is not None:

@@ -7,14 +7,14 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jax_ddpm import __version__
-from jax_ddpm._checks import Field, FieldError, check_choice, checked
+from jax_ddpm._checks import Field, FieldError, checked
 from jax_ddpm.interop.diffusers import load_diffusers, unet_config, unet_from_config
 from jax_ddpm.interop.pretrained import Pretrained
 from jax_ddpm.interop.scheduler import scheduler_config, scheduler_from_config
@@ -148,7 +148,6 @@ def load_run(folder: PathLike, *, checkpoint: int | None = None, weights: Weight
     Raises:
       FieldError: naming the file that is missing, damaged or does not fit.
     """
-    check_choice("weights", weights, get_args(Weights))
     folder = Path(folder)
     alone = checkpoint is None and _is_checkpoint(folder)
     path = folder if alone else _find_checkpoint(folder, checkpoint)
