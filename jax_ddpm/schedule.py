@@ -219,9 +219,9 @@ def warn_of_signal(schedule: NoiseSchedule) -> None:
     if isinstance(signal, Tracer) or signal <= _SIGNAL:
         return
     warnings.warn(
-        f"schedule: √ᾱ_T is {signal:.3g}: the chain starts from pure noise, where the network learned "
-        "from noise with an image in it, so samples get a wrong brightness; a cosine or sigmoid "
-        'schedule, β times 1000 / T, or "trailing" spacing avoids it',
+        f"schedule: √ᾱ_T is {signal:.3g}: the chain starts from pure noise, where the network "
+        "learned from noise with an image in it, so samples get a wrong brightness; a cosine or "
+        'sigmoid schedule, β times 1000 / T, or "trailing" spacing avoids it',
         stacklevel=3,
     )
 

@@ -74,7 +74,7 @@ def draw(
     batch_size = -(-min(num, batch_size) // devices) * devices
     mesh = device_mesh(batch_size)
     programs = draw_programs(run, chain, sampler or ddim(), batch_size, mesh)
-    weights = programs.place(run.pretrained.variables)
+    weights = programs.to_devices(run.pretrained.variables)
     starts = range(0, num, batch_size)
     samples, done, total = [], 0, chain.num_timesteps * len(starts)
 

@@ -101,7 +101,7 @@ def train(
     else:
         pending = checkpoint.state["pending"]
         try:
-            state = programs.place(read_state(checkpoint, programs.state))
+            state = programs.to_devices(read_state(checkpoint, programs.state))
         except ValueError as error:
             problem = f"the checkpoint of step {done:,} is of another network ({error}); another "
             raise FieldError(

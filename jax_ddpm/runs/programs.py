@@ -46,7 +46,7 @@ class FitPrograms(NamedTuple):
 
     init: Callable[[Any], TrainState]
     """Weights to the state before the first step."""
-    place: Callable[[TrainState], TrainState]
+    to_devices: Callable[[TrainState], TrainState]
     """A state on the host to one on the devices."""
     advance: Any
     """`(state, batches) -> (state, metrics)`: one dispatch, a scan over [step, image, …]. The state
@@ -83,7 +83,7 @@ def fit_programs(run: Run, settings: Settings, mesh: Mesh, key: PRNGKey) -> FitP
     batches = NamedSharding(mesh, P(None, *data_sharding(mesh).spec))
     return FitPrograms(
         init=jax.jit(init, out_shardings=placement),
-        place=jax.jit(lambda state: state, out_shardings=placement),
+        to_devices=jax.jit(lambda state: state, out_shardings=placement),
         advance=jax.jit(
             lambda state, batches: lax.scan(train_step, state, batches),
             donate_argnums=0,
@@ -105,7 +105,7 @@ def optimizer(settings: Settings) -> optax.GradientTransformation:
 class DrawPrograms(NamedTuple):
     """What draws a batch of samples."""
 
-    place: Callable[[Any], Any]
+    to_devices: Callable[[Any], Any]
     """Weights on the host to every device."""
     init: Callable[[PRNGKey, Any], SampleState]
     """`(key, first_sample) -> state`: x_T."""
@@ -161,7 +161,7 @@ def draw_programs(
         whole,
     )
     return DrawPrograms(
-        place=jax.jit(lambda weights: weights, out_shardings=whole),
+        to_devices=jax.jit(lambda weights: weights, out_shardings=whole),
         init=jax.jit(init, out_shardings=states),
         advance=jax.jit(advance, static_argnums=5, in_shardings=places, out_shardings=states),
         arguments=jax.tree.map(_placed, (key, weights, labels, state, number), places),

@@ -69,14 +69,14 @@ def state_sharding(mesh: Mesh, tree: Any) -> Any:
     """Where each array of a state lives, by its shape alone: a tree of `NamedSharding`."""
     parts = mesh.shape["fsdp"]
 
-    def place(array) -> NamedSharding:
+    def split(array) -> NamedSharding:
         axes = [axis for axis, length in enumerate(array.shape) if length % parts == 0]
         if parts == 1 or not axes:
             return replicated(mesh)
         longest = max(axes, key=lambda axis: array.shape[axis])
         return NamedSharding(mesh, P(*[None] * longest, "fsdp"))
 
-    return jax.tree.map(place, tree)
+    return jax.tree.map(split, tree)
 
 
 @checked
