@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.harness import Row, attempt, available, left_out
 from jax_ddpm.models.attention import dot_product_attention
-from jax_ddpm.parity.harness import Case, DType, relative_error, run_case
+from jax_ddpm.parity.harness import Case, DType, relative_error, run_case, vector
 from jax_ddpm.parity.losses import LOSS_CASES
 from jax_ddpm.parity.maths import MATHS_CASES
 from jax_ddpm.parity.tolerances import REDUCED, TOLERANCES
@@ -139,7 +139,7 @@ def _compare(case: Case, mode: Mode) -> Row:
     else:
         tolerance = REDUCED[mode.reduced][case.kind]
         if case.kind == "gradients":
-            ours, theirs = _vector(ours), _vector(theirs)
+            ours, theirs = vector(ours), vector(theirs)
     error = relative_error(ours, theirs)
     return _row(case.kind, case.name, mode.name, error, tolerance, time.perf_counter() - start)
 
@@ -191,8 +191,3 @@ def _row(
 
 def _labels(name: str, mode: str) -> Row:
     return {"part": "parity", "name": name, "mode": mode}
-
-
-def _vector(tensors: Mapping[str, Any]) -> np.ndarray:
-    arrays = (np.asarray(tensors[name], np.float64) for name in sorted(tensors))
-    return np.concatenate([array.ravel() for array in arrays])

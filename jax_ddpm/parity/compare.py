@@ -9,21 +9,18 @@ only a wrong formula is far off, and once in float32, where users compute. Error
 each row names the array that is worst: the layer to look at.
 """
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple, get_args
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import torch
 
-import jax_ddpm as ddpm
-from jax_ddpm.io.arrays import flatten
-from jax_ddpm.parity.harness import DType, from_torch, images, to_torch, worst_error
+from jax_ddpm.parity.harness import DType, worst_error
+from jax_ddpm.parity.pair import Pair
 from jax_ddpm.parity.tolerances import TOLERANCES, Tolerance
-from torch_reference.sampling import sample
 from torch_reference.schedule import T
 
 __all__ = ["Report", "Row", "compare"]
@@ -122,146 +119,23 @@ def compare(
         differ in shape.
     """
     limits = {**TOLERANCES, **(tolerances or {})}
-    call = torch_fn or (lambda module, *inputs: module(*inputs))
+    optimizer = optax.adam(_RATE, eps=_EPS)
+    torch_optimizer = partial(torch.optim.Adam, lr=_RATE, eps=_EPS)
     rows: list[Row] = []
     for dtype in dtypes:
         with jax.enable_x64(dtype == "float64"), jax.default_matmul_precision("highest"):
-            pair = _Pair(module, apply_fn, variables_from_torch, call, inputs, dtype)
+            pair = Pair(module, apply_fn, variables_from_torch, inputs, dtype, torch_fn=torch_fn)
             found = [
                 ("forward", "output", pair.outputs()),
                 ("gradients", "gradient of every parameter", pair.gradients()),
             ]
             if adam_steps:
                 what = f"{adam_steps} Adam steps: every weight and loss"
-                found.append(("training", what, pair.training(adam_steps)))
+                draws = [(pair.inputs, pair.target)] * adam_steps
+                found.append(("training", what, pair.training(optimizer, torch_optimizer, draws)))
             if chain:
                 found.append(("chain", f"reverse chain: each of {T} states", pair.chain()))
             for kind, what, (ours, theirs) in found:
                 error, worst = worst_error(ours, theirs, _SMALLEST)
                 rows.append(Row(what, dtype, error, worst, getattr(limits[kind], dtype)))
     return Report(tuple(rows))
-
-
-class _Pair:
-    """The two networks in one precision."""
-
-    def __init__(self, module, apply_fn, variables_from_torch, call, inputs, dtype: DType) -> None:
-        self.dtype: DType = dtype
-        self.apply, self.call = apply_fn, call
-        self.module = copy.deepcopy(module).eval().to(getattr(torch, dtype))
-        self.convert = variables_from_torch
-        self.inputs = [_cast(each, dtype) for each in inputs]
-        self.variables = jax.tree.map(jnp.asarray, self._converted(self.module.state_dict()))
-        leaves = flatten(self.variables)
-        if not leaves:
-            raise ValueError("variables_from_torch: expected arrays, got an empty tree")
-        for name, leaf in leaves.items():
-            if jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.dtype != dtype:
-                raise ValueError(
-                    f"variables_from_torch: expected {name} in {dtype}, got {leaf.dtype}"
-                )
-
-    def outputs(self) -> tuple[Any, Any]:
-        ours = np.asarray(jax.jit(self.apply)(self.variables, *self.inputs))
-        with torch.no_grad():
-            theirs = from_torch(self._torch_output(self.inputs))
-        if ours.shape != theirs.shape:
-            raise ValueError(f"apply_fn: expected an output of {theirs.shape}, got {ours.shape}")
-        self.target = images(1, self.dtype, theirs.shape)
-        return {"output": ours}, {"output": theirs}
-
-    def gradients(self) -> tuple[Any, Any]:
-        ours = jax.jit(jax.grad(self._loss))(self.variables)
-        self._torch_loss().backward()
-        return ours, self._torch_gradients()
-
-    def training(self, steps: int) -> tuple[Any, Any]:
-        optimizer = optax.adam(_RATE, eps=_EPS)
-        torch_optimizer = torch.optim.Adam(self.module.parameters(), lr=_RATE, eps=_EPS)
-
-        @jax.jit
-        def step(variables, opt_state):
-            loss, grads = jax.value_and_grad(self._loss)(variables)
-            updates, opt_state = optimizer.update(grads, opt_state)
-            return optax.apply_updates(variables, updates), opt_state, loss
-
-        variables, opt_state = self.variables, optimizer.init(self.variables)
-        ours, theirs = [], []
-        before = copy.deepcopy(self.module.state_dict())
-        for _ in range(steps):
-            variables, opt_state, loss = step(variables, opt_state)
-            ours.append(loss)
-            torch_optimizer.zero_grad()
-            torch_loss = self._torch_loss()
-            torch_loss.backward()
-            torch_optimizer.step()
-            theirs.append(torch_loss.item())
-        trained = self._converted(self.module.state_dict())
-        self.module.load_state_dict(before)
-        return (
-            {"losses": np.stack(ours), "weights": variables},
-            {"losses": np.stack(theirs), "weights": trained},
-        )
-
-    def chain(self) -> tuple[Any, Any]:
-        x_T, *rest = self.inputs[0], *self.inputs[2:]
-        noise = images(2, self.dtype, (T, *x_T.shape))
-        schedule = ddpm.make_schedule(ddpm.linear_beta_schedule(T))
-
-        @jax.jit
-        def loop(variables, noise):
-            return ddpm.p_sample_loop(
-                None,
-                schedule,
-                lambda x_t, t: self.apply(variables, x_t, t, *rest),
-                x_T.shape,
-                x_T=x_T,
-                noise_fn=lambda i: noise[i],
-                clip_denoised=False,
-                save_every=1,
-            )
-
-        states = np.asarray(loop(self.variables, noise)[1])
-        extra = [_to_torch(each) for each in rest]
-        theirs = sample(
-            lambda x, t: self.call(self.module, x, t, *extra),  # pyright: ignore
-            to_torch(x_T),
-            lambda i: to_torch(noise[i]),
-        )
-        names = [f"x_{t}" for t in reversed(range(T))]
-        return (
-            dict(zip(names, states, strict=True)),
-            dict(zip(names, map(from_torch, theirs), strict=True)),
-        )
-
-    def _loss(self, variables: Any) -> jax.Array:
-        return jnp.mean((self.apply(variables, *self.inputs) - self.target) ** 2)
-
-    def _torch_loss(self) -> torch.Tensor:
-        output = self._torch_output(self.inputs)
-        return torch.nn.functional.mse_loss(output, to_torch(self.target))
-
-    def _torch_output(self, inputs: Sequence[np.ndarray]) -> torch.Tensor:
-        return self.call(self.module, *map(_to_torch, inputs))
-
-    def _torch_gradients(self) -> Any:
-        found = {name: value.grad for name, value in self.module.named_parameters()}
-        grads = {
-            name: torch.zeros_like(value) if found.get(name) is None else found[name]
-            for name, value in self.module.state_dict().items()
-        }
-        self.module.zero_grad()
-        return self._converted(grads)
-
-    def _converted(self, tensors: Mapping[str, Any]) -> Any:
-        return self.convert({name: each.numpy().copy() for name, each in tensors.items()})
-
-
-def _cast(value: Any, dtype: DType) -> np.ndarray:
-    value = np.asarray(value)
-    return value.astype(dtype) if np.issubdtype(value.dtype, np.floating) else value
-
-
-def _to_torch(value: np.ndarray) -> torch.Tensor:
-    tensor = to_torch(value)
-    return tensor if tensor.is_floating_point() else tensor.long()

@@ -16,6 +16,7 @@ import torch
 import jax_ddpm
 from jax_ddpm.io.arrays import flatten
 from jax_ddpm.parity.tolerances import TOLERANCES
+from torch_reference.schedule import T
 
 __all__ = [
     "Case",
@@ -26,8 +27,10 @@ __all__ = [
     "images",
     "relative_error",
     "run_case",
+    "schedule",
     "timesteps",
     "to_torch",
+    "vector",
     "worst_error",
 ]
 
@@ -123,15 +126,33 @@ def timesteps(total: int, count: int = 6) -> np.ndarray:
     return np.round(np.linspace(0, total - 1, count)).astype(np.int32)
 
 
-def to_torch(array: Any) -> torch.Tensor:
-    """NHWC to NCHW, a copy; anything that is not an image keeps its axes."""
+def schedule(total: int = T) -> jax_ddpm.NoiseSchedule:
+    """The tutorial's, of `total` steps."""
+    return jax_ddpm.make_schedule(jax_ddpm.linear_beta_schedule(total))
+
+
+def to_torch(array: Any, dtype: DType | None = None) -> torch.Tensor:
+    """NHWC to NCHW, a copy; anything that is not an image keeps its axes.
+
+    Floating numbers are cast to `dtype`, if it is given; integers become torch's usual ones.
+    """
     array = np.asarray(array)
     if array.ndim == 4:
         array = array.transpose(0, 3, 1, 2)
-    return torch.from_numpy(array.copy())
+    tensor = torch.from_numpy(array.copy())
+    if not tensor.is_floating_point():
+        return tensor.long()
+    return tensor.to(getattr(torch, dtype)) if dtype else tensor
 
 
 def from_torch(tensor: torch.Tensor) -> np.ndarray:
     """NCHW to NHWC."""
     array = tensor.detach().numpy()
     return array.transpose(0, 2, 3, 1) if array.ndim == 4 else array
+
+
+def vector(tree: Any) -> np.ndarray:
+    """All arrays as one: where some have no gradient but rounding, and no scale of their own."""
+    return np.concatenate(
+        [np.ravel(np.asarray(each, np.float64)) for each in jax.tree.leaves(tree)]
+    )

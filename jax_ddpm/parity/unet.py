@@ -1,9 +1,10 @@
 """Cases for the U-Net: diffusers' own `UNet2DModel`, in the shapes that its config can take."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import torch
@@ -12,11 +13,23 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
 import jax_ddpm as ddpm
 from jax_ddpm.interop import unet_from_torch, unet_to_torch
-from jax_ddpm.parity.harness import Case, DType, from_torch, images, timesteps, to_torch
+from jax_ddpm.parity.harness import (
+    Case,
+    DType,
+    from_torch,
+    images,
+    schedule,
+    timesteps,
+    to_torch,
+    vector,
+)
+from jax_ddpm.parity.pair import Pair
+from torch_reference.forward import q_sample
+from torch_reference.schedule import tables
 
-__all__ = ["CIFAR10", "CONFIGS", "UNET_CASES", "labels", "reference_unet", "twin"]
+__all__ = ["CIFAR10", "CONFIGS", "UNET_CASES", "labels", "reference_unet"]
 
-_TIMESTEPS = 1000
+_TIMESTEPS, _ADAM_STEPS, _DDIM_STEPS = 1000, 10, 50
 _SMALL: dict[str, Any] = {
     "block_out_channels": (16, 32),
     "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
@@ -114,19 +127,8 @@ def reference_unet(config: dict[str, Any], dtype: DType) -> UNet2DModel:
         network.time_proj = _Float64Timesteps(
             said.block_out_channels[0], said.flip_sin_to_cos, said.freq_shift
         )
-    for parameter in network.parameters():  # `.to` warns of a list that is empty
-        parameter.data = parameter.data.to(getattr(torch, dtype))
+    torch.nn.Module.to(network, getattr(torch, dtype))  # diffusers' own `to` logs a warning
     return network.eval()
-
-
-def twin(network: UNet2DModel) -> tuple[ddpm.UNet, dict[str, Any]]:
-    """The same network here: its model and its variables."""
-    said = {name: tuple(v) if isinstance(v, list) else v for name, v in network.config.items()}
-    fields: dict[str, Any] = {
-        name: said[name] for name in ddpm.UNet.__dataclass_fields__ if name in said
-    }
-    model = ddpm.UNet(**fields, precision="highest")
-    return model, unet_from_torch(network.state_dict(), model)
 
 
 def labels(config: dict[str, Any], batch: int) -> np.ndarray | None:
@@ -135,155 +137,110 @@ def labels(config: dict[str, Any], batch: int) -> np.ndarray | None:
     return None if classes is None else np.arange(batch, dtype=np.int32) % classes
 
 
-def _output(model: ddpm.UNet, variables: Any, x: Any, t: Any, y: Any) -> Any:
-    return model.apply(variables, x, t, y)
+def _pair(config: dict[str, Any], shape: tuple[int, ...], dtype: DType) -> Pair:
+    """diffusers' network and this library's, on images, steps and, where it has them, labels."""
+    network = reference_unet(config, dtype)
+    said = {name: tuple(v) if isinstance(v, list) else v for name, v in network.config.items()}
+    fields: dict[str, Any] = {
+        name: said[name] for name in ddpm.UNet.__dataclass_fields__ if name in said
+    }
+    model = ddpm.UNet(**fields, precision="highest")
+    y = labels(config, shape[0])
+    inputs = [images(0, dtype, shape), timesteps(_TIMESTEPS, shape[0])]
+    return Pair(
+        network,
+        model.apply,
+        partial(unet_from_torch, model=model),
+        inputs if y is None else [*inputs, y],
+        dtype,
+        torch_fn=lambda network, x, t, y=None: network(x, t, class_labels=y).sample,
+    )
 
 
-def _torch_output(network: UNet2DModel, x: Any, t: Any, y: np.ndarray | None) -> torch.Tensor:
-    class_labels = None if y is None else to_torch(y).long()
-    return network(to_torch(x), to_torch(t).long(), class_labels=class_labels).sample
+def _gradients(pair: Pair) -> tuple[Any, Any]:
+    """As one vector: a bias before a softmax has no gradient but rounding, and no scale."""
+    ours, theirs = pair.gradients()
+    return vector(ours), vector(theirs)
 
 
-def _forward_case(name: str, config: dict[str, Any], shape: tuple[int, ...]) -> Case:
-    def compare(dtype: DType):
-        network = reference_unet(config, dtype)
-        model, variables = twin(network)
-        x, t, y = images(0, dtype, shape), timesteps(_TIMESTEPS, shape[0]), labels(config, shape[0])
-        with torch.no_grad():
-            expected = from_torch(_torch_output(network, x, t, y))
-        return jax.jit(model.apply)(variables, x, t, y), expected
-
-    return Case("unet", f"UNet, {name}: output", compare)
-
-
-def _round_trip_case(name: str, config: dict[str, Any]) -> Case:
-    def compare(dtype: DType):
-        network = reference_unet(config, dtype)
-        _, variables = twin(network)
-        theirs = {name: value.numpy() for name, value in network.state_dict().items()}
-        return unet_to_torch(jax.tree.map(jnp.asarray, variables)), theirs
-
-    return Case("weights", f"UNet, {name}: torch → Flax → torch", compare)
+def _training(pair: Pair) -> tuple[Any, Any]:
+    """AdamW on the ε loss, with noise of its own at each step."""
+    x_start, t, *rest = pair.inputs
+    draws = []
+    for number in range(_ADAM_STEPS):
+        noise = images(1 + number, pair.dtype, x_start.shape)
+        exact = (to_torch(each, "float64") for each in (x_start, t, noise))
+        x_t = from_torch(q_sample(tables(torch.float64, _TIMESTEPS), *exact))
+        draws.append(((x_t.astype(pair.dtype), t, *rest), noise))
+    # ε of 1e-5: by default Adam makes a whole step of a gradient that is only rounding.
+    return pair.training(
+        optax.adamw(1e-4, eps=1e-5, weight_decay=0.01),
+        partial(torch.optim.AdamW, lr=1e-4, eps=1e-5, weight_decay=0.01),
+        draws,
+    )
 
 
-def _gradient_case(name: str, config: dict[str, Any], shape: tuple[int, ...]) -> Case:
-    def compare(dtype: DType):
-        network = reference_unet(config, dtype)
-        model, variables = twin(network)
-        x, t, y = images(0, dtype, shape), timesteps(_TIMESTEPS, shape[0]), labels(config, shape[0])
-
-        def loss_fn(variables):
-            return jnp.mean(jnp.square(_output(model, variables, x, t, y)))
-
-        _torch_output(network, x, t, y).square().mean().backward()
-        grads = ((name, value.grad) for name, value in network.named_parameters())
-        expected = {name: grad.numpy() for name, grad in grads if grad is not None}
-        ours = unet_to_torch(jax.jit(jax.grad(loss_fn))(variables))
-        # As one vector: a bias before a softmax has no gradient but rounding, and no scale.
-        return _vector(ours, expected), _vector(expected, expected)
-
-    return Case("unet gradients", f"UNet, {name}: gradient of every parameter", compare)
-
-
-def _training_case(name: str, config: dict[str, Any], shape: tuple[int, ...], steps: int) -> Case:
-    """AdamW on the ε loss, from the same draws."""
-
-    def compare(dtype: DType):
-        network = reference_unet(config, dtype)
-        model, variables = twin(network)
-        schedule = ddpm.make_schedule(ddpm.linear_beta_schedule(_TIMESTEPS))
-        # ε of 1e-5: by default Adam makes a whole step of a gradient that is only rounding.
-        torch_optimizer = torch.optim.AdamW(
-            network.parameters(), lr=1e-4, eps=1e-5, weight_decay=0.01
-        )
-        optimizer = optax.adamw(1e-4, eps=1e-5, weight_decay=0.01)
-        x_start, y = images(0, dtype, shape), labels(config, shape[0])
-        t = timesteps(_TIMESTEPS, shape[0])
-
-        @jax.jit
-        def step(variables, opt_state, noise):
-            def loss_fn(variables):
-                def denoise_fn(x, t):
-                    return _output(model, variables, x, t, y)
-
-                return jnp.mean(ddpm.training_losses(schedule, denoise_fn, x_start, t, noise))
-
-            loss, grads = jax.value_and_grad(loss_fn)(variables)
-            updates, opt_state = optimizer.update(grads, opt_state, variables)
-            return optax.apply_updates(variables, updates), opt_state, loss
-
-        alpha_bar = _alphas_cumprod()[to_torch(t).long()].reshape(-1, 1, 1, 1)
-        signal, deviation = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
-        opt_state, losses, expected_losses = optimizer.init(variables), [], []
-        for number in range(steps):
-            noise = images(1 + number, dtype, shape)
-            variables, opt_state, loss = step(variables, opt_state, noise)
-            losses.append(loss)
-            x_t = from_torch(signal * to_torch(x_start) + deviation * to_torch(noise))
-            output = _torch_output(network, x_t.astype(dtype), t, y)
-            expected_loss = torch.nn.functional.mse_loss(output, to_torch(noise))
-            torch_optimizer.zero_grad()
-            expected_loss.backward()
-            torch_optimizer.step()
-            expected_losses.append(expected_loss.item())
-        expected = {name: value.numpy() for name, value in network.state_dict().items()}
-        return (
-            (unet_to_torch(variables), np.stack(losses)),
-            (expected, np.asarray(expected_losses)),
-        )
-
-    return Case("training", f"UNet, {name}: {steps} AdamW steps: weights, losses", compare)
-
-
-def _ddim_case(name: str, config: dict[str, Any], shape: tuple[int, ...], steps: int) -> Case:
+def _ddim(pair: Pair) -> tuple[Any, Any]:
     """diffusers' network under diffusers' scheduler, its tables replaced by float64 ones."""
+    chain = ddpm.respace(schedule(_TIMESTEPS), ddpm.spaced_timesteps(_TIMESTEPS, _DDIM_STEPS))
+    x_T = pair.inputs[0]
 
-    def compare(dtype: DType):
-        network = reference_unet(config, dtype)
-        model, variables = twin(network)
-        schedule = ddpm.make_schedule(ddpm.linear_beta_schedule(_TIMESTEPS))
-        chain = ddpm.respace(schedule, ddpm.spaced_timesteps(_TIMESTEPS, steps))
-        x_T = images(0, dtype, shape)
+    @jax.jit
+    def loop(variables, x_T):
+        def denoise_fn(x, t):
+            return pair.apply(variables, x, t)
 
-        @jax.jit
-        def loop(variables, x_T):
-            def denoise_fn(x, t):
-                return model.apply(variables, x, t)
+        return ddpm.p_sample_loop(None, chain, denoise_fn, x_T.shape, sampler=ddpm.ddim(), x_T=x_T)
 
-            return ddpm.p_sample_loop(None, chain, denoise_fn, shape, sampler=ddpm.ddim(), x_T=x_T)
-
-        scheduler: Any = DDIMScheduler(_TIMESTEPS, 1e-4, 0.02, clip_sample=True)
-        scheduler.alphas_cumprod = _alphas_cumprod()
-        scheduler.final_alpha_cumprod = torch.ones((), dtype=torch.float64)
-        scheduler.set_timesteps(steps)
-        x = to_torch(x_T)
-        with torch.no_grad():
-            for t in scheduler.timesteps:
-                output = network(x, t).sample
-                x = scheduler.step(output, t, x, use_clipped_model_output=True).prev_sample
-        return loop(variables, x_T), from_torch(x)
-
-    return Case("unet chain", f"UNet, {name}: {steps} steps of DDIM", compare)
+    scheduler: Any = DDIMScheduler(_TIMESTEPS, 1e-4, 0.02, clip_sample=True)
+    scheduler.alphas_cumprod = tables(torch.float64, _TIMESTEPS).alphas_cumprod
+    scheduler.final_alpha_cumprod = torch.ones((), dtype=torch.float64)
+    scheduler.set_timesteps(_DDIM_STEPS)
+    x = to_torch(x_T)
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            output = pair.call(pair.module, x, t)
+            x = scheduler.step(output, t, x, use_clipped_model_output=True).prev_sample
+    return loop(pair.variables, x_T), from_torch(x)
 
 
-def _alphas_cumprod() -> torch.Tensor:
-    betas = torch.linspace(1e-4, 0.02, _TIMESTEPS, dtype=torch.float64)
-    return torch.cumprod(1 - betas, dim=0)
+def _case(
+    kind: str,
+    name: str,
+    config: dict[str, Any],
+    compare: Callable[[Pair], tuple[Any, Any]],
+    shape: tuple[int, ...] = (2, 8, 8, 3),
+) -> Case:
+    return Case(kind, f"UNet, {name}", lambda dtype: compare(_pair(config, shape, dtype)))
 
 
-def _vector(tensors: dict[str, np.ndarray], order: dict[str, Any]) -> np.ndarray:
-    return np.concatenate([tensors[name].ravel() for name in order])
-
+_ROUND_TRIP = partial(Pair.round_trip, variables_to_torch=unet_to_torch)
 
 UNET_CASES = (
-    *(_forward_case(name, config, (3, 8, 12, 3)) for name, config in CONFIGS.items()),
     *(
-        _round_trip_case(name, CONFIGS[name])
+        _case("unet", f"{name}: output", config, Pair.outputs, (3, 8, 12, 3))
+        for name, config in CONFIGS.items()
+    ),
+    *(
+        _case("weights", f"{name}: torch → Flax → torch", CONFIGS[name], _ROUND_TRIP)
         for name in ("diffusers' defaults", "odd channels, groups and heads")
     ),
-    _gradient_case("learned variance, scale and shift", _LEARNED, (2, 8, 8, 3)),
-    _gradient_case("labels", _LABELS, (2, 8, 8, 3)),
-    _training_case("labels, one level", _ONE_LEVEL, (2, 8, 8, 3), 10),
-    _forward_case("35.7 M parameters", CIFAR10, (1, 32, 32, 3)),
-    _ddim_case("35.7 M parameters", CIFAR10, (1, 32, 32, 3), 50),
+    *(
+        _case("unet gradients", f"{name}: gradient of every parameter", config, _gradients)
+        for name, config in (("learned variance, scale and shift", _LEARNED), ("labels", _LABELS))
+    ),
+    _case(
+        "training",
+        f"labels, one level: {_ADAM_STEPS} AdamW steps: weights, losses",
+        _ONE_LEVEL,
+        _training,
+    ),
+    _case("unet", "35.7 M parameters: output", CIFAR10, Pair.outputs, (1, 32, 32, 3)),
+    _case(
+        "unet chain",
+        f"35.7 M parameters: {_DDIM_STEPS} steps of DDIM",
+        CIFAR10,
+        _ddim,
+        (1, 32, 32, 3),
+    ),
 )
