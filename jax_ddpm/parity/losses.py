@@ -3,7 +3,6 @@
 The reference computes in float64 throughout, on the same rounded inputs, as in `maths`.
 """
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -11,29 +10,21 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from jax_ddpm.parity.harness import Case, DType, both, from_torch, images, timesteps
-from jax_ddpm.parity.maths import float64, network, schedule, torch_network
-from torch_reference.forward import q_sample
+import jax_ddpm as ddpm
+from jax_ddpm.parity.harness import Case, DType, both, images, schedule, timesteps
+from jax_ddpm.parity.maths import evaluate, evaluate_function, networks
 from torch_reference.schedule import T, tables
 
 __all__ = ["LOSS_CASES"]
 
 
 def _loss_case(loss_type: str, **policy: Any) -> Case:
-    policy["loss_type"] = loss_type
-
     def compare(dtype: DType):
-        ours, theirs = both("training_losses")
-        learned = policy.get("variance_type", "").startswith("learned")
-        x_start, noise, t = _pixels(dtype), images(1, dtype), timesteps(T)
-        result = jax.jit(partial(ours, schedule(), network(learned), **policy))(x_start, t, noise)
-        inputs = map(float64, (x_start, t, noise))
-        expected = theirs(tables(torch.float64), torch_network(learned), *inputs, **policy)
-        return result, expected.numpy()
+        inputs = _pixels(dtype), timesteps(T), images(1, dtype)
+        return evaluate_function("training_losses", *inputs, loss_type=loss_type, **policy)
 
-    label = ", ".join(str(value) for value in policy.values() if value != loss_type)
     kind = "maths" if loss_type == "mse" else "likelihood"
-    return Case(kind, f"training_losses: {loss_type}, {label}", compare)
+    return Case(kind, f"training_losses: {loss_type}, {', '.join(policy.values())}", compare)
 
 
 def _gradient_case(loss_type: str, variance_type: str) -> Case:
@@ -42,18 +33,25 @@ def _gradient_case(loss_type: str, variance_type: str) -> Case:
 
     def compare(dtype: DType):
         ours, theirs = both("training_losses")
-        x_start, noise, t = _pixels(dtype), images(1, dtype), timesteps(T)
 
-        def total(output):
-            return jnp.sum(ours(schedule(), lambda x, t: output, x_start, t, noise, **policy))
+        def total(output, *inputs):
+            return jnp.sum(ours(schedule(), lambda x, t: output, *inputs, **policy))
 
-        x_t = q_sample(tables(torch.float64), *map(float64, (x_start, t, noise)))
-        output = torch_network(learned=True)(x_t, float64(t)).requires_grad_()
-        inputs = map(float64, (x_start, t, noise))
-        loss = theirs(tables(torch.float64), lambda x, t: output, *inputs, **policy).sum()
-        expected = from_torch(torch.autograd.grad(loss, output)[0])
-        gradient = jax.jit(jax.grad(total))(from_torch(output).astype(dtype))
-        return jnp.split(gradient, 2, axis=-1), np.split(expected, 2, axis=-1)
+        def torch_gradient(output, *inputs):
+            output.requires_grad_()
+            losses = theirs(tables(torch.float64), lambda x, t: output, *inputs, **policy)
+            mean, variance = torch.autograd.grad(losses.sum(), output)[0].chunk(2, dim=1)
+            return mean, variance
+
+        inputs = _pixels(dtype), timesteps(T), images(1, dtype)
+        network, _ = networks(variance_type)
+        output = network(ddpm.q_sample(schedule(), *inputs), jnp.asarray(inputs[1]))
+        return evaluate(
+            lambda *args: jnp.split(jax.grad(total)(*args), 2, axis=-1),
+            torch_gradient,
+            output,
+            *inputs,
+        )
 
     return Case("likelihood", f"training_losses: gradient, {loss_type}, {variance_type}", compare)
 
@@ -67,21 +65,18 @@ def _bits_case(prediction_type: str, variance_type: str, clip: bool) -> Case:
 
     def compare(dtype: DType):
         ours, theirs = both("bits_per_dim")
-        learned = variance_type.startswith("learned")
-        x_start, noise = _pixels(dtype)[:2], images(1, dtype, (T, 2, 5, 4, 3))
-        result = jax.jit(
-            lambda x_start, noise: ours(
-                None, schedule(), network(learned), x_start, noise_fn=lambda i: noise[i], **policy
-            )
-        )(x_start, noise)
-        expected = theirs(
-            tables(torch.float64),
-            torch_network(learned),
-            float64(x_start),
-            lambda i: float64(noise[i]),
-            **policy,
-        )
-        return tuple(result), tuple(value.numpy() for value in expected)
+        network, torch_network = networks(variance_type)
+
+        def bits(x_start, noise):
+            draws = {"noise_fn": lambda i: noise[i]}
+            return ours(None, schedule(), network, x_start, **draws, **policy)
+
+        def torch_bits(x_start, noise):
+            noise = noise.movedim(-1, 2)
+            draws = {"noise_fn": lambda i: noise[i]}
+            return theirs(tables(torch.float64), torch_network, x_start, **draws, **policy)
+
+        return evaluate(bits, torch_bits, _pixels(dtype)[:2], images(1, dtype, (T, 2, 5, 4, 3)))
 
     label = f"bits_per_dim: {prediction_type}, {variance_type}" + (", clipped" if clip else "")
     return Case("likelihood", label, compare)

@@ -4,6 +4,7 @@ The reference computes in float64 also where the library computes in float32, on
 rounded inputs: the error is then the library's own.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,18 +13,26 @@ import numpy as np
 import torch
 
 import jax_ddpm as ddpm
-from jax_ddpm.parity.harness import Case, DType, both, from_torch, images, timesteps, to_torch
+from jax_ddpm.parity.harness import (
+    Case,
+    DType,
+    both,
+    from_torch,
+    images,
+    schedule,
+    timesteps,
+    to_torch,
+)
 from torch_reference.schedule import T, tables
 
-__all__ = ["MATHS_CASES", "float64", "network", "schedule", "torch_network"]
+__all__ = ["MATHS_CASES", "evaluate", "evaluate_function", "networks"]
 
 
 def _schedule_case(name: str, timesteps: int) -> Case:
     def compare(dtype: DType):
         ours, theirs = both(name)
-        if name == "linear_beta_schedule":
-            return ours(timesteps).astype(dtype), theirs(timesteps, torch.float64).numpy()
-        return ours(timesteps).astype(dtype), theirs(timesteps).numpy()
+        double = [torch.float64] if name == "linear_beta_schedule" else []
+        return ours(timesteps).astype(dtype), theirs(timesteps, *double).numpy()
 
     return Case("maths", f"{name}({timesteps})", compare)
 
@@ -37,72 +46,59 @@ def _tables_case(name: str) -> Case:
     return Case("maths", f"make_schedule: {name}", compare)
 
 
-def _function_case(name: str, arguments: int) -> Case:
-    """A function of (schedule, image, t, image) or of (schedule, image, image, t)."""
+def _function_case(name: str, *order: int) -> Case:
+    """A function of the schedule and of, in their order, image 0, steps 1 and image 2."""
 
     def compare(dtype: DType):
-        ours, theirs = both(name)
-        t, drawn = timesteps(T), [images(seed, dtype) for seed in range(arguments)]
-        if name == "q_posterior_mean_variance":
-            order = [*drawn, t]
-        else:
-            order = [drawn[0], t, *drawn[1:]]
-        result = jax.jit(lambda *args: ours(schedule(), *args))(*order)
-        expected = theirs(tables(torch.float64), *map(float64, order))
-        if isinstance(expected, tuple):
-            return tuple(result), tuple(map(from_torch, expected))
-        return result, from_torch(expected)
+        arrays = images(0, dtype), timesteps(T), images(1, dtype)
+        return evaluate_function(name, *(arrays[place] for place in order))
 
     return Case("maths", name, compare)
 
 
 def _p_mean_variance_case(prediction_type: str, variance_type: str, clip: bool) -> Case:
-    policy: dict[str, Any] = {
-        "prediction_type": prediction_type,
-        "variance_type": variance_type,
-        "clip_denoised": clip,
-    }
+    policy = dict(prediction_type=prediction_type, variance_type=variance_type, clip_denoised=clip)
 
     def compare(dtype: DType):
-        ours, theirs = both("p_mean_variance")
-        learned = variance_type.startswith("learned")
-        x_t, t = images(0, dtype), timesteps(T)
-        result = jax.jit(lambda *args: ours(schedule(), network(learned), *args, **policy))(x_t, t)
-        expected = theirs(
-            tables(torch.float64), torch_network(learned), float64(x_t), float64(t), **policy
-        )
-        return tuple(result), tuple(map(from_torch, expected))
+        return evaluate_function("p_mean_variance", images(0, dtype), timesteps(T), **policy)
 
     label = f"p_mean_variance: {prediction_type}, {variance_type}" + (", clipped" if clip else "")
     return Case("maths", label, compare)
 
 
-def schedule() -> ddpm.NoiseSchedule:
-    return ddpm.make_schedule(ddpm.linear_beta_schedule(T))
+def networks(variance_type: str = "fixed_small", **_: Any) -> list[Callable[..., Any]]:
+    """A network in JAX and in torch: any function of x and t, with the channels of the policy."""
+    learned = variance_type.startswith("learned")
 
-
-def network(learned: bool = False):
-    """Any function of x and t will do, as long as both sides have it."""
-
-    def denoise_fn(x, t):
-        time = t.astype(x.dtype).reshape(-1, 1, 1, 1) / T
-        output = jnp.tanh(x) * jnp.cos(time)
+    def ours(x, t):
+        output = jnp.tanh(x) * jnp.cos(t.astype(x.dtype).reshape(-1, 1, 1, 1) / T)
         return jnp.concatenate([output, jnp.sin(x)], axis=-1) if learned else output
 
-    return denoise_fn
-
-
-def torch_network(learned: bool = False):
-    def model(x, t):
+    def theirs(x, t):
         output = torch.tanh(x) * torch.cos(t.to(x.dtype).reshape(-1, 1, 1, 1) / T)
         return torch.cat([output, torch.sin(x)], dim=1) if learned else output
 
-    return model
+    return [ours, theirs]
 
 
-def float64(array: np.ndarray) -> torch.Tensor:
-    tensor = to_torch(array)
-    return tensor.double() if tensor.is_floating_point() else tensor.long()
+def evaluate_function(name: str, *arrays: np.ndarray, **policy: Any) -> tuple[Any, Any]:
+    """The function of that name, of the schedule, a network if it has a policy, and arrays."""
+    ours, theirs = both(name)
+    model, torch_model = ([each] if policy else [] for each in networks(**policy))
+    return evaluate(
+        lambda *args: ours(schedule(), *model, *args, **policy),
+        lambda *args: theirs(tables(torch.float64), *torch_model, *args, **policy),
+        *arrays,
+    )
+
+
+def evaluate(ours: Callable, theirs: Callable, *arrays: Any) -> tuple[Any, Any]:
+    """What both return for the same arrays: ours compiled, torch in float64."""
+    result = jax.jit(ours)(*arrays)
+    expected = theirs(*(to_torch(array, "float64") for array in arrays))
+    if isinstance(expected, tuple):
+        return tuple(result), tuple(map(from_torch, expected))
+    return result, from_torch(expected)
 
 
 MATHS_CASES = (
@@ -125,14 +121,19 @@ MATHS_CASES = (
             "posterior_variance",
         )
     ),
-    _function_case("q_sample", 2),
-    _function_case("q_mean_variance", 1),
-    _function_case("q_posterior_mean_variance", 2),
-    _function_case("predict_xstart_from_eps", 2),
-    _function_case("predict_eps_from_xstart", 2),
-    _function_case("predict_v", 2),
-    _function_case("predict_xstart_from_v", 2),
-    _function_case("predict_eps_from_v", 2),
+    _function_case("q_sample", 0, 1, 2),
+    _function_case("q_mean_variance", 0, 1),
+    _function_case("q_posterior_mean_variance", 0, 2, 1),
+    *(
+        _function_case(name, 0, 1, 2)
+        for name in (
+            "predict_xstart_from_eps",
+            "predict_eps_from_xstart",
+            "predict_v",
+            "predict_xstart_from_v",
+            "predict_eps_from_v",
+        )
+    ),
     *(_p_mean_variance_case(name, "fixed_small", True) for name in ("epsilon", "sample")),
     *(_p_mean_variance_case("v_prediction", "fixed_small", clip) for clip in (True, False)),
     *(
