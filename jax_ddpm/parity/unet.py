@@ -89,6 +89,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "act_fn": "relu",
     },
     "no attention in the middle": {**_SMALL, "add_attention": False},
+    "heads wider than the first level": {**_SMALL, "attention_head_dim": 32},
 }
 CIFAR10: dict[str, Any] = {
     **CONFIGS["Ho et al.'s"],
