@@ -23,9 +23,9 @@ def complete_config(
         raise ValueError(f"{path}: expected _class_name {' or '.join(defaults)}, got {kind}")
     settings: dict[str, Any] = dict(defaults[kind])
     for name, value in content.items():
-        if name.startswith("_") or name in ignored or (name not in settings and value is None):
-            continue
-        if name not in settings:
+        if name in settings:
+            settings[name] = tuple(value) if isinstance(value, list) else value
+        # What is unknown and off changes nothing.
+        elif not (name.startswith("_") or name in ignored or value is None or value is False):
             raise ValueError(f"{path}: expected only settings of {kind}, got {name}: {value!r}")
-        settings[name] = tuple(value) if isinstance(value, list) else value
     return settings

@@ -73,7 +73,12 @@ _UNET_FIXED: dict[str, Any] = {
     "upsample_type": "conv",
     "class_embed_type": None,
 }
-_UNET_IGNORED = ("num_train_timesteps",)  # says something only of learned time embeddings
+_UNET_IGNORED = (
+    "num_train_timesteps",  # says something only of learned time embeddings
+    # How an `EMAModel` averaged the weights.
+    *("decay", "inv_gamma", "min_decay", "optimization_step", "power"),
+    *("update_after_step", "use_ema_warmup"),
+)
 
 
 @checked
@@ -95,7 +100,7 @@ def load_diffusers(folder: str | os.PathLike[str]) -> Pretrained:
             f"{folder}: expected a folder of diffusers, got a run, which `runs.load_run` opens and "
             "`jax-ddpm convert` makes one of"
         )
-    unet = folder / "unet" if (folder / "unet").is_dir() else folder
+    unet = _unet_folder(folder)
     path = unet / "config.json"
     model = unet_from_config(read_json(path), path)
     tensors = _load_weights(unet)
@@ -139,12 +144,16 @@ def save_diffusers(folder: str | os.PathLike[str], pretrained: Pretrained) -> No
 
 def unet_from_config(content: Mapping[str, Any], path: Path) -> UNet:
     """The network that `content`, read from `path`, says. `ValueError` for what it cannot be."""
+    if content.get("_class_name") == "UNetUnconditionalModel":  # its name until 2022
+        content = {**content, "_class_name": "UNet2DModel"}
     defaults = {"UNet2DModel": _UNET_DEFAULTS | _UNET_FIXED}
     settings = complete_config(content, path, defaults, _UNET_IGNORED)
     for name, supported in _UNET_FIXED.items():
         value = settings.pop(name)
         if value != supported:
             raise ValueError(f"{path}: {name}: expected {supported!r}, got {value!r}")
+    for name in ("down_block_types", "up_block_types"):  # with this prefix until 2022
+        settings[name] = tuple(each.removeprefix("UNetRes") for each in settings[name])
     return UNet(**settings)
 
 
@@ -154,6 +163,13 @@ def unet_config(model: UNet) -> dict[str, Any]:
     listed = {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
     names = {"_class_name": "UNet2DModel", "_diffusers_version": _WRITTEN_FOR}
     return {**names, **listed, **_UNET_FIXED}
+
+
+def _unet_folder(folder: Path) -> Path:
+    unet, average = folder / "unet", folder / "unet_ema"
+    if unet.is_dir() and average.is_dir():
+        warnings.warn(f"{folder}: reading unet/; its average is in {average}", stacklevel=4)
+    return next((each for each in (unet, average) if each.is_dir()), folder)
 
 
 def _load_scheduler(folder: Path) -> dict[str, Any]:
@@ -174,13 +190,20 @@ def _load_weights(folder: Path) -> dict[str, np.ndarray]:
         return load_tensors(folder / _WEIGHTS)
     if index.exists():
         return _load_shards(index)
+    variants = sorted(folder.glob("diffusion_pytorch_model.*.safetensors"))  # fp16, non_ema, …
+    if len(variants) == 1:
+        return load_tensors(variants[0])
+    if variants:
+        names = ", ".join(each.name for each in variants)
+        raise ValueError(f"{folder}: expected {_WEIGHTS}, got several others: {names}")
     if (folder / _PICKLE).exists():
         raise ValueError(
             f"{folder / _PICKLE}: expected safetensors, got a pickle, which can run code; convert "
             f'it where you trust it: python -c "from diffusers import UNet2DModel as M; '
             f"M.from_pretrained('{folder}').save_pretrained('{folder}')\""
         )
-    raise ValueError(f"{folder}: expected {_WEIGHTS}, got none")
+    others = ", ".join(sorted(each.name for each in folder.iterdir() if each.suffix != ".json"))
+    raise ValueError(f"{folder}: expected {_WEIGHTS}, got {others or 'none'}")
 
 
 def _load_shards(index: Path) -> dict[str, np.ndarray]:

@@ -1,7 +1,8 @@
 """diffusers' scheduler configs: schedule, parametrisation and clipping, in and out.
 
-Only what says how the network was trained is read. How to sample it (which update rule, how
-many steps) is the caller's: `p_sample_loop(…, sampler=…)` over `Pretrained.chain(steps)`.
+Only what says how the network was trained is read, whichever scheduler the config is of. How to
+sample it (which update rule, how many steps) is the caller's: `p_sample_loop(…, sampler=…)` over
+`Pretrained.chain(steps)`.
 """
 
 from collections.abc import Mapping
@@ -38,9 +39,8 @@ _COMMON: dict[str, Any] = {
     "beta_end": 0.02,
     "beta_schedule": "linear",
     "trained_betas": None,
-    "clip_sample": True,
-    "clip_sample_range": 1.0,
     "prediction_type": "epsilon",
+    "variance_type": "fixed_small",
     "thresholding": False,
     "dynamic_thresholding_ratio": 0.995,
     "sample_max_value": 1.0,
@@ -49,11 +49,50 @@ _COMMON: dict[str, Any] = {
     "rescale_betas_zero_snr": False,
     "predict_epsilon": None,  # of 2022; False is today's prediction_type "sample"
 }
+_CLIPPING = {**_COMMON, "clip_sample": True, "clip_sample_range": 1.0}
+_DDIM = {**_CLIPPING, "set_alpha_to_one": True}
+_SOLVER = {**_COMMON, "timestep_spacing": "linspace"}  # which never clips
 _DEFAULTS = {
-    "DDPMScheduler": {**_COMMON, "variance_type": "fixed_small"},
-    "DDIMScheduler": {**_COMMON, "set_alpha_to_one": True},
+    "DDPMScheduler": _CLIPPING,
+    "DDIMScheduler": _DDIM,
+    "DDPMParallelScheduler": _CLIPPING,
+    "DDIMParallelScheduler": _DDIM,
+    "PNDMScheduler": {**_COMMON, "set_alpha_to_one": False},
+    "DPMSolverSinglestepScheduler": _SOLVER,
+    "DPMSolverMultistepScheduler": _SOLVER,
+    "DEISMultistepScheduler": _SOLVER,
+    "UniPCMultistepScheduler": _SOLVER,
+    "EulerDiscreteScheduler": _SOLVER,
+    "EulerAncestralDiscreteScheduler": _SOLVER,
+    "LMSDiscreteScheduler": _SOLVER,
 }
-_IGNORED = ("tensor_format",)  # of 2022: which framework the scheduler computed in
+"""What each class takes for a setting that its config leaves out."""
+
+# How other classes sample, or what this one does not have: configs keep such leftovers.
+_IGNORED = (
+    "algorithm_type",
+    "clip_sample",
+    "clip_sample_range",
+    "disable_corrector",
+    "euler_at_final",
+    "final_sigmas_type",
+    "flow_shift",
+    "interpolation_type",
+    "lambda_min_clipped",
+    "lower_order_final",
+    "predict_x0",
+    "set_alpha_to_one",
+    "shift_terminal",
+    "sigma_max",
+    "sigma_min",
+    "skip_prk_steps",
+    "solver_order",
+    "solver_p",
+    "solver_type",
+    "tensor_format",  # of 2022: which framework the scheduler computed in
+    "time_shift_type",
+    "timestep_type",
+)
 _VARIANCE_TYPES = {
     "fixed_small": "fixed_small",
     "fixed_small_log": "fixed_small",  # the same variance, by way of its logarithm
@@ -107,7 +146,7 @@ def _scheduler(settings: dict[str, Any]) -> dict[str, Any]:
     prediction_type = settings["prediction_type"]
     if settings["predict_epsilon"] is False:
         prediction_type = "sample"
-    variance_type = settings.get("variance_type", "fixed_small")
+    variance_type = settings["variance_type"] or "fixed_small"
     check_choice("prediction_type", prediction_type, get_args(PredictionType))
     check_choice("variance_type", variance_type, tuple(_VARIANCE_TYPES))
     spacing = settings["timestep_spacing"]
@@ -159,9 +198,10 @@ def _clip(settings: dict[str, Any]) -> bool | ThresholdFn:
         return dynamic_threshold(
             settings["dynamic_thresholding_ratio"], settings["sample_max_value"]
         )
-    if settings["clip_sample"] and settings["clip_sample_range"] != 1:
+    clips = bool(settings.get("clip_sample"))
+    if clips and settings["clip_sample_range"] != 1:
         return static_threshold(settings["clip_sample_range"])
-    return bool(settings["clip_sample"])
+    return clips
 
 
 def _clip_config(clip_denoised: bool | ThresholdFn) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Folders that diffusers wrote are opened, and diffusers opens what is written."""
 
 import json
+import shutil
 import warnings
 from pathlib import Path
 
@@ -238,6 +239,71 @@ def test_settings_left_out_are_those_of_diffusers():
 UNET, SCHEDULER = "unet/config.json", "scheduler/scheduler_config.json"
 
 
+OTHER_SCHEDULERS = {
+    "PNDM": {"beta_schedule": "scaled_linear", "skip_prk_steps": True},
+    "DPMSolverMultistep": {"num_train_timesteps": 500, "prediction_type": "v_prediction"},
+    "DPMSolverSinglestep": {"variance_type": "learned_range"},
+    "UniPCMultistep": {"beta_schedule": "squaredcos_cap_v2"},
+    "DEISMultistep": {"beta_end": 0.01},
+    "EulerDiscrete": {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"},
+    "EulerAncestralDiscrete": {"beta_start": 2e-4},
+    "LMSDiscrete": {"prediction_type": "sample"},
+    "DDIMParallel": {"clip_sample": False},
+}
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation")  # diffusers' own
+@pytest.mark.parametrize("name", OTHER_SCHEDULERS)
+def test_of_other_schedulers_the_training_is_read(tmp_path, name):
+    theirs = getattr(diffusers, f"{name}Scheduler")(**OTHER_SCHEDULERS[name])
+    written(tmp_path, CONFIGS["no attention, no middle"], scheduler=theirs)
+    # What a pipeline leaves behind when its scheduler is replaced.
+    left = {"interpolation_type": "linear", "skip_prk_steps": True, "use_karras_sigmas": False}
+    edited(tmp_path / SCHEDULER, clip_sample_range=1.0, **left)
+    pretrained = load_diffusers(tmp_path)
+    rounding = {"rtol": 3e-4, "atol": 3e-6}
+    if name == "EulerDiscrete":  # which writes 2⁻²⁴ for the last ᾱ of 0
+        rounding["atol"] = 1e-7
+    table = theirs.alphas_cumprod.numpy()
+    np.testing.assert_allclose(pretrained.schedule.alphas_cumprod, table, **rounding)
+    assert pretrained.prediction_type == theirs.config.prediction_type
+    assert pretrained.variance_type == (theirs.config.get("variance_type") or "fixed_small")
+    assert pretrained.clip_denoised is False
+
+
+def test_names_of_2022(tmp_path):
+    written(tmp_path)
+    before = load_diffusers(tmp_path)
+    content = json.loads((tmp_path / UNET).read_text())
+    old = {
+        name: [f"UNetRes{kind}" for kind in content[name]]
+        for name in ("down_block_types", "up_block_types")
+    }
+    edited(tmp_path / UNET, _class_name="UNetUnconditionalModel", **old)
+    assert load_diffusers(tmp_path).model == before.model
+
+
+def test_an_average_and_a_variant_are_read(tmp_path):
+    """As diffusers' training scripts leave them: `EMAModel` adds its own settings."""
+    written(tmp_path)
+    before = load_diffusers(tmp_path)
+    (tmp_path / "unet").rename(tmp_path / "unet_ema")
+    average = {"decay": 0.9999, "inv_gamma": 1.0, "min_decay": 0.0, "optimization_step": 7}
+    average |= {"power": 0.75, "update_after_step": 0, "use_ema_warmup": True}
+    edited(tmp_path / "unet_ema" / "config.json", **average)
+    weights = tmp_path / "unet_ema" / Path(WEIGHTS).name
+    weights.rename(weights.with_suffix(".fp16.safetensors"))
+    after = load_diffusers(tmp_path)
+    assert after.model == before.model
+    jax.tree.map(np.testing.assert_array_equal, after.variables, before.variables)
+    shutil.copytree(tmp_path / "unet_ema", tmp_path / "unet")
+    with pytest.warns(UserWarning, match="reading unet/; its average is in .*unet_ema"):
+        load_diffusers(tmp_path)
+    shutil.copy(weights.with_suffix(".fp16.safetensors"), weights.with_suffix(".x.safetensors"))
+    with pytest.raises(ValueError, match="got several others: .*fp16.safetensors, .*x.safetensors"):
+        load_diffusers(tmp_path / "unet_ema")
+
+
 @pytest.mark.parametrize(
     ("file", "changes", "words"),
     [
@@ -250,7 +316,11 @@ UNET, SCHEDULER = "unet/config.json", "scheduler/scheduler_config.json"
         (UNET, {"layers_per_block": 2}, r"expected a tensor down_blocks\S+, got none"),
         (UNET, {"block_out_channels": [16, 40]}, r"expected down_blocks\S+ of shape \(40,\)"),
         (UNET, {"add_attention": False}, "expected only the U-Net's tensors, got mid_block.att"),
-        (SCHEDULER, {"_class_name": "PNDMScheduler"}, "expected _class_name DDPMScheduler or DDIM"),
+        (
+            SCHEDULER,
+            {"_class_name": "SdeVpScheduler"},
+            "expected _class_name DDPMScheduler or DDIM",
+        ),
         (SCHEDULER, {"beta_schedule": "laplace"}, "beta_schedule: expected .* got 'laplace'"),
         (SCHEDULER, {"prediction_type": "flow"}, "prediction_type: expected one of"),
         (SCHEDULER, {"variance_type": "x"}, "variance_type: expected one of"),
