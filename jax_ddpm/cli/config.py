@@ -168,7 +168,7 @@ class ConvertConfig:
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """A new folder, or a .safetensors file for a state dict."""
     to: Literal["run", "diffusers", "torch"]
-    """A run of `jax-ddpm`, a folder of diffusers (which has no word for the null label), or a
+    """A run of `jax-ddpm`, a folder of diffusers (whose pipeline draws no classes), or a
     state dict for PyTorch."""
     weights: Literal["ema", "params"] = "ema"
     """Of a run: the average of the weights, or the weights."""

@@ -37,8 +37,10 @@ def _write(config: ConvertConfig, run: Run) -> str:
         save_run(config.out, run)
         return f"jax-ddpm sample --run {config.out}"
     if config.to == "diffusers":
-        save_diffusers(config.out, run.pretrained)
-        return f"DDPMPipeline.from_pretrained({str(config.out)!r})"
+        save_diffusers(config.out, run.pretrained._replace(null_label=run.null_label))
+        hint = f"DDPMPipeline.from_pretrained({str(config.out)!r})"
+        # The pipeline itself draws no classes.
+        return hint if run.num_classes is None else f"{hint}.unet(x, t, class_labels=labels)"
     if config.out.suffix != ".safetensors":
         raise UsageError(f"OUT: expected a .safetensors file, got {config.out}")
     simple = isinstance(run.pretrained.model, SimpleUNet)

@@ -37,6 +37,7 @@ __all__ = [
 ]
 
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
+_NULL_LABEL = "_null_label"  # in the U-Net's config, where diffusers passes over such names
 _PICKLE = "diffusion_pytorch_model.bin"
 _WRITTEN_FOR = "0.42.1"  # the diffusers that the tests open the folders with
 
@@ -102,21 +103,27 @@ def load_diffusers(folder: str | os.PathLike[str]) -> Pretrained:
         )
     unet = _unet_folder(folder)
     path = unet / "config.json"
-    model = unet_from_config(read_json(path), path)
+    content = read_json(path)
+    model = unet_from_config(content, path)
     tensors = _load_weights(unet)
     try:
         variables = unet_from_torch(tensors, model)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{unet}: {error}") from None
-    return Pretrained(model, variables, **_load_scheduler(folder))
+    null_label = content.get(_NULL_LABEL)
+    if null_label is not None and null_label not in range(model.num_class_embeds or 0):
+        expected = f"expected a label below {model.num_class_embeds or 0}"
+        raise ValueError(f"{path}: {_NULL_LABEL}: {expected}, got {null_label!r}")
+    return Pretrained(model, variables, **_load_scheduler(folder), null_label=null_label)
 
 
 @checked
 def save_diffusers(folder: str | os.PathLike[str], pretrained: Pretrained) -> None:
     """Write a folder that `DDPMPipeline.from_pretrained` opens, whole or not at all.
 
-    β go by name where they have one, otherwise one by one. Raises `ValueError` if the folder holds
-    anything, if the variables are not the model's, or if diffusers has no word for a setting.
+    β go by name where they have one, otherwise one by one; the null label goes beside diffusers'
+    own settings. Raises `ValueError` if the folder holds anything, if the variables are not the
+    model's, or if diffusers has no word for a setting.
     """
     model, variables, *_ = pretrained
     if not isinstance(model, UNet):
@@ -137,7 +144,8 @@ def save_diffusers(folder: str | os.PathLike[str], pretrained: Pretrained) -> No
         (new / "unet").mkdir()
         (new / "scheduler").mkdir()
         save_tensors(new / "unet" / _WEIGHTS, tensors)
-        write_json(new / "unet" / "config.json", unet_config(model))
+        null_label = {_NULL_LABEL: pretrained.null_label} if pretrained.null_label else {}
+        write_json(new / "unet" / "config.json", unet_config(model) | null_label)
         write_json(new / "scheduler" / "scheduler_config.json", config)
         write_json(new / "model_index.json", index)
 

@@ -23,6 +23,8 @@ class Pretrained(NamedTuple):
     timestep_spacing: Spacing = "leading"
     steps_offset: int = 0
     set_alpha_to_one: bool = True
+    null_label: int | None = None
+    """The label that stands for none, where it is known."""
 
     @property
     def policy(self) -> dict[str, Any]:

@@ -211,7 +211,8 @@ def _read_run(path: Path, weights: str) -> Run:
 
 @checked
 def load_pretrained(folder: PathLike) -> Run:
-    """Read a folder of diffusers; the last label of its network is taken for the null label.
+    """Read a folder of diffusers; where it does not say which label is the null label, it is the
+    last, if samples are guided.
 
     Raises `FieldError` naming what is missing or does not fit.
     """
@@ -244,7 +245,9 @@ def _from_pretrained(pretrained: Pretrained, folder: Path) -> Run:
         jax.eval_shape(lambda: init_variables(model, jax.random.key(0), image_shape))
     except ValueError as error:
         raise ValueError(f"{folder}: sample_size: {error}") from None
-    classes = model.num_class_embeds
+    null_label, classes = pretrained.null_label, model.num_class_embeds
+    if null_label is not None:
+        return Run(pretrained, image_shape, null_label, null_label, guidance=1.0)
     null_label = None if classes is None else classes - 1
     return Run(pretrained, image_shape, classes, null_label, guidance=1.0)
 

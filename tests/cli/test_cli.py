@@ -256,12 +256,22 @@ def test_evaluate_prints_and_writes_its_figures(untrained):
     assert 0 <= figures["agreement"] <= 1 and figures["steps"] == 4
 
 
+def test_what_convert_says_of_classes_runs(jax_ddpm_here, untrained, tmp_path, torch, diffusers):
+    run = str(untrained / "runs/digits")
+    result = jax_ddpm_here("convert", run, "there", "--to", "diffusers", cwd=tmp_path)
+    hint = result.stdout.partition("next: ")[2]
+    names = {"x": torch.zeros(2, 1, 8, 8), "t": 3, "labels": torch.tensor([0, 10])}
+    names["DDPMPipeline"] = diffusers.DDPMPipeline  # the fixture left us in the folder
+    assert eval(hint, names).sample.shape == (2, 1, 8, 8)
+
+
 def test_a_run_goes_to_diffusers_and_comes_back(jax_ddpm_here, untrained, tmp_path):
     """Weights to the bit, the same pictures, and training resumes from there."""
     run = str(untrained / "runs/digits")
     result = jax_ddpm_here("convert", run, "there", "--to", "diffusers", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert "next: DDPMPipeline.from_pretrained('there')" in result.stdout
+    hint = "DDPMPipeline.from_pretrained('there').unet(x, t, class_labels=labels)"
+    assert f"next: {hint}" in result.stdout
     assert jax_ddpm_here("convert", "there", "back", "--to", "run", cwd=tmp_path).returncode == 0
     weights = (untrained / "runs/digits/checkpoints/00000000/ema.safetensors").read_bytes()
     assert (tmp_path / "back/checkpoints/00000000/ema.safetensors").read_bytes() == weights
@@ -269,6 +279,11 @@ def test_a_run_goes_to_diffusers_and_comes_back(jax_ddpm_here, untrained, tmp_pa
     sample = ["--num", "10", "--steps", "4", "--out", "x.npz", "--guidance", "3"]
     pictures = []
     for source in (["--run", run], ["--pretrained", "there"], ["--run", "back"]):
+        plain = ["sample", *source, "--num", "12", "--steps", "2", "--guidance", "1"]
+        assert jax_ddpm_here(*plain, "--out", "y.npz", cwd=tmp_path).returncode == 0
+        np.testing.assert_array_equal(
+            np.load(tmp_path / "y.npz")["labels"], [*range(10), 0, 1]
+        )  # and never the null label, 10
         result = jax_ddpm_here("sample", *source, *sample, cwd=tmp_path)
         assert result.returncode == 0, result.stderr
         pictures.append(np.load(tmp_path / "x.npz")["samples"])
