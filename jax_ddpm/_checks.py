@@ -27,6 +27,7 @@ from jaxtyping import AbstractArray, Key, jaxtyped
 __all__ = [
     "Field",
     "FieldError",
+    "FieldTypeError",
     "check_between",
     "check_choice",
     "check_key",
@@ -65,12 +66,16 @@ class FieldError(ValueError):
         super().__init__(self.spelled(str))
 
     def __reduce__(self) -> Any:
-        return FieldError, (self.field, *self.problem)
+        return type(self), (self.field, *self.problem)
 
     def spelled(self, spell: Callable[[Field], str]) -> str:
         """The message, with the names of settings as `spell` writes them."""
         parts = [spell(each) if isinstance(each, Field) else each for each in self.problem]
         return "".join(parts if self.field is None else [spell(Field(self.field)), ": ", *parts])
+
+
+class FieldTypeError(FieldError, TypeError):
+    """An argument or a setting is of the wrong type."""
 
 
 def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
@@ -81,18 +86,19 @@ def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
 
 
 def check_key(name: str, value: Any) -> None:
-    """Raises `TypeError` unless `value` is a typed key."""
+    """Raises `FieldTypeError` unless `value` is a typed key."""
     dtype = getattr(value, "dtype", None)
     if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key):
         got = type(value).__name__ if dtype is None else f"an array of {dtype}"
-        raise TypeError(f"{name}: expected a typed key, jax.random.key(seed), got {got}")
+        raise FieldTypeError(name, f"expected a typed key, jax.random.key(seed), got {got}")
 
 
 def check_between(name: str, value: Any, low: int, high: int) -> None:
     """Raises `FieldError` unless a concrete `value`, NaN included, lies in [low, high]."""
     if isinstance(value, Tracer) or np.size(value) == 0:
         return
-    least, most = np.min(value), np.max(value)
+    value = np.asarray(value)  # before any arithmetic, which a surrounding trace would take over
+    least, most = value.min(), value.max()
     if not (low <= least and most <= high):
         raise FieldError(name, f"expected values in [{low}, {high}], got {least:g} to {most:g}")
 
@@ -114,15 +120,15 @@ def check_positive(**values: Any) -> None:
 def check_not_negative(**values: Any) -> None:
     """Raises `FieldError` unless each of these, where it is concrete, is 0 or more throughout."""
     for name, value in values.items():
-        if not isinstance(value, Tracer) and np.size(value) and np.min(value) < 0:
-            raise FieldError(name, f"expected 0 or more, got {np.min(value)}")
+        if not isinstance(value, Tracer) and (least := np.min(np.asarray(value), initial=0)) < 0:
+            raise FieldError(name, f"expected 0 or more, got {least}")
 
 
 def check_range(name: str, value: Any, size: int) -> None:
     """Raises `ValueError` unless a concrete `value` lies in 0 … size - 1: JAX would clamp it."""
     if isinstance(value, Tracer) or np.size(value) == 0:
         return
-    value = np.asarray(value)  # before any arithmetic, which a surrounding trace would take over
+    value = np.asarray(value)
     if value.min() < 0 or value.max() >= size:
         got = value.min() if value.min() < 0 else value.max()
         raise ValueError(f"{name}: expected entries in [0, {size - 1}], got {got}")
@@ -132,7 +138,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
     """Checks each argument of a public function against its annotation.
 
     Of shapes it checks the rank alone: how arguments fit together, the function says. Raises
-    `TypeError`, or `ValueError` where only a rank or a choice is wrong; both begin with the name.
+    `FieldTypeError`, or `FieldError` where only a rank or a choice is wrong.
     """
     signature = inspect.signature(function)
 
@@ -146,7 +152,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def check_type(name: str, value: Any, annotation: Any) -> None:
-    """Raises `TypeError` or `ValueError` unless `value` is what `annotation` says."""
+    """Raises `FieldError` unless `value` is what `annotation` says."""
     union = get_origin(annotation) in (Union, UnionType)
     kinds = get_args(annotation) if union else (annotation,)
     arrays = [kind for kind in kinds if _is_array(kind)]
@@ -163,7 +169,7 @@ def check_type(name: str, value: Any, annotation: Any) -> None:
     if any(choice is not None for choice in choices):
         raise FieldError(name, f"expected one of {', '.join(map(repr, choices))}, got {value!r}")
     expected = " or ".join(dict.fromkeys(map(_words, kinds)))
-    raise TypeError(f"{name}: expected {expected}, got {described(value)}")
+    raise FieldTypeError(name, f"expected {expected}, got {described(value)}")
 
 
 def _fits(value: Any, kind: Any) -> bool:
@@ -215,7 +221,11 @@ def _words(kind: Any) -> str:
         Sequence: "a list",
         str: "a text",
     }
-    examples = {"NoiseSchedule": "make_schedule(betas)", "Sampler": "ddim()"}
+    examples = {
+        "Dataset": "load_dataset makes",
+        "NoiseSchedule": "make_schedule(betas)",
+        "Sampler": "ddim()",
+    }
     if get_origin(kind) is tuple:
         return f"({', '.join(map(_words, get_args(kind)))})"
     if not _is_array(kind):

@@ -20,6 +20,7 @@ __all__ = [
     "Numbers",
     "Output",
     "PerSample",
+    "Picture",
     "PRNGKey",
     "Sample",
     "Shape",
@@ -36,6 +37,9 @@ AnyArray: TypeAlias = Real[_AnyArray, "..."] | Bool[_AnyArray, "..."]
 
 Image: TypeAlias = Float[_AnyArray, "batch height width channel"]
 """A batch of images, NHWC, pixels in [-1, 1]."""
+
+Picture: TypeAlias = Float[_AnyArray, "height width channel"]
+"""One image of a batch."""
 
 Sample: TypeAlias = Float[_AnyArray, "batch *event"]
 """A batch of whatever diffuses."""

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from jax_ddpm._checks import check_between, checked
+from jax_ddpm._checks import checked
 from jax_ddpm._typing import DenoiseFn, NoiseFn, PerSample, PRNGKey, Sample, ThresholdFn, Timestep
 from jax_ddpm.forward import (
     predict_eps_from_xstart,
@@ -95,10 +95,8 @@ def bits_per_dim(
       first_sample: the number of the batch's first sample, which decides its randomness.
 
     Raises:
-      ValueError: a shape or a choice does not fit, a concrete pixel leaves [-1, 1], or there is
-        neither `key` nor `noise_fn`.
+      ValueError: a shape or a choice does not fit, or there is neither `key` nor `noise_fn`.
     """
-    check_between("x_start", x_start, -1, 1)
     x_start = jnp.asarray(x_start)
 
     draw = noise_source(

@@ -21,7 +21,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, Real
 
 from jax_ddpm._checks import FieldError, check_range, checked, described
-from jax_ddpm._typing import Sample, Shape, Table, Timestep, Weight
+from jax_ddpm._typing import AnyArray, Shape, Table, Timestep, Weight
 
 __all__ = [
     "NoiseSchedule",
@@ -197,7 +197,7 @@ def respace(
 
 @checked
 def extract(
-    table: Real[_Array, "timesteps"] | Bool[_Array, "timesteps"], t: Timestep, x: Sample
+    table: Real[_Array, "timesteps"] | Bool[_Array, "timesteps"], t: Timestep, x: AnyArray
 ) -> Array:
     """`table[t]` in the dtype of `x`, shaped [batch, 1, 1, …] to meet it.
 
@@ -205,6 +205,8 @@ def extract(
     `ValueError` where `t` is concrete.
     """
     dtype = jnp.result_type(x)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"x: expected a floating dtype, got {dtype}")
     check_entries(t, table.shape[0], jnp.shape(x))
     return _aligned(jnp.asarray(table, dtype=dtype)[t], x)
 
@@ -215,8 +217,10 @@ def warn_of_signal(schedule: NoiseSchedule) -> None:
     Its start is drawn from N(0, I), but the network has only seen x_T with √ᾱ_T of an image in it:
     it takes the mean of the noise, near 0, for the brightness of one.
     """
-    signal = schedule.sqrt_alphas_cumprod[-1]
-    if isinstance(signal, Tracer) or signal <= _SIGNAL:
+    if isinstance(schedule.sqrt_alphas_cumprod, Tracer):
+        return
+    signal = np.asarray(schedule.sqrt_alphas_cumprod)[-1]
+    if signal <= _SIGNAL:
         return
     warnings.warn(
         f"schedule: √ᾱ_T is {signal:.3g}: the chain starts from pure noise, where the network "

@@ -330,6 +330,10 @@ def numbers(result):
     return [np.asarray(leaf) for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
 
 
+BESIDE = {"dataset_size": "batch_size"}
+"""What is named where this does not go with it."""
+
+
 def check_named(error, name, call, mistake, wrong):
     """The error is this library's, one line, and begins with the argument's name, or with the path.
 
@@ -339,8 +343,8 @@ def check_named(error, name, call, mistake, wrong):
     home = Path(ddpm.__file__).parent
     assert home in Path(frames[-1].filename).parents, f"{mistake}: raised in {frames[-1]}: {said}"
     words = said.removeprefix("output of ").partition(":")[0]
-    names = {name, *call} if "shape" in said else {name, str(wrong)}
-    assert any(words.startswith(each) for each in names), f"{mistake}: {said}"
+    names = {name, *call} if "shape" in said else {name, str(wrong), BESIDE.get(name)}
+    assert any(words.startswith(each) for each in names if each), f"{mistake}: {said}"
     assert re.search("expected|no such", said) and "\n" not in said, f"{mistake}: {said}"
 
 

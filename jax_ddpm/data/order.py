@@ -11,7 +11,7 @@ from jax import lax
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Int
 
-from jax_ddpm._checks import check_not_negative, check_positive, checked
+from jax_ddpm._checks import check_not_negative, checked
 from jax_ddpm._typing import PRNGKey
 
 __all__ = ["batch_indices", "load_batch"]
@@ -26,7 +26,6 @@ def batch_indices(
     An epoch drops what does not fill a batch. `step` may be traced (the order can live inside
     a scan). Raises `ValueError` if a batch is larger than the data.
     """
-    check_positive(dataset_size=dataset_size)
     check_not_negative(step=step)
     if not 1 <= batch_size <= dataset_size:
         raise ValueError(f"batch_size: expected 1 to {dataset_size} (the data), got {batch_size}")

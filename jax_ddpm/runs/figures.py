@@ -9,10 +9,9 @@ from typing import Any, BinaryIO
 
 import jax
 import numpy as np
-from jaxtyping import Float
 
 from jax_ddpm._checks import FieldError, check_positive, checked
-from jax_ddpm._typing import Image
+from jax_ddpm._typing import Image, Picture
 from jax_ddpm.forward import q_sample
 from jax_ddpm.io.files import replacing
 from jax_ddpm.runs.run import PathLike
@@ -48,9 +47,9 @@ def image_grid(images: Image, columns: int | None = None) -> np.ndarray:
 @checked
 def save_grid(file: PathLike | BinaryIO, images: Image, columns: int | None = None) -> None:
     """Write a grid of images as PNG."""
-    from PIL import Image as Picture
+    from PIL import Image as pillow
 
-    Picture.fromarray(image_grid(images, columns)).save(file, format="PNG")
+    pillow.fromarray(image_grid(images, columns)).save(file, format="PNG")
 
 
 @checked
@@ -74,9 +73,9 @@ def save_gif(
     path: PathLike, frames: Sequence[Image], columns: int | None = None, *, hold: int = 25
 ) -> None:
     """Write grids of images as a GIF that holds the last one for `hold` frames, then repeats."""
-    from PIL import Image as Picture
+    from PIL import Image as pillow
 
-    pictures = [Picture.fromarray(image_grid(frame, columns)).convert("P") for frame in frames]
+    pictures = [pillow.fromarray(image_grid(frame, columns)).convert("P") for frame in frames]
     pictures[0].save(
         path,
         format="GIF",
@@ -88,9 +87,7 @@ def save_gif(
 
 
 @checked
-def save_forward(
-    path: PathLike, schedule: NoiseSchedule, image: Float[np.ndarray, "height width channel"]
-) -> None:
+def save_forward(path: PathLike, schedule: NoiseSchedule, image: Picture) -> None:
     """Write one image, and the tutorial's white square, at four steps of noise."""
     from matplotlib.figure import Figure
 
