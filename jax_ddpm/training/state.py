@@ -11,7 +11,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, Int
 
-from jax_ddpm._checks import FieldError, check_type, checked, described
+from jax_ddpm._checks import FieldError, check_type, checked
 from jax_ddpm._typing import AnyArray, Condition, Output, PRNGKey, Sample
 from jax_ddpm.losses import LossType, Weighting, training_losses
 from jax_ddpm.reverse import PredictionType, VarianceType
@@ -57,10 +57,9 @@ def init_train_state(
     key: PRNGKey, params: Params, optimizer: optax.GradientTransformation
 ) -> TrainState:
     """The state before the first step; the average of the weights starts at the weights."""
-    leaves = jax.tree.leaves(params)
-    if not leaves:
-        raise FieldError("params", f"expected a tree of arrays, got {described(params)}")
-    for leaf in leaves:
+    if params is None:
+        raise FieldError("params", "expected a tree of arrays, got None")
+    for leaf in jax.tree.leaves(params):
         check_type("params", leaf, AnyArray)
     # Copies throughout: the state is meant to be donated, and no buffer can be donated twice.
     copy = jax.tree.map(jnp.array, params)
