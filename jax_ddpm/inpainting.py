@@ -26,7 +26,7 @@ from jax_ddpm._checks import check_between, checked
 from jax_ddpm._typing import AnyArray, DenoiseFn, NoiseFn, PRNGKey, Sample, ThresholdFn
 from jax_ddpm.forward import q_sample
 from jax_ddpm.noise import noise_source, place
-from jax_ddpm.reverse import PredictionType, VarianceType, p_mean_variance
+from jax_ddpm.reverse import PredictionType, VarianceType, predict
 from jax_ddpm.samplers import ancestral
 from jax_ddpm.schedule import NoiseSchedule, extract, warn_of_signal
 
@@ -122,8 +122,8 @@ def inpaint(
         sharding=sharding,
         dtype=x_start.dtype,
     )
-    predict = partial(
-        p_mean_variance,
+    run_network = partial(
+        predict,
         schedule,
         denoise_fn,
         prediction_type=prediction_type,
@@ -134,7 +134,7 @@ def inpaint(
 
     # One draw serves both parts: a pixel is either known or drawn, so none is used twice.
     def descend(x_t, i, noise):
-        drawn, _ = sampler.step(schedule, predict, lambda i: noise, i, x_t, ())
+        drawn, _ = sampler.step(schedule, run_network, lambda i: noise, i, x_t, ())
         known = q_sample(schedule, x_start, jnp.maximum(i - 1, 0), noise)
         known = jnp.where(i > 0, known, x_start)
         return mask * known + (1 - mask) * drawn

@@ -17,6 +17,7 @@ from jaxtyping import Array
 from jax_ddpm._checks import check_shape, check_type, checked
 from jax_ddpm._typing import DenoiseFn, Output, Sample, ThresholdFn, Timestep
 from jax_ddpm.forward import (
+    predict_eps_from_xstart,
     predict_xstart_from_eps,
     predict_xstart_from_v,
     q_posterior_mean_variance,
@@ -25,10 +26,12 @@ from jax_ddpm.schedule import NoiseSchedule, check_entries, extract
 
 __all__ = [
     "PMeanVariance",
+    "Prediction",
     "PredictionType",
     "VarianceType",
     "denoise",
     "p_mean_variance",
+    "predict",
     "predict_xstart",
 ]
 
@@ -43,6 +46,17 @@ class PMeanVariance(NamedTuple):
     variance: Array
     log_variance: Array
     pred_xstart: Array
+
+
+class Prediction(NamedTuple):
+    """What one run of the network says: the moments of `PMeanVariance`, and its ε."""
+
+    mean: Array
+    variance: Array
+    log_variance: Array
+    pred_xstart: Array
+    eps: Array
+    """The network's own: that of x̂_0 before `clip_denoised`."""
 
 
 @checked
@@ -116,8 +130,25 @@ def p_mean_variance(
     `fixed_small` has variance 0 and the log-variance of entry 1; `fixed_large` takes both from
     entry 1 (as OpenAI's).
     """
+    policy = (prediction_type, variance_type, clip_denoised)
+    return PMeanVariance(*predict(schedule, denoise_fn, x_t, t, *policy)[:4])
+
+
+def predict(
+    schedule: NoiseSchedule,
+    denoise_fn: DenoiseFn,
+    x_t: Sample,
+    t: Timestep,
+    prediction_type: PredictionType,
+    variance_type: VarianceType,
+    clip_denoised: bool | ThresholdFn,
+) -> Prediction:
+    """`p_mean_variance`, and the network's ε."""
     output, values = denoise(schedule, denoise_fn, x_t, t, variance_type=variance_type)
     pred_xstart = predict_xstart(schedule, x_t, t, output, prediction_type=prediction_type)
+    eps = output
+    if prediction_type != "epsilon":
+        eps = predict_eps_from_xstart(schedule, x_t, t, pred_xstart)
     if callable(clip_denoised):
         pred_xstart = clip_denoised(pred_xstart)
     elif clip_denoised:
@@ -126,7 +157,7 @@ def p_mean_variance(
     if variance_type != "fixed_small":
         log_variance = _log_variance(schedule, log_variance, x_t, t, values, variance_type)
         variance = jnp.exp(log_variance)
-    return PMeanVariance(mean, variance, log_variance, pred_xstart)
+    return Prediction(mean, variance, log_variance, pred_xstart, eps)
 
 
 def _log_variance(

@@ -27,13 +27,13 @@ from jaxtyping import Array
 from jax_ddpm._checks import FieldError, checked
 from jax_ddpm._typing import NoiseFn
 from jax_ddpm.forward import predict_eps_from_xstart
-from jax_ddpm.reverse import PMeanVariance
+from jax_ddpm.reverse import Prediction
 from jax_ddpm.schedule import NoiseSchedule, extract
 
 __all__ = ["InitFn", "PredictFn", "Sampler", "StepFn", "ancestral", "ddim", "dpm_solver_pp", "heun"]
 
-PredictFn = Callable[[Array, Array], PMeanVariance]
-"""`(x_t, i) -> PMeanVariance`: one run of the network at entry i."""
+PredictFn = Callable[[Array, Array], Prediction]
+"""`(x_t, i) -> Prediction`: one run of the network at entry i."""
 
 
 class InitFn(Protocol):
@@ -95,14 +95,22 @@ def ancestral() -> Sampler:
 
 
 @checked
-def ddim(eta: float = 0.0) -> Sampler:
-    """Song et al. 2021a, eq. 12 and 16: deterministic at `eta` 0, Ho et al.'s chain at 1."""
+def ddim(eta: float = 0.0, *, use_clipped_model_output: bool = True) -> Sampler:
+    """Song et al. 2021a, eq. 12 and 16: deterministic at `eta` 0, Ho et al.'s chain at 1.
+
+    Where x̂_0 is clipped, ε is that of the clipped x̂_0, so that x_t lies on the line through both.
+    Without `use_clipped_model_output` (diffusers' word, and its default) it is the network's own.
+    """
     if not 0 <= eta <= 1:
         raise FieldError("eta", f"expected 0 to 1, got {eta}")
 
     def step(schedule, predict, noise_fn, i, x_t, memory):
-        x_start = predict(x_t, i).pred_xstart
-        eps = predict_eps_from_xstart(schedule, x_t, i, x_start)
+        p = predict(x_t, i)
+        x_start = p.pred_xstart
+        if use_clipped_model_output:
+            eps = predict_eps_from_xstart(schedule, x_t, i, x_start)
+        else:
+            eps = p.eps
         alpha_bar_prev = extract(schedule.alphas_cumprod_prev, i, x_t)
         variance = eta**2 * extract(schedule.posterior_variance, i, x_t)
         direction = jnp.sqrt(jnp.maximum(1 - alpha_bar_prev - variance, 0)) * eps

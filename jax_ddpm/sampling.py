@@ -38,7 +38,7 @@ from jaxtyping import Array, Int
 from jax_ddpm._checks import check_not_negative, check_shape, checked
 from jax_ddpm._typing import DenoiseFn, NoiseFn, PRNGKey, Sample, Shape, ThresholdFn
 from jax_ddpm.noise import noise_source, place, sample_noise
-from jax_ddpm.reverse import PredictionType, VarianceType, p_mean_variance
+from jax_ddpm.reverse import PredictionType, VarianceType, predict
 from jax_ddpm.samplers import Sampler, ancestral
 from jax_ddpm.schedule import NoiseSchedule, warn_of_signal
 
@@ -177,16 +177,10 @@ def p_sample_steps(
     if not 0 <= steps <= left:
         raise ValueError(f"steps: expected 0 to {left}, the entries that are left, got {steps}")
 
-    def predict(x_t, i):
-        return p_mean_variance(
-            schedule,
-            denoise_fn,
-            x_t,
-            i,
-            prediction_type=prediction_type,
-            variance_type=variance_type,
-            clip_denoised=clip_denoised,
-        )
+    policy = (prediction_type, variance_type, clip_denoised)
+
+    def run_network(x_t, i):
+        return predict(schedule, denoise_fn, x_t, i, *policy)
 
     draw = noise_source(
         key,
@@ -199,7 +193,7 @@ def p_sample_steps(
 
     def step(state, _):
         i, x_t, memory = state
-        made = sampler.step(schedule, predict, draw, i, x_t, memory)
+        made = sampler.step(schedule, run_network, draw, i, x_t, memory)
         if not isinstance(made, tuple) or len(made) != 2:
             raise TypeError(f"sampler.step: expected (x_prev, memory), got {made!r}")
         x_prev, memory = made

@@ -201,3 +201,42 @@ def test_every_step_is_that_of_diffusers(name, spacing, end, key):
     )
     tolerance = 1e-5 * np.abs(expected).max()
     np.testing.assert_allclose(states, np.array(expected), rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+def test_clipped_ddim_has_both_rules_of_diffusers(key, prediction_type):
+    """Its default keeps the network's ε where x̂_0 is clipped; the other rule is far from it."""
+    shape, T = (2, 4, 4, 3), 200
+
+    def large(x, t):  # so that x̂_0 is clipped, whatever this predicts
+        return (-10 if prediction_type == "v_prediction" else 3) * network(x, t)
+
+    theirs = diffusers.DDIMScheduler(
+        T, 1e-4, 0.02, clip_sample=True, prediction_type=prediction_type
+    )
+    theirs.set_timesteps(20)
+    x_T = np.array(jax.random.normal(key, shape, jnp.float32))
+    full = ddpm.make_schedule(ddpm.linear_beta_schedule(T))
+    schedule = ddpm.respace(full, theirs.timesteps.numpy()[::-1])
+    expected, ours = [], []
+    for clipped in (False, True):
+        x, states = torch.from_numpy(x_T), []
+        for t in theirs.timesteps:
+            output = large(jnp.asarray(x.numpy()), jnp.full(2, int(t)))
+            output = torch.from_numpy(np.array(output))
+            x = theirs.step(output, t, x, use_clipped_model_output=clipped).prev_sample
+            states.append(x.numpy())
+        expected.append(states)
+        loop = ddpm.p_sample_loop(
+            None,
+            schedule,
+            large,
+            shape,
+            sampler=ddpm.ddim(use_clipped_model_output=clipped),
+            prediction_type=prediction_type,
+            x_T=x_T,
+            save_every=1,
+        )
+        ours.append(loop[1])
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+    assert np.abs(np.subtract(*expected)).max() > 0.1

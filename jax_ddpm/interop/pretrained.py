@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from jax_ddpm._typing import ThresholdFn
 from jax_ddpm.models import SimpleUNet, UNet
 from jax_ddpm.reverse import PredictionType, VarianceType
+from jax_ddpm.samplers import Sampler, ancestral, ddim
 from jax_ddpm.schedule import NoiseSchedule, Spacing, respace, spaced_timesteps
 
 __all__ = ["Pretrained"]
@@ -23,6 +24,8 @@ class Pretrained(NamedTuple):
     timestep_spacing: Spacing = "leading"
     steps_offset: int = 0
     set_alpha_to_one: bool = True
+    scheduler: str = "DDPMScheduler"
+    """diffusers' class that its folder names."""
     null_label: int | None = None
     """The label that stands for none, where it is known."""
 
@@ -34,6 +37,17 @@ class Pretrained(NamedTuple):
             "variance_type": self.variance_type,
             "clip_denoised": self.clip_denoised,
         }
+
+    def sampler(self) -> Sampler:
+        """The rule of that class, as diffusers' own pipelines run it.
+
+        Raises `ValueError` for a class whose rule is not here.
+        """
+        if self.scheduler.startswith("DDPM"):
+            return ancestral()
+        if self.scheduler.startswith("DDIM"):
+            return ddim(use_clipped_model_output=False)
+        raise ValueError(f"scheduler: expected one of DDPM or DDIM, got {self.scheduler}")
 
     def chain(self, steps: int) -> NoiseSchedule:
         """The chain of `steps` that diffusers would run: its spacing, its offset, its end.

@@ -113,7 +113,8 @@ def scheduler_from_config(content: Mapping[str, Any], path: Path) -> dict[str, A
     says. Raises `ValueError` for what is not supported."""
     settings = complete_config(content, path, _DEFAULTS, _IGNORED)
     try:
-        return _scheduler(settings)
+        kind = content.get("_class_name", "DDPMScheduler")
+        return {**_scheduler(settings), "scheduler": kind}
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from None
 

@@ -411,3 +411,33 @@ def test_version():
     from jax_ddpm.interop.diffusers import _WRITTEN_FOR
 
     assert diffusers.__version__.split(".")[:2] == _WRITTEN_FOR.split(".")[:2]
+
+
+def test_the_default_pictures_of_a_ddim_folder(tmp_path, defaults):
+    """Of ten steps: a network that is not trained magnifies roundings at each of them."""
+    network = written(tmp_path, scheduler=DDIMScheduler(clip_sample=True))
+    pretrained = load_diffusers(tmp_path)
+    x_T = images(0, "float32", (2, 8, 8, 3))
+    theirs = DDIMScheduler.from_pretrained(tmp_path / "scheduler")
+    theirs.set_timesteps(10)
+    x = to_torch(x_T)
+    with torch.no_grad():
+        for t in theirs.timesteps:
+            x = theirs.step(network(x, t).sample, t, x).prev_sample
+
+    def draw(sampler):
+        return jax.jit(
+            lambda variables: ddpm.p_sample_loop(
+                None,
+                pretrained.chain(10),
+                lambda x, t: pretrained.model.apply(variables, x, t),
+                x_T.shape,
+                sampler=sampler,
+                x_T=x_T,
+                **pretrained.policy,
+            )
+        )(pretrained.variables)
+
+    expected = from_torch(x)
+    np.testing.assert_allclose(draw(pretrained.sampler()), expected, rtol=0, atol=1e-3)
+    assert np.abs(draw(ddpm.ddim()) - expected).max() > 0.1  # the other rule
