@@ -209,7 +209,7 @@ def test_clipped_ddim_has_both_rules_of_diffusers(key, prediction_type):
     shape, T = (2, 4, 4, 3), 200
 
     def large(x, t):  # so that x̂_0 is clipped, whatever this predicts
-        return (-10 if prediction_type == "v_prediction" else 3) * network(x, t)
+        return network(x, t) - 2 if prediction_type == "v_prediction" else 3 * network(x, t)
 
     theirs = diffusers.DDIMScheduler(
         T, 1e-4, 0.02, clip_sample=True, prediction_type=prediction_type
