@@ -1,5 +1,7 @@
 """Inputs out of public reports of faults in diffusion code, and what is right of each."""
 
+import tracemalloc
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -142,6 +144,18 @@ def test_pixels_beyond_a_rounding_are_refused_with_enough_digits(tmp_path):
     np.save(tmp_path / "x.npy", np.array([[[0.0, 1.00001]]]))
     with pytest.raises(FieldError, match=r"got \[0, 1\.00001\]"):
         load_dataset(tmp_path / "x.npy")
+
+
+def test_bytes_become_floats_without_a_detour(tmp_path):
+    """Four bytes for each, and the bytes themselves: no float64 on the way."""
+    pixels = np.random.default_rng(0).integers(0, 256, (500, 64, 64), np.uint8)
+    np.save(tmp_path / "x.npy", pixels)
+    tracemalloc.start()
+    images = load_dataset(tmp_path / "x.npy").images
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5.1 * pixels.nbytes
+    np.testing.assert_array_equal(images[..., 0], (pixels / 127.5 - 1).astype(np.float32))
 
 
 def test_what_is_transparent_is_white(tmp_path):

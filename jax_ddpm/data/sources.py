@@ -19,6 +19,9 @@ DATASETS = ("digits", "mnist5k")
 _PICTURES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
+_LEVELS = (np.arange(256) / 127.5 - 1).astype(np.float32)
+"""What each byte means."""
+
 _ROUNDING = 1e-6
 """How far a pixel may leave its range: what was scaled in float32 comes back off by 1e-7."""
 
@@ -215,7 +218,7 @@ def _to_signed(images: np.ndarray, path: Path) -> tuple[np.ndarray, tuple[str, .
         problem = "expected the channels last, 1 to 4 of them"
         raise FieldError("data", f"{problem}, got {images.shape} in {path}")
     if images.dtype == np.uint8:
-        signed = (images / 127.5 - 1).astype(np.float32)
+        signed = _LEVELS[images]
         if images.max() > 1:
             return signed, ()
         return signed, ("no pixel is above 1 of 255: masks of 0 and 1 have to be times 255",)
