@@ -144,7 +144,11 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        for name, value in signature.bind(*args, **kwargs).arguments.items():
+        try:
+            arguments = signature.bind(*args, **kwargs).arguments
+        except TypeError:
+            return function(*args, **kwargs)  # which says in Python's own words what is missing
+        for name, value in arguments.items():
             check_type(name, value, signature.parameters[name].annotation)
         return function(*args, **kwargs)
 
@@ -188,10 +192,18 @@ def _fits(value: Any, kind: Any) -> bool:
         sizes = isinstance(value, tuple) and len(value) == len(get_args(kind))
         return sizes and all(map(_fits, value, get_args(kind)))
     if origin is Callable:
-        return callable(value) and not hasattr(value, "apply")  # no Flax module, no torch module
+        if hasattr(value, "apply"):  # a module of Flax or torch
+            return False
+        takes_variables = getattr(value, "__name__", "") == "apply"
+        return callable(value) and not (takes_variables and _is_of_two(kind))
     if origin is BinaryIO:
         return hasattr(value, "write")
     return isinstance(value, origin)
+
+
+def _is_of_two(kind: Any) -> bool:
+    """Whether it is a function of (x_t, t)."""
+    return len(get_args(kind)) == 2 and get_args(kind)[0] is not ... and len(get_args(kind)[0]) == 2
 
 
 def _is_array(kind: Any) -> bool:
@@ -215,7 +227,6 @@ def _words(kind: Any) -> str:
         int: "a whole number",
         np.integer: "a whole number",
         NoneType: "None",
-        Callable: "a function",
         BinaryIO: "a file",
         PathLike: "a path",
         Sequence: "a list",
@@ -226,6 +237,9 @@ def _words(kind: Any) -> str:
         "NoiseSchedule": "make_schedule(betas)",
         "Sampler": "ddim()",
     }
+    if get_origin(kind) is Callable:
+        example = "such as lambda x_t, t: model.apply(variables, x_t, t)"
+        return f"a function of (x_t, t), {example}" if _is_of_two(kind) else "a function"
     if get_origin(kind) is tuple:
         return f"({', '.join(map(_words, get_args(kind)))})"
     if not _is_array(kind):
@@ -248,6 +262,9 @@ def described(value: Any) -> str:
         return f"{value.dtype}{list(value.shape)}"
     kind = type(value)
     if hasattr(value, "apply"):
-        return f"the module {kind.__name__}, not a function of it, such as its apply"
+        return f"the module {kind.__name__}"
+    if callable(value) and hasattr(value, "__name__"):
+        return f"the function {value.__name__}"
     home = kind.__module__.partition(".")[0]
-    return f"a {kind.__name__}" if home == "builtins" else f"a {home}.{kind.__name__}"
+    name = f"a {kind.__name__}" if home == "builtins" else f"a {home}.{kind.__name__}"
+    return f"{name}: its .numpy() is an array" if hasattr(value, "numpy") else name

@@ -90,7 +90,8 @@ def inpaint(
       key: typed key; may be None where `noise_fn` is given.
       x_start: [batch, …]; what it holds where `mask` is 0 is not looked at, but must be finite.
       mask: broadcastable to `x_start`, booleans or numbers in [0, 1]. Between 0 and 1 it is the
-        share of the known pixel in a mean of both, at every step.
+        share of the known pixel in a mean of both, at every step. A traced one, which cannot be
+        checked, is clipped to [0, 1].
       jump_length, resamples: as in `repaint_walk`; `resamples=1` never jumps.
       noise_fn: `n -> noise` of the shape of `x_start`, for visit n and for N.
       the rest: as in `p_sample_loop`.
@@ -109,10 +110,12 @@ def inpaint(
         size not in (1, whole)
         for size, whole in zip(mask.shape[::-1], x_start.shape[::-1], strict=False)
     ):
+        axis = "; mask[..., None] has a channel" if mask.ndim < x_start.ndim else ""
         raise ValueError(
-            f"mask: expected a shape that broadcasts to {x_start.shape}, got {mask.shape}"
+            f"mask: expected a shape that broadcasts to {x_start.shape}, got {mask.shape}{axis}"
         )
     check_between("mask", mask, 0, 1)
+    mask = jnp.clip(mask, 0, 1)  # what is traced cannot be checked
     mask = place(jnp.broadcast_to(mask, x_start.shape), sharding)
     draw = noise_source(
         key,

@@ -177,7 +177,10 @@ def respace(
     """
     kept = np.asarray(timesteps)
     if kept.ndim != 1 or kept.size == 0 or not np.issubdtype(kept.dtype, np.integer):
-        raise ValueError(f"timesteps: expected integers [steps], got {described(kept)}")
+        raise ValueError(
+            f"timesteps: expected integers [steps], got {described(kept)}; "
+            "spaced_timesteps(T, steps) makes some"
+        )
     if np.any(np.diff(kept) <= 0):
         raise ValueError(f"timesteps: expected strictly ascending entries, got {kept}")
     last = schedule.num_timesteps - 1
@@ -222,10 +225,13 @@ def warn_of_signal(schedule: NoiseSchedule) -> None:
     signal = np.asarray(schedule.sqrt_alphas_cumprod)[-1]
     if signal <= _SIGNAL:
         return
+    timesteps = np.asarray(schedule.timesteps)
+    remedy = "train on a cosine or sigmoid schedule, or with β times 1000 / T"
+    if timesteps[-1] >= timesteps.size:  # respaced
+        remedy = f'use spacing "trailing" or, where that does not help, {remedy}'
     warnings.warn(
         f"schedule: √ᾱ_T is {signal:.3g}: the chain starts from pure noise, where the network "
-        "learned from noise with an image in it, so samples get a wrong brightness; a cosine or "
-        'sigmoid schedule, β times 1000 / T, or "trailing" spacing avoids it',
+        f"learns from noise with an image in it, so samples get a wrong brightness; {remedy}",
         stacklevel=3,
     )
 

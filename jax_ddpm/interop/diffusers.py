@@ -95,7 +95,9 @@ def load_diffusers(folder: str | os.PathLike[str]) -> Pretrained:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"{folder}: expected a folder of diffusers, got none")
+        raise ValueError(
+            f"{folder}: expected a folder of diffusers, got none; nothing is downloaded"
+        )
     if (folder / "checkpoints").is_dir() and not (folder / "model_index.json").exists():
         raise ValueError(
             f"{folder}: expected a folder of diffusers, got a run, which `runs.load_run` opens and "

@@ -271,7 +271,7 @@ def load_state_dict(path: PathLike, *, image_size: int = 64) -> Run:
     Raises `FieldError` naming what is wrong.
     """
     path = Path(path)
-    if path.suffix in (".pt", ".pth", ".bin", ".pkl"):
+    if path.suffix in (".pt", ".pth", ".bin", ".pkl") and path.exists():
         raise FieldError(
             "path",
             f"{path} is a pickle, which can run code; convert it where you trust it: "

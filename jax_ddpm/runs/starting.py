@@ -10,7 +10,6 @@ from jax_ddpm.interop import Pretrained
 from jax_ddpm.models import SimpleUNet, UNet, ddpm_digits
 from jax_ddpm.runs.run import Run, init_variables, load_model
 from jax_ddpm.runs.settings import Settings, named_schedule
-from jax_ddpm.schedule import warn_of_signal
 
 __all__ = ["computing", "new_run"]
 
@@ -26,8 +25,6 @@ def new_run(settings: Settings, data: Dataset) -> Run:
     if settings.init is not None:
         return _from_init(settings, data)
     image_shape = tuple(data.images.shape[1:])
-    schedule = named_schedule(settings.schedule, settings.timesteps)
-    warn_of_signal(schedule)
     model = _new_model(settings.model, data)
     try:
         variables = init_variables(model, jax.random.key(settings.seed), image_shape)
@@ -36,7 +33,7 @@ def new_run(settings: Settings, data: Dataset) -> Run:
     pretrained = Pretrained(
         model,
         variables,
-        schedule,
+        named_schedule(settings.schedule, settings.timesteps),
         prediction_type=settings.prediction_type,
         timestep_spacing="trailing",
     )

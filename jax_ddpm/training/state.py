@@ -11,11 +11,11 @@ import optax
 from jax import lax
 from jaxtyping import Array, Int
 
-from jax_ddpm._checks import FieldError, check_type, checked
-from jax_ddpm._typing import AnyArray, Condition, Output, PRNGKey, Sample
+from jax_ddpm._checks import FieldError, check_type, checked, described
+from jax_ddpm._typing import Condition, Output, PRNGKey, Sample
 from jax_ddpm.losses import LossType, Weighting, training_losses
 from jax_ddpm.reverse import PredictionType, VarianceType
-from jax_ddpm.schedule import NoiseSchedule
+from jax_ddpm.schedule import NoiseSchedule, warn_of_signal
 
 __all__ = ["TrainState", "draw_step", "ema_warmup", "init_train_state", "make_train_step"]
 
@@ -57,10 +57,11 @@ def init_train_state(
     key: PRNGKey, params: Params, optimizer: optax.GradientTransformation
 ) -> TrainState:
     """The state before the first step; the average of the weights starts at the weights."""
-    if params is None:
-        raise FieldError("params", "expected a tree of arrays, got None")
-    for leaf in jax.tree.leaves(params):
-        check_type("params", leaf, AnyArray)
+    leaves = [params] if params is None else jax.tree.leaves(params)
+    for leaf in leaves:
+        if not isinstance(leaf, jax.Array | np.ndarray | np.generic | float | int):
+            expected = "expected a tree of arrays, as model.init makes"
+            raise FieldError("params", f"{expected}, got {described(leaf)}")
     # Copies throughout: the state is meant to be donated, and no buffer can be donated twice.
     copy = jax.tree.map(jnp.array, params)
     return TrainState(
@@ -91,7 +92,8 @@ def make_train_step(
     skip_nonfinite: bool = False,
 ) -> TrainStep:
     """`(state, batch) -> (state, metrics)`, Ho et al. Algorithm 1, for a batch of images, or of
-    `(images, conditions)`; images of uint8 are scaled to [-1, 1].
+    `(images, conditions)`; images of uint8 are scaled to [-1, 1], and floats are in it already.
+    Warns where samples of `schedule` will not start in noise.
 
     Jit it with the state donated: `jax.jit(train_step, donate_argnums=0)`. Clip gradients in
     the optimizer (`optax.chain(optax.clip_by_global_norm(1.0), …)`). The metrics are the batch's
@@ -106,8 +108,9 @@ def make_train_step(
     …] such as another image. Where there is a `null_label`, one number, or an array of the shape
     of one sample's condition, the share `label_dropout` of the samples get it for their own, so
     that one network learns both sides of classifier-free guidance (Ho & Salimans 2022,
-    Algorithm 1). With `dropout`, `apply_fn` also gets `train=True` and a key of the step's own in
-    `rngs={"dropout": …}`.
+    Algorithm 1); where labels count the classes from 0, it is their number, for which an embedding
+    needs one more row. With `dropout`, `apply_fn` also gets `train=True` and a key of the step's
+    own in `rngs={"dropout": …}`.
 
     `accumulate` takes the batch in so many parts, one after the other, for the memory of one:
     loss and gradient are the means over the parts, so the step is the same. (Dropout draws anew,
@@ -121,6 +124,7 @@ def make_train_step(
     """
     if not 0 <= label_dropout <= 1:
         raise ValueError(f"label_dropout: expected 0 to 1, got {label_dropout}")
+    warn_of_signal(schedule)
     if ema_decay is None:
         ema_decay = ema_warmup()
     if not callable(ema_decay) and not 0 <= ema_decay < 1:
@@ -133,6 +137,8 @@ def make_train_step(
         t, noise = draw_step(state, schedule, images)
         _, _, label_key, dropout_key = _keys(state)
         if null_label is not None:
+            if not conditions:
+                raise FieldError("null_label", "the batch has no conditions that it could replace")
             dropped = jax.random.bernoulli(label_key, label_dropout, images.shape[:1])
             conditions = [_dropped(dropped, null_label, each) for each in conditions]
 
