@@ -180,25 +180,34 @@ def _fits(value: Any, kind: Any) -> bool:
     if kind in (Any, inspect.Parameter.empty):
         return True
     if kind in (int, np.integer):
-        return isinstance(value, Integral) and not isinstance(value, bool)
+        return _is_number(value, Integral, jnp.integer)
     if kind is float:
-        return isinstance(value, Real) and not isinstance(value, bool)
+        return _is_number(value, Real, jnp.floating) or _is_number(value, Integral, jnp.integer)
+    if kind is bool:
+        return isinstance(value, bool | np.bool_)
     origin = get_origin(kind) or kind
     if origin is Literal:
         return isinstance(value, str | int) and value in get_args(kind)
     if origin is Sequence:
         return isinstance(value, Sequence) and not isinstance(value, str)
     if origin is tuple:
-        sizes = isinstance(value, tuple) and len(value) == len(get_args(kind))
+        sizes = isinstance(value, tuple | list) and len(value) == len(get_args(kind))
         return sizes and all(map(_fits, value, get_args(kind)))
     if origin is Callable:
-        if hasattr(value, "apply"):  # a module of Flax or torch
-            return False
+        if hasattr(value, "apply") and getattr(value, "scope", None) is None:
+            return False  # a module of Flax that is not bound, or of torch
         takes_variables = getattr(value, "__name__", "") == "apply"
         return callable(value) and not (takes_variables and _is_of_two(kind))
     if origin is BinaryIO:
         return hasattr(value, "write")
     return isinstance(value, origin)
+
+
+def _is_number(value: Any, kind: type, dtype: Any) -> bool:
+    """Whether it is one of Python's, or of NumPy's or JAX's without axes."""
+    if isinstance(value, np.ndarray | jax.Array):
+        return value.ndim == 0 and bool(jnp.issubdtype(value.dtype, dtype))
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def _is_of_two(kind: Any) -> bool:
@@ -238,8 +247,9 @@ def _words(kind: Any) -> str:
         "Sampler": "ddim()",
     }
     if get_origin(kind) is Callable:
-        example = "such as lambda x_t, t: model.apply(variables, x_t, t)"
-        return f"a function of (x_t, t), {example}" if _is_of_two(kind) else "a function"
+        if _is_of_two(kind):
+            return "a function of (x_t, t), such as lambda x_t, t: model.apply(variables, x_t, t)"
+        return "a function, such as model.apply" if get_args(kind)[:1] == (...,) else "a function"
     if get_origin(kind) is tuple:
         return f"({', '.join(map(_words, get_args(kind)))})"
     if not _is_array(kind):

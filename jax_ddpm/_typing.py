@@ -56,13 +56,13 @@ Label: TypeAlias = Integer[_AnyArray, "batch"]
 Condition: TypeAlias = Real[_AnyArray, "batch *condition"]
 """What a network is told of each sample beside it: a class, or an image of its own."""
 
-Numbers: TypeAlias = Sequence[float] | Float[_AnyArray, "numbers"]
+Numbers: TypeAlias = Sequence[float] | Real[_AnyArray, "numbers"]
 """A few of them, in a list or an array."""
 
 Timestep: TypeAlias = Integer[_AnyArray, "batch"] | Integer[_AnyArray, ""] | int | np.integer
 """Entries of the chain, 0 … T - 1: one a sample, or one for all of them."""
 
-Weight: TypeAlias = Float[_AnyArray, "batch"] | Float[_AnyArray, ""] | float | int
+Weight: TypeAlias = Real[_AnyArray, "batch"] | Real[_AnyArray, ""] | float | int
 """How much of something: one number a sample, or one for all of them."""
 
 Table: TypeAlias = Float[_AnyArray, "timesteps"]

@@ -199,4 +199,4 @@ def interpolate(
         ).x_t
 
     # One weight at a time keeps each batch where `sharding` wants it, and the memory of one.
-    return lax.map(decode, jnp.asarray(weights))
+    return lax.map(decode, jnp.asarray(weights, a.dtype))

@@ -11,8 +11,10 @@ import inspect
 import re
 import traceback
 import warnings
+from functools import partial
 from pathlib import Path
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -365,6 +367,48 @@ def test_a_mistake_works_or_is_named(function, name, tmp_path, monkeypatch):
             right = numbers(function(**call))
             for ours, theirs in zip(found, right, strict=True):
                 np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5, err_msg=mistake)
+
+
+def loop(**changes):
+    call = {"key": KEY, "schedule": SCHEDULE, "denoise_fn": network, "shape": SHAPE, **changes}
+    return ddpm.p_sample_loop(**call)
+
+
+class Half(eqx.Module):
+    weight: jax.Array
+
+    def __call__(self, x, t):
+        return x * self.weight
+
+
+RIGHT = {
+    "NumPy's whole numbers": lambda: ddpm.spaced_timesteps(np.int32(10), np.int64(5)),
+    "a list for a shape": lambda: loop(shape=list(SHAPE)),
+    "arrays without axes": lambda: loop(first_sample=jnp.int32(3), sampler=ddpm.ddim(np.array(1))),
+    "NumPy's True": lambda: loop(clip_denoised=np.bool_(True)),
+    "a partial": lambda: loop(denoise_fn=partial(lambda w, x, t: x * w, 0.5)),
+    "a jitted function": lambda: loop(denoise_fn=jax.jit(network)),
+    "a module of Equinox": lambda: loop(denoise_fn=Half(jnp.float32(0.5))),
+    "a bound module of Flax": lambda: loop(denoise_fn=MODEL.bind(VARIABLES)),
+    "another kind of key": lambda: loop(key=jax.random.key(0, impl="rbg")),
+    "keys under vmap": lambda: jax.vmap(lambda key: loop(key=key))(jax.random.split(KEY)),
+    "a traced schedule": lambda: jax.jit(lambda s: loop(schedule=s))(
+        jax.tree.map(jnp.asarray, SCHEDULE)
+    ),
+    "sixteen bits": lambda: ddpm.q_sample(
+        SCHEDULE, X.astype(jnp.bfloat16), 0, X.astype(jnp.bfloat16)
+    ),
+    "no sign": lambda: ddpm.q_sample(SCHEDULE, X, ENTRIES.astype(np.uint8), X),
+    "whole weights": lambda: ddpm.interpolate(SCHEDULE, network, X, X, (0, 1)),
+    "whole scales": lambda: guided(scale=np.array([1, 2])),
+    "a list for an interval": lambda: guided(interval=[0, 3]),
+    "samples of numbers": lambda: loop(shape=(4, 2)),
+}
+
+
+@pytest.mark.parametrize("what", RIGHT)
+def test_what_is_right_is_not_refused(what):
+    assert all(np.all(np.isfinite(leaf)) for leaf in numbers(RIGHT[what]()))
 
 
 ON_IMAGES = [
