@@ -31,7 +31,11 @@ class Pretrained(NamedTuple):
 
     @property
     def policy(self) -> dict[str, Any]:
-        """How an output of the model is read: keywords of `p_sample_loop` and `bits_per_dim`."""
+        """How an output of the model is read: keywords of `p_sample_loop` and `bits_per_dim`.
+
+        The maths hands the three on by name. A tuple of them would be a second spelling in every
+        function that has the keywords.
+        """
         return {
             "prediction_type": self.prediction_type,
             "variance_type": self.variance_type,
