@@ -232,7 +232,7 @@ def warn_of_signal(schedule: NoiseSchedule) -> None:
     warnings.warn(
         f"schedule: √ᾱ_T is {signal:.3g}: the chain starts from pure noise, where the network "
         f"learns from noise with an image in it, so samples get a wrong brightness; {remedy}",
-        stacklevel=3,
+        stacklevel=1,  # said once, whoever calls
     )
 
 

@@ -42,11 +42,7 @@ def run(arguments: list[str] | None = None) -> None:
         "--version says which version this is.",
         args=arguments,
         return_unknown_args=True,
-        config=(
-            tyro.conf.OmitArgPrefixes,
-            tyro.conf.FlagCreatePairsOff,
-            tyro.conf.DisallowNone,
-        ),
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone),
     )
     try:
         name = next(name for name, each in _COMMANDS.items() if type(config) is each)
@@ -56,31 +52,26 @@ def run(arguments: list[str] | None = None) -> None:
         command = getattr(import_module(f"jax_ddpm.cli.{name}"), name)
         with Interrupts() as interrupts, warning_lines(), naming():
             command(config, interrupts) if name == "train" else command(config)
+        return
     except (UsageError, PartnerFailed) as error:
-        print(f"jax-ddpm: {error}", file=sys.stderr)
-        sys.exit(2)
+        problem = str(error)
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise
-        problem = str(error).partition("\n")[0]
-        print(
-            "jax-ddpm: another process does not answer: started again in all of them, the same "
-            f"command resumes ({problem})",
-            file=sys.stderr,
-        )
-        sys.exit(2)
+        again = "started again in all of them, the same command resumes"
+        problem = f"another process does not answer: {again} ({str(error).splitlines()[0]})"
     except OSError as error:
-        print(f"jax-ddpm: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
-        sys.exit(2)
+        problem = f"{error.filename or 'a file'}: {error.strerror or error}"
+    print(f"jax-ddpm: {problem}", file=sys.stderr)
+    sys.exit(2)
 
 
 def _join_lines(config: Any) -> None:
     """Makes one line of each field's docstring, which tyro breaks where the source does."""
     for group in config.__mro__[:-1]:
         for doc in parse_from_object(group).params:
-            group.__dataclass_fields__[doc.arg_name].metadata = {
-                "help": " ".join((doc.description or "").split())
-            }
+            words = (doc.description or "").split()
+            group.__dataclass_fields__[doc.arg_name].metadata = {"help": " ".join(words)}
     for field in fields(config):
         if is_dataclass(field.type):
             _join_lines(field.type)

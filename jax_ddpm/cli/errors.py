@@ -32,16 +32,9 @@ def naming(**flags: str) -> Iterator[None]:
 
 @contextmanager
 def warning_lines() -> Iterator[None]:
-    """Inside, a warning is a line on the error stream, each once."""
-    shown: set[str] = set()
-
-    def show(message: Warning | str, *_: object) -> None:
-        if str(message) not in shown:
-            print(f"jax-ddpm: {message}", file=sys.stderr)
-        shown.add(str(message))
-
+    """Inside, a warning is a line on the error stream."""
     with warnings.catch_warnings():
-        warnings.showwarning = show
+        warnings.showwarning = lambda message, *_: print(f"jax-ddpm: {message}", file=sys.stderr)
         yield
 
 

@@ -41,8 +41,7 @@ def evaluate(config: EvaluateConfig) -> None:
         say("bits per dimension are left out: the pixels are not those of 8 bits")
     if not figures:
         raise UsageError("--run: nothing to measure: no classes, and no pixels of 8 bits")
-    path = config.json
-    if path is not None:
+    if (path := config.json) is not None:
         with writing("--json", path):
-            model = {"run": str(config.run or config.pretrained)}
-            on_writer(lambda: write_json(path, {**model, **figures}))
+            figures = {"run": str(config.run or config.pretrained), **figures}
+            on_writer(lambda: write_json(path, figures))
