@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Sequence
-from functools import wraps
+from functools import lru_cache, wraps
 from numbers import Integral, Real
 from os import PathLike
 from types import NoneType, UnionType
@@ -157,8 +157,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
 
 def check_type(name: str, value: Any, annotation: Any) -> None:
     """Raises `FieldError` unless `value` is what `annotation` says."""
-    union = get_origin(annotation) in (Union, UnionType)
-    kinds = get_args(annotation) if union else (annotation,)
+    kinds = _kinds(annotation)
     arrays = [kind for kind in kinds if _is_array(kind)]
     with jaxtyped("context"):  # of its own: axes of other arguments may have the same names
         if any(_fits(value, kind) for kind in kinds):
@@ -172,8 +171,17 @@ def check_type(name: str, value: Any, annotation: Any) -> None:
         raise FieldError(name, f"expected shape {shapes}, got {list(np.shape(value))}")
     if any(choice is not None for choice in choices):
         raise FieldError(name, f"expected one of {', '.join(map(repr, choices))}, got {value!r}")
-    expected = " or ".join(dict.fromkeys(map(_words, kinds)))
+    words = dict.fromkeys(map(_words, kinds))
+    if "a number" in words:
+        words.pop("a whole number", None)
+    expected = " or ".join(words)
     raise FieldTypeError(name, f"expected {expected}, got {described(value)}")
+
+
+@lru_cache
+def _kinds(annotation: Any) -> tuple[Any, ...]:
+    union = get_origin(annotation) in (Union, UnionType)
+    return get_args(annotation) if union else (annotation,)
 
 
 def _fits(value: Any, kind: Any) -> bool:
@@ -187,26 +195,36 @@ def _fits(value: Any, kind: Any) -> bool:
         return isinstance(value, bool | np.bool_)
     origin = get_origin(kind) or kind
     if origin is Literal:
-        return isinstance(value, str | int) and value in get_args(kind)
+        value = value.item() if isinstance(value, np.generic) else value
+        return isinstance(value, str | int) and value is not True and value in get_args(kind)
     if origin is Sequence:
+        if isinstance(value, np.ndarray | jax.Array):
+            return value.ndim == 1 or (value.ndim > 1 and get_args(kind)[0] is not float)
         return isinstance(value, Sequence) and not isinstance(value, str)
     if origin is tuple:
         sizes = isinstance(value, tuple | list) and len(value) == len(get_args(kind))
         return sizes and all(map(_fits, value, get_args(kind)))
     if origin is Callable:
-        if hasattr(value, "apply") and getattr(value, "scope", None) is None:
-            return False  # a module of Flax that is not bound, or of torch
-        takes_variables = getattr(value, "__name__", "") == "apply"
-        return callable(value) and not (takes_variables and _is_of_two(kind))
+        takes_variables = _is_of_two(kind) and _is_module(getattr(value, "__self__", None))
+        return callable(value) and not _is_module(value) and not takes_variables
     if origin is BinaryIO:
         return hasattr(value, "write")
-    return isinstance(value, origin)
+    # A NamedTuple is a contract, which others keep too, such as `optax.MultiSteps`.
+    fields = getattr(origin, "_fields", ("",))
+    return isinstance(value, origin) or all(hasattr(value, each) for each in fields)
+
+
+def _is_module(value: Any) -> bool:
+    """Whether it is a module of Flax that is not bound, or of torch."""
+    unbound = hasattr(value, "apply") and getattr(value, "scope", value) is None
+    return unbound or hasattr(value, "state_dict")
 
 
 def _is_number(value: Any, kind: type, dtype: Any) -> bool:
     """Whether it is one of Python's, or of NumPy's or JAX's without axes."""
-    if isinstance(value, np.ndarray | jax.Array):
-        return value.ndim == 0 and bool(jnp.issubdtype(value.dtype, dtype))
+    if isinstance(value, np.ndarray | np.generic | jax.Array):
+        known = not isinstance(value, Tracer)
+        return known and value.ndim == 0 and bool(jnp.issubdtype(value.dtype, dtype))
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
@@ -271,7 +289,7 @@ def described(value: Any) -> str:
     if isinstance(value, np.ndarray | jax.Array):
         return f"{value.dtype}{list(value.shape)}"
     kind = type(value)
-    if hasattr(value, "apply"):
+    if _is_module(value):
         return f"the module {kind.__name__}"
     if callable(value) and hasattr(value, "__name__"):
         return f"the function {value.__name__}"

@@ -53,7 +53,7 @@ PerSample: TypeAlias = Float[_AnyArray, "batch"]
 Label: TypeAlias = Integer[_AnyArray, "batch"]
 """The class of each sample."""
 
-Condition: TypeAlias = Real[_AnyArray, "batch *condition"]
+Condition: TypeAlias = Real[_AnyArray, "batch *condition"] | Bool[_AnyArray, "batch *condition"]
 """What a network is told of each sample beside it: a class, or an image of its own."""
 
 Numbers: TypeAlias = Sequence[float] | Real[_AnyArray, "numbers"]

@@ -105,6 +105,7 @@ def inpaint(
     """
     entries, up = repaint_walk(schedule.num_timesteps, jump_length, resamples)
     x_start = place(jnp.asarray(x_start), sharding)
+    check_between("mask", mask, 0, 1)
     mask = jnp.asarray(mask, x_start.dtype)
     if mask.ndim > x_start.ndim or any(
         size not in (1, whole)
@@ -114,7 +115,6 @@ def inpaint(
         raise ValueError(
             f"mask: expected a shape that broadcasts to {x_start.shape}, got {mask.shape}{axis}"
         )
-    check_between("mask", mask, 0, 1)
     mask = jnp.clip(mask, 0, 1)  # what is traced cannot be checked
     mask = place(jnp.broadcast_to(mask, x_start.shape), sharding)
     draw = noise_source(

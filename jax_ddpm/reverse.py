@@ -11,6 +11,7 @@ log Σ itself (`learned`), or the place v of log Σ between log β̃_t and log �
 from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array
 
@@ -102,7 +103,10 @@ def predict_xstart(
     says nothing of x_0.
     """
     if prediction_type == "epsilon":
-        if not isinstance(schedule.alphas_cumprod, Tracer) and schedule.alphas_cumprod[-1] == 0:
+        if (
+            not isinstance(schedule.alphas_cumprod, Tracer)
+            and np.asarray(schedule.alphas_cumprod)[-1] == 0
+        ):
             raise ValueError(
                 "prediction_type: expected 'sample' or 'v_prediction' on a schedule of zero "
                 "terminal SNR, got 'epsilon'"

@@ -25,6 +25,7 @@ of its own, which the compiler may fuse in its own way.
     x_0 = state.x_t
 """
 
+import operator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -119,6 +120,7 @@ def p_sample_loop(
     total = schedule.num_timesteps
     if save_every is None:
         return run(state, total).x_t
+    save_every = operator.index(save_every)
     if not 1 <= save_every <= total:
         raise ValueError(f"save_every: expected 1 to {total} steps, got {save_every}")
 
@@ -173,6 +175,7 @@ def p_sample_steps(
     """Take `steps` steps down the chain from `state`; T of them from its start are the whole."""
     sampler = sampler or ancestral()
     check_not_negative(first_sample=first_sample)
+    steps = operator.index(steps)
     left = schedule.num_timesteps if isinstance(state.i, Tracer) else int(state.i) + 1
     if not 0 <= steps <= left:
         raise ValueError(f"steps: expected 0 to {left}, the entries that are left, got {steps}")
@@ -194,7 +197,7 @@ def p_sample_steps(
     def step(state, _):
         i, x_t, memory = state
         made = sampler.step(schedule, run_network, draw, i, x_t, memory)
-        if not isinstance(made, tuple) or len(made) != 2:
+        if not isinstance(made, tuple | list) or len(made) != 2:
             raise TypeError(f"sampler.step: expected (x_prev, memory), got {made!r}")
         x_prev, memory = made
         return SampleState(i - 1, place(x_prev, sharding), memory), None

@@ -26,6 +26,11 @@ from jax_ddpm import data, interop, runs
 from jax_ddpm.runs.run import Run
 from jax_ddpm.training.sharding import device_mesh
 
+try:
+    import torch as TORCH
+except ImportError:
+    TORCH = None
+
 pytestmark = pytest.mark.usefixtures("defaults", "untyped")
 
 T = 4
@@ -287,7 +292,7 @@ def mistakes(value, torch=None):
             "below": value - 5,
             "above": value + 500,
         }
-        return wrong | ({"tensor": torch.from_numpy(value)} if torch else {})
+        return wrong | ({"tensor": torch.from_numpy(value.copy())} if torch else {})
     if callable(value):
         return wrong | {
             "module": MODEL,
@@ -354,7 +359,7 @@ def check_named(error, name, call, mistake, wrong):
 def test_a_mistake_works_or_is_named(function, name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     call = CALLS[function]
-    for mistake, wrong in mistakes(call[name]).items():
+    for mistake, wrong in mistakes(call[name], TORCH).items():
         try:
             with warnings.catch_warnings(action="ignore"):
                 result = function(**{**call, name: wrong})

@@ -140,11 +140,13 @@ def _read_arrays(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         raise FieldError("data", f"{problem}, in {path}, got {got}")
     if labels and not np.issubdtype(labels[0].dtype, np.integer):
         raise FieldError("data", f"expected integer labels in {path}, got {labels[0].dtype}")
+    if labels and labels[0].size and labels[0].max() > np.iinfo(np.int32).max:
+        raise FieldError("data", f"expected labels of 32 bits in {path}, got {labels[0].max()}")
     return images[0], labels[0].reshape(-1).astype(np.int32) if labels else None
 
 
 def _read_folder(path: Path) -> tuple[np.ndarray, np.ndarray | None, tuple[str, ...]]:
-    files = sorted(_pictures(path))
+    files = list(_pictures(path))
     if not files:
         raise FieldError("data", f"no pictures in {path}")
     pictures, transparent = [], 0
@@ -163,7 +165,7 @@ def _read_folder(path: Path) -> tuple[np.ndarray, np.ndarray | None, tuple[str, 
             )
     notes = []
     if transparent:
-        notes.append(f"{transparent:,} pictures are transparent in places, which are white now")
+        notes.append(f"pictures with transparency, which is white now: {transparent:,}")
     folders = [file.relative_to(path).parts[0] for file in files]
     classes = sorted(set(folders))
     if len(classes) < 2 or any(file.parent == path for file in files):
@@ -176,18 +178,18 @@ def _read_folder(path: Path) -> tuple[np.ndarray, np.ndarray | None, tuple[str, 
     return np.stack(pictures), labels, tuple(notes)
 
 
-def _pictures(path: Path) -> Iterator[Path]:
+def _pictures(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
     """The pictures in a folder and those below it, also by links, but no hidden ones."""
-    seen = {os.path.realpath(path)}
-    for folder, subfolders, names in os.walk(path, followlinks=True):
-        for name in list(subfolders):
-            real = os.path.realpath(os.path.join(folder, name))
-            if name.startswith(".") or real in seen:  # a link may lead back up
-                subfolders.remove(name)
-            seen.add(real)
-        for name in names:
-            if not name.startswith(".") and Path(name).suffix.lower() in _PICTURES:
-                yield Path(folder, name)
+    here = os.path.realpath(folder)
+    if here in above:
+        return  # a link that leads back up
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            yield from _pictures(path, (*above, here))
+        elif path.suffix.lower() in _PICTURES:
+            yield path
 
 
 def _read_picture(file: Path) -> tuple[np.ndarray, bool]:

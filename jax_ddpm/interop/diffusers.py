@@ -146,7 +146,7 @@ def save_diffusers(folder: str | os.PathLike[str], pretrained: Pretrained) -> No
         (new / "unet").mkdir()
         (new / "scheduler").mkdir()
         save_tensors(new / "unet" / _WEIGHTS, tensors)
-        null_label = {_NULL_LABEL: pretrained.null_label} if pretrained.null_label else {}
+        null_label = {} if pretrained.null_label is None else {_NULL_LABEL: pretrained.null_label}
         write_json(new / "unet" / "config.json", unet_config(model) | null_label)
         write_json(new / "scheduler" / "scheduler_config.json", config)
         write_json(new / "model_index.json", index)
@@ -189,7 +189,7 @@ def _load_scheduler(folder: Path) -> dict[str, Any]:
     if (folder / "model_index.json").exists():
         raise ValueError(f"{folder}: expected scheduler/scheduler_config.json, got none")
     warnings.warn(
-        f"{folder}: no scheduler_config.json: assuming ε, linear β and T = 1,000", stacklevel=3
+        f"{folder}: no scheduler_config.json: assuming ε, linear β and T = 1,000", stacklevel=4
     )
     return default_scheduler()
 

@@ -80,7 +80,7 @@ def fit(
     """
     with open_run(folder, data, settings or Settings(), accept_changes=accept_changes) as training:
         for note in training.notes():
-            warnings.warn(note, stacklevel=2)
+            warnings.warn(note, stacklevel=3)
         return train(training, progress, stop)
 
 

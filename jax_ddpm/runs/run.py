@@ -247,6 +247,9 @@ def _from_pretrained(pretrained: Pretrained, folder: Path) -> Run:
         raise ValueError(f"{folder}: sample_size: {error}") from None
     null_label, classes = pretrained.null_label, model.num_class_embeds
     if null_label is not None:
+        if null_label != classes - 1:
+            expected = f"expected the network's last label, {classes - 1}, for the null label"
+            raise ValueError(f"{folder}: {expected}, got {null_label}")
         return Run(pretrained, image_shape, null_label, null_label, guidance=1.0)
     null_label = None if classes is None else classes - 1
     return Run(pretrained, image_shape, classes, null_label, guidance=1.0)

@@ -11,7 +11,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, Int
 
-from jax_ddpm._checks import FieldError, check_type, checked, described
+from jax_ddpm._checks import FieldError, FieldTypeError, check_type, checked, described
 from jax_ddpm._typing import Condition, Output, PRNGKey, Sample
 from jax_ddpm.losses import LossType, Weighting, training_losses
 from jax_ddpm.reverse import PredictionType, VarianceType
@@ -92,7 +92,8 @@ def make_train_step(
     skip_nonfinite: bool = False,
 ) -> TrainStep:
     """`(state, batch) -> (state, metrics)`, Ho et al. Algorithm 1, for a batch of images, or of
-    `(images, conditions)`; images of uint8 are scaled to [-1, 1], and floats are in it already.
+    `(images, conditions)`; images of uint8, also as conditions, are scaled to [-1, 1], and floats
+    are in it already.
     Warns where samples of `schedule` will not start in noise.
 
     Jit it with the state donated: `jax.jit(train_step, donate_argnums=0)`. Clip gradients in
@@ -140,7 +141,7 @@ def make_train_step(
             if not conditions:
                 raise FieldError("null_label", "the batch has no conditions that it could replace")
             dropped = jax.random.bernoulli(label_key, label_dropout, images.shape[:1])
-            conditions = [_dropped(dropped, null_label, each) for each in conditions]
+            conditions = jax.tree.map(partial(_dropped, dropped, null_label), conditions)
 
         def loss_fn(params, part, dropout_key):
             images, t, noise, *conditions = part
@@ -193,29 +194,36 @@ def make_train_step(
 
 
 def _unpacked(batch: Batch) -> list[Any]:
-    """Images as floats in [-1, 1], and the conditions."""
+    """Images as floats in [-1, 1], and the conditions, each a tree of arrays."""
     if isinstance(batch, Mapping):
         got = f"a dict of {', '.join(map(str, batch))}"
-        raise TypeError(f"batch: expected images or (images, conditions), got {got}")
+        raise FieldTypeError("batch", f"expected images or (images, conditions), got {got}")
     images, *conditions = batch if isinstance(batch, tuple | list) else (batch,)
-    if getattr(images, "dtype", None) == np.uint8:
-        images = jnp.asarray(images, jnp.float32) / 127.5 - 1
+    images = _scaled(images, images)
     check_type("batch", images, Sample)
-    for condition in conditions:
-        check_type("batch", condition, Condition)
-        if len(condition) != len(images):
+    for leaf in jax.tree.leaves(conditions):
+        check_type("batch: condition", leaf, Condition)
+        if len(leaf) != len(images):
             expected = f"expected a condition for each of {len(images)} images"
-            raise FieldError("batch", f"{expected}, got one of shape {condition.shape}")
-    return [jnp.asarray(each) for each in (images, *conditions)]
+            raise FieldError("batch", f"{expected}, got one of shape {leaf.shape}")
+    convert = partial(jax.tree.map, lambda leaf: jnp.asarray(_scaled(leaf, images)))
+    return [convert(each) for each in (images, *conditions)]
+
+
+def _scaled(x: Any, images: Any) -> Any:
+    """Bytes that are images as floats in [-1, 1]; whatever else as it is."""
+    if getattr(x, "dtype", None) != np.uint8 or x.ndim != images.ndim:
+        return x
+    return jnp.asarray(x, jnp.float32) / 127.5 - 1
 
 
 def _dropped(dropped: Array, null_label: Any, condition: Condition) -> Array:
     """The conditions, the null in place of those of samples that are `dropped`."""
-    null = jnp.asarray(null_label)
+    null = np.asarray(null_label)
     if null.shape not in ((), condition.shape[1:]):
         expected = f"expected shape () or {condition.shape[1:]}, as one condition's"
         raise FieldError("null_label", f"{expected}, got {null.shape}")
-    if not np.can_cast(null.dtype, condition.dtype, "same_kind"):
+    if not np.array_equal(null, null.astype(condition.dtype)):
         raise FieldError("null_label", f"expected {condition.dtype}, got {null_label!r}")
     dropped = dropped.reshape(-1, *[1] * (condition.ndim - 1))
     return jnp.where(dropped, null.astype(condition.dtype), condition)
