@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +110,7 @@ def main(argv: list[str] | None = None) -> None:
         if part not in PARTS:
             parser.error(f"expected parts of {', '.join(PARTS)}, got {part}")
     clock = Clock(arguments.budget)
+    _recorded.cache_clear()
     # Before JAX's backend starts: memory is left for torch, of a GPU at least half.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.5")
@@ -172,6 +173,12 @@ def _measure(parts: Iterable[str], cache: str, *, tiny: bool) -> Iterator[tuple[
             yield labels, (race.part, race.work, race.compiled), work
 
 
+@cache
+def _recorded(path: Path) -> dict[str, Any] | None:
+    """The record of an earlier call, as it was before this one wrote any."""
+    return json.loads(path.read_text()) if path.exists() else None
+
+
 def _write(arguments: argparse.Namespace, parts: Iterable[str], rows: list[Row]) -> Path:
     """JSON and markdown, named after the device; the path of the latter.
 
@@ -186,7 +193,8 @@ def _write(arguments: argparse.Namespace, parts: Iterable[str], rows: list[Row])
         "precision": PRECISION,
         "tiny": arguments.tiny,
     }
-    if path.exists() and _alike(old := json.loads(path.read_text()), record):
+    old = _recorded(path)
+    if old is not None and _alike(old, record):
         kept = [row for row in old["rows"] if row.get("problem") != _NOT_ASKED]
         measured = {row["piece"] for row in kept if row["status"] != "left out"}
         rows = [row for row in rows if row["status"] != "left out" or row["piece"] not in measured]

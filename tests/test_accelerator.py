@@ -82,7 +82,8 @@ def test_it_needs_no_other_packages(tmp_path):
 def test_all_of_it_needs_no_other_packages(tmp_path):
     rows, text = _without(tmp_path)
     assert {row["status"] for row in rows} == {"passed", "timed", "left out"}
-    assert "- needs diffusers: UNet, Ho et al.'s: output, float32, float64; small UNet" in text
+    assert "- needs diffusers: UNet, Ho et al.'s: output, float32, float64\n" in text
+    assert "- needs diffusers, small UNet, torch eager: reverse loop, 2, bfloat16; " in text
 
 
 def test_parity_is_found_and_a_wrong_output_fails(run, monkeypatch):
