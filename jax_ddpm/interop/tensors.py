@@ -14,9 +14,6 @@ def to_arrays(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
     The prefix `module.` that `DataParallel` gives all names is left out. Raises `TypeError` naming
     what cannot be read.
     """
-    if not isinstance(state_dict, Mapping):
-        got = type(state_dict).__name__
-        raise TypeError(f"state_dict: expected tensors by name, model.state_dict(), got {got}")
     arrays = {}
     for name, value in state_dict.items():
         # A parameter that tracks gradients refuses NumPy, and this package never imports torch.

@@ -153,9 +153,6 @@ def begin(training: Training) -> None:
 
 
 def _prepare(settings: Settings, data: Dataset) -> tuple[Run, Mesh]:
-    if not isinstance(data, Dataset):
-        problem = f"expected a Dataset, such as load_dataset makes, got {type(data).__name__}"
-        raise FieldError("data", problem)
     data.check()
     run = new_run(settings, data)
     computing(run, dtype=settings.dtype, remat=settings.remat)  # refuses what does not go together
