@@ -26,6 +26,8 @@ from jax_ddpm.likelihood import bits_per_dim as bits_per_dim
 from jax_ddpm.losses import training_losses as training_losses
 from jax_ddpm.models import SimpleUNet as SimpleUNet
 from jax_ddpm.models import UNet as UNet
+from jax_ddpm.models import adm_imagenet64 as adm_imagenet64
+from jax_ddpm.models import ddpm_celebahq as ddpm_celebahq
 from jax_ddpm.models import ddpm_cifar10 as ddpm_cifar10
 from jax_ddpm.models import ddpm_digits as ddpm_digits
 from jax_ddpm.noise import sample_noise as sample_noise

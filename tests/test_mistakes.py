@@ -211,6 +211,8 @@ CALLS = {
         "accumulate": 1,
     },
     step_on: {"batch": X},
+    ddpm.adm_imagenet64: {},
+    ddpm.ddpm_celebahq: {},
     ddpm.ddpm_cifar10: {},
     ddpm.ddpm_digits: {"num_classes": 10},
     ddpm.ancestral: {},

@@ -57,6 +57,8 @@ _UNET_DEFAULTS: dict[str, Any] = {
     "layers_per_block": 2,
     "mid_block_scale_factor": 1,
     "downsample_padding": 1,
+    "downsample_type": "conv",
+    "upsample_type": "conv",
     "dropout": 0.0,
     "act_fn": "silu",
     "attention_head_dim": 8,
@@ -70,8 +72,6 @@ _UNET_DEFAULTS: dict[str, Any] = {
 # Settings with one supported value.
 _UNET_FIXED: dict[str, Any] = {
     "time_embedding_type": "positional",
-    "downsample_type": "conv",
-    "upsample_type": "conv",
     "class_embed_type": None,
 }
 _UNET_IGNORED = (

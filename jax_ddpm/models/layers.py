@@ -28,6 +28,8 @@ __all__ = [
     "ResnetBlock",
     "TimestepEmbedding",
     "Upsample",
+    "double",
+    "halve",
     "sinusoidal_embedding",
 ]
 
@@ -123,16 +125,23 @@ class TimestepEmbedding(nn.Module):
 
 
 class ResnetBlock(nn.Module):
-    """Two convolutions with the time added, or scaling and shifting, between them."""
+    """Two convolutions with the time added, or scaling and shifting, between them.
+
+    `resample`, `halve` or `double`, changes the size on both branches (Brock et al. 2019).
+    """
 
     config: BlockConfig
     features: int
     output_scale_factor: int | float = 1
+    resample: Callable[[Features], Features] | None = None
 
     @nn.compact
     def __call__(self, x: Features, embedding: Embedding) -> Features:
         config = self.config
-        hidden = config.conv(self.features, "conv1")(config.act(config.norm("norm1")(x)))
+        hidden = config.act(config.norm("norm1")(x))
+        if self.resample is not None:
+            x, hidden = self.resample(x), self.resample(hidden)
+        hidden = config.conv(self.features, "conv1")(hidden)
         scale_shift = config.resnet_time_scale_shift == "scale_shift"
         projection = config.dense(self.features * (1 + scale_shift), "time_emb_proj")
         time = projection(config.act(embedding))[:, None, None, :]
@@ -194,4 +203,15 @@ class Upsample(nn.Module):
 
     @nn.compact
     def __call__(self, x: Features) -> Features:
-        return self.config.conv(x.shape[-1], "conv")(x.repeat(2, axis=1).repeat(2, axis=2))
+        return self.config.conv(x.shape[-1], "conv")(double(x))
+
+
+def halve(x: Features) -> Features:
+    """The mean of every 2×2 pixels."""
+    batch, height, width, channels = x.shape
+    return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean((2, 4))
+
+
+def double(x: Features) -> Features:
+    """Every pixel four times."""
+    return x.repeat(2, axis=1).repeat(2, axis=2)

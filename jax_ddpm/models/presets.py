@@ -5,7 +5,7 @@ from typing import Any
 from jax_ddpm._checks import checked
 from jax_ddpm.models.unet import UNet
 
-__all__ = ["ddpm_cifar10", "ddpm_digits"]
+__all__ = ["adm_imagenet64", "ddpm_celebahq", "ddpm_cifar10", "ddpm_digits"]
 
 
 def ddpm_cifar10(**fields: Any) -> UNet:
@@ -25,5 +25,49 @@ def ddpm_digits(num_classes: int | None = 10, **fields: Any) -> UNet:
         "layers_per_block": 1,
         "norm_num_groups": 8,
         "num_class_embeds": None if num_classes is None else num_classes + 1,
+    }
+    return UNet(**{**settings, **fields})
+
+
+def ddpm_celebahq(**fields: Any) -> UNet:
+    """Ho et al.'s network for 256×256, 113,673,219 parameters; `fields` replace its own.
+
+    Their Appendix B, in the settings of Google's `ddpm-celebahq-256`, whose weights fit.
+    """
+    settings: dict[str, Any] = {
+        "sample_size": 256,
+        "block_out_channels": (128, 128, 256, 256, 512, 512),
+        "down_block_types": (*("DownBlock2D",) * 4, "AttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "AttnUpBlock2D", *("UpBlock2D",) * 4),
+    }
+    return UNet(**{**settings, **fields})
+
+
+def adm_imagenet64(**fields: Any) -> UNet:
+    """Dhariwal & Nichol's ADM for ImageNet at 64×64, 295,904,454 parameters (their 296 M).
+
+    `fields` replace its own. It learns the variance, and has 1,000 classes and no null label (their
+    guidance is a classifier's): `num_class_embeds=1001` adds one. All of the original's arithmetic
+    is there, though its half precision keeps norms and what is outside of the blocks in float32,
+    where `dtype` is of all.
+    """
+    settings: dict[str, Any] = {
+        "sample_size": 64,
+        "out_channels": 6,
+        "block_out_channels": (192, 384, 576, 768),
+        "down_block_types": ("ResnetDownsampleBlock2D", *("AttnDownBlock2D",) * 3),
+        "up_block_types": (*("AttnUpBlock2D",) * 3, "ResnetUpsampleBlock2D"),
+        "layers_per_block": 3,
+        "attention_head_dim": 64,
+        "norm_eps": 1e-5,
+        "attn_norm_num_groups": 32,  # without it, none in the middle under "scale_shift"
+        "resnet_time_scale_shift": "scale_shift",
+        "downsample_padding": 1,
+        "downsample_type": "resnet",
+        "upsample_type": "resnet",
+        "dropout": 0.1,
+        "flip_sin_to_cos": True,
+        "freq_shift": 0,
+        "num_class_embeds": 1000,
     }
     return UNet(**{**settings, **fields})

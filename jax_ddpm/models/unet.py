@@ -26,6 +26,8 @@ from jax_ddpm.models.layers import (
     ResnetBlock,
     TimestepEmbedding,
     Upsample,
+    double,
+    halve,
     sinusoidal_embedding,
 )
 
@@ -40,8 +42,9 @@ class UNet(nn.Module):
       in_channels, out_channels: of the images, and of the output (twice as many where the
         variance is learned).
       block_out_channels: one for each resolution, from the full one down.
-      down_block_types, up_block_types: `"DownBlock2D"` or `"AttnDownBlock2D"`, from the full
-        resolution down; `"UpBlock2D"` or `"AttnUpBlock2D"`, from the lowest up.
+      down_block_types, up_block_types: `"DownBlock2D"`, `"AttnDownBlock2D"` or
+        `"ResnetDownsampleBlock2D"`, from the full resolution down; `"UpBlock2D"`,
+        `"AttnUpBlock2D"` or `"ResnetUpsampleBlock2D"`, from the lowest up.
       layers_per_block: residual blocks at each resolution on the way down; one more going up.
       mid_block_type: `"UNetMidBlock2D"`, or None for no block in the middle.
       mid_block_scale_factor: the middle's outputs are divided by it.
@@ -53,6 +56,9 @@ class UNet(nn.Module):
       resnet_time_scale_shift: the time is added (`"default"`), or scales and shifts
         (`"scale_shift"`).
       downsample_padding: 1, or 0 to pad below and to the right only.
+      downsample_type: `"conv"`, or `"resnet"`: `"AttnDownBlock2D"` then halves inside a residual
+        block, as `"ResnetDownsampleBlock2D"` always does and `"DownBlock2D"` never.
+      upsample_type: the same of `"AttnUpBlock2D"`, which doubles.
       act_fn: `"silu"`, `"swish"`, `"mish"`, `"gelu"` or `"relu"`, inside residual blocks.
       dropout: in residual blocks, while training.
       time_embedding_dim: None means 4 × the first of `block_out_channels`.
@@ -86,6 +92,8 @@ class UNet(nn.Module):
     attn_norm_num_groups: int | None = None
     resnet_time_scale_shift: str = "default"
     downsample_padding: int = 0
+    downsample_type: str = "conv"
+    upsample_type: str = "conv"
     act_fn: str = "silu"
     dropout: int | float = 0.0
     time_embedding_dim: int | None = None
@@ -138,7 +146,8 @@ class UNet(nn.Module):
                 features,
                 self.layers_per_block,
                 attention=kind == "AttnDownBlock2D",
-                downsample_padding=self.downsample_padding if level < last else None,
+                downsample=_resampling(kind, self.downsample_type) if level < last else None,
+                downsample_padding=self.downsample_padding,
                 remat=self.remat,
                 name=f"down_blocks_{level}",
             )
@@ -154,7 +163,7 @@ class UNet(nn.Module):
                 config,
                 features,
                 attention=kind == "AttnUpBlock2D",
-                upsample=level < last,
+                upsample=_resampling(kind, self.upsample_type) if level < last else None,
                 remat=self.remat,
                 name=f"up_blocks_{level}",
             )
@@ -203,8 +212,8 @@ class UNet(nn.Module):
 
     def _check_fields(self) -> None:
         for name, kinds in (
-            ("down_block_types", ("DownBlock2D", "AttnDownBlock2D")),
-            ("up_block_types", ("UpBlock2D", "AttnUpBlock2D")),
+            ("down_block_types", ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D")),
+            ("up_block_types", ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D")),
         ):
             types = getattr(self, name)
             for kind in types:
@@ -217,6 +226,8 @@ class UNet(nn.Module):
         check_choice("mid_block_type", self.mid_block_type, ("UNetMidBlock2D", None))
         check_choice("act_fn", self.act_fn, tuple(ACTIVATIONS))
         check_choice("downsample_padding", self.downsample_padding, (0, 1))
+        check_choice("downsample_type", self.downsample_type, ("conv", "resnet"))
+        check_choice("upsample_type", self.upsample_type, ("conv", "resnet"))
         check_choice(
             "resnet_time_scale_shift", self.resnet_time_scale_shift, ("default", "scale_shift")
         )
@@ -267,7 +278,8 @@ class _DownBlock(nn.Module):
     features: int
     layers: int
     attention: bool
-    downsample_padding: int | None
+    downsample: str | None
+    downsample_padding: int
     remat: bool
 
     @nn.compact
@@ -280,10 +292,14 @@ class _DownBlock(nn.Module):
                 groups = self.config.norm_num_groups
                 x = attention(self.config, groups, name=f"attentions_{layer}")(x)
             states.append(x)
-        if self.downsample_padding is not None:
-            x = Downsample(self.config, self.downsample_padding, name="downsamplers_0")(x)
-            states.append(x)
-        return x, states
+        if self.downsample is None:
+            return x, states
+        name = "downsamplers_0"
+        if self.downsample == "resnet":
+            x = resnet(self.config, self.features, resample=halve, name=name)(x, embedding)
+        else:
+            x = Downsample(self.config, self.downsample_padding, name=name)(x)
+        return x, [*states, x]
 
 
 class _MidBlock(nn.Module):
@@ -307,7 +323,7 @@ class _UpBlock(nn.Module):
     config: BlockConfig
     features: int
     attention: bool
-    upsample: bool
+    upsample: str | None
     remat: bool
 
     @nn.compact
@@ -319,9 +335,19 @@ class _UpBlock(nn.Module):
             if self.attention:
                 groups = self.config.norm_num_groups
                 x = attention(self.config, groups, name=f"attentions_{layer}")(x)
-        if self.upsample:
-            x = Upsample(self.config, name="upsamplers_0")(x)
+        name = "upsamplers_0"
+        if self.upsample == "resnet":
+            x = resnet(self.config, self.features, resample=double, name=name)(x, embedding)
+        elif self.upsample == "conv":
+            x = Upsample(self.config, name=name)(x)
         return x
+
+
+def _resampling(kind: str, chosen: str) -> str:
+    """By what a block changes the size: as `chosen` if it has attention, otherwise as its name."""
+    if kind.startswith("Attn"):
+        return chosen
+    return "resnet" if kind.startswith("Resnet") else "conv"
 
 
 def _blocks(remat: bool) -> tuple[Any, Any]:

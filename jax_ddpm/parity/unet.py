@@ -90,6 +90,28 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "no attention in the middle": {**_SMALL, "add_attention": False},
     "heads wider than the first level": {**_SMALL, "attention_head_dim": 32},
+    "Dhariwal & Nichol's": {
+        **_SMALL,
+        "out_channels": 6,
+        "block_out_channels": (16, 24, 32),
+        "down_block_types": ("ResnetDownsampleBlock2D", *("AttnDownBlock2D",) * 2),
+        "up_block_types": (*("AttnUpBlock2D",) * 2, "ResnetUpsampleBlock2D"),
+        "attention_head_dim": 8,
+        "attn_norm_num_groups": 8,
+        "resnet_time_scale_shift": "scale_shift",
+        "downsample_type": "resnet",
+        "upsample_type": "resnet",
+        "num_class_embeds": 5,
+    },
+    # `upsample_type` has no say in blocks without attention.
+    "residual and other resampling": {
+        **_SMALL,
+        "block_out_channels": (8, 16, 24),
+        "down_block_types": ("AttnDownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("ResnetUpsampleBlock2D", "UpBlock2D", "AttnUpBlock2D"),
+        "downsample_type": "resnet",
+        "upsample_type": "resnet",
+    },
 }
 CIFAR10: dict[str, Any] = {
     **CONFIGS["Ho et al.'s"],

@@ -308,7 +308,7 @@ def test_an_average_and_a_variant_are_read(tmp_path):
     ("file", "changes", "words"),
     [
         (UNET, {"time_embedding_type": "fourier"}, "time_embedding_type: expected 'positional'"),
-        (UNET, {"downsample_type": "resnet"}, "downsample_type: expected 'conv', got 'resnet'"),
+        (UNET, {"downsample_type": "fir"}, "downsample_type: expected one of .* got 'fir'"),
         (UNET, {"class_embed_type": "timestep"}, "class_embed_type: expected None"),
         (UNET, {"cross_attention_dim": 8}, "expected only settings of UNet2DModel, got cross_att"),
         (UNET, {"_class_name": "UNet2DConditionModel"}, "expected _class_name UNet2DModel, got"),
