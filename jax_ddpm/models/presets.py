@@ -47,9 +47,9 @@ def adm_imagenet64(**fields: Any) -> UNet:
     """Dhariwal & Nichol's ADM for ImageNet at 64×64, 295,904,454 parameters (their 296 M).
 
     `fields` replace its own. It learns the variance, and has 1,000 classes and no null label (their
-    guidance is a classifier's): `num_class_embeds=1001` adds one. All of the original's arithmetic
-    is there, though its half precision keeps norms and what is outside of the blocks in float32,
-    where `dtype` is of all.
+    guidance is a classifier's): `num_class_embeds=1001` adds one. All of the original is
+    there but its mixture of precisions: norms, dense layers and the last convolution stay float32,
+    where `dtype` is of everything.
     """
     settings: dict[str, Any] = {
         "sample_size": 64,

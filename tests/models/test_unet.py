@@ -45,9 +45,11 @@ def test_rematerialisation_keeps_less_and_changes_nothing_else(key):
     """What the backward pass is handed: on CPU, XLA undoes the saving itself."""
     fields = {
         **SMALL,
-        "block_out_channels": (8,),
-        "down_block_types": ("AttnDownBlock2D",),
-        "up_block_types": ("UpBlock2D",),
+        "block_out_channels": (8, 8),
+        "down_block_types": ("AttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("ResnetUpsampleBlock2D", "UpBlock2D"),
+        "downsample_type": "resnet",
+        "mid_block_type": None,
     }
     variables = randomised(jax.eval_shape(ddpm.UNet(**fields).init, key, X, T))
 
@@ -64,7 +66,7 @@ def test_rematerialisation_keeps_less_and_changes_nothing_else(key):
 
     (all_of_it, expected), (some, gradients) = backward(False), backward(True)
     np.testing.assert_allclose(gradients, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
-    assert some < 0.5 * all_of_it
+    assert some < all_of_it / 3
 
 
 def test_bfloat16_computes_near_float32(key):
