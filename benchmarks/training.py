@@ -99,7 +99,8 @@ def checkpoints(settings: Settings, log: Log = print) -> list[Row]:
     mesh = device_mesh(batch)
     programs = fit_programs(run, trained, mesh, jax.random.key(2))
     state = programs.init(jax.device_get(run.pretrained.variables))
-    batches = jax.device_put((images[None], labels[None]), programs.batch_sharding)
+    arrays = {"images": images[None], "labels": labels[None]}
+    batches = jax.device_put(arrays, programs.batch_sharding)
     numbers = itertools.count()
 
     def train():

@@ -7,8 +7,10 @@ from jax_ddpm._extras import install_command
 __all__ = ["main"]
 
 _EXTRAS = {
+    "datasets": "datasets",
     "diffusers": "parity",
     "flatbuffers": "train",
+    "grain": "train",
     "jax_cuda13_plugin": "plan",
     "libtpu": "plan",
     "matplotlib": "train",
@@ -16,9 +18,11 @@ _EXTRAS = {
     "PIL": "train",
     "safetensors": "train",
     "sklearn": "train",
+    "tensorboardX": "tensorboard",
     "torch": "parity",
     "tqdm": "train",
     "tyro": "train",
+    "wandb": "wandb",
 }
 
 

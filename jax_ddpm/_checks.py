@@ -277,7 +277,8 @@ def _words(kind: Any) -> str:
     name = kind.dtype.__name__
     if kind.dim_str == "":
         return "a whole number" if name == "Integer" else "a number"
-    dtype = {"Float": "a floating", "Integer": "an integer", "Bool": "a boolean"}.get(name, "an")
+    dtypes = {"Float": "a floating", "Integer": "an integer", "Bool": "a boolean"}
+    dtype = (dtypes | {"UInt8": "a uint8"}).get(name, "an")
     axes = "" if kind.dim_str == "..." else f" {_axes(kind)}"
     return f"{dtype} array{axes}"
 

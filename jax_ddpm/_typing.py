@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
-from jaxtyping import Array, Bool, Float, Integer, Key, Real
+from jaxtyping import Array, Bool, Float, Integer, Key, Real, UInt8
 
 __all__ = [
     "AnyArray",
@@ -21,6 +21,7 @@ __all__ = [
     "Output",
     "PerSample",
     "Picture",
+    "Pixels",
     "PRNGKey",
     "Sample",
     "Shape",
@@ -40,6 +41,9 @@ Image: TypeAlias = Float[_AnyArray, "batch height width channel"]
 
 Picture: TypeAlias = Float[_AnyArray, "height width channel"]
 """One image of a batch."""
+
+Pixels: TypeAlias = UInt8[_AnyArray, "batch height width channel"]
+"""A batch of images, NHWC, as bytes."""
 
 Sample: TypeAlias = Float[_AnyArray, "batch *event"]
 """A batch of whatever diffuses."""

@@ -93,6 +93,12 @@ def pytest_terminal_summary(terminalreporter, config):
         )
 
 
+@pytest.fixture(scope="session", autouse=True)
+def decoded_pictures(tmp_path_factory):
+    """Kept where tests may write, also by the commands that they start."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def torch():
     return pytest.importorskip("torch", reason=NEEDS_TORCH)

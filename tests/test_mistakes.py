@@ -257,9 +257,16 @@ CALLS = {
     runs.load_state_dict: {"path": "missing"},
     runs.check_run: {"folder": "missing"},
     runs.save_run: {"folder": "new", "run": RUN},
-    runs.save_grid: {"file": "x.png", "images": X, "columns": 2},
-    runs.save_samples: {"path": "x.npz", "images": X, "labels": None, "columns": 2},
-    runs.save_gif: {"path": "x.gif", "frames": [X, X], "columns": 2},
+    runs.save_grid: {"file": "x.png", "images": X, "columns": 2, "titles": ["a", "b"]},
+    runs.save_samples: {
+        "path": "x.npz",
+        "images": X,
+        "labels": None,
+        "columns": 2,
+        "titles": ["a", "b"],
+        "names": ["a", "b"],
+    },
+    runs.save_gif: {"path": "x.gif", "frames": [X, X], "columns": 2, "titles": ["a", "b"]},
     runs.save_loss: {"path": "x.png", "steps": [50, 100], "losses": [1.0, 0.5]},
     runs.save_forward: {"path": "x.png", "schedule": SCHEDULE, "image": X[0]},
 }
@@ -339,7 +346,7 @@ def numbers(result):
     return [np.asarray(leaf) for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
 
 
-BESIDE = {"dataset_size": "batch_size"}
+BESIDE = {"columns": "titles", "dataset_size": "batch_size"}
 """What is named where this does not go with it."""
 
 

@@ -13,8 +13,10 @@ from docstring_parser import parse_from_object
 
 from jax_ddpm import __version__
 from jax_ddpm.cli import config as configs
+from jax_ddpm.cli.config import TrainConfig
 from jax_ddpm.cli.errors import UsageError, naming, warning_lines
 from jax_ddpm.cli.interrupts import Interrupts
+from jax_ddpm.runs import RECIPES
 from jax_ddpm.training.hosts import PartnerFailed
 
 __all__ = ["run"]
@@ -23,9 +25,6 @@ _COMMANDS = {
     name: getattr(configs, f"{name.capitalize()}Config")
     for name in ("train", "sample", "convert", "evaluate", "export", "parity", "doctor", "plan")
 }
-_Command: Any = Union[  # noqa: UP007
-    tuple(Annotated[each, tyro.conf.subcommand(name)] for name, each in _COMMANDS.items())
-]
 
 
 def run(arguments: list[str] | None = None) -> None:
@@ -33,10 +32,11 @@ def run(arguments: list[str] | None = None) -> None:
     if (sys.argv[1:] if arguments is None else arguments) == ["--version"]:
         print(f"jax_ddpm {__version__}, jax {jax.__version__}")
         return
+    arguments = sys.argv[1:] if arguments is None else arguments
     for each in _COMMANDS.values():
         _join_lines(each)
     config, unknown = tyro.cli(
-        _Command,
+        _command(arguments),
         prog="jax-ddpm",
         description="Train, sample, certify and plan diffusion models (DDPM) in JAX. "
         "--version says which version this is.",
@@ -64,6 +64,20 @@ def run(arguments: list[str] | None = None) -> None:
         problem = f"{error.filename or 'a file'}: {error.strerror or error}"
     print(f"jax-ddpm: {problem}", file=sys.stderr)
     sys.exit(2)
+
+
+def _command(arguments: list[str]) -> Any:
+    """One of the commands. The defaults of `train` are those of its recipe."""
+    words = [part for word in arguments for part in word.split("=", 1)]
+    recipe = words[words.index("--recipe") + 1 :][:1] if "--recipe" in words else []
+    defaults: dict[str, Any] = {}
+    if {*recipe} & RECIPES.keys():
+        defaults = {"train": {"default": TrainConfig.of_recipe(*recipe)}}
+    commands = [
+        Annotated[kind, tyro.conf.subcommand(name, **defaults.get(name, {}))]
+        for name, kind in _COMMANDS.items()
+    ]
+    return Union[tuple(commands)]  # noqa: UP007
 
 
 def _join_lines(config: Any) -> None:

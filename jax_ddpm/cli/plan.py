@@ -1,6 +1,7 @@
 """`jax-ddpm plan`: does it fit, and how long does it take, before the hardware is rented."""
 
 import sys
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -19,9 +20,10 @@ from jax_ddpm.plan.measuring import (
 )
 from jax_ddpm.plan.report import notes, report
 from jax_ddpm.plan.targets import Target, parse_target, require_compiler
-from jax_ddpm.runs import Run, Settings, load_model
+from jax_ddpm.runs import RECIPES, Run, Settings, load_model
 from jax_ddpm.runs.drawing import make_chain
 from jax_ddpm.runs.settings import LayoutSettings
+from jax_ddpm.runs.starting import untrained
 
 __all__ = ["plan"]
 
@@ -33,7 +35,10 @@ def plan(config: PlanConfig) -> None:
         raise UsageError("--target: expected one or several, such as v5e:2x2 h100:8")
     check_positive(num=config.num, steps=config.steps)
     layout = {name: getattr(config, name) for name in LayoutSettings.__dataclass_fields__}
-    settings = Settings(batch_size=config.batch_size, **layout)
+    recipe = None if config.recipe is None else RECIPES[config.recipe]
+    settings = Settings(batch_size=128) if recipe is None else recipe.settings
+    settings = replace(settings, batch_size=config.batch_size or settings.batch_size, **layout)
+    pixels = "float32" if recipe is None else "uint8"
     check_file("--json", config.json)
     if config.largest_batch and config.work == "sample":
         raise UsageError("--largest-batch: expected --work train or both, got sample")
@@ -41,17 +46,19 @@ def plan(config: PlanConfig) -> None:
     run = _load(config)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(run.pretrained.variables))
     print(
-        f"{config.run or config.model}: {type(run.pretrained.model).__name__} of {parameters:,} "
-        f"parameters, {'×'.join(map(str, run.image_shape))}, {config.dtype}"
+        f"{config.run or config.recipe or config.model}: {type(run.pretrained.model).__name__} "
+        f"of {parameters:,} parameters, {'×'.join(map(str, run.image_shape))}, {config.dtype}"
     )
     say = partial(print, "trying this many images:", file=sys.stderr, flush=True)
     rows = []
     for target in targets:
         if config.work != "sample":
-            rows.append(measure_training(run, settings, target))
+            rows.append(measure_training(run, settings, target, pixels=pixels))
             print("\n" + report(rows[-1]))
             if config.largest_batch:
-                found, summary = largest_training(run, settings, target, rows[-1], say)
+                found, summary = largest_training(
+                    run, settings, target, rows[-1], say, pixels=pixels
+                )
                 for row in found:
                     print("\n" + report(row))
                 rows += found
@@ -87,7 +94,11 @@ def _targets(config: PlanConfig) -> list[Target]:
 
 def _load(config: PlanConfig) -> Run:
     """The network, its weights as shapes, under `--dtype` and `--remat`."""
-    if config.run is None:
+    if config.run is None and config.recipe is not None:
+        recipe = RECIPES[config.recipe]
+        run = untrained(recipe.settings, recipe.image_shape, recipe.num_classes)
+        run = run._replace(preparation=recipe.preparation)
+    elif config.run is None:
         run = preset(config.model)
     else:
         with naming(folder="--run"):

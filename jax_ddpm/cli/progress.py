@@ -17,18 +17,21 @@ _SECONDS = 10
 
 
 @contextmanager
-def bar(what: str) -> Iterator[Callable[[Progress], None]]:
+def bar(what: str, unit: str = "step") -> Iterator[Callable[[Progress], None]]:
     """Shows each `Progress` that it is called with, once for all processes."""
     shown: list[tqdm] = []
 
     def show(progress: Progress) -> None:
         with suppress(OSError):  # a terminal that has gone
             if not shown:
-                shown.append(_open(what, progress))
+                shown.append(_open(what, unit, progress))
             if progress.line is not None:
-                loss = progress.line["loss"]
-                loss = "none finite" if loss is None else f"{loss:.4f}"
-                shown[0].set_postfix(loss=loss, refresh=False)
+                line = progress.line
+                loss = "none finite" if line["loss"] is None else f"{line['loss']:.4f}"
+                speed = f"{line['images_per_second']:,.0f}"
+                waiting = f"{line['waiting']:.0%}"
+                postfix = {"loss": loss, "images/s": speed, "waiting": waiting}
+                shown[0].set_postfix(postfix, refresh=False)
             shown[0].update(progress.done - shown[0].n)
 
     try:
@@ -39,17 +42,19 @@ def bar(what: str) -> Iterator[Callable[[Progress], None]]:
                 each.close()
 
 
-def _open(what: str, progress: Progress) -> tqdm:
+def _open(what: str, unit: str, progress: Progress) -> tqdm:
     on_terminal = sys.stderr.isatty()
     return tqdm(
         total=progress.total,
         initial=progress.done,
         desc=what,
-        unit="step",
+        unit=unit,
         disable=not is_writer(),
         file=sys.stderr if on_terminal else _Lines(sys.stderr),  # pyright: ignore
         mininterval=0.1 if on_terminal else _SECONDS,
-        bar_format=None if on_terminal else "{desc}: {n_fmt} of {total_fmt}, {rate_fmt}{postfix}",
+        bar_format=None
+        if on_terminal
+        else "{desc}: {n_fmt} of {total_fmt}, {rate_fmt}, {remaining} left{postfix}",
     )
 
 

@@ -20,7 +20,8 @@ __all__ = ["sample"]
 def sample(config: SampleConfig) -> None:
     """Draw as `config` says and write the images."""
     check_positive(num=config.num, batch_size=config.batch_size, steps=config.steps)
-    check_file("--out", config.out, ".png", ".npz")
+    if config.out.suffix or config.out.is_file():
+        check_file("--out", config.out, ".png", ".npz")
     sampler = make_sampler(config)
     start_devices(config.devices)
     run, chain, labels = together(lambda: _prepare(config))
@@ -35,10 +36,14 @@ def sample(config: SampleConfig) -> None:
             batch_size=config.batch_size,
             progress=show,
         )
-    columns = len(config.label) if 1 < len(config.label) <= 16 else None
-    columns = columns if config.label else run.class_columns
-    with writing("--out", config.out):
-        on_writer(lambda: save_samples(config.out, samples, labels, columns=columns))
+    columns, titles = run.class_columns, run.titles
+    if config.label:
+        several = 1 < len(config.label) <= 16
+        columns, titles = (len(config.label), config.label) if several else (None, None)
+    with writing("--out", config.out), naming(path="--out"):
+        on_writer(
+            lambda: save_samples(config.out, samples, labels, columns, titles, run.class_names)
+        )
     steps = f"{chain.num_timesteps} {config.sampler} steps"
     say(f"wrote {config.out}: {config.num} images, {steps} each")
 

@@ -7,17 +7,19 @@ from pathlib import Path
 from jax_ddpm.cli.config import TrainConfig
 from jax_ddpm.cli.devices import say, start_devices
 from jax_ddpm.cli.errors import UsageError, naming
+from jax_ddpm.cli.images import load_images
 from jax_ddpm.cli.interrupts import STOPPED, Interrupts
 from jax_ddpm.cli.progress import bar
-from jax_ddpm.data import load_dataset
+from jax_ddpm.data import Preparation
 from jax_ddpm.io.checkpoint import list_checkpoints
-from jax_ddpm.runs import Fit, Progress
+from jax_ddpm.runs import Fit, Progress, load_model
 from jax_ddpm.runs.checking import is_whole
 from jax_ddpm.runs.fitting import train as run_training
 from jax_ddpm.runs.metrics import read_metrics
 from jax_ddpm.runs.pictures import save_pictures
+from jax_ddpm.runs.previews import TRAINING_GIF
 from jax_ddpm.runs.resuming import Training, open_run
-from jax_ddpm.runs.run import CHECKPOINTS, FILES, METRICS
+from jax_ddpm.runs.run import CHECKPOINTS, FILES, METRICS, is_run
 from jax_ddpm.training.hosts import any_process, is_writer, together
 
 __all__ = ["train"]
@@ -32,7 +34,8 @@ def train(config: TrainConfig, interrupts: Interrupts) -> None:
     start_devices(config.hosts)
     if is_writer():
         interrupts.saved = lambda: _saved(folder)
-    data = together(lambda: load_dataset(config.data.data or config.data.dataset))
+    with naming(folder="--init"):
+        data = together(lambda: load_images(config.data, _preparation(config)))
     opened = open_run(folder, data, settings, accept_changes=config.run.accept_changes)
     try:
         with naming(folder="--name"), opened as training:
@@ -58,6 +61,14 @@ def train(config: TrainConfig, interrupts: Interrupts) -> None:
         raise UsageError(f"--out: {problem}; {_saved(folder)}") from None
     if is_writer():
         _report(training)
+
+
+def _preparation(config: TrainConfig) -> Preparation:
+    """As flags say, or as the run that this one starts from."""
+    init = config.model.init
+    if config.images != Preparation() or init is None or not is_run(init):
+        return config.images
+    return load_model(init).preparation
 
 
 def _run(training: Training, interrupts: Interrupts) -> Fit:
@@ -87,6 +98,10 @@ def _report(training: Training) -> None:
     for name, content in FILES.items():
         sorted_by = ", one class in each column" if name == "samples.png" and in_columns else ""
         print(f"  {name:<16}{content}{sorted_by}")
+    if (folder / TRAINING_GIF).exists():
+        print(
+            f"  {'samples/':<16}samples on the way; {TRAINING_GIF} shows them one after the other"
+        )
     if dropped := sum(line.get("dropped", 0) for line in read_metrics(folder / METRICS)):
         what = f"{dropped:,} of {training.settings.steps:,} steps dropped"
         print(f"\n{what}: their loss or gradient was not finite")

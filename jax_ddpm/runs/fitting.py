@@ -1,40 +1,34 @@
 """Training on the disk: batches in, steps, lines of metrics and checkpoints out.
 
-host:    indices of k steps ─▶ each process loads its rows ─▶ one dispatch
+threads: indices of k steps ─▶ each process reads its rows, ahead of the devices
 devices: lax.scan over k training steps, the state donated
+host:    metrics, samples and checkpoints between two dispatches
 """
 
 import itertools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from jax_ddpm._checks import Field, FieldError, checked
-from jax_ddpm.data import Dataset, batch_indices, load_batch
+from jax_ddpm.data import Dataset, Order, prefetched
 from jax_ddpm.runs.metrics import MetricsLog
-from jax_ddpm.runs.programs import fit_programs
+from jax_ddpm.runs.previews import Previews
+from jax_ddpm.runs.programs import fit_programs, learning_rate
+from jax_ddpm.runs.progress import Progress
 from jax_ddpm.runs.resuming import Training, begin, open_run
 from jax_ddpm.runs.run import CHECKPOINTS, METRICS, PathLike, Run
 from jax_ddpm.runs.saving import Saver, read_state
 from jax_ddpm.runs.settings import Settings
 from jax_ddpm.runs.starting import computing
+from jax_ddpm.runs.trackers import open_trackers
 from jax_ddpm.training import TrainState
 from jax_ddpm.training.hosts import any_process, on_writer, to_hosts
 
-__all__ = ["Fit", "Progress", "fit", "train"]
-
-
-class Progress(NamedTuple):
-    """How far a training or a chain is."""
-
-    done: int
-    total: int
-    line: dict[str, Any] | None = None
-    """The line that was just added to metrics.jsonl: `step`, `loss`, `grad_norm` and
-    `steps_per_second`."""
+__all__ = ["Fit", "fit", "train"]
 
 
 class Fit(NamedTuple):
@@ -108,19 +102,13 @@ def train(
                 "accept_changes", problem, Field("folder"), " begins another run"
             ) from None
 
-    @jax.jit
-    def order(steps):
-        return jax.vmap(
-            lambda step: batch_indices(data_key, step, len(data.images), settings.batch_size)
-        )(steps)
+    order = Order(data_key, len(data.images), settings.batch_size)
+    labels = None if run.num_classes is None else data.labels
+    arrays = {"images": data.images, "labels": labels, "extents": data.extents}
+    arrays = {name: array for name, array in arrays.items() if array is not None}
 
-    def batches(steps: range) -> Any:
-        indices = np.asarray(order(np.arange(steps.start, steps.stop)))
-        images = load_batch(data.images, indices, programs.batch_sharding)
-        if run.num_classes is None:
-            return images
-        assert data.labels is not None
-        return images, load_batch(data.labels, indices, programs.batch_sharding)
+    def batches(dispatches: Sequence[range]) -> Generator[Any]:
+        return prefetched(arrays, order, dispatches, programs.batch_sharding)
 
     def check(step: int | None) -> None:
         if step is None or settings.on_nan == "skip":
@@ -136,26 +124,41 @@ def train(
             " may help, ",
             Field("on_nan", "skip"),
             " drops such steps; the step's images, some of which may be at fault: ",
-            ", ".join(map(str, np.asarray(order(np.arange(step, step + 1)))[0])),
+            ", ".join(map(str, order(range(step, step + 1))[0])),
         )
 
     dispatches = _dispatches(done, settings)
     if dispatches:
         on_writer(lambda: begin(training))
     compiled = {
-        length: programs.advance.lower(state, batches(range(length))).compile()
+        length: programs.advance.lower(state, next(batches([range(length)]))).compile()
         for length in {len(steps) for steps in dispatches}
     }
     any_process(False)  # compiled at last everywhere: see `cli.devices`
     tell, asked = progress or (lambda _: None), stop or (lambda: False)
     if dispatches:
         tell(Progress(done, settings.steps))
-    log = MetricsLog(training.folder / METRICS, settings.steps, step=done, pending=pending)
+    log = MetricsLog(
+        training.folder / METRICS,
+        settings.steps,
+        batch_size=settings.batch_size,
+        learning_rate=learning_rate(settings),
+        step=done,
+        pending=pending,
+    )
+    previews = Previews(training.folder, run, settings, mesh, done)
     belongs = {"computed_by": training.computed_by, "run": training.description}
     checkpoints = training.folder / CHECKPOINTS
-    with Saver(checkpoints, settings, mesh, checkpoint and done) as saver:
+    tracking = open_trackers(settings.tracker, training.folder, training.description, done)
+    with (
+        Saver(checkpoints, settings, mesh, checkpoint and done) as saver,
+        tracking as tracker,
+        closing(batches(dispatches)) as ahead,
+    ):
         for steps in dispatches:
-            state, measured = compiled[len(steps)](state, batches(steps))
+            with log.waiting():
+                batch = next(ahead)
+            state, measured = compiled[len(steps)](state, batch)
             log.add(steps, measured)
             done, line = steps.stop, None
             due = done == settings.steps or done % settings.checkpoint_every == 0
@@ -164,6 +167,12 @@ def train(
             if log.is_due:
                 check(log.collect())
                 line = log.write()
+                tracker.log(line)
+            if previews.due(done):
+                with log.paused():
+                    check(log.collect())
+                    picture = previews.draw(done, state.ema_params)
+                    tracker.picture(done, "samples", picture)
             tell(Progress(done, settings.steps, line))
             stopping = together and any_process(asked())
             if due or stopping:
@@ -171,6 +180,8 @@ def train(
                 saver.save(state, done, {"pending": log.pending, **belongs})
             if stopping:
                 break
+    if dispatches and done == settings.steps:
+        previews.finish()
     variables = to_hosts(state.ema_params, mesh)
     average = run._replace(pretrained=run.pretrained._replace(variables=variables))
     return Fit(average, state, done, stopped=done < settings.steps)

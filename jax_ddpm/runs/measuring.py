@@ -1,8 +1,9 @@
 """Figures for a run, from the images that it learned.
 
-Samples are judged by a support vector machine that was trained on real images: how often does it
-name the class that was asked for? Beside it stands how often it names the class of real images
-that it has not seen. Pixels of 8 bits also have a likelihood: the bound of `bits_per_dim`.
+Samples are judged by a support vector machine that was trained on real images (at most 10,000 of
+them): how often does it name the class that was asked for? Beside it stands how often it names the
+class of real images that it has not seen. Pixels of 8 bits also have a likelihood: the bound of
+`bits_per_dim`.
 """
 
 from collections.abc import Callable
@@ -13,10 +14,10 @@ import jax
 import numpy as np
 
 from jax_ddpm._checks import FieldError, check_positive, checked
-from jax_ddpm.data import Dataset
+from jax_ddpm.data import Dataset, to_float
 from jax_ddpm.likelihood import bits_per_dim
 from jax_ddpm.runs.drawing import draw, labels_in_turn, make_chain, with_guidance
-from jax_ddpm.runs.fitting import Progress
+from jax_ddpm.runs.progress import Progress
 from jax_ddpm.runs.run import Run
 from jax_ddpm.samplers import Sampler, ancestral
 
@@ -24,6 +25,7 @@ __all__ = ["check_measurable", "evaluate", "label_agreement"]
 
 _BATCH = 250
 _HELD_OUT = 0.2
+_JUDGED_BY = 10_000
 
 
 @checked
@@ -69,7 +71,7 @@ def evaluate(
             "agreement": agreement,
             "svc_held_out": held_out,
         }
-    if _is_8_bit(data.images):
+    if _is_8_bit(data):
         figures["bits_per_dim"] = _bits_per_dim(run, data, num, seed)
     return figures
 
@@ -77,8 +79,8 @@ def evaluate(
 def check_measurable(run: Run, data: Dataset) -> None:
     """Raises `FieldError` unless these can be images that the run learned."""
     data.check()
-    if data.images.shape[1:] != run.image_shape:
-        problem = f"expected images of {run.image_shape}, as the run's, got {data.images.shape[1:]}"
+    if data.image_shape != run.image_shape:
+        problem = f"expected images of {run.image_shape}, as the run's, got {data.image_shape}"
         raise FieldError("data", problem)
     if run.num_classes is None:
         return
@@ -101,16 +103,24 @@ def label_agreement(
     from sklearn.model_selection import train_test_split
     from sklearn.svm import SVC
 
-    flat = data.images.reshape(len(data.images), -1)
+    assert data.labels is not None
+    chosen = np.arange(len(data.labels))
+    if len(chosen) > _JUDGED_BY:
+        chosen = np.sort(np.random.default_rng(seed).permutation(len(chosen))[:_JUDGED_BY])
+    labels_of = data.labels[chosen]
+    flat = to_float(data.images[chosen]).reshape(len(chosen), -1)
     seen, unseen, seen_labels, unseen_labels = train_test_split(
-        flat, data.labels, test_size=_HELD_OUT, random_state=seed, stratify=data.labels
+        flat, labels_of, test_size=_HELD_OUT, random_state=seed, stratify=labels_of
     )
     judge = SVC(C=10).fit(seen, seen_labels)
     agreement = float(judge.score(samples.reshape(len(samples), -1), labels))
     return agreement, float(judge.score(unseen, unseen_labels))
 
 
-def _is_8_bit(images: np.ndarray) -> bool:
+def _is_8_bit(data: Dataset) -> bool:
+    if data.images.dtype == np.uint8:
+        return True
+    images = np.asarray(data.images)
     levels = (images.astype(np.float64) + 1) * 127.5
     # 17 grey levels of scikit-learn's digits are no bins of 1/255.
     return bool(np.allclose(levels, np.round(levels), atol=1e-3))
@@ -140,5 +150,6 @@ def _bits_per_dim(run: Run, data: Dataset, num: int, seed: int) -> float:
     for first in range(0, len(chosen), _BATCH):
         batch = chosen[first : first + _BATCH]
         labels = data.labels[batch] if run.num_classes and data.labels is not None else None
-        totals.append(bound(run.pretrained.variables, data.images[batch], labels, first))
+        images = to_float(data.images[batch])
+        totals.append(bound(run.pretrained.variables, images, labels, first))
     return float(np.mean(np.concatenate(totals)))

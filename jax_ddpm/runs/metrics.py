@@ -1,11 +1,15 @@
 """The measurements of a training: lines of metrics.jsonl.
 
-A line holds the means since the line before. What is not yet in a line goes into the checkpoint,
-so that a run that was interrupted writes the very lines of one that was not.
+A line holds the means since the line before: `loss`, `grad_norm`, and `loss_quarters`, the loss of
+samples with t in each quarter of the chain. Beside them are the `learning_rate` of its last step,
+and the speed. What is not yet in a line goes into the checkpoint, so that a run that was
+interrupted writes the very lines of one that was not, but for the speed.
 """
 
 import json
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +24,26 @@ from jax_ddpm.training.hosts import on_writer
 __all__ = ["LOG_EVERY", "MetricsLog", "damaged_lines", "read_metrics"]
 
 LOG_EVERY = 50
-_Pending = dict[str, list[float | None]]  # None: not finite
+_Pending = dict[str, list[Any]]  # numbers or lists of them; None: not finite
 
 
 class MetricsLog:
     """Steps come in as they are dispatched; `collect` waits for them, `write` writes a line."""
 
     def __init__(
-        self, path: Path, total: int, *, step: int = 0, pending: _Pending | None = None
+        self,
+        path: Path,
+        total: int,
+        *,
+        batch_size: int,
+        learning_rate: Callable[[int], Any],
+        step: int = 0,
+        pending: _Pending | None = None,
     ) -> None:
         """Resume after `step` steps with what was `pending` then; later lines are dropped."""
         self._path, self._total, self._step = path, total, step
+        self._batch_size, self._learning_rate = batch_size, learning_rate
+        self._waited = 0.0
         self._pending: _Pending = pending or {}
         self._coming: list[dict[str, jax.Array]] = []
         self._written, self._timed = step - self._count, step
@@ -41,6 +54,20 @@ class MetricsLog:
         """What a dispatch will have measured, [step] each; it is not waited for."""
         self._coming.append(metrics)
         self._step = steps.stop
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Inside, the training waits for its images."""
+        began = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - began
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Inside, something else is done, whose time is not the training's."""
+        began = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - began
 
     @property
     def is_due(self) -> bool:
@@ -53,11 +80,11 @@ class MetricsLog:
         bad = None
         first = self._written + self._count
         for metrics in jax.device_get(self._coming):
-            finite = np.all([np.isfinite(values) for values in metrics.values()], axis=0)
+            finite = np.isfinite(metrics["loss"]) & np.isfinite(metrics["grad_norm"])
             if bad is None and not np.all(finite):
                 bad = first + int(np.argmin(finite))
             for name, values in metrics.items():
-                kept = [float(x) if ok else None for x, ok in zip(values, finite, strict=True)]
+                kept = [x.tolist() if ok else None for x, ok in zip(values, finite, strict=True)]
                 self._pending.setdefault(name, []).extend(kept)
             first += len(finite)
         self._coming = []
@@ -71,18 +98,34 @@ class MetricsLog:
     def write(self) -> dict[str, Any]:
         """Make a line of what was collected. Steps that were not finite are counted apart."""
         line: dict[str, Any] = {"step": self._step}
+        means = {}
         for name, values in self._pending.items():
             kept = [value for value in values if value is not None]
-            line[name] = float(np.mean(kept)) if kept else None
+            means[name] = np.mean(kept, axis=0).tolist() if kept else None
             if len(kept) < len(values):
                 line["dropped"] = len(values) - len(kept)
-        now = time.perf_counter()
-        line["steps_per_second"] = round((self._step - self._timed) / (now - self._since), 2)
+        line |= {"loss": means.get("loss"), "grad_norm": means.get("grad_norm")}
+        line["loss_quarters"] = _ratios(means.get("loss_quarters"), means.get("share_quarters"))
+        line["learning_rate"] = float(self._learning_rate(self._step - 1))
+        line |= self._speed()
         text = (json.dumps(line) + "\n").encode()
         on_writer(lambda: write_file(self._path, text, "ab"))
         self._pending, self._written = {}, self._step
-        self._timed, self._since = self._step, now
+        self._timed, self._since, self._waited = self._step, time.perf_counter(), 0.0
         return line
+
+    def _speed(self) -> dict[str, float]:
+        """What differs from one time to the next: speed, the share of time that went by waiting
+        for images, and the seconds that are left at this speed."""
+        elapsed = max(time.perf_counter() - self._since, 1e-9)
+        rate = (self._step - self._timed) / elapsed
+        left = (self._total - self._step) / rate if rate else 0.0
+        return {
+            "steps_per_second": round(rate, 2),
+            "images_per_second": round(rate * self._batch_size, 1),
+            "waiting": round(self._waited / elapsed, 4),
+            "seconds_left": round(left, 1),
+        }
 
     def _open(self) -> None:
         """Drop the lines after the checkpoint: they will be written again."""
@@ -92,6 +135,13 @@ class MetricsLog:
     @property
     def _count(self) -> int:
         return len(next(iter(self._pending.values()), []))
+
+
+def _ratios(parts: list[float] | None, shares: list[float] | None) -> list[float | None]:
+    """The mean loss of each quarter of the chain; None where no sample fell into it."""
+    if parts is None or shares is None:
+        return [None] * 4
+    return [part / share if share else None for part, share in zip(parts, shares, strict=True)]
 
 
 @checked

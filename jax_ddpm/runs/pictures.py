@@ -6,13 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from jax_ddpm._checks import checked
-from jax_ddpm.data import Dataset
+from jax_ddpm.data import Dataset, to_float
 from jax_ddpm.runs.drawing import draw
 from jax_ddpm.runs.figures import save_forward, save_gif, save_grid, save_loss
-from jax_ddpm.runs.fitting import Progress
 from jax_ddpm.runs.metrics import read_metrics
+from jax_ddpm.runs.progress import Progress
 from jax_ddpm.runs.run import METRICS, PICTURES, PathLike, Run
 from jax_ddpm.samplers import ancestral
 from jax_ddpm.training.hosts import is_writer
@@ -51,9 +52,15 @@ def save_pictures(
     lines = [line for line in read_metrics(folder / METRICS) if line["loss"] is not None]
     steps, losses = [line["step"] for line in lines], [line["loss"] for line in lines]
     with tempfile.TemporaryDirectory(prefix=".pictures", dir=folder) as new:
-        save_grid(Path(new, "samples.png"), samples, columns)
-        save_gif(Path(new, "reverse.gif"), frames, columns)
-        save_forward(Path(new, "forward.png"), schedule, data.images[0])
+        save_grid(Path(new, "samples.png"), samples, columns, run.titles)
+        save_gif(Path(new, "reverse.gif"), frames, columns, titles=run.titles)
+        save_forward(Path(new, "forward.png"), schedule, _first(data))
         save_loss(Path(new, "loss.png"), steps, losses)
         for name in PICTURES:
             os.replace(Path(new, name), folder / name)
+
+
+def _first(data: Dataset) -> np.ndarray:
+    """The first image, its upper left where steps draw windows from it."""
+    height, width, _ = data.image_shape
+    return to_float(data.images[:1])[0, :height, :width]

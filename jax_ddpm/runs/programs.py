@@ -17,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jax_ddpm._typing import PRNGKey
+from jax_ddpm.data import augmentation
 from jax_ddpm.guidance import classifier_free_guidance
 from jax_ddpm.models import UNet
 from jax_ddpm.noise import sample_noise
@@ -34,11 +35,14 @@ __all__ = [
     "draw_programs",
     "fit_programs",
     "guided_denoise_fn",
+    "learning_rate",
     "optimizer",
     "pieces",
 ]
 
 _PIECES = 20
+_AUGMENTATION = 2**31 - 1
+"""Folded into the key of a training, whose steps fold in their own numbers, below this one."""
 
 
 class FitPrograms(NamedTuple):
@@ -50,7 +54,7 @@ class FitPrograms(NamedTuple):
     """A state on the host to one on the devices."""
     advance: Any
     """`(state, batches) -> (state, metrics)`: one dispatch, a scan over [step, image, …]. The state
-    is donated."""
+    is donated. Batches have `images`, and `labels` and `extents` where there are any."""
     state: TrainState
     """Shapes, each with its place."""
     batch_sharding: NamedSharding
@@ -58,22 +62,35 @@ class FitPrograms(NamedTuple):
 
 def fit_programs(run: Run, settings: Settings, mesh: Mesh, key: PRNGKey) -> FitPrograms:
     """Training as `settings` say, from `key`, with the state split over the mesh's `fsdp`."""
-    pretrained = run.pretrained
+    pretrained, prepared = run.pretrained, run.preparation
     model: Any = pretrained.model
     transformation = optimizer(settings)
     train_step = make_train_step(
         pretrained.schedule,
         gather_params(model.apply, mesh),
         transformation,
-        ema_decay=ema_warmup(settings.ema_decay),
+        ema_decay=ema_warmup(settings.ema_decay) if settings.ema_warmup else settings.ema_decay,
         prediction_type=pretrained.prediction_type,
         variance_type=pretrained.variance_type,
+        loss_type=settings.loss_type,
+        weighting=settings.weighting,
+        min_snr_gamma=settings.min_snr_gamma,
         null_label=run.null_label,
         label_dropout=settings.label_dropout,
         dropout=isinstance(model, UNet) and model.dropout > 0,
         accumulate=settings.accumulate,
         skip_nonfinite=True,
     )
+
+    augment = augmentation(
+        prepared.image_size if prepared.crop == "random" else None, prepared.flip
+    )
+
+    def step(state, batch):
+        step_key = jax.random.fold_in(jax.random.fold_in(key, _AUGMENTATION), state.step)
+        images = augment(step_key, batch["images"], batch.get("extents"))
+        labels = (batch["labels"],) if run.num_classes is not None else ()
+        return train_step(state, (images, *labels))
 
     def init(params):
         return init_train_state(key, params, transformation)
@@ -85,7 +102,7 @@ def fit_programs(run: Run, settings: Settings, mesh: Mesh, key: PRNGKey) -> FitP
         init=jax.jit(init, out_shardings=placement),
         to_devices=jax.jit(lambda state: state, out_shardings=placement),
         advance=jax.jit(
-            lambda state, batches: lax.scan(train_step, state, batches),
+            lambda state, batches: lax.scan(step, state, batches),
             donate_argnums=0,
             in_shardings=(placement, batches),
             out_shardings=(placement, replicated(mesh)),
@@ -96,10 +113,32 @@ def fit_programs(run: Run, settings: Settings, mesh: Mesh, key: PRNGKey) -> FitP
 
 
 def optimizer(settings: Settings) -> optax.GradientTransformation:
-    """Adam under a cosine with a linear start, of clipped gradients."""
-    warmup = min(100, settings.steps // 10)
-    rate = optax.warmup_cosine_decay_schedule(0, settings.learning_rate, warmup, settings.steps)
-    return optax.chain(optax.clip_by_global_norm(settings.grad_clip), optax.adam(rate))
+    """Adam or AdamW under the learning rate's schedule, of clipped gradients."""
+    adam: dict[str, Any] = {
+        "b1": settings.adam_b1,
+        "b2": settings.adam_b2,
+        "eps": settings.adam_eps,
+    }
+    if settings.optimizer == "adamw":
+        adam["weight_decay"] = settings.weight_decay
+    rule = {"adam": optax.adam, "adamw": optax.adamw}[settings.optimizer]
+    rate = rule(learning_rate(settings), **adam)
+    if not settings.grad_clip:
+        return rate
+    return optax.chain(optax.clip_by_global_norm(settings.grad_clip), rate)
+
+
+def learning_rate(settings: Settings) -> optax.Schedule:
+    """The rate of each step, from 0: a linear warm-up, then what `settings` name."""
+    peak, steps = settings.learning_rate, settings.steps
+    warmup = min(100, steps // 10) if settings.warmup_steps is None else settings.warmup_steps
+    if settings.learning_rate_schedule == "cosine":
+        return optax.warmup_cosine_decay_schedule(0, peak, warmup, steps)
+    end = peak if settings.learning_rate_schedule == "constant" else 0
+    falling = optax.linear_schedule(peak, end, max(steps - warmup, 1))
+    if warmup == 0:
+        return falling
+    return optax.join_schedules([optax.linear_schedule(0, peak, warmup), falling], [warmup])
 
 
 class DrawPrograms(NamedTuple):

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from jax_ddpm._checks import Field, FieldError
-from jax_ddpm.data import Dataset
+from jax_ddpm.data import Dataset, Preparation
 from jax_ddpm.io.arrays import flatten, from_bytes, to_bytes
 from jax_ddpm.io.checkpoint import (
     Checkpoint,
@@ -39,6 +40,7 @@ __all__ = ["Change", "Training", "begin", "open_run"]
 
 # How a run is laid out and guarded: its weights do not depend on these.
 _FREE = {*CheckpointSettings.__dataclass_fields__, "fsdp", "steps_per_dispatch", "on_nan"}
+_FREE_OF_IMAGES = {"skip_unreadable"}  # those that are left show in the number of images
 # What else the weights of `init` depend on.
 _FROM_INIT = ("model", "scheduler", "image_shape", "num_classes", "null_label", "guidance")
 
@@ -99,7 +101,7 @@ class Training(NamedTuple):
 
     def summary(self) -> str:
         """What is trained, on what, and from where: lines to read."""
-        count, *image_shape = self.data.images.shape
+        count, image_shape = len(self.data.images), self.data.image_shape
         classes = f" in {self.run.num_classes} classes" if self.run.num_classes else ""
         parameters = sum(leaf.size for leaf in jax.tree.leaves(self.run.pretrained.variables))
         idle = jax.device_count() - self.mesh.size
@@ -137,7 +139,7 @@ def open_run(
     with ExitStack() as held:
         together(lambda: held.enter_context(_locked(folder)) if is_writer() else None)
         found = together(
-            lambda: _find(folder, description, accept_changes) if is_writer() else None
+            lambda: _find(folder, description, data, accept_changes) if is_writer() else None
         )
         checkpoint, changes, damaged = found or (None, (), {})
         checkpoint = _everywhere(checkpoint)
@@ -199,7 +201,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _find(
-    folder: Path, description: dict[str, Any], accept_changes: bool
+    folder: Path, description: dict[str, Any], data: Dataset, accept_changes: bool
 ) -> tuple[Checkpoint | None, tuple[Change, ...], dict[Path, str]]:
     """Where to resume, the changes that were accepted, and what was set aside as damaged."""
     path, steps = folder / CONFIG, description["train"]["steps"]
@@ -219,7 +221,7 @@ def _find(
     if not isinstance(recorded, dict) or not isinstance(recorded.get("train"), dict):
         problem = f"{folder} exists already, and `train` did not make it: choose another name"
         raise FieldError("folder", problem)
-    changes = tuple(_changes(recorded, description))
+    changes = tuple(_changes(recorded, description, data))
     ended = checkpoint is not None and checkpoint.step >= steps
     if changes and ended:
         assert checkpoint is not None
@@ -279,18 +281,25 @@ def _newest(paths: list[Path]) -> tuple[Checkpoint, dict[Path, str]]:
     raise FieldError(None, problem, Field("folder"), " begins another run")
 
 
-def _changes(recorded: dict[str, Any], now: dict[str, Any]) -> Iterator[Change]:
+def _changes(recorded: dict[str, Any], now: dict[str, Any], images: Dataset) -> Iterator[Change]:
     """What the weights depend on that is not as it was."""
     # A setting that an older version did not know was as it is by default.
     before, after = Settings().record() | recorded["train"], now["train"]
     for name, value in after.items():
         if name not in _FREE and before[name] != value:
             yield Change(name, f"was {before[name]}, is {value}")
+    before = Preparation().record() | recorded.get("preparation", {})
+    for name, value in now["preparation"].items():
+        if name not in _FREE_OF_IMAGES and before[name] != value:
+            yield Change(name, f"was {before[name]}, is {value}")
     was, data = recorded.get("data"), now["data"]
     was = was if isinstance(was, dict) else {}
+    sha256 = data["sha256"]
+    if "dtype" not in was and images.images.dtype == np.uint8:  # of version 0.1
+        sha256 = images.digest(as_floats=True)
     if was.get("shape") != data["shape"]:
         yield Change("data", f"the images were {was.get('shape')}, are {data['shape']}")
-    elif was.get("sha256") != data["sha256"]:
+    elif was.get("sha256") != sha256:
         yield Change("data", "the images or their labels are others")
     if after["init"] and any(recorded.get(name) != now[name] for name in _FROM_INIT):
         yield Change("init", "its network or its schedule is another")

@@ -15,6 +15,7 @@ import numpy as np
 
 from jax_ddpm import __version__
 from jax_ddpm._checks import Field, FieldError, checked
+from jax_ddpm.data.preparation import Preparation
 from jax_ddpm.interop.diffusers import load_diffusers, unet_config, unet_from_config
 from jax_ddpm.interop.pretrained import Pretrained
 from jax_ddpm.interop.scheduler import scheduler_config, scheduler_from_config
@@ -45,7 +46,7 @@ __all__ = [
 
 FILES = {
     "config.json": "what was run",
-    "metrics.jsonl": "loss, gradient norm and speed, every 50 steps",
+    "metrics.jsonl": "loss, learning rate, gradient norm and speed, every 50 steps",
     "checkpoints": "weights, their average, the optimizer: all that is needed to resume",
     "loss.png": "the loss against the step",
     "forward.png": "an image, and the tutorial's square, turning into noise",
@@ -70,6 +71,10 @@ class Run(NamedTuple):
     """Labels 0 … num_classes - 1 stand for something; None without classes."""
     null_label: int | None
     guidance: float
+    class_names: tuple[str, ...] | None = None
+    """What each label is called, if it is known."""
+    preparation: Preparation = Preparation()
+    """How its images were read."""
 
     def __repr__(self) -> str:
         sizes = [np.size(leaf) for leaf in jax.tree.leaves(self.pretrained.variables)]
@@ -78,6 +83,11 @@ class Run(NamedTuple):
             f"image_shape={self.image_shape}, num_classes={self.num_classes}, "
             f"null_label={self.null_label}, guidance={self.guidance:g})"
         )
+
+    @property
+    def titles(self) -> tuple[str, ...] | None:
+        """Names of the columns of a grid with one class in each."""
+        return self.class_names if self.class_columns else None
 
     @property
     def class_columns(self) -> int | None:
@@ -110,6 +120,8 @@ def describe(run: Run, train: Any = None, data: Any = None) -> dict[str, Any]:
         "num_classes": run.num_classes,
         "null_label": run.null_label,
         "guidance": run.guidance,
+        "class_names": run.class_names,
+        "preparation": run.preparation.record(),
         "train": train,
         "data": data,
         "versions": {"jax_ddpm": __version__, "jax": jax.__version__, "numpy": np.__version__},
@@ -192,6 +204,9 @@ def _read_run(path: Path, weights: str) -> Run:
         model = _model(description["model"], path / "state.json")
         scheduler = scheduler_from_config(description["scheduler"], path / "state.json")
         labelling = [description[name] for name in ("num_classes", "null_label", "guidance")]
+        names = description.get("class_names")
+        names = None if names is None else tuple(map(str, names))
+        preparation = Preparation(**description.get("preparation", {}))
         image_shape = (height, width, channels)
         flat = checkpoint.arrays[weights]
         expected = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), image_shape))
@@ -206,7 +221,9 @@ def _read_run(path: Path, weights: str) -> Run:
         variables = restore(unflatten(template), flat)
     except ValueError as error:
         raise ValueError(f"{path / weights}.safetensors: {error}") from None
-    return Run(Pretrained(model, variables, **scheduler), image_shape, *labelling)
+    pretrained = Pretrained(model, variables, **scheduler)
+    run = Run(pretrained, image_shape, *labelling)
+    return run._replace(class_names=names, preparation=preparation)
 
 
 @checked

@@ -1,8 +1,10 @@
 """The settings of a training. The command line makes flags of these fields and help of their
 docstrings; config.json records them."""
 
+import json
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from numbers import Integral, Real
 from os import PathLike
 from pathlib import Path
@@ -10,9 +12,17 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import jax
 
-from jax_ddpm._checks import Field, FieldError, check_choice, check_positive
+from jax_ddpm._checks import (
+    Field,
+    FieldError,
+    check_choice,
+    check_not_negative,
+    check_positive,
+)
 from jax_ddpm.cpu import default_steps_per_dispatch
-from jax_ddpm.reverse import PredictionType
+from jax_ddpm.losses import LossType, Weighting
+from jax_ddpm.models import UNet
+from jax_ddpm.reverse import PredictionType, VarianceType
 from jax_ddpm.schedule import (
     NoiseSchedule,
     cosine_beta_schedule,
@@ -29,9 +39,12 @@ __all__ = [
     "OptimizerSettings",
     "ScheduleName",
     "Settings",
+    "UNET_FIELDS",
     "named_schedule",
 ]
 
+TrackerName = Literal["tensorboard", "wandb"]
+_OUTPUT = ("prediction_type", "variance_type")  # what the network's output means
 ScheduleName = Literal["linear", "scaled_linear", "cosine", "sigmoid"]
 _BETAS = {
     "linear": linear_beta_schedule,
@@ -39,6 +52,15 @@ _BETAS = {
     "cosine": cosine_beta_schedule,
     "sigmoid": sigmoid_beta_schedule,
 }
+
+
+# What follows from the images, and what is set for the whole run.
+_NOT_OF_THE_NETWORK = {
+    *("parent", "name", "sample_size", "in_channels", "out_channels", "num_class_embeds"),
+    *("dtype", "param_dtype", "remat"),
+}
+UNET_FIELDS = tuple(each.name for each in fields(UNet) if each.name not in _NOT_OF_THE_NETWORK)
+"""The fields of `UNet` that are a choice. Its channels and labels follow from the images."""
 
 
 def named_schedule(name: ScheduleName, timesteps: int) -> NoiseSchedule:
@@ -54,15 +76,23 @@ class ModelSettings:
     """The U-Net, which knows labels, or the tutorial's four convolutions, which do not."""
     init: Path | None = None
     """Start from a run, one of its checkpoints or a folder of diffusers. It brings its network,
-    weights, schedule and parametrisation, so four other settings cannot be given: model, schedule,
-    timesteps and prediction type. If the images use every label of its network, no label is
-    dropped and nothing is guided."""
+    weights, schedule and what it predicts, so settings of those cannot be given. If the images use
+    every label of its network, no label is dropped and nothing is guided."""
     timesteps: int = 200
     """T, the steps of the noising chain."""
     schedule: ScheduleName = "cosine"
     """The noise schedule."""
     prediction_type: PredictionType = "epsilon"
     """What the network predicts: the noise, the image, or the velocity."""
+    variance_type: VarianceType = "fixed_small"
+    """The variance of a reverse step: the posterior's, β, or one that the network learns."""
+    loss_type: LossType | None = None
+    """The squared error, the variational bound, or both (Nichol & Dhariwal 2021). Default: both
+    where the variance is learned, else the squared error."""
+    weighting: Weighting | None = None
+    """Weigh the squared error by min(SNR, γ) (Hang et al. 2023). Default: not at all."""
+    min_snr_gamma: float = 5.0
+    """γ of that weighting."""
     guidance: float = 2.0
     """Scale of classifier-free guidance in the pictures; 1 is without guidance."""
 
@@ -76,13 +106,29 @@ class OptimizerSettings:
     batch_size: int = 64
     """Images per step."""
     learning_rate: float = 2e-3
-    """The highest rate of Adam; it rises over the first steps and falls to 0 along a cosine."""
+    """The highest rate."""
+    learning_rate_schedule: Literal["constant", "cosine", "linear"] = "cosine"
+    """Once warm, the rate stays, or falls to 0 at the last step."""
+    warmup_steps: int | None = None
+    """Steps over which the rate rises from 0. Default: a tenth of all, at most 100."""
+    optimizer: Literal["adam", "adamw"] = "adam"
+    """AdamW also has a weight decay."""
+    adam_b1: float = 0.9
+    """Decay of Adam's average of the gradients."""
+    adam_b2: float = 0.999
+    """Decay of Adam's average of their squares."""
+    adam_eps: float = 1e-8
+    """Added to the root of the squares."""
+    weight_decay: float = 0.0
+    """Of AdamW: times the rate, the share of each weight that is taken off it in a step."""
     grad_clip: float = 1.0
-    """Gradients are scaled down to this global norm."""
+    """Gradients are scaled down to this global norm; 0: they are not."""
     label_dropout: float = 0.1
     """Share of the labels that are dropped, so that guidance has something to compare with."""
     ema_decay: float = 0.999
     """Decay of the average of the weights, which is what samples are drawn from."""
+    ema_warmup: bool = True
+    """Whether the decay is smaller over the first steps: min(decay, (1 + step) / (10 + step))."""
     on_nan: Literal["stop", "skip"] = "stop"
     """What to do when a loss or gradient is not finite: end the training, or drop the step and
     count it. Neither lets it into the weights."""
@@ -92,7 +138,7 @@ class OptimizerSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointSettings:
-    """What is kept of a training on the disk."""
+    """What is kept and shown of a training."""
 
     checkpoint_every: int = 100
     """Save a checkpoint every so many steps, and at the end: all that is needed to resume."""
@@ -100,6 +146,16 @@ class CheckpointSettings:
     """How many checkpoints are kept, the newest."""
     keep_every: int | None = None
     """Also keep, for good, those at multiples of this many steps: a multiple of the above."""
+    sample_every: int | None = None
+    """Draw samples every so many steps, always from the same noise; 0: never. Default: a fifth of
+    all steps."""
+    tracker: tuple[TrackerName, ...] = ()
+    """Where the lines of metrics.jsonl and the samples also go: TensorBoard's files in the run, or
+    Weights & Biases (the extras "tensorboard" and "wandb")."""
+
+    def sampled(self, steps: int) -> int:
+        """`sample_every` of a training of so many steps; 0: never."""
+        return steps // 5 if self.sample_every is None else self.sample_every
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,12 +188,19 @@ class Settings(ModelSettings, OptimizerSettings, CheckpointSettings, LayoutSetti
     Raises `FieldError` naming the setting that makes no sense.
     """
 
+    unet: Mapping[str, Any] | None = None
+    """Fields of the U-Net, by name. Those that are not given are those of a small network: a level
+    more for every doubling of the images from 32 pixels on, attention at the lowest."""
+
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(Settings).items():
             object.__setattr__(self, name, _plain(name, getattr(self, name), hint))
-        positive = ("steps", "batch_size", "learning_rate", "timesteps", "grad_clip", "accumulate")
-        positive += ("fsdp", "steps_per_dispatch", "checkpoint_every", "keep", "keep_every")
+        positive = ("steps", "batch_size", "learning_rate", "timesteps", "accumulate", "fsdp")
+        positive += ("steps_per_dispatch", "checkpoint_every", "keep", "keep_every", "adam_eps")
+        positive += ("min_snr_gamma",)
         check_positive(**{name: getattr(self, name) for name in positive})
+        more = ("grad_clip", "weight_decay", "warmup_steps", "sample_every")
+        check_not_negative(**{name: getattr(self, name) or 0 for name in more})
         if (self.keep_every or 0) % self.checkpoint_every:
             multiple = Field("checkpoint_every", self.checkpoint_every)
             problem = ("expected a multiple of ", multiple, f", got {self.keep_every}")
@@ -149,18 +212,37 @@ class Settings(ModelSettings, OptimizerSettings, CheckpointSettings, LayoutSetti
             )
         if self.timesteps < 2:
             raise FieldError("timesteps", f"expected at least 2, got {self.timesteps}")
-        if not 0 <= self.ema_decay < 1:
-            raise FieldError("ema_decay", f"expected 0 to 1, below 1, got {self.ema_decay}")
+        for name in ("ema_decay", "adam_b1", "adam_b2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise FieldError(name, f"expected 0 to 1, below 1, got {getattr(self, name)}")
+        if self.weight_decay and self.optimizer != "adamw":
+            raise FieldError("weight_decay", "comes with ", Field("optimizer", "adamw"))
+        if self.learning_rate_schedule != "constant" and (self.warmup_steps or 0) >= self.steps:
+            fewer = Field("steps", self.steps)
+            got = f", got {self.warmup_steps}"
+            raise FieldError("warmup_steps", "expected fewer than ", fewer, got)
+        if self.unet is not None and self.model != "unet":
+            raise FieldError("unet", "comes with ", Field("model", "unet"))
+        for name in self.unet or {}:
+            check_choice("unet", name, UNET_FIELDS)
         if not 0 <= self.label_dropout <= 1:
             raise FieldError("label_dropout", f"expected 0 to 1, got {self.label_dropout}")
         if self.init is not None:
-            for name in ("model", "schedule", "timesteps", "prediction_type"):
+            for name in ("model", "unet", "schedule", "timesteps", *_OUTPUT):
                 if getattr(self, name) != getattr(Settings, name):
                     raise FieldError(name, "comes with ", Field("init"))
 
     def record(self) -> dict[str, Any]:
         """As JSON holds them."""
         return {**asdict(self), "init": None if self.init is None else str(self.init)}
+
+
+def _json_object(name: str, value: Any) -> dict[str, Any]:
+    """`value` as JSON gives it back: lists for tuples."""
+    try:
+        return json.loads(json.dumps(dict(value)))
+    except (TypeError, ValueError) as error:
+        raise FieldError(name, f"expected names with numbers, texts or lists: {error}") from None
 
 
 def _plain(name: str, value: Any, hint: Any) -> Any:
@@ -173,6 +255,13 @@ def _plain(name: str, value: Any, hint: Any) -> Any:
     kind = kinds[0] if optional else hint
     if value is None and optional:
         return None
+    if get_origin(kind) is Literal:
+        return _plain(name, value, kind)
+    if get_origin(kind) is tuple:
+        several = (value,) if value is None or isinstance(value, str) else value
+        return tuple(_plain(name, each, kinds[0]) for each in several)
+    if get_origin(kind) is Mapping:
+        return _json_object(name, value)
     if kind is Path and isinstance(value, str | PathLike):
         return Path(value)
     if kind is int and isinstance(value, Integral) and not isinstance(value, bool):

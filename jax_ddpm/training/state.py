@@ -98,8 +98,10 @@ def make_train_step(
 
     Jit it with the state donated: `jax.jit(train_step, donate_argnums=0)`. Clip gradients in
     the optimizer (`optax.chain(optax.clip_by_global_norm(1.0), …)`). The metrics are the batch's
-    mean `loss` and the gradient's global `grad_norm`, both of the weights before the step. The
-    loss options are those of `training_losses`.
+    mean `loss` and the gradient's global `grad_norm`, both of the weights before the step;
+    `loss_quarters` [4], what samples with t in each quarter of the chain add to the loss, and
+    `share_quarters` [4], which share of the samples those are. The loss options are those of
+    `training_losses`.
 
     `ema_decay` d averages the weights as `ema = d * ema + (1 - d) * params` (Ho et al. §4); it
     may depend on the number of the step, from 0, as an Optax schedule does. Default:
@@ -164,10 +166,10 @@ def make_train_step(
                 weighting=weighting,
                 min_snr_gamma=min_snr_gamma,
             )
-            return jnp.mean(losses)
+            return jnp.mean(losses), _by_quarters(losses, t, schedule.num_timesteps)
 
-        loss, grads = _mean_over_parts(
-            partial(jax.value_and_grad(loss_fn), state.params),
+        (loss, quarters), grads = _mean_over_parts(
+            partial(jax.value_and_grad(loss_fn, has_aux=True), state.params),
             (images, t, noise, *conditions),
             dropout_key,
             accumulate,
@@ -180,7 +182,7 @@ def make_train_step(
             params,
             state.ema_params,
         )
-        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), **quarters}
         new = TrainState(state.step + 1, params, ema_params, opt_state, state.key)
         if skip_nonfinite:
             sizes = jnp.stack([loss, metrics["grad_norm"], optax.tree.norm(updates)])
@@ -191,6 +193,15 @@ def make_train_step(
         return new, metrics
 
     return train_step
+
+
+def _by_quarters(losses: Any, t: Array, num_timesteps: int) -> dict[str, Array]:
+    """What each quarter of the chain adds to the mean loss, and its share of the samples."""
+    within = 4 * t // num_timesteps == jnp.arange(4)[:, None]
+    return {
+        "loss_quarters": jnp.mean(jnp.where(within, losses, 0), axis=1),
+        "share_quarters": jnp.mean(within, axis=1, dtype=losses.dtype),
+    }
 
 
 def _unpacked(batch: Batch) -> list[Any]:
@@ -214,7 +225,7 @@ def _scaled(x: Any, images: Any) -> Any:
     """Bytes that are images as floats in [-1, 1]; whatever else as it is."""
     if getattr(x, "dtype", None) != np.uint8 or x.ndim != images.ndim:
         return x
-    return jnp.asarray(x, jnp.float32) / 127.5 - 1
+    return (jnp.asarray(x, jnp.float32) - 127.5) / 127.5  # rounded once, as on the host
 
 
 def _dropped(dropped: Array, null_label: Any, condition: Condition) -> Array:

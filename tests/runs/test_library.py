@@ -23,7 +23,6 @@ pytestmark = pytest.mark.usefixtures("defaults", "untyped")
 SCRIPT = """
 import os, signal, sys
 import jax
-import numpy as np
 from jax_ddpm import data, runs
 
 die = int(sys.argv[1])
@@ -33,7 +32,7 @@ kill = lambda here: here.done == die and os.kill(os.getpid(), signal.SIGKILL)
 runs.fit("runs/python", images, settings, progress=kill)
 run = runs.load_run("runs/python")
 samples = runs.draw(jax.random.key(0), run, 3)
-np.savez("python.npz", samples=samples)
+runs.save_samples("python.npz", samples)
 """
 COMMANDS = """
 from jax_ddpm.cli import run

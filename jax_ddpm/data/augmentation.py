@@ -1,0 +1,72 @@
+"""Flips and random windows, drawn in the step itself: a pure function of the key and the sample.
+
+Sample j of a step draws from a key of its own, so that how a batch is split over devices and
+hosts does not matter, and a run that resumes draws the same.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Int
+
+from jax_ddpm._checks import FieldError, checked
+from jax_ddpm._typing import PRNGKey
+
+__all__ = ["Augment", "augmentation", "random_crop", "random_flip"]
+
+Images = Array
+"""[image, height, width, channel], of any dtype."""
+Augment = Callable[..., Images]
+"""`(key, images[, extents]) -> images`."""
+
+
+@checked
+def random_flip(key: PRNGKey, images: Images) -> Images:
+    """Mirror each image left to right with probability 1/2."""
+
+    def flip(key, image):
+        return jnp.where(jax.random.bernoulli(key), image[:, ::-1], image)
+
+    return jax.vmap(flip)(_keys(key, images), images)
+
+
+@checked
+def random_crop(
+    key: PRNGKey, images: Images, size: int, extents: Int[Array, "image 2"] | None = None
+) -> Images:
+    """Cut a window of size × size out of each image, anywhere with the same probability.
+
+    `extents` are the height and width of what each image holds, in its upper left; by default all
+    of it. Raises `FieldError` if the images are smaller than the window.
+    """
+    _, height, width, channels = images.shape
+    if size > min(height, width):
+        raise FieldError("size", f"expected at most {min(height, width)}, got {size}")
+    if extents is None:
+        extents = jnp.broadcast_to(jnp.array([height, width], jnp.int32), (len(images), 2))
+
+    def crop(key, image, extent):
+        top, left = jax.random.randint(key, (2,), 0, extent - size + 1)
+        return lax.dynamic_slice(image, (top, left, 0), (size, size, channels))
+
+    return jax.vmap(crop)(_keys(key, images), images, extents)
+
+
+@checked
+def augmentation(image_size: int | None, flip: bool) -> Augment:
+    """The function of (key, images, extents) that cuts out windows, then flips; `image_size` is
+    None where nothing is cut."""
+
+    def augment(key: PRNGKey, images: Images, extents: Array | None = None) -> Images:
+        crop_key, flip_key = jax.random.split(key)
+        if image_size is not None and images.shape[1:3] != (image_size, image_size):
+            images = random_crop(crop_key, images, image_size, extents)
+        return random_flip(flip_key, images) if flip else images
+
+    return augment
+
+
+def _keys(key: PRNGKey, images: Images) -> Array:
+    return jax.vmap(lambda sample: jax.random.fold_in(key, sample))(jnp.arange(len(images)))

@@ -1,0 +1,201 @@
+"""Decoded pictures on the disk: one raw file of rows, mapped into memory, found by its content.
+
+    CACHE/KEY/images.bin     uint8 [image, height, width, channel]
+    CACHE/KEY/about.json     its shape, its digest, and what could not be decoded
+
+KEY is a digest of what was read and of how it is prepared. A folder gets its name only once it is
+whole: a process that is killed leaves none, and of two that write the same one, the second takes
+the first's.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+
+from jax_ddpm._checks import FieldError
+from jax_ddpm.data.decoding import Encoded
+from jax_ddpm.data.pictures import EncodedSet, Found, decode_into, reason, refuse_unreadable
+from jax_ddpm.data.preparation import Preparation
+from jax_ddpm.data.rows import MappedRows
+from jax_ddpm.io.files import make_folder
+from jax_ddpm.io.json import read_json, write_json
+
+__all__ = ["Cached", "cached_pictures"]
+
+_VERSION = 1  # of the decoding
+_ROWS, _ABOUT = "images.bin", "about.json"
+_AT_ONCE = 64
+
+
+class Cached(NamedTuple):
+    """Decoded pictures."""
+
+    images: MappedRows
+    kept: np.ndarray
+    """Indices of the pictures that they are of, int64."""
+    unreadable: dict[str, str]
+    """Names of those whose heads can be read and the rest cannot, and what is wrong with each."""
+    on_white: int
+    """How many had transparent pixels."""
+
+
+def cached_pictures(
+    cache: Path,
+    encoded: EncodedSet,
+    found: Found,
+    preparation: Preparation,
+    progress: Callable[[int], None] | None = None,
+) -> Cached | None:
+    """The pictures from the cache, decoded into it if they are not there; None where the disk has
+    no room for them.
+
+    Raises `FieldError` naming a picture that cannot be decoded, unless those are skipped, and
+    `OSError`.
+    """
+    folder = cache / _key(found, preparation)
+    images = _open(folder)
+    if images is None:
+        make_folder(cache)
+        size = len(found.kept) * int(np.prod(found.shape))
+        if 2 * size > shutil.disk_usage(cache).free:
+            return None
+        with _written(folder) as new:
+            _decode_all(new, encoded, found, preparation, progress)
+        images = _open(folder)
+    if images is None:
+        raise OSError(None, "was removed while it was written", str(folder))
+    about = read_json(folder / _ABOUT)
+    kept = np.delete(found.kept, np.asarray(about["failed"], np.int64))
+    return Cached(images, kept, about["unreadable"], about["on_white"])
+
+
+def _key(found: Found, preparation: Preparation) -> str:
+    how = [preparation.image_size, preparation.crop, *found.shape, _VERSION]
+    return hashlib.sha256(f"{found.sha256} {json.dumps(how)}".encode()).hexdigest()[:32]
+
+
+def _open(folder: Path) -> MappedRows | None:
+    """The rows in a folder; None if there are none, or not the bytes that were written."""
+    try:
+        about = read_json(folder / _ABOUT)
+        with (folder / _ROWS).open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except (OSError, ValueError):
+        return None
+    if digest != about.get("sha256"):
+        shutil.rmtree(folder, ignore_errors=True)
+        return None
+    return MappedRows.of_file(folder / _ROWS, tuple(about["shape"]))
+
+
+@contextmanager
+def _written(folder: Path) -> Iterator[Path]:
+    """A new folder that becomes `folder` at the end, unless there is one by then."""
+    _remove_leftovers(folder.parent)
+    with tempfile.TemporaryDirectory(prefix=".new-", dir=folder.parent) as name:
+        new = Path(name, folder.name)
+        new.mkdir()
+        with (Path(name) / ".lock").open("w") as lock:
+            _hold(lock)
+            yield new
+            try:
+                os.rename(new, folder)
+            except OSError:
+                if not folder.is_dir():
+                    raise
+
+
+def _remove_leftovers(cache: Path) -> None:
+    """Those of processes that were killed: nobody holds their locks."""
+    for leftover in cache.glob(".new-*"):
+        try:
+            with (leftover / ".lock").open("w") as lock:
+                if _hold(lock):
+                    shutil.rmtree(leftover, ignore_errors=True)
+        except OSError:
+            continue
+
+
+def _hold(lock: Any) -> bool:
+    """Whether this process holds a lock now, until it closes the file."""
+    try:
+        import fcntl
+
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (ImportError, OSError):
+        return False
+    return True
+
+
+def _decode_all(
+    folder: Path,
+    encoded: EncodedSet,
+    found: Found,
+    preparation: Preparation,
+    progress: Callable[[int], None] | None,
+) -> None:
+    """Write every picture to its row. What cannot be decoded leaves none."""
+    row_of = {int(index): row for row, index in enumerate(found.kept)}
+    failed: dict[int, str] = {}
+    on_white = done = 0
+
+    def decode(item: tuple[int, Encoded]) -> tuple[int, np.ndarray, bool | Exception]:
+        index, data = item
+        image = np.zeros(found.shape, np.uint8)
+        try:
+            return index, image, decode_into(image, data, preparation)
+        except Exception as error:  # Pillow's plugins raise whatever they meet
+            return index, image, error
+
+    with (folder / _ROWS).open("w+b") as file, ThreadPoolExecutor() as threads:
+        wanted = (item for item in encoded.stream() if item[0] in row_of)
+        while block := list(islice(wanted, _AT_ONCE)):
+            for index, image, outcome in threads.map(decode, block):
+                if isinstance(outcome, Exception):
+                    refuse_unreadable(encoded.names[index], outcome, preparation)
+                    failed[index] = reason(outcome)
+                    continue
+                on_white += outcome
+                file.seek(row_of[index] * image.nbytes)
+                file.write(image.data)
+            done += len(block)
+            if progress:
+                progress(done)
+        rows = sorted(row_of[index] for index in failed)
+        count = len(found.kept) - len(rows)
+        if not count:
+            raise FieldError("data", f"none of {len(found.kept):,} pictures can be decoded")
+        _close_gaps(file, rows, len(found.kept), int(np.prod(found.shape)))
+        file.seek(0)
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        os.fsync(file.fileno())
+    about = {
+        "shape": [count, *found.shape],
+        "sha256": digest,
+        "failed": rows,
+        "unreadable": {encoded.names[index]: what for index, what in failed.items()},
+        "on_white": on_white,
+    }
+    write_json(folder / _ABOUT, about)
+
+
+def _close_gaps(file: BinaryIO, failed: list[int], count: int, size: int) -> None:
+    """Move up the rows that come after failed ones."""
+    good = np.delete(np.arange(count), failed).tolist()
+    for new, old in enumerate(good):
+        if new != old:
+            file.seek(old * size)
+            row = file.read(size)
+            file.seek(new * size)
+            file.write(row)
+    file.truncate(len(good) * size)

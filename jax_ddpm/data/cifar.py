@@ -1,0 +1,172 @@
+"""CIFAR-10 and CIFAR-100 as published: the binary versions, and the pickles for Python."""
+
+from collections.abc import Collection
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jax_ddpm.data.files import Files
+from jax_ddpm.data.unpickling import safe_loads
+
+__all__ = ["is_cifar", "read_cifar"]
+
+_PIXELS = 3 * 32 * 32
+
+
+class _Version(NamedTuple):
+    """What its files are called, and where the labels of its classes are."""
+
+    title: str
+    num_classes: int
+    train: tuple[str, ...]
+    test: str
+    meta: str
+    marks: frozenset[str]
+    """The names that tell it from other folders."""
+    labels: str = ""
+    """The key of the labels in a pickle, and "" for the binary versions."""
+
+    @property
+    def label_bytes(self) -> int:
+        """How many bytes before the pixels; the last of them is the class."""
+        return 1 if self.num_classes == 10 else 2
+
+
+_BATCHES = tuple(f"data_batch_{number}" for number in range(1, 6))
+_BINARIES = tuple(f"{name}.bin" for name in _BATCHES)
+_FINE = "fine_label_names.txt"
+
+_VERSIONS = (
+    _Version(
+        *("CIFAR-10", 10, _BINARIES, "test_batch.bin", "batches.meta.txt"),
+        marks=frozenset(_BINARIES[:1]),
+    ),
+    _Version(
+        *("CIFAR-10", 10, _BATCHES, "test_batch", "batches.meta"),
+        marks=frozenset(_BATCHES[:1]),
+        labels="labels",
+    ),
+    _Version(
+        *("CIFAR-100", 100, ("train.bin",), "test.bin", _FINE),
+        marks=frozenset({"train.bin", _FINE}),
+    ),
+    _Version(
+        *("CIFAR-100", 100, ("train",), "test", "meta"),
+        marks=frozenset({"train", "meta"}),
+        labels="fine_labels",
+    ),
+)
+
+
+def is_cifar(names: Collection[str]) -> bool:
+    """Whether some of these files are named as CIFAR's are."""
+    return bool(_find(names))
+
+
+def read_cifar(files: Files) -> tuple[np.ndarray, np.ndarray, tuple[str, ...] | None, str]:
+    """The training images, uint8 [image, 32, 32, 3], their labels, int32 [image], the names of the
+    classes, if they are there, and a note that says which were read.
+
+    CIFAR-100's labels are the fine ones. Pickles run nothing. Raises `ValueError` naming what is
+    missing or damaged, and where there are several data sets.
+    """
+    found = _find(files.names)
+    if len(found) != 1:
+        got = ", ".join(f"{folder}{version.train[0]}" for folder, version in found) or "none"
+        raise ValueError(f"expected one CIFAR in {files.path}, got {got}")
+    folder, version = found[0]
+    here = set(files.names)
+    if missing := [name for name in version.train if folder + name not in here]:
+        raise ValueError(f"expected {', '.join(missing)} beside the others in {files.path}")
+    wanted = here.intersection(folder + name for name in (*version.train, version.meta))
+    data = dict(files.stream(wanted))
+    pixels, labels = [], []
+    for name in version.train:
+        where = f"{folder}{name} in {files.path}"
+        read = _read_pickle if version.labels else _read_binary
+        batch_pixels, batch_labels = read(data[folder + name], version, where)
+        if batch_labels.min() < 0 or batch_labels.max() >= version.num_classes:
+            got = f"{batch_labels.min()} to {batch_labels.max()}"
+            raise ValueError(
+                f"{where}: expected labels from 0 to {version.num_classes - 1}, got {got}"
+            )
+        pixels.append(batch_pixels)
+        labels.append(batch_labels.astype(np.int32))
+    images = np.concatenate(pixels).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    names = None
+    if folder + version.meta in data:
+        names = _read_names(data[folder + version.meta], version, f"{folder}{version.meta}")
+    rest = "; those of the test are left out" * (folder + version.test in here)
+    note = f"{version.title}: the training images{rest}"
+    return np.ascontiguousarray(images), np.concatenate(labels), names, note
+
+
+def _find(names: Collection[str]) -> list[tuple[str, _Version]]:
+    """The folders, "" or such as "a/b/", and what lies in each."""
+    marks = frozenset().union(*(version.marks for version in _VERSIONS))
+    folders: dict[str, set[str]] = {}
+    for name in names:
+        folder, slash, base = name.rpartition("/")
+        if base in marks:
+            folders.setdefault(folder + slash, set()).add(base)
+    return [
+        (folder, version)
+        for folder, bases in folders.items()
+        for version in _VERSIONS
+        if version.marks <= bases
+    ]
+
+
+def _read_binary(data: bytes, version: _Version, where: str) -> tuple[np.ndarray, np.ndarray]:
+    record = version.label_bytes + _PIXELS
+    if not data or len(data) % record:
+        raise ValueError(f"{where}: expected records of {record} bytes, got {len(data)} bytes")
+    rows = np.frombuffer(data, np.uint8).reshape(-1, record)
+    return rows[:, -_PIXELS:], rows[:, version.label_bytes - 1]
+
+
+def _read_pickle(data: bytes, version: _Version, where: str) -> tuple[np.ndarray, np.ndarray]:
+    batch = _unpickle(data, where)
+    pixels, labels = batch.get("data"), batch.get(version.labels)
+    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8:
+        raise ValueError(f"{where}: expected data of uint8, got {_described(pixels)}")
+    if pixels.ndim != 2 or pixels.shape[1] != _PIXELS or not pixels.size:
+        raise ValueError(f"{where}: expected data of [image, {_PIXELS}], got {_described(pixels)}")
+    if not isinstance(labels, list) or not all(type(label) is int for label in labels):
+        problem = f"expected {version.labels} as whole numbers, got {_described(labels)}"
+        raise ValueError(f"{where}: {problem}")
+    if len(labels) != len(pixels):
+        raise ValueError(f"{where}: expected {len(pixels)} labels, got {len(labels)}")
+    return pixels, np.asarray(labels)
+
+
+def _read_names(data: bytes, version: _Version, where: str) -> tuple[str, ...]:
+    names: Any = data.split()
+    if version.labels:
+        names = _unpickle(data, where).get(version.labels[:-1] + "_names")
+    if not isinstance(names, list) or not all(isinstance(name, bytes | str) for name in names):
+        raise ValueError(f"{where}: expected the names of the classes, got {_described(names)}")
+    if len(names) != version.num_classes:
+        raise ValueError(f"{where}: expected {version.num_classes} names, got {len(names)}")
+    return tuple(map(_to_text, names))
+
+
+def _unpickle(data: bytes, where: str) -> dict[str, Any]:
+    """A dict with text for its keys, which Python 2 wrote as bytes."""
+    try:
+        value = safe_loads(data)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+    if not isinstance(value, dict) or not all(isinstance(key, bytes | str) for key in value):
+        raise ValueError(f"{where}: expected a dict, got {_described(value)}")
+    return {_to_text(key): each for key, each in value.items()}
+
+
+def _to_text(text: bytes | str) -> str:
+    return text.decode("utf-8", "replace") if isinstance(text, bytes) else text
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype}{list(value.shape)}"
+    return "nothing" if value is None else f"a {type(value).__name__}"

@@ -1,0 +1,124 @@
+"""An indexed set of images, whose rows are read when they are needed, and their labels."""
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from jax_ddpm._checks import FieldError
+from jax_ddpm.data.preparation import Preparation
+
+__all__ = ["Dataset", "ImageRows", "check_finite", "to_float"]
+
+_LEVELS = ((np.arange(256) - 127.5) / 127.5).astype(np.float32)
+"""What each byte means."""
+_BLOCK = 2**24
+
+
+class ImageRows(Protocol):
+    """Images [image, height, width, channel] by index: an array, or what reads them when asked."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> Any: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, rows: Any, /) -> Any: ...
+
+
+class Dataset(NamedTuple):
+    """Images, and the class of each, 0 … num_classes - 1, if they have one."""
+
+    images: Any
+    """`ImageRows`: uint8, or float32 in [-1, 1]."""
+    labels: np.ndarray | None = None
+    """int32 [image]."""
+    source: str = "arrays"
+    """Where they come from, for the record of a run."""
+    notes: tuple[str, ...] = ()
+    """What was decided in reading them, and what a user should know."""
+    class_names: tuple[str, ...] | None = None
+    """What each class is called, if it is known."""
+    preparation: Preparation = Preparation()
+    """How they were read, and how each step draws from them."""
+    extents: np.ndarray | None = None
+    """Height and width of what each image holds, int32 [image, 2], where they differ and random
+    windows are cut out."""
+    sha256: str | None = None
+    """A digest of the files that the images were decoded from."""
+
+    @property
+    def num_classes(self) -> int | None:
+        """How many classes, or None."""
+        if self.labels is None:
+            return None
+        return max(int(self.labels.max()) + 1, len(self.class_names or ()))
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels as a network sees them."""
+        height, width, channels = self.images.shape[1:]
+        if self.preparation.crop == "random" and self.preparation.image_size is not None:
+            height = width = self.preparation.image_size
+        return height, width, channels
+
+    def check(self) -> None:
+        """Raises `FieldError` unless this is what `load_dataset` makes: uint8 images, or float32 in
+        [-1, 1], and int32 labels from 0."""
+        shape, dtype = np.shape(self.images), getattr(self.images, "dtype", None)
+        if dtype not in (np.uint8, np.float32) or len(shape) != 4 or not np.prod(shape):
+            problem = "expected uint8 or float32 images [image, height, width, channel]"
+            raise FieldError("data", f"{problem}, got {dtype}{list(shape)}")
+        if dtype == np.float32:
+            images = np.asarray(self.images)
+            check_finite(images, "the data")
+            if np.max(np.abs(images)) > 1:
+                problem = f"expected pixels in [-1, 1], got [{images.min():g}, {images.max():g}]"
+                raise FieldError("data", problem)
+        if self.labels is None:
+            return
+        labels = np.asarray(self.labels)
+        if labels.dtype != np.int32 or labels.shape != shape[:1]:
+            problem = f"expected int32 labels [{shape[0]}], one for each image"
+            raise FieldError("data", f"{problem}, got {labels.dtype}{list(labels.shape)}")
+        if labels.min() < 0:
+            raise FieldError("data", f"expected labels from 0, got {labels.min()}")
+
+    def describe(self) -> dict[str, Any]:
+        """Their source, shape and dtype, and a SHA-256 of images and labels in hexadecimal."""
+        shape = [len(self.images), *self.image_shape]
+        dtype = str(np.dtype(self.images.dtype))
+        return {"source": self.source, "shape": shape, "dtype": dtype, "sha256": self.digest()}
+
+    def digest(self, *, as_floats: bool = False) -> str:
+        """Of images and labels: of the files that were read if that is known, or of the numbers.
+        `as_floats` is how runs of version 0.1 know theirs."""
+        if self.sha256 is not None and not as_floats:
+            digest = hashlib.sha256(self.sha256.encode())
+        else:
+            digest = hashlib.sha256()
+            for images in self._blocks():
+                digest.update(np.ascontiguousarray(to_float(images) if as_floats else images).data)
+        if self.labels is not None:
+            digest.update(self.labels.tobytes())
+        return digest.hexdigest()
+
+    def _blocks(self) -> Iterator[np.ndarray]:
+        row = int(np.prod(self.images.shape[1:])) * np.dtype(self.images.dtype).itemsize
+        rows = max(1, _BLOCK // row)
+        for first in range(0, len(self.images), rows):
+            yield self.images[first : first + rows]
+
+
+def to_float(images: np.ndarray) -> np.ndarray:
+    """Bytes as float32 in [-1, 1], (x - 127.5) / 127.5; floats as they are."""
+    return _LEVELS[images] if images.dtype == np.uint8 else images
+
+
+def check_finite(images: np.ndarray, where: str) -> None:
+    """Raises `FieldError` unless every pixel is a number."""
+    if len(wrong := np.flatnonzero(~np.isfinite(images).all(axis=(1, 2, 3)))):
+        problem = f"expected finite pixels, got NaN or infinity in {len(wrong)} of the "
+        rest = f"{len(images)} images in {where}, the first of them image {wrong[0]}"
+        raise FieldError("data", problem + rest)

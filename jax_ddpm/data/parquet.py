@@ -1,0 +1,96 @@
+"""Sets of images as Hugging Face keeps them: Parquet files, or a name on its hub, by `datasets`."""
+
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jax_ddpm._checks import FieldError
+from jax_ddpm.data.preparing import Source
+
+__all__ = ["HUB", "is_parquet", "read_parquet"]
+
+HUB = "hf://"
+"""What a name on the hub begins with: hf://OWNER/NAME."""
+
+_LABELS = ("label", "labels", "fine_label")
+
+
+def is_parquet(names: Collection[str]) -> bool:
+    """Whether files of these names are such a set."""
+    return any(name.endswith(".parquet") for name in names)
+
+
+def read_parquet(data: str) -> Source:
+    """The training split of a name on the hub, of a .parquet, or of all those in a folder.
+
+    Raises `FieldError` where it cannot be read, or has no column of images.
+    """
+    import datasets
+
+    datasets.disable_progress_bars()
+    try:
+        if data.startswith(HUB):
+            table = datasets.load_dataset(data.removeprefix(HUB), split="train")
+        else:
+            path = Path(data)
+            files = sorted(map(str, path.rglob("*.parquet"))) if path.is_dir() else [data]
+            training = [file for file in files if "train" in Path(file).name]
+            chosen = training or files
+            table = datasets.load_dataset("parquet", data_files=chosen, split="train")
+    except Exception as error:  # of pyarrow, of the network, or of `datasets` itself
+        lines = str(error.__cause__ or error).splitlines() or [type(error).__name__]
+        raise FieldError("data", f"cannot read {data}: {lines[0]}") from None
+    features: dict[str, Any] = dict(table.features)
+    pictures = [name for name, kind in features.items() if _is_picture(kind)]
+    if len(pictures) != 1:
+        got = ", ".join(f"{name} {_kind(kind)}" for name, kind in features.items())
+        raise FieldError("data", f"expected one column of images in {data}, got {got}")
+    table, notes, names, labels = _Table(table, pictures[0]), [], None, None
+    if classes := _label_column(features):
+        labels = np.asarray(table.rows[classes], np.int64)
+        if len(labels) and labels.min() < 0:
+            raise FieldError("data", f"expected labels from 0 in {data}, got {labels.min()}")
+        labels = labels.astype(np.int32)
+        known = getattr(features[classes], "names", None)
+        names = None if known is None else tuple(known)
+        notes.append(f"classes by the column {classes!r}")
+    return Source(table, labels, names, tuple(notes))
+
+
+class _Table:
+    """Encoded pictures of one column."""
+
+    def __init__(self, rows: Any, column: str) -> None:
+        from datasets import Image
+
+        if isinstance(rows.features[column], Image):
+            rows = rows.cast_column(column, Image(decode=False))
+        self.rows, self._column = rows, column
+        self.names = [f"row {index}" for index in range(len(rows))]
+
+    def read(self, index: int) -> bytes:
+        cell = self.rows[int(index)][self._column] or {}
+        if cell.get("bytes") is not None:
+            return cell["bytes"]
+        return Path(cell.get("path") or "").read_bytes()
+
+    def stream(self) -> Iterator[tuple[int, bytes]]:
+        return ((index, self.read(index)) for index in range(len(self.names)))
+
+
+def _is_picture(kind: Any) -> bool:
+    return type(kind).__name__ == "Image" or (isinstance(kind, dict) and "bytes" in kind)
+
+
+def _label_column(features: dict[str, Any]) -> str | None:
+    """The column of classes; of several, the one with the commonest name."""
+    classes = [name for name, kind in features.items() if type(kind).__name__ == "ClassLabel"]
+    whole = [name for name in _LABELS if "int" in str(getattr(features.get(name), "dtype", ""))]
+    named = [name for name in _LABELS if name in (*classes, *whole)]
+    return next(iter((*named, *classes)), None)
+
+
+def _kind(kind: Any) -> str:
+    return str(getattr(kind, "dtype", None) or type(kind).__name__)

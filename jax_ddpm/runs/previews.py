@@ -1,0 +1,94 @@
+"""Samples on the way: the same noise every time, so that one sees them improve."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jax_ddpm.data import load_batch
+from jax_ddpm.io.files import make_folder, replacing
+from jax_ddpm.runs.drawing import labels_in_turn, make_chain
+from jax_ddpm.runs.figures import image_grid, save_animation
+from jax_ddpm.runs.programs import draw_programs, pieces
+from jax_ddpm.runs.run import Run
+from jax_ddpm.runs.settings import Settings
+from jax_ddpm.samplers import ddim
+from jax_ddpm.training.hosts import is_writer, to_hosts
+from jax_ddpm.training.sharding import data_sharding
+
+__all__ = ["TRAINING_GIF", "Previews"]
+
+TRAINING_GIF = "training.gif"
+_FOLDER = "samples"
+_ROWS = 2
+
+
+class Previews:
+    """The pictures `samples/STEP.png` of a training, and at its end `training.gif` of them all.
+
+    They are drawn between two dispatches, with keys of their own: the training's bits are the same
+    with and without them.
+    """
+
+    def __init__(self, folder: Path, run: Run, settings: Settings, mesh: Mesh, done: int) -> None:
+        """Of a training that resumes after `done` steps: what was drawn later is removed."""
+        self._folder, self._run, self._mesh = folder, run, mesh
+        self._every, self._done, self._total = (
+            settings.sampled(settings.steps),
+            done,
+            settings.steps,
+        )
+        self._columns = run.class_columns or 8
+        self._number = _ROWS * self._columns
+        self._key = jax.random.fold_in(jax.random.key(settings.seed), 1)
+        self._batch = -(-self._number // mesh.size) * mesh.size
+        self._chain = make_chain(run)
+        self._programs = None
+        if is_writer():
+            for step, path in self._drawn():
+                if step > done or not self._every:
+                    path.unlink()
+            (folder / TRAINING_GIF).unlink(missing_ok=True)
+
+    def due(self, step: int) -> bool:
+        """Whether a multiple of the interval, or the end, was passed since this was last asked."""
+        before, self._done = self._done, step
+        if not self._every:
+            return False
+        return step // self._every > before // self._every or step == self._total
+
+    def draw(self, step: int, params: Any) -> np.ndarray:
+        """Draw from these weights, in all processes; the picture, uint8 [height, width, 3]."""
+        if self._programs is None:  # compiled once
+            self._programs = draw_programs(self._run, self._chain, ddim(), self._batch, self._mesh)
+        programs, first = self._programs, np.int32(0)
+        labels = labels_in_turn(self._run, self._number)
+        if labels is not None:
+            labels = np.resize(labels, self._batch)
+            labels = load_batch(labels, np.arange(self._batch), data_sharding(self._mesh))
+        state, weights = programs.init(self._key, first), programs.to_devices(params)
+        for length in pieces(self._chain):
+            state = programs.advance(self._key, weights, labels, state, first, length)
+        images = to_hosts(state.x_t, self._mesh)[: self._number]
+        picture = image_grid(images, self._columns, titles=self._run.titles)
+        if is_writer():
+            from PIL import Image
+
+            make_folder(self._folder / _FOLDER)
+            with replacing(self._folder / _FOLDER / f"{step:08d}.png") as file:
+                Image.fromarray(picture).save(file, format="PNG")
+        return picture
+
+    def finish(self) -> None:
+        """Write the GIF of all of them."""
+        if is_writer() and len(drawn := self._drawn()) > 1:
+            from PIL import Image
+
+            with replacing(self._folder / TRAINING_GIF) as file:
+                save_animation(file, [np.asarray(Image.open(path)) for _, path in drawn], 400)
+
+    def _drawn(self) -> list[tuple[int, Path]]:
+        paths = sorted((self._folder / _FOLDER).glob("*.png"))
+        return [(int(path.stem), path) for path in paths if path.stem.isdigit()]
