@@ -2,36 +2,26 @@
 
 import hashlib
 from collections.abc import Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jax_ddpm._checks import FieldError
 from jax_ddpm.data.preparation import Preparation
 
-__all__ = ["Dataset", "ImageRows", "check_finite", "to_float"]
+__all__ = ["Dataset", "check_finite", "to_float"]
 
 _LEVELS = ((np.arange(256) - 127.5) / 127.5).astype(np.float32)
 """What each byte means."""
 _BLOCK = 2**24
 
 
-class ImageRows(Protocol):
-    """Images [image, height, width, channel] by index: an array, or what reads them when asked."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-    @property
-    def dtype(self) -> Any: ...
-    def __len__(self) -> int: ...
-    def __getitem__(self, rows: Any, /) -> Any: ...
-
-
 class Dataset(NamedTuple):
     """Images, and the class of each, 0 … num_classes - 1, if they have one."""
 
     images: Any
-    """`ImageRows`: uint8, or float32 in [-1, 1]."""
+    """[image, height, width, channel], uint8, or float32 in [-1, 1]: an array, or what has its
+    `shape`, `dtype` and length, and reads rows of it when they are asked for."""
     labels: np.ndarray | None = None
     """int32 [image]."""
     source: str = "arrays"

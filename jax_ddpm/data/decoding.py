@@ -41,7 +41,9 @@ def survey(encoded: Encoded) -> Survey:
         return Survey(*encoded.shape[:2], grey=encoded.shape[2] == 1)
     picture = _open(encoded)
     width, height = picture.size
-    if picture.getexif().get(_ORIENTATION, 1) >= 5:  # it lies on its side
+    # To look for it at the end of a PNG, Pillow would decode all of it.
+    exif = picture.getexif() if picture.format != "PNG" or "exif" in picture.info else {}
+    if exif.get(_ORIENTATION, 1) >= 5:  # it lies on its side
         height, width = width, height
     return Survey(height, width, _is_grey(picture))
 

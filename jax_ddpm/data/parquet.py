@@ -1,5 +1,6 @@
 """Sets of images as Hugging Face keeps them: Parquet files, or a name on its hub, by `datasets`."""
 
+import logging
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ def read_parquet(data: str) -> Source:
     import datasets
 
     datasets.disable_progress_bars()
+    verbosity = datasets.logging.get_verbosity()
+    datasets.logging.set_verbosity(logging.CRITICAL)  # the line below says it
     try:
         if data.startswith(HUB):
             table = datasets.load_dataset(data.removeprefix(HUB), split="train")
@@ -42,6 +45,8 @@ def read_parquet(data: str) -> Source:
     except Exception as error:  # of pyarrow, of the network, or of `datasets` itself
         lines = str(error.__cause__ or error).splitlines() or [type(error).__name__]
         raise FieldError("data", f"cannot read {data}: {lines[0]}") from None
+    finally:
+        datasets.logging.set_verbosity(verbosity)
     features: dict[str, Any] = dict(table.features)
     pictures = [name for name, kind in features.items() if _is_picture(kind)]
     if len(pictures) != 1:

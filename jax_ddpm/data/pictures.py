@@ -8,7 +8,7 @@ and a digest of what was read.
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -22,6 +22,7 @@ _LONGEST = 2
 """What is kept of a picture that is longer than it is wide, in image sizes, for random windows."""
 
 
+@runtime_checkable
 class EncodedSet(Protocol):
     """Pictures before they are decoded."""
 
@@ -135,6 +136,9 @@ def decode_into(image: np.ndarray, encoded: Encoded, preparation: Preparation) -
     top = max(0, decoded.pixels.shape[0] - height) // 2
     left = max(0, decoded.pixels.shape[1] - width) // 2
     pixels = decoded.pixels[top : top + height, left : left + width]
+    if preparation.image_size is None and decoded.pixels.shape != image.shape:
+        got = "×".join(map(str, decoded.pixels.shape))
+        raise ValueError(f"expected {'×'.join(map(str, image.shape))} pixels, got {got}")
     image[: pixels.shape[0], : pixels.shape[1]] = pixels
     return decoded.on_white
 
