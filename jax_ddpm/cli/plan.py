@@ -37,8 +37,8 @@ def plan(config: PlanConfig) -> None:
     layout = {name: getattr(config, name) for name in LayoutSettings.__dataclass_fields__}
     recipe = None if config.recipe is None else RECIPES[config.recipe]
     settings = Settings(batch_size=128) if recipe is None else recipe.settings
-    settings = replace(settings, batch_size=config.batch_size or settings.batch_size, **layout)
-    pixels = "float32" if recipe is None else "uint8"
+    batch_size = settings.batch_size if config.batch_size is None else config.batch_size
+    settings = replace(settings, batch_size=batch_size, **layout)
     check_file("--json", config.json)
     if config.largest_batch and config.work == "sample":
         raise UsageError("--largest-batch: expected --work train or both, got sample")
@@ -53,12 +53,10 @@ def plan(config: PlanConfig) -> None:
     rows = []
     for target in targets:
         if config.work != "sample":
-            rows.append(measure_training(run, settings, target, pixels=pixels))
+            rows.append(measure_training(run, settings, target))
             print("\n" + report(rows[-1]))
             if config.largest_batch:
-                found, summary = largest_training(
-                    run, settings, target, rows[-1], say, pixels=pixels
-                )
+                found, summary = largest_training(run, settings, target, rows[-1], say)
                 for row in found:
                     print("\n" + report(row))
                 rows += found

@@ -65,9 +65,9 @@ def train(config: TrainConfig, interrupts: Interrupts) -> None:
 
 def _preparation(config: TrainConfig) -> Preparation:
     """As flags say, or as the run that this one starts from."""
-    init = config.model.init
-    if config.images != Preparation() or init is None or not is_run(init):
-        return config.images
+    given, init = config.images.preparation, config.model.init
+    if given != Preparation() or init is None or not is_run(init):
+        return given
     return load_model(init).preparation
 
 

@@ -1,8 +1,7 @@
 """Images in: where they come from, how they are prepared, and the order that a training sees."""
 
-from jax_ddpm.data.augmentation import augmentation, random_crop, random_flip
+from jax_ddpm.data.augmentation import random_crop, random_flip
 from jax_ddpm.data.dataset import Dataset, to_float
-from jax_ddpm.data.loading import Order, prefetched
 from jax_ddpm.data.order import batch_indices, load_batch
 from jax_ddpm.data.preparation import Preparation
 from jax_ddpm.data.sources import DATASETS, load_dataset
@@ -10,13 +9,10 @@ from jax_ddpm.data.sources import DATASETS, load_dataset
 __all__ = [
     "DATASETS",
     "Dataset",
-    "Order",
     "Preparation",
-    "augmentation",
     "batch_indices",
     "load_batch",
     "load_dataset",
-    "prefetched",
     "random_crop",
     "random_flip",
     "to_float",

@@ -12,18 +12,18 @@ from jax import lax
 from jaxtyping import Array, Int
 
 from jax_ddpm._checks import FieldError, checked
-from jax_ddpm._typing import PRNGKey
+from jax_ddpm._typing import Image, Pixels, PRNGKey
 
 __all__ = ["Augment", "augmentation", "random_crop", "random_flip"]
 
-Images = Array
-"""[image, height, width, channel], of any dtype."""
+Images = Image | Pixels
+"""[image, height, width, channel], floats or bytes."""
 Augment = Callable[..., Images]
 """`(key, images[, extents]) -> images`."""
 
 
 @checked
-def random_flip(key: PRNGKey, images: Images) -> Images:
+def random_flip(key: PRNGKey, images: Images) -> Array:
     """Mirror each image left to right with probability 1/2."""
 
     def flip(key, image):
@@ -35,7 +35,7 @@ def random_flip(key: PRNGKey, images: Images) -> Images:
 @checked
 def random_crop(
     key: PRNGKey, images: Images, size: int, extents: Int[Array, "image 2"] | None = None
-) -> Images:
+) -> Array:
     """Cut a window of size × size out of each image, anywhere with the same probability.
 
     `extents` are the height and width of what each image holds, in its upper left; by default all
@@ -59,7 +59,7 @@ def augmentation(image_size: int | None, flip: bool) -> Augment:
     """The function of (key, images, extents) that cuts out windows, then flips; `image_size` is
     None where nothing is cut."""
 
-    def augment(key: PRNGKey, images: Images, extents: Array | None = None) -> Images:
+    def augment(key: PRNGKey, images: Images, extents: Array | None = None) -> Array:
         crop_key, flip_key = jax.random.split(key)
         if image_size is not None and images.shape[1:3] != (image_size, image_size):
             images = random_crop(crop_key, images, image_size, extents)

@@ -91,7 +91,7 @@ def _open(folder: Path) -> MappedRows | None:
         with (folder / _ROWS).open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except (OSError, ValueError):
-        return None
+        about, digest = {}, "damaged"
     if digest != about.get("sha256"):
         shutil.rmtree(folder, ignore_errors=True)
         return None

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jax_ddpm._checks import FieldError
+from jax_ddpm._checks import FieldError, checked
+from jax_ddpm._typing import AnyArray
 from jax_ddpm.data.preparation import Preparation
 
 __all__ = ["Dataset", "check_finite", "to_float"]
@@ -101,8 +102,10 @@ class Dataset(NamedTuple):
             yield self.images[first : first + rows]
 
 
-def to_float(images: np.ndarray) -> np.ndarray:
+@checked
+def to_float(images: AnyArray) -> np.ndarray:
     """Bytes as float32 in [-1, 1], (x - 127.5) / 127.5; floats as they are."""
+    images = np.asarray(images)
     return _LEVELS[images] if images.dtype == np.uint8 else images
 
 

@@ -28,7 +28,7 @@ def read_parquet(data: str) -> Source:
 
     Raises `FieldError` where it cannot be read, or has no column of images.
     """
-    import datasets
+    import datasets  # pyright: ignore[reportMissingImports]
 
     datasets.disable_progress_bars()
     verbosity = datasets.logging.get_verbosity()
@@ -68,7 +68,7 @@ class _Table:
     """Encoded pictures of one column."""
 
     def __init__(self, rows: Any, column: str) -> None:
-        from datasets import Image
+        from datasets import Image  # pyright: ignore[reportMissingImports]
 
         if isinstance(rows.features[column], Image):
             rows = rows.cast_column(column, Image(decode=False))

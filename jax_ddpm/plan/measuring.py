@@ -58,11 +58,8 @@ def planned(run: Run, *, dtype: str, remat: bool) -> Run:
     return run._replace(pretrained=run.pretrained._replace(variables=shapes))
 
 
-def measure_training(
-    run: Run, settings: Settings, target: Target, *, pixels: str = "float32"
-) -> dict[str, Any]:
-    """What a training step of images of `pixels` takes, in bytes, operations and seconds: a
-    dispatch's share.
+def measure_training(run: Run, settings: Settings, target: Target) -> dict[str, Any]:
+    """What a training step takes, in bytes, operations and seconds: a dispatch's share.
 
     Raises `FieldError` where batch or `fsdp` do not suit the target, and where its compiler refuses
     the program.
@@ -76,7 +73,7 @@ def measure_training(
         part = settings.batch_size // settings.accumulate
         mesh = device_mesh(part, fsdp=settings.fsdp, devices=devices)
         programs = fit_programs(run, settings, mesh, jax.random.key(0))
-        batches = _batches(run, steps, settings.batch_size, programs, pixels)
+        batches = _batches(run, steps, settings.batch_size, programs)
         arguments = (programs.state, batches)
         row = _row(target, "train", settings.batch_size, 1, len(devices), settings.dtype)
         return _measured(row, target, settings.dtype, programs.advance, arguments, 1 / steps)
@@ -108,8 +105,6 @@ def largest_training(
     target: Target,
     row: dict[str, Any],
     trying: Callable[[int], None],
-    *,
-    pixels: str = "float32",
 ) -> tuple[list[dict[str, Any]], str]:
     """Search for the largest batch that fits from `row`, what `settings` themselves take.
 
@@ -122,7 +117,7 @@ def largest_training(
         if batch not in tried:
             trying(batch)
             here = replace(settings, batch_size=batch)
-            tried[batch] = measure_training(run, here, target, pixels=pixels)
+            tried[batch] = measure_training(run, here, target)
         here = tried[batch]
         return max(here["needed"] or math.inf, 0 if here["fits"] else here["available"] + 1)
 
@@ -150,9 +145,11 @@ def _devices(target: Target, field: str, size: int, parts: int = 1) -> list[Any]
     return devices
 
 
-def _batches(run: Run, steps: int, size: int, programs: Any, pixels: str) -> Any:
+def _batches(run: Run, steps: int, size: int, programs: Any) -> Any:
     place = {"sharding": programs.batch_sharding}
-    images = jax.ShapeDtypeStruct((steps, size, *run.image_shape), np.dtype(pixels), **place)
+    # A recipe names its channels: its images are pictures, which stay bytes.
+    pixels = np.float32 if run.preparation.channels is None else np.uint8
+    images = jax.ShapeDtypeStruct((steps, size, *run.image_shape), pixels, **place)
     if run.num_classes is None:
         return {"images": images}
     labels = jax.ShapeDtypeStruct((steps, size), jnp.int32, **place)

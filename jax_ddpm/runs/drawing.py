@@ -2,6 +2,7 @@
 
 import operator
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -110,16 +111,15 @@ def labels_in_turn(
     labels: int | str | Sequence[int] | Sequence[str] | np.ndarray | None = None,
 ) -> np.ndarray | None:
     """Labels of `num` images: all classes in turn, or these. None for a model without classes."""
-    if labels is None:
-        if run.num_classes is None:
-            return None
-        labels = range(run.num_classes)
-    elif run.num_classes is None:
-        raise FieldError("labels", "the model has no classes")
-    assert run.num_classes is not None
-    several = [labels] if isinstance(labels, str) else labels
+    several: Any = [labels] if isinstance(labels, str) else labels
     if isinstance(several, Sequence):
         several = [_number(run, each) if isinstance(each, str) else each for each in several]
+    if several is None:
+        if run.num_classes is None:
+            return None
+        several = range(run.num_classes)
+    elif run.num_classes is None:
+        raise FieldError("labels", "the model has no classes")
     labels = np.atleast_1d(np.asarray(several))
     if not labels.size or labels.ndim > 1 or not np.issubdtype(labels.dtype, np.integer):
         raise FieldError("labels", f"expected whole numbers, got {labels.tolist()}")

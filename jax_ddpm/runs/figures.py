@@ -202,7 +202,7 @@ def _save_each(
             write_file(new / f"{stem}.png", file.getvalue())
 
 
-def _label_name(label: int, names: Sequence[str] | None) -> str:
+def _label_name(label: Any, names: Sequence[str] | None) -> str:
     """A label, or its name, as a part of a file's name."""
     if names is None:
         return str(label)

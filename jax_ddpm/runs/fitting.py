@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import jax
 
 from jax_ddpm._checks import Field, FieldError, checked
-from jax_ddpm.data import Dataset, Order, prefetched
+from jax_ddpm.data import Dataset
+from jax_ddpm.data.loading import Order, prefetched
 from jax_ddpm.runs.metrics import MetricsLog
 from jax_ddpm.runs.previews import Previews
 from jax_ddpm.runs.programs import fit_programs, learning_rate
@@ -130,31 +131,32 @@ def train(
     dispatches = _dispatches(done, settings)
     if dispatches:
         on_writer(lambda: begin(training))
-    compiled = {
-        length: programs.advance.lower(state, next(batches([range(length)]))).compile()
-        for length in {len(steps) for steps in dispatches}
-    }
-    any_process(False)  # compiled at last everywhere: see `cli.devices`
     tell, asked = progress or (lambda _: None), stop or (lambda: False)
-    if dispatches:
-        tell(Progress(done, settings.steps))
-    log = MetricsLog(
-        training.folder / METRICS,
-        settings.steps,
-        batch_size=settings.batch_size,
-        learning_rate=learning_rate(settings),
-        step=done,
-        pending=pending,
-    )
-    previews = Previews(training.folder, run, settings, mesh, done)
     belongs = {"computed_by": training.computed_by, "run": training.description}
     checkpoints = training.folder / CHECKPOINTS
-    tracking = open_trackers(settings.tracker, training.folder, training.description, done)
+    trackers = settings.tracker if dispatches else ()
     with (
+        open_trackers(trackers, training.folder, training.description, done) as tracker,
         Saver(checkpoints, settings, mesh, checkpoint and done) as saver,
-        tracking as tracker,
         closing(batches(dispatches)) as ahead,
     ):
+        compiled = {
+            length: programs.advance.lower(state, next(batches([range(length)]))).compile()
+            for length in {len(steps) for steps in dispatches}
+        }
+        any_process(False)  # compiled at last everywhere: see `cli.devices`
+        if dispatches:
+            tell(Progress(done, settings.steps))
+        previews = Previews(training.folder, run, settings, mesh, done)
+        log = MetricsLog(
+            training.folder / METRICS,
+            settings.steps,
+            batch_size=settings.batch_size,
+            num_timesteps=run.pretrained.schedule.num_timesteps,
+            learning_rate=learning_rate(settings),
+            step=done,
+            pending=pending,
+        )
         for steps in dispatches:
             with log.waiting():
                 batch = next(ahead)
@@ -169,8 +171,8 @@ def train(
                 line = log.write()
                 tracker.log(line)
             if previews.due(done):
+                check(log.collect())
                 with log.paused():
-                    check(log.collect())
                     picture = previews.draw(done, state.ema_params)
                     tracker.picture(done, "samples", picture)
             tell(Progress(done, settings.steps, line))
@@ -180,8 +182,8 @@ def train(
                 saver.save(state, done, {"pending": log.pending, **belongs})
             if stopping:
                 break
-    if dispatches and done == settings.steps:
-        previews.finish()
+        if dispatches and done == settings.steps:
+            previews.finish()
     variables = to_hosts(state.ema_params, mesh)
     average = run._replace(pretrained=run.pretrained._replace(variables=variables))
     return Fit(average, state, done, stopped=done < settings.steps)

@@ -36,6 +36,7 @@ class MetricsLog:
         total: int,
         *,
         batch_size: int,
+        num_timesteps: int,
         learning_rate: Callable[[int], Any],
         step: int = 0,
         pending: _Pending | None = None,
@@ -43,7 +44,7 @@ class MetricsLog:
         """Resume after `step` steps with what was `pending` then; later lines are dropped."""
         self._path, self._total, self._step = path, total, step
         self._batch_size, self._learning_rate = batch_size, learning_rate
-        self._waited = 0.0
+        self._num_timesteps, self._waited = num_timesteps, 0.0
         self._pending: _Pending = pending or {}
         self._coming: list[dict[str, jax.Array]] = []
         self._written, self._timed = step - self._count, step
@@ -79,7 +80,7 @@ class MetricsLog:
         """Wait for the steps so far. The first of them that was not finite, if any."""
         bad = None
         first = self._written + self._count
-        for metrics in jax.device_get(self._coming):
+        for metrics in map(self._by_quarters, jax.device_get(self._coming)):
             finite = np.isfinite(metrics["loss"]) & np.isfinite(metrics["grad_norm"])
             if bad is None and not np.all(finite):
                 bad = first + int(np.argmin(finite))
@@ -96,7 +97,10 @@ class MetricsLog:
         return self._pending
 
     def write(self) -> dict[str, Any]:
-        """Make a line of what was collected. Steps that were not finite are counted apart."""
+        """Make a line of what was collected; steps that were not finite are counted apart. What is
+        returned also has `images_per_second`, `waiting`, the share of time that went by waiting for
+        images, and `seconds_left`, which are not kept: they say more of the machine than of the
+        run."""
         line: dict[str, Any] = {"step": self._step}
         means = {}
         for name, values in self._pending.items():
@@ -105,18 +109,30 @@ class MetricsLog:
             if len(kept) < len(values):
                 line["dropped"] = len(values) - len(kept)
         line |= {"loss": means.get("loss"), "grad_norm": means.get("grad_norm")}
-        line["loss_quarters"] = _ratios(means.get("loss_quarters"), means.get("share_quarters"))
+        parts, shares = (means.get(f"{name}_quarters") or [0.0] * 4 for name in ("loss", "share"))
+        line["loss_quarters"] = [
+            part / share if share else None for part, share in zip(parts, shares, strict=True)
+        ]
         line["learning_rate"] = float(self._learning_rate(self._step - 1))
-        line |= self._speed()
+        speed = self._speed()
+        line["steps_per_second"] = speed["steps_per_second"]
         text = (json.dumps(line) + "\n").encode()
         on_writer(lambda: write_file(self._path, text, "ab"))
         self._pending, self._written = {}, self._step
         self._timed, self._since, self._waited = self._step, time.perf_counter(), 0.0
-        return line
+        return line | speed
+
+    def _by_quarters(self, metrics: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Of the losses of single samples, what those with t in each quarter of the chain add to
+        the mean, and their share."""
+        rest = dict(metrics)
+        losses, t = rest.pop("losses"), rest.pop("t")
+        within = 4 * t // self._num_timesteps == np.arange(4)[:, None, None]
+        parts = np.where(within, losses, 0).mean(axis=-1)
+        return rest | {"loss_quarters": parts.T, "share_quarters": within.mean(axis=-1).T}
 
     def _speed(self) -> dict[str, float]:
-        """What differs from one time to the next: speed, the share of time that went by waiting
-        for images, and the seconds that are left at this speed."""
+        """What differs from one time to the next."""
         elapsed = max(time.perf_counter() - self._since, 1e-9)
         rate = (self._step - self._timed) / elapsed
         left = (self._total - self._step) / rate if rate else 0.0
@@ -135,13 +151,6 @@ class MetricsLog:
     @property
     def _count(self) -> int:
         return len(next(iter(self._pending.values()), []))
-
-
-def _ratios(parts: list[float] | None, shares: list[float] | None) -> list[float | None]:
-    """The mean loss of each quarter of the chain; None where no sample fell into it."""
-    if parts is None or shares is None:
-        return [None] * 4
-    return [part / share if share else None for part, share in zip(parts, shares, strict=True)]
 
 
 @checked

@@ -53,9 +53,9 @@ class Previews:
             (folder / TRAINING_GIF).unlink(missing_ok=True)
 
     def due(self, step: int) -> bool:
-        """Whether a multiple of the interval, or the end, was passed since this was last asked."""
+        """Whether a multiple of the interval was passed since this was last asked, or all were."""
         before, self._done = self._done, step
-        if not self._every:
+        if not 0 < self._every <= step:
             return False
         return step // self._every > before // self._every or step == self._total
 

@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jax_ddpm._typing import PRNGKey
-from jax_ddpm.data import augmentation
+from jax_ddpm.data.augmentation import augmentation
 from jax_ddpm.guidance import classifier_free_guidance
 from jax_ddpm.models import UNet
 from jax_ddpm.noise import sample_noise

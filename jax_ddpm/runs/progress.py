@@ -11,4 +11,4 @@ class Progress(NamedTuple):
     done: int
     total: int
     line: dict[str, Any] | None = None
-    """The line that was just added to metrics.jsonl."""
+    """The line that was just added to metrics.jsonl, with the speed."""

@@ -5,6 +5,7 @@ Whatever a recipe does not say is the default of `Settings`.
 
 from typing import Any, NamedTuple
 
+from jax_ddpm._checks import checked
 from jax_ddpm.data import Preparation
 from jax_ddpm.models import UNet, adm_imagenet64, ddpm_celebahq, ddpm_cifar10
 from jax_ddpm.runs.settings import UNET_FIELDS, Settings
@@ -22,6 +23,7 @@ class Recipe(NamedTuple):
     source: str
 
 
+@checked
 def unet_fields(model: UNet) -> dict[str, Any]:
     """The fields of a network that `Settings.unet` takes."""
     return {name: getattr(model, name) for name in UNET_FIELDS}

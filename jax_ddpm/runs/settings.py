@@ -147,15 +147,15 @@ class CheckpointSettings:
     keep_every: int | None = None
     """Also keep, for good, those at multiples of this many steps: a multiple of the above."""
     sample_every: int | None = None
-    """Draw samples every so many steps, always from the same noise; 0: never. Default: a fifth of
-    all steps."""
+    """Draw samples every so many steps, always from the same noise; 0: never. Default: a twentieth
+    of all steps, but at least 500."""
     tracker: tuple[TrackerName, ...] = ()
     """Where the lines of metrics.jsonl and the samples also go: TensorBoard's files in the run, or
     Weights & Biases (the extras "tensorboard" and "wandb")."""
 
     def sampled(self, steps: int) -> int:
         """`sample_every` of a training of so many steps; 0: never."""
-        return steps // 5 if self.sample_every is None else self.sample_every
+        return max(500, steps // 20) if self.sample_every is None else self.sample_every
 
 
 @dataclass(frozen=True, kw_only=True)

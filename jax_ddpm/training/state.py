@@ -98,9 +98,8 @@ def make_train_step(
 
     Jit it with the state donated: `jax.jit(train_step, donate_argnums=0)`. Clip gradients in
     the optimizer (`optax.chain(optax.clip_by_global_norm(1.0), …)`). The metrics are the batch's
-    mean `loss` and the gradient's global `grad_norm`, both of the weights before the step;
-    `loss_quarters` [4], what samples with t in each quarter of the chain add to the loss, and
-    `share_quarters` [4], which share of the samples those are. The loss options are those of
+    mean `loss` and the gradient's global `grad_norm`, both of the weights before the step; and
+    the `losses` [batch] and `t` [batch] of its samples. The loss options are those of
     `training_losses`.
 
     `ema_decay` d averages the weights as `ema = d * ema + (1 - d) * params` (Ho et al. §4); it
@@ -166,10 +165,10 @@ def make_train_step(
                 weighting=weighting,
                 min_snr_gamma=min_snr_gamma,
             )
-            return jnp.mean(losses), _by_quarters(losses, t, schedule.num_timesteps)
+            return jnp.mean(losses), losses
 
-        (loss, quarters), grads = _mean_over_parts(
-            partial(jax.value_and_grad(loss_fn, has_aux=True), state.params),
+        (loss, grads), losses = _mean_over_parts(
+            partial(_loss_and_grads, loss_fn, state.params),
             (images, t, noise, *conditions),
             dropout_key,
             accumulate,
@@ -182,7 +181,7 @@ def make_train_step(
             params,
             state.ema_params,
         )
-        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), **quarters}
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), "losses": losses, "t": t}
         new = TrainState(state.step + 1, params, ema_params, opt_state, state.key)
         if skip_nonfinite:
             sizes = jnp.stack([loss, metrics["grad_norm"], optax.tree.norm(updates)])
@@ -195,13 +194,11 @@ def make_train_step(
     return train_step
 
 
-def _by_quarters(losses: Any, t: Array, num_timesteps: int) -> dict[str, Array]:
-    """What each quarter of the chain adds to the mean loss, and its share of the samples."""
-    within = 4 * t // num_timesteps == jnp.arange(4)[:, None]
-    return {
-        "loss_quarters": jnp.mean(jnp.where(within, losses, 0), axis=1),
-        "share_quarters": jnp.mean(within, axis=1, dtype=losses.dtype),
-    }
+def _loss_and_grads(
+    loss_fn: Callable, params: Params, part: Any, key: PRNGKey
+) -> tuple[tuple[Array, Params], Array]:
+    (loss, losses), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, part, key)
+    return (loss, grads), losses
 
 
 def _unpacked(batch: Batch) -> list[Any]:
@@ -241,7 +238,8 @@ def _dropped(dropped: Array, null_label: Any, condition: Condition) -> Array:
 
 
 def _mean_over_parts(function: Callable, batch: Any, key: PRNGKey, parts: int) -> Any:
-    """The mean of `function(part, key)` over `parts` equal parts of the batch, one at a time."""
+    """The mean of `function(part, key)` over `parts` equal parts of the batch, one at a time; of
+    the pair that it returns, the second is of each sample, and joined in their order."""
     if parts == 1:
         return function(batch, key)
     size = len(batch[0])
@@ -252,13 +250,16 @@ def _mean_over_parts(function: Callable, batch: Any, key: PRNGKey, parts: int) -
         return jnp.swapaxes(x.reshape(size // parts, parts, *x.shape[1:]), 0, 1)
 
     def step(total, part_and_key):
-        return jax.tree.map(jnp.add, total, function(*part_and_key)), None
+        summed, of_samples = function(*part_and_key)
+        return jax.tree.map(jnp.add, total, summed), of_samples
 
     inputs = (jax.tree.map(split, batch), jax.random.split(key, parts))
     first = jax.tree.map(lambda x: x[0], inputs)
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, *first))
-    total = lax.scan(step, zeros, inputs)[0]
-    return jax.tree.map(lambda x: x / parts, total)
+    shapes, _ = jax.eval_shape(function, *first)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    total, of_samples = lax.scan(step, zeros, inputs)
+    joined = jnp.swapaxes(of_samples, 0, 1).reshape(size)
+    return jax.tree.map(lambda x: x / parts, total), joined
 
 
 def draw_step(state: TrainState, schedule: NoiseSchedule, batch: Sample) -> tuple[Array, Array]:

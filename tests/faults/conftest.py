@@ -15,6 +15,7 @@ STEPS = 240
 TRAIN = [
     *("train", "--model", "simple", "--batch-size", "8", "--timesteps", "4"),
     *("--steps", str(STEPS), "--checkpoint-every", "10"),
+    *("--image-size", "8", "--crop", "random", "--flip"),
 ]
 
 
@@ -76,7 +77,7 @@ def cache(tmp_path_factory, testrun_uid):
 def command(tmp_path_factory):
     """The training, of images that need no other package to be read."""
     path = tmp_path_factory.mktemp("images") / "x.npy"
-    np.save(path, np.random.default_rng(0).integers(0, 256, (100, 8, 8), np.uint8))
+    np.save(path, np.random.default_rng(0).integers(0, 256, (100, 10, 12), np.uint8))
     return (*TRAIN, "--data", str(path))
 
 

@@ -111,7 +111,7 @@ def test_what_is_wrong_is_named_as_python_spells_it(tmp_path, pictures, write_ru
     changed = runs.Settings(model="simple", steps=4, batch_size=4, timesteps=4, seed=1)
     run = write_run(tmp_path / "digits", ddpm_digits(block_out_channels=(8, 8)), num_classes=10)
     chain = run.pretrained.schedule
-    key, ints = jax.random.key(0), np.zeros((9, 8, 8, 1), np.uint8)
+    key, ints = jax.random.key(0), np.zeros((9, 8, 8, 1), np.int32)
     for call, words in (
         (lambda: runs.Settings(keep_every=150), "keep_every: expected a multiple of checkpoint_e"),
         (lambda: runs.fit(tmp_path / "run", pictures, changed), "with accept_changes=True in"),
@@ -119,7 +119,7 @@ def test_what_is_wrong_is_named_as_python_spells_it(tmp_path, pictures, write_ru
         (lambda: runs.Settings(schedule="x"), "schedule: expected one of 'linear', 'scaled_linear"),
         (
             lambda: runs.fit(tmp_path / "x", pictures._replace(images=ints)),
-            r"data: expected float32 images .*, got uint8\[9",
+            r"data: expected uint8 or float32 images .*, got int32\[9",
         ),
         (
             lambda: runs.fit(tmp_path / "x", pictures._replace(labels=np.zeros(3, np.int32))),
