@@ -63,7 +63,7 @@ def augmentation(image_size: int | None, flip: bool) -> Augment:
         crop_key, flip_key = jax.random.split(key)
         if image_size is not None and images.shape[1:3] != (image_size, image_size):
             images = random_crop(crop_key, images, image_size, extents)
-        return random_flip(flip_key, images) if flip else images
+        return random_flip(flip_key, images) if flip else jnp.asarray(images)
 
     return augment
 
