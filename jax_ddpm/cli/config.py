@@ -32,7 +32,7 @@ __all__ = [
     "TrainConfig",
 ]
 
-DatasetName = Literal["digits", "mnist5k", "photos"]
+DatasetName = Literal["digits", "mnist5k", "photo_crops"]
 RecipeName = Literal["digits", "mnist", "cifar10", "cifar10_iddpm", "celebahq256", "imagenet64_adm"]
 SamplerName = Literal["ddim", "ancestral", "dpm_solver_pp", "heun"]
 

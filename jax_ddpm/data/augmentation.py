@@ -42,8 +42,8 @@ def random_crop(
     of it. Raises `FieldError` if the images are smaller than the window.
     """
     _, height, width, channels = images.shape
-    if size > min(height, width):
-        raise FieldError("size", f"expected at most {min(height, width)}, got {size}")
+    if not 1 <= size <= min(height, width):
+        raise FieldError("size", f"expected 1 to {min(height, width)}, got {size}")
     if extents is None:
         extents = jnp.broadcast_to(jnp.array([height, width], jnp.int32), (len(images), 2))
 

