@@ -153,6 +153,7 @@ def train(
             settings.steps,
             batch_size=settings.batch_size,
             num_timesteps=run.pretrained.schedule.num_timesteps,
+            mesh=mesh,
             learning_rate=learning_rate(settings),
             step=done,
             pending=pending,

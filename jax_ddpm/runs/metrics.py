@@ -15,11 +15,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from jax_ddpm._checks import checked
 from jax_ddpm.io.files import replace_file, write_file
 from jax_ddpm.runs.run import PathLike
-from jax_ddpm.training.hosts import on_writer
+from jax_ddpm.training.hosts import on_writer, to_hosts
 
 __all__ = ["LOG_EVERY", "MetricsLog", "damaged_lines", "read_metrics"]
 
@@ -37,6 +38,7 @@ class MetricsLog:
         *,
         batch_size: int,
         num_timesteps: int,
+        mesh: Mesh,
         learning_rate: Callable[[int], Any],
         step: int = 0,
         pending: _Pending | None = None,
@@ -44,7 +46,7 @@ class MetricsLog:
         """Resume after `step` steps with what was `pending` then; later lines are dropped."""
         self._path, self._total, self._step = path, total, step
         self._batch_size, self._learning_rate = batch_size, learning_rate
-        self._num_timesteps, self._waited = num_timesteps, 0.0
+        self._num_timesteps, self._mesh, self._waited = num_timesteps, mesh, 0.0
         self._pending: _Pending = pending or {}
         self._coming: list[dict[str, jax.Array]] = []
         self._written, self._timed = step - self._count, step
@@ -80,7 +82,7 @@ class MetricsLog:
         """Wait for the steps so far. The first of them that was not finite, if any."""
         bad = None
         first = self._written + self._count
-        for metrics in map(self._by_quarters, jax.device_get(self._coming)):
+        for metrics in map(self._by_quarters, to_hosts(self._coming, self._mesh)):
             finite = np.isfinite(metrics["loss"]) & np.isfinite(metrics["grad_norm"])
             if bad is None and not np.all(finite):
                 bad = first + int(np.argmin(finite))

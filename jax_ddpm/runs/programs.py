@@ -80,6 +80,7 @@ def fit_programs(run: Run, settings: Settings, mesh: Mesh, key: PRNGKey) -> FitP
         dropout=isinstance(model, UNet) and model.dropout > 0,
         accumulate=settings.accumulate,
         skip_nonfinite=True,
+        per_sample=True,
     )
 
     augment = augmentation(
@@ -98,6 +99,9 @@ def fit_programs(run: Run, settings: Settings, mesh: Mesh, key: PRNGKey) -> FitP
     shapes = jax.eval_shape(init, pretrained.variables)
     placement = state_sharding(mesh, shapes)
     batches = NamedSharding(mesh, P(None, *data_sharding(mesh).spec))
+    whole = replicated(mesh)
+    # What is of single samples stays where they are: only the gradient and the loss travel.
+    measured = {"loss": whole, "grad_norm": whole, "losses": batches, "t": batches}
     return FitPrograms(
         init=jax.jit(init, out_shardings=placement),
         to_devices=jax.jit(lambda state: state, out_shardings=placement),
@@ -105,7 +109,7 @@ def fit_programs(run: Run, settings: Settings, mesh: Mesh, key: PRNGKey) -> FitP
             lambda state, batches: lax.scan(step, state, batches),
             donate_argnums=0,
             in_shardings=(placement, batches),
-            out_shardings=(placement, replicated(mesh)),
+            out_shardings=(placement, measured),
         ),
         state=jax.tree.map(_placed, shapes, placement),
         batch_sharding=batches,

@@ -90,6 +90,7 @@ def make_train_step(
     dropout: bool = False,
     accumulate: int = 1,
     skip_nonfinite: bool = False,
+    per_sample: bool = False,
 ) -> TrainStep:
     """`(state, batch) -> (state, metrics)`, Ho et al. Algorithm 1, for a batch of images, or of
     `(images, conditions)`; images of uint8, also as conditions, are scaled to [-1, 1], and floats
@@ -98,9 +99,9 @@ def make_train_step(
 
     Jit it with the state donated: `jax.jit(train_step, donate_argnums=0)`. Clip gradients in
     the optimizer (`optax.chain(optax.clip_by_global_norm(1.0), …)`). The metrics are the batch's
-    mean `loss` and the gradient's global `grad_norm`, both of the weights before the step; and
-    the `losses` [batch] and `t` [batch] of its samples. The loss options are those of
-    `training_losses`.
+    mean `loss` and the gradient's global `grad_norm`, both of the weights before the step; with
+    `per_sample` also the `losses` [batch] and `t` [batch] of its samples. The loss options are
+    those of `training_losses`.
 
     `ema_decay` d averages the weights as `ema = d * ema + (1 - d) * params` (Ho et al. §4); it
     may depend on the number of the step, from 0, as an Optax schedule does. Default:
@@ -181,7 +182,8 @@ def make_train_step(
             params,
             state.ema_params,
         )
-        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), "losses": losses, "t": t}
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
+        metrics |= {"losses": losses, "t": t} if per_sample else {}
         new = TrainState(state.step + 1, params, ema_params, opt_state, state.key)
         if skip_nonfinite:
             sizes = jnp.stack([loss, metrics["grad_norm"], optax.tree.norm(updates)])

@@ -123,6 +123,18 @@ def test_parts_of_a_batch_make_the_same_step(state, batch):
         ddpm.make_train_step(SCHEDULE, apply_fn, OPTIMIZER, accumulate=3)(state, batch)
 
 
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_each_samples_loss_and_step(state, batch, accumulate):
+    """In the order of the batch, also where it is taken in parts; the network is w x_t, w = 1."""
+    options = {"accumulate": accumulate, "per_sample": True}
+    step = ddpm.make_train_step(SCHEDULE, apply_fn, OPTIMIZER, **options)
+    _, metrics = jax.jit(step)(state, batch)
+    t, noise = draw_step(state, SCHEDULE, batch)
+    errors = (ddpm.q_sample(SCHEDULE, batch, t, noise) - noise) ** 2
+    np.testing.assert_array_equal(metrics["t"], t)
+    np.testing.assert_allclose(metrics["losses"], errors.mean(axis=(1, 2, 3)), rtol=1e-12)
+
+
 def test_steps_in_one_dispatch_are_the_same_steps(state, batch):
     step = ddpm.make_train_step(SCHEDULE, apply_fn, OPTIMIZER)
     batches = jnp.stack([batch, 2 * batch, 3 * batch])
