@@ -29,10 +29,10 @@ _COMMANDS = {
 
 def run(arguments: list[str] | None = None) -> None:
     """Parse the command line and run it. What is wrong with it is one line and exit code 2."""
-    if (sys.argv[1:] if arguments is None else arguments) == ["--version"]:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments == ["--version"]:
         print(f"jax_ddpm {__version__}, jax {jax.__version__}")
         return
-    arguments = sys.argv[1:] if arguments is None else arguments
     for each in _COMMANDS.values():
         _join_lines(each)
     config, unknown = tyro.cli(

@@ -34,11 +34,7 @@ def plan(config: PlanConfig) -> None:
     if not config.target:
         raise UsageError("--target: expected one or several, such as v5e:2x2 h100:8")
     check_positive(num=config.num, steps=config.steps)
-    layout = {name: getattr(config, name) for name in LayoutSettings.__dataclass_fields__}
-    recipe = None if config.recipe is None else RECIPES[config.recipe]
-    settings = Settings(batch_size=128) if recipe is None else recipe.settings
-    batch_size = settings.batch_size if config.batch_size is None else config.batch_size
-    settings = replace(settings, batch_size=batch_size, **layout)
+    settings = _settings(config)
     check_file("--json", config.json)
     if config.largest_batch and config.work == "sample":
         raise UsageError("--largest-batch: expected --work train or both, got sample")
@@ -75,6 +71,15 @@ def plan(config: PlanConfig) -> None:
         sys.exit(1)
 
 
+def _settings(config: PlanConfig) -> Settings:
+    """Those of the recipe if there is one, with what flags say."""
+    given = {name: getattr(config, name) for name in LayoutSettings.__dataclass_fields__}
+    if config.batch_size is not None:
+        given["batch_size"] = config.batch_size
+    settings = RECIPES[config.recipe].settings if config.recipe else Settings(batch_size=128)
+    return replace(settings, **given)
+
+
 def _targets(config: PlanConfig) -> list[Target]:
     """Those that there are compilers for, and that these take."""
     try:
@@ -92,14 +97,14 @@ def _targets(config: PlanConfig) -> list[Target]:
 
 def _load(config: PlanConfig) -> Run:
     """The network, its weights as shapes, under `--dtype` and `--remat`."""
-    if config.run is None and config.recipe is not None:
+    if config.run is not None:
+        with naming(folder="--run"):
+            run = load_model(config.run)
+    elif config.recipe is not None:
         recipe = RECIPES[config.recipe]
         run = untrained(recipe.settings, recipe.image_shape, recipe.num_classes)
         run = run._replace(preparation=recipe.preparation)
-    elif config.run is None:
-        run = preset(config.model)
     else:
-        with naming(folder="--run"):
-            run = load_model(config.run)
+        run = preset(config.model)
     make_chain(run, config.steps)  # refuses too many
     return planned(run, dtype=config.dtype, remat=config.remat)

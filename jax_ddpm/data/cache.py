@@ -119,10 +119,10 @@ def _remove_leftovers(cache: Path) -> None:
     """Those of processes that were killed: nobody holds their locks."""
     for leftover in cache.glob(".new-*"):
         try:
-            with (leftover / ".lock").open("w") as lock:
+            with (leftover / ".lock").open("r+") as lock:
                 if _hold(lock):
                     shutil.rmtree(leftover, ignore_errors=True)
-        except OSError:
+        except OSError:  # one that another process is just making
             continue
 
 

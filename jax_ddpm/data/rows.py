@@ -40,9 +40,3 @@ class MappedRows:
             self._read = 0
             self._mapping.madvise(mmap.MADV_DONTNEED)
         return images
-
-    def reshape(self, shape: tuple[int, ...]) -> "MappedRows":
-        """The same rows in another shape."""
-        other = object.__new__(MappedRows)
-        vars(other).update(vars(self), shape=shape, _array=self._array.reshape(shape))
-        return other

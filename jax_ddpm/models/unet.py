@@ -17,17 +17,11 @@ from jaxtyping import Array
 
 from jax_ddpm._checks import check_choice, check_positive, check_range, check_shape, checked
 from jax_ddpm._typing import Image, Label, Timestep
+from jax_ddpm.models.blocks import DownBlock, MidBlock, UpBlock
 from jax_ddpm.models.layers import (
     ACTIVATIONS,
-    Attention,
     BlockConfig,
-    Downsample,
-    Features,
-    ResnetBlock,
     TimestepEmbedding,
-    Upsample,
-    double,
-    halve,
     sinusoidal_embedding,
 )
 
@@ -141,7 +135,7 @@ class UNet(nn.Module):
         for level, (features, kind) in enumerate(
             zip(self.block_out_channels, self.down_block_types, strict=True)
         ):
-            block = _DownBlock(
+            block = DownBlock(
                 config,
                 features,
                 self.layers_per_block,
@@ -159,7 +153,7 @@ class UNet(nn.Module):
             zip(reversed(self.block_out_channels), self.up_block_types, strict=True)
         ):
             layers = self.layers_per_block + 1
-            block = _UpBlock(
+            block = UpBlock(
                 config,
                 features,
                 attention=kind == "AttnUpBlock2D",
@@ -197,11 +191,11 @@ class UNet(nn.Module):
         )
         return embedding + table(labels)
 
-    def _mid_block(self, config: BlockConfig) -> "_MidBlock":
+    def _mid_block(self, config: BlockConfig) -> MidBlock:
         groups = self.attn_norm_num_groups
         if groups is None and self.resnet_time_scale_shift == "default":
             groups = self.norm_num_groups
-        return _MidBlock(
+        return MidBlock(
             config,
             attention=self.add_attention,
             norm_num_groups=groups,
@@ -273,84 +267,8 @@ class UNet(nn.Module):
         check_range("labels", labels, self.num_class_embeds)
 
 
-class _DownBlock(nn.Module):
-    config: BlockConfig
-    features: int
-    layers: int
-    attention: bool
-    downsample: str | None
-    downsample_padding: int
-    remat: bool
-
-    @nn.compact
-    def __call__(self, x: Features, embedding: Array) -> tuple[Features, list[Features]]:
-        resnet, attention = _blocks(self.remat)
-        states = []
-        for layer in range(self.layers):
-            x = resnet(self.config, self.features, name=f"resnets_{layer}")(x, embedding)
-            if self.attention:
-                groups = self.config.norm_num_groups
-                x = attention(self.config, groups, name=f"attentions_{layer}")(x)
-            states.append(x)
-        if self.downsample is None:
-            return x, states
-        name = "downsamplers_0"
-        if self.downsample == "resnet":
-            x = resnet(self.config, self.features, resample=halve, name=name)(x, embedding)
-        else:
-            x = Downsample(self.config, self.downsample_padding, name=name)(x)
-        return x, [*states, x]
-
-
-class _MidBlock(nn.Module):
-    config: BlockConfig
-    attention: bool
-    norm_num_groups: int | None
-    output_scale_factor: int | float
-    remat: bool
-
-    @nn.compact
-    def __call__(self, x: Features, embedding: Array) -> Features:
-        resnet, attention = _blocks(self.remat)
-        scale, features = self.output_scale_factor, x.shape[-1]
-        x = resnet(self.config, features, scale, name="resnets_0")(x, embedding)
-        if self.attention:
-            x = attention(self.config, self.norm_num_groups, scale, name="attentions_0")(x)
-        return resnet(self.config, features, scale, name="resnets_1")(x, embedding)
-
-
-class _UpBlock(nn.Module):
-    config: BlockConfig
-    features: int
-    attention: bool
-    upsample: str | None
-    remat: bool
-
-    @nn.compact
-    def __call__(self, x: Features, skips: list[Features], embedding: Array) -> Features:
-        resnet, attention = _blocks(self.remat)
-        for layer, skip in enumerate(reversed(skips)):
-            x = jnp.concatenate([x, skip], axis=-1)
-            x = resnet(self.config, self.features, name=f"resnets_{layer}")(x, embedding)
-            if self.attention:
-                groups = self.config.norm_num_groups
-                x = attention(self.config, groups, name=f"attentions_{layer}")(x)
-        name = "upsamplers_0"
-        if self.upsample == "resnet":
-            x = resnet(self.config, self.features, resample=double, name=name)(x, embedding)
-        elif self.upsample == "conv":
-            x = Upsample(self.config, name=name)(x)
-        return x
-
-
 def _resampling(kind: str, chosen: str) -> str:
     """By what a block changes the size: as `chosen` if it has attention, otherwise as its name."""
     if kind.startswith("Attn"):
         return chosen
     return "resnet" if kind.startswith("Resnet") else "conv"
-
-
-def _blocks(remat: bool) -> tuple[Any, Any]:
-    if remat:
-        return nn.remat(ResnetBlock), nn.remat(Attention)
-    return ResnetBlock, Attention

@@ -35,11 +35,8 @@ class Previews:
     def __init__(self, folder: Path, run: Run, settings: Settings, mesh: Mesh, done: int) -> None:
         """Of a training that resumes after `done` steps: what was drawn later is removed."""
         self._folder, self._run, self._mesh = folder, run, mesh
-        self._every, self._done, self._total = (
-            settings.sampled(settings.steps),
-            done,
-            settings.steps,
-        )
+        self._done, self._total = done, settings.steps
+        self._every = settings.sampled(self._total)
         self._columns = run.class_columns or 8
         self._number = _ROWS * self._columns
         self._key = jax.random.fold_in(jax.random.key(settings.seed), 1)

@@ -1,0 +1,102 @@
+"""The blocks of the U-Net, each of residual blocks and attention: down, in the middle, up."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jax_ddpm.models.layers import (
+    Attention,
+    BlockConfig,
+    Downsample,
+    Features,
+    ResnetBlock,
+    Upsample,
+    double,
+    halve,
+)
+
+__all__ = ["DownBlock", "MidBlock", "UpBlock"]
+
+
+class DownBlock(nn.Module):
+    """One resolution on the way down: its output, and what the way up sees of it."""
+
+    config: BlockConfig
+    features: int
+    layers: int
+    attention: bool
+    downsample: str | None
+    downsample_padding: int
+    remat: bool
+
+    @nn.compact
+    def __call__(self, x: Features, embedding: Array) -> tuple[Features, list[Features]]:
+        resnet, attention = _blocks(self.remat)
+        states = []
+        for layer in range(self.layers):
+            x = resnet(self.config, self.features, name=f"resnets_{layer}")(x, embedding)
+            if self.attention:
+                groups = self.config.norm_num_groups
+                x = attention(self.config, groups, name=f"attentions_{layer}")(x)
+            states.append(x)
+        if self.downsample is None:
+            return x, states
+        name = "downsamplers_0"
+        if self.downsample == "resnet":
+            x = resnet(self.config, self.features, resample=halve, name=name)(x, embedding)
+        else:
+            x = Downsample(self.config, self.downsample_padding, name=name)(x)
+        return x, [*states, x]
+
+
+class MidBlock(nn.Module):
+    """Two residual blocks at the lowest resolution, with attention between them."""
+
+    config: BlockConfig
+    attention: bool
+    norm_num_groups: int | None
+    output_scale_factor: int | float
+    remat: bool
+
+    @nn.compact
+    def __call__(self, x: Features, embedding: Array) -> Features:
+        resnet, attention = _blocks(self.remat)
+        scale, features = self.output_scale_factor, x.shape[-1]
+        x = resnet(self.config, features, scale, name="resnets_0")(x, embedding)
+        if self.attention:
+            x = attention(self.config, self.norm_num_groups, scale, name="attentions_0")(x)
+        return resnet(self.config, features, scale, name="resnets_1")(x, embedding)
+
+
+class UpBlock(nn.Module):
+    """One resolution on the way up, beside what the way down saw of it."""
+
+    config: BlockConfig
+    features: int
+    attention: bool
+    upsample: str | None
+    remat: bool
+
+    @nn.compact
+    def __call__(self, x: Features, skips: list[Features], embedding: Array) -> Features:
+        resnet, attention = _blocks(self.remat)
+        for layer, skip in enumerate(reversed(skips)):
+            x = jnp.concatenate([x, skip], axis=-1)
+            x = resnet(self.config, self.features, name=f"resnets_{layer}")(x, embedding)
+            if self.attention:
+                groups = self.config.norm_num_groups
+                x = attention(self.config, groups, name=f"attentions_{layer}")(x)
+        name = "upsamplers_0"
+        if self.upsample == "resnet":
+            x = resnet(self.config, self.features, resample=double, name=name)(x, embedding)
+        elif self.upsample == "conv":
+            x = Upsample(self.config, name=name)(x)
+        return x
+
+
+def _blocks(remat: bool) -> tuple[Any, Any]:
+    if remat:
+        return nn.remat(ResnetBlock), nn.remat(Attention)
+    return ResnetBlock, Attention
