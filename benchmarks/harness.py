@@ -39,6 +39,7 @@ __all__ = [
     "measure",
     "on_gpu",
     "problem",
+    "resident_bytes",
     "summary",
     "timed",
 ]
@@ -224,6 +225,14 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def resident_bytes(field: str) -> int:
+    """Memory of this process: `"VmRSS"` now, `"VmHWM"` at its highest. Linux only."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return 1024 * int(line.split()[1])
+    raise LookupError(field)
 
 
 def on_gpu() -> bool:

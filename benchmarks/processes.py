@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import Log, Row, Settings, available
+from benchmarks.harness import Log, Row, Settings, available, resident_bytes
 
 __all__ = ["check_resuming", "differing", "processes"]
 
@@ -215,19 +215,12 @@ def _added(run: Callable[[], object]) -> dict[str, int]:
     floor, weights and program included. What the first has freed, and glibc keeps, goes back to
     the system between them: it is no longer in use, and differs from run to run.
     """
-    floor = _status("VmRSS")
+    floor = resident_bytes("VmRSS")
     run()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     run()
-    return {"bytes": _status("VmHWM") - floor}
-
-
-def _status(field: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field):
-            return 1024 * int(line.split()[1])
-    raise LookupError(field)
+    return {"bytes": resident_bytes("VmHWM") - floor}
 
 
 def _backend() -> dict[str, str]:
