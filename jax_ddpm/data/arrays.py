@@ -1,4 +1,4 @@
-"""Images in NumPy's files: .npy, mapped into memory where it is large, and .npz."""
+"""Images in NumPy's files: .npy, left on the disk where it is large, and .npz."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,7 +8,7 @@ import numpy as np
 from jax_ddpm._checks import FieldError
 from jax_ddpm.data.dataset import check_finite
 from jax_ddpm.data.pictures import reason
-from jax_ddpm.data.rows import MappedRows
+from jax_ddpm.data.rows import FileRows
 
 __all__ = ["Arrays", "read_arrays"]
 
@@ -51,7 +51,7 @@ def read_arrays(path: Path) -> Arrays:
         raise FieldError("data", f"expected labels from 0 in {path}, got {labels.min()}")
     if images.dtype == np.uint8:
         notes = _notes_of_bytes(images)
-        images = MappedRows(images) if isinstance(images, np.memmap) else images
+        images = FileRows.of_array(images) if isinstance(images, np.memmap) else images
         return Arrays(images, labels, notes)
     signed, notes = _to_signed(np.asarray(images), path)
     return Arrays(signed, labels, notes)
@@ -60,7 +60,8 @@ def read_arrays(path: Path) -> Arrays:
 def _load(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     try:
         if path.suffix == ".npy" and path.stat().st_size > _IN_MEMORY:
-            return np.load(path, mmap_mode="r", allow_pickle=False), None
+            mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+            return mapped if mapped.flags.c_contiguous else np.array(mapped), None
         with path.open("rb") as file:  # NumPy leaves a damaged one open
             loaded: Any = np.load(file, allow_pickle=False)
             if not isinstance(loaded, np.lib.npyio.NpzFile):

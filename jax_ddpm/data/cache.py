@@ -1,4 +1,4 @@
-"""Decoded pictures on the disk: one raw file of rows, mapped into memory, found by its content.
+"""Decoded pictures on the disk: one raw file of rows, found by its content.
 
     CACHE/KEY/images.bin     uint8 [image, height, width, channel]
     CACHE/KEY/about.json     its shape, its digest, and what could not be decoded
@@ -26,7 +26,7 @@ from jax_ddpm._checks import FieldError
 from jax_ddpm.data.decoding import Encoded
 from jax_ddpm.data.pictures import EncodedSet, Found, decode_into, reason, refuse_unreadable
 from jax_ddpm.data.preparation import Preparation
-from jax_ddpm.data.rows import MappedRows
+from jax_ddpm.data.rows import FileRows
 from jax_ddpm.io.files import make_folder
 from jax_ddpm.io.json import read_json, write_json
 
@@ -40,7 +40,7 @@ _AT_ONCE = 64
 class Cached(NamedTuple):
     """Decoded pictures."""
 
-    images: MappedRows
+    images: FileRows
     kept: np.ndarray
     """Indices of the pictures that they are of, int64."""
     unreadable: dict[str, str]
@@ -84,7 +84,7 @@ def _key(found: Found, preparation: Preparation) -> str:
     return hashlib.sha256(f"{found.sha256} {json.dumps(how)}".encode()).hexdigest()[:32]
 
 
-def _open(folder: Path) -> MappedRows | None:
+def _open(folder: Path) -> FileRows | None:
     """The rows in a folder; None if there are none, or not the bytes that were written."""
     try:
         about = read_json(folder / _ABOUT)
@@ -95,7 +95,7 @@ def _open(folder: Path) -> MappedRows | None:
     if digest != about.get("sha256"):
         shutil.rmtree(folder, ignore_errors=True)
         return None
-    return MappedRows.of_file(folder / _ROWS, tuple(about["shape"]))
+    return FileRows(folder / _ROWS, tuple(about["shape"]))
 
 
 @contextmanager

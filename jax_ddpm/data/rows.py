@@ -1,46 +1,43 @@
-"""An array that stays on the disk: rows are read when asked for, and not kept in memory."""
+"""An array that stays in its file: rows are read when they are asked for, and not kept."""
 
-import mmap
+import os
+import weakref
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-__all__ = ["MappedRows"]
-
-_KEPT = 2**26
-"""Bytes of the file that a process holds before it lets go of them. They stay in the system's
-cache."""
-_AROUND = 2**16
-"""What Linux maps at least, around a byte that is touched."""
+__all__ = ["FileRows"]
 
 
-class MappedRows:
-    """Rows of a memory-mapped array, with as much of an array's interface as a training needs.
+class FileRows:
+    """Rows of an array in a file, in C order from `offset` on, with as much of an array's interface
+    as a training needs.
 
-    A process that reads rows at random would in the end hold the whole file; this one holds about
-    64 MiB of it. Safe in several threads.
+    They are read by position and not mapped: how much of a mapped file a process holds is up to the
+    system, and of rows in random order it is soon all. Safe in several threads; needs POSIX.
     """
 
-    def __init__(self, array: np.memmap) -> None:
-        self._mapping: mmap.mmap = vars(array)["_mmap"]
-        self._array, self._held = np.asarray(array), 0
-        self.shape, self.dtype = array.shape, array.dtype
+    def __init__(self, path: Path, shape: tuple[int, ...], dtype: Any = np.uint8, offset: int = 0):
+        self.shape, self.dtype = shape, np.dtype(dtype)
+        self._path, self._offset, self._indices = path, offset, np.arange(len(self))
+        self._file = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._file)
 
     @classmethod
-    def of_file(cls, path: Path, shape: tuple[int, ...], dtype: Any = np.uint8) -> "MappedRows":
-        """Those of a raw file."""
-        return cls(np.memmap(path, dtype, "r", shape=shape))
+    def of_array(cls, array: np.memmap) -> "FileRows":
+        """Those of a mapped array in C order, as it was opened or with more axes of length 1."""
+        return cls(Path(str(array.filename)), array.shape, array.dtype, array.offset)
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, rows: Any) -> np.ndarray:
-        """Copies of rows, as an array gives them."""
-        images = np.array(self._array[rows])
-        row = self._array[:1].nbytes
-        self._held += max(row, _AROUND) * (images.nbytes // row)
-        if self._held > _KEPT and hasattr(mmap, "MADV_DONTNEED"):
-            self._held = 0
-            self._mapping.madvise(mmap.MADV_DONTNEED)
-        return images
+        """As an array's. Raises `OSError` where the file has become shorter."""
+        chosen = self._indices[rows]
+        images = np.empty((chosen.size, *self.shape[1:]), self.dtype)
+        for image, row in zip(images, chosen.flat, strict=True):
+            read = os.preadv(self._file, [image], self._offset + row * image.nbytes)
+            if read != image.nbytes:
+                raise OSError(None, "was cut short while it was read", str(self._path))
+        return images.reshape(*np.shape(chosen), *self.shape[1:])
