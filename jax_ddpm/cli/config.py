@@ -75,7 +75,7 @@ class ImagesConfig(Preparation):
     """How images are read."""
 
     def __post_init__(self) -> None:
-        """Nothing: what makes no sense is said of `preparation`."""
+        """Not checked here; `preparation` checks."""
 
     @property
     def preparation(self) -> Preparation:
@@ -92,7 +92,7 @@ class RunConfig:
     out: Path = Path("runs")
     """Folder of runs: this one is written to OUT/NAME."""
     recipe: RecipeName | None = None
-    """A training with a name: all settings are its own, but for those that are given beside it."""
+    """A published training. It sets every option that you do not give."""
     accept_changes: bool = False
     """Resume a run although its settings or images are no longer those it began with."""
 
@@ -106,7 +106,7 @@ class TrainConfig:
     data: DataConfig = DataConfig()
     images: ImagesConfig = ImagesConfig()
     model: ModelSettings = ModelSettings()
-    unet: UNetConfig = UNetConfig()  # pyright: ignore[reportInvalidTypeForm]
+    unet: Annotated[Any, UNetConfig] = UNetConfig()
     optimisation: OptimizerSettings = OptimizerSettings()
     checkpoints: CheckpointSettings = CheckpointSettings()
     devices: LayoutSettings = LayoutSettings()
@@ -141,10 +141,17 @@ class TrainConfig:
     def folder(self) -> Path:
         """Of the run."""
         name = self.run.name
-        if name is not None and (not name or Path(name).name != name):
+        if name is None:
+            name = _stem(Path(self.data.data or self.data.dataset))
+        if name in ("", "..") or Path(name).name != name:
             raise UsageError(f"--name: expected the name of a folder, got {name!r}")
-        stem = Path(self.data.data or self.data.dataset).stem.removesuffix(".tar")
-        return self.run.out / (name or stem)
+        return self.run.out / name
+
+
+def _stem(data: Path) -> str:
+    """What images are called: a folder's name, or a file's without its endings."""
+    name = data.name if data.name not in ("", "..") else data.resolve().name
+    return name if data.is_dir() else Path(name).stem.removesuffix(".tar")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 import sys
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from jax_ddpm.cli.config import TrainConfig
@@ -23,6 +24,8 @@ from jax_ddpm.runs.run import CHECKPOINTS, FILES, METRICS, is_run
 from jax_ddpm.training.hosts import any_process, is_writer, together
 
 __all__ = ["train"]
+
+_UNSAID = vars(Preparation())
 
 
 def train(config: TrainConfig, interrupts: Interrupts) -> None:
@@ -64,11 +67,12 @@ def train(config: TrainConfig, interrupts: Interrupts) -> None:
 
 
 def _preparation(config: TrainConfig) -> Preparation:
-    """As flags say, or as the run that this one starts from."""
+    """As flags say; what they leave at its default is as in the run that this one starts from."""
     given, init = config.images.preparation, config.model.init
-    if given != Preparation() or init is None or not is_run(init):
+    if init is None or not is_run(init):
         return given
-    return load_model(init).preparation
+    flags = {name: value for name, value in vars(given).items() if value != _UNSAID[name]}
+    return replace(load_model(init).preparation, **flags)
 
 
 def _run(training: Training, interrupts: Interrupts) -> Fit:

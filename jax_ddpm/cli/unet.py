@@ -27,12 +27,15 @@ _HELP = {
 def _flag(name: str, kind: Any) -> tuple[str, Any, None]:
     """A field of `UNet`, None where it is not given."""
     if get_origin(kind) in (types.UnionType, None) and len(get_args(kind)) > 1:
+        may_be_none = types.NoneType in get_args(kind)
         kind = float if float in get_args(kind) else get_args(kind)[0]
+        kind = kind | Literal["none"] if may_be_none and kind is not str else kind
     elif get_args(kind):
         kind = tuple[get_args(kind)[0], ...]  # a sequence
     kind = {Any: str, bool: Literal["True", "False"]}.get(kind, kind)
     help_text = " ".join(_HELP.get(name, "").split())
-    flag = tyro.conf.arg(name=f"unet.{name.replace('_', '-')}", help=help_text)
+    flag_name = f"unet.{name.replace('_', '-')}"
+    flag = tyro.conf.arg(name=flag_name, help=help_text, help_behavior_hint="")
     return name, Annotated[kind | None, flag], None
 
 
@@ -48,7 +51,10 @@ UNetConfig: Any = make_dataclass(
     [("config", _CONFIG, None), *(_flag(name, _TYPES[name]) for name in UNET_FIELDS)],
     frozen=True,
 )
-UNetConfig.__doc__ = "The U-Net. Its channels and labels are those of the images; none: null."
+UNetConfig.__doc__ = (
+    "Fields of the U-Net. Those that are not given are the recipe's, or those of `ddpm_digits`. "
+    "The images decide its channels and the number of labels. Where None is a value, write none."
+)
 
 
 def chosen_fields(config: Any, recipe: Any) -> dict[str, Any] | None:

@@ -13,7 +13,8 @@ from jax_ddpm.data.rows import FileRows
 __all__ = ["Arrays", "read_arrays"]
 
 _IN_MEMORY = 2**28
-"""Bytes of a .npy that is read at once: a larger one must not change while it is in use."""
+"""Bytes. A .npy up to this size is read whole; a larger one of uint8 stays on the disk, and must
+not change while it is in use."""
 _ROUNDING = 1e-6
 """How far a pixel may leave its range: what was scaled in float32 comes back off by 1e-7."""
 
@@ -79,8 +80,10 @@ def _load(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         raise FieldError("data", f"{problem}, in {path}, got {got}")
     if labels and not np.issubdtype(labels[0].dtype, np.integer):
         raise FieldError("data", f"expected integer labels in {path}, got {labels[0].dtype}")
-    if labels and labels[0].size and labels[0].max() > np.iinfo(np.int32).max:
-        raise FieldError("data", f"expected labels of 32 bits in {path}, got {labels[0].max()}")
+    if labels and labels[0].size:
+        bounds, ends = np.iinfo(np.int32), (int(labels[0].min()), int(labels[0].max()))
+        if wrong := [end for end in ends if not bounds.min <= end <= bounds.max]:
+            raise FieldError("data", f"expected labels of 32 bits in {path}, got {wrong[0]}")
     return images[0], labels[0].reshape(-1).astype(np.int32) if labels else None
 
 

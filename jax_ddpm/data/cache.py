@@ -3,9 +3,9 @@
     CACHE/KEY/images.bin     uint8 [image, height, width, channel]
     CACHE/KEY/about.json     its shape, its digest, and what could not be decoded
 
-KEY is a digest of what was read and of how it is prepared. A folder gets its name only once it is
-whole: a process that is killed leaves none, and of two that write the same one, the second takes
-the first's.
+KEY is a digest of what was read, of how it is prepared, and of Pillow's version. A folder gets its
+name only once it is whole: a process that is killed leaves none, and of two that write the same
+one, the second takes the first's.
 """
 
 import hashlib
@@ -14,17 +14,13 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from jax_ddpm._checks import FieldError
-from jax_ddpm.data.decoding import Encoded
-from jax_ddpm.data.pictures import EncodedSet, Found, decode_into, reason, refuse_unreadable
+from jax_ddpm.data.pictures import EncodedSet, Found, decode_all
 from jax_ddpm.data.preparation import Preparation
 from jax_ddpm.data.rows import FileRows
 from jax_ddpm.io.files import make_folder
@@ -34,17 +30,14 @@ __all__ = ["Cached", "cached_pictures"]
 
 _VERSION = 1  # of the decoding
 _ROWS, _ABOUT = "images.bin", "about.json"
-_AT_ONCE = 64
 
 
 class Cached(NamedTuple):
     """Decoded pictures."""
 
     images: FileRows
-    kept: np.ndarray
-    """Indices of the pictures that they are of, int64."""
-    unreadable: dict[str, str]
-    """Names of those whose heads can be read and the rest cannot, and what is wrong with each."""
+    failed: dict[int, str]
+    """Rows of the survey that could not be decoded, and why: they are left out."""
     on_white: int
     """How many had transparent pixels."""
 
@@ -59,8 +52,7 @@ def cached_pictures(
     """The pictures from the cache, decoded into it if they are not there; None where the disk has
     no room for them.
 
-    Raises `FieldError` naming a picture that cannot be decoded, unless those are skipped, and
-    `OSError`.
+    Raises as `decode_all` does, and `OSError`.
     """
     folder = cache / _key(found, preparation)
     images = _open(folder)
@@ -75,22 +67,25 @@ def cached_pictures(
     if images is None:
         raise OSError(None, "was removed while it was written", str(folder))
     about = read_json(folder / _ABOUT)
-    kept = np.delete(found.kept, np.asarray(about["failed"], np.int64))
-    return Cached(images, kept, about["unreadable"], about["on_white"])
+    return Cached(images, dict(about["failed"]), about["on_white"])
 
 
 def _key(found: Found, preparation: Preparation) -> str:
-    how = [preparation.image_size, preparation.crop, *found.shape, _VERSION]
+    from PIL import __version__ as pillow
+
+    how = [preparation.image_size, preparation.crop, *found.shape, _VERSION, pillow]
     return hashlib.sha256(f"{found.sha256} {json.dumps(how)}".encode()).hexdigest()[:32]
 
 
 def _open(folder: Path) -> FileRows | None:
     """The rows in a folder; None if there are none, or not the bytes that were written."""
+    if not folder.exists():
+        return None
     try:
         about = read_json(folder / _ABOUT)
         with (folder / _ROWS).open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-    except (OSError, ValueError):
+    except (FileNotFoundError, ValueError):
         about, digest = {}, "damaged"
     if digest != about.get("sha256"):
         shutil.rmtree(folder, ignore_errors=True)
@@ -145,45 +140,25 @@ def _decode_all(
     progress: Callable[[int], None] | None,
 ) -> None:
     """Write every picture to its row. What cannot be decoded leaves none."""
-    row_of = {int(index): row for row, index in enumerate(found.kept)}
     failed: dict[int, str] = {}
-    on_white = done = 0
-
-    def decode(item: tuple[int, Encoded]) -> tuple[int, np.ndarray, bool | Exception]:
-        index, data = item
-        image = np.zeros(found.shape, np.uint8)
-        try:
-            return index, image, decode_into(image, data, preparation)
-        except Exception as error:  # Pillow's plugins raise whatever they meet
-            return index, image, error
-
-    with (folder / _ROWS).open("w+b") as file, ThreadPoolExecutor() as threads:
-        wanted = (item for item in encoded.stream() if item[0] in row_of)
-        while block := list(islice(wanted, _AT_ONCE)):
-            for index, image, outcome in threads.map(decode, block):
-                if isinstance(outcome, Exception):
-                    refuse_unreadable(encoded.names[index], outcome, preparation)
-                    failed[index] = reason(outcome)
-                    continue
-                on_white += outcome
-                file.seek(row_of[index] * image.nbytes)
-                file.write(image.data)
-            done += len(block)
-            if progress:
-                progress(done)
-        rows = sorted(row_of[index] for index in failed)
-        count = len(found.kept) - len(rows)
-        if not count:
-            raise FieldError("data", f"none of {len(found.kept):,} pictures can be decoded")
-        _close_gaps(file, rows, len(found.kept), int(np.prod(found.shape)))
+    on_white = 0
+    with (folder / _ROWS).open("w+b") as file:
+        for row, image, outcome in decode_all(encoded, found, preparation, progress):
+            if isinstance(outcome, str):
+                failed[row] = outcome
+                continue
+            on_white += outcome
+            file.seek(row * image.nbytes)
+            file.write(image.data)
+        kept = found.without(failed, encoded.names).kept
+        _close_gaps(file, sorted(failed), len(found.kept), int(np.prod(found.shape)))
         file.seek(0)
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         os.fsync(file.fileno())
     about = {
-        "shape": [count, *found.shape],
+        "shape": [len(kept), *found.shape],
         "sha256": digest,
-        "failed": rows,
-        "unreadable": {encoded.names[index]: what for index, what in failed.items()},
+        "failed": list(failed.items()),
         "on_white": on_white,
     }
     write_json(folder / _ABOUT, about)

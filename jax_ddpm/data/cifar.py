@@ -79,7 +79,7 @@ def read_cifar(files: Files) -> tuple[np.ndarray, np.ndarray, tuple[str, ...] | 
     if missing := [name for name in version.train if folder + name not in here]:
         raise ValueError(f"expected {', '.join(missing)} beside the others in {files.path}")
     wanted = here.intersection(folder + name for name in (*version.train, version.meta))
-    data = dict(files.stream(wanted))
+    data = files.read_all(wanted)
     pixels, labels = [], []
     for name in version.train:
         where = f"{folder}{name} in {files.path}"

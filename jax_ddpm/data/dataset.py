@@ -75,6 +75,9 @@ class Dataset(NamedTuple):
             raise FieldError("data", f"{problem}, got {labels.dtype}{list(labels.shape)}")
         if labels.min() < 0:
             raise FieldError("data", f"expected labels from 0, got {labels.min()}")
+        if self.class_names is not None and len(self.class_names) <= labels.max():
+            problem = f"expected a name for each of {labels.max() + 1} classes"
+            raise FieldError("data", f"{problem}, got {len(self.class_names)}")
 
     def describe(self) -> dict[str, Any]:
         """Their source, shape and dtype, and a SHA-256 of images and labels in hexadecimal."""

@@ -10,22 +10,26 @@ import numpy as np
 
 from jax_ddpm.data.preparation import Preparation
 
-__all__ = ["Decoded", "Survey", "decode", "resized_shape", "survey"]
+__all__ = ["Decoded", "Encoded", "Survey", "decode", "resized_shape", "survey"]
 
 Encoded = bytes | np.ndarray
 """A file's bytes, or pixels, uint8 [height, width, channel] with 1, 3 or 4 channels."""
 
 _ORIENTATION = 0x0112
-_SIXTEEN_BITS = 65535 / 255
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+_MAY_TURN = (b"eXIf", b"tiff:Orientation", b"Raw profile type exif")
+_SIXTEEN_BITS = 257  # 65535 / 255
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
 class Survey(NamedTuple):
-    """What the head of a picture says, before it is decoded."""
+    """What the header of a picture says, before it is decoded."""
 
     height: int
     width: int
     grey: bool
+    several: bool
+    """Whether other frames or pages follow the first."""
 
 
 class Decoded(NamedTuple):
@@ -38,14 +42,15 @@ class Decoded(NamedTuple):
 def survey(encoded: Encoded) -> Survey:
     """Height and width once it is upright. Raises an error of Pillow's if it is no picture."""
     if isinstance(encoded, np.ndarray):
-        return Survey(*encoded.shape[:2], grey=encoded.shape[2] == 1)
+        return Survey(*encoded.shape[:2], grey=encoded.shape[2] == 1, several=False)
     picture = _open(encoded)
     width, height = picture.size
-    # To look for it at the end of a PNG, Pillow would decode all of it.
-    exif = picture.getexif() if picture.format != "PNG" or "exif" in picture.info else {}
-    if exif.get(_ORIENTATION, 1) >= 5:  # it lies on its side
+    # It may stand at the end of a PNG, all of which Pillow decodes to find it.
+    may_turn = picture.format != "PNG" or any(mark in encoded for mark in _MAY_TURN)
+    if may_turn and picture.getexif().get(_ORIENTATION, 1) >= 5:  # it lies on its side
         height, width = width, height
-    return Survey(height, width, _is_grey(picture))
+    several = getattr(picture, "is_animated", False)
+    return Survey(height, width, _is_grey(picture), several)
 
 
 def resized_shape(height: int, width: int, preparation: Preparation) -> tuple[int, int]:
@@ -73,7 +78,12 @@ def decode(encoded: Encoded, channels: Literal[1, 3, 4], preparation: Preparatio
 def _open(data: bytes) -> Any:
     from PIL import Image
 
-    return Image.open(io.BytesIO(data))
+    picture = Image.open(io.BytesIO(data), formats=_FORMATS)
+    # Pillow has no other mode for a PNG of 16 bits.
+    if picture.mode == "F" or picture.mode == "I" and picture.format != "PNG":
+        got = "floating-point pixels" if picture.mode == "F" else "32"
+        raise ValueError(f"expected 8 bits a channel, or 16, got {got}")
+    return picture
 
 
 def _is_grey(picture: Any) -> bool:
@@ -84,15 +94,9 @@ def _eight_bits(picture: Any) -> Any:
     """Sixteen bits scaled to eight."""
     from PIL import Image
 
-    if picture.mode == "F":
-        raise ValueError("expected 8 bits a channel, or 16, got floating-point pixels")
     if not picture.mode.startswith("I"):
         return picture
-    levels = np.asarray(picture)
-    if levels.min() < 0 or levels.max() > 65535:
-        got = f"{levels.min()} to {levels.max()}"
-        raise ValueError(f"expected 8 bits a channel, or 16, got values from {got}")
-    return Image.fromarray(np.round(levels / _SIXTEEN_BITS).astype(np.uint8))
+    return Image.fromarray(np.round(np.asarray(picture) / _SIXTEEN_BITS).astype(np.uint8))
 
 
 def _on_white(picture: Any, channels: int) -> tuple[Any, bool]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-__all__ = ["ARCHIVES", "Files", "open_files"]
+__all__ = ["ARCHIVES", "Files", "Unreadable", "open_beside", "open_files"]
 
 _TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 
@@ -19,11 +19,18 @@ ARCHIVES = (".zip", *_TARS)
 """How the names of archives end, in any case."""
 
 
+class Unreadable(ValueError):
+    """Says what cannot be read; `reason` says why, without the name."""
+
+    def __init__(self, what: object, reason: str) -> None:
+        super().__init__(f"cannot read {what}: {reason}")
+        self.reason = reason
+
+
 class Files:
     """Files by their names in `path`, without the hidden ones and those of `__MACOSX`.
 
-    `names` are relative, such as "cats/1.png", and in the order of their parts. Whatever cannot be
-    read raises `ValueError` naming it.
+    `names` are relative, such as "cats/1.png", and in the order of their parts.
     """
 
     def __init__(self, path: Path, places: dict[str, Any]) -> None:
@@ -32,15 +39,32 @@ class Files:
         self._places = places
 
     def read(self, name: str) -> bytes:
-        """One file; several threads may read at once."""
+        """One file; several threads may read at once. Raises `ValueError` naming what cannot be."""
         place = self._place(name)
         with _naming(f"{name} in {self.path}"):
             return self._read(name, place)
 
-    def stream(self, names: Collection[str] | None = None) -> Iterator[tuple[str, bytes]]:
-        """Each file, or each of `names`, once, with its name, in the order that is fastest."""
+    def read_all(self, names: Collection[str]) -> dict[str, bytes]:
+        """Those of `names`. Raises as `read` does."""
+        found = {}
+        for name, data in self.stream(names):
+            if isinstance(data, ValueError):
+                raise data
+            found[name] = data
+        return found
+
+    def stream(
+        self, names: Collection[str] | None = None
+    ) -> Iterator[tuple[str, bytes | ValueError]]:
+        """Each file, or each of `names`, once, with its name, in the order that is fastest; in
+        place of one that cannot be read, what `read` raises. Raises `ValueError` where nothing
+        after it can be read."""
         for name in self._ordered(self.names if names is None else set(names)):
-            yield name, self.read(name)
+            try:
+                data = self.read(name)
+            except ValueError as error:
+                data = error
+            yield name, data
 
     def _place(self, name: str) -> Any:
         if name not in self._places:
@@ -74,17 +98,24 @@ def open_files(path: str | os.PathLike[str]) -> Files:
     raise ValueError(f"expected a folder or a file {', '.join(ARCHIVES)}, got {path}")
 
 
+def open_beside(path: Path) -> Files:
+    """The files in the folder that a file lies in, without those of its subfolders."""
+    return _Folder(path.parent, deep=False)
+
+
 class _Folder(Files):
-    def __init__(self, path: Path) -> None:
-        with _naming(path):
-            names = sorted(_walk(str(path)), key=_parts)
+    def __init__(self, path: Path, *, deep: bool = True) -> None:
+        try:
+            names = sorted(_walk(str(path), deep), key=_parts)
+        except OSError as error:
+            raise Unreadable(error.filename or path, error.strerror or str(error)) from None
         super().__init__(path, {name: number for number, name in enumerate(names)})
 
     def _read(self, name: str, place: Any) -> bytes:
         return (self.path / name).read_bytes()
 
 
-def _walk(folder: str, prefix: str = "", above: tuple[str, ...] = ()) -> Iterator[str]:
+def _walk(folder: str, deep: bool, prefix: str = "", above: tuple[str, ...] = ()) -> Iterator[str]:
     """The names of the files below a folder, also by links. Only links cost a look at each."""
     here = os.path.realpath(folder)
     if here in above:
@@ -94,7 +125,8 @@ def _walk(folder: str, prefix: str = "", above: tuple[str, ...] = ()) -> Iterato
             if _is_hidden(entry.name):
                 continue
             if entry.is_dir():
-                yield from _walk(entry.path, f"{prefix}{entry.name}/", (*above, here))
+                if deep:
+                    yield from _walk(entry.path, deep, f"{prefix}{entry.name}/", (*above, here))
             elif entry.is_file() or entry.is_symlink():  # one that leads nowhere fails when read
                 yield prefix + entry.name
 
@@ -143,7 +175,9 @@ class _Tar(Files):
             raise ValueError(problem)
         return super().read(name)
 
-    def stream(self, names: Collection[str] | None = None) -> Iterator[tuple[str, bytes]]:
+    def stream(
+        self, names: Collection[str] | None = None
+    ) -> Iterator[tuple[str, bytes | ValueError]]:
         if self._is_plain:
             yield from super().stream(names)
             return
@@ -197,4 +231,4 @@ def _naming(what: object) -> Iterator[None]:
         yield
     except Exception as error:  # zipfile's, tarfile's and zlib's errors share no nearer base
         reason = (isinstance(error, OSError) and error.strerror) or str(error).partition("\n")[0]
-        raise ValueError(f"cannot read {what}: {reason or type(error).__name__}") from None
+        raise Unreadable(what, reason or type(error).__name__) from None

@@ -44,7 +44,7 @@ def read_mnist(files: Files) -> tuple[np.ndarray, np.ndarray, str]:
         got = ", ".join(name for each in found.values() for name in each.values()) or "none"
         raise ValueError(f"expected images and labels in one folder in {files.path}, got {got}")
     paths = [found[folders[0]] for found in (images, labels)]
-    data = dict(files.stream(paths))
+    data = files.read_all(paths)
     pixels, classes = (read_idx(data[path], f"{path} in {files.path}") for path in paths)
     for path, array, shape in zip(
         paths, (pixels, classes), ("image, height, width", "image"), strict=True

@@ -1,6 +1,7 @@
 """Sets of images as Hugging Face keeps them: Parquet files, or a name on its hub, by `datasets`."""
 
 import logging
+import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from jax_ddpm._checks import FieldError
+from jax_ddpm.data.files import Unreadable
 from jax_ddpm.data.preparing import Source
 
 __all__ = ["HUB", "is_parquet", "read_parquet"]
@@ -30,6 +32,7 @@ def read_parquet(data: str) -> Source:
     """
     import datasets  # pyright: ignore[reportMissingImports]
 
+    left_out: list[str] = []
     datasets.disable_progress_bars()
     verbosity = datasets.logging.get_verbosity()
     datasets.logging.set_verbosity(logging.CRITICAL)  # the line below says it
@@ -37,10 +40,7 @@ def read_parquet(data: str) -> Source:
         if data.startswith(HUB):
             table = datasets.load_dataset(data.removeprefix(HUB), split="train")
         else:
-            path = Path(data)
-            files = sorted(map(str, path.rglob("*.parquet"))) if path.is_dir() else [data]
-            training = [file for file in files if "train" in Path(file).name]
-            chosen = training or files
+            chosen, left_out = _training_files(Path(data))
             table = datasets.load_dataset("parquet", data_files=chosen, split="train")
     except Exception as error:  # of pyarrow, of the network, or of `datasets` itself
         lines = str(error.__cause__ or error).splitlines() or [type(error).__name__]
@@ -53,8 +53,13 @@ def read_parquet(data: str) -> Source:
         got = ", ".join(f"{name} {_kind(kind)}" for name, kind in features.items())
         raise FieldError("data", f"expected one column of images in {data}, got {got}")
     table, notes, names, labels = _Table(table, pictures[0]), [], None, None
+    if left_out:
+        notes.append(f"files of other splits, left out: {', '.join(left_out)}")
     if classes := _label_column(features):
-        labels = np.asarray(table.rows[classes], np.int64)
+        cells = table.rows[classes]
+        if None in cells:
+            raise FieldError("data", f"row {cells.index(None)} in {data} has no {classes!r}")
+        labels = np.asarray(cells, np.int64)
         if len(labels) and labels.min() < 0:
             raise FieldError("data", f"expected labels from 0 in {data}, got {labels.min()}")
         labels = labels.astype(np.int32)
@@ -62,6 +67,17 @@ def read_parquet(data: str) -> Source:
         names = None if known is None else tuple(known)
         notes.append(f"classes by the column {classes!r}")
     return Source(table, labels, names, tuple(notes))
+
+
+def _training_files(path: Path) -> tuple[list[str], list[str]]:
+    """The .parquet files that say "train" in their names or folders (if none does, all), and the
+    others."""
+    if not path.is_dir():
+        return [str(path)], []
+    files = [file.relative_to(path) for file in sorted(path.rglob("*.parquet"))]
+    training = [file for file in files if "train" in re.split(r"[^a-z]+", str(file).lower())]
+    others = [str(file) for file in files if file not in training] if training else []
+    return [str(path / file) for file in training or files], others
 
 
 class _Table:
@@ -79,10 +95,21 @@ class _Table:
         cell = self.rows[int(index)][self._column] or {}
         if cell.get("bytes") is not None:
             return cell["bytes"]
-        return Path(cell.get("path") or "").read_bytes()
+        path = cell.get("path")
+        if not path:
+            raise Unreadable(self.names[index], "there is no image")
+        try:
+            return Path(path).read_bytes()
+        except OSError as error:
+            raise Unreadable(self.names[index], f"{path}: {error.strerror}") from None
 
-    def stream(self) -> Iterator[tuple[int, bytes]]:
-        return ((index, self.read(index)) for index in range(len(self.names)))
+    def stream(self) -> Iterator[tuple[int, bytes | ValueError]]:
+        for index in range(len(self.names)):
+            try:
+                data = self.read(index)
+            except ValueError as error:
+                data = error
+            yield index, data
 
 
 def _is_picture(kind: Any) -> bool:

@@ -2,22 +2,29 @@
 
     encoded ─ survey ─▶ sizes, channels, digest ─▶ decoded once into the cache, or when asked for
 
-What a training must find again is decided by the survey, which reads every byte once: the shape,
-and a digest of what was read.
+The survey reads every byte once. It fixes what a resumed run must find unchanged: the shape, and a
+digest of what was read. A picture that is another when it is decoded ends the command.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
 from jax_ddpm._checks import FieldError
 from jax_ddpm.data.decoding import Encoded, Survey, decode, resized_shape, survey
+from jax_ddpm.data.files import Unreadable
 from jax_ddpm.data.preparation import Preparation
 
-__all__ = ["EncodedSet", "Found", "Pictures", "look_at"]
+__all__ = ["EncodedSet", "Found", "Outcome", "Pictures", "decode_all", "look_at", "reason"]
 
+Outcome = bool | str
+"""Whether transparency was composed on white; or why a picture cannot be decoded."""
+
+_AT_ONCE = 64
 _LONGEST = 2
 """What is kept of a picture that is longer than it is wide, in image sizes, for random windows."""
 
@@ -32,11 +39,12 @@ class EncodedSet(Protocol):
         ...
 
     def read(self, index: int) -> Encoded:
-        """One of them. May be called from several threads at once."""
+        """One of them. May be called from several threads at once. Raises `ValueError`."""
         ...
 
-    def stream(self) -> Iterator[tuple[int, Encoded]]:
-        """Each of them with its index, in the order that is fastest to read."""
+    def stream(self) -> Iterator[tuple[int, Encoded | ValueError]]:
+        """Each of them with its index, in the order that is fastest to read; in place of one that
+        cannot be read, what `read` raises."""
         ...
 
 
@@ -44,33 +52,51 @@ class Found(NamedTuple):
     """What the survey found: what can be read, and all that is needed to decode it."""
 
     kept: np.ndarray
-    """Indices of pictures whose heads can be read, int64."""
+    """Indices of the pictures whose headers can be read, int64."""
     shape: tuple[int, int, int]
     """Of each image: height, width, channels."""
     extents: np.ndarray | None
     """Height and width of each picture within that shape, int32 [image, 2], if they differ."""
-    sha256: str
-    """Of every byte that was read, in hexadecimal."""
+    digests: bytes
+    """SHA-256 of each picture, one after the other, whether it is kept or not."""
     unreadable: dict[str, str]
     """Names of the others, and what is wrong with each."""
     notes: tuple[str, ...]
+
+    @property
+    def sha256(self) -> str:
+        """Of everything that was read, in hexadecimal."""
+        return hashlib.sha256(self.digests).hexdigest()
+
+    def without(self, failed: Mapping[int, str], names: Sequence[str]) -> "Found":
+        """The same without these rows, and why. Raises `FieldError` if none is left."""
+        if len(failed) == len(self.kept):
+            raise FieldError("data", f"none of {len(failed):,} pictures can be decoded")
+        rows = sorted(failed)
+        wrong = {names[self.kept[row]]: failed[row] for row in rows}
+        return self._replace(
+            kept=np.delete(self.kept, rows),
+            extents=None if self.extents is None else np.delete(self.extents, rows, axis=0),
+            unreadable=self.unreadable | wrong,
+        )
 
 
 def look_at(
     encoded: EncodedSet, preparation: Preparation, progress: Callable[[int], None] | None = None
 ) -> Found:
-    """Read every picture, and the head of each.
+    """Read every picture, and the header of each.
 
     Raises `FieldError` naming the first that is unreadable, unless those are skipped, and the
     first of another size, where there is no image size to bring them to.
     """
     count = len(encoded.names)
     heads: list[Survey | None] = [None] * count
-    digests, unreadable = [b""] * count, {}
+    digests, unreadable = [bytes(32)] * count, {}
     for done, (index, each) in enumerate(encoded.stream()):
-        data = each if isinstance(each, bytes) else np.ascontiguousarray(each).data
-        digests[index] = hashlib.sha256(data).digest()
         try:
+            if isinstance(each, ValueError):
+                raise each
+            digests[index] = _digest(each)
             heads[index] = survey(each)
         except Exception as error:  # Pillow's plugins raise whatever they meet
             refuse_unreadable(encoded.names[index], error, preparation)
@@ -86,6 +112,8 @@ def look_at(
     if preparation.channels is None and channels == 3 and any(head.grey for head in readable):
         grey = sum(head.grey for head in readable)
         notes.append(f"grey pictures among those in colour, taken as RGB: {grey:,}")
+    if several := sum(head.several for head in readable):
+        notes.append(f"pictures of several frames, of which the first is taken: {several:,}")
     sizes = [resized_shape(head.height, head.width, preparation) for head in readable]
     height, width = map(max, zip(*sizes, strict=True))
     if preparation.image_size is None:
@@ -98,8 +126,8 @@ def look_at(
             notes.append(f"pictures of which the middle {_LONGEST}:1 is kept: {cut:,}")
         height, width = min(height, longest), min(width, longest)
         extents = np.minimum(np.asarray(sizes, np.int32), [height, width]).astype(np.int32)
-    digest = hashlib.sha256(b"".join(digests)).hexdigest()
-    return Found(kept, (height, width, channels), extents, digest, unreadable, tuple(notes))
+    shape = height, width, channels
+    return Found(kept, shape, extents, b"".join(digests), unreadable, tuple(notes))
 
 
 class Pictures:
@@ -120,27 +148,85 @@ class Pictures:
         chosen = np.arange(len(self))[rows]
         images = np.zeros((chosen.size, *self.shape[1:]), np.uint8)
         for image, row in zip(images, chosen.flat, strict=True):
-            index = self._found.kept[row]
+            index = int(self._found.kept[row])
+            name = self._encoded.names[index]
             try:
-                decode_into(image, self._encoded.read(index), self._preparation)
-            except Exception as error:
-                name = self._encoded.names[index]
-                raise FieldError("data", f"cannot read {name}: {reason(error)}") from None
+                data = self._encoded.read(index)
+            except ValueError as error:
+                data = error
+            outcome = _decode_into(image, data, name, int(row), self._found, self._preparation)
+            if isinstance(outcome, str):
+                raise FieldError("data", f"cannot read {name}: {outcome}")
         return images.reshape(*np.shape(chosen), *self.shape[1:])
 
 
-def decode_into(image: np.ndarray, encoded: Encoded, preparation: Preparation) -> bool:
-    """Decode one picture into `image`, its middle if it is larger. Whether it is on white now."""
-    height, width, channels = image.shape
-    decoded = decode(encoded, channels, preparation)
-    top = max(0, decoded.pixels.shape[0] - height) // 2
-    left = max(0, decoded.pixels.shape[1] - width) // 2
-    pixels = decoded.pixels[top : top + height, left : left + width]
-    if preparation.image_size is None and decoded.pixels.shape != image.shape:
-        got = "×".join(map(str, decoded.pixels.shape))
-        raise ValueError(f"expected {'×'.join(map(str, image.shape))} pixels, got {got}")
-    image[: pixels.shape[0], : pixels.shape[1]] = pixels
-    return decoded.on_white
+def decode_all(
+    encoded: EncodedSet,
+    found: Found,
+    preparation: Preparation,
+    progress: Callable[[int], None] | None = None,
+) -> Iterator[tuple[int, np.ndarray, Outcome]]:
+    """Of each picture that the survey kept its row, its pixels and what became of it, in the order
+    of `stream`, decoded by all cores.
+
+    Raises `FieldError` naming one that has changed since the survey; and one that cannot be
+    decoded, unless those are skipped.
+    """
+    row_of = {int(index): row for row, index in enumerate(found.kept)}
+
+    def decoded(item: tuple[int, Encoded | ValueError]) -> tuple[int, np.ndarray, Outcome]:
+        (index, data), image = item, np.zeros(found.shape, np.uint8)
+        name, row = encoded.names[index], row_of[index]
+        outcome = _decode_into(image, data, name, row, found, preparation)
+        if isinstance(outcome, str) and not preparation.skip_unreadable:
+            raise FieldError("data", f"cannot read {name}: {outcome}")
+        return row, image, outcome
+
+    done = 0
+    wanted = (item for item in encoded.stream() if item[0] in row_of)
+    with ThreadPoolExecutor() as threads:
+        while block := list(islice(wanted, _AT_ONCE)):
+            yield from threads.map(decoded, block)
+            done += len(block)
+            if progress:
+                progress(done)
+
+
+def _decode_into(
+    image: np.ndarray,
+    data: Encoded | ValueError,
+    name: str,
+    row: int,
+    found: Found,
+    preparation: Preparation,
+) -> Outcome:
+    """Decode one picture into `image`, the middle of it if it is larger. Raises `FieldError` if it
+    is not what the survey read."""
+    place = 32 * int(found.kept[row])
+    if isinstance(data, ValueError):
+        raise FieldError("data", f"cannot read {name}: {reason(data)}")
+    if _digest(data) != found.digests[place : place + 32]:
+        raise FieldError("data", f"{name} has changed since it was first read")
+    height, width, channels = found.shape
+    try:
+        pixels, on_white = decode(data, channels, preparation)  # pyright: ignore[reportArgumentType]
+    except Exception as error:  # Pillow's plugins raise whatever they meet
+        return reason(error)
+    top, left = max(0, pixels.shape[0] - height) // 2, max(0, pixels.shape[1] - width) // 2
+    pixels = pixels[top : top + height, left : left + width]
+    if found.extents is not None:
+        height, width = found.extents[row]
+    if pixels.shape[:2] != (height, width):
+        return f"expected {height}×{width} pixels, got {pixels.shape[0]}×{pixels.shape[1]}"
+    image[:height, :width] = pixels
+    return on_white
+
+
+def _digest(each: Encoded) -> bytes:
+    if isinstance(each, bytes):
+        return hashlib.sha256(each).digest()
+    pixels = np.ascontiguousarray(each)
+    return hashlib.sha256(f"{pixels.shape} ".encode() + pixels.tobytes()).digest()
 
 
 def refuse_unreadable(name: str, error: Exception, preparation: Preparation) -> None:
@@ -151,6 +237,8 @@ def refuse_unreadable(name: str, error: Exception, preparation: Preparation) -> 
 
 def reason(error: Exception) -> str:
     """The first line of what an error says."""
+    if isinstance(error, Unreadable):
+        return error.reason
     return str(error).partition("\n")[0] or type(error).__name__
 
 

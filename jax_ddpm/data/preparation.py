@@ -24,10 +24,10 @@ class Preparation:
     """1 is grey, 3 is RGB, 4 is RGB with opacity. Default: grey if all images are, else RGB, with
     what is transparent on white."""
     labels: Literal["folders", "none"] = "folders"
-    """Labels are the subfolders that pictures lie in, or those that a file brings with it; or
-    there are none."""
+    """"folders": the labels are the subfolders of pictures, or those that a file brings with it.
+    "none": train without labels."""
     skip_unreadable: bool = False
-    """Leave out the pictures that cannot be read, and count them, instead of ending."""
+    """Leave out pictures that cannot be read, and count them, instead of ending."""
 
     def __post_init__(self) -> None:
         """Raises `FieldError` naming the field that makes no sense."""

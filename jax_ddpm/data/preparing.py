@@ -11,7 +11,7 @@ from jax_ddpm._checks import FieldError
 from jax_ddpm.data.cache import cached_pictures
 from jax_ddpm.data.dataset import Dataset
 from jax_ddpm.data.decoding import Encoded
-from jax_ddpm.data.pictures import EncodedSet, Pictures, look_at
+from jax_ddpm.data.pictures import EncodedSet, Pictures, decode_all, look_at
 from jax_ddpm.data.preparation import Preparation
 
 __all__ = ["Source", "as_source", "decoded", "default_cache"]
@@ -74,34 +74,45 @@ def decoded(
     def tell(what: str) -> Callable[[int], None]:
         return lambda done: progress(what, done, count) if progress else None
 
-    found = look_at(source.encoded, preparation, tell("reading"))
+    encoded = source.encoded
+    found = look_at(encoded, preparation, tell("reading"))
     size = len(found.kept) * int(np.prod(found.shape))
-    images: Any = Pictures(source.encoded, found, preparation)
-    kept, unreadable, notes = found.kept, found.unreadable, [*source.notes, *found.notes]
-    here = None
-    if cache is not None and (cache != default_cache() or size <= _LARGEST):
+    notes, here, why = [*source.notes, *found.notes], None, ""
+    is_default = cache == default_cache()
+    if cache is not None and (not is_default or size <= _LARGEST):
         try:
-            here = cached_pictures(cache, source.encoded, found, preparation, tell("decoding"))
-        except PermissionError:
-            if cache != default_cache():
+            here = cached_pictures(cache, encoded, found, preparation, tell("decoding"))
+        except OSError as error:
+            if not is_default:
                 raise  # otherwise nobody asked for it
-    if here is None:
-        notes.append(f"decoded whenever they are needed: {size / 2**30:.1f} GiB are not kept")
-    else:
-        images, kept = here.images, here.kept
-        unreadable = unreadable | here.unreadable
+            why = f" (cannot write {error.filename or cache}: {error.strerror or error})"
+    if here is not None:
+        images, failed = here.images, here.failed
+        if failed and not preparation.skip_unreadable:
+            row = min(failed)
+            name = encoded.names[found.kept[row]]
+            raise FieldError("data", f"cannot read {name}: {failed[row]}")
         if here.on_white:
             notes.append(f"pictures with transparency, which is white now: {here.on_white:,}")
-    if unreadable:
-        few = "; ".join(f"{name}: {what}" for name, what in list(unreadable.items())[:3])
-        more = ", …" if len(unreadable) > 3 else ""
-        notes.append(f"pictures that cannot be read, left out: {len(unreadable):,} ({few}{more})")
-    labels, extents = source.labels, found.extents
+        found = found.without(failed, encoded.names)
+    else:
+        encoded.read(int(found.kept[0]))  # not every archive can give one at a time
+        if preparation.skip_unreadable:
+            outcomes = decode_all(encoded, found, preparation, tell("decoding"))
+            failed = {row: outcome for row, _, outcome in outcomes if isinstance(outcome, str)}
+            found = found.without(failed, encoded.names)
+        images = Pictures(encoded, found, preparation)
+        notes.append(f"decoded whenever they are needed: {size / 2**30:.1f} GiB are not kept{why}")
+    if found.unreadable:
+        wrong = found.unreadable.items()
+        few = "; ".join(f"{name}: {what}" for name, what in list(wrong)[:3])
+        more = ", …" if len(wrong) > 3 else ""
+        notes.append(f"pictures that cannot be read, left out: {len(wrong):,} ({few}{more})")
     return Dataset(
         images,
-        None if labels is None else labels[kept],
+        None if source.labels is None else source.labels[found.kept],
         notes=tuple(notes),
         class_names=source.class_names,
-        extents=None if extents is None else extents[np.isin(found.kept, kept)],
+        extents=found.extents,
         sha256=found.sha256,
     )

@@ -3,6 +3,8 @@
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from jax_ddpm._checks import FieldError, checked
 from jax_ddpm.data.arrays import read_arrays
 from jax_ddpm.data.cifar import is_cifar, read_cifar
 from jax_ddpm.data.dataset import Dataset
-from jax_ddpm.data.files import ARCHIVES, Files, open_files
+from jax_ddpm.data.files import ARCHIVES, Files, open_beside, open_files
 from jax_ddpm.data.idx import is_idx, read_mnist
 from jax_ddpm.data.parquet import HUB, is_parquet, read_parquet
 from jax_ddpm.data.preparation import Preparation
@@ -71,11 +73,13 @@ def load_dataset(
     where: Path | None = default_cache() if cache is None else Path(cache).expanduser()
     if cache is not None and str(cache).lower() == "none":
         where = None
-    found = _named(data) if isinstance(data, str) and data in DATASETS else _find(str(data))
-    source = as_source(found, preparation) if isinstance(found, Dataset) else found
-    if source is not None:
-        found = decoded(source, preparation, where, progress)
-    assert isinstance(found, Dataset)
+    with _naming_data():
+        found = _named(data) if isinstance(data, str) and data in DATASETS else _find(str(data))
+        if isinstance(found, Source):
+            found = decoded(found, preparation, where, progress)
+        elif (source := as_source(found, preparation)) is not None:
+            how = replace(preparation, channels=preparation.channels or found.images.shape[-1])
+            found = decoded(source, how, where, progress)
     if preparation.labels == "none" and found.labels is not None:
         notes = (note for note in found.notes if not note.startswith("classes"))
         notes = (*notes, "labels are left out, as asked")
@@ -95,17 +99,24 @@ def _find(data: str) -> Dataset | Source:
     if path.suffix in (".npy", ".npz"):
         images, labels, notes = read_arrays(path)
         return Dataset(images, labels, notes=notes)
+    return _from_files(path)
+
+
+@contextmanager
+def _naming_data() -> Iterator[None]:
     try:
-        return _from_files(path)
+        yield
+    except FieldError:
+        raise
     except ValueError as error:
-        raise error if isinstance(error, FieldError) else FieldError("data", str(error)) from None
+        raise FieldError("data", str(error)) from None
 
 
 def _from_files(path: Path) -> Dataset | Source:
     if path.is_file() and is_parquet([path.name]):
         return read_parquet(str(path))
     if path.is_file() and is_idx([path.name]):
-        files = open_files(path.parent)  # its labels, or its images, lie beside it
+        files = open_beside(path)  # its labels, or its images
         split = path.name.partition("-")[0]
         files.names = tuple(name for name in files.names if name.startswith(f"{split}-"))
         return _from_idx(files)
@@ -151,7 +162,7 @@ class _Encoded:
     def read(self, index: int) -> bytes:
         return self._files.read(self.names[index])
 
-    def stream(self) -> Iterator[tuple[int, bytes]]:
+    def stream(self) -> Iterator[tuple[int, bytes | ValueError]]:
         indices = {name: index for index, name in enumerate(self.names)}
         return ((indices[name], data) for name, data in self._files.stream(self.names))
 
@@ -169,10 +180,11 @@ def _classes(
         return None, None, ()
     if alone:
         return None, None, ("no classes: not every picture lies in a subfolder",)
-    shown = ", ".join(f"{number} {name}" for number, name in enumerate(folders[:20]))
     number = {name: number for number, name in enumerate(folders)}
     labels = np.asarray([number[each[0]] for each in parts], np.int32)
-    return labels, tuple(folders), (f"classes by subfolder: {shown}{', …' * (len(folders) > 20)}",)
+    called = [os.fsencode(name).decode(errors="backslashreplace") for name in folders]
+    shown = ", ".join(f"{number} {name}" for number, name in enumerate(called[:20]))
+    return labels, tuple(called), (f"classes by subfolder: {shown}{', …' * (len(called) > 20)}",)
 
 
 def _said(data: Dataset, preparation: Preparation) -> tuple[str, ...]:

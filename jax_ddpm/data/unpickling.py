@@ -79,7 +79,7 @@ def _to_array(data: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
     size = math.prod(shape) * dtype.numpy.itemsize
     if size != len(data):
         raise ValueError(f"it has an array of {len(data)} bytes, expected {size}")
-    # A copy: what becomes of its bytes later is nothing to it.
+    # A copy, so that later writes do not touch the pickle's bytes.
     return np.frombuffer(bytearray(data), dtype.numpy).reshape(shape, order=order)
 
 

@@ -73,8 +73,7 @@ def measure_training(run: Run, settings: Settings, target: Target) -> dict[str, 
         part = settings.batch_size // settings.accumulate
         mesh = device_mesh(part, fsdp=settings.fsdp, devices=devices)
         programs = fit_programs(run, settings, mesh, jax.random.key(0))
-        batches = _batches(run, steps, settings.batch_size, programs)
-        arguments = (programs.state, batches)
+        arguments = (programs.state, _batches(run, steps, settings.batch_size, programs))
         row = _row(target, "train", settings.batch_size, 1, len(devices), settings.dtype)
         return _measured(row, target, settings.dtype, programs.advance, arguments, 1 / steps)
 
@@ -116,8 +115,7 @@ def largest_training(
     def needed(batch: int) -> int | float:
         if batch not in tried:
             trying(batch)
-            here = replace(settings, batch_size=batch)
-            tried[batch] = measure_training(run, here, target)
+            tried[batch] = measure_training(run, replace(settings, batch_size=batch), target)
         here = tried[batch]
         return max(here["needed"] or math.inf, 0 if here["fits"] else here["available"] + 1)
 

@@ -232,7 +232,7 @@ def save_animation(
     `hold` times as long, then repeats."""
     from PIL import Image as pillow
 
-    frames = [pillow.fromarray(picture).convert("P") for picture in pictures]
+    frames = [pillow.fromarray(picture).quantize() for picture in pictures]
     frames[0].save(
         file,
         format="GIF",

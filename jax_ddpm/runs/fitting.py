@@ -7,7 +7,7 @@ host:    metrics, samples and checkpoints between two dispatches
 
 import itertools
 import warnings
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable
 from contextlib import closing
 from typing import Any, NamedTuple
 
@@ -103,13 +103,18 @@ def train(
                 "accept_changes", problem, Field("folder"), " begins another run"
             ) from None
 
-    order = Order(data_key, len(data.images), settings.batch_size)
+    size = settings.batch_size
+    order = Order(data_key, len(data.images), size)
     labels = None if run.num_classes is None else data.labels
     arrays = {"images": data.images, "labels": labels, "extents": data.extents}
     arrays = {name: array for name, array in arrays.items() if array is not None}
 
-    def batches(dispatches: Sequence[range]) -> Generator[Any]:
-        return prefetched(arrays, order, dispatches, programs.batch_sharding)
+    def shapes(steps: int) -> dict[str, jax.ShapeDtypeStruct]:
+        def batch(array: Any) -> jax.ShapeDtypeStruct:
+            shape = (steps, size, *array.shape[1:])
+            return jax.ShapeDtypeStruct(shape, array.dtype, sharding=programs.batch_sharding)
+
+        return {name: batch(array) for name, array in arrays.items()}
 
     def check(step: int | None) -> None:
         if step is None or settings.on_nan == "skip":
@@ -138,16 +143,16 @@ def train(
     with (
         open_trackers(trackers, training.folder, training.description, done) as tracker,
         Saver(checkpoints, settings, mesh, checkpoint and done) as saver,
-        closing(batches(dispatches)) as ahead,
+        closing(prefetched(arrays, order, dispatches, programs.batch_sharding)) as ahead,
     ):
         compiled = {
-            length: programs.advance.lower(state, next(batches([range(length)]))).compile()
+            length: programs.advance.lower(state, shapes(length)).compile()
             for length in {len(steps) for steps in dispatches}
         }
         any_process(False)  # compiled at last everywhere: see `cli.devices`
         if dispatches:
             tell(Progress(done, settings.steps))
-        previews = Previews(training.folder, run, settings, mesh, done)
+        previews = Previews(training.folder, run, settings, mesh, done) if dispatches else None
         log = MetricsLog(
             training.folder / METRICS,
             settings.steps,
@@ -171,7 +176,7 @@ def train(
                 check(log.collect())
                 line = log.write()
                 tracker.log(line)
-            if previews.due(done):
+            if previews and previews.due(done):
                 check(log.collect())
                 with log.paused():
                     picture = previews.draw(done, state.ema_params)
@@ -183,7 +188,7 @@ def train(
                 saver.save(state, done, {"pending": log.pending, **belongs})
             if stopping:
                 break
-        if dispatches and done == settings.steps:
+        if previews and done == settings.steps:
             previews.finish()
     variables = to_hosts(state.ema_params, mesh)
     average = run._replace(pretrained=run.pretrained._replace(variables=variables))

@@ -125,8 +125,8 @@ class MetricsLog:
         return line | speed
 
     def _by_quarters(self, metrics: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Of the losses of single samples, what those with t in each quarter of the chain add to
-        the mean, and their share."""
+        """Each quarter's contribution to the mean loss, and the share of samples whose t falls in
+        it, in place of the losses of single samples."""
         rest = dict(metrics)
         losses, t = rest.pop("losses"), rest.pop("t")
         within = 4 * t // self._num_timesteps == np.arange(4)[:, None, None]

@@ -15,7 +15,7 @@ from jax_ddpm.runs.programs import draw_programs, pieces
 from jax_ddpm.runs.run import Run
 from jax_ddpm.runs.settings import Settings
 from jax_ddpm.samplers import ddim
-from jax_ddpm.training.hosts import is_writer, to_hosts
+from jax_ddpm.training.hosts import on_writer, to_hosts
 from jax_ddpm.training.sharding import data_sharding
 
 __all__ = ["TRAINING_GIF", "Previews"]
@@ -23,6 +23,7 @@ __all__ = ["TRAINING_GIF", "Previews"]
 TRAINING_GIF = "training.gif"
 _FOLDER = "samples"
 _ROWS = 2
+_FRAMES = 100
 
 
 class Previews:
@@ -43,11 +44,7 @@ class Previews:
         self._batch = -(-self._number // mesh.size) * mesh.size
         self._chain = make_chain(run)
         self._programs = None
-        if is_writer():
-            for step, path in self._drawn():
-                if step > done or not self._every:
-                    path.unlink()
-            (folder / TRAINING_GIF).unlink(missing_ok=True)
+        on_writer(self._remove_later)
 
     def due(self, step: int) -> bool:
         """Whether a multiple of the interval was passed since this was last asked, or all were."""
@@ -55,6 +52,12 @@ class Previews:
         if not 0 < self._every <= step:
             return False
         return step // self._every > before // self._every or step == self._total
+
+    def _remove_later(self) -> None:
+        for step, path in self._drawn():
+            if step > self._done:
+                path.unlink()
+        (self._folder / TRAINING_GIF).unlink(missing_ok=True)
 
     def draw(self, step: int, params: Any) -> np.ndarray:
         """Draw from these weights, in all processes; the picture, uint8 [height, width, 3]."""
@@ -70,21 +73,29 @@ class Previews:
             state = programs.advance(self._key, weights, labels, state, first, length)
         images = to_hosts(state.x_t, self._mesh)[: self._number]
         picture = image_grid(images, self._columns, titles=self._run.titles)
-        if is_writer():
-            from PIL import Image
-
-            make_folder(self._folder / _FOLDER)
-            with replacing(self._folder / _FOLDER / f"{step:08d}.png") as file:
-                Image.fromarray(picture).save(file, format="PNG")
+        on_writer(lambda: self._save(step, picture))
         return picture
 
-    def finish(self) -> None:
-        """Write the GIF of all of them."""
-        if is_writer() and len(drawn := self._drawn()) > 1:
-            from PIL import Image
+    def _save(self, step: int, picture: np.ndarray) -> None:
+        from PIL import Image
 
+        make_folder(self._folder / _FOLDER)
+        with replacing(self._folder / _FOLDER / f"{step:08d}.png") as file:
+            Image.fromarray(picture).save(file, format="PNG")
+
+    def finish(self) -> None:
+        """Write the GIF of all of them, or of 100 evenly among them."""
+        on_writer(self._animate)
+
+    def _animate(self) -> None:
+        from PIL import Image
+
+        drawn = self._drawn()
+        if len(drawn) > 1:
+            shown = np.linspace(0, len(drawn) - 1, min(len(drawn), _FRAMES)).round().astype(int)
+            pictures = [np.asarray(Image.open(drawn[place][1])) for place in shown]
             with replacing(self._folder / TRAINING_GIF) as file:
-                save_animation(file, [np.asarray(Image.open(path)) for _, path in drawn], 400)
+                save_animation(file, pictures, 400)
 
     def _drawn(self) -> list[tuple[int, Path]]:
         paths = sorted((self._folder / _FOLDER).glob("*.png"))

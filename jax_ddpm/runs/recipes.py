@@ -35,12 +35,11 @@ _HO_ET_AL: dict[str, Any] = {
     "timesteps": 1000,  # §4
     "schedule": "linear",  # §4: β from 1e-4 to 0.02
     "prediction_type": "epsilon",  # §3.4, L_simple
-    "variance_type": "fixed_large",  # run_cifar.py: model_var_type="fixedlarge"
     "loss_type": "mse",
     "optimizer": "adam",  # Appendix B, with the other values of its authors
     "learning_rate_schedule": "constant",
     "warmup_steps": 5000,  # run_cifar.py: warmup=5000
-    "grad_clip": 1.0,  # run_cifar.py
+    "grad_clip": 1.0,  # run_cifar.py, run_celebahq.py
     "ema_decay": 0.9999,  # Appendix B
     "ema_warmup": False,  # tpu_utils.py: constant after the first step
     "checkpoint_every": 1000,
@@ -79,6 +78,7 @@ RECIPES = {
     "cifar10": Recipe(
         Settings(
             **_HO_ET_AL,
+            variance_type="fixed_large",  # run_cifar.py: model_var_type="fixedlarge"
             unet=unet_fields(ddpm_cifar10(dropout=0.1)),  # Appendix B
             batch_size=128,
             learning_rate=2e-4,
@@ -92,6 +92,7 @@ RECIPES = {
     "celebahq256": Recipe(
         Settings(
             **_HO_ET_AL,
+            variance_type="fixed_small",  # diffusion_utils.py, which run_celebahq.py uses
             unet=unet_fields(ddpm_celebahq()),  # Appendix B: no dropout
             batch_size=64,  # run_celebahq.py
             learning_rate=2e-5,  # Appendix B: 256×256
@@ -146,4 +147,5 @@ RECIPES = {
         "Dhariwal & Nichol 2021, ImageNet 64×64",
     ),
 }
-"""By name. (The networks of OpenAI's recipes have one label more than theirs, the null label.)"""
+"""By name. Two things differ from the originals: the network of `imagenet64_adm` has a null label,
+and that of `cifar10_iddpm` sees t itself, where theirs sees t · 1000 / 4000."""

@@ -175,7 +175,7 @@ class _WeightsAndBiases:
         self._run.finish()
 
     def _log(self, step: int, values: dict[str, Any]) -> None:
-        # What it has it keeps, and it complains of whoever sends it again; they are the same.
+        # wandb refuses steps that it has already; after a resume those lines are identical.
         if step >= self._run.step:
             self._run.log(values, step=step)
 

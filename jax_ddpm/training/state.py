@@ -240,8 +240,8 @@ def _dropped(dropped: Array, null_label: Any, condition: Condition) -> Array:
 
 
 def _mean_over_parts(function: Callable, batch: Any, key: PRNGKey, parts: int) -> Any:
-    """The mean of `function(part, key)` over `parts` equal parts of the batch, one at a time; of
-    the pair that it returns, the second is of each sample, and joined in their order."""
+    """The mean of `function(part, key)` over `parts` equal parts of the batch, one at a time. It
+    returns a pair, of means and of values per sample; the second are joined in batch order."""
     if parts == 1:
         return function(batch, key)
     size = len(batch[0])
