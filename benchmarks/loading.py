@@ -61,8 +61,8 @@ def main(argv: list[str] | None = None) -> None:
         large, small = _arrays(folder, arguments.gib)
         for batch in (16, 64):
             for data in (small, large):
-                _print_training(folder, data, "tutorial", batch, steps=6400 // batch)
-        _print_training(folder, small, "cifar10", batch=8, steps=50)
+                _print_training(folder, data, "tutorial", batch, steps=960 // batch)
+        _print_training(folder, small, "cifar10", batch=8, steps=20)
 
 
 def _say(what: str, rates: list[float]) -> None:

@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from jax_ddpm import runs
+from jax_ddpm.cli.config import DataConfig, RunConfig, TrainConfig
+from jax_ddpm.cli.errors import UsageError
 
 SMALL = ["--unet.block-out-channels", "8", "8", "--batch-size", "6", "--timesteps", "8"]
 
@@ -98,9 +101,42 @@ def test_a_folder_is_trained_on_looked_at_and_drawn_from(shapes, tmp_path, jax_d
 
     # What starts from this run reads pictures as it did.
     again = ["train", "--init", "runs/shapes", "--data", str(shapes), "--name", "again"]
-    result = jax_ddpm_here(*again, "--steps", "1", "--batch-size", "6", cwd=tmp_path)
+    again += ["--steps", "1", "--batch-size", "6", "--skip-unreadable"]
+    result = jax_ddpm_here(*again, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert runs.load_run(tmp_path / "runs/again").preparation.crop == "random"
+    preparation = runs.load_run(tmp_path / "runs/again").preparation
+    assert preparation.crop == "random" and preparation.skip_unreadable
+
+    # A run that is whole keeps its pictures; one that goes on without samples keeps those it has.
+    result = jax_ddpm_here(*train, cwd=tmp_path)
+    assert result.returncode == 0 and (folder / "training.gif").exists(), result.stderr
+    longer = [*train, "--steps", "6", "--sample-every", "0", "--accept-changes"]
+    result = jax_ddpm_here(*longer, cwd=tmp_path)
+    assert result.returncode == 0 and (folder / "training.gif").exists(), result.stderr
+    assert previews == sorted(path.name for path in (folder / "samples").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        ("..", "here"),
+        (".", "pictures"),
+        ("set.2024", "set.2024"),
+        ("x.tar.gz", "x"),
+        ("x.npz", "x"),
+        ("hf://someone/birds", "birds"),
+    ],
+)
+def test_a_run_is_called_as_its_images_are(tmp_path, monkeypatch, data, name):
+    (tmp_path / "here/pictures/set.2024").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here/pictures")
+    assert TrainConfig(data=DataConfig(data=data)).folder == Path("runs", name)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b"])
+def test_a_name_is_that_of_a_folder(name):
+    with pytest.raises(UsageError, match="--name: expected the name of a folder"):
+        _ = TrainConfig(run=RunConfig(name=name)).folder
 
 
 def test_unreadable_pictures_end_the_command_or_are_counted(shapes, tmp_path, jax_ddpm_here):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jax_ddpm._checks import FieldError
 from jax_ddpm.data import Preparation, load_dataset
 from jax_ddpm.data.rows import FileRows
 
@@ -138,6 +139,46 @@ def test_without_room_pictures_are_decoded_when_they_are_needed(zoo, tmp_path, m
     assert "decoded whenever they are needed: 0.0 GiB are not kept" in data.notes
     np.testing.assert_array_equal(data.images[:], expected.images[:])
     assert data.digest() == expected.digest() and not list((tmp_path / "b").iterdir())
+
+
+def test_a_picture_that_changes_while_it_is_decoded_leaves_no_set(zoo, tmp_path):
+    shutil.copytree(zoo, tmp_path / "zoo")
+    (path, *_) = sorted((tmp_path / "zoo").rglob("*L.png"))
+    good = path.read_bytes()
+
+    def progress(what, done, total):
+        if (what, done) == ("reading", total):
+            Image.new("L", (30, 30)).save(path)
+
+    cache = tmp_path / "cache"
+    with pytest.raises(FieldError, match=f"{path.name} has changed since it was first read"):
+        load_dataset(tmp_path / "zoo", PREPARATION, cache=cache, progress=progress)
+    path.write_bytes(good)
+    images = load_dataset(tmp_path / "zoo", PREPARATION, cache=cache).images[:]
+    np.testing.assert_array_equal(images, load_dataset(zoo, PREPARATION, cache="none").images[:])
+
+
+def test_arrays_of_the_same_bytes_and_another_shape(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 30, 40, 1), np.uint8)
+    for number, shape in enumerate([(4, 30, 40, 1), (4, 40, 30, 1)]):
+        np.save(tmp_path / f"{number}.npy", pixels.reshape(shape))
+    cached = [load_dataset(tmp_path / f"{n}.npy", PREPARATION, cache=tmp_path) for n in range(2)]
+    direct = [load_dataset(tmp_path / f"{n}.npy", PREPARATION, cache="none") for n in range(2)]
+    assert cached[0].digest() != cached[1].digest()
+    for ours, expected in zip(cached, direct, strict=True):
+        np.testing.assert_array_equal(ours.images[:], expected.images[:])
+
+
+def test_a_default_cache_that_cannot_be_written_is_done_without(zoo, tmp_path, monkeypatch):
+    def read_only(path):
+        raise OSError(30, "Read-only file system", str(path))
+
+    monkeypatch.setattr("jax_ddpm.data.cache.make_folder", read_only)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "nowhere"))
+    notes = "\n".join(load_dataset(zoo, PREPARATION).notes)
+    assert "not kept (cannot write" in notes and "images: Read-only file system)" in notes
+    with pytest.raises(OSError, match="Read-only file system"):
+        load_dataset(zoo, PREPARATION, cache=tmp_path / "mine")
 
 
 def test_a_large_file_is_not_held_in_memory(tmp_path):

@@ -78,6 +78,8 @@ def test_every_picture_has_the_right_pixels(zoo, tmp_path, channels, mode, crop,
     np.testing.assert_array_equal(data.labels, [CLASSES.index(name) for name in names])
     notes = "\n".join(data.notes)
     assert "classes by subfolder: 0 bright, 1 dark, 2 striped ones" in notes
+    several = sum(getattr(opened(path), "is_animated", False) for path in files)
+    assert several and f"several frames, of which the first is taken: {several}" in notes
     assert "files that are no pictures, left out: .txt: 1" in notes
     assert f"images are resized to {SIZE}×{SIZE}" in notes
 
@@ -116,7 +118,6 @@ def test_windows_are_cut_from_what_the_longer_side_has(tmp_path):
 def test_unreadable_pictures_are_named_or_counted(zoo, tmp_path):
     folder = tmp_path / "zoo"
     shutil.copytree(zoo, folder)
-    good = sorted(pictures_of(folder / "dark"))[0]
     (folder / "bright" / "00 empty.png").write_bytes(b"")
     (folder / "dark" / "zz cut.png").write_bytes(next(folder.rglob("*RGB.png")).read_bytes()[:-60])
     (folder / "dark" / "zzz.jpg").symlink_to(folder / "nowhere.jpg")
@@ -130,20 +131,87 @@ def test_unreadable_pictures_are_named_or_counted(zoo, tmp_path):
         load_dataset(folder, preparation, cache=tmp_path / "cache")
     assert not list((tmp_path / "cache").iterdir())
     (folder / "bright" / "00 empty.png").write_bytes(b"")
+    (folder / "dark" / "zzz.jpg").symlink_to(folder / "nowhere.jpg")
     skipping = Preparation(image_size=SIZE, skip_unreadable=True)
-    data = load_dataset(folder, skipping, cache=tmp_path / "cache")
-    assert len(data.images) == len(data.labels) == 315
-    (note,) = (note for note in data.notes if "cannot be read" in note)
-    assert note.startswith("pictures that cannot be read, left out: 2 (bright/00 empty.png: ")
     expected = load_dataset(zoo, preparation, cache=tmp_path / "cache")
-    np.testing.assert_array_equal(data.images[:], expected.images[:])
-    np.testing.assert_array_equal(data.labels, expected.labels)
-    # Without a cache the rest of a file is read when it is needed.
-    late = load_dataset(folder, skipping, cache="none")
-    late.images[:100]
-    with pytest.raises(FieldError, match="cannot read dark/zz cut.png"):
-        late.images[:]
-    assert good.exists()
+    for cache in ("none", tmp_path / "cache"):
+        data = load_dataset(folder, skipping, cache=cache)
+        assert len(data.images) == len(data.labels) == 315
+        (note,) = (note for note in data.notes if "cannot be read" in note)
+        assert note.startswith("pictures that cannot be read, left out: 3 (bright/00 empty.png: ")
+        assert "dark/zzz.jpg: No such file or directory; dark/zz cut.png: " in note
+        np.testing.assert_array_equal(data.images[:], expected.images[:])
+        np.testing.assert_array_equal(data.labels, expected.labels)
+    # What was skipped once is not skipped for good.
+    (folder / "bright" / "00 empty.png").unlink()
+    (folder / "dark" / "zzz.jpg").unlink()
+    load_dataset(folder, skipping, cache=tmp_path / "cache")
+    with pytest.raises(FieldError, match="data: cannot read dark/zz cut.png: "):
+        load_dataset(folder, preparation, cache=tmp_path / "cache")
+
+
+def test_pixels_of_other_kinds_are_refused(tmp_path):
+    path = tmp_path / "a.tif"
+    for pixels, got in ((np.arange(64, dtype=np.int32), "32"), (np.ones(64, "f4"), "floating")):
+        Image.fromarray(pixels.reshape(8, 8)).save(path)
+        with pytest.raises(FieldError, match=f"cannot read a.tif: expected 8 bits .* got {got}"):
+            load_dataset(tmp_path)
+    path.unlink()
+    (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EOF\n")
+    with pytest.raises(FieldError, match="cannot read a.png: cannot identify image file"):
+        load_dataset(tmp_path)
+
+
+def test_an_orientation_behind_the_pixels_counts(tmp_path):
+    """A PNG whose eXIf chunk comes last."""
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30), np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90° clockwise
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG", exif=exif)
+    data = file.getvalue()
+    start = data.index(b"eXIf") - 4
+    end = start + 12 + int.from_bytes(data[start : start + 4])
+    (tmp_path / "a.png").write_bytes(data[:start] + data[end:-12] + data[start:end] + data[-12:])
+    (tmp_path / "b.png").write_bytes(data)
+    for cache in ("none", tmp_path / "cache"):
+        images = load_dataset(tmp_path, cache=cache).images[:]
+        np.testing.assert_array_equal(images[..., 0], [np.rot90(pixels, -1)] * 2)
+
+
+@pytest.mark.parametrize("crop", ["center", "random"])
+def test_a_picture_that_changes_under_way_is_named(tmp_path, crop):
+    for name in "ab":
+        Image.new("L", (20, 40), 100).save(tmp_path / f"{name}.png")
+    images = load_dataset(tmp_path, Preparation(image_size=20, crop=crop), cache="none").images
+    Image.new("L", (20, 20), 100).save(tmp_path / "b.png")
+    assert images[0].max() == 100
+    with pytest.raises(FieldError, match="data: b.png has changed since it was first read"):
+        images[1]
+
+
+def test_classes_whose_names_are_no_unicode(tmp_path):
+    for name in (b"caf\xe9", b"tea"):
+        os.mkdir(os.path.join(os.fsencode(tmp_path), name))
+        with open(os.path.join(os.fsencode(tmp_path), name, b"1.png"), "wb") as file:
+            Image.new("L", (4, 4)).save(file, "PNG")
+    data = load_dataset(tmp_path, cache="none")
+    assert data.class_names == ("caf\\xe9", "tea") and data.images[:].shape == (2, 4, 4, 1)
+    "\n".join(data.notes).encode()
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
+    (tmp_path / "secret").mkdir()
+    listed = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("secret"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(FieldError, match="cannot read .*/secret: Permission denied"):
+        load_dataset(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -210,6 +278,9 @@ def test_arrays_are_prepared_like_pictures(tmp_path):
         np.testing.assert_array_equal(image[..., 0], expected)
     as_they_are = load_dataset(tmp_path / "x.npz")
     np.testing.assert_array_equal(as_they_are.images, pixels)
+    np.save(tmp_path / "rgba.npy", rng.integers(0, 256, (2, 24, 20, 4), np.uint8))
+    kept = load_dataset(tmp_path / "rgba.npy", Preparation(image_size=SIZE), cache="none")
+    assert kept.image_shape == (SIZE, SIZE, 4)
     np.save(tmp_path / "y.npy", rng.uniform(0, 1, (5, 24, 24)).astype(np.float32))
     with pytest.raises(FieldError, match="image_size: expected uint8 images of 1, 3 or 4 channels"):
         load_dataset(tmp_path / "y.npy", Preparation(image_size=SIZE))
@@ -249,6 +320,23 @@ def test_hugging_faces_sets(zoo, tmp_path, monkeypatch):
             expected = np.asarray(centered(whole(file, "RGB")))
             tolerance = 2 if "A" in opened(file).mode else 0
             np.testing.assert_allclose(image.astype(int), expected, atol=tolerance)
+    # Splits that stand in the names of folders, as the hub's own conversion has them.
+    for split in ("train", "test"):
+        (tmp_path / f"hub/{split}").mkdir(parents=True)
+        shutil.copy(tmp_path / "set/train-00000.parquet", tmp_path / f"hub/{split}/0.parquet")
+    data = load_dataset(tmp_path / "hub", preparation, cache="none")
+    assert len(data.images) == 12
+    assert "files of other splits, left out: test/0.parquet" in data.notes
+    for column, words in (("img", "cannot read row 1: there is no image"), ("fine_label", "row 1")):
+        cells = bare[column].to_pylist()
+        cells[1] = None
+        place = bare.column_names.index(column)
+        filled = pyarrow.array(cells, bare[column].type)
+        pyarrow.parquet.write_table(
+            bare.set_column(place, column, filled), tmp_path / "null.parquet"
+        )
+        with pytest.raises(FieldError, match=words):
+            load_dataset(tmp_path / "null.parquet", preparation, cache="none")
     (tmp_path / "bad.parquet").write_bytes(b"PAR1")
     with pytest.raises(FieldError, match="data: cannot read .*bad.parquet"):
         load_dataset(tmp_path / "bad.parquet")
