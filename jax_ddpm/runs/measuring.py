@@ -26,6 +26,7 @@ __all__ = ["check_measurable", "evaluate", "label_agreement"]
 _BATCH = 250
 _HELD_OUT = 0.2
 _JUDGED_BY = 10_000
+_OF_EACH = 5
 
 
 @checked
@@ -106,7 +107,12 @@ def label_agreement(
     assert data.labels is not None
     chosen = np.arange(len(data.labels))
     if len(chosen) > _JUDGED_BY:
-        chosen = np.sort(np.random.default_rng(seed).permutation(len(chosen))[:_JUDGED_BY])
+        # Some of each class first, or none of a rare one could be held out.
+        order = np.random.default_rng(seed).permutation(len(chosen))
+        sorts = [order[data.labels[order] == label] for label in np.unique(data.labels)]
+        first = np.concatenate([each[:_OF_EACH] for each in sorts])
+        rest = np.setdiff1d(order, first, assume_unique=True)
+        chosen = np.sort(np.concatenate([first, rest])[:_JUDGED_BY])
     labels_of = data.labels[chosen]
     flat = to_float(data.images[chosen]).reshape(len(chosen), -1)
     seen, unseen, seen_labels, unseen_labels = train_test_split(
