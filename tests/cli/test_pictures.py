@@ -107,7 +107,7 @@ def test_a_folder_is_trained_on_looked_at_and_drawn_from(shapes, tmp_path, jax_d
     preparation = runs.load_run(tmp_path / "runs/again").preparation
     assert preparation.crop == "random" and preparation.skip_unreadable
 
-    # A run that is whole keeps its pictures; one that goes on without samples keeps those it has.
+    # A run that is whole keeps its pictures; one that resumes without samples keeps those it has.
     result = jax_ddpm_here(*train, cwd=tmp_path)
     assert result.returncode == 0 and (folder / "training.gif").exists(), result.stderr
     longer = [*train, "--steps", "6", "--sample-every", "0", "--accept-changes"]
