@@ -19,6 +19,7 @@ def load_images(config: DataConfig, preparation: Preparation) -> Dataset:
 
         def progress(what: str, done: int, total: int) -> None:
             if what not in shown:
+                bars.close()  # that of what was done before
                 shown[what] = bars.enter_context(bar(what, "image"))
             shown[what](Progress(done, total))
 
