@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from jax_ddpm._checks import check_positive
+from jax_ddpm._checks import FieldError, check_positive
 from jax_ddpm.cli.chain import load_chain, make_sampler
 from jax_ddpm.cli.config import DevicesConfig, EvaluateConfig
 from jax_ddpm.cli.devices import say, start_devices
@@ -56,6 +56,12 @@ def _prepare(config: EvaluateConfig) -> tuple[Run, Dataset]:
     prepared = replace(run.preparation, flip=False)
     if prepared.crop == "random":
         prepared = replace(prepared, crop="center")
-    data = load_images(config.data, prepared)
+    try:
+        data = load_images(config.data, prepared)
+    except FieldError:
+        if config.data.data is not None:
+            raise
+        problem = f"{config.data.dataset} cannot be prepared as the images that the run learned"
+        raise UsageError(f"--dataset: {problem}; --data says where those are") from None
     check_measurable(run, data)
     return run, data

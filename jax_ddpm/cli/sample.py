@@ -7,7 +7,7 @@ from jax_ddpm._checks import check_positive
 from jax_ddpm.cli.chain import load_chain, make_sampler
 from jax_ddpm.cli.config import SampleConfig
 from jax_ddpm.cli.devices import say, start_devices
-from jax_ddpm.cli.errors import check_file, naming, writing
+from jax_ddpm.cli.errors import UsageError, check_file, naming, writing
 from jax_ddpm.cli.progress import bar
 from jax_ddpm.runs import Run, draw, save_samples
 from jax_ddpm.runs.drawing import labels_in_turn, make_chain
@@ -22,6 +22,8 @@ def sample(config: SampleConfig) -> None:
     check_positive(num=config.num, batch_size=config.batch_size, steps=config.steps)
     if config.out.suffix or config.out.is_file():
         check_file("--out", config.out, ".png", ".npz")
+    elif config.out.is_dir() and any(config.out.iterdir()):
+        raise UsageError(f"--out: expected a new or empty folder, got {config.out}")
     sampler = make_sampler(config)
     start_devices(config.devices)
     run, chain, labels = together(lambda: _prepare(config))

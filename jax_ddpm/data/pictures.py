@@ -14,12 +14,21 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from jax_ddpm._checks import FieldError
+from jax_ddpm._checks import Field, FieldError
 from jax_ddpm.data.decoding import Encoded, Survey, decode, resized_shape, survey
 from jax_ddpm.data.files import Unreadable
 from jax_ddpm.data.preparation import Preparation
 
-__all__ = ["EncodedSet", "Found", "Outcome", "Pictures", "decode_all", "look_at", "reason"]
+__all__ = [
+    "EncodedSet",
+    "Found",
+    "Outcome",
+    "Pictures",
+    "decode_all",
+    "look_at",
+    "reason",
+    "unreadable",
+]
 
 Outcome = bool | str
 """Whether transparency was composed on white; or why a picture cannot be decoded."""
@@ -91,7 +100,7 @@ def look_at(
     """
     count = len(encoded.names)
     heads: list[Survey | None] = [None] * count
-    digests, unreadable = [bytes(32)] * count, {}
+    digests, wrong = [bytes(32)] * count, {}
     for done, (index, each) in enumerate(encoded.stream()):
         try:
             if isinstance(each, ValueError):
@@ -99,8 +108,9 @@ def look_at(
             digests[index] = _digest(each)
             heads[index] = survey(each)
         except Exception as error:  # Pillow's plugins raise whatever they meet
-            refuse_unreadable(encoded.names[index], error, preparation)
-            unreadable[encoded.names[index]] = reason(error)
+            if not preparation.skip_unreadable:
+                raise unreadable(encoded.names[index], reason(error)) from None
+            wrong[encoded.names[index]] = reason(error)
         if progress:
             progress(done + 1)
     kept = np.flatnonzero([head is not None for head in heads])
@@ -127,7 +137,7 @@ def look_at(
         height, width = min(height, longest), min(width, longest)
         extents = np.minimum(np.asarray(sizes, np.int32), [height, width]).astype(np.int32)
     shape = height, width, channels
-    return Found(kept, shape, extents, b"".join(digests), unreadable, tuple(notes))
+    return Found(kept, shape, extents, b"".join(digests), wrong, tuple(notes))
 
 
 class Pictures:
@@ -156,7 +166,7 @@ class Pictures:
                 data = error
             outcome = _decode_into(image, data, name, int(row), self._found, self._preparation)
             if isinstance(outcome, str):
-                raise FieldError("data", f"cannot read {name}: {outcome}")
+                raise unreadable(name, outcome)
         return images.reshape(*np.shape(chosen), *self.shape[1:])
 
 
@@ -179,7 +189,7 @@ def decode_all(
         name, row = encoded.names[index], row_of[index]
         outcome = _decode_into(image, data, name, row, found, preparation)
         if isinstance(outcome, str) and not preparation.skip_unreadable:
-            raise FieldError("data", f"cannot read {name}: {outcome}")
+            raise unreadable(name, outcome)
         return row, image, outcome
 
     done = 0
@@ -229,10 +239,10 @@ def _digest(each: Encoded) -> bytes:
     return hashlib.sha256(f"{pixels.shape} ".encode() + pixels.tobytes()).digest()
 
 
-def refuse_unreadable(name: str, error: Exception, preparation: Preparation) -> None:
-    """Raises `FieldError` unless unreadable pictures are to be skipped."""
-    if not preparation.skip_unreadable:
-        raise FieldError("data", f"cannot read {name}: {reason(error)}") from None
+def unreadable(name: str, why: str) -> FieldError:
+    """Names a picture, and the setting that leaves it out."""
+    problem = f"cannot read {name}: {why}; "
+    return FieldError("data", problem, Field("skip_unreadable", True), " leaves such pictures out")
 
 
 def reason(error: Exception) -> str:

@@ -11,7 +11,7 @@ from jax_ddpm._checks import FieldError
 from jax_ddpm.data.cache import cached_pictures
 from jax_ddpm.data.dataset import Dataset
 from jax_ddpm.data.decoding import Encoded
-from jax_ddpm.data.pictures import EncodedSet, Pictures, decode_all, look_at
+from jax_ddpm.data.pictures import EncodedSet, Pictures, decode_all, look_at, unreadable
 from jax_ddpm.data.preparation import Preparation
 
 __all__ = ["Source", "as_source", "decoded", "default_cache"]
@@ -90,8 +90,7 @@ def decoded(
         images, failed = here.images, here.failed
         if failed and not preparation.skip_unreadable:
             row = min(failed)
-            name = encoded.names[found.kept[row]]
-            raise FieldError("data", f"cannot read {name}: {failed[row]}")
+            raise unreadable(encoded.names[int(found.kept[row])], failed[row])
         if here.on_white:
             notes.append(f"pictures with transparency, which is white now: {here.on_white:,}")
         found = found.without(failed, encoded.names)

@@ -29,7 +29,7 @@ DATASETS = ("digits", "mnist5k", "photo_crops")
 _PICTURES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 _MODES = {1: "grey", 3: "RGB", 4: "RGB with opacity"}
 _CROPS = {
-    "center": "the center cut out",
+    "center": "the center is kept",
     "random": "a window cut out anew in each step",
     "none": "whatever their ratio",
 }
@@ -95,6 +95,8 @@ def _find(data: str) -> Dataset | Source:
     path = Path(data)
     if not path.exists():
         hint = f"; on Hugging Face's hub it would be {HUB}{data}" if data.count("/") == 1 else ""
+        if path.name == data and not path.suffix:
+            hint = f"; data sets with a name are {', '.join(DATASETS)}"
         raise FieldError("data", f"no such file or folder: {path}{hint}")
     if path.suffix in (".npy", ".npz"):
         images, labels, notes = read_arrays(path)
@@ -191,7 +193,8 @@ def _said(data: Dataset, preparation: Preparation) -> tuple[str, ...]:
     """What is done to images, in a line; nothing where that is nothing."""
     words, size = [], preparation.image_size
     if size is not None:
-        words.append(f"resized to {size}×{size}, {_CROPS[preparation.crop]}")
+        what = f"{size}×{size}" if preparation.crop == "none" else f"{size} on the shorter side"
+        words.append(f"resized to {what}, {_CROPS[preparation.crop]}")
     if preparation.channels is not None:
         words.append(_MODES[data.images.shape[-1]])
     if preparation.flip:

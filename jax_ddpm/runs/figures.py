@@ -254,17 +254,18 @@ def save_forward(path: PathLike, schedule: NoiseSchedule, image: Picture) -> Non
     square[16:48, 16:48] = 1
     figure = Figure(figsize=(2 * len(steps), 4.3))
     axes = figure.subplots(2, len(steps), squeeze=False)
+    for axis, t in zip(axes[0], steps, strict=True):
+        axis.set_title(f"t = {t}", fontsize=10)
     for row, x_start in zip(axes, (image, square), strict=True):
         batch = np.repeat(x_start[None], len(steps), axis=0)
         noise = np.asarray(jax.random.normal(jax.random.key(0), batch.shape))
         noisy = np.asarray(q_sample(schedule, batch, steps, noise))
-        for axis, x_t, t in zip(row, noisy, steps, strict=True):
+        for axis, x_t in zip(row, noisy, strict=True):
             pixels = np.clip((x_t + 1) / 2, 0, 1)
             pixels = pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., 0]
             axis.imshow(pixels, cmap="gray", vmin=0, vmax=1)
             axis.set_xticks([])
             axis.set_yticks([])
-            axis.set_title(f"t = {t}", fontsize=10)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
 
@@ -273,13 +274,16 @@ def save_forward(path: PathLike, schedule: NoiseSchedule, image: Picture) -> Non
 def save_loss(path: PathLike, steps: Sequence[int], losses: Sequence[float]) -> None:
     """Write the training loss against the step, with a running median over it."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, NullFormatter
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
     figure = Figure(figsize=(7, 4))
     axis = figure.subplots()
     width = len(losses) // 20  # of a median over what is too many points to see through
     alpha = 0.3 if width > 1 else 1.0
-    axis.plot(steps, losses, color="tab:blue", alpha=alpha, label="mean of 50 steps")
+    marker = "o" if len(losses) < 10 else ""  # of a single one there is no line
+    axis.plot(
+        steps, losses, marker, ls="-", color="tab:blue", alpha=alpha, label="mean of 50 steps"
+    )
     if width > 1:
         windows = np.lib.stride_tricks.sliding_window_view(np.asarray(losses), width)
         axis.plot(
@@ -289,6 +293,7 @@ def save_loss(path: PathLike, steps: Sequence[int], losses: Sequence[float]) -> 
     axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
     axis.yaxis.set_major_formatter("{x:g}")
     axis.yaxis.set_minor_formatter(NullFormatter())
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_xlabel("training step")
     axis.set_ylabel("training loss")
     axis.grid(alpha=0.3, which="both")

@@ -229,6 +229,8 @@ def _find(
             changes,
             f": {folder} is trained to step {checkpoint.step:,} already; a larger ",
             Field("steps"),
+            " with ",
+            Field("accept_changes", True),
             " continues it, another ",
         )
     if changes and not accept_changes:
@@ -281,13 +283,22 @@ def _newest(paths: list[Path]) -> tuple[Checkpoint, dict[Path, str]]:
     raise FieldError(None, problem, Field("folder"), " begins another run")
 
 
+def _differing(before: Any, after: Any) -> tuple[Any, Any]:
+    """Of two sets of the same fields those that are not the same."""
+    if not isinstance(before, dict) or not isinstance(after, dict) or before.keys() != after.keys():
+        return before, after
+    names = [name for name in before if before[name] != after[name]]
+    return {name: before[name] for name in names}, {name: after[name] for name in names}
+
+
 def _changes(recorded: dict[str, Any], now: dict[str, Any], images: Dataset) -> Iterator[Change]:
     """What the weights depend on that is not as it was."""
     # A setting that an older version did not know was as it is by default.
     before, after = Settings().record() | recorded["train"], now["train"]
     for name, value in after.items():
         if name not in _FREE and before[name] != value:
-            yield Change(name, f"was {before[name]}, is {value}")
+            was, value = _differing(before[name], value)
+            yield Change(name, f"was {was}, is {value}")
     before = Preparation().record() | recorded.get("preparation", {})
     for name, value in now["preparation"].items():
         if name not in _FREE_OF_IMAGES and before[name] != value:

@@ -87,12 +87,17 @@ class Run(NamedTuple):
     @property
     def titles(self) -> tuple[str, ...] | None:
         """Names of the columns of a grid with one class in each."""
-        return self.class_names if self.class_columns else None
+        if self.class_names is None or self.class_columns is None:
+            return None
+        return self.class_names * (self.class_columns // len(self.class_names))
 
     @property
     def class_columns(self) -> int | None:
-        """Columns of a grid with one class in each; None where there are none or too many."""
-        return self.num_classes if self.num_classes and self.num_classes <= 16 else None
+        """Columns of a grid with one class in each, several times all of them where they are few;
+        None where there are no classes, or too many."""
+        if not self.num_classes or self.num_classes > 16:
+            return None
+        return self.num_classes * max(1, 8 // self.num_classes)
 
 
 def init_variables(model: UNet | SimpleUNet, key: Any, image_shape: tuple[int, ...]) -> Any:

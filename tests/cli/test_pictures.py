@@ -44,8 +44,8 @@ def test_a_folder_is_trained_on_looked_at_and_drawn_from(shapes, tmp_path, jax_d
     assert result.returncode == 0, result.stderr
     assert "classes by subfolder: 0 bars, 1 dots" in result.stdout
     assert (
-        "images are resized to 16×16, a window cut out anew in each step, mirrored with "
-        "probability 1/2" in result.stdout
+        "images are resized to 16 on the shorter side, a window cut out anew in each step, "
+        "mirrored with probability 1/2" in result.stdout
     )
     assert "12 images of 16×16×3 in 2 classes" in result.stdout
     folder = tmp_path / "runs/shapes"
@@ -98,6 +98,9 @@ def test_a_folder_is_trained_on_looked_at_and_drawn_from(shapes, tmp_path, jax_d
         "evaluate", "--run", "runs/shapes", "--data", str(shapes), "--num", "4", cwd=tmp_path
     )
     assert result.returncode == 0 and "bits per dimension at most" in result.stdout, result.stderr
+
+    result = jax_ddpm_here("evaluate", "--run", "runs/shapes", cwd=tmp_path)
+    assert result.returncode == 2 and "learned; --data says where those are" in result.stderr
 
     # What starts from this run reads pictures as it did.
     again = ["train", "--init", "runs/shapes", "--data", str(shapes), "--name", "again"]
