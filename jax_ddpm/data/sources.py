@@ -193,8 +193,7 @@ def _said(data: Dataset, preparation: Preparation) -> tuple[str, ...]:
     """What is done to images, in a line; nothing where that is nothing."""
     words, size = [], preparation.image_size
     if size is not None:
-        what = f"{size}×{size}" if preparation.crop == "none" else f"{size} on the shorter side"
-        words.append(f"resized to {what}, {_CROPS[preparation.crop]}")
+        words.append(f"resized to {size}×{size}, {_CROPS[preparation.crop]}")
     if preparation.channels is not None:
         words.append(_MODES[data.images.shape[-1]])
     if preparation.flip:

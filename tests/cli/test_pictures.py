@@ -44,8 +44,8 @@ def test_a_folder_is_trained_on_looked_at_and_drawn_from(shapes, tmp_path, jax_d
     assert result.returncode == 0, result.stderr
     assert "classes by subfolder: 0 bars, 1 dots" in result.stdout
     assert (
-        "images are resized to 16 on the shorter side, a window cut out anew in each step, "
-        "mirrored with probability 1/2" in result.stdout
+        "images are resized to 16×16, a window cut out anew in each step, mirrored with "
+        "probability 1/2" in result.stdout
     )
     assert "12 images of 16×16×3 in 2 classes" in result.stdout
     folder = tmp_path / "runs/shapes"
