@@ -27,6 +27,9 @@ from jax_ddpm.losses import training_losses as training_losses
 from jax_ddpm.models import SimpleUNet as SimpleUNet
 from jax_ddpm.models import UNet as UNet
 from jax_ddpm.models import adm_imagenet64 as adm_imagenet64
+from jax_ddpm.models import adm_imagenet128 as adm_imagenet128
+from jax_ddpm.models import adm_imagenet256 as adm_imagenet256
+from jax_ddpm.models import adm_imagenet512 as adm_imagenet512
 from jax_ddpm.models import ddpm_celebahq as ddpm_celebahq
 from jax_ddpm.models import ddpm_cifar10 as ddpm_cifar10
 from jax_ddpm.models import ddpm_digits as ddpm_digits

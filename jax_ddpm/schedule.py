@@ -12,6 +12,7 @@ Tables stay float64 on the host and are rounded once, to the dtype of the images
 (`extract`). Building them in float32 costs up to 1e-2 in β (cosine, T = 4000).
 """
 
+import re
 import warnings
 from typing import Any, Literal, NamedTuple
 
@@ -143,14 +144,21 @@ def make_schedule(betas: Any) -> NoiseSchedule:
 
 @checked
 def spaced_timesteps(
-    timesteps: int, steps: int, spacing: Spacing = "leading"
+    timesteps: int, steps: int | str, spacing: Spacing = "leading"
 ) -> Int[np.ndarray, "steps"]:
     """The entries that a chain of `steps` keeps of `timesteps`, ascending.
 
     As in Lin et al. 2024, Table 2: `"leading"` counts up from 0, `"trailing"` down from
     T - 1, and `"linspace"` holds both ends. Rounding is diffusers'.
+
+    A string is a `timestep_respacing` of OpenAI's code, which says the spacing too: `"250"` holds
+    both ends, `"10,15,20"` has so many steps in each equal part of the chain, both ends of the
+    part included, `"ddim25"` counts up from 0 by the stride that makes 25, and `""` is the whole
+    chain. Raises `ValueError` where there are no such steps.
     """
     _check_timesteps(timesteps)
+    if isinstance(steps, str):
+        return _respacing(timesteps, steps)
     if not 1 <= steps <= timesteps:
         raise ValueError(f"steps: expected 1 to {timesteps} (the timesteps), got {steps}")
     if spacing == "leading":
@@ -159,6 +167,32 @@ def spaced_timesteps(
         descending = np.round(timesteps - np.arange(steps) * (timesteps / steps)) - 1
         return descending[::-1].astype(np.int64)
     return np.round(np.linspace(0, timesteps - 1, steps)).astype(np.int64)
+
+
+def _respacing(timesteps: int, words: str) -> np.ndarray:
+    stride, counts = re.fullmatch(r"ddim(\d+)", words), words.split(",")
+    if not words:
+        return np.arange(timesteps)
+    if stride:
+        chains = (np.arange(0, timesteps, each) for each in range(1, timesteps + 1))
+        kept = next((chain for chain in chains if chain.size == int(stride[1])), None)
+        if kept is None:
+            raise ValueError(f"steps: expected a stride of {timesteps} steps, got {words!r}")
+        return kept
+    if not all(count.strip().isdecimal() for count in counts):
+        raise ValueError(f"steps: expected a count, counts or 'ddim' and a count, got {words!r}")
+    parts = np.array_split(np.arange(timesteps), len(counts))
+    kept = []
+    for part, count in zip(parts, map(int, counts), strict=True):
+        if count > part.size or not any(map(int, counts)):
+            raise ValueError(
+                f"steps: expected at most {part.size} in each of {len(counts)} equal parts of "
+                f"{timesteps} timesteps, and one in all, got {words!r}"
+            )
+        stride = (part.size - 1) / max(count - 1, 1)
+        # Added up one by one, as there: halves are rounded by what the sum has lost.
+        kept.append(part[np.round(np.cumsum([0, *[stride] * count])[:count]).astype(int)])
+    return np.concatenate(kept)
 
 
 @checked

@@ -212,6 +212,9 @@ CALLS = {
     },
     step_on: {"batch": X},
     ddpm.adm_imagenet64: {},
+    ddpm.adm_imagenet128: {},
+    ddpm.adm_imagenet256: {},
+    ddpm.adm_imagenet512: {},
     ddpm.ddpm_celebahq: {},
     ddpm.ddpm_cifar10: {},
     ddpm.ddpm_digits: {"num_classes": 10},
@@ -230,6 +233,8 @@ CALLS = {
         "kinds": KINDS,
     },
     interop.load_diffusers: {"folder": "missing"},
+    interop.load_openai: {"weights": "missing", "flags": ""},
+    interop.load_openai_classifier: {"weights": "missing", "flags": ""},
     interop.save_diffusers: {
         "folder": "new",
         "pretrained": interop.Pretrained(UNET, UNET_VARIABLES, SCHEDULE),

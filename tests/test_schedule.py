@@ -84,6 +84,41 @@ def test_spacing_is_that_of_diffusers(diffusers, spacing, steps):
     np.testing.assert_array_equal(ours, reference.timesteps.numpy()[::-1])
 
 
+@pytest.mark.parametrize(
+    ("timesteps", "words", "expected"),
+    [
+        (10, "", range(10)),
+        (1000, "1000", range(1000)),
+        (10, "1", [0]),
+        (1000, "ddim25", range(0, 1000, 40)),
+        (1000, "ddim300", None),
+        (10, "ddim4", range(0, 10, 3)),
+        (100, "3,1,2", [0, 16, 33, 34, 67, 99]),
+        (100, "0,0,2", [67, 99]),
+        (
+            300,
+            "10,15,20",
+            [
+                *(0, 11, 22, 33, 44, 55, 66, 77, 88, 99),
+                *(100, 107, 114, 121, 128, 135, 142, 149, 157, 164, 171, 178, 185, 192, 199),
+                *(200, 205, 210, 216, 221, 226, 231, 236, 242, 247),
+                *(252, 257, 263, 268, 273, 278, 283, 289, 294, 299),
+            ],
+        ),
+        (10, "11", None),
+        (10, "2,x", None),
+        (10, "0", None),
+    ],
+)
+def test_respacing_in_openais_words(timesteps, words, expected):
+    """What `guided_diffusion.respace.space_timesteps` gives: 149 is a half that its sum lost."""
+    if expected is None:
+        with pytest.raises(ValueError, match=f"steps: expected .* got '{words}'"):
+            ddpm.spaced_timesteps(timesteps, words)
+    else:
+        np.testing.assert_array_equal(ddpm.spaced_timesteps(timesteps, words), expected)
+
+
 def test_respaced_chain_has_the_marginals_of_the_long_one(schedule):
     kept = np.array([0, 3, 4, 20, 49])
     short = ddpm.respace(schedule, kept)

@@ -1,9 +1,11 @@
-"""Weights in and out. NumPy and safetensors only: torch is never imported."""
+"""Weights in and out. NumPy and safetensors only: torch is imported for pickles alone."""
 
 from jax_ddpm.interop.diffusers import load_diffusers as load_diffusers
 from jax_ddpm.interop.diffusers import save_diffusers as save_diffusers
 from jax_ddpm.interop.layers import layer_kinds as layer_kinds
 from jax_ddpm.interop.layers import layers_from_torch as layers_from_torch
+from jax_ddpm.interop.openai import load_openai as load_openai
+from jax_ddpm.interop.openai import load_openai_classifier as load_openai_classifier
 from jax_ddpm.interop.pretrained import Pretrained as Pretrained
 from jax_ddpm.interop.simple_unet import simple_unet_from_torch as simple_unet_from_torch
 from jax_ddpm.interop.simple_unet import simple_unet_to_torch as simple_unet_to_torch
@@ -15,6 +17,8 @@ __all__ = [
     "layer_kinds",
     "layers_from_torch",
     "load_diffusers",
+    "load_openai",
+    "load_openai_classifier",
     "save_diffusers",
     "simple_unet_from_torch",
     "simple_unet_to_torch",

@@ -74,6 +74,13 @@ _UNET_FIXED: dict[str, Any] = {
     "time_embedding_type": "positional",
     "class_embed_type": None,
 }
+# What `UNet` has and `UNet2DModel` has no word for: a run's config has them, a folder never.
+_UNET_OURS: dict[str, Any] = {
+    "num_attention_heads": None,
+    "num_attention_heads_upsample": None,
+    "time_proj_dim": None,
+    "time_scale": 1,
+}
 _UNET_IGNORED = (
     "num_train_timesteps",  # says something only of learned time embeddings
     # How an `EMAModel` averaged the weights.
@@ -107,6 +114,10 @@ def load_diffusers(folder: str | os.PathLike[str]) -> Pretrained:
     path = unet / "config.json"
     content = read_json(path)
     model = unet_from_config(content, path)
+    try:
+        _check_words(model)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     tensors = _load_weights(unet)
     try:
         variables = unet_from_torch(tensors, model)
@@ -130,6 +141,7 @@ def save_diffusers(folder: str | os.PathLike[str], pretrained: Pretrained) -> No
     model, variables, *_ = pretrained
     if not isinstance(model, UNet):
         raise ValueError(f"model: expected a UNet, got {type(model).__name__}")
+    _check_words(model)
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder}: expected a new or empty folder, got one that holds something")
@@ -156,7 +168,7 @@ def unet_from_config(content: Mapping[str, Any], path: Path) -> UNet:
     """The network that `content`, read from `path`, says. `ValueError` for what it cannot be."""
     if content.get("_class_name") == "UNetUnconditionalModel":  # its name until 2022
         content = {**content, "_class_name": "UNet2DModel"}
-    defaults = {"UNet2DModel": _UNET_DEFAULTS | _UNET_FIXED}
+    defaults = {"UNet2DModel": _UNET_DEFAULTS | _UNET_FIXED | _UNET_OURS}
     settings = complete_config(content, path, defaults, _UNET_IGNORED)
     for name, supported in _UNET_FIXED.items():
         value = settings.pop(name)
@@ -168,11 +180,23 @@ def unet_from_config(content: Mapping[str, Any], path: Path) -> UNet:
 
 
 def unet_config(model: UNet) -> dict[str, Any]:
-    """The config of `UNet2DModel` that says `model`."""
-    settings = {name: getattr(model, name) for name in _UNET_DEFAULTS}
+    """The config of `UNet2DModel` that says `model`, and what only `UNet` has, where it is set."""
+    settings = {name: getattr(model, name) for name in _UNET_DEFAULTS} | _ours(model)
     listed = {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
     names = {"_class_name": "UNet2DModel", "_diffusers_version": _WRITTEN_FOR}
     return {**names, **listed, **_UNET_FIXED}
+
+
+def _ours(model: UNet) -> dict[str, Any]:
+    settings = {name: getattr(model, name) for name in _UNET_OURS}
+    return {name: value for name, value in settings.items() if value != _UNET_OURS[name]}
+
+
+def _check_words(model: UNet) -> None:
+    for name, value in _ours(model).items():
+        raise ValueError(
+            f"{name}: expected {_UNET_OURS[name]} (`UNet2DModel` has no such setting), got {value}"
+        )
 
 
 def _unet_folder(folder: Path) -> Path:

@@ -28,6 +28,8 @@ class Pretrained(NamedTuple):
     """diffusers' class that its folder names."""
     null_label: int | None = None
     """The label that stands for none, where it is known."""
+    timestep_respacing: str = ""
+    """The chain of `chain()`, in OpenAI's words; `""` is the whole one."""
 
     @property
     def policy(self) -> dict[str, Any]:
@@ -53,12 +55,16 @@ class Pretrained(NamedTuple):
             return ddim(use_clipped_model_output=False)
         raise ValueError(f"scheduler: expected one of DDPM or DDIM, got {self.scheduler}")
 
-    def chain(self, steps: int) -> NoiseSchedule:
+    def chain(self, steps: int | str | None = None) -> NoiseSchedule:
         """The chain of `steps` that diffusers would run: its spacing, its offset, its end.
 
-        The offset is left out where it would lead out of the chain (there diffusers fails).
+        The offset is left out where it would lead out of the chain (there diffusers fails). A
+        string says the spacing too, as in `spaced_timesteps`; None is `timestep_respacing`.
         """
+        steps = self.timestep_respacing if steps is None else steps
         spaced = spaced_timesteps(self.schedule.num_timesteps, steps, self.timestep_spacing)
+        if isinstance(steps, str):
+            return respace(self.schedule, spaced)
         last = self.schedule.num_timesteps - 1
         if self.timestep_spacing == "leading" and spaced[-1] + self.steps_offset <= last:
             spaced = spaced + self.steps_offset

@@ -1,11 +1,48 @@
 """State dicts as they come from PyTorch, without PyTorch."""
 
+import os
 from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-__all__ = ["check_tensors", "params_of", "to_arrays"]
+from jax_ddpm.io.arrays import load_tensors
+
+__all__ = ["check_tensors", "params_of", "read_state_dict", "to_arrays"]
+
+
+def read_state_dict(
+    weights: str | os.PathLike[str] | Mapping[str, Any],
+) -> dict[str, np.ndarray]:
+    """Arrays by name: of a `.safetensors`, of a pickle that torch reads, or of tensors themselves.
+
+    torch is imported for a pickle alone, and runs nothing that is in it (`weights_only`). Raises
+    `ValueError` naming a file that is missing or cannot be read, and `ImportError` without torch.
+    """
+    if isinstance(weights, Mapping):
+        return to_arrays(weights)
+    path = Path(weights)
+    if not path.is_file():
+        raise ValueError(f"{path}: expected a file of weights, got none")
+    if path.suffix == ".safetensors":
+        return load_tensors(path)
+    try:
+        torch = import_module("torch")
+    except ImportError:
+        raise ImportError(
+            f"{path}: a pickle is read by torch: pip install torch, or convert it elsewhere to "
+            "safetensors"
+        ) from None
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # whatever a pickle does to its reader
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{path}: expected a state dict of tensors: {reason}") from None
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path}: expected a state dict, got {type(content).__name__}")
+    return to_arrays(content)
 
 
 def to_arrays(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -31,7 +31,7 @@ Heads = Float[Array, "batch tokens heads channels"]
 Block = Float[Array, "batch queries heads channels"]
 
 
-def dot_product_attention(query: Heads, key: Heads, value: Heads, *, precision: Any) -> Heads:
+def dot_product_attention(query: Block, key: Heads, value: Heads, *, precision: Any) -> Block:
     """Every query's mean of the values, weighted by the softmax of its products with the keys."""
     plain = partial(_in_blocks, precision=precision)
     if not _suits_cudnn(query):
@@ -40,27 +40,27 @@ def dot_product_attention(query: Heads, key: Heads, value: Heads, *, precision: 
     return lax.platform_dependent(query, key, value, cuda=cudnn, default=plain)
 
 
-def _suits_cudnn(query: Heads) -> bool:
+def _suits_cudnn(query: Block) -> bool:
     """Whether the limits hold that JAX gives for cuDNN on any GPU; its own default never asks."""
     channels = query.shape[-1]
     sizes = channels % 8 == 0 and channels <= 128
     return jax.default_backend() == "gpu" and query.dtype.itemsize == 2 and sizes
 
 
-def _in_blocks(query: Heads, key: Heads, value: Heads, *, precision: Any) -> Heads:
-    batch, tokens, heads, channels = query.shape
+def _in_blocks(query: Block, key: Heads, value: Heads, *, precision: Any) -> Block:
+    (batch, queries, heads, channels), tokens = query.shape, key.shape[1]
     attend = partial(_attend, precision=precision)
     scores = _SCORES_GPU if jax.default_backend() == "gpu" else _SCORES
-    size = min(tokens, max(1, scores // tokens))
-    if tokens**2 <= _SCORES:
+    size = min(queries, max(1, scores // tokens))
+    if queries * tokens <= _SCORES:
         return attend(query, key, value)
-    blocks = -(-tokens // size)
-    padded = jnp.pad(query, ((0, 0), (0, blocks * size - tokens), (0, 0), (0, 0)))
+    blocks = -(-queries // size)
+    padded = jnp.pad(query, ((0, 0), (0, blocks * size - queries), (0, 0), (0, 0)))
     padded = padded.reshape(batch, blocks, size, heads, channels).swapaxes(0, 1)
     # XLA removes a loop of one step, and would then keep what is to be computed again.
     attend = jax.checkpoint(attend, prevent_cse=blocks == 1)
     mixed = lax.map(lambda block: attend(block, key, value), padded)
-    return mixed.swapaxes(0, 1).reshape(batch, blocks * size, heads, channels)[:, :tokens]
+    return mixed.swapaxes(0, 1).reshape(batch, blocks * size, heads, channels)[:, :queries]
 
 
 def _attend(query: Block, key: Heads, value: Heads, *, precision: Any) -> Block:

@@ -1,5 +1,6 @@
 """The blocks of the U-Net, each of residual blocks and attention: down, in the middle, up."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -17,11 +18,11 @@ from jax_ddpm.models.layers import (
     halve,
 )
 
-__all__ = ["DownBlock", "MidBlock", "UpBlock"]
+__all__ = ["DownBlock", "MidBlock", "UpBlock", "resampling", "way_down"]
 
 
 class DownBlock(nn.Module):
-    """One resolution on the way down: its output, and what the way up sees of it."""
+    """One resolution on the way down: its states, which the way up sees, its output last."""
 
     config: BlockConfig
     features: int
@@ -32,7 +33,7 @@ class DownBlock(nn.Module):
     remat: bool
 
     @nn.compact
-    def __call__(self, x: Features, embedding: Array) -> tuple[Features, list[Features]]:
+    def __call__(self, x: Features, embedding: Array) -> list[Features]:
         resnet, attention = _blocks(self.remat)
         states = []
         for layer in range(self.layers):
@@ -42,13 +43,13 @@ class DownBlock(nn.Module):
                 x = attention(self.config, groups, name=f"attentions_{layer}")(x)
             states.append(x)
         if self.downsample is None:
-            return x, states
+            return states
         name = "downsamplers_0"
         if self.downsample == "resnet":
             x = resnet(self.config, self.features, resample=halve, name=name)(x, embedding)
         else:
             x = Downsample(self.config, self.downsample_padding, name=name)(x)
-        return x, [*states, x]
+        return [*states, x]
 
 
 class MidBlock(nn.Module):
@@ -94,6 +95,43 @@ class UpBlock(nn.Module):
         elif self.upsample == "conv":
             x = Upsample(self.config, name=name)(x)
         return x
+
+
+def way_down(
+    config: BlockConfig,
+    x: Features,
+    embedding: Array,
+    *,
+    channels: Sequence[int],
+    kinds: Sequence[str],
+    layers: int,
+    downsample_type: str,
+    downsample_padding: int,
+    remat: bool,
+) -> list[Features]:
+    """Every state from `x`, the full resolution, to the lowest, through `down_blocks_…`."""
+    states = [x]
+    for level, (features, kind) in enumerate(zip(channels, kinds, strict=True)):
+        last = level == len(channels) - 1
+        block = DownBlock(
+            config,
+            features,
+            layers,
+            attention=kind == "AttnDownBlock2D",
+            downsample=None if last else resampling(kind, downsample_type),
+            downsample_padding=downsample_padding,
+            remat=remat,
+            name=f"down_blocks_{level}",
+        )
+        states += block(states[-1], embedding)
+    return states
+
+
+def resampling(kind: str, chosen: str) -> str:
+    """By what a block changes the size: as `chosen` if it has attention, otherwise as its name."""
+    if kind.startswith("Attn"):
+        return chosen
+    return "resnet" if kind.startswith("Resnet") else "conv"
 
 
 def _blocks(remat: bool) -> tuple[Any, Any]:

@@ -26,11 +26,10 @@ __all__ = [
     "Downsample",
     "Features",
     "ResnetBlock",
-    "TimestepEmbedding",
     "Upsample",
     "double",
+    "embed_time",
     "halve",
-    "sinusoidal_embedding",
 ]
 
 Features = Float[Array, "batch _ _ _"]
@@ -59,6 +58,7 @@ class BlockConfig:
     dropout: int | float
     resnet_time_scale_shift: str
     attention_head_dim: int | None
+    num_attention_heads: int | None
     deterministic: bool
     dtype: Any
     param_dtype: Any
@@ -89,6 +89,13 @@ class BlockConfig:
     def act(self, x: Array) -> Array:
         return ACTIVATIONS[self.act_fn](x)
 
+    def heads(self, channels: int) -> tuple[int, int]:
+        """The number of attention heads over `channels`, and the channels of each."""
+        if self.num_attention_heads is not None:
+            return self.num_attention_heads, channels // self.num_attention_heads
+        head_dim = self.attention_head_dim or channels
+        return channels // head_dim, head_dim
+
     def _policy(self) -> dict[str, Any]:
         return {
             "dtype": self.dtype,
@@ -97,23 +104,37 @@ class BlockConfig:
         }
 
 
-def sinusoidal_embedding(
-    t: Timestep, features: int, *, flip_sin_to_cos: bool, freq_shift: int, dtype: Any
-) -> Array:
-    """sin and cos of t at frequencies from 1 to 1e-4, [batch, features] (Vaswani et al. 2017).
+def embed_time(
+    config: BlockConfig,
+    t: Timestep,
+    dtype: Any,
+    *,
+    waves: int,
+    features: int,
+    flip_sin_to_cos: bool,
+    freq_shift: int,
+    scale: int | float = 1,
+) -> Embedding:
+    """`time_embedding`: two dense layers over `waves` sinusoids of t × `scale`; [batch, features].
 
-    Cosines come first with `flip_sin_to_cos`; the last frequency is reached with `freq_shift` 1.
+    sin and cos have frequencies from 1 to 1e-4 (Vaswani et al. 2017). Cosines come first with
+    `flip_sin_to_cos`; the last frequency is reached with `freq_shift` 1. `dtype` is that of images.
     """
-    half = features // 2
+    # Sixteen bits have no room for steps near 1,000.
+    dtype = dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
+    half = waves // 2
     frequencies = np.exp(-np.log(10_000) * np.arange(half) / (half - freq_shift))
-    angles = jnp.asarray(t, dtype)[:, None] * jnp.asarray(frequencies, dtype)[None, :]
-    waves = [jnp.sin(angles), jnp.cos(angles)]
-    embedding = jnp.concatenate(waves[::-1] if flip_sin_to_cos else waves, axis=-1)
-    return jnp.pad(embedding, ((0, 0), (0, features % 2)))
+    angles = jnp.asarray(t, dtype)[:, None] * jnp.asarray(scale * frequencies, dtype)[None, :]
+    pair = [jnp.sin(angles), jnp.cos(angles)]
+    hidden = jnp.concatenate(pair[::-1] if flip_sin_to_cos else pair, axis=-1)
+    hidden = jnp.pad(hidden, ((0, 0), (0, waves % 2)))
+    if config.dtype is not None:
+        hidden = hidden.astype(config.dtype)
+    return TimestepEmbedding(config, features, name="time_embedding")(hidden)
 
 
 class TimestepEmbedding(nn.Module):
-    """Two dense layers over the sinusoids."""
+    """Two dense layers."""
 
     config: BlockConfig
     features: int
@@ -167,8 +188,7 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x: Features) -> Features:
         config, (batch, height, width, channels) = self.config, x.shape
-        head_dim = config.attention_head_dim or channels
-        heads = channels // head_dim
+        heads, head_dim = config.heads(channels)
         hidden = x
         if self.norm_num_groups is not None:
             hidden = config.norm("group_norm", self.norm_num_groups)(hidden)

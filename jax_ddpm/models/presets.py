@@ -5,7 +5,15 @@ from typing import Any
 from jax_ddpm._checks import checked
 from jax_ddpm.models.unet import UNet
 
-__all__ = ["adm_imagenet64", "ddpm_celebahq", "ddpm_cifar10", "ddpm_digits"]
+__all__ = [
+    "adm_imagenet128",
+    "adm_imagenet256",
+    "adm_imagenet512",
+    "adm_imagenet64",
+    "ddpm_celebahq",
+    "ddpm_cifar10",
+    "ddpm_digits",
+]
 
 
 def ddpm_cifar10(**fields: Any) -> UNet:
@@ -46,26 +54,56 @@ def ddpm_celebahq(**fields: Any) -> UNet:
 def adm_imagenet64(**fields: Any) -> UNet:
     """Dhariwal & Nichol's ADM for ImageNet at 64×64, 295,904,454 parameters (their 296 M).
 
-    `fields` replace its own. It learns the variance, and has 1,000 classes and no null label (their
-    guidance is a classifier's): `num_class_embeds=1001` adds one. All of the original is
-    there but its mixture of precisions: norms, dense layers and the last convolution stay float32,
-    where `dtype` is of everything.
+    `fields` replace its own. As its larger kin it learns the variance, and has 1,000 classes and no
+    null label (their guidance is a classifier's): `num_class_embeds=1001` adds one. All of the
+    original is there but its mixture of precisions: norms, dense layers and the last convolution
+    stay float32, where `dtype` is of everything.
     """
+    channels = (192, 384, 576, 768)
+    own = {"layers_per_block": 3, "attention_head_dim": 64, "dropout": 0.1}
+    return _adm(64, channels, plain=1, **{**own, **fields})
+
+
+def adm_imagenet128(**fields: Any) -> UNet:
+    """Dhariwal & Nichol's ADM for ImageNet at 128×128, 421,529,606 parameters (their 422 M)."""
+    channels = (256, 256, 512, 768, 1024)
+    return _adm(128, channels, plain=2, **{"num_attention_heads": 4, **fields})
+
+
+def adm_imagenet256(**fields: Any) -> UNet:
+    """Dhariwal & Nichol's ADM for ImageNet at 256×256, 553,838,086 parameters (their 554 M).
+
+    The unconditional ones, of ImageNet and LSUN, are it with `num_class_embeds=None`.
+    """
+    channels = (256, 256, 512, 512, 1024, 1024)
+    return _adm(256, channels, plain=3, **{"attention_head_dim": 64, **fields})
+
+
+def adm_imagenet512(**fields: Any) -> UNet:
+    """Dhariwal & Nichol's ADM for ImageNet at 512×512, 558,997,638 parameters (their 559 M)."""
+    channels = (128, 256, 256, 512, 512, 1024, 1024)
+    own = {"attention_head_dim": 64, "time_proj_dim": 256, "time_embedding_dim": 1024}
+    return _adm(512, channels, plain=4, **{**own, **fields})
+
+
+def _adm(size: int, channels: tuple[int, ...], *, plain: int, **fields: Any) -> UNet:
+    """Attention at all levels but the first `plain`."""
+    attended = len(channels) - plain
     settings: dict[str, Any] = {
-        "sample_size": 64,
+        "sample_size": size,
         "out_channels": 6,
-        "block_out_channels": (192, 384, 576, 768),
-        "down_block_types": ("ResnetDownsampleBlock2D", *("AttnDownBlock2D",) * 3),
-        "up_block_types": (*("AttnUpBlock2D",) * 3, "ResnetUpsampleBlock2D"),
-        "layers_per_block": 3,
-        "attention_head_dim": 64,
+        "block_out_channels": channels,
+        "down_block_types": (
+            *("ResnetDownsampleBlock2D",) * plain,
+            *("AttnDownBlock2D",) * attended,
+        ),
+        "up_block_types": (*("AttnUpBlock2D",) * attended, *("ResnetUpsampleBlock2D",) * plain),
         "norm_eps": 1e-5,
         "attn_norm_num_groups": 32,  # without it, none in the middle under "scale_shift"
         "resnet_time_scale_shift": "scale_shift",
         "downsample_padding": 1,
         "downsample_type": "resnet",
         "upsample_type": "resnet",
-        "dropout": 0.1,
         "flip_sin_to_cos": True,
         "freq_shift": 0,
         "num_class_embeds": 1000,

@@ -9,6 +9,7 @@ Submodules carry diffusers' names (`down_blocks_0/resnets_1/conv1`), which is al
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import flax.linen as nn
@@ -17,13 +18,8 @@ from jaxtyping import Array
 
 from jax_ddpm._checks import check_choice, check_positive, check_range, check_shape, checked
 from jax_ddpm._typing import Image, Label, Timestep
-from jax_ddpm.models.blocks import DownBlock, MidBlock, UpBlock
-from jax_ddpm.models.layers import (
-    ACTIVATIONS,
-    BlockConfig,
-    TimestepEmbedding,
-    sinusoidal_embedding,
-)
+from jax_ddpm.models.blocks import MidBlock, UpBlock, resampling, way_down
+from jax_ddpm.models.layers import ACTIVATIONS, BlockConfig, embed_time
 
 __all__ = ["UNet"]
 
@@ -44,6 +40,8 @@ class UNet(nn.Module):
       mid_block_scale_factor: the middle's outputs are divided by it.
       add_attention: whether the middle has attention.
       attention_head_dim: channels of a head; None means one head.
+      num_attention_heads: heads at every resolution, in place of `attention_head_dim`.
+      num_attention_heads_upsample: those of the way up; None means as many as down.
       norm_num_groups, norm_eps: of all group norms.
       attn_norm_num_groups: of the middle's attention; None means `norm_num_groups`, or no norm
         under `"scale_shift"` (as diffusers).
@@ -56,7 +54,9 @@ class UNet(nn.Module):
       act_fn: `"silu"`, `"swish"`, `"mish"`, `"gelu"` or `"relu"`, inside residual blocks.
       dropout: in residual blocks, while training.
       time_embedding_dim: None means 4 × the first of `block_out_channels`.
-      flip_sin_to_cos, freq_shift: of the sinusoids, see `sinusoidal_embedding`.
+      time_proj_dim: number of sinusoids; None means the first of `block_out_channels`.
+      time_scale: t is multiplied by it before the sinusoids.
+      flip_sin_to_cos, freq_shift: of the sinusoids, see `models.layers.embed_time`.
       num_class_embeds: number of labels, the null label of guidance included; None for none.
       center_input_sample: whether images come in [0, 1] and are centred first.
       dtype: of the computation; that of the inputs and parameters where None.
@@ -81,6 +81,8 @@ class UNet(nn.Module):
     mid_block_scale_factor: int | float = 1
     add_attention: bool = True
     attention_head_dim: int | None = None
+    num_attention_heads: int | None = None
+    num_attention_heads_upsample: int | None = None
     norm_num_groups: int = 32
     norm_eps: int | float = 1e-6
     attn_norm_num_groups: int | None = None
@@ -91,6 +93,8 @@ class UNet(nn.Module):
     act_fn: str = "silu"
     dropout: int | float = 0.0
     time_embedding_dim: int | None = None
+    time_proj_dim: int | None = None
+    time_scale: int | float = 1
     flip_sin_to_cos: bool = False
     freq_shift: int = 1
     num_class_embeds: int | None = None
@@ -120,6 +124,7 @@ class UNet(nn.Module):
             dropout=self.dropout,
             resnet_time_scale_shift=self.resnet_time_scale_shift,
             attention_head_dim=self.attention_head_dim,
+            num_attention_heads=self.num_attention_heads,
             deterministic=not train,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
@@ -130,25 +135,23 @@ class UNet(nn.Module):
         if self.center_input_sample:
             hidden = 2 * hidden - 1
         hidden = config.conv(self.block_out_channels[0], "conv_in")(hidden)
-        skips: list[Array] = [hidden]
-        last = len(self.block_out_channels) - 1
-        for level, (features, kind) in enumerate(
-            zip(self.block_out_channels, self.down_block_types, strict=True)
-        ):
-            block = DownBlock(
-                config,
-                features,
-                self.layers_per_block,
-                attention=kind == "AttnDownBlock2D",
-                downsample=_resampling(kind, self.downsample_type) if level < last else None,
-                downsample_padding=self.downsample_padding,
-                remat=self.remat,
-                name=f"down_blocks_{level}",
-            )
-            hidden, states = block(hidden, embedding)
-            skips += states
+        skips = way_down(
+            config,
+            hidden,
+            embedding,
+            channels=self.block_out_channels,
+            kinds=self.down_block_types,
+            layers=self.layers_per_block,
+            downsample_type=self.downsample_type,
+            downsample_padding=self.downsample_padding,
+            remat=self.remat,
+        )
+        hidden = skips[-1]
         if self.mid_block_type is not None:
             hidden = self._mid_block(config)(hidden, embedding)
+        heads = self.num_attention_heads_upsample or self.num_attention_heads
+        config = replace(config, num_attention_heads=heads)
+        last = len(self.block_out_channels) - 1
         for level, (features, kind) in enumerate(
             zip(reversed(self.block_out_channels), self.up_block_types, strict=True)
         ):
@@ -157,7 +160,7 @@ class UNet(nn.Module):
                 config,
                 features,
                 attention=kind == "AttnUpBlock2D",
-                upsample=_resampling(kind, self.upsample_type) if level < last else None,
+                upsample=resampling(kind, self.upsample_type) if level < last else None,
                 remat=self.remat,
                 name=f"up_blocks_{level}",
             )
@@ -169,17 +172,16 @@ class UNet(nn.Module):
 
     def _embed(self, config: BlockConfig, x: Image, t: Timestep, labels: Label | None) -> Array:
         features = self.time_embedding_dim or 4 * self.block_out_channels[0]
-        waves = sinusoidal_embedding(
+        embedding = embed_time(
+            config,
             t,
-            self.block_out_channels[0],
+            x.dtype,
+            waves=self.time_proj_dim or self.block_out_channels[0],
+            features=features,
             flip_sin_to_cos=self.flip_sin_to_cos,
             freq_shift=self.freq_shift,
-            # Step numbers near 1,000 have no room in sixteen bits.
-            dtype=jnp.promote_types(x.dtype, jnp.float32),
+            scale=self.time_scale,
         )
-        if self.dtype is not None:
-            waves = waves.astype(self.dtype)
-        embedding = TimestepEmbedding(config, features, name="time_embedding")(waves)
         if self.num_class_embeds is None:
             return embedding
         table = nn.Embed(
@@ -225,7 +227,13 @@ class UNet(nn.Module):
         check_choice(
             "resnet_time_scale_shift", self.resnet_time_scale_shift, ("default", "scale_shift")
         )
-        for name in ("in_channels", "out_channels", "norm_num_groups", "num_class_embeds"):
+        for name in (
+            "in_channels",
+            "out_channels",
+            "norm_num_groups",
+            "num_class_embeds",
+            "time_proj_dim",
+        ):
             check_positive(**{name: getattr(self, name)})
         for channels in self.block_out_channels:
             if channels % self.norm_num_groups:
@@ -233,7 +241,18 @@ class UNet(nn.Module):
                     f"block_out_channels: expected multiples of norm_num_groups "
                     f"{self.norm_num_groups}, got {channels}"
                 )
-        head, attended = self.attention_head_dim, self._attended()
+        attended = self._attended()
+        for name in ("num_attention_heads", "num_attention_heads_upsample"):
+            heads = getattr(self, name)
+            check_positive(**{name: heads})
+            if heads is not None and self.attention_head_dim is not None:
+                raise ValueError(f"{name}: expected None beside attention_head_dim, got {heads}")
+            if heads is not None and any(channels % heads for channels in attended):
+                raise ValueError(
+                    f"{name}: expected a divisor of the channels that have attention, "
+                    f"{', '.join(map(str, sorted(set(attended))))}, got {heads}"
+                )
+        head = self.attention_head_dim
         if head is not None and attended and not 1 <= head <= min(attended):
             raise ValueError(
                 f"attention_head_dim: expected 1 to {min(attended)}, the fewest channels that "
@@ -265,10 +284,3 @@ class UNet(nn.Module):
             raise ValueError("labels: expected integers [batch] for num_class_embeds, got None")
         check_shape("labels", labels, (batch,))
         check_range("labels", labels, self.num_class_embeds)
-
-
-def _resampling(kind: str, chosen: str) -> str:
-    """By what a block changes the size: as `chosen` if it has attention, otherwise as its name."""
-    if kind.startswith("Attn"):
-        return chosen
-    return "resnet" if kind.startswith("Resnet") else "conv"

@@ -17,6 +17,7 @@ _TITLES = {
     "unet": "U-Net against diffusers'",
     "unet gradients": "U-Net, gradients",
     "unet chain": "U-Net, reverse chain",
+    "openai": "OpenAI's networks",
 }
 
 

@@ -15,8 +15,11 @@ import jax_ddpm as ddpm
         (ddpm.ddpm_cifar10(), 32, 35_746_307),
         (ddpm.UNet(), 8, 35_746_307),
         (ddpm.ddpm_celebahq(), 256, 113_673_219),
-        # Dhariwal & Nichol 2021: 296 million.
+        # Dhariwal & Nichol 2021, Table 11: 296, 422, 554 and 559 million.
         (ddpm.adm_imagenet64(), 64, 295_904_454),
+        (ddpm.adm_imagenet128(), 64, 421_529_606),
+        (ddpm.adm_imagenet256(), 64, 553_838_086),
+        (ddpm.adm_imagenet512(), 64, 558_997_638),
     ],
 )
 def test_number_of_parameters(key, model, side, count):

@@ -1,0 +1,352 @@
+"""The networks of OpenAI's guided-diffusion and improved-diffusion (Dhariwal & Nichol 2021; Nichol
+& Dhariwal 2021), from their state dicts and the flags that their READMEs print.
+"""
+
+import os
+import re
+import shlex
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jax_ddpm._checks import check_choice, checked
+from jax_ddpm.interop.openai_weights import classifier_from_openai, unet_from_openai
+from jax_ddpm.interop.pretrained import Pretrained
+from jax_ddpm.interop.tensors import read_state_dict
+from jax_ddpm.models import NoisyClassifier, UNet
+from jax_ddpm.schedule import (
+    NoiseSchedule,
+    cosine_beta_schedule,
+    linear_beta_schedule,
+    make_schedule,
+    spaced_timesteps,
+)
+
+__all__ = ["load_openai", "load_openai_classifier"]
+
+_BOTH: dict[str, Any] = {
+    "image_size": 64,
+    "num_channels": 128,
+    "num_res_blocks": 2,
+    "num_heads": 4,
+    "num_heads_upsample": -1,
+    "attention_resolutions": "16,8",
+    "dropout": 0.0,
+    "class_cond": False,
+    "use_checkpoint": False,
+    "use_scale_shift_norm": True,
+    "learn_sigma": False,
+    "diffusion_steps": 1000,
+    "noise_schedule": "linear",
+    "timestep_respacing": "",
+    "predict_xstart": False,
+}
+_GUIDED_ONLY: dict[str, Any] = {
+    "num_head_channels": -1,
+    "channel_mult": "",
+    "resblock_updown": False,
+    "use_fp16": False,
+    "use_new_attention_order": False,
+}
+_IMPROVED_ONLY: dict[str, Any] = {"sigma_small": False}
+_CLASSIFIER: dict[str, Any] = {
+    "classifier_width": 128,
+    "classifier_depth": 2,
+    "classifier_attention_resolutions": "32,16,8",
+    "classifier_use_scale_shift_norm": True,
+    "classifier_resblock_updown": True,
+    "classifier_pool": "attention",
+    "classifier_use_fp16": False,
+    "classifier_scale": 1.0,
+}
+_LOSS: dict[str, Any] = {"use_kl": False, "rescale_learned_sigmas": False}
+"""How it was trained, which changes nothing in what it is."""
+_RESCALED: dict[str, Any] = {"rescale_timesteps": False}
+_DEFAULTS = _BOTH | _GUIDED_ONLY | _IMPROVED_ONLY | _CLASSIFIER | _LOSS | _RESCALED
+
+_CHANNEL_MULT = {
+    512: (0.5, 1, 1, 2, 2, 4, 4),
+    256: (1, 1, 2, 2, 4, 4),
+    128: (1, 1, 2, 3, 4),
+    64: (1, 2, 3, 4),
+    32: (1, 2, 2, 2),
+}
+
+_KINDS = {int: "a whole number", float: "a number", str: "a word"}
+
+Flags = str | Mapping[str, Any]
+
+
+@checked
+def load_openai(
+    weights: str | os.PathLike[str] | Mapping[str, Any], flags: Flags = ""
+) -> Pretrained:
+    """Open a diffusion model of guided-diffusion or improved-diffusion.
+
+    `model.apply(variables, x, t[, y])` takes the original training timestep. Weights keep their
+    dtype, and what the network computes in is that of the images, whatever `use_fp16` says;
+    `model.clone(dtype=…)` changes it. `chain()` is the one that `timestep_respacing` names,
+    `chain("ddim25")` another. Fixed variances are the large ones, as there.
+
+    Args:
+      weights: their state dict: a `.safetensors`, a `.pt` (read by torch where it is installed), or
+        tensors by name.
+      flags: their MODEL_FLAGS and DIFFUSION_FLAGS, as one string or by name; those of a classifier
+        may stand among them. What is left out has the default of guided-diffusion, but for
+        `rescale_timesteps`: where no flag is one of guided-diffusion alone (`num_head_channels`,
+        `channel_mult`, `resblock_updown`, `use_fp16`, `use_new_attention_order`), it is that of
+        improved-diffusion, True. The order of the attention's weights stands in no file:
+        `use_new_attention_order` has to be right.
+
+    Raises:
+      ValueError: a flag is unknown or has no such value; the file contradicts a flag; a tensor is
+        missing, unknown or misshapen. The message names it.
+      ImportError: `weights` is a `.pt` and torch is not installed.
+    """
+    settings = _settings(flags)
+    tensors = read_state_dict(weights)
+    model = _unet(settings, tensors)
+    order = "kind" if settings["use_new_attention_order"] else "head"
+    variables = _named(weights, unet_from_openai, tensors, model, order=order)
+    variance_type = "fixed_small" if settings["sigma_small"] else "fixed_large"
+    schedule = _schedule(settings)
+    try:
+        spaced_timesteps(schedule.num_timesteps, settings["timestep_respacing"])
+    except ValueError as error:
+        raise ValueError(f"flags: timestep_respacing: {error}") from None
+    return Pretrained(
+        model,
+        variables,
+        schedule,
+        prediction_type="sample" if settings["predict_xstart"] else "epsilon",
+        variance_type="learned_range" if settings["learn_sigma"] else variance_type,
+        timestep_spacing="linspace",
+        timestep_respacing=settings["timestep_respacing"],
+    )
+
+
+@checked
+def load_openai_classifier(
+    weights: str | os.PathLike[str] | Mapping[str, Any], flags: Flags = ""
+) -> tuple[NoisyClassifier, dict[str, Any]]:
+    """Open a classifier of guided-diffusion: the module, and its variables.
+
+    `model.apply(variables, x, t)` gives logits, for `classifier_guidance`. `weights` and what is
+    raised are as of `load_openai`; `flags` are their CLASSIFIER_FLAGS, those of the diffusion may
+    stand among them.
+    """
+    settings = _settings(flags)
+    tensors = read_state_dict(weights)
+    model = _classifier(settings, tensors)
+    return model, _named(weights, classifier_from_openai, tensors, model)
+
+
+def _named(weights: Any, convert: Any, *arguments: Any, **keywords: Any) -> dict[str, Any]:
+    """What `convert` gives; the file stands before what it raises."""
+    try:
+        return convert(*arguments, **keywords)
+    except ValueError as error:
+        if isinstance(weights, Mapping):
+            raise
+        raise ValueError(f"{os.fspath(weights)}: {error}") from None
+
+
+def _settings(flags: Flags) -> dict[str, Any]:
+    """All flags, typed as their defaults are."""
+    given = dict(_words(flags) if isinstance(flags, str) else flags)
+    for name in given:
+        if name not in _DEFAULTS:
+            about = "those of the model and of the diffusion"
+            if name in ("large_size", "small_size"):
+                about = "no network that enlarges images (it is not supported)"
+            raise ValueError(f"flags: expected {about}, got {name}")
+    typed = {name: _typed(name, value) for name, value in given.items()}
+    noise_schedule = typed.get("noise_schedule", "linear")
+    check_choice("flags: noise_schedule", noise_schedule, ("linear", "cosine"))
+    improved = not (_GUIDED_ONLY | _CLASSIFIER).keys() & given.keys()
+    return {**_DEFAULTS, "rescale_timesteps": improved, **typed}
+
+
+def _words(flags: str) -> Mapping[str, str]:
+    words = shlex.split(flags.replace("=", " "))
+    names, values = words[::2], words[1::2]
+    if len(names) != len(values) or not all(name.startswith("--") for name in names):
+        raise ValueError(f"flags: expected names, each with its value, got {flags!r}")
+    return dict(zip((name.removeprefix("--") for name in names), values, strict=True))
+
+
+def _typed(name: str, value: Any) -> Any:
+    kind = type(_DEFAULTS[name])
+    if kind is bool:
+        word = str(value).lower()
+        if word not in ("yes", "true", "t", "y", "1", "no", "false", "f", "n", "0"):
+            raise ValueError(f"flags: {name}: expected True or False, got {value!r}")
+        return word in ("yes", "true", "t", "y", "1")
+    if kind is str and isinstance(value, list | tuple):
+        return ",".join(map(str, value))
+    try:
+        return kind(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"flags: {name}: expected {_KINDS[kind]}, got {value!r}") from None
+
+
+def _schedule(settings: Mapping[str, Any]) -> NoiseSchedule:
+    steps = settings["diffusion_steps"]
+    if settings["noise_schedule"] == "cosine":
+        return make_schedule(cosine_beta_schedule(steps))
+    scale = 1000 / steps
+    return make_schedule(linear_beta_schedule(steps, scale * 1e-4, scale * 0.02))
+
+
+class _Levels(NamedTuple):
+    channels: tuple[int, ...]
+    attention: tuple[bool, ...]
+
+    def kinds(self, plain: str, attention: str) -> tuple[str, ...]:
+        return tuple(attention if attends else plain for attends in self.attention)
+
+
+def _levels(
+    size: int, width: int, resolutions: tuple[int, ...], multipliers: tuple[float | int, ...]
+) -> _Levels:
+    """The channels of each resolution, and whether it has attention."""
+    halvings = [size // resolution for resolution in resolutions]
+    attention = tuple(2**level in halvings for level in range(len(multipliers)))
+    return _Levels(tuple(int(each * width) for each in multipliers), attention)
+
+
+def _multipliers(settings: Mapping[str, Any]) -> tuple[float | int, ...]:
+    if settings["channel_mult"]:
+        return _numbers(settings, "channel_mult", float)
+    size = settings["image_size"]
+    check_choice("flags: image_size", size, tuple(_CHANNEL_MULT))
+    return _CHANNEL_MULT[size]
+
+
+def _numbers(settings: Mapping[str, Any], name: str, kind: type) -> tuple[Any, ...]:
+    words = settings[name]
+    try:
+        numbers = tuple(map(kind, words.split(",")))
+    except ValueError:
+        numbers = ()
+    if not numbers or min(numbers) <= 0:
+        raise ValueError(f"flags: {name}: expected numbers above 0 between commas, got {words!r}")
+    return numbers
+
+
+def _unet(settings: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> UNet:
+    size, width = settings["image_size"], settings["num_channels"]
+    labels = tensors.get("label_emb.weight")
+    _check_file(
+        tensors,
+        num_channels=width,
+        learn_sigma=settings["learn_sigma"],
+        class_cond=settings["class_cond"],
+        use_scale_shift_norm=settings["use_scale_shift_norm"],
+        resblock_updown=settings["resblock_updown"],
+    )
+    resolutions = _numbers(settings, "attention_resolutions", int)
+    levels = _levels(size, width, resolutions, _multipliers(settings))
+    resampling = "resnet" if settings["resblock_updown"] else "conv"
+    plain = "ResnetDownsampleBlock2D" if settings["resblock_updown"] else "DownBlock2D"
+    plain_up = "ResnetUpsampleBlock2D" if settings["resblock_updown"] else "UpBlock2D"
+    return UNet(
+        sample_size=size,
+        out_channels=6 if settings["learn_sigma"] else 3,
+        block_out_channels=levels.channels,
+        down_block_types=levels.kinds(plain, "AttnDownBlock2D"),
+        up_block_types=levels.kinds(plain_up, "AttnUpBlock2D")[::-1],
+        layers_per_block=settings["num_res_blocks"],
+        **_heads(settings, levels),
+        norm_eps=1e-5,
+        attn_norm_num_groups=32,
+        resnet_time_scale_shift="scale_shift" if settings["use_scale_shift_norm"] else "default",
+        downsample_padding=1,
+        downsample_type=resampling,
+        upsample_type=resampling,
+        dropout=settings["dropout"],
+        **_time(width, levels),
+        time_scale=1000 / settings["diffusion_steps"] if settings["rescale_timesteps"] else 1,
+        flip_sin_to_cos=True,
+        freq_shift=0,
+        num_class_embeds=None if labels is None else labels.shape[0],
+        remat=settings["use_checkpoint"],
+    )
+
+
+def _time(width: int, levels: _Levels) -> dict[str, Any]:
+    """The features of the time, where they do not follow from the first channels."""
+    if width == levels.channels[0]:
+        return {}
+    return {"time_proj_dim": width, "time_embedding_dim": 4 * width}
+
+
+def _heads(settings: Mapping[str, Any], levels: _Levels) -> dict[str, Any]:
+    """The heads, as channels of each where one number says it: diffusers has no other word."""
+    if settings["num_head_channels"] != -1:
+        return {"attention_head_dim": settings["num_head_channels"]}
+    heads, upward = settings["num_heads"], settings["num_heads_upsample"]
+    upward = heads if upward == -1 else upward
+    pairs = zip(levels.channels, levels.attention, strict=True)
+    attended = {channels for channels, attends in pairs if attends} | {levels.channels[-1]}
+    if heads != upward:
+        return {"num_attention_heads": heads, "num_attention_heads_upsample": upward}
+    if len(attended) == 1 and min(attended) % heads == 0:
+        return {"attention_head_dim": min(attended) // heads}
+    return {"num_attention_heads": heads}
+
+
+def _classifier(settings: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> NoisyClassifier:
+    size, width = settings["image_size"], settings["classifier_width"]
+    resnets = settings["classifier_resblock_updown"]
+    scale_shift = settings["classifier_use_scale_shift_norm"]
+    _check_file(
+        tensors,
+        classifier_width=width,
+        classifier_use_scale_shift_norm=scale_shift,
+        classifier_resblock_updown=resnets,
+    )
+    resolutions = _numbers(settings, "classifier_attention_resolutions", int)
+    levels = _levels(size, width, resolutions, _multipliers({**settings, "channel_mult": ""}))
+    plain = "ResnetDownsampleBlock2D" if resnets else "DownBlock2D"
+    return NoisyClassifier(
+        sample_size=size,
+        block_out_channels=levels.channels,
+        down_block_types=levels.kinds(plain, "AttnDownBlock2D"),
+        layers_per_block=settings["classifier_depth"],
+        resnet_time_scale_shift="scale_shift" if scale_shift else "default",
+        downsample_type="resnet" if resnets else "conv",
+        **_time(width, levels),
+        pool=settings["classifier_pool"],
+    )
+
+
+def _check_file(tensors: Mapping[str, np.ndarray], **flags: Any) -> None:
+    """Raises `ValueError` naming the first flag that the file contradicts, where it shows."""
+    shapes = {name: value.shape for name, value in tensors.items()}
+    try:
+        width = shapes["time_embed.0.weight"][1]
+        image_channels = shapes["input_blocks.0.0.weight"][1]
+        time_features = shapes["input_blocks.1.0.emb_layers.1.weight"][0]
+        features = shapes["input_blocks.1.0.out_layers.0.weight"][0]
+    except (KeyError, IndexError):
+        return  # whose network it is, the names of its tensors will tell
+    if image_channels == 6:
+        raise ValueError("weights: expected a network of images alone, got one that enlarges them")
+    found = {
+        "num_channels": width,
+        "class_cond": "label_emb.weight" in shapes,
+        "use_scale_shift_norm": time_features == 2 * features,
+    }
+    if any(".op." in name for name in shapes):
+        found["resblock_updown"] = False
+    elif any(re.match(r"output_blocks\.\d+\.[12]\.in_layers", name) for name in shapes):
+        found["resblock_updown"] = True
+    if "out.2.weight" in shapes:
+        found["learn_sigma"] = shapes["out.2.weight"][0] == 6
+    found |= {"classifier_width": width}
+    found |= {f"classifier_{name}": value for name, value in found.items()}
+    for name, value in flags.items():
+        if found.get(name, value) != value:
+            raise ValueError(f"flags: {name}: expected {found[name]}, as in weights, got {value}")
