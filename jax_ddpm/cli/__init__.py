@@ -1,5 +1,6 @@
 """The command line: one frozen dataclass and one function a command."""
 
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
@@ -29,7 +30,7 @@ _COMMANDS = {
 
 def run(arguments: list[str] | None = None) -> None:
     """Parse the command line and run it. What is wrong with it is one line and exit code 2."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    arguments = _with_quoted(sys.argv[1:] if arguments is None else arguments)
     if arguments == ["--version"]:
         print(f"jax_ddpm {__version__}, jax {jax.__version__}")
         return
@@ -64,6 +65,17 @@ def run(arguments: list[str] | None = None) -> None:
         problem = f"{error.filename or 'a file'}: {error.strerror or error}"
     print(f"jax-ddpm: {problem}", file=sys.stderr)
     sys.exit(2)
+
+
+def _with_quoted(arguments: list[str]) -> list[str]:
+    """With `--flag "--a 1 --b 2"` as one word, since tyro takes what begins with -- for a flag."""
+    words: list[str] = []
+    for word in arguments:
+        if words and re.match(r"--\w+ ", word):
+            words[-1] += f"={word}"
+        else:
+            words.append(word)
+    return words
 
 
 def _command(arguments: list[str]) -> Any:

@@ -30,6 +30,8 @@ def load_chain(config: ChainConfig) -> Run:
     if (config.run is None) == (config.pretrained is None):
         raise UsageError("expected --run or --pretrained, and one of them only")
     if config.run is not None:
+        if config.openai_flags is not None:
+            raise UsageError("--openai-flags: comes with --pretrained")
         with naming(folder="--run", load_pretrained="--pretrained"):
             run = load_run(config.run, checkpoint=config.checkpoint)
     else:
@@ -37,7 +39,7 @@ def load_chain(config: ChainConfig) -> Run:
             raise UsageError("--checkpoint: comes with --run")
         assert config.pretrained is not None
         with naming(folder="--pretrained", load_run="--run"):
-            run = load_pretrained(config.pretrained)
+            run = load_pretrained(config.pretrained, openai_flags=config.openai_flags)
     run = with_guidance(run, config.guidance)
     if config.spacing is not None:
         run = run._replace(pretrained=run.pretrained._replace(timestep_spacing=config.spacing))

@@ -161,7 +161,10 @@ class ChainConfig:
     run: Path | None = None
     """Folder of the run, as `jax-ddpm train` made it, or of one of its checkpoints."""
     pretrained: Path | None = None
-    """Or a folder of diffusers, as `DDPMPipeline.save_pretrained` made it."""
+    """Or a folder of diffusers, as `DDPMPipeline.save_pretrained` made it; or a state dict of
+    OpenAI's code."""
+    openai_flags: str | None = None
+    """Of a state dict of OpenAI's: its MODEL_FLAGS and DIFFUSION_FLAGS, in quotes."""
     checkpoint: int | None = None
     """Of a run: the step of the checkpoint. Default: the newest."""
     guidance: float | None = None
@@ -215,9 +218,9 @@ class ConvertConfig:
     """Turn a run, a diffusers folder or a PyTorch state dict into one of the others."""
 
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
-    """A run, one of its checkpoints (runs/NAME/checkpoints/STEP), a folder of diffusers, or a
-    state dict of the tutorial's SimpleUNet as .safetensors (that of a U-Net says too little: its
-    folder is what can be read)."""
+    """A run, one of its checkpoints (runs/NAME/checkpoints/STEP), a folder of diffusers, a state
+    dict of the tutorial's SimpleUNet as .safetensors, or one of OpenAI's (.pt or .safetensors; that
+    of another U-Net says too little: its folder is what can be read)."""
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """A new folder, or a .safetensors file for a state dict."""
     to: Literal["run", "diffusers", "torch"]
@@ -225,6 +228,8 @@ class ConvertConfig:
     state dict for PyTorch."""
     weights: Literal["ema", "params"] = "ema"
     """Of a run: the average of the weights, or the weights."""
+    openai_flags: str | None = None
+    """Of a state dict of OpenAI's: its MODEL_FLAGS and DIFFUSION_FLAGS, in quotes."""
     image_size: int = 64
     """Of a state dict, which does not say: height and width of the images."""
 

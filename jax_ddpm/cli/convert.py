@@ -5,7 +5,7 @@ from jax_ddpm.cli.errors import UsageError, naming, writing
 from jax_ddpm.interop import save_diffusers, simple_unet_to_torch, unet_to_torch
 from jax_ddpm.io.arrays import save_tensors
 from jax_ddpm.models import SimpleUNet
-from jax_ddpm.runs import Run, load_model, load_state_dict, save_run
+from jax_ddpm.runs import Run, load_model, load_pretrained, load_state_dict, save_run
 
 __all__ = ["convert"]
 
@@ -15,7 +15,9 @@ def convert(config: ConvertConfig) -> None:
     if not config.source.exists():
         raise UsageError(f"SOURCE: no such file or folder: {config.source}")
     with naming(folder="SOURCE", path="SOURCE"):
-        if config.source.is_file():
+        if config.openai_flags is not None:
+            run = load_pretrained(config.source, openai_flags=config.openai_flags)
+        elif config.source.is_file():
             run = load_state_dict(config.source, image_size=config.image_size)
         else:
             run = load_model(config.source, weights=config.weights)

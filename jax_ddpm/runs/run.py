@@ -17,6 +17,7 @@ from jax_ddpm import __version__
 from jax_ddpm._checks import Field, FieldError, checked
 from jax_ddpm.data.preparation import Preparation
 from jax_ddpm.interop.diffusers import load_diffusers, unet_config, unet_from_config
+from jax_ddpm.interop.openai import load_openai
 from jax_ddpm.interop.pretrained import Pretrained
 from jax_ddpm.interop.scheduler import scheduler_config, scheduler_from_config
 from jax_ddpm.interop.simple_unet import simple_unet_from_torch
@@ -232,19 +233,37 @@ def _read_run(path: Path, weights: str) -> Run:
 
 
 @checked
-def load_pretrained(folder: PathLike) -> Run:
+def load_pretrained(folder: PathLike, *, openai_flags: str | None = None) -> Run:
     """Read a folder of diffusers; where it does not say which label is the null label, it is the
     last, if samples are guided.
+
+    With `openai_flags`, MODEL_FLAGS and DIFFUSION_FLAGS of OpenAI's code in one string, `folder` is
+    a state dict of theirs, a .pt or a .safetensors. It has no null label.
 
     Raises `FieldError` naming what is missing or does not fit.
     """
     folder = Path(folder)
+    if openai_flags is not None:
+        return _from_openai(folder, openai_flags)
+    if folder.is_file():
+        problem = f"{folder} is a file, and no folder of diffusers; one of OpenAI's comes with "
+        raise FieldError("folder", problem, Field("openai_flags"))
     if is_run(folder):
         problem = (f"{folder} is a run, for ", Field("load_run"), ", and no folder of diffusers")
         raise FieldError("folder", *problem)
     try:
         return _from_pretrained(load_diffusers(folder), folder)
     except ValueError as error:
+        raise FieldError("folder", str(error)) from None
+
+
+def _from_openai(path: Path, flags: str) -> Run:
+    try:
+        return _from_pretrained(load_openai(path, flags), path)._replace(null_label=None)
+    except (ImportError, ValueError) as error:
+        about, _, problem = str(error).partition("flags: ")
+        if not about:
+            raise FieldError("openai_flags", problem) from None
         raise FieldError("folder", str(error)) from None
 
 
@@ -281,6 +300,8 @@ def _from_pretrained(pretrained: Pretrained, folder: Path) -> Run:
 def load_model(folder: PathLike, *, weights: Weights = "ema") -> Run:
     """A run, one of its checkpoints or a folder of diffusers, whichever `folder` is."""
     folder = Path(folder)
+    if folder.is_file():
+        raise FieldError("folder", f"{folder} is a file; `jax-ddpm convert` makes a run of it")
     if not is_run(folder):
         return load_pretrained(folder)
     # By its own folder, which then also names the one before it.

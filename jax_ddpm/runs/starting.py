@@ -92,7 +92,9 @@ def _from_init(settings: Settings, data: Dataset) -> Run:
             f"its network has {run.num_classes} classes, the images {data.num_classes or 'none'}"
         )
         raise FieldError("init", problem)
-    if run.null_label is not None and data.num_classes > run.null_label:
+    if run.null_label is None:
+        return run._replace(num_classes=data.num_classes)
+    if data.num_classes > run.null_label:
         # A checkpoint whose every label is a class: none is left to stand for no class.
         return run._replace(null_label=None, guidance=1.0)
     return run._replace(num_classes=data.num_classes, guidance=settings.guidance)
