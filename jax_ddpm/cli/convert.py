@@ -3,6 +3,7 @@
 from jax_ddpm.cli.config import ConvertConfig
 from jax_ddpm.cli.errors import UsageError, naming, writing
 from jax_ddpm.interop import save_diffusers, simple_unet_to_torch, unet_to_torch
+from jax_ddpm.interop.hub import is_hub_name
 from jax_ddpm.io.arrays import save_tensors
 from jax_ddpm.models import SimpleUNet
 from jax_ddpm.runs import Run, load_model, load_pretrained, load_state_dict, save_run
@@ -12,7 +13,7 @@ __all__ = ["convert"]
 
 def convert(config: ConvertConfig) -> None:
     """Read `config.source`, whatever it is, and write it as `config.to` says."""
-    if not config.source.exists():
+    if not config.source.exists() and not is_hub_name(config.source):
         raise UsageError(f"SOURCE: no such file or folder: {config.source}")
     with naming(folder="SOURCE", path="SOURCE"):
         if config.openai_flags is not None:

@@ -16,13 +16,15 @@ import numpy as np
 
 from jax_ddpm._checks import checked
 from jax_ddpm.interop.configs import complete_config
+from jax_ddpm.interop.hub import from_hub, is_hub_name
 from jax_ddpm.interop.pretrained import Pretrained
 from jax_ddpm.interop.scheduler import (
     default_scheduler,
     scheduler_config,
     scheduler_from_config,
 )
-from jax_ddpm.interop.unet import unet_from_torch, unet_to_torch
+from jax_ddpm.interop.tensors import read_state_dict, without_module
+from jax_ddpm.interop.unet import unet_from_torch, unet_to_torch, unet_variables
 from jax_ddpm.io.arrays import load_tensors, save_tensors
 from jax_ddpm.io.files import new_folder
 from jax_ddpm.io.json import read_json, write_json
@@ -90,17 +92,31 @@ _UNET_IGNORED = (
 
 
 @checked
-def load_diffusers(folder: str | os.PathLike[str]) -> Pretrained:
+def load_diffusers(
+    folder: str | os.PathLike[str], *, revision: str | None = None, variant: str | None = None
+) -> Pretrained:
     """Open a folder that `DDPMPipeline.save_pretrained` wrote, or one with the U-Net at its root.
 
     Weights keep their dtype. A U-Net that comes without a scheduler is taken for one of Ho et
     al.'s (ε, T = 1,000, linear β), with a warning.
 
+    Args:
+      folder: a path, or where there is none, a name on Hugging Face's hub ("google/ddpm-cat-256"):
+        its files come through huggingface_hub's cache, from the hub if it is online.
+      revision: on the hub, a branch, a tag or a commit.
+      variant: which weights ("fp16", "non_ema"), as they are called in the names of files.
+
     Raises:
-      ValueError: a file is missing, damaged or a pickle; a config says what is not supported; a
-        tensor is missing, unknown or misshapen. The message names it.
+      ValueError: a file is missing or damaged; a config says what is not supported; a tensor is
+        missing, unknown or misshapen; there is a pickle alone (.bin), and torch is not installed
+        to read it. The message names it.
+      ImportError: `folder` is a name on the hub, and huggingface_hub is not installed.
     """
-    folder = Path(folder)
+    name, folder = folder, Path(folder)
+    if is_hub_name(name):
+        folder = from_hub(str(name), revision, variant)
+    elif revision is not None:
+        raise ValueError(f"revision: expected None for a folder, got {revision!r}")
     if not folder.is_dir():
         raise ValueError(
             f"{folder}: expected a folder of diffusers, got none; nothing is downloaded"
@@ -118,9 +134,9 @@ def load_diffusers(folder: str | os.PathLike[str]) -> Pretrained:
         _check_words(model)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    tensors = _load_weights(unet)
+    tensors = _load_weights(unet, variant)
     try:
-        variables = unet_from_torch(tensors, model)
+        variables = unet_variables(without_module(tensors), model)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{unet}: {error}") from None
     null_label = content.get(_NULL_LABEL)
@@ -218,26 +234,50 @@ def _load_scheduler(folder: Path) -> dict[str, Any]:
     return default_scheduler()
 
 
-def _load_weights(folder: Path) -> dict[str, np.ndarray]:
+def _load_weights(folder: Path, variant: str | None) -> dict[str, np.ndarray]:
+    weights, pickle = (_variant(name, variant) for name in (_WEIGHTS, _PICKLE))
     index = folder / f"{_WEIGHTS}.index.json"
-    if (folder / _WEIGHTS).exists():
-        return load_tensors(folder / _WEIGHTS)
+    if variant is not None:
+        index = folder / f"{_WEIGHTS}.index.{variant}.json"
+    if (folder / weights).exists():
+        return load_tensors(folder / weights)
     if index.exists():
         return _load_shards(index)
+    if (folder / pickle).exists():
+        return _load_pickle(folder / pickle)
+    if variant is not None:
+        raise ValueError(f"{folder}: expected {weights}, got {_others(folder)}")
     variants = sorted(folder.glob("diffusion_pytorch_model.*.safetensors"))  # fp16, non_ema, …
     if len(variants) == 1:
         return load_tensors(variants[0])
     if variants:
         names = ", ".join(each.name for each in variants)
         raise ValueError(f"{folder}: expected {_WEIGHTS}, got several others: {names}")
-    if (folder / _PICKLE).exists():
+    raise ValueError(f"{folder}: expected {_WEIGHTS}, got {_others(folder)}")
+
+
+def _variant(name: str, variant: str | None) -> str:
+    """diffusers' name of the file: `diffusion_pytorch_model.fp16.safetensors`."""
+    stem, _, suffix = name.rpartition(".")
+    return name if variant is None else f"{stem}.{variant}.{suffix}"
+
+
+def _others(folder: Path) -> str:
+    names = sorted(each.name for each in folder.iterdir() if each.suffix != ".json")
+    return ", ".join(names) or "none"
+
+
+def _load_pickle(path: Path) -> dict[str, np.ndarray]:
+    try:
+        return read_state_dict(path)
+    except (ImportError, ValueError) as error:
+        reason = "torch is not installed" if isinstance(error, ImportError) else error
+        folder = path.parent
         raise ValueError(
-            f"{folder / _PICKLE}: expected safetensors, got a pickle, which can run code; convert "
+            f"{path}: expected safetensors, got a pickle, which can run code; convert "
             f'it where you trust it: python -c "from diffusers import UNet2DModel as M; '
-            f"M.from_pretrained('{folder}').save_pretrained('{folder}')\""
-        )
-    others = ", ".join(sorted(each.name for each in folder.iterdir() if each.suffix != ".json"))
-    raise ValueError(f"{folder}: expected {_WEIGHTS}, got {others or 'none'}")
+            f"M.from_pretrained('{folder}').save_pretrained('{folder}')\" ({reason})"
+        ) from None
 
 
 def _load_shards(index: Path) -> dict[str, np.ndarray]:

@@ -3,10 +3,13 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from jax_ddpm._checks import check_choice
 from jax_ddpm._typing import ThresholdFn
 from jax_ddpm.models import SimpleUNet, UNet
 from jax_ddpm.reverse import PredictionType, VarianceType
-from jax_ddpm.samplers import Sampler, ancestral, ddim
+from jax_ddpm.samplers import Sampler, ancestral, ddim, dpm_solver_pp
 from jax_ddpm.schedule import NoiseSchedule, Spacing, respace, spaced_timesteps
 
 __all__ = ["Pretrained"]
@@ -28,6 +31,8 @@ class Pretrained(NamedTuple):
     """diffusers' class that its folder names."""
     null_label: int | None = None
     """The label that stands for none, where it is known."""
+    solver: Mapping[str, Any] | None = None
+    """What a config of `DPMSolverMultistepScheduler` says of how it samples."""
     timestep_respacing: str = ""
     """The chain of `chain()`, in OpenAI's words; `""` is the whole one."""
 
@@ -47,13 +52,18 @@ class Pretrained(NamedTuple):
     def sampler(self) -> Sampler:
         """The rule of that class, as diffusers' own pipelines run it.
 
-        Raises `ValueError` for a class whose rule is not here.
+        Raises `ValueError` for a class whose rule is not here, or a setting of it.
         """
+        if self.solver is not None:
+            return _multistep(self.solver)
         if self.scheduler.startswith("DDPM"):
             return ancestral()
         if self.scheduler.startswith("DDIM"):
             return ddim(use_clipped_model_output=False)
-        raise ValueError(f"scheduler: expected one of DDPM or DDIM, got {self.scheduler}")
+        raise ValueError(
+            "scheduler: expected one of DDPM, DDIM or DPMSolverMultistep, whose rules are here, "
+            f"got {self.scheduler}"
+        )
 
     def chain(self, steps: int | str | None = None) -> NoiseSchedule:
         """The chain of `steps` that diffusers would run: its spacing, its offset, its end.
@@ -62,11 +72,32 @@ class Pretrained(NamedTuple):
         string says the spacing too, as in `spaced_timesteps`; None is `timestep_respacing`.
         """
         steps = self.timestep_respacing if steps is None else steps
-        spaced = spaced_timesteps(self.schedule.num_timesteps, steps, self.timestep_spacing)
+        last = self.schedule.num_timesteps - 1
+        if self.solver is not None and not isinstance(steps, str):
+            if not 1 <= steps <= last:
+                raise ValueError(f"steps: expected 1 to {last} for {self.scheduler}, got {steps}")
+            # The one more that its spacing has is the end of the chain, which it replaces.
+            first = 0 if self.timestep_spacing == "trailing" else 1
+            spaced = spaced_timesteps(last + 1, steps + first, self.timestep_spacing)[first:]
+        else:
+            spaced = spaced_timesteps(last + 1, steps, self.timestep_spacing)
         if isinstance(steps, str):
             return respace(self.schedule, spaced)
-        last = self.schedule.num_timesteps - 1
         if self.timestep_spacing == "leading" and spaced[-1] + self.steps_offset <= last:
             spaced = spaced + self.steps_offset
         final = 1.0 if self.set_alpha_to_one else float(self.schedule.alphas_cumprod[0])
         return respace(self.schedule, spaced, final_alpha_cumprod=final)
+
+
+def _multistep(solver: Mapping[str, Any]) -> Sampler:
+    order, algorithm = solver["solver_order"], solver["algorithm_type"]
+    check_choice("algorithm_type", algorithm, ("dpmsolver++", "sde-dpmsolver++"))
+    check_choice("solver_order", order, (1, 2))  # of order 3 diffusers' own is another
+    check_choice("solver_type", solver["solver_type"], ("midpoint",))
+    check_choice("final_sigmas_type", solver["final_sigmas_type"], ("zero",))
+    if solver["lambda_min_clipped"] != -np.inf:
+        raise ValueError(
+            f"lambda_min_clipped: expected -inf, got {solver['lambda_min_clipped']}: dpm_solver_pp "
+            "over a chain of one's own leaves entries out"
+        )
+    return dpm_solver_pp(order, stochastic=algorithm.startswith("sde"))

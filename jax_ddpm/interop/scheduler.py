@@ -1,8 +1,8 @@
 """diffusers' scheduler configs: schedule, parametrisation and clipping, in and out.
 
-Only what says how the network was trained is read, whichever scheduler the config is of. How to
-sample it (which update rule, how many steps) is the caller's: `p_sample_loop(…, sampler=…)` over
-`Pretrained.chain(steps)`.
+What says how the network was trained is read, whichever scheduler the config is of, and for
+`Pretrained.sampler()` how some of them sample. How to sample is the caller's all the same:
+`p_sample_loop(…, sampler=…)` over `Pretrained.chain(steps)`.
 """
 
 from collections.abc import Mapping
@@ -93,6 +93,14 @@ _IGNORED = (
     "time_shift_type",
     "timestep_type",
 )
+_MULTISTEP: dict[str, Any] = {
+    "solver_order": 2,
+    "algorithm_type": "dpmsolver++",
+    "solver_type": "midpoint",
+    "final_sigmas_type": "zero",
+    "lambda_min_clipped": -np.inf,
+}
+"""How `DPMSolverMultistepScheduler` samples."""
 _VARIANCE_TYPES = {
     "fixed_small": "fixed_small",
     "fixed_small_log": "fixed_small",  # the same variance, by way of its logarithm
@@ -114,7 +122,10 @@ def scheduler_from_config(content: Mapping[str, Any], path: Path) -> dict[str, A
     settings = complete_config(content, path, _DEFAULTS, _IGNORED)
     try:
         kind = content.get("_class_name", "DDPMScheduler")
-        return {**_scheduler(settings), "scheduler": kind}
+        fields = {**_scheduler(settings), "scheduler": kind}
+        if kind == "DPMSolverMultistepScheduler":
+            fields["solver"] = {name: content.get(name, _MULTISTEP[name]) for name in _MULTISTEP}
+        return fields
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from None
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from jax_ddpm.io.arrays import load_tensors
 
-__all__ = ["check_tensors", "params_of", "read_state_dict", "to_arrays"]
+__all__ = ["check_tensors", "params_of", "read_state_dict", "to_arrays", "without_module"]
 
 
 def read_state_dict(
@@ -27,7 +27,7 @@ def read_state_dict(
     if not path.is_file():
         raise ValueError(f"{path}: expected a file of weights, got none")
     if path.suffix == ".safetensors":
-        return load_tensors(path)
+        return without_module(load_tensors(path))
     try:
         torch = import_module("torch")
     except ImportError:
@@ -42,11 +42,11 @@ def read_state_dict(
         raise ValueError(f"{path}: expected a state dict of tensors: {reason}") from None
     if not isinstance(content, Mapping):
         raise ValueError(f"{path}: expected a state dict, got {type(content).__name__}")
-    return to_arrays(content)
+    return to_arrays(content, copy=False)
 
 
-def to_arrays(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Copies of tensors or arrays by name: training on in torch must not change them.
+def to_arrays(state_dict: Mapping[str, Any], *, copy: bool = True) -> dict[str, np.ndarray]:
+    """Tensors or arrays by name, copied, since training on in torch must not change them.
 
     The prefix `module.` that `DataParallel` gives all names is left out. Raises `TypeError` naming
     what cannot be read.
@@ -56,11 +56,16 @@ def to_arrays(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
         # A parameter that tracks gradients refuses NumPy, and this package never imports torch.
         value = value.detach() if hasattr(value, "detach") else value
         try:
-            arrays[name] = np.asarray(value).copy()
+            arrays[name] = np.array(value) if copy else np.asarray(value)
         except (TypeError, RuntimeError) as error:
             raise TypeError(f"state_dict: cannot read {name}: {error}") from None
-    if arrays and all(name.startswith("module.") for name in arrays):
-        arrays = {name.removeprefix("module."): value for name, value in arrays.items()}
+    return without_module(arrays)
+
+
+def without_module(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The same without `DataParallel`'s prefix, if all names have it."""
+    if all(name.startswith("module.") for name in arrays):
+        return {name.removeprefix("module."): value for name, value in arrays.items()}
     return arrays
 
 

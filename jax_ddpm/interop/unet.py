@@ -22,7 +22,7 @@ from jax_ddpm.interop.tensors import check_tensors, params_of, to_arrays
 from jax_ddpm.io.arrays import flatten, unflatten
 from jax_ddpm.models import UNet
 
-__all__ = ["unet_from_torch", "unet_to_torch"]
+__all__ = ["unet_from_torch", "unet_to_torch", "unet_variables"]
 
 _LISTS = re.compile(
     r"\b(down_blocks|up_blocks|resnets|attentions|downsamplers|upsamplers|to_out)_(\d+)"
@@ -39,7 +39,12 @@ def unet_from_torch(state_dict: Mapping[str, Any], model: UNet) -> dict[str, Any
     Accepts tensors (on the CPU) or arrays and keeps their dtype. Raises `ValueError` naming any
     tensor that is missing, unknown or misshapen.
     """
-    tensors = {_current_name(name): value for name, value in to_arrays(state_dict).items()}
+    return unet_variables(to_arrays(state_dict), model)
+
+
+def unet_variables(arrays: Mapping[str, np.ndarray], model: UNet) -> dict[str, Any]:
+    """As `unet_from_torch`, of arrays that nobody changes: views of them, not copies."""
+    tensors = {_current_name(name): value for name, value in arrays.items()}
     expected = _flax_shapes(model)
     names = {path: _torch_name(path) for path in expected}
     check_tensors(

@@ -3,6 +3,7 @@
 safetensors is imported when a file is: the core of the library does without it.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,16 +38,30 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Any]) -> None:
 
 
 def load_tensors(path: str | Path) -> dict[str, np.ndarray]:
-    """Read arrays by name. Raises `ValueError` naming a file that cannot be read."""
+    """Arrays by name, read-only views of the mapped file: what is not used is not read.
+
+    Raises `ValueError` naming a file that cannot be read.
+    """
+    from safetensors import SafetensorError, safe_open
+
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: expected a safetensors file, got none")
+    tensors = {}
     try:
-        return from_bytes(path.read_bytes())
-    except (OSError, ValueError) as error:
+        with safe_open(path, framework="np") as file:
+            data = np.asarray(np.memmap(path, np.uint8, mode="r"))
+            end = 8 + int.from_bytes(data[:8].tobytes(), "little")  # of the header
+            for name in file.offset_keys():  # one after the other, without holes
+                entry = file.get_slice(name)
+                dtype, shape = np.dtype(_DTYPES[entry.get_dtype()]), entry.get_shape()
+                start, end = end, end + math.prod(shape) * dtype.itemsize
+                tensors[name] = data[start:end].view(dtype).reshape(shape)
+    except (SafetensorError, KeyError, OSError, ValueError) as error:
         raise ValueError(
             f"{path}: expected a safetensors file, got a damaged one: {error}"
         ) from None
+    return tensors
 
 
 def to_bytes(tensors: Mapping[str, Any]) -> bytes:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+import safetensors.torch
 import torch
 from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
 
@@ -401,6 +402,48 @@ def test_what_cannot_be_written_leaves_nothing(tmp_path):
         save_diffusers(tmp_path / "a", pretrained)
 
 
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_a_pickle_is_read_by_torch(tmp_path, variant):
+    network = written(tmp_path, safe_serialization=False, variant=variant)
+    assert [path.suffix for path in (tmp_path / "unet").iterdir()].count(".bin") == 1
+    check_weights(load_diffusers(tmp_path, variant=variant), network)
+
+
+def test_a_variant_is_read_where_it_is_asked_for(tmp_path):
+    network = written(tmp_path)
+    half = {name: each.half() for name, each in network.state_dict().items()}
+    safetensors.torch.save_file(half, (tmp_path / WEIGHTS).with_suffix(".fp16.safetensors"))
+    check_weights(load_diffusers(tmp_path), network)
+    ours = load_diffusers(tmp_path, variant="fp16")
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(ours.variables)} == {"float16"}
+    with pytest.raises(ValueError, match="expected diffusion_pytorch_model.ema.safetensors, got"):
+        load_diffusers(tmp_path, variant="ema")
+
+
+def test_names_on_the_hub_come_from_its_cache(tmp_path, monkeypatch):
+    """Offline, and in a folder that has none of that name."""
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "cache" / "models--owner--tiny.v1"
+    network = written(repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    monkeypatch.chdir(tmp_path)
+    check_weights(load_diffusers("owner/tiny.v1"), network)
+    check_weights(load_diffusers("owner/tiny.v1", revision=commit), network)
+    with pytest.raises(ValueError, match="owner/other: expected a folder .*, and on the hub: "):
+        load_diffusers("owner/other")
+    with pytest.raises(ValueError, match="owner/tiny.v1: expected .* on the hub: "):
+        load_diffusers("owner/tiny.v1", revision="a-branch")
+    (tmp_path / "owner").mkdir()
+    with pytest.raises(ValueError, match="owner/tiny.v1: expected a folder .* nothing is download"):
+        load_diffusers("owner/tiny.v1")
+    with pytest.raises(ValueError, match="revision: expected None for a folder, got 'main'"):
+        load_diffusers(tmp_path, revision="main")
+
+
 def check_weights(pretrained, network):
     for name, value in ddpm.interop.unet_to_torch(pretrained.variables).items():
         np.testing.assert_array_equal(value, network.state_dict()[name].numpy())
@@ -441,3 +484,67 @@ def test_the_default_pictures_of_a_ddim_folder(tmp_path, defaults):
     expected = from_torch(x)
     np.testing.assert_allclose(draw(pretrained.sampler()), expected, rtol=0, atol=1e-3)
     assert np.abs(draw(ddpm.ddim()) - expected).max() > 0.1  # the other rule
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation")  # diffusers' own
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"solver_order": 1, "timestep_spacing": "leading", "steps_offset": 1},
+        {"timestep_spacing": "trailing", "beta_schedule": "squaredcos_cap_v2"},
+        {"prediction_type": "v_prediction", "thresholding": True, "euler_at_final": True},
+    ],
+    ids=str,
+)
+def test_the_default_pictures_of_a_dpm_solver_folder(tmp_path, settings):
+    from diffusers import DPMSolverMultistepScheduler
+
+    theirs = DPMSolverMultistepScheduler(**settings)
+    network = written(tmp_path, scheduler=theirs)
+    pretrained = load_diffusers(tmp_path)
+    x_T = images(0, "float32", (2, 8, 8, 3))
+    theirs.set_timesteps(20)
+    chain = pretrained.chain(20)
+    np.testing.assert_array_equal(chain.timesteps[::-1], theirs.timesteps.numpy())
+    x = to_torch(x_T)
+    with torch.no_grad():
+        for t in theirs.timesteps:
+            x = theirs.step(network(x, t).sample, t, x).prev_sample
+
+    @jax.jit
+    def draw(variables):
+        return ddpm.p_sample_loop(
+            None,
+            chain,
+            lambda x, t: pretrained.model.apply(variables, x, t),
+            x_T.shape,
+            sampler=pretrained.sampler(),
+            x_T=x_T,
+            **pretrained.policy,
+        )
+
+    expected = from_torch(x)
+    tolerance = 1e-3 * max(1, np.abs(expected).max())
+    np.testing.assert_allclose(draw(pretrained.variables), expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"solver_order": 3}, "solver_order: expected one of 1, 2, got 3"),
+        ({"solver_type": "heun"}, "solver_type: expected"),
+        ({"final_sigmas_type": "sigma_min"}, "final_sigmas_type: expected"),
+        ({"lambda_min_clipped": -5.1}, "lambda_min_clipped: expected -inf, got -5.1"),
+    ],
+)
+def test_a_solver_that_is_not_here_is_refused_by_name(tmp_path, settings, words):
+    from diffusers import DPMSolverMultistepScheduler
+
+    written(tmp_path, scheduler=DPMSolverMultistepScheduler(**settings))
+    pretrained = load_diffusers(tmp_path)  # its training is read all the same
+    with pytest.raises(ValueError, match=words):
+        pretrained.sampler()
+    edited(tmp_path / SCHEDULER, algorithm_type="dpmsolver")
+    with pytest.raises(ValueError, match="algorithm_type: expected"):
+        load_diffusers(tmp_path).sampler()
