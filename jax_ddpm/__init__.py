@@ -19,6 +19,7 @@ from jax_ddpm.forward import q_posterior_mean_variance as q_posterior_mean_varia
 from jax_ddpm.forward import q_sample as q_sample
 from jax_ddpm.guidance import classifier_free_guidance as classifier_free_guidance
 from jax_ddpm.guidance import classifier_guidance as classifier_guidance
+from jax_ddpm.guidance import reconstruction_guidance as reconstruction_guidance
 from jax_ddpm.inpainting import inpaint as inpaint
 from jax_ddpm.inpainting import repaint_walk as repaint_walk
 from jax_ddpm.likelihood import BitsPerDim as BitsPerDim

@@ -2,12 +2,15 @@
 
     ε̃ = ε(x_t, y) + w (ε(x_t, y) - ε(x_t))                      Ho & Salimans 2022, eq. 6
     ε̂ = ε(x_t) - s √(1 - ᾱ_t) ∇ log p(y | x_t)                  Dhariwal & Nichol 2021, Alg. 2
+    p(y | x_t) ≈ p(y | x̂_0(x_t))                                Chung et al. 2023, Theorem 1
 
-The first is linear, so it holds for x_0 and v as it stands. Where the network also predicts a
+The first is linear, so it holds for x_0 and v as it stands. The third needs no classifier of noisy
+images, and is what inverse problems are solved with. Where the network also predicts a
 variance (2C channels for C of x_t), only the first C are guided.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,11 +19,11 @@ from jax.core import Tracer
 from jaxtyping import Array
 
 from jax_ddpm._checks import check_shape, check_type, checked
-from jax_ddpm._typing import DenoiseFn, Output, Weight
-from jax_ddpm.reverse import PredictionType
+from jax_ddpm._typing import DenoiseFn, Output, ThresholdFn, Weight
+from jax_ddpm.reverse import PredictionType, p_mean_variance
 from jax_ddpm.schedule import NoiseSchedule, extract, per_sample
 
-__all__ = ["classifier_free_guidance", "classifier_guidance"]
+__all__ = ["classifier_free_guidance", "classifier_guidance", "reconstruction_guidance"]
 
 
 @checked
@@ -95,29 +98,102 @@ def classifier_guidance(
     Raises:
       ValueError: a choice or a shape does not fit, or `schedule` is not one of training.
     """
+    _check_training(schedule)
+
+    def guided_fn(x_t, t):
+        output = denoise_fn(x_t, t)
+        log_prob, pullback = vjp(lambda x: log_prob_fn(x, t), x_t)
+        score = _score(log_prob, pullback, x_t)
+        return _shifted(schedule, output, x_t, t, scale, score, prediction_type)
+
+    return guided_fn
+
+
+@checked
+def reconstruction_guidance(
+    schedule: NoiseSchedule,
+    denoise_fn: DenoiseFn,
+    log_prob_fn: Callable[[Array, Array], Array],
+    scale: Weight = 1.0,
+    *,
+    prediction_type: PredictionType = "epsilon",
+    clip_denoised: bool | ThresholdFn = True,
+) -> DenoiseFn:
+    """Lead x_t where its x̂_0 agrees with a measurement: Chung et al. 2023 (DPS), Theorem 1; Ho
+    et al. 2022b, eq. 7.
+
+    The gradient goes through the network, which is run once. DPS follows the gradient of
+    -‖y - A(x̂_0)‖ with a step size of its own; Ho et al. that of -‖y - A(x̂_0)‖² ᾱ_t / 2(1 - ᾱ_t).
+
+    Args:
+      schedule: the one of training, not a `respace`d one, since t is the training timestep.
+      denoise_fn: the network, of output `prediction_type`.
+      log_prob_fn: `(x_start, t) -> log p(y | x_0)`, [batch], up to a constant.
+      scale: s, one number or one a sample; may be traced.
+      clip_denoised: whether `log_prob_fn` sees x̂_0 clipped, or by what, as in `p_mean_variance`.
+
+    Raises:
+      ValueError: a choice or a shape does not fit, or `schedule` is not one of training.
+    """
+    _check_training(schedule)
+
+    def guided_fn(x_t, t):
+        def log_prob(x):
+            output = denoise_fn(x, t)
+            eps, _ = _split("denoise_fn", output, x)
+            x_start = p_mean_variance(
+                schedule,
+                lambda x, t: eps,
+                x,
+                t,
+                prediction_type=prediction_type,
+                clip_denoised=clip_denoised,
+            ).pred_xstart
+            return log_prob_fn(x_start, t), output
+
+        log_prob, pullback, output = vjp(log_prob, x_t, has_aux=True)
+        score = _score(log_prob, pullback, x_t)
+        return _shifted(schedule, output, x_t, t, scale, score, prediction_type)
+
+    return guided_fn
+
+
+def _check_training(schedule: NoiseSchedule) -> None:
     timesteps = schedule.timesteps
     if not isinstance(timesteps, Tracer) and np.any(timesteps != np.arange(timesteps.size)):
         raise ValueError(f"schedule: expected the training schedule, got timesteps {timesteps}")
 
-    def guided_fn(x_t, t):
-        eps, rest = _split("denoise_fn", denoise_fn(x_t, t), x_t)
-        # A pullback of ones, not the gradient of a sum over the batch, which devices share.
-        log_prob, pullback = vjp(lambda x: log_prob_fn(x, t), x_t)
-        check_type("output of log_prob_fn", log_prob, Output)
-        check_shape("output of log_prob_fn", log_prob, x_t.shape[:1])
-        (score,) = pullback(jnp.ones_like(log_prob))
-        sigma = extract(schedule.sqrt_one_minus_alphas_cumprod, t, x_t)
-        recip_alpha = extract(schedule.sqrt_recip_alphas_cumprod, t, x_t)
-        recip_alpha = jnp.where(jnp.isfinite(recip_alpha), recip_alpha, 0)
-        shift = {
-            "epsilon": -sigma,
-            "sample": sigma * sigma * recip_alpha,
-            "v_prediction": -sigma * recip_alpha,
-        }[prediction_type]
-        guided = eps + per_sample("scale", scale, x_t) * shift * score
-        return jnp.concatenate([guided, rest], axis=-1)
 
-    return guided_fn
+def _score(log_prob: Array, pullback: Callable[[Array], Any], x_t: Array) -> Array:
+    """∇ log p of every sample."""
+    check_type("output of log_prob_fn", log_prob, Output)
+    check_shape("output of log_prob_fn", log_prob, x_t.shape[:1])
+    # A pullback of ones, not the gradient of a sum over the batch, which devices share.
+    (score,) = pullback(jnp.ones_like(log_prob))
+    return score
+
+
+def _shifted(
+    schedule: NoiseSchedule,
+    output: Any,
+    x_t: Array,
+    t: Array,
+    scale: Weight,
+    score: Array,
+    prediction_type: PredictionType,
+) -> Array:
+    """The output, led along the score: Algorithm 2, in ε, x_0 or v."""
+    predicted, rest = _split("denoise_fn", output, x_t)
+    sigma = extract(schedule.sqrt_one_minus_alphas_cumprod, t, x_t)
+    recip_alpha = extract(schedule.sqrt_recip_alphas_cumprod, t, x_t)
+    recip_alpha = jnp.where(jnp.isfinite(recip_alpha), recip_alpha, 0)
+    shift = {
+        "epsilon": -sigma,
+        "sample": sigma * sigma * recip_alpha,
+        "v_prediction": -sigma * recip_alpha,
+    }[prediction_type]
+    guided = predicted + per_sample("scale", scale, x_t) * shift * score
+    return jnp.concatenate([guided, rest], axis=-1)
 
 
 def _split(name: str, output: Array, x_t: Array) -> tuple[Array, Array]:

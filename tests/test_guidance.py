@@ -163,6 +163,45 @@ def test_classifier_guidance_gives_the_posterior(prediction_type, x_t, t):
     np.testing.assert_allclose(guided(x_t, t), expected, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
+def test_reconstruction_guidance_gives_the_posterior(prediction_type, x_t, t):
+    """As above, for a measurement y of x_0 whose variance about x̂_0 is known at every step."""
+    mean, std, y, noise = 0.3, 0.7, 1.1, 0.4
+    posterior_std = (1 / std**2 + 1 / noise**2) ** -0.5
+    posterior_mean = posterior_std**2 * (mean / std**2 + y / noise**2)
+
+    def log_prob_fn(x_start, t):
+        a = jnp.asarray(SCHEDULE.alphas_cumprod)[t].reshape(-1, 1, 1, 1)
+        variance = std**2 * (1 - a) / (a * std**2 + 1 - a) + noise**2
+        return (-((y - x_start) ** 2) / variance / 2).sum((1, 2, 3))
+
+    guided = ddpm.reconstruction_guidance(
+        SCHEDULE,
+        with_variance(best_output(mean, std, prediction_type), 0.25),
+        log_prob_fn,
+        prediction_type=prediction_type,
+        clip_denoised=False,
+    )(x_t, t)
+    expected = best_output(posterior_mean, posterior_std, prediction_type)(x_t, t)
+    np.testing.assert_allclose(guided[..., :2], expected, rtol=0, atol=1e-10)
+    np.testing.assert_array_equal(guided[..., 2:], np.full(SHAPE, 0.25))
+
+
+def test_reconstruction_guidance_sees_what_is_clipped(x_t, t):
+    """Where x̂_0 is clipped its gradient is 0, and where it is not, nothing changes."""
+    free, led = (
+        ddpm.reconstruction_guidance(
+            SCHEDULE, CONDITIONAL, lambda x, t: x.sum((1, 2, 3)), clip_denoised=clip
+        )(x_t, t)
+        for clip in (False, lambda x: jnp.clip(x, 0.7, 0.8))
+    )
+    x_start = best_output(0.8, 0.3, "sample")(x_t, t)
+    outside = (x_start < 0.7) | (x_start > 0.8)
+    assert 0 < outside.mean() < 1
+    expected = jnp.where(outside, CONDITIONAL(x_t, t), free)
+    np.testing.assert_allclose(led, expected, rtol=1e-12, atol=1e-14)
+
+
 def test_pure_noise_is_not_led(x_t):
     """At ᾱ = 0 the shift of v would be 0 / 0."""
     schedule = ddpm.make_schedule(ddpm.rescale_zero_terminal_snr(SCHEDULE.betas))
@@ -193,3 +232,7 @@ def test_bad_input_is_named(untyped, x_t, t):
         ddpm.classifier_guidance(SHORT, CONDITIONAL, lambda x, t: x.sum((1, 2, 3)))
     with pytest.raises(ValueError, match="prediction_type: expected one of"):
         ddpm.classifier_guidance(SCHEDULE, CONDITIONAL, lambda x, t: t, prediction_type="noise")
+    with pytest.raises(ValueError, match="output of log_prob_fn: expected shape"):
+        ddpm.reconstruction_guidance(SCHEDULE, CONDITIONAL, lambda x, t: x.sum())(x_t, t)
+    with pytest.raises(ValueError, match="schedule: expected the training schedule"):
+        ddpm.reconstruction_guidance(SHORT, CONDITIONAL, lambda x, t: x.sum((1, 2, 3)))

@@ -182,6 +182,13 @@ CALLS = {
         "scale": 1.0,
         "prediction_type": "epsilon",
     },
+    ddpm.reconstruction_guidance: {
+        "schedule": SCHEDULE,
+        "denoise_fn": network,
+        "log_prob_fn": log_prob,
+        "scale": 1.0,
+        "prediction_type": "epsilon",
+    },
     ddpm.image_to_image: {**CHAIN, "x_start": X, "steps": 2, "sampler": ddpm.ddim()},
     ddpm.ddim_invert: {"schedule": SCHEDULE, "denoise_fn": network, "x_start": X},
     ddpm.interpolate: {

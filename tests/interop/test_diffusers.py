@@ -486,6 +486,90 @@ def test_the_default_pictures_of_a_ddim_folder(tmp_path, defaults):
     assert np.abs(draw(ddpm.ddim()) - expected).max() > 0.1  # the other rule
 
 
+# The configs that google published, as they were written in 2022: ddpm-cifar10-32; and one for
+# ddpm-bedroom-256, -cat-256, -church-256, -celebahq-256 and the ema form of each.
+GOOGLE = {
+    "cifar10-32": {
+        "sample_size": 32,
+        "block_out_channels": [128, 256, 256, 256],
+        "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"],
+        "up_block_types": ["UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
+    },
+    "256": {
+        "sample_size": 256,
+        "block_out_channels": [128, 128, 256, 256, 512, 512],
+        "down_block_types": [*["DownBlock2D"] * 4, "AttnDownBlock2D", "DownBlock2D"],
+        "up_block_types": ["UpBlock2D", "AttnUpBlock2D", *["UpBlock2D"] * 4],
+    },
+}
+GOOGLE_COMMON = {
+    "_class_name": "UNet2DModel",
+    "_diffusers_version": "0.0.4",
+    "act_fn": "silu",
+    "attention_head_dim": None,
+    "center_input_sample": False,
+    "downsample_padding": 0,
+    "flip_sin_to_cos": False,
+    "freq_shift": 1,
+    "in_channels": 3,
+    "layers_per_block": 2,
+    "mid_block_scale_factor": 1,
+    "norm_eps": 1e-06,
+    "norm_num_groups": 32,
+    "out_channels": 3,
+    "time_embedding_type": "positional",
+}
+GOOGLE_SCHEDULER = {
+    "_class_name": "DDPMScheduler",
+    "_diffusers_version": "0.0.4",
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "beta_start": 0.0001,
+    "clip_sample": True,
+    "num_train_timesteps": 1000,
+    "timestep_values": None,
+    "trained_betas": None,
+    "variance_type": "fixed_small",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "side"), [("cifar10-32", 32), pytest.param("256", 64, marks=pytest.mark.slow)]
+)
+def test_the_repositories_of_google(tmp_path, name, side):
+    """The network and the scheduler at the root, a pickle, and the attention's names of 2022."""
+    config = GOOGLE_COMMON | GOOGLE[name]
+    network = reference_unet({k: v for k, v in config.items() if k[0] != "_"}, "float32")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "scheduler_config.json").write_text(json.dumps(GOOGLE_SCHEDULER))
+    index = {"scheduler": ["diffusers", "DDPMScheduler"], "unet": ["diffusers", "UNet2DModel"]}
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "DDPMPipeline"} | index))
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    tensors = {}
+    for tensor, value in network.state_dict().items():
+        for now, then in old.items():
+            tensor = tensor.replace(f".{now}.", f".{then}.")
+        tensors[tensor] = value
+    torch.save(tensors, tmp_path / "diffusion_pytorch_model.bin")
+
+    pretrained = load_diffusers(tmp_path)
+    assert pretrained.policy == {
+        "prediction_type": "epsilon",
+        "variance_type": "fixed_small",
+        "clip_denoised": True,
+    }
+    np.testing.assert_allclose(
+        pretrained.schedule.alphas_cumprod,
+        np.cumprod(1 - np.linspace(1e-4, 0.02, 1000)),
+        rtol=1e-12,
+    )
+    x, t = images(0, "float32", (1, side, side, 3)), timesteps(1000, 1)
+    with torch.no_grad():
+        expected = from_torch(network(to_torch(x), to_torch(t)).sample)
+    output = jax.jit(pretrained.model.apply)(pretrained.variables, x, t)
+    np.testing.assert_allclose(output, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+
+
 @pytest.mark.filterwarnings("ignore:__array__ implementation")  # diffusers' own
 @pytest.mark.parametrize(
     "settings",
