@@ -138,7 +138,7 @@ def reconstruction_guidance(
     _check_training(schedule)
 
     def guided_fn(x_t, t):
-        def log_prob(x):
+        def of_reconstruction(x):
             output = denoise_fn(x, t)
             eps, _ = _split("denoise_fn", output, x)
             x_start = p_mean_variance(
@@ -151,7 +151,7 @@ def reconstruction_guidance(
             ).pred_xstart
             return log_prob_fn(x_start, t), output
 
-        log_prob, pullback, output = vjp(log_prob, x_t, has_aux=True)
+        log_prob, pullback, output = vjp(of_reconstruction, x_t, has_aux=True)
         score = _score(log_prob, pullback, x_t)
         return _shifted(schedule, output, x_t, t, scale, score, prediction_type)
 

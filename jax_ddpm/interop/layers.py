@@ -25,7 +25,14 @@ from jax_ddpm._checks import check_choice, checked
 from jax_ddpm.interop.tensors import to_arrays
 from jax_ddpm.io.arrays import unflatten
 
-__all__ = ["LayerKind", "layer_kinds", "layers_from_torch", "weight_from_torch", "weight_to_torch"]
+__all__ = [
+    "LayerKind",
+    "layer_kinds",
+    "layers_from_torch",
+    "torch_shape",
+    "weight_from_torch",
+    "weight_to_torch",
+]
 
 LayerKind = Literal["conv", "conv_transpose", "linear", "embedding", "norm"]
 _LEAVES = {"embedding": "embedding", "norm": "scale"}
@@ -59,6 +66,17 @@ def weight_to_torch(kind: LayerKind, value: np.ndarray) -> np.ndarray:
     elif kind == "conv_transpose":
         value = np.moveaxis(_flipped(value, range(value.ndim - 2)), (-2, -1), (0, 1))
     return np.ascontiguousarray(value)
+
+
+def torch_shape(kind: LayerKind, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape in PyTorch of a kernel, embedding or scale of this one."""
+    if kind == "linear":
+        return shape[::-1]
+    if kind == "conv":
+        return (shape[-1], shape[-2], *shape[:-2])
+    if kind == "conv_transpose":
+        return (shape[-2], shape[-1], *shape[:-2])
+    return shape
 
 
 def layer_kinds(module: Any) -> dict[str, LayerKind]:

@@ -14,14 +14,12 @@ their `use_new_attention_order`).
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jax_ddpm.interop.layers import LayerKind, weight_from_torch, weight_to_torch
+from jax_ddpm.interop.layers import LayerKind, torch_shape, weight_from_torch
 from jax_ddpm.interop.tensors import check_tensors
-from jax_ddpm.io.arrays import flatten, unflatten
-from jax_ddpm.models import NoisyClassifier, UNet
+from jax_ddpm.io.arrays import unflatten
+from jax_ddpm.models import NoisyClassifier, UNet, parameter_shapes
 
 __all__ = ["classifier_from_openai", "unet_from_openai"]
 
@@ -58,7 +56,7 @@ class _Layer(NamedTuple):
 
     def shape(self, kind: LayerKind, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Of their tensor, for a weight of ours of this `shape`."""
-        first, *rest = weight_to_torch(kind, np.empty(shape, np.bool_)).shape
+        first, *rest = torch_shape(kind, shape)
         dense = (1,) * self.pixels if kind == "linear" else ()
         return (first if self.part is None else 3 * first, *rest, *dense)
 
@@ -90,9 +88,7 @@ def unet_from_openai(
         "conv_norm_out": _Layer("out.0"),
         "conv_out": _Layer("out.2"),
     }
-    side = 2 ** (len(model.block_out_channels) - 1)
-    labels = [] if model.num_class_embeds is None else [jnp.zeros((1,), jnp.int32)]
-    return _read(tensors, layers, _shapes(model, side, *labels), "the U-Net's")
+    return _read(tensors, layers, parameter_shapes(model), "the U-Net's")
 
 
 def classifier_from_openai(
@@ -111,7 +107,7 @@ def classifier_from_openai(
         layers |= {"hidden": _Layer("out.0"), "out": _Layer("out.2")}
     else:
         layers |= {"hidden": _Layer("out.0"), "norm_out": _Layer("out.1"), "out": _Layer("out.3")}
-    return _read(tensors, layers, _shapes(model, model.sample_size), "the classifier's")
+    return _read(tensors, layers, parameter_shapes(model), "the classifier's")
 
 
 def _way_down(model: UNet | NoisyClassifier, order: Order) -> Layers:
@@ -173,13 +169,6 @@ def _heads(model: UNet | NoisyClassifier, channels: int, *, up: bool = False) ->
     if isinstance(model, UNet) and model.num_attention_heads is not None:
         return (up and model.num_attention_heads_upsample) or model.num_attention_heads
     return channels // (model.attention_head_dim or channels)
-
-
-def _shapes(model: UNet | NoisyClassifier, side: int, *labels: Any) -> dict[str, tuple[int, ...]]:
-    images = jnp.zeros((1, side, side, model.in_channels), jnp.float32)
-    steps = jnp.zeros((1,), jnp.int32)
-    variables = jax.eval_shape(model.init, jax.random.key(0), images, steps, *labels)
-    return {path: leaf.shape for path, leaf in flatten(variables["params"]).items()}
 
 
 def _read(

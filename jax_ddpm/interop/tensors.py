@@ -56,7 +56,7 @@ def to_arrays(state_dict: Mapping[str, Any], *, copy: bool = True) -> dict[str, 
         # A parameter that tracks gradients refuses NumPy, and this package never imports torch.
         value = value.detach() if hasattr(value, "detach") else value
         try:
-            arrays[name] = np.array(value) if copy else np.asarray(value)
+            arrays[name] = np.asarray(value).copy() if copy else np.asarray(value)
         except (TypeError, RuntimeError) as error:
             raise TypeError(f"state_dict: cannot read {name}: {error}") from None
     return without_module(arrays)

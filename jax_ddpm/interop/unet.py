@@ -12,15 +12,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jax_ddpm._checks import checked
-from jax_ddpm.interop.layers import LayerKind, weight_from_torch, weight_to_torch
+from jax_ddpm.interop.layers import LayerKind, torch_shape, weight_from_torch, weight_to_torch
 from jax_ddpm.interop.tensors import check_tensors, params_of, to_arrays
 from jax_ddpm.io.arrays import flatten, unflatten
-from jax_ddpm.models import UNet
+from jax_ddpm.models import UNet, parameter_shapes
 
 __all__ = ["unet_from_torch", "unet_to_torch", "unet_variables"]
 
@@ -45,11 +43,14 @@ def unet_from_torch(state_dict: Mapping[str, Any], model: UNet) -> dict[str, Any
 def unet_variables(arrays: Mapping[str, np.ndarray], model: UNet) -> dict[str, Any]:
     """As `unet_from_torch`, of arrays that nobody changes: views of them, not copies."""
     tensors = {_current_name(name): value for name, value in arrays.items()}
-    expected = _flax_shapes(model)
+    expected = parameter_shapes(model)
     names = {path: _torch_name(path) for path in expected}
     check_tensors(
         tensors,
-        {names[path]: _torch_shape(path, shape) for path, shape in expected.items()},
+        {
+            names[path]: torch_shape(_kind(path, len(shape)), shape)
+            for path, shape in expected.items()
+        },
         owner="the U-Net's",
     )
     params = {
@@ -81,20 +82,3 @@ def _kind(path: str, axes: int) -> LayerKind:
     if not path.endswith("/kernel"):
         return "norm"  # biases and embeddings likewise: as they are
     return "conv" if axes == 4 else "linear"
-
-
-def _torch_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    return weight_to_torch(_kind(path, len(shape)), np.empty(shape, np.bool_)).shape
-
-
-def _flax_shapes(model: UNet) -> dict[str, tuple[int, ...]]:
-    side = 2 ** (len(model.block_out_channels) - 1)
-    labels = None if model.num_class_embeds is None else jnp.zeros((1,), jnp.int32)
-    variables = jax.eval_shape(
-        model.init,
-        jax.random.key(0),
-        jnp.zeros((1, side, side, model.in_channels), jnp.float32),
-        jnp.zeros((1,), jnp.int32),
-        labels,
-    )
-    return {path: leaf.shape for path, leaf in flatten(variables["params"]).items()}

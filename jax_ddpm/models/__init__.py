@@ -8,6 +8,7 @@ from jax_ddpm.models.presets import adm_imagenet512 as adm_imagenet512
 from jax_ddpm.models.presets import ddpm_celebahq as ddpm_celebahq
 from jax_ddpm.models.presets import ddpm_cifar10 as ddpm_cifar10
 from jax_ddpm.models.presets import ddpm_digits as ddpm_digits
+from jax_ddpm.models.shapes import parameter_shapes as parameter_shapes
 from jax_ddpm.models.simple_unet import SimpleUNet as SimpleUNet
 from jax_ddpm.models.unet import UNet as UNet
 
@@ -22,4 +23,5 @@ __all__ = [
     "ddpm_celebahq",
     "ddpm_cifar10",
     "ddpm_digits",
+    "parameter_shapes",
 ]

@@ -61,7 +61,7 @@ class NoisyClassifier(nn.Module):
 
         Raises `ValueError` naming a field or a shape that does not fit.
         """
-        check_choice("pool", self.pool, ("attention", "adaptive", "spatial", "spatial_v2"))
+        self.check_fields()
         check_shape("x", x, (len(x), self.sample_size, self.sample_size, self.in_channels))
         check_shape("t", t, (len(x),))
         config = BlockConfig(
@@ -112,6 +112,15 @@ class NoisyClassifier(nn.Module):
         if self.pool == "adaptive":
             return config.dense(self.num_classes, "out")(hidden.mean((1, 2)))
         return _AttentionPool(config, self.num_classes, name="out")(hidden)
+
+    def check_fields(self) -> None:
+        """Raises `ValueError` naming a field that does not fit."""
+        check_choice("pool", self.pool, ("attention", "adaptive", "spatial", "spatial_v2"))
+        for channels in self.block_out_channels:
+            if channels % _GROUPS:
+                raise ValueError(
+                    f"block_out_channels: expected multiples of {_GROUPS}, got {channels}"
+                )
 
 
 class _AttentionPool(nn.Module):

@@ -115,7 +115,7 @@ class UNet(nn.Module):
         the Flax stream `"dropout"`. Raises `ValueError` naming what does not fit: a field, a
         shape, or a concrete label out of range (a traced one makes NaN).
         """
-        self._check_fields()
+        self.check_fields()
         self._check_inputs(x, t, labels)
         config = BlockConfig(
             norm_num_groups=self.norm_num_groups,
@@ -206,7 +206,8 @@ class UNet(nn.Module):
             name="mid_block",
         )
 
-    def _check_fields(self) -> None:
+    def check_fields(self) -> None:
+        """Raises `ValueError` naming a field that does not fit."""
         for name, kinds in (
             ("down_block_types", ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D")),
             ("up_block_types", ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D")),
