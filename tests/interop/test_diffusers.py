@@ -570,6 +570,37 @@ def test_the_repositories_of_google(tmp_path, name, side):
     np.testing.assert_allclose(output, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
 
+def test_the_default_pictures_of_a_ddpm_folder(tmp_path, defaults):
+    """All steps of the pipeline's own loop, on the noise that torch draws for it."""
+    network = written(tmp_path, scheduler=DDPMScheduler(100, beta_end=0.2))
+    pretrained = load_diffusers(tmp_path)
+    theirs = DDPMScheduler.from_pretrained(tmp_path / "scheduler")
+    shape, generator = (2, 3, 8, 8), torch.Generator().manual_seed(0)
+    x = torch.randn(shape, generator=generator)
+    x_T, again = from_torch(x), torch.Generator()
+    again.set_state(generator.get_state())
+    noise = [from_torch(torch.randn(shape, generator=again)) for _ in range(99)]
+    noise = jnp.asarray([np.zeros_like(x_T), *reversed(noise)])
+    with torch.no_grad():
+        for t in theirs.timesteps:
+            x = theirs.step(network(x, t).sample, t, x, generator=generator).prev_sample
+
+    @jax.jit
+    def draw(variables):
+        return ddpm.p_sample_loop(
+            None,
+            pretrained.chain(100),
+            lambda x, t: pretrained.model.apply(variables, x, t),
+            x_T.shape,
+            sampler=pretrained.sampler(),
+            x_T=x_T,
+            noise_fn=lambda i: noise[i],
+            **pretrained.policy,
+        )
+
+    np.testing.assert_allclose(draw(pretrained.variables), from_torch(x), rtol=0, atol=1e-3)
+
+
 @pytest.mark.filterwarnings("ignore:__array__ implementation")  # diffusers' own
 @pytest.mark.parametrize(
     "settings",

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import jax_ddpm as ddpm
-from jax_ddpm.interop import load_openai, load_openai_classifier
+from jax_ddpm.interop import load_diffusers, load_openai, load_openai_classifier, save_diffusers
 from jax_ddpm.io.arrays import save_tensors
 
 FOLDER = Path(__file__).parent / "openai"
@@ -249,6 +249,22 @@ def test_a_network_that_enlarges_is_refused_by_name():
     tensors["input_blocks.0.0.weight"] = np.concatenate([first, first], axis=1)
     with pytest.raises(ValueError, match="weights: .*enlarges"):
         load_openai(tensors, ADM["flags"])
+
+
+def test_diffusers_opens_what_it_has_words_for(tmp_path, torch, diffusers):
+    """diffusers' own network, with the weights on their way through here, against OpenAI's."""
+    expected = outputs("unet", "adm_cond")
+    pretrained = load_openai(weights(ADM, np.float32), ADM["flags"])
+    save_diffusers(tmp_path / "adm", pretrained)
+    network = diffusers.UNet2DModel.from_pretrained(tmp_path / "adm" / "unet")
+    x, t, y = (torch.from_numpy(expected[name]) for name in ("x", "t", "y"))
+    with torch.no_grad():
+        output = network(x.permute(0, 3, 1, 2).float(), t, class_labels=y).sample
+    assert_close(output.permute(0, 2, 3, 1).numpy(), expected["out"], 1e-5)
+    again = load_diffusers(tmp_path / "adm")
+    assert again.model == pretrained.model and again.policy == pretrained.policy
+    with pytest.raises(ValueError, match="num_attention_heads: .*UNet2DModel.* has no such"):
+        save_diffusers(tmp_path / "plain", load_openai(weights(PLAIN), PLAIN["flags"]))
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pt"])
