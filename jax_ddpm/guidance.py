@@ -131,6 +131,7 @@ def reconstruction_guidance(
       log_prob_fn: `(x_start, t) -> log p(y | x_0)`, [batch], up to a constant.
       scale: s, one number or one a sample; may be traced.
       clip_denoised: whether `log_prob_fn` sees x̂_0 clipped, or by what, as in `p_mean_variance`.
+        Where it is clipped its gradient is 0.
 
     Raises:
       ValueError: a choice or a shape does not fit, or `schedule` is not one of training.

@@ -4,13 +4,13 @@
 
 import os
 import re
-import shlex
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jax_ddpm._checks import check_choice, checked
+from jax_ddpm.interop.openai_flags import Flags, numbers, read_flags
 from jax_ddpm.interop.openai_weights import classifier_from_openai, unet_from_openai
 from jax_ddpm.interop.pretrained import Pretrained
 from jax_ddpm.interop.tensors import read_state_dict
@@ -25,46 +25,6 @@ from jax_ddpm.schedule import (
 
 __all__ = ["load_openai", "load_openai_classifier"]
 
-_BOTH: dict[str, Any] = {
-    "image_size": 64,
-    "num_channels": 128,
-    "num_res_blocks": 2,
-    "num_heads": 4,
-    "num_heads_upsample": -1,
-    "attention_resolutions": "16,8",
-    "dropout": 0.0,
-    "class_cond": False,
-    "use_checkpoint": False,
-    "use_scale_shift_norm": True,
-    "learn_sigma": False,
-    "diffusion_steps": 1000,
-    "noise_schedule": "linear",
-    "timestep_respacing": "",
-    "predict_xstart": False,
-}
-_GUIDED_ONLY: dict[str, Any] = {
-    "num_head_channels": -1,
-    "channel_mult": "",
-    "resblock_updown": False,
-    "use_fp16": False,
-    "use_new_attention_order": False,
-}
-_IMPROVED_ONLY: dict[str, Any] = {"sigma_small": False}
-_CLASSIFIER: dict[str, Any] = {
-    "classifier_width": 128,
-    "classifier_depth": 2,
-    "classifier_attention_resolutions": "32,16,8",
-    "classifier_use_scale_shift_norm": True,
-    "classifier_resblock_updown": True,
-    "classifier_pool": "attention",
-    "classifier_use_fp16": False,
-    "classifier_scale": 1.0,
-}
-_LOSS: dict[str, Any] = {"use_kl": False, "rescale_learned_sigmas": False}
-"""How it was trained, which changes nothing in what it is."""
-_RESCALED: dict[str, Any] = {"rescale_timesteps": False}
-_DEFAULTS = _BOTH | _GUIDED_ONLY | _IMPROVED_ONLY | _CLASSIFIER | _LOSS | _RESCALED
-
 _CHANNEL_MULT = {
     512: (0.5, 1, 1, 2, 2, 4, 4),
     256: (1, 1, 2, 2, 4, 4),
@@ -72,10 +32,6 @@ _CHANNEL_MULT = {
     64: (1, 2, 3, 4),
     32: (1, 2, 2, 2),
 }
-
-_KINDS = {int: "a whole number", float: "a number", str: "a word"}
-
-Flags = str | Mapping[str, Any]
 
 
 @checked
@@ -104,7 +60,7 @@ def load_openai(
         missing, unknown or misshapen. The message names it.
       ImportError: `weights` is a `.pt` and torch is not installed.
     """
-    settings = _settings(flags)
+    settings = read_flags(flags)
     tensors = read_state_dict(weights)
     model = _unet(settings, tensors)
     order = "kind" if settings["use_new_attention_order"] else "head"
@@ -136,7 +92,7 @@ def load_openai_classifier(
     raised are as of `load_openai`; `flags` are their CLASSIFIER_FLAGS, those of the diffusion may
     stand among them.
     """
-    settings = _settings(flags)
+    settings = read_flags(flags)
     tensors = read_state_dict(weights)
     model = _classifier(settings, tensors)
     return model, _named(weights, classifier_from_openai, tensors, model)
@@ -150,45 +106,6 @@ def _named(weights: Any, convert: Any, *arguments: Any, **keywords: Any) -> dict
         if isinstance(weights, Mapping):
             raise
         raise ValueError(f"{os.fspath(weights)}: {error}") from None
-
-
-def _settings(flags: Flags) -> dict[str, Any]:
-    """All flags, typed as their defaults are."""
-    given = dict(_words(flags) if isinstance(flags, str) else flags)
-    for name in given:
-        if name not in _DEFAULTS:
-            about = "those of the model and of the diffusion"
-            if name in ("large_size", "small_size"):
-                about = "no network that enlarges images (it is not supported)"
-            raise ValueError(f"flags: expected {about}, got {name}")
-    typed = {name: _typed(name, value) for name, value in given.items()}
-    noise_schedule = typed.get("noise_schedule", "linear")
-    check_choice("flags: noise_schedule", noise_schedule, ("linear", "cosine"))
-    improved = not (_GUIDED_ONLY | _CLASSIFIER).keys() & given.keys()
-    return {**_DEFAULTS, "rescale_timesteps": improved, **typed}
-
-
-def _words(flags: str) -> Mapping[str, str]:
-    words = shlex.split(flags.replace("=", " "))
-    names, values = words[::2], words[1::2]
-    if len(names) != len(values) or not all(name.startswith("--") for name in names):
-        raise ValueError(f"flags: expected names, each with its value, got {flags!r}")
-    return dict(zip((name.removeprefix("--") for name in names), values, strict=True))
-
-
-def _typed(name: str, value: Any) -> Any:
-    kind = type(_DEFAULTS[name])
-    if kind is bool:
-        word = str(value).lower()
-        if word not in ("yes", "true", "t", "y", "1", "no", "false", "f", "n", "0"):
-            raise ValueError(f"flags: {name}: expected True or False, got {value!r}")
-        return word in ("yes", "true", "t", "y", "1")
-    if kind is str and isinstance(value, list | tuple):
-        return ",".join(map(str, value))
-    try:
-        return kind(value)
-    except (TypeError, ValueError):
-        raise ValueError(f"flags: {name}: expected {_KINDS[kind]}, got {value!r}") from None
 
 
 def _schedule(settings: Mapping[str, Any]) -> NoiseSchedule:
@@ -218,21 +135,10 @@ def _levels(
 
 def _multipliers(settings: Mapping[str, Any]) -> tuple[float | int, ...]:
     if settings["channel_mult"]:
-        return _numbers(settings, "channel_mult", float)
+        return numbers(settings, "channel_mult", float)
     size = settings["image_size"]
     check_choice("flags: image_size", size, tuple(_CHANNEL_MULT))
     return _CHANNEL_MULT[size]
-
-
-def _numbers(settings: Mapping[str, Any], name: str, kind: type) -> tuple[Any, ...]:
-    words = settings[name]
-    try:
-        numbers = tuple(map(kind, words.split(",")))
-    except ValueError:
-        numbers = ()
-    if not numbers or min(numbers) <= 0:
-        raise ValueError(f"flags: {name}: expected numbers above 0 between commas, got {words!r}")
-    return numbers
 
 
 def _unet(settings: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> UNet:
@@ -246,7 +152,7 @@ def _unet(settings: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> UNe
         use_scale_shift_norm=settings["use_scale_shift_norm"],
         resblock_updown=settings["resblock_updown"],
     )
-    resolutions = _numbers(settings, "attention_resolutions", int)
+    resolutions = numbers(settings, "attention_resolutions", int)
     levels = _levels(size, width, resolutions, _multipliers(settings))
     resampling = "resnet" if settings["resblock_updown"] else "conv"
     plain = "ResnetDownsampleBlock2D" if settings["resblock_updown"] else "DownBlock2D"
@@ -307,7 +213,7 @@ def _classifier(settings: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) 
         classifier_use_scale_shift_norm=scale_shift,
         classifier_resblock_updown=resnets,
     )
-    resolutions = _numbers(settings, "classifier_attention_resolutions", int)
+    resolutions = numbers(settings, "classifier_attention_resolutions", int)
     levels = _levels(size, width, resolutions, _multipliers({**settings, "channel_mult": ""}))
     plain = "ResnetDownsampleBlock2D" if resnets else "DownBlock2D"
     return NoisyClassifier(

@@ -207,6 +207,7 @@ def test_the_published_networks_are_presets(torch, preset, flags, arguments):
         ({"num_channel": 32}, "flags: .*got num_channel$"),
         ({"large_size": 256}, "flags: .*enlarges.*large_size"),
         ({"num_channels": "many"}, "flags: num_channels: expected a whole number"),
+        ({"num_channels": 32.5}, "flags: num_channels: expected a whole number, got 32.5"),
         ({"class_cond": "maybe"}, "flags: class_cond: expected True or False, got 'maybe'"),
         (
             {"noise_schedule": "sigmoid"},

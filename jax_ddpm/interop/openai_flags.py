@@ -1,0 +1,110 @@
+"""The flags of OpenAI's code, as their READMEs print them: names, defaults, types."""
+
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from jax_ddpm._checks import check_choice
+
+__all__ = ["Flags", "numbers", "read_flags"]
+
+_BOTH: dict[str, Any] = {
+    "image_size": 64,
+    "num_channels": 128,
+    "num_res_blocks": 2,
+    "num_heads": 4,
+    "num_heads_upsample": -1,
+    "attention_resolutions": "16,8",
+    "dropout": 0.0,
+    "class_cond": False,
+    "use_checkpoint": False,
+    "use_scale_shift_norm": True,
+    "learn_sigma": False,
+    "diffusion_steps": 1000,
+    "noise_schedule": "linear",
+    "timestep_respacing": "",
+    "predict_xstart": False,
+}
+_GUIDED_ONLY: dict[str, Any] = {
+    "num_head_channels": -1,
+    "channel_mult": "",
+    "resblock_updown": False,
+    "use_fp16": False,
+    "use_new_attention_order": False,
+}
+_IMPROVED_ONLY: dict[str, Any] = {"sigma_small": False}
+_CLASSIFIER: dict[str, Any] = {
+    "classifier_width": 128,
+    "classifier_depth": 2,
+    "classifier_attention_resolutions": "32,16,8",
+    "classifier_use_scale_shift_norm": True,
+    "classifier_resblock_updown": True,
+    "classifier_pool": "attention",
+    "classifier_use_fp16": False,
+    "classifier_scale": 1.0,
+}
+_LOSS: dict[str, Any] = {"use_kl": False, "rescale_learned_sigmas": False}
+"""How it was trained, which changes nothing in what it is."""
+_RESCALED: dict[str, Any] = {"rescale_timesteps": False}
+_DEFAULTS = _BOTH | _GUIDED_ONLY | _IMPROVED_ONLY | _CLASSIFIER | _LOSS | _RESCALED
+
+_KINDS = {int: "a whole number", float: "a number", str: "a word"}
+
+Flags = str | Mapping[str, Any]
+
+
+def read_flags(flags: Flags) -> dict[str, Any]:
+    """All flags, typed as their defaults are. Raises `ValueError` naming one that does not fit.
+
+    The two code bases differ in one default: improved-diffusion rescales timesteps.
+    """
+    given = dict(_words(flags) if isinstance(flags, str) else flags)
+    for name in given:
+        if name not in _DEFAULTS:
+            about = "those of the model and of the diffusion"
+            if name in ("large_size", "small_size"):
+                about = "no network that enlarges images (it is not supported)"
+            raise ValueError(f"flags: expected {about}, got {name}")
+    typed = {name: _typed(name, value) for name, value in given.items()}
+    noise_schedule = typed.get("noise_schedule", "linear")
+    check_choice("flags: noise_schedule", noise_schedule, ("linear", "cosine"))
+    guided = (_GUIDED_ONLY | _CLASSIFIER).keys() & given.keys()
+    return {**_DEFAULTS, "rescale_timesteps": not guided, **typed}
+
+
+def _words(flags: str) -> Mapping[str, str]:
+    words = shlex.split(flags.replace("=", " "))
+    names, values = words[::2], words[1::2]
+    if len(names) != len(values) or not all(name.startswith("--") for name in names):
+        raise ValueError(f"flags: expected names, each with its value, got {flags!r}")
+    return dict(zip((name.removeprefix("--") for name in names), values, strict=True))
+
+
+def _typed(name: str, value: Any) -> Any:
+    kind = type(_DEFAULTS[name])
+    if kind is bool:
+        word = str(value).lower()
+        if word not in ("yes", "true", "t", "y", "1", "no", "false", "f", "n", "0"):
+            raise ValueError(f"flags: {name}: expected True or False, got {value!r}")
+        return word in ("yes", "true", "t", "y", "1")
+    if kind is str and isinstance(value, list | tuple):
+        return ",".join(map(str, value))
+    try:
+        typed = kind(value)
+    except (TypeError, ValueError):
+        typed = None
+    if typed is None or (kind is int and typed != float(value)):
+        raise ValueError(f"flags: {name}: expected {_KINDS[kind]}, got {value!r}")
+    return typed
+
+
+def numbers(settings: Mapping[str, Any], name: str, kind: type) -> tuple[Any, ...]:
+    """Those of a flag that has several. Raises `ValueError` unless all are above 0."""
+    words = settings[name]
+    try:
+        found = tuple(map(kind, words.split(",")))
+    except ValueError:
+        found = ()
+    if not found or min(found) <= 0:
+        raise ValueError(f"flags: {name}: expected numbers above 0 between commas, got {words!r}")
+    return found
