@@ -1,6 +1,5 @@
 """The command line: one frozen dataclass and one function a command."""
 
-import re
 import sys
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
@@ -68,10 +67,10 @@ def run(arguments: list[str] | None = None) -> None:
 
 
 def _with_quoted(arguments: list[str]) -> list[str]:
-    """With `--flag "--a 1 --b 2"` as one word, since tyro takes what begins with -- for a flag."""
+    """The value of --openai-flags joined to it, since tyro takes what begins with -- for a flag."""
     words: list[str] = []
     for word in arguments:
-        if words and re.match(r"--\w+ ", word):
+        if words and words[-1] == "--openai-flags":
             words[-1] += f"={word}"
         else:
             words.append(word)

@@ -3,6 +3,7 @@
 from jax_ddpm.cli.config import ConvertConfig
 from jax_ddpm.cli.errors import UsageError, naming, writing
 from jax_ddpm.interop import save_diffusers, simple_unet_to_torch, unet_to_torch
+from jax_ddpm.interop.diffusers import check_words
 from jax_ddpm.interop.hub import is_hub_name
 from jax_ddpm.io.arrays import save_tensors
 from jax_ddpm.models import SimpleUNet
@@ -46,7 +47,10 @@ def _write(config: ConvertConfig, run: Run) -> str:
         return hint if run.num_classes is None else f"{hint}.unet(x, t, class_labels=labels)"
     if config.out.suffix != ".safetensors":
         raise UsageError(f"OUT: expected a .safetensors file, got {config.out}")
-    simple = isinstance(run.pretrained.model, SimpleUNet)
+    model = run.pretrained.model
+    simple = isinstance(model, SimpleUNet)
+    if not isinstance(model, SimpleUNet):
+        check_words(model)
     to_torch = simple_unet_to_torch if simple else unet_to_torch
     save_tensors(config.out, to_torch(run.pretrained.variables))
     return f"model.load_state_dict(safetensors.torch.load_file({str(config.out)!r}))"

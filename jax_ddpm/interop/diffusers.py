@@ -23,15 +23,16 @@ from jax_ddpm.interop.scheduler import (
     scheduler_config,
     scheduler_from_config,
 )
-from jax_ddpm.interop.tensors import read_state_dict, without_module
+from jax_ddpm.interop.tensors import read_state_dict
 from jax_ddpm.interop.unet import unet_from_torch, unet_to_torch, unet_variables
-from jax_ddpm.io.arrays import load_tensors, save_tensors
+from jax_ddpm.io.arrays import save_tensors
 from jax_ddpm.io.files import new_folder
 from jax_ddpm.io.json import read_json, write_json
 from jax_ddpm.models import UNet
 
 __all__ = [
     "Pretrained",
+    "check_words",
     "load_diffusers",
     "save_diffusers",
     "unet_config",
@@ -97,13 +98,14 @@ def load_diffusers(
 ) -> Pretrained:
     """Open a folder that `DDPMPipeline.save_pretrained` wrote, or one with the U-Net at its root.
 
-    Weights keep their dtype. A U-Net that comes without a scheduler is taken for one of Ho et
-    al.'s (ε, T = 1,000, linear β), with a warning.
+    Weights keep their dtype, and are read-only views of the mapped file: leave it as it is while
+    they are in use, or copy them, `jax.tree.map(np.array, variables)`. A U-Net that comes without a
+    scheduler is taken for one of Ho et al.'s (ε, T = 1,000, linear β), with a warning.
 
     Args:
       folder: a path, or where there is none, a name on Hugging Face's hub ("google/ddpm-cat-256"):
         its files come through huggingface_hub's cache, from the hub if it is online.
-      revision: on the hub, a branch, a tag or a commit.
+      revision: a branch, a tag or a commit on the hub.
       variant: which weights ("fp16", "non_ema"), as they are called in the names of files.
 
     Raises:
@@ -129,14 +131,15 @@ def load_diffusers(
     unet = _unet_folder(folder)
     path = unet / "config.json"
     content = read_json(path)
+    _check_index(folder / "model_index.json")
     model = unet_from_config(content, path)
     try:
-        _check_words(model)
+        check_words(model)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     tensors = _load_weights(unet, variant)
     try:
-        variables = unet_variables(without_module(tensors), model)
+        variables = unet_variables(tensors, model)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{unet}: {error}") from None
     null_label = content.get(_NULL_LABEL)
@@ -157,7 +160,7 @@ def save_diffusers(folder: str | os.PathLike[str], pretrained: Pretrained) -> No
     model, variables, *_ = pretrained
     if not isinstance(model, UNet):
         raise ValueError(f"model: expected a UNet, got {type(model).__name__}")
-    _check_words(model)
+    check_words(model)
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder}: expected a new or empty folder, got one that holds something")
@@ -208,11 +211,22 @@ def _ours(model: UNet) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if value != _UNET_OURS[name]}
 
 
-def _check_words(model: UNet) -> None:
+def check_words(model: UNet) -> None:
+    """Raises `ValueError` naming a setting of the network that `UNet2DModel` does not have."""
     for name, value in _ours(model).items():
         raise ValueError(
             f"{name}: expected {_UNET_OURS[name]} (`UNet2DModel` has no such setting), got {value}"
         )
+
+
+def _check_index(path: Path) -> None:
+    """Raises `ValueError` for a pipeline that does not draw images with a U-Net alone."""
+    if not path.exists():
+        return
+    for name, kind in read_json(path).items():
+        known = name == "scheduler" or name.startswith(("_", "unet"))
+        if not known and kind not in (None, [None, None]):
+            raise ValueError(f"{path}: expected only a unet and a scheduler, got {name}: {kind}")
 
 
 def _unet_folder(folder: Path) -> Path:
@@ -236,20 +250,18 @@ def _load_scheduler(folder: Path) -> dict[str, Any]:
 
 def _load_weights(folder: Path, variant: str | None) -> dict[str, np.ndarray]:
     weights, pickle = (_variant(name, variant) for name in (_WEIGHTS, _PICKLE))
-    index = folder / f"{_WEIGHTS}.index.json"
-    if variant is not None:
-        index = folder / f"{_WEIGHTS}.index.{variant}.json"
-    if (folder / weights).exists():
-        return load_tensors(folder / weights)
-    if index.exists():
-        return _load_shards(index)
-    if (folder / pickle).exists():
-        return _load_pickle(folder / pickle)
+    for name in (weights, pickle):
+        stem = _PICKLE if name == pickle else _WEIGHTS
+        index = folder / _variant(f"{stem}.index.json", variant)
+        if (folder / name).exists():
+            return _load(folder / name)
+        if index.exists():
+            return _load_shards(index)
     if variant is not None:
         raise ValueError(f"{folder}: expected {weights}, got {_others(folder)}")
     variants = sorted(folder.glob("diffusion_pytorch_model.*.safetensors"))  # fp16, non_ema, …
     if len(variants) == 1:
-        return load_tensors(variants[0])
+        return _load(variants[0])
     if variants:
         names = ", ".join(each.name for each in variants)
         raise ValueError(f"{folder}: expected {_WEIGHTS}, got several others: {names}")
@@ -267,16 +279,17 @@ def _others(folder: Path) -> str:
     return ", ".join(names) or "none"
 
 
-def _load_pickle(path: Path) -> dict[str, np.ndarray]:
+def _load(path: Path) -> dict[str, np.ndarray]:
     try:
         return read_state_dict(path)
     except (ImportError, ValueError) as error:
-        reason = "torch is not installed" if isinstance(error, ImportError) else error
+        if path.suffix == ".safetensors":
+            raise
         folder = path.parent
         raise ValueError(
-            f"{path}: expected safetensors, got a pickle, which can run code; convert "
-            f'it where you trust it: python -c "from diffusers import UNet2DModel as M; '
-            f"M.from_pretrained('{folder}').save_pretrained('{folder}')\" ({reason})"
+            f"{error}. It is a pickle, which can run code; convert it where you trust it: "
+            f'python -c "from diffusers import UNet2DModel as M; '
+            f"M.from_pretrained('{folder}').save_pretrained('{folder}')\""
         ) from None
 
 
@@ -288,7 +301,7 @@ def _load_shards(index: Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{index}: expected a weight_map of tensors to files beside it")
     tensors: dict[str, np.ndarray] = {}
     for file in sorted(set(places.values())):
-        tensors |= load_tensors(index.with_name(file))
+        tensors |= _load(index.with_name(file))
     for name, file in places.items():
         if name not in tensors:
             raise ValueError(f"{index.with_name(file)}: expected a tensor {name}, got none")

@@ -2,7 +2,6 @@
 
 import os
 import re
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -12,29 +11,41 @@ __all__ = ["from_hub", "is_hub_name"]
 
 
 def is_hub_name(name: str | os.PathLike[str]) -> bool:
-    """Whether `name` is "owner/name", and no path here: a folder `owner` would make it one."""
+    """Whether `name` is "owner/name", and no local folder `owner` exists."""
     fits = re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", os.fspath(name))
     return fits is not None and not Path(name).parent.exists()
 
 
 def from_hub(name: str, revision: str | None, variant: str | None) -> Path:
-    """The folder in the cache, after whatever is missing there was downloaded.
+    """The folder in the cache, after what is missing there was downloaded: all configs, and of
+    weights those of the U-Net that are read.
 
-    Of weights only those that are read: safetensors of the `variant`, or where there are none, a
-    pickle. Raises `ValueError` if they are neither on the hub nor in the cache, and `ImportError`.
+    Raises `ValueError` if they are neither on the hub nor in the cache, and `ImportError`.
     """
     try:
         hub = import_module("huggingface_hub")
     except ImportError:
-        raise ImportError(f"{name} is on the hub, which needs {install_command('hub')}") from None
-    get = partial(hub.snapshot_download, name, revision=revision)
-    stem = "*diffusion_pytorch_model" + ("" if variant is None else f".{variant}")
+        raise ImportError(
+            f"{name}: no such folder here; if it is a name on Hugging Face's hub: "
+            f"{install_command('hub')}"
+        ) from None
+
+    def get(*patterns: str) -> Path:
+        return Path(hub.snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
+
     try:
-        folder = Path(
-            get(allow_patterns=["*.json", f"{stem}.safetensors", f"{stem}-*.safetensors"])
-        )
-        if not any(folder.rglob("*.safetensors")):
-            get(allow_patterns=[f"{stem}.bin"])
+        folder = get("*.json")
+        places = (f"{each}/" for each in ("unet", "unet_ema") if (folder / each).is_dir())
+        stem = next(places, "") + "diffusion_pytorch_model"
+        kind = "" if variant is None else f".{variant}"
+        choices = [f"{kind}.safetensors", f"{kind}.bin"]
+        if variant is None:
+            choices.append(".*.safetensors")  # whichever variant there is
+        for choice in choices:
+            beside = choice.replace(f"{kind}.", f"{kind}-*.", 1)  # in shards
+            get(f"{stem}{choice}", f"{stem}{beside}")
+            if any(folder.glob(f"{stem}{choice}")) or any(folder.glob(f"{stem}{beside}")):
+                break
     except (OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(

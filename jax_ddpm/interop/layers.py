@@ -58,14 +58,16 @@ def weight_from_torch(kind: LayerKind, weight: np.ndarray) -> np.ndarray:
 
 
 def weight_to_torch(kind: LayerKind, value: np.ndarray) -> np.ndarray:
-    """The inverse of `weight_from_torch`, C-contiguous."""
+    """The inverse of `weight_from_torch`, C-contiguous and writable."""
     if kind == "linear":
         value = value.T
     elif kind == "conv":
         value = np.moveaxis(value, (-1, -2), (0, 1))
     elif kind == "conv_transpose":
         value = np.moveaxis(_flipped(value, range(value.ndim - 2)), (-2, -1), (0, 1))
-    return np.ascontiguousarray(value)
+    value = np.ascontiguousarray(value)
+    # An opened checkpoint is a view of its file, which whoever gets the weights may not write to.
+    return value if value.flags.writeable else value.copy()
 
 
 def torch_shape(kind: LayerKind, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jax_ddpm._checks import check_choice, checked
-from jax_ddpm.interop.openai_flags import Flags, numbers, read_flags
+from jax_ddpm._checks import checked
+from jax_ddpm.interop.openai_flags import Flags, flag_error, numbers, read_flags
 from jax_ddpm.interop.openai_weights import classifier_from_openai, unet_from_openai
 from jax_ddpm.interop.pretrained import Pretrained
 from jax_ddpm.interop.tensors import read_state_dict
@@ -41,19 +41,22 @@ def load_openai(
     """Open a diffusion model of guided-diffusion or improved-diffusion.
 
     `model.apply(variables, x, t[, y])` takes the original training timestep. Weights keep their
-    dtype, and what the network computes in is that of the images, whatever `use_fp16` says;
-    `model.clone(dtype=…)` changes it. `chain()` is the one that `timestep_respacing` names,
-    `chain("ddim25")` another. Fixed variances are the large ones, as there.
+    dtype. The network computes in the dtype of the images, whatever `use_fp16` says;
+    `model.clone(dtype=…)` changes that. `chain()` is the one that `timestep_respacing` names,
+    `chain("ddim25")` another. Fixed variances are `"fixed_large"`, as in OpenAI's code.
+
+    The variables are read-only views of the mapped file: leave it as it is while they are in use,
+    or copy them, `jax.tree.map(np.array, variables)`.
 
     Args:
       weights: their state dict: a `.safetensors`, a `.pt` (read by torch where it is installed), or
         tensors by name.
       flags: their MODEL_FLAGS and DIFFUSION_FLAGS, as one string or by name; those of a classifier
-        may stand among them. What is left out has the default of guided-diffusion, but for
-        `rescale_timesteps`: where no flag is one of guided-diffusion alone (`num_head_channels`,
-        `channel_mult`, `resblock_updown`, `use_fp16`, `use_new_attention_order`), it is that of
-        improved-diffusion, True. The order of the attention's weights stands in no file:
-        `use_new_attention_order` has to be right.
+        may stand among them. What is left out has the default of guided-diffusion. One default
+        differs: where no flag is of guided-diffusion alone (`num_head_channels`, `channel_mult`,
+        `resblock_updown`, `use_new_attention_order`, a classifier's), `rescale_timesteps` is True,
+        as in improved-diffusion. It matters where `diffusion_steps` is not 1,000. No file shows
+        the order of the attention's weights: `use_new_attention_order` has to be right.
 
     Raises:
       ValueError: a flag is unknown or has no such value; the file contradicts a flag; a tensor is
@@ -70,7 +73,7 @@ def load_openai(
     try:
         spaced_timesteps(schedule.num_timesteps, settings["timestep_respacing"])
     except ValueError as error:
-        raise ValueError(f"flags: timestep_respacing: {error}") from None
+        raise flag_error("timestep_respacing", str(error)) from None
     return Pretrained(
         model,
         variables,
@@ -90,7 +93,7 @@ def load_openai_classifier(
 
     `model.apply(variables, x, t)` gives logits, for `classifier_guidance`. `weights` and what is
     raised are as of `load_openai`; `flags` are their CLASSIFIER_FLAGS, those of the diffusion may
-    stand among them.
+    stand among them. `classifier_scale` is the caller's to pass on, as `scale`.
     """
     settings = read_flags(flags)
     tensors = read_state_dict(weights)
@@ -113,7 +116,10 @@ def _schedule(settings: Mapping[str, Any]) -> NoiseSchedule:
     if settings["noise_schedule"] == "cosine":
         return make_schedule(cosine_beta_schedule(steps))
     scale = 1000 / steps
-    return make_schedule(linear_beta_schedule(steps, scale * 1e-4, scale * 0.02))
+    try:
+        return make_schedule(linear_beta_schedule(steps, scale * 1e-4, scale * 0.02))
+    except ValueError as error:
+        raise flag_error("diffusion_steps", f"{steps} is too few: {error}") from None
 
 
 class _Levels(NamedTuple):
@@ -137,7 +143,9 @@ def _multipliers(settings: Mapping[str, Any]) -> tuple[float | int, ...]:
     if settings["channel_mult"]:
         return numbers(settings, "channel_mult", float)
     size = settings["image_size"]
-    check_choice("flags: image_size", size, tuple(_CHANNEL_MULT))
+    if size not in _CHANNEL_MULT:
+        known = ", ".join(map(str, _CHANNEL_MULT))
+        raise flag_error("image_size", f"expected one of {known} without channel_mult, got {size}")
     return _CHANNEL_MULT[size]
 
 
@@ -190,15 +198,21 @@ def _time(width: int, levels: _Levels) -> dict[str, Any]:
 
 def _heads(settings: Mapping[str, Any], levels: _Levels) -> dict[str, Any]:
     """The heads, as channels of each where one number says it: diffusers has no other word."""
-    if settings["num_head_channels"] != -1:
-        return {"attention_head_dim": settings["num_head_channels"]}
-    heads, upward = settings["num_heads"], settings["num_heads_upsample"]
-    upward = heads if upward == -1 else upward
     pairs = zip(levels.channels, levels.attention, strict=True)
     attended = {channels for channels, attends in pairs if attends} | {levels.channels[-1]}
+    head_dim = settings["num_head_channels"]
+    used = ("num_heads", "num_heads_upsample") if head_dim == -1 else ("num_head_channels",)
+    for name in used:
+        if settings[name] != -1 and any(channels % settings[name] for channels in attended):
+            channels = ", ".join(map(str, sorted(attended)))
+            raise flag_error(name, f"expected a divisor of {channels}, got {settings[name]}")
+    if head_dim != -1:
+        return {"attention_head_dim": head_dim}
+    heads, upward = settings["num_heads"], settings["num_heads_upsample"]
+    upward = heads if upward == -1 else upward
     if heads != upward:
         return {"num_attention_heads": heads, "num_attention_heads_upsample": upward}
-    if len(attended) == 1 and min(attended) % heads == 0:
+    if len(attended) == 1:
         return {"attention_head_dim": min(attended) // heads}
     return {"num_attention_heads": heads}
 
@@ -242,6 +256,7 @@ def _check_file(tensors: Mapping[str, np.ndarray], **flags: Any) -> None:
         raise ValueError("weights: expected a network of images alone, got one that enlarges them")
     found = {
         "num_channels": width,
+        "width": width,
         "class_cond": "label_emb.weight" in shapes,
         "use_scale_shift_norm": time_features == 2 * features,
     }
@@ -251,8 +266,7 @@ def _check_file(tensors: Mapping[str, np.ndarray], **flags: Any) -> None:
         found["resblock_updown"] = True
     if "out.2.weight" in shapes:
         found["learn_sigma"] = shapes["out.2.weight"][0] == 6
-    found |= {"classifier_width": width}
-    found |= {f"classifier_{name}": value for name, value in found.items()}
     for name, value in flags.items():
-        if found.get(name, value) != value:
-            raise ValueError(f"flags: {name}: expected {found[name]}, as in weights, got {value}")
+        there = found.get(name.removeprefix("classifier_"), value)
+        if there != value:
+            raise flag_error(name, f"expected {there}, as in weights, got {value}")

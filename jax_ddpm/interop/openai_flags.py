@@ -4,9 +4,9 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from jax_ddpm._checks import check_choice
+from jax_ddpm._checks import FieldError
 
-__all__ = ["Flags", "numbers", "read_flags"]
+__all__ = ["Flags", "flag_error", "numbers", "read_flags"]
 
 _BOTH: dict[str, Any] = {
     "image_size": 64,
@@ -19,6 +19,7 @@ _BOTH: dict[str, Any] = {
     "class_cond": False,
     "use_checkpoint": False,
     "use_scale_shift_norm": True,
+    "use_fp16": False,  # improved-diffusion has it for training
     "learn_sigma": False,
     "diffusion_steps": 1000,
     "noise_schedule": "linear",
@@ -29,7 +30,6 @@ _GUIDED_ONLY: dict[str, Any] = {
     "num_head_channels": -1,
     "channel_mult": "",
     "resblock_updown": False,
-    "use_fp16": False,
     "use_new_attention_order": False,
 }
 _IMPROVED_ONLY: dict[str, Any] = {"sigma_small": False}
@@ -48,13 +48,14 @@ _LOSS: dict[str, Any] = {"use_kl": False, "rescale_learned_sigmas": False}
 _RESCALED: dict[str, Any] = {"rescale_timesteps": False}
 _DEFAULTS = _BOTH | _GUIDED_ONLY | _IMPROVED_ONLY | _CLASSIFIER | _LOSS | _RESCALED
 
+_POOLS = ("attention", "adaptive", "spatial", "spatial_v2")
 _KINDS = {int: "a whole number", float: "a number", str: "a word"}
 
 Flags = str | Mapping[str, Any]
 
 
 def read_flags(flags: Flags) -> dict[str, Any]:
-    """All flags, typed as their defaults are. Raises `ValueError` naming one that does not fit.
+    """All flags, typed as their defaults are. Raises `FieldError` naming one that does not fit.
 
     The two code bases differ in one default: improved-diffusion rescales timesteps.
     """
@@ -64,19 +65,22 @@ def read_flags(flags: Flags) -> dict[str, Any]:
             about = "those of the model and of the diffusion"
             if name in ("large_size", "small_size"):
                 about = "no network that enlarges images (it is not supported)"
-            raise ValueError(f"flags: expected {about}, got {name}")
+            raise FieldError("flags", f"expected {about}, got {name}")
     typed = {name: _typed(name, value) for name, value in given.items()}
-    noise_schedule = typed.get("noise_schedule", "linear")
-    check_choice("flags: noise_schedule", noise_schedule, ("linear", "cosine"))
+    for name, value in typed.items():
+        _check_value(name, value)
     guided = (_GUIDED_ONLY | _CLASSIFIER).keys() & given.keys()
     return {**_DEFAULTS, "rescale_timesteps": not guided, **typed}
 
 
 def _words(flags: str) -> Mapping[str, str]:
-    words = shlex.split(flags.replace("=", " "))
+    try:
+        words = shlex.split(flags.replace("=", " "))
+    except ValueError as error:
+        raise FieldError("flags", f"expected names, each with its value: {error}") from None
     names, values = words[::2], words[1::2]
     if len(names) != len(values) or not all(name.startswith("--") for name in names):
-        raise ValueError(f"flags: expected names, each with its value, got {flags!r}")
+        raise FieldError("flags", f"expected names, each with its value, got {flags!r}")
     return dict(zip((name.removeprefix("--") for name in names), values, strict=True))
 
 
@@ -85,7 +89,7 @@ def _typed(name: str, value: Any) -> Any:
     if kind is bool:
         word = str(value).lower()
         if word not in ("yes", "true", "t", "y", "1", "no", "false", "f", "n", "0"):
-            raise ValueError(f"flags: {name}: expected True or False, got {value!r}")
+            raise flag_error(name, f"expected True or False, got {value!r}")
         return word in ("yes", "true", "t", "y", "1")
     if kind is str and isinstance(value, list | tuple):
         return ",".join(map(str, value))
@@ -94,17 +98,34 @@ def _typed(name: str, value: Any) -> Any:
     except (TypeError, ValueError):
         typed = None
     if typed is None or (kind is int and typed != float(value)):
-        raise ValueError(f"flags: {name}: expected {_KINDS[kind]}, got {value!r}")
+        raise flag_error(name, f"expected {_KINDS[kind]}, got {value!r}")
     return typed
 
 
+def _check_value(name: str, value: Any) -> None:
+    choices = {"noise_schedule": ("linear", "cosine"), "classifier_pool": _POOLS}.get(name)
+    if choices and value not in choices:
+        expected = ", ".join(map(repr, choices))
+        raise flag_error(name, f"expected one of {expected}, got {value!r}")
+    left_out = value == -1 and _DEFAULTS[name] == -1
+    if type(value) is int and value < 1 and not left_out:
+        raise flag_error(name, f"expected more than 0, got {value}")
+    if name == "dropout" and not 0 <= value < 1:
+        raise flag_error(name, f"expected 0 to 1, got {value}")
+
+
+def flag_error(name: str, problem: str) -> FieldError:
+    """What is wrong with one flag."""
+    return FieldError("flags", f"{name}: {problem}")
+
+
 def numbers(settings: Mapping[str, Any], name: str, kind: type) -> tuple[Any, ...]:
-    """Those of a flag that has several. Raises `ValueError` unless all are above 0."""
+    """Those of a flag that has several. Raises `FieldError` unless all are above 0."""
     words = settings[name]
     try:
         found = tuple(map(kind, words.split(",")))
     except ValueError:
         found = ()
     if not found or min(found) <= 0:
-        raise ValueError(f"flags: {name}: expected numbers above 0 between commas, got {words!r}")
+        raise flag_error(name, f"expected numbers above 0 between commas, got {words!r}")
     return found

@@ -6,9 +6,9 @@
 | … `.in_layers.2`, `.emb_layers.1`         | … `/conv1`, `/time_emb_proj`                  |
 | … `.qkv` [3 × channels, channels, 1]      | … `/to_q`, `/to_k`, `/to_v`                   |
 
-There the blocks of a way are numbered through, whatever they are. `qkv` holds the three of one head
-after those of the other (order `"head"`), or all queries, all keys, all values (order `"kind"`,
-their `use_new_attention_order`).
+OpenAI numbers all blocks on the way down in one list, and all on the way up in another. `qkv` holds
+query, key and value of the first head, then of the next (order `"head"`), or all queries, then all
+keys, then all values (order `"kind"`, their `use_new_attention_order`).
 """
 
 from collections.abc import Iterator, Mapping

@@ -69,20 +69,18 @@ class Pretrained(NamedTuple):
         """The chain of `steps` that diffusers would run: its spacing, its offset, its end.
 
         The offset is left out where it would lead out of the chain (there diffusers fails). A
-        string says the spacing too, as in `spaced_timesteps`; None is `timestep_respacing`.
+        string is OpenAI's chain, as in `spaced_timesteps`, which ends at the image. None is
+        `timestep_respacing`, or all steps.
         """
-        steps = self.timestep_respacing if steps is None else steps
-        last = self.schedule.num_timesteps - 1
-        if self.solver is not None and not isinstance(steps, str):
-            if not 1 <= steps <= last:
-                raise ValueError(f"steps: expected 1 to {last} for {self.scheduler}, got {steps}")
-            # The one more that its spacing has is the end of the chain, which it replaces.
-            first = 0 if self.timestep_spacing == "trailing" else 1
-            spaced = spaced_timesteps(last + 1, steps + first, self.timestep_spacing)[first:]
-        else:
-            spaced = spaced_timesteps(last + 1, steps, self.timestep_spacing)
+        timesteps = self.schedule.num_timesteps
+        steps = (self.timestep_respacing or timesteps) if steps is None else steps
         if isinstance(steps, str):
-            return respace(self.schedule, spaced)
+            return respace(self.schedule, spaced_timesteps(timesteps, steps))
+        last = timesteps - 1
+        # DPM-Solver spaces one point more, and drops the one at t = 0; of all it would repeat one.
+        drops = self.solver is not None and self.timestep_spacing != "trailing"
+        extra = 1 if drops and 1 <= steps < timesteps else 0
+        spaced = spaced_timesteps(timesteps, steps + extra, self.timestep_spacing)[extra:]
         if self.timestep_spacing == "leading" and spaced[-1] + self.steps_offset <= last:
             spaced = spaced + self.steps_offset
         final = 1.0 if self.set_alpha_to_one else float(self.schedule.alphas_cumprod[0])

@@ -1,7 +1,7 @@
 """diffusers' scheduler configs: schedule, parametrisation and clipping, in and out.
 
 What says how the network was trained is read, whichever scheduler the config is of, and for
-`Pretrained.sampler()` how some of them sample. How to sample is the caller's all the same:
+`Pretrained.sampler()` how some of them sample. The caller may still choose any sampler:
 `p_sample_loop(…, sampler=…)` over `Pretrained.chain(steps)`.
 """
 
@@ -93,6 +93,7 @@ _IGNORED = (
     "time_shift_type",
     "timestep_type",
 )
+_RESPACING = "_timestep_respacing"  # of a run; diffusers passes over such names
 _MULTISTEP: dict[str, Any] = {
     "solver_order": 2,
     "algorithm_type": "dpmsolver++",
@@ -123,6 +124,7 @@ def scheduler_from_config(content: Mapping[str, Any], path: Path) -> dict[str, A
     try:
         kind = content.get("_class_name", "DDPMScheduler")
         fields = {**_scheduler(settings), "scheduler": kind}
+        fields["timestep_respacing"] = content.get(_RESPACING, "")
         if kind == "DPMSolverMultistepScheduler":
             fields["solver"] = {name: content.get(name, _MULTISTEP[name]) for name in _MULTISTEP}
         return fields
@@ -144,6 +146,8 @@ def scheduler_config(pretrained: Pretrained) -> dict[str, Any]:
         "rescale_betas_zero_snr": False,
         **_clip_config(pretrained.clip_denoised),
     }
+    if pretrained.timestep_respacing:
+        config[_RESPACING] = pretrained.timestep_respacing
     if pretrained.set_alpha_to_one:
         return {**config, "variance_type": pretrained.variance_type}
     if pretrained.variance_type != "fixed_small":

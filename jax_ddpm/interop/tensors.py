@@ -2,15 +2,17 @@
 
 import os
 from collections.abc import Mapping
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from jax_ddpm.io.arrays import load_tensors
 
-__all__ = ["check_tensors", "params_of", "read_state_dict", "to_arrays", "without_module"]
+__all__ = ["check_tensors", "params_of", "read_state_dict", "to_arrays"]
 
 
 def read_state_dict(
@@ -18,31 +20,38 @@ def read_state_dict(
 ) -> dict[str, np.ndarray]:
     """Arrays by name: of a `.safetensors`, of a pickle that torch reads, or of tensors themselves.
 
-    torch is imported for a pickle alone, and runs nothing that is in it (`weights_only`). Raises
-    `ValueError` naming a file that is missing or cannot be read, and `ImportError` without torch.
+    torch is imported for a pickle alone, and runs nothing that is in it (`weights_only`, which
+    torch 2.6 made safe). Raises `ValueError` naming a file that is missing or cannot be read, and
+    `ImportError` without such a torch.
     """
     if isinstance(weights, Mapping):
         return to_arrays(weights)
     path = Path(weights)
+    if path.suffix == ".safetensors":
+        return _without_module(load_tensors(path))
     if not path.is_file():
         raise ValueError(f"{path}: expected a file of weights, got none")
-    if path.suffix == ".safetensors":
-        return without_module(load_tensors(path))
     try:
         torch = import_module("torch")
+        if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6):
+            raise ImportError
     except ImportError:
         raise ImportError(
-            f"{path}: a pickle is read by torch: pip install torch, or convert it elsewhere to "
-            "safetensors"
+            f"{path}: a pickle is read by torch: pip install 'torch>=2.6', or convert it "
+            "elsewhere to safetensors"
         ) from None
+    load = partial(torch.load, path, map_location="cpu", weights_only=True)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        try:
+            content = load(mmap=True)
+        except RuntimeError:  # the format before torch 1.6 cannot be mapped
+            content = load()
+        if not isinstance(content, Mapping):
+            raise TypeError(f"got {type(content).__name__}")
+        return to_arrays(content, copy=False)
     except Exception as error:  # whatever a pickle does to its reader
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{path}: expected a state dict of tensors: {reason}") from None
-    if not isinstance(content, Mapping):
-        raise ValueError(f"{path}: expected a state dict, got {type(content).__name__}")
-    return to_arrays(content, copy=False)
 
 
 def to_arrays(state_dict: Mapping[str, Any], *, copy: bool = True) -> dict[str, np.ndarray]:
@@ -56,13 +65,15 @@ def to_arrays(state_dict: Mapping[str, Any], *, copy: bool = True) -> dict[str, 
         # A parameter that tracks gradients refuses NumPy, and this package never imports torch.
         value = value.detach() if hasattr(value, "detach") else value
         try:
+            if str(getattr(value, "dtype", None)) == "torch.bfloat16":  # NumPy's is JAX's
+                value = value.view(import_module("torch").int16).numpy().view(jnp.bfloat16)
             arrays[name] = np.asarray(value).copy() if copy else np.asarray(value)
         except (TypeError, RuntimeError) as error:
             raise TypeError(f"state_dict: cannot read {name}: {error}") from None
-    return without_module(arrays)
+    return _without_module(arrays)
 
 
-def without_module(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _without_module(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The same without `DataParallel`'s prefix, if all names have it."""
     if all(name.startswith("module.") for name in arrays):
         return {name.removeprefix("module."): value for name, value in arrays.items()}

@@ -38,7 +38,8 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Any]) -> None:
 
 
 def load_tensors(path: str | Path) -> dict[str, np.ndarray]:
-    """Arrays by name, read-only views of the mapped file: what is not used is not read.
+    """Arrays by name, read-only views of the mapped file: what is not used is not read, and who
+    changes the file changes them.
 
     Raises `ValueError` naming a file that cannot be read.
     """
@@ -54,10 +55,14 @@ def load_tensors(path: str | Path) -> dict[str, np.ndarray]:
             end = 8 + int.from_bytes(data[:8].tobytes(), "little")  # of the header
             for name in file.offset_keys():  # one after the other, without holes
                 entry = file.get_slice(name)
-                dtype, shape = np.dtype(_DTYPES[entry.get_dtype()]), entry.get_shape()
+                kind, shape = entry.get_dtype(), entry.get_shape()
+                if kind not in _DTYPES:
+                    known = ", ".join(_DTYPES)
+                    raise ValueError(f"{path}: {name}: expected one of {known}, got {kind}")
+                dtype = np.dtype(_DTYPES[kind])
                 start, end = end, end + math.prod(shape) * dtype.itemsize
                 tensors[name] = data[start:end].view(dtype).reshape(shape)
-    except (SafetensorError, KeyError, OSError, ValueError) as error:
+    except (SafetensorError, OSError) as error:
         raise ValueError(
             f"{path}: expected a safetensors file, got a damaged one: {error}"
         ) from None

@@ -18,7 +18,9 @@ from jax_ddpm.models.layers import (
     halve,
 )
 
-__all__ = ["DownBlock", "MidBlock", "UpBlock", "resampling", "way_down"]
+__all__ = ["DOWN_BLOCKS", "DownBlock", "MidBlock", "UpBlock", "resampling", "way_down"]
+
+DOWN_BLOCKS = ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D")
 
 
 class DownBlock(nn.Module):

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from jax_ddpm._checks import check_choice, check_shape, checked
 from jax_ddpm._typing import Image, Timestep
 from jax_ddpm.models.attention import dot_product_attention
-from jax_ddpm.models.blocks import MidBlock, way_down
+from jax_ddpm.models.blocks import DOWN_BLOCKS, MidBlock, way_down
 from jax_ddpm.models.layers import BlockConfig, Features, embed_time
 
 __all__ = ["NoisyClassifier"]
@@ -33,9 +33,9 @@ class NoisyClassifier(nn.Module):
       block_out_channels, down_block_types, layers_per_block, attention_head_dim,
         resnet_time_scale_shift, downsample_type, time_embedding_dim, time_proj_dim, dtype,
         param_dtype, precision: as those of `UNet`.
-      pool: how what the way down ends in becomes one vector an image: `"attention"`, by a token
-        that attends to all pixels; `"adaptive"`, by their mean; `"spatial"` or `"spatial_v2"`, by
-        the means of all states on the way, and a hidden layer with ReLU, or a norm and SiLU.
+      pool: how the last features become one vector per image. `"attention"`: a token attends to
+        all pixels; `"adaptive"`: their mean; `"spatial"` or `"spatial_v2"`: the means of the
+        features of all blocks, then a hidden layer with ReLU, or with a norm and SiLU.
     """
 
     sample_size: int = 64
@@ -116,10 +116,28 @@ class NoisyClassifier(nn.Module):
     def check_fields(self) -> None:
         """Raises `ValueError` naming a field that does not fit."""
         check_choice("pool", self.pool, ("attention", "adaptive", "spatial", "spatial_v2"))
-        for channels in self.block_out_channels:
+        for name, choices in (
+            ("downsample_type", ("conv", "resnet")),
+            ("resnet_time_scale_shift", ("default", "scale_shift")),
+        ):
+            check_choice(name, getattr(self, name), choices)
+        levels, kinds = len(self.block_out_channels), self.down_block_types
+        if len(kinds) != levels:
+            raise ValueError(
+                f"down_block_types: expected {levels} (one for each of block_out_channels), "
+                f"got {len(kinds)}"
+            )
+        for channels, kind in zip(self.block_out_channels, kinds, strict=True):
+            check_choice("down_block_types", kind, DOWN_BLOCKS)
             if channels % _GROUPS:
                 raise ValueError(
                     f"block_out_channels: expected multiples of {_GROUPS}, got {channels}"
+                )
+            attended = kind.startswith("Attn") or channels == self.block_out_channels[-1]
+            if attended and channels % self.attention_head_dim:
+                raise ValueError(
+                    f"attention_head_dim: expected a divisor of {channels}, "
+                    f"got {self.attention_head_dim}"
                 )
 
 

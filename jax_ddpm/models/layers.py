@@ -91,10 +91,9 @@ class BlockConfig:
 
     def heads(self, channels: int) -> tuple[int, int]:
         """The number of attention heads over `channels`, and the channels of each."""
-        if self.num_attention_heads is not None:
-            return self.num_attention_heads, channels // self.num_attention_heads
         head_dim = self.attention_head_dim or channels
-        return channels // head_dim, head_dim
+        heads = self.num_attention_heads or channels // head_dim
+        return heads, channels // heads if self.num_attention_heads else head_dim
 
     def _policy(self) -> dict[str, Any]:
         return {

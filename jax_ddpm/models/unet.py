@@ -18,7 +18,7 @@ from jaxtyping import Array
 
 from jax_ddpm._checks import check_choice, check_positive, check_range, check_shape, checked
 from jax_ddpm._typing import Image, Label, Timestep
-from jax_ddpm.models.blocks import MidBlock, UpBlock, resampling, way_down
+from jax_ddpm.models.blocks import DOWN_BLOCKS, MidBlock, UpBlock, resampling, way_down
 from jax_ddpm.models.layers import ACTIVATIONS, BlockConfig, embed_time
 
 __all__ = ["UNet"]
@@ -209,7 +209,7 @@ class UNet(nn.Module):
     def check_fields(self) -> None:
         """Raises `ValueError` naming a field that does not fit."""
         for name, kinds in (
-            ("down_block_types", ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D")),
+            ("down_block_types", DOWN_BLOCKS),
             ("up_block_types", ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D")),
         ):
             types = getattr(self, name)
@@ -234,8 +234,15 @@ class UNet(nn.Module):
             "norm_num_groups",
             "num_class_embeds",
             "time_proj_dim",
+            "time_scale",
         ):
             check_positive(**{name: getattr(self, name)})
+        waves = self.time_proj_dim or self.block_out_channels[0]
+        if waves // 2 <= self.freq_shift:
+            raise ValueError(
+                f"time_proj_dim: expected at least {2 * self.freq_shift + 2} for freq_shift "
+                f"{self.freq_shift}, got {waves}"
+            )
         for channels in self.block_out_channels:
             if channels % self.norm_num_groups:
                 raise ValueError(
@@ -248,6 +255,8 @@ class UNet(nn.Module):
             check_positive(**{name: heads})
             if heads is not None and self.attention_head_dim is not None:
                 raise ValueError(f"{name}: expected None beside attention_head_dim, got {heads}")
+            if heads is not None and self.num_attention_heads is None:
+                raise ValueError(f"{name}: expected None without num_attention_heads, got {heads}")
             if heads is not None and any(channels % heads for channels in attended):
                 raise ValueError(
                     f"{name}: expected a divisor of the channels that have attention, "

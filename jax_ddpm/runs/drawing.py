@@ -140,12 +140,15 @@ def _number(run: Run, label: str) -> int:
 
 
 def make_chain(run: Run, steps: int | None = None) -> NoiseSchedule:
-    """The run's chain of `steps`, with its spacing. Default: 50 steps, or all if fewer."""
+    """The run's chain of `steps`, with its spacing. Default: that of its checkpoint, where it says
+    one, otherwise 50 steps, or all if fewer."""
     check_positive(steps=steps)
     timesteps = run.pretrained.schedule.num_timesteps
     if steps is not None and steps > timesteps:
         problem = f"expected at most {timesteps}, the model's timesteps, got {steps}"
         raise FieldError("steps", problem)
+    if steps is None and run.pretrained.timestep_respacing:
+        return run.pretrained.chain()
     return run.pretrained.chain(steps or min(_STEPS, timesteps))
 
 

@@ -253,7 +253,7 @@ def load_pretrained(folder: PathLike, *, openai_flags: str | None = None) -> Run
         raise FieldError("folder", *problem)
     try:
         return _from_pretrained(load_diffusers(folder), folder)
-    except ValueError as error:
+    except (ImportError, ValueError) as error:
         raise FieldError("folder", str(error)) from None
 
 
@@ -261,9 +261,8 @@ def _from_openai(path: Path, flags: str) -> Run:
     try:
         return _from_pretrained(load_openai(path, flags), path)._replace(null_label=None)
     except (ImportError, ValueError) as error:
-        about, _, problem = str(error).partition("flags: ")
-        if not about:
-            raise FieldError("openai_flags", problem) from None
+        if isinstance(error, FieldError) and error.field == "flags":
+            raise FieldError("openai_flags", *error.problem) from None
         raise FieldError("folder", str(error)) from None
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 import warnings
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
 
 import jax_ddpm as ddpm
+import jax_ddpm.runs as ddpm_runs
 from jax_ddpm.interop import load_diffusers, save_diffusers
 from jax_ddpm.parity.harness import from_torch, images, timesteps, to_torch
 from jax_ddpm.parity.unet import CONFIGS, labels, reference_unet
@@ -420,6 +422,72 @@ def test_a_variant_is_read_where_it_is_asked_for(tmp_path):
         load_diffusers(tmp_path, variant="ema")
 
 
+def test_what_is_converted_back_may_be_written_to(tmp_path):
+    """The opened weights themselves are views of the file."""
+    network = written(tmp_path)
+    pretrained = load_diffusers(tmp_path)
+    for array in ddpm.interop.unet_to_torch(pretrained.variables).values():
+        array += 1
+    check_weights(pretrained, network)
+
+
+def test_a_pickle_in_shards(tmp_path):
+    network = written(tmp_path, safe_serialization=False, max_shard_size="100KB")
+    assert len(list((tmp_path / "unet").glob("*.bin"))) > 1
+    check_weights(load_diffusers(tmp_path), network)
+
+
+def test_a_latent_pipeline_is_refused_by_name(tmp_path):
+    written(tmp_path)
+    edited(tmp_path / "model_index.json", vqvae=["diffusers", "VQModel"])
+    with pytest.raises(ValueError, match="model_index.json: expected only a unet and .* got vqvae"):
+        load_diffusers(tmp_path)
+    edited(tmp_path / "model_index.json", vqvae=[None, None])
+    load_diffusers(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("there", "variant", "fetched"),
+    [
+        (["unet/X.safetensors", "unet/X.fp16.safetensors", "unet/X.bin"], None, "unet/X.safet"),
+        (["unet/X.safetensors", "unet/X.fp16.bin"], "fp16", "unet/X.fp16.bin"),
+        (["unet/X-1-of-1.safetensors", "unet/X.bin"], None, "unet/X-1-of-1.safetensors"),
+        (["unet/X.fp16.safetensors"], None, "unet/X.fp16.safetensors"),
+        (["unet/X.bin", "vae/X.safetensors", "unet_ema/X.safetensors"], None, "unet/X.bin"),
+        (["X.bin", "checkpoint-500/unet/X.safetensors"], None, "X.bin"),
+    ],
+    ids=str,
+)
+def test_what_comes_from_the_hub(tmp_path, monkeypatch, there, variant, fetched):
+    """The configs, and of the weights what is read; by huggingface_hub's own matching of names."""
+    from huggingface_hub.utils import filter_repo_objects
+
+    from jax_ddpm.interop.hub import from_hub
+
+    names = [name.replace("X", "diffusion_pytorch_model") for name in there]
+    files = [*names, "model_index.json"]
+    files += [f"{name.rpartition('/')[0]}/config.json" for name in names if "/" in name]
+
+    def snapshot_download(name, *, revision, allow_patterns):
+        for file in filter_repo_objects(files, allow_patterns=allow_patterns):
+            (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / file).touch()
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    assert from_hub("owner/name", None, variant) == tmp_path
+    found = [path for path in tmp_path.rglob("*.*") if path.suffix != ".json"]
+    expected = fetched.replace("X", "diffusion_pytorch_model")
+    assert [str(path.relative_to(tmp_path)).startswith(expected) for path in found] == [True]
+
+
+def test_without_huggingface_hub_its_names_are_answered_in_a_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(ValueError, match="folder: rnus/digits: no such folder here; .*pip install"):
+        ddpm_runs.load_pretrained("rnus/digits")
+
+
 def test_names_on_the_hub_come_from_its_cache(tmp_path, monkeypatch):
     """Offline, and in a folder that has none of that name."""
     constants = pytest.importorskip("huggingface_hub.constants")
@@ -642,6 +710,19 @@ def test_the_default_pictures_of_a_dpm_solver_folder(tmp_path, settings):
     expected = from_torch(x)
     tolerance = 1e-3 * max(1, np.abs(expected).max())
     np.testing.assert_allclose(draw(pretrained.variables), expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+def test_all_steps_of_a_dpm_solver_folder(tmp_path, spacing):
+    """Where diffusers would repeat an entry, or leave out the last, the chain is the whole one."""
+    from diffusers import DPMSolverMultistepScheduler
+
+    written(tmp_path, scheduler=DPMSolverMultistepScheduler(100, timestep_spacing=spacing))
+    pretrained = load_diffusers(tmp_path)
+    np.testing.assert_array_equal(pretrained.chain(100).timesteps, np.arange(100))
+    np.testing.assert_array_equal(pretrained.chain().timesteps, np.arange(100))
+    with pytest.raises(ValueError, match="steps: expected 1 to 100"):
+        pretrained.chain(101)
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,16 @@ import json
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jax_ddpm as ddpm
+from jax_ddpm import runs
 from jax_ddpm.interop import load_diffusers, load_openai, load_openai_classifier, save_diffusers
 from jax_ddpm.io.arrays import save_tensors
+from jax_ddpm.models import NoisyClassifier, parameter_shapes
+from jax_ddpm.runs.drawing import make_chain
 
 FOLDER = Path(__file__).parent / "openai"
 UNETS = json.loads((FOLDER / "unet.json").read_text())
@@ -154,8 +158,9 @@ def test_time_scale_by_the_code_that_the_flags_are_of(torch):
 
     assert model("").time_scale == 0.25
     assert model("--rescale_timesteps False").time_scale == 1
-    assert model("--use_fp16 False").time_scale == 1
-    assert model("--use_fp16 False --rescale_timesteps True") == model("")
+    assert model("--use_fp16 True").time_scale == 0.25
+    assert model("--num_head_channels -1").time_scale == 1
+    assert model("--num_head_channels -1 --rescale_timesteps True") == model("")
 
 
 @pytest.mark.parametrize(
@@ -213,6 +218,11 @@ def test_the_published_networks_are_presets(torch, preset, flags, arguments):
             {"noise_schedule": "sigmoid"},
             "flags: noise_schedule: expected one of 'linear', 'cosine'",
         ),
+        ({"diffusion_steps": 0}, "flags: diffusion_steps: expected more than 0, got 0"),
+        ({"diffusion_steps": 10, "timestep_respacing": ""}, "flags: diffusion_steps: 10 is too fe"),
+        ({"dropout": 2}, "flags: dropout: expected 0 to 1, got 2"),
+        ({"num_head_channels": 24}, "flags: num_head_channels: expected a divisor of 64, 96, got"),
+        ({"num_head_channels": -1, "num_heads": 5}, "flags: num_heads: expected a divisor of 64"),
         ({"timestep_respacing": "ddim400"}, "flags: timestep_respacing: .*got 'ddim400'"),
         ({"channel_mult": "1,x"}, "flags: channel_mult"),
         ({"attention_resolutions": "0"}, "flags: attention_resolutions"),
@@ -230,6 +240,39 @@ def test_the_published_networks_are_presets(torch, preset, flags, arguments):
 def test_flags_that_do_not_fit(flags, message):
     with pytest.raises(ValueError, match=message):
         load_openai(weights(ADM), ADM["flags"] | flags)
+
+
+@pytest.mark.parametrize("words", ["--image_size", "image_size 64", "--image_size '64"])
+def test_words_that_are_no_flags(words):
+    with pytest.raises(ValueError, match="flags: expected names, each with its value"):
+        load_openai(weights(PLAIN), words)
+
+
+def test_the_chain_of_the_flags_is_that_of_the_run(tmp_path):
+    run = runs.Run(load_openai(weights(PLAIN), PLAIN["flags"]), (32, 32, 3), None, None, 1.0)
+    assert list(make_chain(run).timesteps) == PLAIN["timesteps"]
+    runs.save_run(tmp_path / "run", run)
+    again = runs.load_run(tmp_path / "run")
+    assert list(make_chain(again).timesteps) == PLAIN["timesteps"]
+    assert make_chain(again, 7).num_timesteps == 7
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"pool": "mean"}, "pool: expected one of"),
+        ({"down_block_types": ("AttnDownBlock",) * 4}, "down_block_types: expected one of"),
+        ({"down_block_types": ("DownBlock2D",)}, "down_block_types: expected 4 .*, got 1"),
+        ({"downsample_type": "fir"}, "downsample_type: expected one of"),
+        ({"resnet_time_scale_shift": "x"}, "resnet_time_scale_shift: expected one of"),
+        ({"block_out_channels": (64, 64, 64, 100)}, "block_out_channels: expected multiples of 32"),
+        ({"attention_head_dim": 48}, "attention_head_dim: expected a divisor of 256, got 48"),
+    ],
+    ids=str,
+)
+def test_fields_of_a_classifier_are_checked(fields, message):
+    with pytest.raises(ValueError, match=message):
+        parameter_shapes(NoisyClassifier(**fields))
 
 
 def test_tensors_that_do_not_fit():
@@ -285,6 +328,20 @@ def test_files(tmp_path, torch, suffix):
         load_openai("elsewhere", PLAIN["flags"])
 
 
+def test_old_and_short_pickles(tmp_path, torch):
+    """The format before torch 1.6, which cannot be mapped, and bfloat16, which NumPy has not."""
+    tensors = {name: torch.from_numpy(each) for name, each in weights(PLAIN, np.float32).items()}
+    torch.save(tensors, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    expected = load_openai(tensors, PLAIN["flags"]).variables
+    ours = load_openai(tmp_path / "old.pt", PLAIN["flags"]).variables
+    jax.tree.map(np.testing.assert_array_equal, ours, expected)
+    torch.save({name: each.bfloat16() for name, each in tensors.items()}, tmp_path / "short.pt")
+    short = load_openai(tmp_path / "short.pt", PLAIN["flags"]).variables
+    for ours, full in zip(jax.tree.leaves(short), jax.tree.leaves(expected), strict=True):
+        assert ours.dtype == jnp.bfloat16
+        np.testing.assert_array_equal(ours, full.astype(jnp.bfloat16))
+
+
 def test_a_pickle_runs_nothing(tmp_path, torch):
     class Code:
         def __reduce__(self):
@@ -300,5 +357,5 @@ def test_a_pickle_runs_nothing(tmp_path, torch):
 def test_a_pickle_without_torch(tmp_path, monkeypatch):
     (tmp_path / "model.pt").touch()
     monkeypatch.setitem(__import__("sys").modules, "torch", None)
-    with pytest.raises(ImportError, match="model.pt: .*pip install torch"):
+    with pytest.raises(ImportError, match="model.pt: .*pip install .torch"):
         load_openai(tmp_path / "model.pt", PLAIN["flags"])

@@ -32,3 +32,14 @@ def test_a_truncated_file_is_named(tmp_path):
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(ValueError, match="x.safetensors"):
         load_tensors(path)
+
+
+def test_a_kind_of_number_that_is_not_known_is_named(tmp_path):
+    path = tmp_path / "x.safetensors"
+    save_tensors(path, {"a": np.ones(8, np.uint8)})
+    path.write_bytes(path.read_bytes().replace(b'"U8"', b'"F8_E4M3"'.ljust(4), 1))
+    header = path.read_bytes()
+    size = int.from_bytes(header[:8], "little") + 5
+    path.write_bytes(size.to_bytes(8, "little") + header[8:])
+    with pytest.raises(ValueError, match="x.safetensors: a: expected one of BF16, .* got F8_E4M3"):
+        load_tensors(path)

@@ -1,7 +1,6 @@
 """OpenAI's U-Net and noisy classifier (Nichol & Dhariwal 2021; Dhariwal & Nichol 2021) in PyTorch.
 
-Modules carry the names of their state dicts, so that their weights load. NCHW; float32 steps as
-numbers, never halves.
+Modules carry the names of OpenAI's state dicts, so that their weights load. NCHW.
 """
 
 import torch
