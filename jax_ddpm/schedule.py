@@ -177,7 +177,10 @@ def _respacing(timesteps: int, words: str) -> np.ndarray:
         chains = (np.arange(0, timesteps, each) for each in range(1, timesteps + 1))
         kept = next((chain for chain in chains if chain.size == int(stride[1])), None)
         if kept is None:
-            raise ValueError(f"steps: expected a stride of {timesteps} steps, got {words!r}")
+            raise ValueError(
+                f"steps: expected a number that a whole stride of {timesteps} steps gives, "
+                f"got {words!r}"
+            )
         return kept
     if not all(count.strip().isdecimal() for count in counts):
         raise ValueError(f"steps: expected a count, counts or 'ddim' and a count, got {words!r}")

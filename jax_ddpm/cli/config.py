@@ -168,8 +168,8 @@ class ChainConfig:
     checkpoint: int | None = None
     """Of a run: the step of the checkpoint. Default: the newest."""
     guidance: float | None = None
-    """Scale of classifier-free guidance, 1 for none; the last label of the network is the null
-    label. Default: as the run's pictures; 1 for a diffusers checkpoint."""
+    """Scale of classifier-free guidance, 1 for none; in a folder of diffusers that does not say its
+    null label, that is the last. Default: as the run's pictures; 1 for a checkpoint."""
     steps: int | None = None
     """Steps of the reverse chain, at most the model's timesteps. Default: 50, or all if fewer."""
     sampler: SamplerName = "ddim"
@@ -186,7 +186,7 @@ class ChainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SampleConfig(ChainConfig):
-    """Draw samples from a trained run or a diffusers checkpoint."""
+    """Draw samples from a trained run or a checkpoint of diffusers or OpenAI."""
 
     num: int = 64
     """How many images."""

@@ -18,6 +18,8 @@ def convert(config: ConvertConfig) -> None:
         raise UsageError(f"SOURCE: no such file or folder: {config.source}")
     with naming(folder="SOURCE", path="SOURCE"):
         if config.openai_flags is not None:
+            if config.image_size != ConvertConfig.image_size:
+                raise UsageError("--image-size: cannot be given with --openai-flags")
             run = load_pretrained(config.source, openai_flags=config.openai_flags)
         elif config.source.is_file():
             run = load_state_dict(config.source, image_size=config.image_size)
@@ -41,7 +43,10 @@ def _write(config: ConvertConfig, run: Run) -> str:
         save_run(config.out, run)
         return f"jax-ddpm sample --run {config.out}"
     if config.to == "diffusers":
-        save_diffusers(config.out, run.pretrained._replace(null_label=run.null_label))
+        null_label = run.null_label
+        if null_label is None and run.num_classes is not None:
+            null_label = "none"
+        save_diffusers(config.out, run.pretrained._replace(null_label=null_label))
         hint = f"DDPMPipeline.from_pretrained({str(config.out)!r})"
         # The pipeline itself draws no classes.
         return hint if run.num_classes is None else f"{hint}.unet(x, t, class_labels=labels)"
@@ -53,4 +58,7 @@ def _write(config: ConvertConfig, run: Run) -> str:
         check_words(model)
     to_torch = simple_unet_to_torch if simple else unet_to_torch
     save_tensors(config.out, to_torch(run.pretrained.variables))
-    return f"model.load_state_dict(safetensors.torch.load_file({str(config.out)!r}))"
+    network = "SimpleUNet" if simple else "UNet2DModel"
+    return (
+        f"model.load_state_dict(safetensors.torch.load_file({str(config.out)!r})), of a {network}"
+    )

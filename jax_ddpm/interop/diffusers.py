@@ -143,7 +143,8 @@ def load_diffusers(
     except (TypeError, ValueError) as error:
         raise ValueError(f"{unet}: {error}") from None
     null_label = content.get(_NULL_LABEL)
-    if null_label is not None and null_label not in range(model.num_class_embeds or 0):
+    labels = range(model.num_class_embeds or 0)
+    if null_label not in (None, "none", *labels):
         expected = f"expected a label below {model.num_class_embeds or 0}"
         raise ValueError(f"{path}: {_NULL_LABEL}: {expected}, got {null_label!r}")
     return Pretrained(model, variables, **_load_scheduler(folder), null_label=null_label)
@@ -154,8 +155,9 @@ def save_diffusers(folder: str | os.PathLike[str], pretrained: Pretrained) -> No
     """Write a folder that `DDPMPipeline.from_pretrained` opens, whole or not at all.
 
     β go by name where they have one, otherwise one by one; the null label goes beside diffusers'
-    own settings. Raises `ValueError` if the folder holds anything, if the variables are not the
-    model's, or if diffusers has no word for a setting.
+    own settings. The scheduler is a `DDPMScheduler`, or a `DDIMScheduler` for a chain that ends in
+    noise, whichever the model came with. Raises `ValueError` if the folder holds anything, if the
+    variables are not the model's, or if diffusers has no word for a setting.
     """
     model, variables, *_ = pretrained
     if not isinstance(model, UNet):

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jax_ddpm._checks import checked
-from jax_ddpm.interop.openai_flags import Flags, flag_error, numbers, read_flags
+from jax_ddpm.interop.openai_flags import Flags, flag_error, is_default, numbers, read_flags
 from jax_ddpm.interop.openai_weights import classifier_from_openai, unet_from_openai
 from jax_ddpm.interop.pretrained import Pretrained
 from jax_ddpm.interop.tensors import read_state_dict
@@ -55,8 +55,9 @@ def load_openai(
         may stand among them. What is left out has the default of guided-diffusion. One default
         differs: where no flag is of guided-diffusion alone (`num_head_channels`, `channel_mult`,
         `resblock_updown`, `use_new_attention_order`, a classifier's), `rescale_timesteps` is True,
-        as in improved-diffusion. It matters where `diffusion_steps` is not 1,000. No file shows
-        the order of the attention's weights: `use_new_attention_order` has to be right.
+        as in improved-diffusion. It matters where `diffusion_steps` is not 1,000. Some flags leave
+        no trace in the file, so that a wrong one gives wrong pictures and no error: `num_heads`,
+        `num_head_channels`, `use_new_attention_order`, `predict_xstart` and all of the diffusion.
 
     Raises:
       ValueError: a flag is unknown or has no such value; the file contradicts a flag; a tensor is
@@ -81,6 +82,7 @@ def load_openai(
         prediction_type="sample" if settings["predict_xstart"] else "epsilon",
         variance_type="learned_range" if settings["learn_sigma"] else variance_type,
         timestep_spacing="linspace",
+        null_label="none" if settings["class_cond"] else None,
         timestep_respacing=settings["timestep_respacing"],
     )
 
@@ -102,13 +104,13 @@ def load_openai_classifier(
 
 
 def _named(weights: Any, convert: Any, *arguments: Any, **keywords: Any) -> dict[str, Any]:
-    """What `convert` gives; the file stands before what it raises."""
+    """What `convert` gives; what it raises names the file, and the flags that it follows from."""
     try:
         return convert(*arguments, **keywords)
     except ValueError as error:
-        if isinstance(weights, Mapping):
-            raise
-        raise ValueError(f"{os.fspath(weights)}: {error}") from None
+        where = "" if isinstance(weights, Mapping) else f"{os.fspath(weights)}: "
+        shape = "image_size, channel_mult, num_res_blocks and attention_resolutions"
+        raise ValueError(f"{where}{error}; the flags that decide it: {shape}") from None
 
 
 def _schedule(settings: Mapping[str, Any]) -> NoiseSchedule:
@@ -253,7 +255,10 @@ def _check_file(tensors: Mapping[str, np.ndarray], **flags: Any) -> None:
     except (KeyError, IndexError):
         return  # whose network it is, the names of its tensors will tell
     if image_channels == 6:
-        raise ValueError("weights: expected a network of images alone, got one that enlarges them")
+        raise ValueError(
+            "weights: expected a network that sees 3 channels, got one that sees 6: it enlarges "
+            "images, which is not supported"
+        )
     found = {
         "num_channels": width,
         "width": width,
@@ -269,4 +274,5 @@ def _check_file(tensors: Mapping[str, np.ndarray], **flags: Any) -> None:
     for name, value in flags.items():
         there = found.get(name.removeprefix("classifier_"), value)
         if there != value:
-            raise flag_error(name, f"expected {there}, as in weights, got {value}")
+            default = " (the default)" if is_default(name, value) else ""
+            raise flag_error(name, f"expected {there}, as in weights, got {value}{default}")

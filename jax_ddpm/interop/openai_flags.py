@@ -2,11 +2,12 @@
 
 import shlex
 from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Any
 
 from jax_ddpm._checks import FieldError
 
-__all__ = ["Flags", "flag_error", "numbers", "read_flags"]
+__all__ = ["Flags", "flag_error", "is_default", "numbers", "read_flags"]
 
 _BOTH: dict[str, Any] = {
     "image_size": 64,
@@ -62,10 +63,13 @@ def read_flags(flags: Flags) -> dict[str, Any]:
     given = dict(_words(flags) if isinstance(flags, str) else flags)
     for name in given:
         if name not in _DEFAULTS:
-            about = "those of the model and of the diffusion"
             if name in ("large_size", "small_size"):
-                about = "no network that enlarges images (it is not supported)"
-            raise FieldError("flags", f"expected {about}, got {name}")
+                problem = f"expected no network that enlarges images (not supported), got {name}"
+                raise FieldError("flags", problem)
+            close = get_close_matches(name, _DEFAULTS, n=1, cutoff=0.8)
+            hint = f"did you mean {close[0]}?" if close else "those of training are to be left out"
+            problem = f"expected those of the model and of the diffusion, got {name}; {hint}"
+            raise FieldError("flags", problem)
     typed = {name: _typed(name, value) for name, value in given.items()}
     for name, value in typed.items():
         _check_value(name, value)
@@ -112,6 +116,11 @@ def _check_value(name: str, value: Any) -> None:
         raise flag_error(name, f"expected more than 0, got {value}")
     if name == "dropout" and not 0 <= value < 1:
         raise flag_error(name, f"expected 0 to 1, got {value}")
+
+
+def is_default(name: str, value: Any) -> bool:
+    """Whether this is what the flag is where it is not given."""
+    return value == _DEFAULTS[name]
 
 
 def flag_error(name: str, problem: str) -> FieldError:

@@ -1,7 +1,7 @@
 """A trained model, and what its weights were trained to mean."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -29,8 +29,9 @@ class Pretrained(NamedTuple):
     set_alpha_to_one: bool = True
     scheduler: str = "DDPMScheduler"
     """diffusers' class that its folder names."""
-    null_label: int | None = None
-    """The label that stands for none, where it is known."""
+    null_label: int | Literal["none"] | None = None
+    """The label that stands for no class; "none" where there is no such label, None where that is
+    not known."""
     solver: Mapping[str, Any] | None = None
     """What a config of `DPMSolverMultistepScheduler` says of how it samples."""
     timestep_respacing: str = ""

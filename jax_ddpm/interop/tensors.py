@@ -46,12 +46,21 @@ def read_state_dict(
             content = load(mmap=True)
         except RuntimeError:  # the format before torch 1.6 cannot be mapped
             content = load()
-        if not isinstance(content, Mapping):
-            raise TypeError(f"got {type(content).__name__}")
-        return to_arrays(content, copy=False)
     except Exception as error:  # whatever a pickle does to its reader
         reason = str(error).partition("\n")[0]
+        if "Weights only" in reason:
+            reason = "it holds more than tensors"
         raise ValueError(f"{path}: expected a state dict of tensors: {reason}") from None
+    if not isinstance(content, Mapping):
+        got = type(content).__name__
+        raise ValueError(f"{path}: expected a state dict of tensors, got {got}")
+    for name, value in content.items():
+        if not hasattr(value, "shape"):
+            got = f"{type(value).__name__} in {name!r}"
+            raise ValueError(
+                f"{path}: expected a state dict of tensors, got {got}; save that alone"
+            )
+    return to_arrays(content, copy=False)
 
 
 def to_arrays(state_dict: Mapping[str, Any], *, copy: bool = True) -> dict[str, np.ndarray]:

@@ -259,7 +259,7 @@ def load_pretrained(folder: PathLike, *, openai_flags: str | None = None) -> Run
 
 def _from_openai(path: Path, flags: str) -> Run:
     try:
-        return _from_pretrained(load_openai(path, flags), path)._replace(null_label=None)
+        return _from_pretrained(load_openai(path, flags), path)
     except (ImportError, ValueError) as error:
         if isinstance(error, FieldError) and error.field == "flags":
             raise FieldError("openai_flags", *error.problem) from None
@@ -286,6 +286,8 @@ def _from_pretrained(pretrained: Pretrained, folder: Path) -> Run:
     except ValueError as error:
         raise ValueError(f"{folder}: sample_size: {error}") from None
     null_label, classes = pretrained.null_label, model.num_class_embeds
+    if null_label == "none":
+        return Run(pretrained, image_shape, classes, None, guidance=1.0)
     if null_label is not None:
         if null_label != classes - 1:
             expected = f"expected the network's last label, {classes - 1}, for the null label"
@@ -319,7 +321,9 @@ def load_state_dict(path: PathLike, *, image_size: int = 64) -> Run:
     if path.suffix in (".pt", ".pth", ".bin", ".pkl") and path.exists():
         raise FieldError(
             "path",
-            f"{path} is a pickle, which can run code; convert it where you trust it: "
+            f"{path} is a pickle, which can run code; one of OpenAI's comes with ",
+            Field("openai_flags"),
+            "; convert another where you trust it: "
             f'python -c "import torch, safetensors.torch as s; '
             f"s.save_file(torch.load('{path}', weights_only=True), 'weights.safetensors')\"",
         )

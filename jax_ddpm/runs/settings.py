@@ -76,8 +76,8 @@ class ModelSettings:
     """The U-Net, which knows labels, or the tutorial's four convolutions, which do not."""
     init: Path | None = None
     """Start from a run, one of its checkpoints or a folder of diffusers. It brings its network,
-    weights, schedule and what it predicts, so settings of those cannot be given. If the images use
-    every label of its network, no label is dropped and nothing is guided."""
+    weights, schedule and what it predicts, so settings of those cannot be given. If its network has
+    no null label, or the images use it, no label is dropped and nothing is guided."""
     timesteps: int = 200
     """T, the steps of the noising chain."""
     schedule: ScheduleName = "cosine"

@@ -93,6 +93,9 @@ def _from_init(settings: Settings, data: Dataset) -> Run:
         )
         raise FieldError("init", problem)
     if run.null_label is None:
+        for name, off in (("label_dropout", 0), ("guidance", 1)):
+            if getattr(settings, name) not in (getattr(Settings, name), off):
+                raise FieldError(name, "the network has no label that stands for no class")
         return run._replace(num_classes=data.num_classes)
     if data.num_classes > run.null_label:
         # A checkpoint whose every label is a class: none is left to stand for no class.

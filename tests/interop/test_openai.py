@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import jax_ddpm as ddpm
-from jax_ddpm import runs
+from jax_ddpm import data, runs
 from jax_ddpm.interop import load_diffusers, load_openai, load_openai_classifier, save_diffusers
 from jax_ddpm.io.arrays import save_tensors
 from jax_ddpm.models import NoisyClassifier, parameter_shapes
@@ -209,7 +209,7 @@ def test_the_published_networks_are_presets(torch, preset, flags, arguments):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"num_channel": 32}, "flags: .*got num_channel$"),
+        ({"num_channel": 32}, "flags: .*got num_channel; did you mean num_channels"),
         ({"large_size": 256}, "flags: .*enlarges.*large_size"),
         ({"num_channels": "many"}, "flags: num_channels: expected a whole number"),
         ({"num_channels": 32.5}, "flags: num_channels: expected a whole number, got 32.5"),
@@ -255,6 +255,22 @@ def test_the_chain_of_the_flags_is_that_of_the_run(tmp_path):
     again = runs.load_run(tmp_path / "run")
     assert list(make_chain(again).timesteps) == PLAIN["timesteps"]
     assert make_chain(again, 7).num_timesteps == 7
+
+
+def test_a_network_without_a_null_label_has_none_wherever_it_goes(tmp_path):
+    save_tensors(tmp_path / "adm.safetensors", weights(ADM, np.float32))
+    flags = " ".join(f"--{name} {value}" for name, value in ADM["flags"].items())
+    run = runs.load_pretrained(tmp_path / "adm.safetensors", openai_flags=flags)
+    assert (run.num_classes, run.null_label, run.guidance) == (1000, None, 1.0)
+    save_diffusers(tmp_path / "adm", run.pretrained)
+    again = runs.load_pretrained(tmp_path / "adm")
+    assert (again.num_classes, again.null_label) == (1000, None)
+    for name, value in (("guidance", 3.0), ("label_dropout", 0.2)):
+        settings = runs.Settings(init=tmp_path / "adm", steps=1, batch_size=1, **{name: value})
+        images = np.zeros((2, 32, 32, 3), np.float32)
+        dataset = data.Dataset(images, np.arange(2, dtype=np.int32))
+        with pytest.raises(ValueError, match=f"{name}: the network has no label that stands for"):
+            runs.fit(tmp_path / "run", dataset, settings)
 
 
 @pytest.mark.parametrize(
@@ -340,6 +356,19 @@ def test_old_and_short_pickles(tmp_path, torch):
     for ours, full in zip(jax.tree.leaves(short), jax.tree.leaves(expected), strict=True):
         assert ours.dtype == jnp.bfloat16
         np.testing.assert_array_equal(ours, full.astype(jnp.bfloat16))
+
+
+def test_what_is_no_state_dict_is_named(tmp_path, torch):
+    path = tmp_path / "model.pt"
+    tensor = torch.zeros(1)
+    for content, got in (
+        ({"model": {"x": tensor}, "step": 3}, "got dict in 'model'"),
+        ([tensor], "got list"),
+        (torch.nn.Linear(1, 1), "it holds more than tensors"),
+    ):
+        torch.save(content, path)
+        with pytest.raises(ValueError, match=f"model.pt: expected a state dict of tensors.*{got}"):
+            load_openai(path, PLAIN["flags"])
 
 
 def test_a_pickle_runs_nothing(tmp_path, torch):
