@@ -35,9 +35,7 @@ _CHANNEL_MULT = {
 
 
 @checked
-def load_openai(
-    weights: str | os.PathLike[str] | Mapping[str, Any], flags: Flags = ""
-) -> Pretrained:
+def load_openai(weights: str | os.PathLike[str] | Mapping[str, Any], flags: Flags) -> Pretrained:
     """Open a diffusion model of guided-diffusion or improved-diffusion.
 
     `model.apply(variables, x, t[, y])` takes the original training timestep. Weights keep their
@@ -89,7 +87,7 @@ def load_openai(
 
 @checked
 def load_openai_classifier(
-    weights: str | os.PathLike[str] | Mapping[str, Any], flags: Flags = ""
+    weights: str | os.PathLike[str] | Mapping[str, Any], flags: Flags
 ) -> tuple[NoisyClassifier, dict[str, Any]]:
     """Open a classifier of guided-diffusion: the module, and its variables.
 
