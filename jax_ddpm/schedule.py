@@ -177,10 +177,8 @@ def _respacing(timesteps: int, words: str) -> np.ndarray:
         chains = (np.arange(0, timesteps, each) for each in range(1, timesteps + 1))
         kept = next((chain for chain in chains if chain.size == int(stride[1])), None)
         if kept is None:
-            raise ValueError(
-                f"steps: expected a number that a whole stride of {timesteps} steps gives, "
-                f"got {words!r}"
-            )
+            problem = f"a number that a whole stride of {timesteps} steps gives"
+            raise ValueError(f"steps: expected {problem}, got {words!r}")
         return kept
     if not all(count.strip().isdecimal() for count in counts):
         raise ValueError(f"steps: expected a count, counts or 'ddim' and a count, got {words!r}")
@@ -188,10 +186,8 @@ def _respacing(timesteps: int, words: str) -> np.ndarray:
     kept = []
     for part, count in zip(parts, map(int, counts), strict=True):
         if count > part.size or not any(map(int, counts)):
-            raise ValueError(
-                f"steps: expected at most {part.size} in each of {len(counts)} equal parts of "
-                f"{timesteps} timesteps, and one in all, got {words!r}"
-            )
+            problem = f"at most {part.size} in each of {len(counts)} equal parts, and one in all"
+            raise ValueError(f"steps: expected {problem}, got {words!r}")
         stride = (part.size - 1) / max(count - 1, 1)
         # Added up one by one, as there: halves are rounded by what the sum has lost.
         kept.append(part[np.round(np.cumsum([0, *[stride] * count])[:count]).astype(int)])
