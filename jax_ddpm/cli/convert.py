@@ -6,7 +6,7 @@ from jax_ddpm.interop import save_diffusers, simple_unet_to_torch, unet_to_torch
 from jax_ddpm.interop.diffusers import check_words
 from jax_ddpm.interop.hub import is_hub_name
 from jax_ddpm.io.arrays import save_tensors
-from jax_ddpm.models import SimpleUNet
+from jax_ddpm.models import SimpleUNet, UNet
 from jax_ddpm.runs import Run, load_model, load_pretrained, load_state_dict, save_run
 
 __all__ = ["convert"]
@@ -54,7 +54,7 @@ def _write(config: ConvertConfig, run: Run) -> str:
         raise UsageError(f"OUT: expected a .safetensors file, got {config.out}")
     model = run.pretrained.model
     simple = isinstance(model, SimpleUNet)
-    if not isinstance(model, SimpleUNet):
+    if isinstance(model, UNet):
         check_words(model)
     to_torch = simple_unet_to_torch if simple else unet_to_torch
     save_tensors(config.out, to_torch(run.pretrained.variables))

@@ -103,8 +103,8 @@ def load_diffusers(
     scheduler is taken for one of Ho et al.'s (ε, T = 1,000, linear β), with a warning.
 
     Args:
-      folder: a path, or where there is none, a name on Hugging Face's hub ("google/ddpm-cat-256"):
-        its files come through huggingface_hub's cache, from the hub if it is online.
+      folder: a path, or a name on Hugging Face's hub ("google/ddpm-cat-256"). The files of a name
+        come through huggingface_hub's cache, and from the hub if that can be reached.
       revision: a branch, a tag or a commit on the hub.
       variant: which weights ("fp16", "non_ema"), as they are called in the names of files.
 
