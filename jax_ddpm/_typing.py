@@ -13,9 +13,11 @@ from jaxtyping import Array, Bool, Float, Integer, Key, Real, UInt8
 __all__ = [
     "AnyArray",
     "Condition",
+    "Covariance",
     "DenoiseFn",
     "Image",
     "Label",
+    "Mean",
     "NoiseFn",
     "Numbers",
     "Output",
@@ -23,6 +25,7 @@ __all__ = [
     "Picture",
     "Pixels",
     "PRNGKey",
+    "Rows",
     "Sample",
     "Shape",
     "Table",
@@ -53,6 +56,15 @@ Shape: TypeAlias = Sequence[Any]
 
 PerSample: TypeAlias = Float[_AnyArray, "batch"]
 """One number for each sample of the batch: an un-reduced loss."""
+
+Rows: TypeAlias = Float[_AnyArray, "_ feature"]
+"""Features of several images."""
+
+Mean: TypeAlias = Float[_AnyArray, "feature"]
+"""Of the features of many images."""
+
+Covariance: TypeAlias = Float[_AnyArray, "feature feature"]
+"""Of the features of many images."""
 
 Label: TypeAlias = Integer[_AnyArray, "batch"]
 """The class of each sample."""

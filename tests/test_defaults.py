@@ -5,9 +5,9 @@ import re
 from pathlib import Path
 
 import jax_ddpm as ddpm
-from jax_ddpm import interop, runs
+from jax_ddpm import evaluation, interop, runs
 
-ROOMS = (ddpm, interop, runs)
+ROOMS = (ddpm, evaluation, interop, runs)
 
 
 def defaults():

@@ -18,6 +18,7 @@ ALLOWED = {
     "models": {"jax", "numpy", "jaxtyping", "flax"},
     "data": {"jax", "numpy", "jaxtyping"},
     "training": {"jax", "numpy", "jaxtyping", "optax"},
+    "evaluation": {"jax", "numpy", "jaxtyping", "optax"},
     "runs": {"jax", "numpy", "optax"},
     "plan": {"jax", "numpy"},
     "interop": {"jax", "numpy", "jaxtyping"},

@@ -236,17 +236,39 @@ class ConvertConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(ChainConfig):
-    """Measure a model: do its samples look like what was asked for, and how likely is the data."""
+    """Measure a model or samples: how near are they to real images (FID and its kin), do they show
+    what was asked for, and how likely is the data."""
 
+    samples: Path | None = None
+    """Or samples that were drawn: a .npz, a .npy, a folder or an archive of pictures, or what --out
+    kept."""
     data: DataConfig = DataConfig()
-    num: int = 1000
-    """How many samples to judge, and at most how many images to score."""
+    reference: str = "data"
+    """What samples are compared with: "data", the images of --data or --dataset, or a .npz of mu
+    and sigma of Inception's features, as pytorch-fid and --save-statistics write it."""
+    inception: Path | None = None
+    """The weights of FID's Inception, the .pth that torch-fidelity or pytorch-fid download, or a
+    .safetensors of the same names. Default: the environment's JAX_DDPM_INCEPTION. Without them, and
+    for images that are not RGB, the features are those of a small classifier that learns half of
+    the images, and nothing is called FID."""
+    save_statistics: Path | None = None
+    """Also write mu and sigma of Inception's features of the images to this .npz."""
+    num: int | None = None
+    """How many samples to draw or to measure; 0: only bits per dimension. FID is usually of 50,000.
+    Default: 1,000, or all of --samples."""
     steps: int | None = None
     """Steps of the reverse chain. Default: all."""
     sampler: SamplerName = "ancestral"
     """The update rule."""
     seed: int = 0
     """Of the samples, and of the split of the data."""
+    batch_size: int = 256
+    """Samples drawn at a time."""
+    out: Path | None = None
+    """Keep the samples in this folder as they are drawn: stopped, the same command resumes."""
+    num_scored: int | None = None
+    """How many images to score in bits per dimension; 0: none. Default: as --num, at most 1,000."""
+    devices: DevicesConfig = DevicesConfig()
     json: Path | None = None
     """Also write the figures to this file, as JSON."""
 

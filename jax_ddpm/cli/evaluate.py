@@ -1,58 +1,116 @@
-"""`jax-ddpm evaluate`: figures for a model, from the data that it learned."""
+"""`jax-ddpm evaluate`: figures for a model or for samples, from real images."""
 
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import fields, replace
+from typing import Any
 
-from jax_ddpm._checks import FieldError, check_positive
+from jax_ddpm._checks import FieldError
 from jax_ddpm.cli.chain import load_chain, make_sampler
-from jax_ddpm.cli.config import DevicesConfig, EvaluateConfig
+from jax_ddpm.cli.config import ChainConfig, EvaluateConfig
 from jax_ddpm.cli.devices import say, start_devices
 from jax_ddpm.cli.errors import UsageError, check_file, naming, writing
 from jax_ddpm.cli.images import load_images
 from jax_ddpm.cli.progress import bar
-from jax_ddpm.data import Dataset
+from jax_ddpm.data import Dataset, Preparation
 from jax_ddpm.io.json import write_json
-from jax_ddpm.runs import Run
+from jax_ddpm.runs import Progress, Run, evaluate_samples
 from jax_ddpm.runs import evaluate as measure
 from jax_ddpm.runs.measuring import check_measurable
 from jax_ddpm.training.hosts import on_writer, together
 
 __all__ = ["evaluate"]
 
+_NAMES = {
+    "fid": "FID",
+    "fid_768": "FID of 768 features",
+    "fid_192": "FID of 192 features",
+    "fid_64": "FID of 64 features",
+    "kid": "KID",
+    "inception_score": "inception score",
+    "classifier_frechet_distance": "Fréchet distance (classifier)",
+    "classifier_kernel_distance": "kernel distance (classifier)",
+    "precision": "precision",
+    "recall": "recall",
+    "nearest": "distance to the nearest real image",
+    "nearer_than_1_percent": "nearer than 99 % of real ones are",
+}
+_SHARES = {"precision", "recall", "nearer_than_1_percent"}
+
 
 def evaluate(config: EvaluateConfig) -> None:
     """Measure as `config` says, and print."""
-    check_positive(num=config.num, steps=config.steps)
     check_file("--json", config.json)
-    sampler = make_sampler(config)
-    start_devices(DevicesConfig())
-    options = {"num": config.num, "steps": config.steps, "sampler": sampler, "seed": config.seed}
-    with naming(data="--data" if config.data.data else "--dataset"):
-        run, data = together(lambda: _prepare(config))
-        with bar("sampling") as show:
-            figures = measure(run, data, **options, progress=show)
-    if "agreement" in figures:
-        say(
-            f"{config.num:,} samples ({figures['steps']} {config.sampler} steps, guidance "
-            f"{run.guidance:g}): {figures['agreement']:.1%} are what was asked for, by an SVC "
-            f"that is right on {figures['svc_held_out']:.1%} of real images held out from it"
-        )
-    else:
-        say("agreement is left out: the model has no classes")
-    if "bits_per_dim" in figures:
-        say(f"{figures['bits_per_dim']:.3f} bits per dimension at most, on the images learned")
-    else:
-        say("bits per dimension are left out: the pixels are not those of 8 bits")
-    if not figures:
-        raise UsageError("--run: nothing to measure: no classes, and no pixels of 8 bits")
+    check_file("--save-statistics", config.save_statistics, ".npz")
+    options = {
+        "seed": config.seed,
+        "inception": config.inception,
+        "reference": None if config.reference == "data" else config.reference,
+        "statistics": config.save_statistics,
+    }
+    data = "--data" if config.data.data else "--dataset"
+    with naming(data=data, folder="--out", statistics="--save-statistics"):
+        if config.samples is not None:
+            figures = _of_samples(config, options)
+        else:
+            figures = _of_model(config, options)
+    for line in _report(figures):
+        say(line)
     if (path := config.json) is not None:
         with writing("--json", path):
-            figures = {"run": str(config.run or config.pretrained), **figures}
+            source = str(config.samples or config.run or config.pretrained)
+            figures = {"samples" if config.samples else "run": source, **figures}
             on_writer(lambda: write_json(path, figures))
 
 
-def _prepare(config: EvaluateConfig) -> tuple[Run, Dataset]:
+def _of_model(config: EvaluateConfig, options: dict[str, Any]) -> dict[str, Any]:
+    sampler = make_sampler(config)
+    start_devices(config.devices)
+    run, data = together(lambda: _prepare(config))
+    chain = {name: getattr(config, name) for name in ("eta", "order", "stochastic", "spacing")}
+    with _bars() as show:
+        return measure(
+            *(run, data),
+            num=1000 if config.num is None else config.num,
+            steps=config.steps,
+            sampler=sampler,
+            batch_size=config.batch_size,
+            folder=config.out,
+            num_scored=config.num_scored,
+            recipe={
+                "model": str(config.run or config.pretrained),
+                "sampler": config.sampler,
+                **{name: value for name, value in chain.items() if value},
+            },
+            progress=show,
+            **options,
+        )
+
+
+def _of_samples(config: EvaluateConfig, options: dict[str, Any]) -> dict[str, Any]:
+    assert config.samples is not None
+    for name in (*(field.name for field in fields(ChainConfig)), "out", "num_scored"):
+        if getattr(config, name) != getattr(EvaluateConfig, name):
+            flag = name.replace("_", "-")
+            raise UsageError(f"--{flag}: comes with --run or --pretrained, not with --samples")
+    start_devices(config.devices)
+    data = None
+    if _wants_images(config):
+        data = together(lambda: load_images(config.data, Preparation()))
+    with _bars() as show:
+        return evaluate_samples(config.samples, data, num=config.num, progress=show, **options)
+
+
+def _wants_images(config: EvaluateConfig) -> bool:
+    """Where statistics stand for the real images, these are read only if they are named."""
+    return config.reference == "data" or config.data.data is not None
+
+
+def _prepare(config: EvaluateConfig) -> tuple[Run, Dataset | None]:
     """The run, and its images as it read them, whole and not mirrored."""
     run = load_chain(config)
+    if not _wants_images(config):
+        return run, None
     prepared = replace(run.preparation, flip=False)
     if prepared.crop == "random":
         prepared = replace(prepared, crop="center")
@@ -65,3 +123,65 @@ def _prepare(config: EvaluateConfig) -> tuple[Run, Dataset]:
         raise UsageError(f"--dataset: {problem}; --data says where those are") from None
     check_measurable(run, data)
     return run, data
+
+
+@contextmanager
+def _bars() -> Iterator[Callable[[Progress], None]]:
+    """A bar for each piece of work, one after the other."""
+    with ExitStack() as stack:
+        shown: dict[str, Callable[[Progress], None]] = {}
+
+        def show(progress: Progress) -> None:
+            what = progress.what
+            if what not in shown:
+                stack.close()  # that of what was done before
+                unit = "step" if what == Progress._field_defaults["what"] else "image"
+                shown[what] = stack.enter_context(bar(what, unit))
+            shown[what](progress)
+
+        yield show
+
+
+def _report(figures: dict[str, Any]) -> Iterator[str]:
+    """A table of the figures, what else was found, and how it was measured."""
+    recipe, floor = figures["recipe"], dict(figures.get("held_out", {}))
+    if "nearest_real" in figures:
+        floor |= {"nearest": figures["nearest_real"], "nearer_than_1_percent": 0.01}
+    titles = ["", "samples", "real images"] if floor else ["", "samples"]
+    rows = [titles]
+    for name, called in _NAMES.items():
+        if name in figures:
+            columns = [figures, floor] if floor else [figures]
+            rows.append([called, *(_number(each, name) for each in columns)])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    yield ""
+    for title, *numbers in rows:
+        cells = [title.ljust(widths[0])]
+        cells += [text.rjust(width) for text, width in zip(numbers, widths[1:], strict=True)]
+        yield "   ".join(cells).rstrip()
+    yield ""
+    if "classifier_frechet_distance" in figures:
+        yield "A classifier's features: no FID. --inception says where the weights for that are."
+    if "held_out" in figures:
+        yield "Beside the samples: real images against other real ones, as a perfect model scores."
+    if "agreement" in figures:
+        yield (
+            f"{figures['agreement']:.1%} of the samples are what was asked for, by an SVC that is "
+            f"right on {figures['svc_held_out']:.1%} of real images held out from it"
+        )
+    if "bits_per_dim" in figures:
+        yield f"{figures['bits_per_dim']:.3f} bits per dimension at most, on the images learned"
+    yield "\nmeasured so:"
+    for name, value in recipe.items():
+        if name == "versions":
+            value = ", ".join(f"{package} {number}" for package, number in value.items())
+        yield f"  {name:<12}{value:,}" if type(value) is int else f"  {name:<12}{value}"
+
+
+def _number(figures: dict[str, Any], name: str) -> str:
+    """A figure and its spread."""
+    if name not in figures:
+        return ""
+    value, spread = figures[name], figures.get(f"{name}_std")
+    text = f"{value:.1%}" if name in _SHARES else f"{value:.4g}"
+    return text if spread is None else f"{text} ± {spread:.2g}"

@@ -8,6 +8,7 @@ from typing import Any
 from tqdm import tqdm
 
 from jax_ddpm.runs import Progress
+from jax_ddpm.runs.watching import FIGURES
 from jax_ddpm.training.hosts import is_writer
 
 __all__ = ["bar"]
@@ -31,6 +32,7 @@ def bar(what: str, unit: str = "step") -> Iterator[Callable[[Progress], None]]:
                 speed = f"{line['images_per_second']:,.0f}"
                 waiting = f"{line['waiting']:.0%}"
                 postfix = {"loss": loss, "images/s": speed, "waiting": waiting}
+                postfix |= {name: f"{line[name]:.4g}" for name in FIGURES if name in line}
                 shown[0].set_postfix(postfix, refresh=False)
             shown[0].update(progress.done - shown[0].n)
 

@@ -1,7 +1,7 @@
 """Images in: where they come from, how they are prepared, and the order that a training sees."""
 
 from jax_ddpm.data.augmentation import random_crop, random_flip
-from jax_ddpm.data.dataset import Dataset, to_float
+from jax_ddpm.data.dataset import Dataset, to_bytes, to_float
 from jax_ddpm.data.order import batch_indices, load_batch
 from jax_ddpm.data.preparation import Preparation
 from jax_ddpm.data.sources import DATASETS, load_dataset
@@ -15,5 +15,6 @@ __all__ = [
     "load_dataset",
     "random_crop",
     "random_flip",
+    "to_bytes",
     "to_float",
 ]

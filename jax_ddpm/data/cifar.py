@@ -8,7 +8,7 @@ import numpy as np
 from jax_ddpm.data.files import Files
 from jax_ddpm.data.unpickling import safe_loads
 
-__all__ = ["is_cifar", "read_cifar"]
+__all__ = ["is_cifar", "is_cifar_test", "read_cifar"]
 
 _PIXELS = 3 * 32 * 32
 
@@ -63,9 +63,16 @@ def is_cifar(names: Collection[str]) -> bool:
     return bool(_find(names))
 
 
-def read_cifar(files: Files) -> tuple[np.ndarray, np.ndarray, tuple[str, ...] | None, str]:
-    """The training images, uint8 [image, 32, 32, 3], their labels, int32 [image], the names of the
-    classes, if they are there, and a note that says which were read.
+def is_cifar_test(name: str) -> bool:
+    """Whether a file is named as the test images of a CIFAR are."""
+    return name in {version.test for version in _VERSIONS}
+
+
+def read_cifar(
+    files: Files, *, test: bool = False
+) -> tuple[np.ndarray, np.ndarray, tuple[str, ...] | None, str]:
+    """The training images, or those of the test, uint8 [image, 32, 32, 3], their labels, int32
+    [image], the names of the classes, if they are there, and a note that says which were read.
 
     CIFAR-100's labels are the fine ones. Pickles run nothing. Raises `ValueError` naming what is
     missing or damaged, and where there are several data sets.
@@ -76,12 +83,13 @@ def read_cifar(files: Files) -> tuple[np.ndarray, np.ndarray, tuple[str, ...] | 
         raise ValueError(f"expected one CIFAR in {files.path}, got {got}")
     folder, version = found[0]
     here = set(files.names)
-    if missing := [name for name in version.train if folder + name not in here]:
+    batches = (version.test,) if test else version.train
+    if missing := [name for name in batches if folder + name not in here]:
         raise ValueError(f"expected {', '.join(missing)} beside the others in {files.path}")
-    wanted = here.intersection(folder + name for name in (*version.train, version.meta))
+    wanted = here.intersection(folder + name for name in (*batches, version.meta))
     data = files.read_all(wanted)
     pixels, labels = [], []
-    for name in version.train:
+    for name in batches:
         where = f"{folder}{name} in {files.path}"
         read = _read_pickle if version.labels else _read_binary
         batch_pixels, batch_labels = read(data[folder + name], version, where)
@@ -96,8 +104,10 @@ def read_cifar(files: Files) -> tuple[np.ndarray, np.ndarray, tuple[str, ...] | 
     names = None
     if folder + version.meta in data:
         names = _read_names(data[folder + version.meta], version, f"{folder}{version.meta}")
-    rest = "; those of the test are left out" * (folder + version.test in here)
-    note = f"{version.title}: the training images{rest}"
+    note = f"{version.title}: the test images"
+    if not test:
+        rest = "; those of the test are left out" * (folder + version.test in here)
+        note = f"{version.title}: the training images{rest}"
     return np.ascontiguousarray(images), np.concatenate(labels), names, note
 
 

@@ -10,7 +10,7 @@ from jax_ddpm._checks import FieldError, checked
 from jax_ddpm._typing import AnyArray
 from jax_ddpm.data.preparation import Preparation
 
-__all__ = ["Dataset", "check_finite", "to_float"]
+__all__ = ["Dataset", "check_finite", "to_bytes", "to_float"]
 
 _LEVELS = ((np.arange(256) - 127.5) / 127.5).astype(np.float32)
 """What each byte means."""
@@ -53,6 +53,21 @@ class Dataset(NamedTuple):
         if self.preparation.crop == "random" and self.preparation.image_size is not None:
             height = width = self.preparation.image_size
         return height, width, channels
+
+    def whole(self, rows: np.ndarray) -> np.ndarray:
+        """Images of `image_shape`: the center of those that windows are cut out of."""
+        images = np.asarray(self.images[rows])
+        height, width, _ = self.image_shape
+        if images.shape[1:3] == (height, width):
+            return images
+        extents = np.resize(images.shape[1:3], (len(rows), 2))
+        extents = extents if self.extents is None else self.extents[rows]
+        corners = (extents - (height, width)) // 2
+        windows = [
+            image[top : top + height, left : left + width]
+            for image, (top, left) in zip(images, corners, strict=True)
+        ]
+        return np.stack(windows)
 
     def check(self) -> None:
         """Raises `FieldError` unless this is what `load_dataset` makes: uint8 images, or float32 in
@@ -110,6 +125,15 @@ def to_float(images: AnyArray) -> np.ndarray:
     """Bytes as float32 in [-1, 1], (x - 127.5) / 127.5; floats as they are."""
     images = np.asarray(images)
     return _LEVELS[images] if images.dtype == np.uint8 else images
+
+
+@checked
+def to_bytes(images: AnyArray) -> np.ndarray:
+    """Images as uint8: of [-1, 1], rounded; bytes as they are."""
+    images = np.asarray(images)
+    if images.dtype == np.uint8:
+        return images
+    return np.clip((images + 1) * 127.5, 0, 255).round().astype(np.uint8)
 
 
 def check_finite(images: np.ndarray, where: str) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from jax_ddpm._checks import FieldError, checked
 from jax_ddpm.data.arrays import read_arrays
-from jax_ddpm.data.cifar import is_cifar, read_cifar
+from jax_ddpm.data.cifar import is_cifar, is_cifar_test, read_cifar
 from jax_ddpm.data.dataset import Dataset
 from jax_ddpm.data.files import ARCHIVES, Files, open_beside, open_files
 from jax_ddpm.data.idx import is_idx, read_mnist
@@ -49,7 +49,8 @@ def load_dataset(
     |---|---|
     | one of `DATASETS` | digits, of which those of 8×8 are floats of 17 levels, or photographs |
     | a folder, a .zip or .tar(.gz, …) | pictures at any depth; subfolders are classes |
-    | MNIST's or CIFAR's original files | the training images, and their labels |
+    | MNIST's or CIFAR's original files | the training images, and their labels; of CIFAR's test \
+file, unpacked, those of the test |
     | .npy, .npz | [image, height, width(, channel)], uint8, or float in [0, 1] or [-1, 1]; in a \
 .npz integers [image] beside them are labels |
     | .parquet, a folder of them, hf://OWNER/NAME | sets of Hugging Face (the extra "datasets") |
@@ -122,6 +123,8 @@ def _from_files(path: Path) -> Dataset | Source:
         split = path.name.partition("-")[0]
         files.names = tuple(name for name in files.names if name.startswith(f"{split}-"))
         return _from_idx(files)
+    if path.is_file() and is_cifar_test(path.name) and is_cifar(open_beside(path).names):
+        return _from_cifar(open_beside(path), test=True)
     if path.is_file() and not path.name.lower().endswith(ARCHIVES):
         expected = "expected a .npz, a .npy or a folder of pictures, or a .zip, .tar or .parquet"
         raise FieldError("data", f"{expected}, got {path}")
@@ -129,8 +132,7 @@ def _from_files(path: Path) -> Dataset | Source:
     if is_idx(files.names):
         return _from_idx(files)
     if is_cifar(files.names):
-        images, labels, names, note = read_cifar(files)
-        return Dataset(images, labels, notes=(note,), class_names=names)
+        return _from_cifar(files)
     if path.is_dir() and is_parquet(files.names):
         return read_parquet(str(path))
     return _from_pictures(path, files)
@@ -139,6 +141,11 @@ def _from_files(path: Path) -> Dataset | Source:
 def _from_idx(files: Files) -> Dataset:
     images, labels, note = read_mnist(files)
     return Dataset(images, labels, notes=(note,))
+
+
+def _from_cifar(files: Files, *, test: bool = False) -> Dataset:
+    images, labels, names, note = read_cifar(files, test=test)
+    return Dataset(images, labels, notes=(note,), class_names=names)
 
 
 def _from_pictures(path: Path, files: Files) -> Source:

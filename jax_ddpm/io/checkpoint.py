@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -162,14 +162,20 @@ def list_checkpoints(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def prune_checkpoints(
-    folder: str | os.PathLike[str], *, keep: int, keep_every: int | None = None
+    folder: str | os.PathLike[str],
+    *,
+    keep: int,
+    keep_every: int | None = None,
+    also: Collection[int | None] = (),
 ) -> None:
-    """Remove all but the last `keep`, those at multiples of `keep_every` steps, and leftovers.
+    """Remove all but the last `keep`, those at multiples of `keep_every` steps, those `also` at
+    these steps, and leftovers.
 
     Call it after a save, so that the last is good.
     """
     for path in list_checkpoints(folder)[: -max(keep, 1)]:
-        if keep_every is None or int(path.name) % keep_every:
+        step = int(path.name)
+        if step not in also and (keep_every is None or step % keep_every):
             # Under another name first: half a removal must not look like a checkpoint.
             shutil.rmtree(set_aside(path, "gone"), ignore_errors=True)
     for path in Path(folder).glob(".*"):

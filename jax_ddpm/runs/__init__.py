@@ -15,7 +15,7 @@ from jax_ddpm.runs.drawing import draw
 from jax_ddpm.runs.exporting import export
 from jax_ddpm.runs.figures import save_forward, save_gif, save_grid, save_loss, save_samples
 from jax_ddpm.runs.fitting import Fit, fit
-from jax_ddpm.runs.measuring import evaluate
+from jax_ddpm.runs.measuring import evaluate, evaluate_samples
 from jax_ddpm.runs.metrics import read_metrics
 from jax_ddpm.runs.pictures import save_pictures
 from jax_ddpm.runs.progress import Progress
@@ -36,6 +36,7 @@ __all__ = [
     "check_run",
     "draw",
     "evaluate",
+    "evaluate_samples",
     "export",
     "fit",
     "load_model",

@@ -1,11 +1,12 @@
 """Draw many images from a model, a batch at a time over all devices."""
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from jax_ddpm._checks import Field, FieldError, check_positive, checked
 from jax_ddpm._typing import PRNGKey
@@ -18,7 +19,7 @@ from jax_ddpm.schedule import NoiseSchedule, warn_of_signal
 from jax_ddpm.training.hosts import to_hosts
 from jax_ddpm.training.sharding import data_sharding, device_mesh
 
-__all__ = ["draw", "labels_in_turn", "make_chain", "with_guidance"]
+__all__ = ["Drawer", "draw", "labels_in_turn", "make_chain", "with_guidance"]
 
 _STEPS = 50
 
@@ -70,39 +71,71 @@ def draw(
     labels = labels_in_turn(run, num, labels)
     chain = make_chain(run, steps) if chain is None else chain
     warn_of_signal(chain)
-    # A batch that the devices divide; the samples beyond `num` are drawn and dropped.
-    devices = jax.device_count()
-    batch_size = -(-min(num, batch_size) // devices) * devices
-    mesh = device_mesh(batch_size)
-    programs = draw_programs(run, chain, sampler or ddim(), batch_size, mesh)
-    weights = programs.to_devices(run.pretrained.variables)
-    starts = range(0, num, batch_size)
-    samples, done, total = [], 0, chain.num_timesteps * len(starts)
+    drawer = Drawer(run, chain, sampler or ddim(), min(num, batch_size))
+    weights = run.pretrained.variables
+    batches = drawer.batches(key, weights, num, labels, progress=progress, watch=watch)
+    return np.concatenate(list(batches))
 
-    def show(x_t, first):
-        if watch and first == 0:
-            watch(to_hosts(x_t, mesh))
 
-    def tell():
-        if progress:
-            progress(Progress(done, total))
+class Drawer:
+    """Draws images from a run's network, in batches over all devices, by programs that are compiled
+    once."""
 
-    tell()
-    for first in starts:
-        here = None
-        if labels is not None:
-            here = np.resize(labels[first : first + batch_size], batch_size)
-            here = load_batch(here, np.arange(batch_size), data_sharding(mesh))
-        state = programs.init(key, np.int32(first))
-        for length in pieces(chain):
+    def __init__(
+        self,
+        run: Run,
+        chain: NoiseSchedule,
+        sampler: Sampler,
+        batch_size: int,
+        mesh: Mesh | None = None,
+    ) -> None:
+        """Over the devices of `mesh`. Default: all."""
+        # A batch that the devices divide; samples beyond the last are drawn and dropped.
+        devices = jax.device_count() if mesh is None else mesh.size
+        self._size = -(-batch_size // devices) * devices
+        self._chain, self._mesh = chain, device_mesh(self._size) if mesh is None else mesh
+        self._programs = draw_programs(run, chain, sampler, self._size, self._mesh)
+
+    def batches(
+        self,
+        key: PRNGKey,
+        weights: Any,
+        num: int,
+        labels: np.ndarray | None,
+        *,
+        first_sample: int = 0,
+        progress: Callable[[Progress], None] | None = None,
+        watch: Callable[[np.ndarray], None] | None = None,
+    ) -> Iterator[np.ndarray]:
+        """Images `first_sample` to `num` - 1 of a key, of the classes `labels` [num], float32."""
+        programs, mesh = self._programs, self._mesh
+        weights = programs.to_devices(weights)
+        starts = range(first_sample, num, self._size)
+        done, total = 0, self._chain.num_timesteps * len(starts)
+
+        def show(x_t, first):
+            if watch and first == 0:
+                watch(to_hosts(x_t, mesh))
+
+        def tell():
+            if progress:
+                progress(Progress(done, total))
+
+        tell()
+        for first in starts:
+            here = None
+            if labels is not None:
+                here = np.resize(labels[first : first + self._size], self._size)
+                here = load_batch(here, np.arange(self._size), data_sharding(mesh))
+            state = programs.init(key, np.int32(first))
+            for length in pieces(self._chain):
+                show(state.x_t, first)
+                state = programs.advance(key, weights, here, state, np.int32(first), length)
+                jax.block_until_ready(state)
+                done += length
+                tell()
             show(state.x_t, first)
-            state = programs.advance(key, weights, here, state, np.int32(first), length)
-            jax.block_until_ready(state)
-            done += length
-            tell()
-        show(state.x_t, first)
-        samples.append(to_hosts(state.x_t, mesh))
-    return np.concatenate(samples)[:num]
+            yield to_hosts(state.x_t, mesh)[: num - first]
 
 
 def labels_in_turn(

@@ -16,6 +16,7 @@ import numpy as np
 
 from jax_ddpm._checks import FieldError, check_positive, checked
 from jax_ddpm._typing import Image, Picture, Pixels
+from jax_ddpm.data import to_bytes
 from jax_ddpm.forward import q_sample
 from jax_ddpm.io.files import new_folder, replacing, write_file
 from jax_ddpm.runs.run import PathLike
@@ -29,7 +30,6 @@ __all__ = [
     "save_grid",
     "save_loss",
     "save_samples",
-    "to_bytes",
 ]
 
 _BACKGROUND = 255
@@ -37,14 +37,6 @@ _INK = (60, 60, 60)
 _LONG_SIDE = 640
 _FONT_SIZES = (10, 20)
 _NAME_LENGTH = 60
-
-
-def to_bytes(images: Image | Pixels) -> np.ndarray:
-    """Images as uint8: of [-1, 1], rounded; bytes as they are."""
-    images = np.asarray(images)
-    if images.dtype == np.uint8:
-        return images
-    return np.clip((images + 1) * 127.5, 0, 255).round().astype(np.uint8)
 
 
 def image_grid(

@@ -26,8 +26,9 @@ from jax_ddpm.runs.saving import Saver, read_state
 from jax_ddpm.runs.settings import Settings
 from jax_ddpm.runs.starting import computing
 from jax_ddpm.runs.trackers import open_trackers
+from jax_ddpm.runs.watching import Watch
 from jax_ddpm.training import TrainState
-from jax_ddpm.training.hosts import any_process, on_writer, to_hosts
+from jax_ddpm.training.hosts import any_process, everywhere, on_writer, to_hosts
 
 __all__ = ["Fit", "fit", "train"]
 
@@ -163,6 +164,8 @@ def train(
             step=done,
             pending=pending,
         )
+        with log.paused():
+            watch = Watch(run, data, settings, mesh, done, everywhere(log.lines))
         for steps in dispatches:
             with log.waiting():
                 batch = next(ahead)
@@ -174,7 +177,12 @@ def train(
             together = log.is_due or due or jax.process_count() == 1
             if log.is_due:
                 check(log.collect())
-                line = log.write()
+                figures = {}
+                if watch.due(done):
+                    with log.paused():
+                        figures = watch.measure(done, state.ema_params)
+                    due = due or (settings.keep_best and watch.best == done)
+                line = log.write(figures)
                 tracker.log(line)
             if previews and previews.due(done):
                 check(log.collect())
@@ -185,7 +193,7 @@ def train(
             stopping = together and any_process(asked())
             if due or stopping:
                 check(log.collect())
-                saver.save(state, done, {"pending": log.pending, **belongs})
+                saver.save(state, done, {"pending": log.pending, **belongs}, watch.best)
             if stopping:
                 break
         if previews and done == settings.steps:

@@ -1,80 +1,321 @@
-"""Figures for a run, from the images that it learned.
+"""Figures for a model or for samples, from real images.
 
-Samples are judged by a support vector machine that was trained on real images (at most 10,000 of
-them): how often does it name the class that was asked for? Beside it stands how often it names the
-class of real images that it has not seen. Pixels of 8 bits also have a likelihood: the bound of
+Samples are compared with real images by the features of a network: FID and its kin by Inception's,
+other distances by those of a small classifier (`evaluation`). Where there are classes, samples are
+also judged by a support vector machine that was trained on real images (at most 10,000 of them):
+how often does it name the class that was asked for? Beside it stands how often it names the class
+of real images that it has not seen. Pixels of 8 bits also have a likelihood: the bound of
 `bits_per_dim`.
 """
 
-from collections.abc import Callable
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from jax_ddpm._checks import FieldError, check_positive, checked
-from jax_ddpm.data import Dataset, to_float
+from jax_ddpm import __version__
+from jax_ddpm._checks import Field, FieldError, check_not_negative, check_positive, checked
+from jax_ddpm.data import Dataset, to_bytes, to_float
+from jax_ddpm.evaluation import FeatureNetwork, load_inception, save_statistics
+from jax_ddpm.evaluation.inception import VARIABLE
+from jax_ddpm.evaluation.reference import Reference, reference_of_file, reference_of_images
+from jax_ddpm.io.arrays import flatten
 from jax_ddpm.likelihood import bits_per_dim
-from jax_ddpm.runs.drawing import draw, labels_in_turn, make_chain, with_guidance
+from jax_ddpm.runs.drawing import Drawer, labels_in_turn, make_chain, with_guidance
 from jax_ddpm.runs.progress import Progress
-from jax_ddpm.runs.run import Run
+from jax_ddpm.runs.run import PathLike, Run
+from jax_ddpm.runs.samples import Samples, open_samples, resumed
 from jax_ddpm.samplers import Sampler, ancestral
+from jax_ddpm.schedule import warn_of_signal
+from jax_ddpm.training.hosts import on_writer
 
-__all__ = ["check_measurable", "evaluate", "label_agreement"]
+__all__ = [
+    "check_measurable",
+    "evaluate",
+    "evaluate_samples",
+    "feature_network",
+    "label_agreement",
+]
 
 _BATCH = 250
 _HELD_OUT = 0.2
 _JUDGED_BY = 10_000
+_JUDGED = 10_000
 _OF_EACH = 5
+_SCORED = 1000
 
 
 @checked
 def evaluate(
     run: Run,
-    data: Dataset,
+    data: Dataset | None = None,
     *,
     num: int = 1000,
     steps: int | None = None,
     sampler: Sampler | None = None,
     guidance: float | None = None,
     seed: int = 0,
+    batch_size: int = 256,
+    inception: PathLike | None = None,
+    reference: PathLike | None = None,
+    statistics: PathLike | None = None,
+    folder: PathLike | None = None,
+    num_scored: int | None = None,
+    recipe: Mapping[str, Any] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> dict[str, Any]:
-    """Measure a run: `steps`, `agreement` and `svc_held_out` where it has classes, `bits_per_dim`
-    where pixels have 8 bits.
+    """Draw from a run, and measure: how near are its samples to real images, do they show what was
+    asked for, and how likely are real images under the model?
+
+    | figure | where |
+    |---|---|
+    | `fid`, `fid_64`, `fid_192`, `fid_768`, `kid`, `inception_score` | with Inception's weights |
+    | `classifier_frechet_distance`, `classifier_kernel_distance` | without them |
+    | `precision`, `recall`, `nearest`, `nearest_real`, `nearer_than_1_percent` | with images |
+    | `held_out`: the same figures of real images, a floor | with images |
+    | `agreement`, `svc_held_out` | of a run with classes, with images |
+    | `bits_per_dim` | with images of 8 bits |
+    | `steps`, `recipe` | always: all that is needed to measure again |
+
+    What ends in `_std` is a spread. The names are explained in `evaluation`.
 
     Args:
       run: what is measured.
-      data: the images that it learned.
-      num: how many samples are judged, and at most how many images are scored.
+      data: the images that it learned. None: `reference` stands for them.
+      num: how many samples are drawn; 0 for none, and then no figures of them.
       steps: of the reverse chain. Default: all.
       sampler: the update rule. Default: `ancestral()`.
       guidance: scale of classifier-free guidance. Default: the run's.
       seed: of the samples, and of the split of the data.
-      progress: as in `draw`.
+      batch_size: samples drawn at a time.
+      inception: the file of Inception's weights, as `load_inception` reads it, for RGB images.
+        Default: what the environment variable JAX_DDPM_INCEPTION says, or else the features of a
+        small classifier that learns half of `data`.
+      reference: a .npz of `mu` and `sigma` of Inception's features, in place of those of `data`.
+      statistics: a .npz that `mu` and `sigma` of Inception's features of `data` are written to.
+      folder: where samples are kept as they are drawn. Called again with the same arguments, a
+        draw that was stopped resumes.
+      num_scored: how many images are scored in bits per dimension, 0 for none. Default: `num`, at
+        most 1,000.
+      recipe: what else belongs into the record of how this was measured, such as names.
+      progress: called as the work proceeds.
 
     Raises:
       FieldError: naming what does not suit the run.
     """
-    check_positive(num=num, steps=steps)
+    check_positive(steps=steps, batch_size=batch_size)
+    check_not_negative(num=num, num_scored=num_scored or 0)
     run = with_guidance(run, guidance)
     chain = make_chain(run, run.pretrained.schedule.num_timesteps if steps is None else steps)
-    check_measurable(run, data)
-    figures: dict[str, Any] = {}
-    if run.num_classes is not None:
-        rule, labels = sampler or ancestral(), labels_in_turn(run, num)
-        assert labels is not None
-        samples = draw(jax.random.key(seed), run, num, chain=chain, sampler=rule, progress=progress)
-        agreement, held_out = label_agreement(data, samples, labels, seed)
-        figures = {
-            "steps": chain.num_timesteps,
-            "agreement": agreement,
-            "svc_held_out": held_out,
-        }
-    if _is_8_bit(data):
-        figures["bits_per_dim"] = _bits_per_dim(run, data, num, seed)
+    warn_of_signal(chain)
+    if data is not None:
+        check_measurable(run, data)
+    made = {
+        "num": num,
+        "weights": _digest(run),
+        "steps": chain.num_timesteps,
+        "guidance": run.guidance,
+        "seed": seed,
+        **(recipe or {}),
+    }
+    figures: dict[str, Any] = {"steps": chain.num_timesteps}
+    if num:
+        target = _reference(
+            run.image_shape, data, inception, reference, statistics, num, seed, progress
+        )
+        labels = labels_in_turn(run, num)
+        drawer = Drawer(run, chain, sampler or ancestral(), min(num, batch_size))
+
+        def draw(first_sample: int) -> Iterator[np.ndarray]:
+            return drawer.batches(
+                jax.random.key(seed),
+                run.pretrained.variables,
+                num,
+                labels,
+                first_sample=first_sample,
+                progress=progress,
+            )
+
+        batches = map(to_bytes, draw(0))
+        if folder is not None:
+            batches = resumed(folder, made | {"num_classes": run.num_classes}, num, draw)
+        figures |= _measure(target, batches, num, data, labels, seed)
+        made |= _recorded(target, data, reference)
+    scored = min(num, _SCORED) if num_scored is None else num_scored
+    if data is not None and scored and _is_8_bit(data):
+        figures["bits_per_dim"] = _bits_per_dim(run, data, scored, seed)
+        made["scored"] = f"{min(scored, len(data.images)):,} images of {data.source}"
+    if len(figures) == 1:
+        raise FieldError("num", "nothing to measure: no samples, and no images of 8 bits")
+    versions = {"jax_ddpm": __version__, "jax": jax.__version__}
+    return figures | {"recipe": {**made, "versions": versions}}
+
+
+@checked
+def evaluate_samples(
+    samples: PathLike,
+    data: Dataset | None = None,
+    *,
+    num: int | None = None,
+    seed: int = 0,
+    inception: PathLike | None = None,
+    reference: PathLike | None = None,
+    statistics: PathLike | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> dict[str, Any]:
+    """The figures of `evaluate` for samples that somebody drew.
+
+    Args:
+      samples: a folder of `evaluate`, or what `load_dataset` reads: a .npz or .npy, a folder or an
+        archive of pictures.
+      data: the real images. None: `reference` stands for them.
+      num: how many of them are measured, the first. Default: all.
+      seed, inception, reference, statistics, progress: as in `evaluate`.
+
+    Raises:
+      FieldError: naming what does not fit.
+    """
+    check_positive(num=num)
+    found = open_samples(samples)
+    count = found.num if num is None else num
+    if count > found.num:
+        raise FieldError("num", f"expected at most {found.num:,}, the samples, got {count:,}")
+    if data is not None:
+        data.check()
+        if data.image_shape != found.image_shape:
+            problem = f"expected images of {found.image_shape}, as the samples"
+            raise FieldError("data", f"{problem}, got {data.image_shape}")
+    target = _reference(
+        found.image_shape, data, inception, reference, statistics, count, seed, progress
+    )
+    judged = data is not None and data.labels is not None and _judges(data)
+    labels = found.labels[:count] if found.labels is not None and judged else None
+    figures = _measure(target, _told(found, count, progress), count, data, labels, seed)
+    return figures | {"recipe": {"num": count, "seed": seed, **_recorded(target, data, reference)}}
+
+
+def feature_network(
+    image_shape: tuple[int, ...], inception: PathLike | None
+) -> FeatureNetwork | None:
+    """Inception, where its weights are given and images are RGB; None: a classifier is needed."""
+    if image_shape[-1] == 3 and (inception or os.environ.get(VARIABLE)):
+        return load_inception(inception)
+    if inception is not None:
+        problem = f"expected images of 3 channels, which Inception knows, got {image_shape[-1]}"
+        raise FieldError("inception", problem)
+    return None
+
+
+def _reference(
+    image_shape: tuple[int, int, int],
+    data: Dataset | None,
+    inception: PathLike | None,
+    reference: PathLike | None,
+    statistics: PathLike | None,
+    num: int,
+    seed: int,
+    progress: Callable[[Progress], None] | None,
+) -> Reference:
+    network = feature_network(image_shape, inception)
+    if statistics is not None and (network is None or reference is not None):
+        problem = "expected Inception's weights and real images, got"
+        problem += " no weights" if network is None else " statistics for these"
+        raise FieldError("statistics", problem)
+    if reference is not None:
+        # Without weights this says which file is needed.
+        return reference_of_file(reference, network or load_inception(inception))
+    if data is None:
+        raise FieldError("data", "expected real images, or ", Field("reference"), ", got neither")
+
+    def tell(done: int, total: int) -> None:
+        if progress:
+            progress(Progress(done, total, what="real images"))
+
+    target = reference_of_images(data, network, num, seed=seed, progress=tell)
+    if statistics is not None:
+        found = target.real.statistics[target.network.main]
+        on_writer(lambda: save_statistics(statistics, found))
+    return target
+
+
+def _measure(
+    target: Reference,
+    batches: Iterable[np.ndarray],
+    total: int,
+    data: Dataset | None,
+    labels: np.ndarray | None,
+    seed: int,
+) -> dict[str, Any]:
+    """Distances, and label agreement of the first samples if there are labels."""
+    judged: list[np.ndarray] = []
+
+    def passing() -> Iterator[np.ndarray]:
+        for batch in batches:
+            if labels is not None and sum(map(len, judged)) < _JUDGED:
+                judged.append(batch)
+            yield batch
+
+    stream = passing()
+    figures = target.measure(stream, total)
+    for _ in stream:  # what is left to be judged, or to be kept
+        pass
+    if target.floor:
+        figures["held_out"] = target.floor
+    if labels is not None and data is not None:
+        samples = to_float(np.concatenate(judged)[:_JUDGED])
+        agreement, held_out = label_agreement(data, samples, labels[: len(samples)], seed)
+        figures |= {"agreement": agreement, "svc_held_out": held_out}
     return figures
+
+
+def _told(
+    samples: Samples, count: int, progress: Callable[[Progress], None] | None
+) -> Iterator[np.ndarray]:
+    done = 0
+    for batch in samples.batches():
+        if done >= count:
+            return
+        yield batch[: count - done]
+        done = min(count, done + len(batch))
+        if progress:
+            progress(Progress(done, count, what="samples"))
+
+
+def _recorded(
+    target: Reference, data: Dataset | None, reference: PathLike | None
+) -> dict[str, Any]:
+    """What samples were compared with, and how."""
+    if reference is not None:
+        digest = hashlib.sha256(Path(reference).read_bytes()).hexdigest()
+        against: dict[str, Any] = {"reference": f"{reference}, SHA-256 {digest}"}
+    else:
+        assert data is not None
+        count = target.real.statistics[target.network.main].num
+        against: dict[str, Any] = {
+            "reference": f"{count:,} of the {len(data.images):,} images of {data.source}, "
+            f"SHA-256 {data.digest()}"
+        }
+        if target.at_most is not None:
+            against["compared"] = target.at_most
+    return {
+        "features": target.network.description,
+        **against,
+        "pixels": "rounded to 8 bits",
+    }
+
+
+def _digest(run: Run) -> str:
+    """Of the weights, SHA-256 in hexadecimal."""
+    digest = hashlib.sha256()
+    for name, leaf in flatten(run.pretrained.variables).items():
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(leaf).data)
+    return digest.hexdigest()
 
 
 def check_measurable(run: Run, data: Dataset) -> None:
@@ -90,11 +331,18 @@ def check_measurable(run: Run, data: Dataset) -> None:
     if data.labels.max() >= run.num_classes:
         problem = f"expected labels up to {run.num_classes - 1}, as the run's"
         raise FieldError("data", f"{problem}, got {data.labels.max()}")
-    counts = np.bincount(data.labels)
-    if counts[counts > 0].min() < 2 or _HELD_OUT * len(data.labels) < np.count_nonzero(counts):
-        problem = f"too few images for {np.count_nonzero(counts)} classes: a fifth is held out"
+    if not _judges(data):
+        problem = f"too few images for {len(np.unique(data.labels))} classes: a fifth is held out"
         raise FieldError("data", f"{problem}, at least one of each class")
     import_module("sklearn")  # before the work
+
+
+def _judges(data: Dataset) -> bool:
+    """Whether there are enough images of each class for an SVC and what is held out from it."""
+    assert data.labels is not None
+    counts = np.bincount(data.labels)
+    classes = np.count_nonzero(counts)
+    return bool(counts[counts > 0].min() >= 2 and _HELD_OUT * len(data.labels) >= classes)
 
 
 def label_agreement(

@@ -8,7 +8,7 @@ interrupted writes the very lines of one that was not, but for the speed.
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,11 @@ from jax.sharding import Mesh
 from jax_ddpm._checks import checked
 from jax_ddpm.io.files import replace_file, write_file
 from jax_ddpm.runs.run import PathLike
+from jax_ddpm.runs.settings import LOG_EVERY
 from jax_ddpm.training.hosts import on_writer, to_hosts
 
 __all__ = ["LOG_EVERY", "MetricsLog", "damaged_lines", "read_metrics"]
 
-LOG_EVERY = 50
 _Pending = dict[str, list[Any]]  # numbers or lists of them; None: not finite
 
 
@@ -51,6 +51,8 @@ class MetricsLog:
         self._coming: list[dict[str, jax.Array]] = []
         self._written, self._timed = step - self._count, step
         self._since = time.perf_counter()
+        self.lines: list[dict[str, Any]] = []
+        """Those of before, in the process that writes."""
         on_writer(self._open)
 
     def add(self, steps: range, metrics: dict[str, jax.Array]) -> None:
@@ -98,11 +100,11 @@ class MetricsLog:
         """What was collected and is in no line yet."""
         return self._pending
 
-    def write(self) -> dict[str, Any]:
-        """Make a line of what was collected; steps that were not finite are counted apart. What is
-        returned also has `images_per_second`, `waiting`, the share of time that went by waiting for
-        images, and `seconds_left`, which are not kept: they say more of the machine than of the
-        run."""
+    def write(self, figures: Mapping[str, Any]) -> dict[str, Any]:
+        """Make a line of what was collected, and of other `figures` by name; steps that were not
+        finite are counted apart. What is returned also has `images_per_second`, `waiting`, the
+        share of time that went by waiting for images, and `seconds_left`, which are not kept: they
+        say more of the machine than of the run."""
         line: dict[str, Any] = {"step": self._step}
         means = {}
         for name, values in self._pending.items():
@@ -118,6 +120,7 @@ class MetricsLog:
         line["learning_rate"] = float(self._learning_rate(self._step - 1))
         speed = self._speed()
         line["steps_per_second"] = speed["steps_per_second"]
+        line |= figures
         text = (json.dumps(line) + "\n").encode()
         on_writer(lambda: write_file(self._path, text, "ab"))
         self._pending, self._written = {}, self._step
@@ -147,8 +150,9 @@ class MetricsLog:
 
     def _open(self) -> None:
         """Drop the lines after the checkpoint: they will be written again."""
-        kept = [line for line in read_metrics(self._path) if line["step"] <= self._written]
-        replace_file(self._path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        self.lines = [line for line in read_metrics(self._path) if line["step"] <= self._written]
+        text = "".join(json.dumps(line) + "\n" for line in self.lines)
+        replace_file(self._path, text.encode())
 
     @property
     def _count(self) -> int:

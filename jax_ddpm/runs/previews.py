@@ -7,16 +7,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jax_ddpm.data import load_batch
 from jax_ddpm.io.files import make_folder, replacing
-from jax_ddpm.runs.drawing import labels_in_turn, make_chain
+from jax_ddpm.runs.drawing import Drawer, labels_in_turn, make_chain
 from jax_ddpm.runs.figures import image_grid, save_animation
-from jax_ddpm.runs.programs import draw_programs, pieces
 from jax_ddpm.runs.run import Run
 from jax_ddpm.runs.settings import Settings
 from jax_ddpm.samplers import ddim
-from jax_ddpm.training.hosts import on_writer, to_hosts
-from jax_ddpm.training.sharding import data_sharding
+from jax_ddpm.training.hosts import on_writer
 
 __all__ = ["TRAINING_GIF", "Previews"]
 
@@ -41,9 +38,7 @@ class Previews:
         self._columns = run.class_columns or 8
         self._number = _ROWS * self._columns
         self._key = jax.random.fold_in(jax.random.key(settings.seed), 1)
-        self._batch = -(-self._number // mesh.size) * mesh.size
-        self._chain = make_chain(run)
-        self._programs = None
+        self._drawer = None
         on_writer(self._remove_later)
 
     def due(self, step: int) -> bool:
@@ -61,17 +56,12 @@ class Previews:
 
     def draw(self, step: int, params: Any) -> np.ndarray:
         """Draw from these weights, in all processes; the picture, uint8 [height, width, 3]."""
-        if self._programs is None:  # compiled once
-            self._programs = draw_programs(self._run, self._chain, ddim(), self._batch, self._mesh)
-        programs, first = self._programs, np.int32(0)
+        if self._drawer is None:
+            self._drawer = Drawer(
+                self._run, make_chain(self._run), ddim(), self._number, self._mesh
+            )
         labels = labels_in_turn(self._run, self._number)
-        if labels is not None:
-            labels = np.resize(labels, self._batch)
-            labels = load_batch(labels, np.arange(self._batch), data_sharding(self._mesh))
-        state, weights = programs.init(self._key, first), programs.to_devices(params)
-        for length in pieces(self._chain):
-            state = programs.advance(self._key, weights, labels, state, first, length)
-        images = to_hosts(state.x_t, self._mesh)[: self._number]
+        (images,) = self._drawer.batches(self._key, params, self._number, labels)
         picture = image_grid(images, self._columns, titles=self._run.titles)
         on_writer(lambda: self._save(step, picture))
         return picture

@@ -89,15 +89,18 @@ class Saver:
         if exception[0] is None:
             self.wait()
 
-    def save(self, state: TrainState, step: int, extra: Mapping[str, Any]) -> None:
-        """Save `state`, the one after `step` steps, and what belongs to it."""
+    def save(
+        self, state: TrainState, step: int, extra: Mapping[str, Any], best: int | None = None
+    ) -> None:
+        """Save `state`, the one after `step` steps, and what belongs to it; with `keep_best`, that
+        of the step `best` is kept."""
         self.wait()
         # Copies: the next step writes into the buffers of this one.
         arrays = to_writer(_arrays(state), self._mesh)
         key_data = to_writer(jax.random.key_data(state.key), self._mesh)
         if is_writer():
             rest = {"key": _key(state, key_data), **extra}
-            self._writing = self._threads.submit(self._write, step, arrays, rest)
+            self._writing = self._threads.submit(self._write, step, arrays, rest, best)
         self.last = step
 
     def wait(self) -> None:
@@ -105,13 +108,16 @@ class Saver:
         writing, self._writing = self._writing, None
         on_writer(lambda: writing.result() if writing else None)
 
-    def _write(self, step: int, arrays: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+    def _write(
+        self, step: int, arrays: Mapping[str, Any], state: Mapping[str, Any], best: int | None
+    ) -> None:
         try:
             save_checkpoint(self._folder, step, arrays, state)
         except ValueError as error:
             raise FieldError(None, f"step {step:,} is not saved: {error}") from None
         keep, keep_every = self._settings.keep, self._settings.keep_every
-        prune_checkpoints(self._folder, keep=keep, keep_every=keep_every)
+        also = (best,) if self._settings.keep_best else ()
+        prune_checkpoints(self._folder, keep=keep, keep_every=keep_every, also=also)
 
 
 def _arrays(state: TrainState) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from jax_ddpm.schedule import (
 )
 
 __all__ = [
+    "LOG_EVERY",
     "CheckpointSettings",
     "LayoutSettings",
     "ModelSettings",
@@ -43,6 +44,8 @@ __all__ = [
     "named_schedule",
 ]
 
+LOG_EVERY = 50
+"""Steps between two lines of metrics."""
 TrackerName = Literal["tensorboard", "wandb"]
 _OUTPUT = ("prediction_type", "variance_type")  # what the network's output means
 ScheduleName = Literal["linear", "scaled_linear", "cosine", "sigmoid"]
@@ -149,6 +152,16 @@ class CheckpointSettings:
     sample_every: int | None = None
     """Draw samples every so many steps, always from the same noise; 0: never. Default: a twentieth
     of all steps, but at least 500."""
+    evaluate_every: int | None = None
+    """Measure samples every so many steps, a multiple of 50, and at the end: distances from the
+    images, precision and recall go into metrics.jsonl. Default: never."""
+    evaluate_num: int = 1000
+    """How many samples are drawn for that, in 50 steps of DDIM."""
+    inception: Path | None = None
+    """Inception's weights for that, as in `jax-ddpm evaluate`. Default: the environment's
+    JAX_DDPM_INCEPTION, or else a small classifier's features, which give no FID."""
+    keep_best: bool = False
+    """Also keep the checkpoint whose samples were nearest to the images when they were measured."""
     tracker: tuple[TrackerName, ...] = ()
     """Where the lines of metrics.jsonl and the samples also go: TensorBoard's files in the run, or
     Weights & Biases (the extras "tensorboard" and "wandb")."""
@@ -197,14 +210,19 @@ class Settings(ModelSettings, OptimizerSettings, CheckpointSettings, LayoutSetti
             object.__setattr__(self, name, _plain(name, getattr(self, name), hint))
         positive = ("steps", "batch_size", "learning_rate", "timesteps", "accumulate", "fsdp")
         positive += ("steps_per_dispatch", "checkpoint_every", "keep", "keep_every", "adam_eps")
-        positive += ("min_snr_gamma",)
+        positive += ("min_snr_gamma", "evaluate_num")
         check_positive(**{name: getattr(self, name) for name in positive})
-        more = ("grad_clip", "weight_decay", "warmup_steps", "sample_every")
+        more = ("grad_clip", "weight_decay", "warmup_steps", "sample_every", "evaluate_every")
         check_not_negative(**{name: getattr(self, name) or 0 for name in more})
         if (self.keep_every or 0) % self.checkpoint_every:
             multiple = Field("checkpoint_every", self.checkpoint_every)
             problem = ("expected a multiple of ", multiple, f", got {self.keep_every}")
             raise FieldError("keep_every", *problem)
+        if (self.evaluate_every or 0) % LOG_EVERY:
+            problem = f"expected a multiple of {LOG_EVERY}, the steps of a line of metrics"
+            raise FieldError("evaluate_every", f"{problem}, got {self.evaluate_every}")
+        if self.keep_best and not self.evaluate_every:
+            raise FieldError("keep_best", "comes with ", Field("evaluate_every"))
         if self.batch_size % self.accumulate:
             whole = Field("batch_size", self.batch_size)
             raise FieldError(
@@ -234,7 +252,8 @@ class Settings(ModelSettings, OptimizerSettings, CheckpointSettings, LayoutSetti
 
     def record(self) -> dict[str, Any]:
         """As JSON holds them."""
-        return {**asdict(self), "init": None if self.init is None else str(self.init)}
+        paths = {name: getattr(self, name) for name in ("init", "inception")}
+        return asdict(self) | {name: path and str(path) for name, path in paths.items()}
 
 
 def _json_object(name: str, value: Any) -> dict[str, Any]:

@@ -5,6 +5,7 @@ processes only.
 """
 
 import hashlib
+import json
 import os
 from collections.abc import Callable
 from functools import lru_cache
@@ -23,6 +24,7 @@ __all__ = [
     "PartnerFailed",
     "any_process",
     "connect",
+    "everywhere",
     "from_writer",
     "is_writer",
     "on_writer",
@@ -121,6 +123,13 @@ def from_writer(data: bytes) -> bytes:
         chunk[: len(part)] = part
         chunks.append(multihost_utils.broadcast_one_to_all(chunk).tobytes())
     return b"".join(chunks)[:size]
+
+
+def everywhere(content: T) -> T:
+    """What the process that writes has, everywhere; JSON holds it."""
+    if jax.process_count() == 1:
+        return content
+    return json.loads(from_writer(json.dumps(content).encode()))
 
 
 def same_everywhere(text: str) -> bool:

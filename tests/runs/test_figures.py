@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from jax_ddpm import runs
-from jax_ddpm.data import load_dataset
-from jax_ddpm.runs.figures import image_grid, to_bytes
+from jax_ddpm.data import load_dataset, to_bytes
+from jax_ddpm.runs.figures import image_grid
 
 pytestmark = pytest.mark.usefixtures("defaults", "untyped")
 

@@ -1,0 +1,205 @@
+"""InceptionV3 as FID uses it: the graph that TensorFlow published in 2015 (Szegedy et al. 2015).
+
+It differs from the paper's and from torchvision's in what it does at borders and at the top: images
+are resized as TensorFlow 1 did, averages leave padding out, and the last block takes a maximum
+where the others average. Names are PyTorch's; batch normalisation is part of each convolution.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float
+
+from jax_ddpm._checks import FieldError
+from jax_ddpm._typing import Pixels
+from jax_ddpm.models.layers import Features
+
+__all__ = ["FEATURES", "InceptionV3", "resize_like_tensorflow1"]
+
+FEATURES = {"64": 64, "192": 192, "768": 768, "2048": 2048, "logits_unbiased": 1008}
+"""What comes out, and how many numbers each has for an image."""
+_SIZE = 299
+
+
+class InceptionV3(nn.Module):
+    """uint8 images of any size to features by name: the means over what the first, second, third
+    and last stage see, and the logits of 1,008 classes without their bias.
+
+    `precision` is that of its products. The default is full, since features of TF32 or bfloat16
+    are other features.
+    """
+
+    dtype: Any = jnp.float32
+    precision: Any = lax.Precision.HIGHEST
+
+    @nn.compact
+    def __call__(self, images: Pixels) -> dict[str, Array]:
+        if images.shape[-1] != 3:
+            raise FieldError("images", f"expected 3 channels, got {images.shape[-1]}")
+        policy: dict[str, Any] = {
+            "dtype": self.dtype,
+            "param_dtype": self.dtype,
+            "precision": self.precision,
+        }
+
+        def conv(
+            x: Features,
+            name: str,
+            features: int,
+            size: int | tuple[int, int] = 1,
+            stride: int = 1,
+            *,
+            padding: str = "SAME",
+        ) -> Features:
+            size = (size, size) if isinstance(size, int) else size
+            layer = nn.Conv(
+                features,
+                size,
+                stride,
+                padding if stride == 1 else "VALID",
+                name=name,
+                **policy,
+            )
+            return nn.relu(layer(x))
+
+        def block(x: Features, name: str, kind: Callable[..., list[Features]], *widths: int):
+            return jnp.concatenate(kind(partial(_named, conv, name), x, *widths), axis=-1)
+
+        x = resize_like_tensorflow1(jnp.asarray(images, self.dtype), _SIZE)
+        x = (x - 128) / 128
+        x = conv(x, "Conv2d_1a_3x3", 32, 3, 2)
+        x = conv(x, "Conv2d_2a_3x3", 32, 3, padding="VALID")
+        x = conv(x, "Conv2d_2b_3x3", 64, 3)
+        first = x = _maximum(x)
+        x = conv(x, "Conv2d_3b_1x1", 80)
+        x = conv(x, "Conv2d_4a_3x3", 192, 3, padding="VALID")
+        second = x = _maximum(x)
+        x = block(x, "Mixed_5b", _five, 32)
+        x = block(x, "Mixed_5c", _five, 64)
+        x = block(x, "Mixed_5d", _five, 64)
+        x = block(x, "Mixed_6a", _halve_by_three)
+        x = block(x, "Mixed_6b", _seven, 128)
+        x = block(x, "Mixed_6c", _seven, 160)
+        x = block(x, "Mixed_6d", _seven, 160)
+        third = x = block(x, "Mixed_6e", _seven, 192)
+        x = block(x, "Mixed_7a", _halve_by_seven)
+        x = block(x, "Mixed_7b", partial(_wide, pool=_average))
+        x = block(x, "Mixed_7c", partial(_wide, pool=partial(_maximum, stride=1, padding="SAME")))
+        means = [each.mean((1, 2)) for each in (first, second, third, x)]
+        logits = nn.Dense(
+            FEATURES["logits_unbiased"],
+            use_bias=False,
+            name="fc",
+            **policy,
+        )(means[-1])
+        return dict(zip(FEATURES, [*means, logits], strict=True))
+
+
+def resize_like_tensorflow1(
+    images: Float[Array, "batch _ _ channel"], size: int
+) -> Float[Array, "batch size size channel"]:
+    """Bilinear, as TensorFlow 1 did by default: pixel i of `size` lies at i · length / size of the
+    image, not in the middle of what it covers, and nothing is averaged where images shrink."""
+    for axis in (2, 1):
+        length = images.shape[axis]
+        # TensorFlow's scale has 32 bits, whatever the images have.
+        places = np.arange(size, dtype=images.dtype) * np.float32(length / size)
+        low = places.astype(np.int32)
+        shape = [1] * 4
+        shape[axis] = size
+        share = jnp.asarray((places - low).reshape(shape), images.dtype)
+        below = jnp.take(images, low, axis)
+        above = jnp.take(images, np.minimum(low + 1, length - 1), axis)
+        images = below + (above - below) * share
+    return images
+
+
+def _named(conv: Callable[..., Features], block: str, x: Features, *layers: tuple) -> Features:
+    """Convolutions one after the other, each a name within the block, a width, and more."""
+    for name, *options in layers:
+        x = conv(x, f"{block}.{name}", *options)
+    return x
+
+
+def _five(branch, x: Features, pooled: int) -> list[Features]:
+    return [
+        branch(x, ("branch1x1", 64)),
+        branch(x, ("branch5x5_1", 48), ("branch5x5_2", 64, 5)),
+        branch(x, ("branch3x3dbl_1", 64), ("branch3x3dbl_2", 96, 3), ("branch3x3dbl_3", 96, 3)),
+        branch(_average(x), ("branch_pool", pooled)),
+    ]
+
+
+def _halve_by_three(branch, x: Features) -> list[Features]:
+    return [
+        branch(x, ("branch3x3", 384, 3, 2)),
+        branch(x, ("branch3x3dbl_1", 64), ("branch3x3dbl_2", 96, 3), ("branch3x3dbl_3", 96, 3, 2)),
+        _maximum(x),
+    ]
+
+
+def _seven(branch, x: Features, width: int) -> list[Features]:
+    wide, tall = (1, 7), (7, 1)
+    return [
+        branch(x, ("branch1x1", 192)),
+        branch(
+            x,
+            ("branch7x7_1", width),
+            ("branch7x7_2", width, wide),
+            ("branch7x7_3", 192, tall),
+        ),
+        branch(
+            x,
+            ("branch7x7dbl_1", width),
+            ("branch7x7dbl_2", width, tall),
+            ("branch7x7dbl_3", width, wide),
+            ("branch7x7dbl_4", width, tall),
+            ("branch7x7dbl_5", 192, wide),
+        ),
+        branch(_average(x), ("branch_pool", 192)),
+    ]
+
+
+def _halve_by_seven(branch, x: Features) -> list[Features]:
+    return [
+        branch(x, ("branch3x3_1", 192), ("branch3x3_2", 320, 3, 2)),
+        branch(
+            x,
+            ("branch7x7x3_1", 192),
+            ("branch7x7x3_2", 192, (1, 7)),
+            ("branch7x7x3_3", 192, (7, 1)),
+            ("branch7x7x3_4", 192, 3, 2),
+        ),
+        _maximum(x),
+    ]
+
+
+def _wide(branch, x: Features, pool: Callable[[Features], Features]) -> list[Features]:
+    wide, tall = (1, 3), (3, 1)
+    three = branch(x, ("branch3x3_1", 384))
+    double = branch(x, ("branch3x3dbl_1", 448), ("branch3x3dbl_2", 384, 3))
+    return [
+        branch(x, ("branch1x1", 320)),
+        branch(three, ("branch3x3_2a", 384, wide)),
+        branch(three, ("branch3x3_2b", 384, tall)),
+        branch(double, ("branch3x3dbl_3a", 384, wide)),
+        branch(double, ("branch3x3dbl_3b", 384, tall)),
+        branch(pool(x), ("branch_pool", 192)),
+    ]
+
+
+def _maximum(x: Features, stride: int = 2, padding: str = "VALID") -> Features:
+    """Of 3×3 pixels."""
+    return nn.max_pool(x, (3, 3), (stride, stride), padding)
+
+
+def _average(x: Features) -> Features:
+    """Of 3×3 pixels, without those beyond the border."""
+    count = [np.convolve(np.ones(length), np.ones(3), "same") for length in x.shape[1:3]]
+    total = nn.pooling.pool(x, 0.0, lax.add, (3, 3), (1, 1), "SAME")
+    return total / jnp.asarray(np.outer(*count)[None, :, :, None], x.dtype)

@@ -1,0 +1,81 @@
+"""Figures on the way: how near a training's samples are to its images, and which step was best."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jax_ddpm.data import Dataset, to_bytes
+from jax_ddpm.evaluation.comparison import main_figure
+from jax_ddpm.evaluation.reference import reference_of_images
+from jax_ddpm.runs.drawing import Drawer, labels_in_turn, make_chain
+from jax_ddpm.runs.measuring import feature_network
+from jax_ddpm.runs.run import Run
+from jax_ddpm.runs.settings import Settings
+from jax_ddpm.samplers import ddim
+
+__all__ = ["FIGURES", "Watch", "best_line"]
+
+FIGURES = tuple(main_figure(main) for main in ("2048", "features"))
+"""What may be in a line of metrics, and decides which is best: the lowest."""
+_BATCH = 256
+
+
+def best_line(lines: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The line of metrics whose samples were nearest to the images, the first of equals."""
+    named = [(line, name) for line in lines for name in FIGURES if line.get(name) is not None]
+    return min(named, key=lambda pair: pair[0][pair[1]])[0] if named else None
+
+
+class Watch:
+    """Measures samples every so many steps, always from the same noise: between two dispatches, so
+    that the training's bits are the same with it and without."""
+
+    best: int | None = None
+    """The step whose samples were nearest to the images."""
+
+    def __init__(
+        self,
+        run: Run,
+        data: Dataset,
+        settings: Settings,
+        mesh: Mesh,
+        done: int,
+        lines: Iterable[Mapping[str, Any]],
+    ) -> None:
+        """Of a training that resumes after `done` steps with these lines of metrics."""
+        self._run, self._settings, self._done = run, settings, done
+        self._least = np.inf
+        if not settings.evaluate_every or done == settings.steps:
+            return
+        for line in lines:
+            self._compare(line["step"], line)
+        num = settings.evaluate_num
+        network = feature_network(run.image_shape, settings.inception)
+        self._reference = reference_of_images(data, network, num, seed=settings.seed)
+        self._labels = labels_in_turn(run, num)
+        self._drawer = Drawer(run, make_chain(run), ddim(), min(num, _BATCH), mesh)
+
+    def due(self, step: int) -> bool:
+        """Whether a multiple of the interval was passed since this was last asked, or all were."""
+        before, self._done = self._done, step
+        every = self._settings.evaluate_every
+        if not every:
+            return False
+        return step // every > before // every or step == self._settings.steps
+
+    def measure(self, step: int, params: Any) -> dict[str, Any]:
+        """Figures of samples from these weights, in all processes."""
+        num = self._settings.evaluate_num
+        key = jax.random.fold_in(jax.random.key(self._settings.seed), 2)
+        samples = map(to_bytes, self._drawer.batches(key, params, num, self._labels))
+        figures = self._reference.measure(samples, num)
+        self._compare(step, figures)
+        return figures
+
+    def _compare(self, step: int, figures: Mapping[str, Any]) -> None:
+        for name in FIGURES:
+            if (value := figures.get(name)) is not None and value < self._least:
+                self._least, self.best = value, step
