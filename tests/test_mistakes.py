@@ -22,7 +22,7 @@ import optax
 import pytest
 
 import jax_ddpm as ddpm
-from jax_ddpm import data, interop, runs
+from jax_ddpm import data, evaluation, interop, runs
 from jax_ddpm.runs.run import Run
 from jax_ddpm.training.sharding import device_mesh
 
@@ -37,6 +37,7 @@ T = 4
 SCHEDULE = ddpm.make_schedule(ddpm.cosine_beta_schedule(T))
 SHAPE = (2, 4, 4, 3)
 X = np.linspace(-0.9, 0.9, 96).reshape(SHAPE).astype(np.float32)
+ROWS = np.random.default_rng(0).standard_normal((12, 3)).astype(np.float32)
 ENTRIES = np.array([0, 3], np.int32)
 KEY = jax.random.key(0)
 MODEL = ddpm.SimpleUNet()
@@ -250,6 +251,24 @@ CALLS = {
     data.random_crop: {"key": KEY, "images": X, "size": 4, "extents": None},
     data.random_flip: {"key": KEY, "images": X},
     data.to_float: {"images": X},
+    data.to_bytes: {"images": X},
+    evaluation.frechet_distance: {
+        "mu_1": ROWS.mean(0),
+        "sigma_1": np.cov(ROWS, rowvar=False),
+        "mu_2": ROWS[0],
+        "sigma_2": np.eye(3, dtype=np.float32),
+    },
+    evaluation.kernel_distance: {"x": ROWS, "y": ROWS[:6], "subsets": 4, "subset_size": 4},
+    evaluation.inception_score: {"logits": ROWS, "splits": 2},
+    evaluation.precision_recall: {"real": ROWS, "generated": ROWS[:6], "k": 2},
+    evaluation.nearest_distances: {"x": ROWS, "y": ROWS[:6]},
+    evaluation.statistics: {"features": ROWS},
+    evaluation.save_statistics: {
+        "path": "statistics.npz",
+        "found": evaluation.statistics(ROWS),
+    },
+    evaluation.load_statistics: {"path": "missing"},
+    evaluation.load_inception: {"path": "missing"},
     runs.unet_fields: {"model": ddpm.ddpm_digits()},
     data.batch_indices: {"key": KEY, "step": 3, "dataset_size": 20, "batch_size": 5},
     device_mesh: {"batch_size": 8, "fsdp": 1},
@@ -477,10 +496,12 @@ def test_a_chain_of_one_step_and_either_width_of_floats(function, x64):
 def test_every_public_function_has_its_call():
     public = {
         value
-        for room in (ddpm, data, interop, runs)
+        for room in (ddpm, data, evaluation, interop, runs)
         for name, value in vars(room).items()
         if inspect.isfunction(value) and not name.startswith("_")
     }
     # Called by others above; and what takes a torch module, in tests/interop/test_layers.py.
     others = {runs.fit, runs.save_pictures, data.load_batch, interop.layer_kinds}
+    # What takes files or bytes alone, in tests/evaluation and tests/runs/test_evaluate.py.
+    others |= {evaluation.train_classifier, runs.evaluate_samples}
     assert public <= CALLS.keys() | others, public - CALLS.keys()

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from jax import lax
 
-from jax_ddpm._checks import checked
+from jax_ddpm._checks import check_not_negative, checked
 from jax_ddpm._typing import Label, Pixels
 from jax_ddpm.evaluation.networks import FeatureNetwork
 from jax_ddpm.models.feature_classifier import FeatureClassifier
@@ -43,6 +43,7 @@ def train_classifier(
     Returns:
       A network of 64 features, "features".
     """
+    check_not_negative(seed=seed)
     images = np.asarray(images)
     count, height, width, _ = images.shape
     learns = "labels"

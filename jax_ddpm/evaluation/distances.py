@@ -195,9 +195,8 @@ def precision_recall(real: Rows, generated: Rows, k: int = 3) -> PrecisionRecall
     """
     real, generated = _pair("real", real, "generated", generated)
     check_positive(k=k)
-    for name, each in (("real", real), ("generated", generated)):
-        if len(each) <= k:
-            raise FieldError(name, f"expected more than k = {k} samples, got {len(each)}")
+    if k >= (fewest := min(len(real), len(generated))):
+        raise FieldError("k", f"expected fewer than {fewest}, the samples, got {k}")
 
     def share_within(points: np.ndarray, centers: np.ndarray) -> float:
         radii = [np.partition(rows, k, axis=1)[:, k] for rows in _distances(centers, centers)]

@@ -53,10 +53,10 @@ def load_inception(
     check_choice("dtype", jnp.dtype(dtype).name, ("float32", "float64"))
     path = path or os.environ.get(VARIABLE)
     if path is None:
-        raise FieldError("inception", f"expected a file, got none: {_WHERE}")
+        raise FieldError("path", f"expected a file, got none: {_WHERE}")
     path = Path(path)
     if not path.is_file():
-        raise FieldError("inception", f"no such file: {path}: {_WHERE}")
+        raise FieldError("path", f"no such file: {path}: {_WHERE}")
     model = InceptionV3(dtype=dtype)
     images = jax.ShapeDtypeStruct((1, 32, 32, 3), np.uint8)
     layers = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
@@ -69,7 +69,7 @@ def load_inception(
         check_tensors(tensors, _torch_shapes(layers), "Inception's")
     except ValueError as error:
         problem = str(error).removeprefix(f"{path}: ")
-        raise FieldError("inception", f"{path}: {problem}: {_WHERE}") from None
+        raise FieldError("path", f"{path}: {problem}: {_WHERE}") from None
     params = {name: _folded(tensors, name) for name in layers if name != "fc"}
     params["fc"] = {"kernel": tensors["fc.weight"].T}
     variables = {"params": jax.tree.map(lambda x: np.asarray(x, model.dtype), params)}

@@ -67,8 +67,8 @@ def reference_of_images(
     Raises `FieldError` if they are too few to be split.
     """
     total = len(data.images)
-    if total < 4:
-        raise FieldError("data", f"too few images to hold half of them out: {total}")
+    if total < 2:
+        raise FieldError("data", "expected two images or more, half of which are held out, got 1")
     # Files are often sorted by class.
     order = np.random.default_rng(seed).permutation(total)
     half, rest = np.array_split(order, 2)
@@ -108,7 +108,10 @@ def reference_of_file(path: str | PathLike[str], network: FeatureNetwork) -> Ref
 
     Raises `FieldError` if the file cannot be read, or is of other features than `network`'s.
     """
-    found = load_statistics(path)
+    try:
+        found = load_statistics(path)
+    except ValueError as error:
+        raise FieldError("reference", str(error)) from None
     for name, count in FEATURES.items():
         if count == len(found.mu):
             empty = np.zeros((0, count), np.float32)

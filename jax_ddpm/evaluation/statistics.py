@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jax_ddpm._checks import FieldError, checked
+from jax_ddpm._checks import checked
 from jax_ddpm._typing import Rows
 from jax_ddpm.io.files import replacing
 
@@ -56,20 +56,23 @@ def save_statistics(path: str | os.PathLike[str], found: Statistics) -> None:
 def load_statistics(path: str | os.PathLike[str]) -> Statistics:
     """Read `mu` and `sigma` from a .npz of `save_statistics`, pytorch-fid or guided-diffusion.
 
-    Raises `FieldError` naming what is missing or has another form.
+    Raises `ValueError` naming the file, and what is missing or has another form.
     """
     path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
             mu, sigma = (np.asarray(content[name], np.float64) for name in ("mu", "sigma"))
             count = int(content["num"]) if "num" in content else 0
     except KeyError as error:
-        raise FieldError("reference", f"{path}: expected arrays mu and sigma: {error}") from None
+        raise ValueError(f"{path}: expected arrays mu and sigma: {error}") from None
     except Exception as error:  # NumPy's, zipfile's and zlib's errors share no nearer base
-        raise FieldError("reference", f"cannot read {path}: {error}") from None
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{path}: expected a .npz of mu and sigma: {reason}") from None
     if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
         expected = "expected mu [feature] and sigma [feature, feature]"
-        raise FieldError("reference", f"{path}: {expected}, got {mu.shape} and {sigma.shape}")
+        raise ValueError(f"{path}: {expected}, got {mu.shape} and {sigma.shape}")
     if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
-        raise FieldError("reference", f"{path}: expected finite numbers, got NaN or infinity")
+        raise ValueError(f"{path}: expected finite numbers, got NaN or infinity")
     return Statistics(count, mu, sigma)

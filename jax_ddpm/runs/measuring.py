@@ -109,7 +109,7 @@ def evaluate(
       FieldError: naming what does not suit the run.
     """
     check_positive(steps=steps, batch_size=batch_size)
-    check_not_negative(num=num, num_scored=num_scored or 0)
+    check_not_negative(num=num, num_scored=num_scored or 0, seed=seed)
     run = with_guidance(run, guidance)
     chain = make_chain(run, run.pretrained.schedule.num_timesteps if steps is None else steps)
     warn_of_signal(chain)
@@ -151,7 +151,7 @@ def evaluate(
         figures["bits_per_dim"] = _bits_per_dim(run, data, scored, seed)
         made["scored"] = f"{min(scored, len(data.images)):,} images of {data.source}"
     if len(figures) == 1:
-        raise FieldError("num", "nothing to measure: no samples, and no images of 8 bits")
+        raise FieldError("num", "expected more than 0, since no images of 8 bits are scored, got 0")
     versions = {"jax_ddpm": __version__, "jax": jax.__version__}
     return figures | {"recipe": {**made, "versions": versions}}
 
@@ -181,6 +181,7 @@ def evaluate_samples(
       FieldError: naming what does not fit.
     """
     check_positive(num=num)
+    check_not_negative(seed=seed)
     found = open_samples(samples)
     count = found.num if num is None else num
     if count > found.num:
@@ -204,11 +205,20 @@ def feature_network(
 ) -> FeatureNetwork | None:
     """Inception, where its weights are given and images are RGB; None: a classifier is needed."""
     if image_shape[-1] == 3 and (inception or os.environ.get(VARIABLE)):
-        return load_inception(inception)
+        return _inception(inception)
     if inception is not None:
         problem = f"expected images of 3 channels, which Inception knows, got {image_shape[-1]}"
         raise FieldError("inception", problem)
     return None
+
+
+def _inception(path: PathLike | None) -> FeatureNetwork:
+    try:
+        return load_inception(path)
+    except FieldError as error:
+        raise FieldError("inception", *error.problem) from None
+    except ImportError as error:  # torch, for a pickle
+        raise FieldError("inception", str(error)) from None
 
 
 def _reference(
@@ -228,7 +238,7 @@ def _reference(
         raise FieldError("statistics", problem)
     if reference is not None:
         # Without weights this says which file is needed.
-        return reference_of_file(reference, network or load_inception(inception))
+        return reference_of_file(reference, network or _inception(inception))
     if data is None:
         raise FieldError("data", "expected real images, or ", Field("reference"), ", got neither")
 

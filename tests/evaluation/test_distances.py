@@ -138,7 +138,7 @@ def test_what_does_not_fit_is_named():
         kernel_distance(wrong, y)
     with pytest.raises(ValueError, match="generated: expected 32 features, as real, got 31"):
         precision_recall(x, y[:, 1:])
-    with pytest.raises(ValueError, match="real: expected more than k = 3 samples, got 3"):
+    with pytest.raises(ValueError, match="k: expected fewer than 3, the samples, got 3"):
         precision_recall(x[:3], y)
     with pytest.raises(ValueError, match="splits: expected 1 to 4, the samples, got 10"):
         inception_score(x[:4])

@@ -66,9 +66,9 @@ def test_torchs_own_file_is_the_same(weights, path, torch, tmp_path, monkeypatch
 def test_what_is_missing_or_foreign_is_named(weights, tmp_path, monkeypatch):
     monkeypatch.delenv(VARIABLE, raising=False)
     published = "weights-inception-2015-12-05-6726825d.pth"
-    with pytest.raises(ValueError, match=f"inception: expected a file, got none: .*{published}"):
+    with pytest.raises(ValueError, match=f"path: expected a file, got none: .*{published}"):
         load_inception()
-    with pytest.raises(ValueError, match=f"inception: no such file: .*nowhere.*{published}"):
+    with pytest.raises(ValueError, match=f"path: no such file: .*nowhere.*{published}"):
         load_inception(tmp_path / "nowhere.pth")
     file = tmp_path / "x.safetensors"
     save_tensors(file, {name: value for name, value in weights.items() if name != "fc.bias"})

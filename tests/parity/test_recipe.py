@@ -27,6 +27,7 @@ pytestmark = pytest.mark.usefixtures("defaults", "optimized")
 STEPS, BATCH, WARMUP = 20, 8, 5
 
 
+@pytest.mark.slow
 def test_twenty_steps_of_the_recipe(tmp_path, torch, diffusers):
     recipe = runs.RECIPES["cifar10"]
     small = {"block_out_channels": (16, 32, 32, 32), "norm_num_groups": 8, "layers_per_block": 1}
