@@ -254,18 +254,19 @@ class EvaluateConfig(ChainConfig):
     save_statistics: Path | None = None
     """Also write mu and sigma of Inception's features of the images to this .npz."""
     num: int | None = None
-    """How many samples to draw or to measure; 0: only bits per dimension. FID is usually of 50,000.
-    Default: 1,000, or all of --samples."""
+    """How many samples to draw or to measure. Papers measure FID of 50,000; 0 with --run measures
+    only bits per dimension. Default: 1,000, or all of --samples."""
     steps: int | None = None
     """Steps of the reverse chain. Default: all."""
     sampler: SamplerName = "ancestral"
-    """The update rule."""
+    """The update rule. (`sample` draws with ddim.)"""
     seed: int = 0
     """Of the samples, and of the split of the data."""
     batch_size: int = 256
     """Samples drawn at a time."""
     out: Path | None = None
-    """Keep the samples in this folder as they are drawn: stopped, the same command resumes."""
+    """Keep the samples in this folder as they are drawn. Stopped, the same command resumes; a larger
+    --num draws the rest, a smaller one takes the first."""
     num_scored: int | None = None
     """How many images to score in bits per dimension; 0: none. Default: as --num, at most 1,000."""
     devices: DevicesConfig = DevicesConfig()

@@ -17,6 +17,7 @@ from jax_ddpm.io.json import write_json
 from jax_ddpm.runs import Progress, Run, evaluate_samples
 from jax_ddpm.runs import evaluate as measure
 from jax_ddpm.runs.measuring import check_measurable
+from jax_ddpm.runs.samples import kept_samples
 from jax_ddpm.training.hosts import on_writer, together
 
 __all__ = ["evaluate"]
@@ -33,8 +34,9 @@ _NAMES = {
     "precision": "precision",
     "recall": "recall",
     "nearest": "distance to the nearest real image",
-    "nearer_than_1_percent": "nearer than 99 % of real ones are",
+    "nearer_than_1_percent": "suspiciously near to one (1 % expected)",
 }
+_MANY = 10_000
 _SHARES = {"precision", "recall", "nearer_than_1_percent"}
 
 
@@ -54,7 +56,7 @@ def evaluate(config: EvaluateConfig) -> None:
             figures = _of_samples(config, options)
         else:
             figures = _of_model(config, options)
-    for line in _report(figures):
+    for line in (*_report(figures), *_left_out(config, figures), *_recipe(figures["recipe"])):
         say(line)
     if (path := config.json) is not None:
         with writing("--json", path):
@@ -64,7 +66,11 @@ def evaluate(config: EvaluateConfig) -> None:
 
 
 def _of_model(config: EvaluateConfig, options: dict[str, Any]) -> dict[str, Any]:
+    if config.run is None and config.pretrained is None:
+        raise UsageError("expected --run, --pretrained or --samples, and one of them only")
     sampler = make_sampler(config)
+    if config.out is not None and (found := kept_samples(config.out)):
+        say(f"{found:,} samples are in {config.out} already")
     start_devices(config.devices)
     run, data = together(lambda: _prepare(config))
     chain = {name: getattr(config, name) for name in ("eta", "order", "stochastic", "spacing")}
@@ -91,14 +97,19 @@ def _of_samples(config: EvaluateConfig, options: dict[str, Any]) -> dict[str, An
     assert config.samples is not None
     for name in (*(field.name for field in fields(ChainConfig)), "out", "num_scored"):
         if getattr(config, name) != getattr(EvaluateConfig, name):
-            flag = name.replace("_", "-")
-            raise UsageError(f"--{flag}: comes with --run or --pretrained, not with --samples")
+            raise UsageError(f"--{name.replace('_', '-')}: cannot be given with --samples")
     start_devices(config.devices)
     data = None
     if _wants_images(config):
         data = together(lambda: load_images(config.data, Preparation()))
-    with _bars() as show:
-        return evaluate_samples(config.samples, data, num=config.num, progress=show, **options)
+    try:
+        with _bars() as show:
+            return evaluate_samples(config.samples, data, num=config.num, progress=show, **options)
+    except FieldError as error:
+        if error.field == "data" and config.data.data is None:
+            hint = f"{error}; --data says where the real images are"
+            raise UsageError(f"--dataset {config.data.dataset}: {hint}") from None
+        raise
 
 
 def _wants_images(config: EvaluateConfig) -> bool:
@@ -143,27 +154,24 @@ def _bars() -> Iterator[Callable[[Progress], None]]:
 
 
 def _report(figures: dict[str, Any]) -> Iterator[str]:
-    """A table of the figures, what else was found, and how it was measured."""
-    recipe, floor = figures["recipe"], dict(figures.get("held_out", {}))
+    """A table of the figures, and what else was found."""
+    floor = dict(figures.get("held_out", {}))
     if "nearest_real" in figures:
-        floor |= {"nearest": figures["nearest_real"], "nearer_than_1_percent": 0.01}
-    titles = ["", "samples", "real images"] if floor else ["", "samples"]
-    rows = [titles]
+        floor["nearest"] = figures["nearest_real"]
+    rows = [["", "samples", "real images"] if floor else ["", "samples"]]
     for name, called in _NAMES.items():
         if name in figures:
             columns = [figures, floor] if floor else [figures]
             rows.append([called, *(_number(each, name) for each in columns)])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    yield ""
-    for title, *numbers in rows:
+    for title, *numbers in rows if len(rows) > 1 else ():
         cells = [title.ljust(widths[0])]
         cells += [text.rjust(width) for text, width in zip(numbers, widths[1:], strict=True)]
         yield "   ".join(cells).rstrip()
-    yield ""
-    if "classifier_frechet_distance" in figures:
-        yield "A classifier's features: no FID. --inception says where the weights for that are."
     if "held_out" in figures:
-        yield "Beside the samples: real images against other real ones, as a perfect model scores."
+        yield "real images: some that were held out, against others; about what a perfect model scores"
+    if "classifier_frechet_distance" in figures:
+        yield "features of a small classifier, so no FID, which needs --inception and RGB images"
     if "agreement" in figures:
         yield (
             f"{figures['agreement']:.1%} of the samples are what was asked for, by an SVC that is "
@@ -171,11 +179,30 @@ def _report(figures: dict[str, Any]) -> Iterator[str]:
         )
     if "bits_per_dim" in figures:
         yield f"{figures['bits_per_dim']:.3f} bits per dimension at most, on the images learned"
-    yield "\nmeasured so:"
+
+
+def _left_out(config: EvaluateConfig, figures: dict[str, Any]) -> Iterator[str]:
+    """What a user might miss, and why it is not there."""
+    num = config.num or figures["recipe"].get("num", 0)
+    if "fid" in figures and 0 < num < _MANY:
+        yield f"FID of {num:,} samples is larger than of many: compare it with that of as many"
+    if config.reference != "data":
+        yield "statistics stand for the real images: what compares image with image is left out"
+    elif config.samples is None:
+        if "agreement" not in figures and config.num != 0:
+            yield "agreement is left out: the model has no classes"
+        if "bits_per_dim" not in figures and config.num_scored != 0:
+            yield "bits per dimension are left out: the pixels are not those of 8 bits"
+
+
+def _recipe(recipe: dict[str, Any]) -> Iterator[str]:
+    yield "measured so:"
+    width = max(map(len, recipe))
     for name, value in recipe.items():
         if name == "versions":
             value = ", ".join(f"{package} {number}" for package, number in value.items())
-        yield f"  {name:<12}{value:,}" if type(value) is int else f"  {name:<12}{value}"
+        text = f"{value:,}" if type(value) is int else value
+        yield f"  {name:<{width}}  {text}"
 
 
 def _number(figures: dict[str, Any], name: str) -> str:

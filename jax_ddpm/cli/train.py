@@ -112,7 +112,7 @@ def _report(training: Training) -> None:
         print(f"\n{what}: their loss or gradient was not finite")
     if best := best_line(read_metrics(folder / METRICS)):
         name = next(name for name in FIGURES if name in best)
-        kept = f"kept as checkpoint {best['step']}" if training.settings.keep_best else "not kept"
+        kept = f"kept: --checkpoint {best['step']}" if training.settings.keep_best else "not kept"
         print(f"\nbest: step {best['step']:,}, {name} {best[name]:.4g}, {kept}")
     print("\n" + _next(folder))
 

@@ -21,6 +21,7 @@ KEPT = 10_000
 """Of so many images the features themselves are kept: what compares image with image needs them."""
 LOGITS = "logits_unbiased"
 _BATCH = 64
+_SCORED = 100
 
 
 class Extracted(NamedTuple):
@@ -31,7 +32,7 @@ class Extracted(NamedTuple):
     kept: np.ndarray
     """The main features of the first images, at most `KEPT`: float32 [image, feature]."""
     score: Score | None
-    """The inception score, where there are logits."""
+    """The inception score, where there are logits, and ten images or more for each of its parts."""
 
     def joined(self, other: "Extracted") -> "Extracted":
         """Of both sets together; they have no score."""
@@ -39,21 +40,20 @@ class Extracted(NamedTuple):
         return Extracted(both, np.concatenate([self.kept, other.kept])[:KEPT], None)
 
 
-def extract(
-    network: FeatureNetwork, batches: Iterable[np.ndarray], total: int, *, splits: int = 10
-) -> Extracted:
+def extract(network: FeatureNetwork, batches: Iterable[np.ndarray], total: int) -> Extracted:
     """Features of `total` images, which come in batches of any size, uint8, in one pass."""
     gathered: dict[str, Statistics] = {}
-    scores, kept = InceptionScores(total, min(splits, total)), []
+    scores, kept = InceptionScores(total) if total >= _SCORED else None, []
     for features in feature_batches(network, batches):
-        if LOGITS in features:
-            scores.add(features.pop(LOGITS))
+        logits = features.pop(LOGITS, None)
+        if scores is not None and logits is not None:
+            scores.add(logits)
         if sum(map(len, kept)) < KEPT:
             kept.append(features[network.main].astype(np.float32))
         for name, rows in features.items():
             here = statistics(rows)
             gathered[name] = gathered[name].joined(here) if name in gathered else here
-    score = scores.score if scores.seen else None
+    score = scores.score if scores is not None and scores.seen else None
     return Extracted(gathered, np.concatenate(kept)[:KEPT], score)
 
 

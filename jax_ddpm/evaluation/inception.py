@@ -14,18 +14,18 @@ from jax_ddpm.evaluation.networks import FeatureNetwork
 from jax_ddpm.interop.tensors import check_tensors, read_state_dict
 from jax_ddpm.models.inception import InceptionV3
 
-__all__ = ["VARIABLE", "load_inception"]
+__all__ = ["VARIABLE", "WHERE", "load_inception"]
 
 VARIABLE = "JAX_DDPM_INCEPTION"
 """Of the environment: where the weights lie, if nothing else says so."""
 
-_WHERE = (
+WHERE = (
     "FID's Inception is weights-inception-2015-12-05-6726825d.pth of torch-fidelity's release "
     "v0.2.0 (github.com/toshas/torch-fidelity/releases) or pt_inception-2015-12-05-6726825d.pth of "
     "pytorch-fid's release fid_weights (github.com/mseitzer/pytorch-fid/releases); the SHA-256 of "
-    "either begins with 6726825d; without it, images are compared by the features of a small "
-    "classifier, which is no FID"
+    "either begins with 6726825d"
 )
+_WITHOUT = "without it, images are compared by the features of a small classifier, which is no FID"
 _EPSILON = 1e-3  # of the batch normalisation
 
 
@@ -53,10 +53,12 @@ def load_inception(
     check_choice("dtype", jnp.dtype(dtype).name, ("float32", "float64"))
     path = path or os.environ.get(VARIABLE)
     if path is None:
-        raise FieldError("path", f"expected a file, got none: {_WHERE}")
+        raise FieldError("path", f"expected a file, got none: {WHERE}; {_WITHOUT}")
     path = Path(path)
+    if path.is_dir():
+        raise FieldError("path", f"expected a file, got the folder {path}")
     if not path.is_file():
-        raise FieldError("path", f"no such file: {path}: {_WHERE}")
+        raise FieldError("path", f"no such file: {path}: {WHERE}; {_WITHOUT}")
     model = InceptionV3(dtype=dtype)
     images = jax.ShapeDtypeStruct((1, 32, 32, 3), np.uint8)
     layers = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
@@ -68,8 +70,8 @@ def load_inception(
         }
         check_tensors(tensors, _torch_shapes(layers), "Inception's")
     except ValueError as error:
-        problem = str(error).removeprefix(f"{path}: ")
-        raise FieldError("path", f"{path}: {problem}: {_WHERE}") from None
+        problem = str(error).removeprefix(f"{path}: ").removeprefix("state_dict: ")
+        raise FieldError("path", f"{path} is not FID's Inception: {problem}") from None
     params = {name: _folded(tensors, name) for name in layers if name != "fc"}
     params["fc"] = {"kernel": tensors["fc.weight"].T}
     variables = {"params": jax.tree.map(lambda x: np.asarray(x, model.dtype), params)}

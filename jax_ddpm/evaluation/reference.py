@@ -41,6 +41,8 @@ class Reference(NamedTuple):
     """The figures of real images that were held out."""
     at_most: int | None
     """How many generated images are compared; None: all."""
+    halves: tuple[int, int] = (0, 0)
+    """How many real images those that were held out are compared with, and how many were."""
 
     def measure(self, batches: Iterable[np.ndarray], total: int) -> dict[str, Any]:
         """The figures of `total` images, uint8, which come in batches and are not kept."""
@@ -100,7 +102,7 @@ def reference_of_images(
     if len(unused):
         learned = learned.joined(extract(network, batches(unused), len(unused)))
     real = one if at_most else learned
-    return Reference(network, real, learned, floor, at_most)
+    return Reference(network, real, learned, floor, at_most, (len(half), len(rest)))
 
 
 def reference_of_file(path: str | PathLike[str], network: FeatureNetwork) -> Reference:

@@ -65,8 +65,8 @@ def load_statistics(path: str | os.PathLike[str]) -> Statistics:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
             mu, sigma = (np.asarray(content[name], np.float64) for name in ("mu", "sigma"))
             count = int(content["num"]) if "num" in content else 0
-    except KeyError as error:
-        raise ValueError(f"{path}: expected arrays mu and sigma: {error}") from None
+    except KeyError:
+        raise ValueError(f"{path}: expected arrays mu and sigma, got others") from None
     except Exception as error:  # NumPy's, zipfile's and zlib's errors share no nearer base
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{path}: expected a .npz of mu and sigma: {reason}") from None

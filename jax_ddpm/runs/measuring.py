@@ -20,9 +20,9 @@ import numpy as np
 
 from jax_ddpm import __version__
 from jax_ddpm._checks import Field, FieldError, check_not_negative, check_positive, checked
-from jax_ddpm.data import Dataset, to_bytes, to_float
+from jax_ddpm.data import Dataset, load_batch, to_bytes, to_float
 from jax_ddpm.evaluation import FeatureNetwork, load_inception, save_statistics
-from jax_ddpm.evaluation.inception import VARIABLE
+from jax_ddpm.evaluation.inception import VARIABLE, WHERE
 from jax_ddpm.evaluation.reference import Reference, reference_of_file, reference_of_images
 from jax_ddpm.io.arrays import flatten
 from jax_ddpm.likelihood import bits_per_dim
@@ -32,7 +32,8 @@ from jax_ddpm.runs.run import PathLike, Run
 from jax_ddpm.runs.samples import Samples, open_samples, resumed
 from jax_ddpm.samplers import Sampler, ancestral
 from jax_ddpm.schedule import warn_of_signal
-from jax_ddpm.training.hosts import on_writer
+from jax_ddpm.training.hosts import on_writer, to_hosts
+from jax_ddpm.training.sharding import data_sharding, device_mesh, replicated
 
 __all__ = [
     "check_measurable",
@@ -148,7 +149,7 @@ def evaluate(
         made |= _recorded(target, data, reference)
     scored = min(num, _SCORED) if num_scored is None else num_scored
     if data is not None and scored and _is_8_bit(data):
-        figures["bits_per_dim"] = _bits_per_dim(run, data, scored, seed)
+        figures["bits_per_dim"] = _bits_per_dim(run, data, scored, seed, progress)
         made["scored"] = f"{min(scored, len(data.images)):,} images of {data.source}"
     if len(figures) == 1:
         raise FieldError("num", "expected more than 0, since no images of 8 bits are scored, got 0")
@@ -196,7 +197,9 @@ def evaluate_samples(
     )
     judged = data is not None and data.labels is not None and _judges(data)
     labels = found.labels[:count] if found.labels is not None and judged else None
-    figures = _measure(target, _told(found, count, progress), count, data, labels, seed)
+    digest = hashlib.sha256()
+    batches = _told(found, count, digest.update, progress)
+    figures = _measure(target, batches, count, data, labels, seed)
     return figures | {"recipe": {"num": count, "seed": seed, **_recorded(target, data, reference)}}
 
 
@@ -208,7 +211,8 @@ def feature_network(
         return _inception(inception)
     if inception is not None:
         problem = f"expected images of 3 channels, which Inception knows, got {image_shape[-1]}"
-        raise FieldError("inception", problem)
+        hint = "; without it, they are compared by the features of a small classifier"
+        raise FieldError("inception", problem + hint)
     return None
 
 
@@ -237,8 +241,10 @@ def _reference(
         problem += " no weights" if network is None else " statistics for these"
         raise FieldError("statistics", problem)
     if reference is not None:
-        # Without weights this says which file is needed.
-        return reference_of_file(reference, network or _inception(inception))
+        if network is None:
+            problem = "statistics are of Inception's features, and come with "
+            raise FieldError("reference", problem, Field("inception"), f": {WHERE}")
+        return reference_of_file(reference, network)
     if data is None:
         raise FieldError("data", "expected real images, or ", Field("reference"), ", got neither")
 
@@ -284,14 +290,20 @@ def _measure(
 
 
 def _told(
-    samples: Samples, count: int, progress: Callable[[Progress], None] | None
+    samples: Samples,
+    count: int,
+    digest: Callable[[bytes], None],
+    progress: Callable[[Progress], None] | None,
 ) -> Iterator[np.ndarray]:
+    """The first `count`, which `digest` and `progress` are told of."""
     done = 0
     for batch in samples.batches():
         if done >= count:
             return
-        yield batch[: count - done]
-        done = min(count, done + len(batch))
+        images = batch[: count - done]
+        digest(images.tobytes())
+        yield images
+        done += len(images)
         if progress:
             progress(Progress(done, count, what="samples"))
 
@@ -311,7 +323,9 @@ def _recorded(
             f"SHA-256 {data.digest()}"
         }
         if target.at_most is not None:
-            against["compared"] = target.at_most
+            against["compared"] = f"{target.at_most:,} samples"
+        others, ones = target.halves
+        against["held out"] = f"{ones:,} real images against {others:,} others"
     return {
         "features": target.network.description,
         **against,
@@ -390,12 +404,18 @@ def _is_8_bit(data: Dataset) -> bool:
     return bool(np.allclose(levels, np.round(levels), atol=1e-3))
 
 
-def _bits_per_dim(run: Run, data: Dataset, num: int, seed: int) -> float:
+def _bits_per_dim(
+    run: Run, data: Dataset, num: int, seed: int, progress: Callable[[Progress], None] | None
+) -> float:
     model: Any = run.pretrained.model
     # Files are often sorted by class.
     chosen = np.random.default_rng(seed).permutation(len(data.images))[:num]
+    # A batch that the devices divide; what fills the last one is dropped.
+    devices = jax.device_count()
+    size = -(-min(_BATCH, len(chosen)) // devices) * devices
+    mesh = device_mesh(size)
+    whole, split = replicated(mesh), data_sharding(mesh)
 
-    @jax.jit
     def bound(variables, images, labels, first_sample):
         def denoise_fn(x_t, t):
             arguments = (x_t, t) if labels is None else (x_t, t, labels)
@@ -410,10 +430,18 @@ def _bits_per_dim(run: Run, data: Dataset, num: int, seed: int) -> float:
             **run.pretrained.policy,
         ).total
 
+    classes = data.labels if run.num_classes else None
+    places = (whole, split, None if classes is None else split, whole)
+    program = jax.jit(bound, in_shardings=places, out_shardings=split)
+    weights = jax.jit(lambda tree: tree, out_shardings=whole)(run.pretrained.variables)
     totals = []
-    for first in range(0, len(chosen), _BATCH):
-        batch = chosen[first : first + _BATCH]
-        labels = data.labels[batch] if run.num_classes and data.labels is not None else None
-        images = to_float(data.images[batch])
-        totals.append(bound(run.pretrained.variables, images, labels, first))
+    for first in range(0, len(chosen), size):
+        rows = chosen[first : first + size]
+        filled = np.arange(size) % len(rows)
+        images = load_batch(to_float(data.whole(rows)), filled, split)
+        labels = None if classes is None else load_batch(classes[rows], filled, split)
+        bits = to_hosts(program(weights, images, labels, np.int32(first)), mesh)
+        totals.append(bits[: len(rows)])
+        if progress:
+            progress(Progress(first + len(rows), len(chosen), what="bits per dimension"))
     return float(np.mean(np.concatenate(totals)))

@@ -21,7 +21,7 @@ from jax_ddpm.io.json import read_json, write_json
 from jax_ddpm.runs.run import PathLike
 from jax_ddpm.training.hosts import everywhere, from_writer, is_writer, on_writer, together
 
-__all__ = ["Samples", "open_samples", "resumed"]
+__all__ = ["Samples", "kept_samples", "open_samples", "resumed"]
 
 _RECIPE = "recipe.json"
 _BATCH = 256
@@ -34,6 +34,8 @@ class Samples(NamedTuple):
     image_shape: tuple[int, int, int]
     labels: np.ndarray | None
     """The classes that were asked for, if the file says."""
+    recipe: dict[str, Any]
+    """How they were drawn, as far as the folder says."""
     batches: Callable[[], Iterator[np.ndarray]]
     """uint8, from the first on."""
 
@@ -48,12 +50,14 @@ def open_samples(path: PathLike) -> Samples:
         files = _files(path)
         if not files:
             raise FieldError("samples", f"{path} has no samples yet")
-        first, last = _load(files[0]), _load(files[-1])
-        count = int(files[-1].stem) + len(last)
+        first = _load(files[0])
+        count = kept_samples(path)
         height, width, channels = first.shape[1:]
-        classes = read_json(path / _RECIPE).get("num_classes")
+        recipe = read_json(path / _RECIPE)
+        classes = recipe.pop("num_classes", None)
         labels = None if classes is None else np.arange(count, dtype=np.int32) % classes
-        return Samples(count, (height, width, channels), labels, lambda: map(_load, files))
+        shape = (height, width, channels)
+        return Samples(count, shape, labels, recipe, lambda: map(_load, files))
     try:
         data = load_dataset(path)
     except FieldError as error:
@@ -63,7 +67,13 @@ def open_samples(path: PathLike) -> Samples:
         for first in range(0, len(data.images), _BATCH):
             yield to_bytes(data.images[first : first + _BATCH])
 
-    return Samples(len(data.images), data.image_shape, data.labels, batches)
+    return Samples(len(data.images), data.image_shape, data.labels, {}, batches)
+
+
+def kept_samples(folder: PathLike) -> int:
+    """How many samples are in a folder of `resumed`; 0 where there is none."""
+    files = _files(Path(folder)) if (Path(folder) / _RECIPE).is_file() else []
+    return int(files[-1].stem) + len(_load(files[-1])) if files else 0
 
 
 def resumed(

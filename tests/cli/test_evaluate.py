@@ -38,9 +38,9 @@ def test_samples_get_a_table_and_a_recipe(here, jax_ddpm_here):
     title = next(line for line in lines if "samples" in line and "real images" in line)
     (row,) = [line for line in lines if line.startswith("Fréchet distance (classifier)")]
     assert title.index("samples") < title.index("real images") and len(row.split()) == 5
-    assert "no FID" in result.stdout and "are what was asked for, by an SVC" in result.stdout
+    assert "so no FID" in result.stdout and "are what was asked for, by an SVC" in result.stdout
     figures = json.loads((here / "figures.json").read_text())
-    assert figures["samples"] == "x.npz" and figures["recipe"]["num"] == 20
+    assert figures["samples"] == "x.npz" and "20 of the 20" in figures["recipe"]["samples"]
     assert (
         figures["classifier_frechet_distance"]
         > 5 * (figures["held_out"]["classifier_frechet_distance"])
@@ -61,18 +61,18 @@ def test_neither_samples_nor_bits(here, jax_ddpm_here, tmp_path):
     [
         (["--samples", "nowhere.npz"], "--samples: no such file or folder: nowhere.npz"),
         (["--samples", "x.npz", "--num", "21"], "--num: expected at most 20, the samples, got 21"),
-        (["--samples", "x.npz", "--run", "runs/digits"], "--run: comes with --run or --pretrained"),
-        (["--samples", "x.npz", "--steps", "3"], "--steps: comes with --run or --pretrained"),
-        (["--samples", "colours.npy"], "--dataset: expected images of (8, 8, 3), as the samples"),
+        (["--samples", "x.npz", "--run", "runs/digits"], "--run: cannot be given with --samples"),
+        (["--samples", "x.npz", "--steps", "3"], "--steps: cannot be given with --samples"),
+        (["--samples", "colours.npy"], "--dataset digits: data: expected images of (8, 8, 3), as the samples, got (8, 8, 1); --data"),
         (["--samples", "x.npz", "--inception", "w.pth"], "--inception: expected images of 3 cha"),
         (["--samples", "colours.npy", "--data", "colours.npy", "--inception", "w.pth"],
          "--inception: no such file: w.pth: FID's Inception is weights-inception-2015-12-05"),
         (["--samples", "x.npz", "--reference", "stats.npz"],
-         "--inception: expected a file, got none: FID's Inception is weights-inception-2015"),
+         "--reference: statistics are of Inception's features, and come with --inception: FID's"),
         (["--samples", "x.npz", "--save-statistics", "new.npz"],
          "--save-statistics: expected Inception's weights and real images, got no weights"),
         (["--run", "runs/digits", "--json", "/proc/x"], "--json: cannot write /proc/x"),
-        ([], "expected --run or --pretrained, and one of them only"),
+        ([], "expected --run, --pretrained or --samples, and one of them only"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line(here, jax_ddpm_here, arguments, words, monkeypatch):

@@ -41,7 +41,7 @@ def test_what_is_measured_can_be_measured_again(run, data):
     assert 0 <= figures["agreement"] <= 1 and np.isfinite(figures["bits_per_dim"])
     recipe = figures["recipe"]
     assert (recipe["num"], recipe["steps"], recipe["sampler"]) == (12, 3, "ancestral")
-    assert recipe["compared"] == 12 and "the labels of 30" in recipe["features"]
+    assert recipe["compared"] == "12 samples" and "the labels of 30" in recipe["features"]
     assert not any("fid" in name for name in figures)
     json.dumps(figures)
     alone = evaluate(run, data, num=0, steps=3, num_scored=4)
@@ -73,6 +73,7 @@ def test_a_draw_that_was_stopped_resumes(run, data, tmp_path, monkeypatch):
     more = evaluate(run, data, folder=folder, **{**options, "num": 32})
     assert len(list(folder.glob("*.npy"))) == 4
     found = evaluate_samples(folder, data)
+    assert found["recipe"]["weights"] == more["recipe"]["weights"]
     names = ("classifier_frechet_distance", "precision", "agreement", "svc_held_out")
     assert {name: found[name] for name in names} == {name: more[name] for name in names}
     with pytest.raises(ValueError, match="folder: .* other samples: steps was 3, is 2; choose ano"):
@@ -105,7 +106,8 @@ def test_samples_of_others_are_measured(data, tmp_path):
         name = "classifier_frechet_distance"
         assert figures[name] == pytest.approx(found[0][name], rel=1e-5)
     assert found[0]["agreement"] > 0.3 and "agreement" not in found[1]
-    assert evaluate_samples(tmp_path / "x.npy", data, num=10)["recipe"]["num"] == 10
+    recipe = evaluate_samples(tmp_path / "x.npy", data, num=10)["recipe"]
+    assert recipe["samples"].startswith("10 of the 20 in ") and recipe["split seed"] == 0
     for call, words in (
         (lambda: evaluate_samples(tmp_path / "no.npz", data), "samples: no such file or folder"),
         (lambda: evaluate_samples(tmp_path / "x.npy", data, num=21), "num: expected at most 20"),
@@ -124,7 +126,7 @@ def test_samples_of_others_are_measured(data, tmp_path):
         ),
         (
             lambda: evaluate_samples(tmp_path / "x.npy", reference="x.npz"),
-            "inception: expected a file, got none: FID's Inception is weights-inception-2015",
+            "reference: statistics are of Inception's features, and come with inception: FID's",
         ),
     ):
         with pytest.raises(ValueError, match=words):
