@@ -265,8 +265,8 @@ class EvaluateConfig(ChainConfig):
     batch_size: int = 256
     """Samples drawn at a time."""
     out: Path | None = None
-    """Keep the samples in this folder as they are drawn. Stopped, the same command resumes; a larger
-    --num draws the rest, a smaller one takes the first."""
+    """Keep the samples in this folder as they are drawn. Stopped, the same command resumes; a
+    larger --num draws the rest, a smaller one takes the first."""
     num_scored: int | None = None
     """How many images to score in bits per dimension; 0: none. Default: as --num, at most 1,000."""
     devices: DevicesConfig = DevicesConfig()

@@ -169,7 +169,7 @@ def _report(figures: dict[str, Any]) -> Iterator[str]:
         cells += [text.rjust(width) for text, width in zip(numbers, widths[1:], strict=True)]
         yield "   ".join(cells).rstrip()
     if "held_out" in figures:
-        yield "real images: some that were held out, against others; about what a perfect model scores"
+        yield "real images: some that were held out against others, as a perfect model would score"
     if "classifier_frechet_distance" in figures:
         yield "features of a small classifier, so no FID, which needs --inception and RGB images"
     if "agreement" in figures:

@@ -200,7 +200,14 @@ def evaluate_samples(
     digest = hashlib.sha256()
     batches = _told(found, count, digest.update, progress)
     figures = _measure(target, batches, count, data, labels, seed)
-    return figures | {"recipe": {"num": count, "seed": seed, **_recorded(target, data, reference)}}
+    made = {
+        "samples": f"{count:,} of the {found.num:,} in {samples}, SHA-256 {digest.hexdigest()}",
+        **found.recipe,
+        "split seed": seed,
+        **_recorded(target, data, reference),
+        "versions": {"jax_ddpm": __version__, "jax": jax.__version__},
+    }
+    return figures | {"recipe": made}
 
 
 def feature_network(
