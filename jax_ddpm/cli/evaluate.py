@@ -17,7 +17,7 @@ from jax_ddpm.io.json import write_json
 from jax_ddpm.runs import Progress, Run, evaluate_samples
 from jax_ddpm.runs import evaluate as measure
 from jax_ddpm.runs.measuring import check_measurable
-from jax_ddpm.runs.samples import kept_samples
+from jax_ddpm.runs.samples import kept_samples, open_samples
 from jax_ddpm.training.hosts import on_writer, together
 
 __all__ = ["evaluate"]
@@ -37,6 +37,7 @@ _NAMES = {
     "nearer_than_1_percent": "suspiciously near to one (1 % expected)",
 }
 _MANY = 10_000
+_OF_IMAGES = ("data", "image_size", "channels")
 _SHARES = {"precision", "recall", "nearer_than_1_percent"}
 
 
@@ -73,7 +74,6 @@ def _of_model(config: EvaluateConfig, options: dict[str, Any]) -> dict[str, Any]
         say(f"{found:,} samples are in {config.out} already")
     start_devices(config.devices)
     run, data = together(lambda: _prepare(config))
-    chain = {name: getattr(config, name) for name in ("eta", "order", "stochastic", "spacing")}
     with _bars() as show:
         return measure(
             *(run, data),
@@ -83,11 +83,6 @@ def _of_model(config: EvaluateConfig, options: dict[str, Any]) -> dict[str, Any]
             batch_size=config.batch_size,
             folder=config.out,
             num_scored=config.num_scored,
-            recipe={
-                "model": str(config.run or config.pretrained),
-                "sampler": config.sampler,
-                **{name: value for name, value in chain.items() if value},
-            },
             progress=show,
             **options,
         )
@@ -95,21 +90,30 @@ def _of_model(config: EvaluateConfig, options: dict[str, Any]) -> dict[str, Any]
 
 def _of_samples(config: EvaluateConfig, options: dict[str, Any]) -> dict[str, Any]:
     assert config.samples is not None
-    for name in (*(field.name for field in fields(ChainConfig)), "out", "num_scored"):
+    for name in (*(field.name for field in fields(ChainConfig)), "out", "num_scored", "batch_size"):
         if getattr(config, name) != getattr(EvaluateConfig, name):
             raise UsageError(f"--{name.replace('_', '-')}: cannot be given with --samples")
     start_devices(config.devices)
-    data = None
-    if _wants_images(config):
-        data = together(lambda: load_images(config.data, Preparation()))
     try:
+        data = together(lambda: _real_images(config))
         with _bars() as show:
             return evaluate_samples(config.samples, data, num=config.num, progress=show, **options)
     except FieldError as error:
-        if error.field == "data" and config.data.data is None:
-            hint = f"{error}; --data says where the real images are"
-            raise UsageError(f"--dataset {config.data.dataset}: {hint}") from None
+        if error.field in _OF_IMAGES and config.data.data is None:
+            problem = f"{config.data.dataset} cannot be prepared as the samples are"
+            raise UsageError(f"--dataset: {problem}; --data says where real images are") from None
         raise
+
+
+def _real_images(config: EvaluateConfig) -> Dataset | None:
+    """Brought to the samples' size and channels."""
+    if not _wants_images(config):
+        return None
+    assert config.samples is not None
+    height, width, channels = open_samples(config.samples).image_shape
+    size = height if height == width else None
+    known: Any = channels if channels in (1, 3, 4) else None
+    return load_images(config.data, Preparation(image_size=size, channels=known))
 
 
 def _wants_images(config: EvaluateConfig) -> bool:
@@ -174,8 +178,9 @@ def _report(figures: dict[str, Any]) -> Iterator[str]:
         yield "features of a small classifier, so no FID, which needs --inception and RGB images"
     if "agreement" in figures:
         yield (
-            f"{figures['agreement']:.1%} of the samples are what was asked for, by an SVC that is "
-            f"right on {figures['svc_held_out']:.1%} of real images held out from it"
+            f"{figures['agreement']:.1%} of {figures['judged']:,} samples are what was asked for, "
+            f"by an SVC that is right on {figures['svc_held_out']:.1%} of real images held out "
+            "from it"
         )
     if "bits_per_dim" in figures:
         yield f"{figures['bits_per_dim']:.3f} bits per dimension at most, on the images learned"

@@ -21,7 +21,7 @@ from jax_ddpm.runs.pictures import save_pictures
 from jax_ddpm.runs.previews import TRAINING_GIF
 from jax_ddpm.runs.resuming import Training, open_run
 from jax_ddpm.runs.run import CHECKPOINTS, FILES, METRICS, is_run
-from jax_ddpm.runs.watching import FIGURES, best_line
+from jax_ddpm.runs.watching import best_line
 from jax_ddpm.training.hosts import any_process, is_writer, together
 
 __all__ = ["train"]
@@ -110,10 +110,11 @@ def _report(training: Training) -> None:
     if dropped := sum(line.get("dropped", 0) for line in read_metrics(folder / METRICS)):
         what = f"{dropped:,} of {training.settings.steps:,} steps dropped"
         print(f"\n{what}: their loss or gradient was not finite")
-    if best := best_line(read_metrics(folder / METRICS)):
-        name = next(name for name in FIGURES if name in best)
-        kept = f"kept: --checkpoint {best['step']}" if training.settings.keep_best else "not kept"
-        print(f"\nbest: step {best['step']:,}, {name} {best[name]:.4g}, {kept}")
+    if found := best_line(read_metrics(folder / METRICS)):
+        best, name = found
+        here = {int(path.name) for path in list_checkpoints(folder / CHECKPOINTS)}
+        kept = f"--checkpoint {best['step']}" if best["step"] in here else "its checkpoint is gone"
+        print(f"\nbest: step {best['step']:,}, {name} {best[name]:.4g} ({kept})")
     print("\n" + _next(folder))
 
 

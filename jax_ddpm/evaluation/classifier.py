@@ -14,10 +14,12 @@ import numpy as np
 import optax
 from jax import lax
 
-from jax_ddpm._checks import check_not_negative, checked
+from jax_ddpm._checks import FieldError, check_not_negative, checked
 from jax_ddpm._typing import Label, Pixels
 from jax_ddpm.evaluation.networks import FeatureNetwork
+from jax_ddpm.io.arrays import flatten, from_bytes, to_bytes, unflatten
 from jax_ddpm.models.feature_classifier import FeatureClassifier
+from jax_ddpm.training.hosts import from_writer
 
 __all__ = ["train_classifier"]
 
@@ -48,6 +50,8 @@ def train_classifier(
     count, height, width, _ = images.shape
     learns = "labels"
     turns = (0,)
+    if labels is not None and len(labels) != count:
+        raise FieldError("labels", f"expected one for each of {count} images, got {len(labels)}")
     _, classes = np.unique(np.zeros(count) if labels is None else labels, return_inverse=True)
     if not classes.any():
         learns, turns = "turns", (0, 1, 2, 3) if height == width else (0, 2)
@@ -86,6 +90,8 @@ def train_classifier(
     with jax.default_device(jax.local_devices()[0]):
         numbers = (np.asarray(each, np.int32) for each in (classes, order, turned))
         variables = jax.device_get(train(images, *numbers))
+    if jax.process_count() > 1:  # hosts may round otherwise
+        variables = unflatten(from_bytes(from_writer(to_bytes(flatten(variables)))))
 
     def apply_fn(variables: Any, images: Any) -> dict[str, Any]:
         features, _ = model.apply(variables["classifier"], _floats(images))

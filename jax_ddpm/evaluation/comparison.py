@@ -35,9 +35,8 @@ def compare(generated: Extracted, real: Extracted, main: str) -> dict[str, Any]:
     if min(len(generated.kept), len(real.kept)) > 1:
         # Of few images, smaller subsets, which still differ.
         fewest = min(len(generated.kept), len(real.kept))
-        distance = kernel_distance(
-            real.kept, generated.kept, subset_size=min(_SUBSET, max(2, fewest // 2))
-        )
+        size = _SUBSET if fewest >= _SUBSET else max(2, fewest // 2)
+        distance = kernel_distance(real.kept, generated.kept, subset_size=size)
         figures |= {kernel: distance.mean, f"{kernel}_std": distance.std}
     if min(len(generated.kept), len(real.kept)) > _NEIGHBOUR:
         figures |= precision_recall(real.kept, generated.kept, _NEIGHBOUR)._asdict()
@@ -69,9 +68,13 @@ def copies(generated: Extracted, real: Extracted) -> dict[str, float]:
     if len(real.kept) < 2:
         return {}
     apart = nearest_distances(real.kept)
+    # Images that are twice in the data say nothing of how near others are.
+    differing = apart[apart > 1e-5 * np.median(apart)]
     nearest = nearest_distances(generated.kept, real.kept)
     return {
         "nearest": float(np.median(nearest)),
         "nearest_real": float(np.median(apart)),
-        "nearer_than_1_percent": float(np.mean(nearest < np.quantile(apart, _COPY))),
+        "nearer_than_1_percent": float(np.mean(nearest < np.quantile(differing, _COPY)))
+        if len(differing)
+        else 1.0,
     }

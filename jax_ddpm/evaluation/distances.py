@@ -253,6 +253,9 @@ def _gaussian(which: str, mu: AnyArray, sigma: AnyArray) -> tuple[np.ndarray, np
 def _pair(name: str, x: AnyArray, other: str, y: AnyArray) -> tuple[np.ndarray, np.ndarray]:
     first = _finite(name, x)
     second = first if y is x else _finite(other, y)
+    for each, array in ((name, first), (other, second)):
+        if not len(array):
+            raise FieldError(each, "expected one sample or more, got none")
     if first.shape[1] != second.shape[1]:
         expected = f"expected {first.shape[1]} features, as {name}"
         raise FieldError(other, f"{expected}, got {second.shape[1]}")

@@ -51,6 +51,8 @@ def load_inception(
       ImportError: torch is needed for a `.pth`.
     """
     check_choice("dtype", jnp.dtype(dtype).name, ("float32", "float64"))
+    if jnp.zeros((), dtype).dtype != dtype:
+        raise FieldError("dtype", "expected float32, or jax_enable_x64 set, got float64 without it")
     path = path or os.environ.get(VARIABLE)
     if path is None:
         raise FieldError("path", f"expected a file, got none: {WHERE}; {_WITHOUT}")

@@ -3,8 +3,7 @@
 Without Inception the real images are split in two. A classifier learns one half; the generated
 images, and as many of the other half, are compared with it: like with like, since a distance of
 few images is larger than that of many. What the other half scores is the floor, which a perfect
-model reaches. With Inception the generated images are compared with all real ones, as is usual, and
-the floor is one half against the other.
+model reaches. With Inception the generated images are compared with all real ones, as is usual.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -17,7 +16,7 @@ from jax_ddpm._checks import FieldError
 from jax_ddpm.data import Dataset, to_bytes
 from jax_ddpm.evaluation.classifier import train_classifier
 from jax_ddpm.evaluation.comparison import compare, compare_statistics, copies
-from jax_ddpm.evaluation.extraction import Extracted, extract
+from jax_ddpm.evaluation.extraction import KEPT, Extracted, extract
 from jax_ddpm.evaluation.networks import FeatureNetwork
 from jax_ddpm.evaluation.statistics import load_statistics
 from jax_ddpm.models.inception import FEATURES
@@ -80,10 +79,10 @@ def reference_of_images(
         labels = None if data.labels is None else data.labels[some]
         network = train_classifier(to_bytes(data.whole(some)), labels, seed=seed)
         at_most = min(num, len(rest))
-        # The others are looked at too: a copy may be of any.
-        rest, unused = rest[:at_most], rest[at_most:]
-    else:
-        unused = rest[:0]
+    # As many as there are samples; the others are looked at too, since a copy may be of any.
+    rest, unused = rest[:num], rest[num:]
+    if at_most is not None:
+        unused = unused[: max(KEPT - len(half) - len(rest), 0)]
     looked = 0
 
     def batches(rows: np.ndarray) -> Iterator[np.ndarray]:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jax_ddpm._checks import checked
+from jax_ddpm._checks import FieldError, checked
 from jax_ddpm._typing import Rows
 from jax_ddpm.io.files import replacing
 
@@ -28,7 +28,9 @@ class Statistics(NamedTuple):
     """Their covariance, float64 [feature, feature], over num - 1."""
 
     def joined(self, other: "Statistics") -> "Statistics":
-        """Those of both sets together."""
+        """Those of both sets together. Raises `FieldError` if the images of one are not counted."""
+        if not (self.num and other.num):
+            raise FieldError("num", "expected the number of images of both, got 0")
         count = self.num + other.num
         shift = other.mu - self.mu
         squares = self.sigma * (self.num - 1) + other.sigma * (other.num - 1)
@@ -40,6 +42,8 @@ class Statistics(NamedTuple):
 def statistics(features: Rows) -> Statistics:
     """Mean and covariance of features [sample, feature]; one sample has a covariance of 0."""
     rows = np.asarray(features, np.float64)
+    if not len(rows):
+        raise FieldError("features", "expected one sample or more, got none")
     mu = rows.mean(0)
     centered = rows - mu
     return Statistics(len(rows), mu, centered.T @ centered / max(len(rows) - 1, 1))
@@ -75,4 +79,6 @@ def load_statistics(path: str | os.PathLike[str]) -> Statistics:
         raise ValueError(f"{path}: {expected}, got {mu.shape} and {sigma.shape}")
     if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
         raise ValueError(f"{path}: expected finite numbers, got NaN or infinity")
+    if not np.allclose(sigma, sigma.T, rtol=0, atol=1e-6 * np.abs(sigma).max(initial=0)):
+        raise ValueError(f"{path}: expected a symmetric sigma, got another")
     return Statistics(count, mu, sigma)

@@ -21,18 +21,16 @@ class FeatureClassifier(nn.Module):
 
     Attributes:
       num_classes: of the output.
-      features: of the last hidden layer, before its ReLU.
     """
 
     num_classes: int
-    features: int = 64
 
     @nn.compact
     @checked
     def __call__(
         self, images: Image
     ) -> tuple[Float[Array, "batch feature"], Float[Array, "batch class"]]:
-        """Features and logits of images in [-1, 1]."""
+        """64 features, the last hidden layer before its ReLU, and logits, of images in [-1, 1]."""
         batch, height, width, channels = images.shape
         size = (batch, min(height, _SIZE), min(width, _SIZE), channels)
         x = jnp.asarray(images)
@@ -46,5 +44,5 @@ class FeatureClassifier(nn.Module):
         x = x.reshape(batch, rows, side, columns, side, channels).swapaxes(2, 3)
         x = nn.relu(nn.Dense(_WIDTH)(x.reshape(batch, rows * columns, -1)))
         x = nn.relu(nn.Dense(4 * _WIDTH)(x.reshape(batch, -1)))
-        features = nn.Dense(self.features)(x)
+        features = nn.Dense(_WIDTH)(x)
         return features, nn.Dense(self.num_classes)(nn.relu(features))

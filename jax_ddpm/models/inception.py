@@ -19,7 +19,7 @@ from jax_ddpm._checks import FieldError
 from jax_ddpm._typing import Pixels
 from jax_ddpm.models.layers import Features
 
-__all__ = ["FEATURES", "InceptionV3", "resize_like_tensorflow1"]
+__all__ = ["FEATURES", "InceptionV3"]
 
 FEATURES = {"64": 64, "192": 192, "768": 768, "2048": 2048, "logits_unbiased": 1008}
 """What comes out, and how many numbers each has for an image."""
@@ -70,7 +70,7 @@ class InceptionV3(nn.Module):
         def block(x: Features, name: str, kind: Callable[..., list[Features]], *widths: int):
             return jnp.concatenate(kind(partial(_named, conv, name), x, *widths), axis=-1)
 
-        x = resize_like_tensorflow1(jnp.asarray(images, self.dtype), _SIZE)
+        x = _resize_like_tensorflow1(jnp.asarray(images, self.dtype), _SIZE)
         x = (x - 128) / 128
         x = conv(x, "Conv2d_1a_3x3", 32, 3, 2)
         x = conv(x, "Conv2d_2a_3x3", 32, 3, padding="VALID")
@@ -100,7 +100,7 @@ class InceptionV3(nn.Module):
         return dict(zip(FEATURES, [*means, logits], strict=True))
 
 
-def resize_like_tensorflow1(
+def _resize_like_tensorflow1(
     images: Float[Array, "batch _ _ channel"], size: int
 ) -> Float[Array, "batch size size channel"]:
     """Bilinear, as TensorFlow 1 did by default: pixel i of `size` lies at i · length / size of the

@@ -16,6 +16,7 @@ import jax
 from jax_ddpm._checks import Field, FieldError, checked
 from jax_ddpm.data import Dataset
 from jax_ddpm.data.loading import Order, prefetched
+from jax_ddpm.io.checkpoint import list_checkpoints
 from jax_ddpm.runs.metrics import MetricsLog
 from jax_ddpm.runs.previews import Previews
 from jax_ddpm.runs.programs import fit_programs, learning_rate
@@ -165,7 +166,9 @@ def train(
             pending=pending,
         )
         with log.paused():
-            watch = Watch(run, data, settings, mesh, done, everywhere(log.lines))
+            here = {int(path.name) for path in list_checkpoints(checkpoints)}
+            lines = [line for line in log.lines if line["step"] in here or not settings.keep_best]
+            watch = Watch(run, data, settings, mesh, done, everywhere(lines))
         for steps in dispatches:
             with log.waiting():
                 batch = next(ahead)

@@ -1,16 +1,17 @@
 """Figures for a model or for samples, from real images.
 
 Samples are compared with real images by the features of a network: FID and its kin by Inception's,
-other distances by those of a small classifier (`evaluation`). Where there are classes, samples are
-also judged by a support vector machine that was trained on real images (at most 10,000 of them):
-how often does it name the class that was asked for? Beside it stands how often it names the class
-of real images that it has not seen. Pixels of 8 bits also have a likelihood: the bound of
-`bits_per_dim`.
+other distances by those of a small classifier (`evaluation`). Where there are classes, the first
+1,000 samples are also judged by a support vector machine that was trained on real images (at most
+10,000 of them): how often does it name the class that was asked for? Beside it stands how often it
+names the class of real images that it has not seen. Pixels of 8 bits also have a likelihood: the
+bound of `bits_per_dim`.
 """
 
 import hashlib
+import inspect
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import numpy as np
 
 from jax_ddpm import __version__
 from jax_ddpm._checks import Field, FieldError, check_not_negative, check_positive, checked
-from jax_ddpm.data import Dataset, load_batch, to_bytes, to_float
+from jax_ddpm.data import Dataset, load_batch, to_float
 from jax_ddpm.evaluation import FeatureNetwork, load_inception, save_statistics
 from jax_ddpm.evaluation.inception import VARIABLE, WHERE
 from jax_ddpm.evaluation.reference import Reference, reference_of_file, reference_of_images
@@ -29,10 +30,10 @@ from jax_ddpm.likelihood import bits_per_dim
 from jax_ddpm.runs.drawing import Drawer, labels_in_turn, make_chain, with_guidance
 from jax_ddpm.runs.progress import Progress
 from jax_ddpm.runs.run import PathLike, Run
-from jax_ddpm.runs.samples import Samples, open_samples, resumed
+from jax_ddpm.runs.samples import Samples, open_kept, open_samples, pixels, resumed
 from jax_ddpm.samplers import Sampler, ancestral
-from jax_ddpm.schedule import warn_of_signal
-from jax_ddpm.training.hosts import on_writer, to_hosts
+from jax_ddpm.schedule import NoiseSchedule, warn_of_signal
+from jax_ddpm.training.hosts import on_writer, to_hosts, together
 from jax_ddpm.training.sharding import data_sharding, device_mesh, replicated
 
 __all__ = [
@@ -46,7 +47,7 @@ __all__ = [
 _BATCH = 250
 _HELD_OUT = 0.2
 _JUDGED_BY = 10_000
-_JUDGED = 10_000
+_JUDGED = 1000
 _OF_EACH = 5
 _SCORED = 1000
 
@@ -67,7 +68,6 @@ def evaluate(
     statistics: PathLike | None = None,
     folder: PathLike | None = None,
     num_scored: int | None = None,
-    recipe: Mapping[str, Any] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> dict[str, Any]:
     """Draw from a run, and measure: how near are its samples to real images, do they show what was
@@ -79,7 +79,7 @@ def evaluate(
     | `classifier_frechet_distance`, `classifier_kernel_distance` | without them |
     | `precision`, `recall`, `nearest`, `nearest_real`, `nearer_than_1_percent` | with images |
     | `held_out`: the same figures of real images, a floor | with images |
-    | `agreement`, `svc_held_out` | of a run with classes, with images |
+    | `agreement`, `svc_held_out`, `judged` | of a run with classes, with images |
     | `bits_per_dim` | with images of 8 bits |
     | `steps`, `recipe` | always: all that is needed to measure again |
 
@@ -102,8 +102,7 @@ def evaluate(
       folder: where samples are kept as they are drawn. Called again with the same arguments, a
         draw that was stopped resumes.
       num_scored: how many images are scored in bits per dimension, 0 for none. Default: `num`, at
-        most 1,000.
-      recipe: what else belongs into the record of how this was measured, such as names.
+        most 1,000, where they are of 8 bits.
       progress: called as the work proceeds.
 
     Raises:
@@ -111,26 +110,33 @@ def evaluate(
     """
     check_positive(steps=steps, batch_size=batch_size)
     check_not_negative(num=num, num_scored=num_scored or 0, seed=seed)
-    run = with_guidance(run, guidance)
+    run, sampler = with_guidance(run, guidance), sampler or ancestral()
     chain = make_chain(run, run.pretrained.schedule.num_timesteps if steps is None else steps)
     warn_of_signal(chain)
     if data is not None:
         check_measurable(run, data)
-    made = {
-        "num": num,
-        "weights": _digest(run),
-        "steps": chain.num_timesteps,
-        "guidance": run.guidance,
-        "seed": seed,
-        **(recipe or {}),
-    }
+    of_samples = {"reference": reference, "statistics": statistics, "folder": folder}
+    for name, value in of_samples.items() if num == 0 else ():
+        if value is not None:
+            raise FieldError("num", "expected more than 0 with ", Field(name), ", got 0")
+    scored = min(num, _SCORED) if num_scored is None else num_scored
+    if data is None or not _is_8_bit(data):
+        if num_scored:
+            raise FieldError("num_scored", f"expected images of 8 bits to score, got {num_scored}")
+        scored = 0
+    if not num and not scored:
+        raise FieldError("num", "expected more than 0, since no images of 8 bits are scored, got 0")
+    made: dict[str, Any] = {"num": num, **_drawn(run, chain, sampler), "seed": seed}
     figures: dict[str, Any] = {"steps": chain.num_timesteps}
     if num:
+        kept = None
+        if folder is not None:
+            kept = open_kept(folder, made | {"num_classes": run.num_classes})
         target = _reference(
             run.image_shape, data, inception, reference, statistics, num, seed, progress
         )
         labels = labels_in_turn(run, num)
-        drawer = Drawer(run, chain, sampler or ancestral(), min(num, batch_size))
+        drawer = Drawer(run, chain, sampler, min(num, batch_size))
 
         def draw(first_sample: int) -> Iterator[np.ndarray]:
             return drawer.batches(
@@ -142,17 +148,14 @@ def evaluate(
                 progress=progress,
             )
 
-        batches = map(to_bytes, draw(0))
-        if folder is not None:
-            batches = resumed(folder, made | {"num_classes": run.num_classes}, num, draw)
+        batches = map(pixels, draw(0))
+        if folder is not None and kept is not None:
+            batches = resumed(folder, kept, num, draw)
         figures |= _measure(target, batches, num, data, labels, seed)
         made |= _recorded(target, data, reference)
-    scored = min(num, _SCORED) if num_scored is None else num_scored
-    if data is not None and scored and _is_8_bit(data):
+    if data is not None and scored:
         figures["bits_per_dim"] = _bits_per_dim(run, data, scored, seed, progress)
         made["scored"] = f"{min(scored, len(data.images)):,} images of {data.source}"
-    if len(figures) == 1:
-        raise FieldError("num", "expected more than 0, since no images of 8 bits are scored, got 0")
     versions = {"jax_ddpm": __version__, "jax": jax.__version__}
     return figures | {"recipe": {**made, "versions": versions}}
 
@@ -183,7 +186,7 @@ def evaluate_samples(
     """
     check_positive(num=num)
     check_not_negative(seed=seed)
-    found = open_samples(samples)
+    found = together(lambda: open_samples(samples))
     count = found.num if num is None else num
     if count > found.num:
         raise FieldError("num", f"expected at most {found.num:,}, the samples, got {count:,}")
@@ -195,8 +198,10 @@ def evaluate_samples(
     target = _reference(
         found.image_shape, data, inception, reference, statistics, count, seed, progress
     )
-    judged = data is not None and data.labels is not None and _judges(data)
-    labels = found.labels[:count] if found.labels is not None and judged else None
+    labels = None
+    if data is not None and data.labels is not None and found.labels is not None and _judges(data):
+        labels = _as_in(data, found)[:count]
+        import_module("sklearn")  # before the work
     digest = hashlib.sha256()
     batches = _told(found, count, digest.update, progress)
     figures = _measure(target, batches, count, data, labels, seed)
@@ -242,7 +247,7 @@ def _reference(
     seed: int,
     progress: Callable[[Progress], None] | None,
 ) -> Reference:
-    network = feature_network(image_shape, inception)
+    network = together(lambda: feature_network(image_shape, inception))
     if statistics is not None and (network is None or reference is not None):
         problem = "expected Inception's weights and real images, got"
         problem += " no weights" if network is None else " statistics for these"
@@ -251,7 +256,7 @@ def _reference(
         if network is None:
             problem = "statistics are of Inception's features, and come with "
             raise FieldError("reference", problem, Field("inception"), f": {WHERE}")
-        return reference_of_file(reference, network)
+        return together(lambda: reference_of_file(reference, network))
     if data is None:
         raise FieldError("data", "expected real images, or ", Field("reference"), ", got neither")
 
@@ -292,7 +297,7 @@ def _measure(
     if labels is not None and data is not None:
         samples = to_float(np.concatenate(judged)[:_JUDGED])
         agreement, held_out = label_agreement(data, samples, labels[: len(samples)], seed)
-        figures |= {"agreement": agreement, "svc_held_out": held_out}
+        figures |= {"agreement": agreement, "svc_held_out": held_out, "judged": len(samples)}
     return figures
 
 
@@ -313,6 +318,38 @@ def _told(
         done += len(images)
         if progress:
             progress(Progress(done, count, what="samples"))
+
+
+def _as_in(data: Dataset, samples: Samples) -> np.ndarray:
+    """The labels of the samples, as the real images have theirs: by name where both have names."""
+    assert samples.labels is not None
+    labels, known, names = samples.labels, data.class_names, samples.class_names
+    if known is not None and names is not None:
+        if strange := sorted(set(names) - set(known)):
+            problem = f"expected classes of {', '.join(known)}, as the real images'"
+            raise FieldError("samples", f"{problem}, got {strange[0]}")
+        return np.asarray([known.index(name) for name in names], np.int32)[labels]
+    if labels.max() >= (data.num_classes or 0):
+        problem = f"expected labels up to {(data.num_classes or 0) - 1}, as the real images'"
+        raise FieldError("samples", f"{problem}, got {labels.max()}")
+    return labels
+
+
+def _drawn(run: Run, chain: NoiseSchedule, sampler: Sampler) -> dict[str, Any]:
+    """What decides samples, but for the seed and the classes."""
+    rule: Any = inspect.unwrap(sampler.step)
+    nonlocals = inspect.getclosurevars(rule).nonlocals if inspect.isfunction(rule) else {}
+    options = {name: x for name, x in nonlocals.items() if isinstance(x, bool | int | float | str)}
+    name = getattr(rule, "__qualname__", type(rule).__name__).partition(".")[0]
+    tables = hashlib.sha256(np.asarray([chain.betas, chain.timesteps], np.float64).tobytes())
+    return {
+        "sampler": ", ".join([name, *(f"{option} {x}" for option, x in sorted(options.items()))]),
+        "steps": chain.num_timesteps,
+        "chain": f"SHA-256 {tables.hexdigest()} of β and t",
+        "guidance": run.guidance,
+        **{option: str(value) for option, value in run.pretrained.policy.items()},
+        "weights": f"SHA-256 {_digest(run)}",
+    }
 
 
 def _recorded(
@@ -393,7 +430,7 @@ def label_agreement(
         rest = np.setdiff1d(order, first, assume_unique=True)
         chosen = np.sort(np.concatenate([first, rest])[:_JUDGED_BY])
     labels_of = data.labels[chosen]
-    flat = to_float(data.images[chosen]).reshape(len(chosen), -1)
+    flat = to_float(data.whole(chosen)).reshape(len(chosen), -1)
     seen, unseen, seen_labels, unseen_labels = train_test_split(
         flat, labels_of, test_size=_HELD_OUT, random_state=seed, stratify=labels_of
     )

@@ -8,7 +8,7 @@ samples/
 
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from jax_ddpm.io.json import read_json, write_json
 from jax_ddpm.runs.run import PathLike
 from jax_ddpm.training.hosts import everywhere, from_writer, is_writer, on_writer, together
 
-__all__ = ["Samples", "kept_samples", "open_samples", "resumed"]
+__all__ = ["Samples", "kept_samples", "open_kept", "open_samples", "pixels", "resumed"]
 
 _RECIPE = "recipe.json"
 _BATCH = 256
@@ -34,10 +34,19 @@ class Samples(NamedTuple):
     image_shape: tuple[int, int, int]
     labels: np.ndarray | None
     """The classes that were asked for, if the file says."""
+    class_names: tuple[str, ...] | None
+    """What each class is called, if that is known."""
     recipe: dict[str, Any]
     """How they were drawn, as far as the folder says."""
     batches: Callable[[], Iterator[np.ndarray]]
     """uint8, from the first on."""
+
+
+def pixels(images: Any) -> np.ndarray:
+    """Samples as uint8. Raises `FieldError` if a model drew what is no number."""
+    if not np.isfinite(images).all():
+        raise FieldError("run", "expected finite samples, got NaN or infinity")
+    return to_bytes(images)
 
 
 def open_samples(path: PathLike) -> Samples:
@@ -46,61 +55,78 @@ def open_samples(path: PathLike) -> Samples:
     Raises `FieldError` naming what cannot be read.
     """
     path = Path(path)
-    if (path / _RECIPE).is_file():
-        files = _files(path)
-        if not files:
-            raise FieldError("samples", f"{path} has no samples yet")
-        first = _load(files[0])
-        count = kept_samples(path)
-        height, width, channels = first.shape[1:]
-        recipe = read_json(path / _RECIPE)
-        classes = recipe.pop("num_classes", None)
-        labels = None if classes is None else np.arange(count, dtype=np.int32) % classes
-        shape = (height, width, channels)
-        return Samples(count, shape, labels, recipe, lambda: map(_load, files))
     try:
+        if (path / _RECIPE).is_file():
+            return _of_folder(path)
         data = load_dataset(path)
     except FieldError as error:
         raise FieldError("samples", *error.problem) from None
+    except ValueError as error:
+        raise FieldError("samples", str(error)) from None
 
     def batches() -> Iterator[np.ndarray]:
         for first in range(0, len(data.images), _BATCH):
             yield to_bytes(data.images[first : first + _BATCH])
 
-    return Samples(len(data.images), data.image_shape, data.labels, {}, batches)
+    return Samples(len(data.images), data.image_shape, data.labels, data.class_names, {}, batches)
 
 
-def kept_samples(folder: PathLike) -> int:
-    """How many samples are in a folder of `resumed`; 0 where there is none."""
-    files = _files(Path(folder)) if (Path(folder) / _RECIPE).is_file() else []
-    return int(files[-1].stem) + len(_load(files[-1])) if files else 0
+def _of_folder(path: Path) -> Samples:
+    files, recipe = _files(path), read_json(path / _RECIPE)
+    if not files:
+        raise FieldError("samples", f"expected samples in {path}, got none yet")
+    height, width, channels = _load(files[0]).shape[1:]
+    num, classes = _count(files), recipe.pop("num_classes", None)
+    labels = None if classes is None else np.arange(num, dtype=np.int32) % classes
+    return Samples(num, (height, width, channels), labels, None, recipe, lambda: map(_load, files))
 
 
-def resumed(
-    folder: PathLike,
-    recipe: dict[str, Any],
-    total: int,
-    draw: Callable[[int], Iterator[np.ndarray]],
-) -> Iterator[np.ndarray]:
-    """The first `total` samples: those that are in `folder`, then those of `draw(first_sample)`,
-    each batch written before it is given.
+def open_kept(folder: PathLike, recipe: dict[str, Any]) -> list[Path]:
+    """The files of samples that a folder of this recipe holds, in the process that writes; a new
+    folder gets the recipe.
 
     Raises `FieldError` if the folder holds something else, or samples of another recipe, and
     `OSError`.
     """
-    folder = Path(folder)
     # A sample is the same however many are drawn.
     recipe = {name: value for name, value in recipe.items() if name != "num"}
-    recipe = json.loads(json.dumps(recipe))
     found: list[Path] = []
-    together(lambda: found.extend(_found(folder, recipe)) if is_writer() else None)
+
+    def look() -> None:
+        try:
+            found.extend(_found(Path(folder), json.loads(json.dumps(recipe))))
+        except FieldError:
+            raise
+        except ValueError as error:
+            raise FieldError("folder", f"{error}; choose another folder") from None
+
+    on_writer(look)
+    return found
+
+
+def kept_samples(folder: PathLike) -> int:
+    """How many samples are in a folder of `resumed`; 0 where there is none."""
+    return _count(_files(Path(folder))) if (Path(folder) / _RECIPE).is_file() else 0
+
+
+def resumed(
+    folder: PathLike,
+    found: Sequence[Path],
+    total: int,
+    draw: Callable[[int], Iterator[np.ndarray]],
+) -> Iterator[np.ndarray]:
+    """The first `total` samples: those that `open_kept` found, then those of `draw(first_sample)`,
+    each batch written before it is given. Raises `OSError`."""
     done = 0
     for number in range(everywhere(len(found))):
-        batch = np.load(io.BytesIO(from_writer(found[number].read_bytes() if found else b"")))
-        yield batch[: max(total - done, 0)]
+        if done >= total:
+            return
+        read = together(lambda number=number: found[number].read_bytes() if is_writer() else b"")
+        batch = np.load(io.BytesIO(from_writer(read)))
+        yield batch[: total - done]
         done += len(batch)
-    for images in draw(done):
-        batch, path = to_bytes(images), folder / f"{done:08d}.npy"
+    for images in draw(done) if done < total else ():
+        batch, path = pixels(images), Path(folder) / f"{done:08d}.npy"
         on_writer(lambda batch=batch, path=path: _save(path, batch))
         done += len(batch)
         yield batch
@@ -109,7 +135,7 @@ def resumed(
 def _found(folder: Path, recipe: dict[str, Any]) -> list[Path]:
     path = folder / _RECIPE
     if not path.exists():
-        if folder.exists() and any(folder.iterdir()):
+        if folder.is_file() or (folder.exists() and any(folder.iterdir())):
             raise FieldError("folder", f"expected a new or empty folder, got {folder}")
         make_folder(folder)
         write_json(path, recipe)
@@ -117,28 +143,33 @@ def _found(folder: Path, recipe: dict[str, Any]) -> list[Path]:
     before = read_json(path)
     differing = {name for name in {*before, *recipe} if before.get(name) != recipe.get(name)}
     if differing:
-        name = min(differing)
+        name = "steps" if "steps" in differing else min(differing)
         what = f"{name} was {before.get(name)}, is {recipe.get(name)}"
         raise FieldError("folder", f"{folder} holds other samples: {what}; choose another folder")
     return _files(folder)
 
 
 def _files(folder: Path) -> list[Path]:
-    """Those without a gap before them."""
+    """Those that follow one another from the first sample on. Raises `ValueError` naming one that
+    is damaged."""
     files, expected = [], 0
     for path in sorted(folder.glob("*.npy")):
-        if path.stem != f"{expected:08d}":
-            break
-        files.append(path)
-        expected += len(_load(path))
+        # Batches of another size may have left one that begins within the one before.
+        if path.stem == f"{expected:08d}":
+            files.append(path)
+            expected += len(_load(path))
     return files
+
+
+def _count(files: Sequence[Path]) -> int:
+    return int(files[-1].stem) + len(_load(files[-1])) if files else 0
 
 
 def _load(path: Path) -> np.ndarray:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
-        raise FieldError("samples", f"cannot read {path}: {error}") from None
+        raise ValueError(f"cannot read {path}: {error}: without it, it is drawn again") from None
 
 
 def _save(path: Path, batch: np.ndarray) -> None:

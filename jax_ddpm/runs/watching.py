@@ -1,5 +1,6 @@
 """Figures on the way: how near a training's samples are to its images, and which step was best."""
 
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -7,14 +8,17 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jax_ddpm.data import Dataset, to_bytes
+from jax_ddpm._checks import FieldError
+from jax_ddpm.data import Dataset
 from jax_ddpm.evaluation.comparison import main_figure
 from jax_ddpm.evaluation.reference import reference_of_images
 from jax_ddpm.runs.drawing import Drawer, labels_in_turn, make_chain
 from jax_ddpm.runs.measuring import feature_network
 from jax_ddpm.runs.run import Run
+from jax_ddpm.runs.samples import pixels
 from jax_ddpm.runs.settings import Settings
 from jax_ddpm.samplers import ddim
+from jax_ddpm.training.hosts import everywhere, together
 
 __all__ = ["FIGURES", "Watch", "best_line"]
 
@@ -23,10 +27,15 @@ FIGURES = tuple(main_figure(main) for main in ("2048", "features"))
 _BATCH = 256
 
 
-def best_line(lines: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """The line of metrics whose samples were nearest to the images, the first of equals."""
-    named = [(line, name) for line in lines for name in FIGURES if line.get(name) is not None]
-    return min(named, key=lambda pair: pair[0][pair[1]])[0] if named else None
+def best_line(lines: Iterable[Mapping[str, Any]]) -> tuple[Mapping[str, Any], str] | None:
+    """The line of metrics whose samples were nearest to the images, the first of equals, and the
+    figure that says so: that of the last line that has one, since others have other scales."""
+    lines = list(lines)
+    found = [name for line in lines for name in FIGURES if line.get(name) is not None]
+    if not found:
+        return None
+    name = found[-1]
+    return min((line for line in lines if line.get(name) is not None), key=lambda x: x[name]), name
 
 
 class Watch:
@@ -45,15 +54,16 @@ class Watch:
         done: int,
         lines: Iterable[Mapping[str, Any]],
     ) -> None:
-        """Of a training that resumes after `done` steps with these lines of metrics."""
+        """Of a training that resumes after `done` steps, with these lines of metrics."""
         self._run, self._settings, self._done = run, settings, done
         self._least = np.inf
         if not settings.evaluate_every or done == settings.steps:
             return
+        num = settings.evaluate_num
+        network = together(lambda: feature_network(run.image_shape, settings.inception))
+        self._figure = main_figure("features" if network is None else network.main)
         for line in lines:
             self._compare(line["step"], line)
-        num = settings.evaluate_num
-        network = feature_network(run.image_shape, settings.inception)
         self._reference = reference_of_images(data, network, num, seed=settings.seed)
         self._labels = labels_in_turn(run, num)
         self._drawer = Drawer(run, make_chain(run), ddim(), min(num, _BATCH), mesh)
@@ -67,15 +77,20 @@ class Watch:
         return step // every > before // every or step == self._settings.steps
 
     def measure(self, step: int, params: Any) -> dict[str, Any]:
-        """Figures of samples from these weights, in all processes."""
+        """Figures of samples from these weights, the same in all processes; none where samples are
+        not finite, which is warned of."""
         num = self._settings.evaluate_num
         key = jax.random.fold_in(jax.random.key(self._settings.seed), 2)
-        samples = map(to_bytes, self._drawer.batches(key, params, num, self._labels))
-        figures = self._reference.measure(samples, num)
+        samples = map(pixels, self._drawer.batches(key, params, num, self._labels))
+        try:
+            figures = everywhere(self._reference.measure(samples, num))
+        except FieldError as error:
+            warnings.warn(f"step {step:,} is not measured: {error}", stacklevel=2)
+            return {}
         self._compare(step, figures)
         return figures
 
     def _compare(self, step: int, figures: Mapping[str, Any]) -> None:
-        for name in FIGURES:
-            if (value := figures.get(name)) is not None and value < self._least:
-                self._least, self.best = value, step
+        value = figures.get(self._figure)
+        if value is not None and value < self._least:
+            self._least, self.best = value, step

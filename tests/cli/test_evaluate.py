@@ -64,7 +64,7 @@ def test_neither_samples_nor_bits(here, jax_ddpm_here, tmp_path):
         (["--samples", "x.npz", "--run", "runs/digits"], "--run: cannot be given with --samples"),
         (["--samples", "x.npz", "--steps", "3"], "--steps: cannot be given with --samples"),
         (["--samples", "colours.npy"],
-         "--dataset digits: data: expected images of (8, 8, 3), as the samples, got (8, 8, 1); --d"),
+         "--dataset: digits cannot be prepared as the samples are; --data says where real images"),
         (["--samples", "x.npz", "--inception", "w.pth"], "--inception: expected images of 3 cha"),
         (["--samples", "colours.npy", "--data", "colours.npy", "--inception", "w.pth"],
          "--inception: no such file: w.pth: FID's Inception is weights-inception-2015-12-05"),

@@ -151,3 +151,12 @@ def test_too_few_images_are_refused(digits):
         ValueError, match="data: expected two images or more, half of which are held out"
     ):
         reference_of_images(digits._replace(images=digits.images[:1]), None, 10)
+
+
+def test_copies_are_seen_beside_duplicates(digits):
+    """Images that are twice in the data do not hide what was copied."""
+    images = np.concatenate([digits.images, digits.images[:60]])
+    twice = Dataset(images, np.concatenate([digits.labels, digits.labels[:60]]))
+    target = reference_of_images(twice, None, 200)
+    copied = target.measure([to_bytes(digits.images[500:700])], 200)
+    assert copied["nearer_than_1_percent"] == 1

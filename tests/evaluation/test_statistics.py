@@ -45,3 +45,16 @@ def test_other_files_are_named(tmp_path):
     np.savez(tmp_path / "x.npz", mu=np.full(3, np.nan), sigma=np.zeros((3, 3)))
     with pytest.raises(ValueError, match="expected finite numbers"):
         load_statistics(tmp_path / "x.npz")
+
+
+@pytest.mark.usefixtures("untyped")
+def test_images_that_were_not_counted_are_not_joined(tmp_path):
+    found = statistics(np.random.default_rng(0).standard_normal((9, 4)))
+    np.savez(tmp_path / "theirs.npz", mu=found.mu, sigma=found.sigma)
+    with pytest.raises(ValueError, match="num: expected the number of images of both, got 0"):
+        load_statistics(tmp_path / "theirs.npz").joined(found)
+    with pytest.raises(ValueError, match="features: expected one sample or more, got none"):
+        statistics(np.zeros((0, 4)))
+    np.savez(tmp_path / "x.npz", mu=found.mu, sigma=np.triu(found.sigma))
+    with pytest.raises(ValueError, match="x.npz: expected a symmetric sigma"):
+        load_statistics(tmp_path / "x.npz")

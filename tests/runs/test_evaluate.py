@@ -11,6 +11,7 @@ from jax_ddpm.models import ddpm_digits
 from jax_ddpm.runs import samples
 from jax_ddpm.runs.measuring import evaluate, evaluate_samples
 from jax_ddpm.runs.watching import best_line
+from jax_ddpm.samplers import ddim
 
 pytestmark = pytest.mark.usefixtures("defaults", "untyped")
 
@@ -32,7 +33,7 @@ def data():
 
 def test_what_is_measured_can_be_measured_again(run, data):
     """The same figures; and the record says with what."""
-    options = {"num": 12, "steps": 3, "num_scored": 4, "recipe": {"sampler": "ancestral"}}
+    options = {"num": 12, "steps": 3, "num_scored": 4}
     figures = evaluate(run, data, **options)
     assert evaluate(run, data, **options) == figures
     assert (
@@ -135,7 +136,7 @@ def test_samples_of_others_are_measured(data, tmp_path):
 
 def test_a_folder_without_samples_says_so(tmp_path):
     (tmp_path / "recipe.json").write_text("{}")
-    with pytest.raises(ValueError, match="samples: .* has no samples yet"):
+    with pytest.raises(ValueError, match="samples: expected samples in .*, got none yet"):
         samples.open_samples(tmp_path)
 
 
@@ -158,8 +159,8 @@ def test_a_training_is_watched_and_its_best_is_kept(data, tmp_path):
     lines = runs.read_metrics(tmp_path / "watched/metrics.jsonl")
     found = [line["classifier_frechet_distance"] for line in lines]
     assert [line["step"] for line in lines] == [50, 100, 150] and all(np.isfinite(found))
-    best = best_line(lines)
-    assert best["classifier_frechet_distance"] == min(found)
+    best, name = best_line(lines)
+    assert best[name] == min(found)
     kept = {int(path.name) for path in (tmp_path / "watched/checkpoints").iterdir()}
     assert kept == {150, best["step"]}
     # The figures are of the average of the weights: that of the best checkpoint gives them again.
@@ -192,3 +193,61 @@ def test_settings_of_watching_are_checked(data, tmp_path):
 def test_bytes_are_what_a_picture_holds():
     x = np.asarray([-2, -1, 0, 1, 2], np.float32).reshape(1, 1, 5, 1)
     assert to_bytes(x).ravel().tolist() == [0, 0, 128, 255, 255]
+
+
+def test_another_rule_is_another_draw(run, data, tmp_path):
+    """The recipe knows the sampler and its options, whoever calls."""
+    options = {"num": 8, "steps": 2, "num_scored": 0, "folder": tmp_path / "kept"}
+    figures = evaluate(run, data, **options)
+    assert figures["recipe"]["sampler"] == "ancestral"
+    with pytest.raises(ValueError, match="sampler was ancestral, is ddim, eta 0.5"):
+        evaluate(run, data, sampler=ddim(eta=0.5), **options)
+
+
+def test_classes_go_by_their_names(data, tmp_path):
+    """Samples of the last two of three classes, in folders: the first of them is the second."""
+    images = data.images[:30]
+    labels = np.arange(30, dtype=np.int32) % 3
+    images = images // 8 + 100 * labels[:, None, None, None].astype(np.uint8)
+    real = Dataset(images, labels, class_names=("a", "b", "c"))
+    for name in ("b", "c"):
+        chosen = images[labels == "abc".index(name)]
+        runs.save_samples(tmp_path / "drawn" / name, chosen)
+    assert evaluate_samples(tmp_path / "drawn", real)["agreement"] == 1
+    (tmp_path / "drawn/c").rename(tmp_path / "drawn/d")
+    with pytest.raises(ValueError, match="samples: expected classes of a, b, c, .*, got d"):
+        evaluate_samples(tmp_path / "drawn", real)
+
+
+def test_samples_that_are_no_numbers_are_refused(run, data, tmp_path):
+    import jax
+
+    variables = jax.tree.map(lambda x: x * np.nan, run.pretrained.variables)
+    wrong = run._replace(pretrained=run.pretrained._replace(variables=variables))
+    options = {"num": 4, "steps": 2, "num_scored": 0, "folder": tmp_path / "kept"}
+    with pytest.raises(ValueError, match="run: expected finite samples, got NaN or infinity"):
+        evaluate(wrong, data, **options)
+    assert not list((tmp_path / "kept").glob("*.npy"))
+
+
+def test_what_cannot_be_measured_is_named(run, data, tmp_path):
+    floats = data._replace(images=np.float32(data.images) / 255)
+    for call, words in (
+        (lambda: evaluate(run, data, num=0, folder=tmp_path), "num: expected more than 0 with fo"),
+        (lambda: evaluate(run, floats, num=4, num_scored=5), "num_scored: expected images of 8 b"),
+        (lambda: evaluate(run, data, seed=-1), "seed: expected 0 or more, got -1"),
+        (lambda: evaluate(run, num=4), "data: expected real images, or reference, got neither"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            call()
+
+
+def test_batches_of_another_size_close_a_gap(run, data, tmp_path):
+    options = {"num": 20, "steps": 2, "num_scored": 0, "folder": tmp_path / "kept"}
+    whole = evaluate(run, data, batch_size=8, **options)
+    (tmp_path / "kept/00000008.npy").unlink()
+    again = evaluate(run, data, batch_size=16, **options)
+    assert again["classifier_frechet_distance"] == pytest.approx(
+        whole["classifier_frechet_distance"], rel=1e-3
+    )
+    assert samples.open_samples(tmp_path / "kept").num == 20
