@@ -70,11 +70,10 @@ def copies(generated: Extracted, real: Extracted) -> dict[str, float]:
     apart = nearest_distances(real.kept)
     # Images that are twice in the data say nothing of how near others are.
     differing = apart[apart > 1e-5 * np.median(apart)]
+    near = np.quantile(differing, _COPY) if len(differing) else 0.0
     nearest = nearest_distances(generated.kept, real.kept)
     return {
         "nearest": float(np.median(nearest)),
         "nearest_real": float(np.median(apart)),
-        "nearer_than_1_percent": float(np.mean(nearest < np.quantile(differing, _COPY)))
-        if len(differing)
-        else 1.0,
+        "nearer_than_1_percent": float(np.mean(nearest < near)),
     }

@@ -105,8 +105,11 @@ def open_kept(folder: PathLike, recipe: dict[str, Any]) -> list[Path]:
 
 
 def kept_samples(folder: PathLike) -> int:
-    """How many samples are in a folder of `resumed`; 0 where there is none."""
-    return _count(_files(Path(folder))) if (Path(folder) / _RECIPE).is_file() else 0
+    """How many samples are in a folder of `resumed`; 0 where there is none, or one is damaged."""
+    try:
+        return _count(_files(Path(folder))) if (Path(folder) / _RECIPE).is_file() else 0
+    except ValueError:  # `open_kept` says so
+        return 0
 
 
 def resumed(

@@ -1,0 +1,94 @@
+"""What `jax-ddpm evaluate` found, as lines to read."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from jax_ddpm.cli.config import EvaluateConfig
+
+__all__ = ["report"]
+
+_NAMES = {
+    "fid": "FID",
+    "fid_768": "FID of 768 features",
+    "fid_192": "FID of 192 features",
+    "fid_64": "FID of 64 features",
+    "kid": "KID",
+    "inception_score": "inception score",
+    "classifier_frechet_distance": "Fréchet distance (classifier)",
+    "classifier_kernel_distance": "kernel distance (classifier)",
+    "precision": "precision",
+    "recall": "recall",
+    "nearest": "distance to the nearest real image",
+    "nearer_than_1_percent": "suspiciously near to one (1 % expected)",
+}
+_MANY = 10_000
+_SHARES = {"precision", "recall", "nearer_than_1_percent"}
+
+
+def report(config: EvaluateConfig, figures: dict[str, Any]) -> Iterator[str]:
+    """A table of the figures, what else was found or left out, and how it was measured."""
+    yield from _table(figures)
+    yield from _left_out(config, figures)
+    yield from _recipe(figures["recipe"])
+
+
+def _table(figures: dict[str, Any]) -> Iterator[str]:
+    """The figures, and what else was found."""
+    floor = dict(figures.get("held_out", {}))
+    if "nearest_real" in figures:
+        floor["nearest"] = figures["nearest_real"]
+    rows = [["", "samples", "real images"] if floor else ["", "samples"]]
+    for name, called in _NAMES.items():
+        if name in figures:
+            columns = [figures, floor] if floor else [figures]
+            rows.append([called, *(_number(each, name) for each in columns)])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for title, *numbers in rows if len(rows) > 1 else ():
+        cells = [title.ljust(widths[0])]
+        cells += [text.rjust(width) for text, width in zip(numbers, widths[1:], strict=True)]
+        yield "   ".join(cells).rstrip()
+    if "held_out" in figures:
+        yield "real images: some that were held out against others, as a perfect model would score"
+    if "classifier_frechet_distance" in figures:
+        yield "features of a small classifier, so no FID, which needs --inception and RGB images"
+    if "agreement" in figures:
+        yield (
+            f"{figures['agreement']:.1%} of {figures['judged']:,} samples are what was asked for, "
+            f"by an SVC that is right on {figures['svc_held_out']:.1%} of real images held out "
+            "from it"
+        )
+    if "bits_per_dim" in figures:
+        yield f"{figures['bits_per_dim']:.3f} bits per dimension at most, on the images learned"
+
+
+def _left_out(config: EvaluateConfig, figures: dict[str, Any]) -> Iterator[str]:
+    """What a user might miss, and why it is not there."""
+    num = config.num or figures["recipe"].get("num", 0)
+    if "fid" in figures and 0 < num < _MANY:
+        yield f"FID of {num:,} samples is larger than of many: compare it with that of as many"
+    if config.reference != "data":
+        yield "statistics stand for the real images: what compares image with image is left out"
+    elif config.samples is None:
+        if "agreement" not in figures and config.num != 0:
+            yield "agreement is left out: the model has no classes"
+        if "bits_per_dim" not in figures and config.num_scored != 0:
+            yield "bits per dimension are left out: the pixels are not those of 8 bits"
+
+
+def _recipe(recipe: dict[str, Any]) -> Iterator[str]:
+    yield "measured so:"
+    width = max(map(len, recipe))
+    for name, value in recipe.items():
+        if name == "versions":
+            value = ", ".join(f"{package} {number}" for package, number in value.items())
+        text = f"{value:,}" if type(value) is int else value
+        yield f"  {name:<{width}}  {text}"
+
+
+def _number(figures: dict[str, Any], name: str) -> str:
+    """A figure and its spread."""
+    if name not in figures:
+        return ""
+    value, spread = figures[name], figures.get(f"{name}_std")
+    text = f"{value:.1%}" if name in _SHARES else f"{value:.4g}"
+    return text if spread is None else f"{text} ± {spread:.2g}"
