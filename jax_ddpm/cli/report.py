@@ -48,7 +48,10 @@ def _table(figures: dict[str, Any]) -> Iterator[str]:
         cells += [text.rjust(width) for text, width in zip(numbers, widths[1:], strict=True)]
         yield "   ".join(cells).rstrip()
     if "held_out" in figures:
-        yield "real images: some that were held out against others, as a perfect model would score"
+        yield (
+            "real images: some that were held out, against others; about what a perfect model "
+            "scores, where there are as many samples"
+        )
     if "classifier_frechet_distance" in figures:
         yield "features of a small classifier, so no FID, which needs --inception and RGB images"
     if "agreement" in figures:
@@ -63,7 +66,7 @@ def _table(figures: dict[str, Any]) -> Iterator[str]:
 
 def _left_out(config: EvaluateConfig, figures: dict[str, Any]) -> Iterator[str]:
     """What a user might miss, and why it is not there."""
-    num = config.num or figures["recipe"].get("num", 0)
+    num = figures.get("num", figures["recipe"].get("num", 0))
     if "fid" in figures and 0 < num < _MANY:
         yield f"FID of {num:,} samples is larger than of many: compare it with that of as many"
     if config.reference != "data":

@@ -212,7 +212,7 @@ def evaluate_samples(
         **_recorded(target, data, reference),
         "versions": {"jax_ddpm": __version__, "jax": jax.__version__},
     }
-    return figures | {"recipe": made}
+    return {"num": count} | figures | {"recipe": made}
 
 
 def feature_network(

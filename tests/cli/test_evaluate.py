@@ -40,7 +40,11 @@ def test_samples_get_a_table_and_a_recipe(here, jax_ddpm_here):
     assert title.index("samples") < title.index("real images") and len(row.split()) == 5
     assert "so no FID" in result.stdout and "are what was asked for, by an SVC" in result.stdout
     figures = json.loads((here / "figures.json").read_text())
-    assert figures["samples"] == "x.npz" and "20 of the 20" in figures["recipe"]["samples"]
+    assert (
+        figures["num"] == 20
+        and figures["samples"] == "x.npz"
+        and "20 of the 20" in figures["recipe"]["samples"]
+    )
     assert (
         figures["classifier_frechet_distance"]
         > 5 * (figures["held_out"]["classifier_frechet_distance"])
