@@ -38,17 +38,17 @@ def weights_of(folder):
 
 
 def test_a_folder_is_trained_on_looked_at_and_drawn_from(shapes, tmp_path, jax_ddpm_here):
-    train = ["train", "--data", str(shapes), "--image-size", "16", "--crop", "random", "--flip"]
+    train = ["train", "--data", str(shapes), "--image-size", "12", "--crop", "random", "--flip"]
     train += [*SMALL, "--steps", "4", "--checkpoint-every", "2", "--sample-every", "2"]
     train += ["--name", "shapes", "--tracker", "tensorboard"]
     result = jax_ddpm_here(*train, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "classes by subfolder: 0 bars, 1 dots" in result.stdout
     assert (
-        "images are resized to 16×16, a window cut out anew in each step, mirrored with "
+        "images are resized to 12×12, a window cut out anew in each step, mirrored with "
         "probability 1/2" in result.stdout
     )
-    assert "12 images of 16×16×3 in 2 classes" in result.stdout
+    assert "12 images of 12×12×3 in 2 classes" in result.stdout
     folder = tmp_path / "runs/shapes"
     previews = sorted(path.name for path in (folder / "samples").iterdir())
     assert previews == ["00000002.png", "00000004.png"]
