@@ -9,11 +9,8 @@ bound of `bits_per_dim`.
 """
 
 import hashlib
-import inspect
-import os
 from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,30 +18,26 @@ import numpy as np
 
 from jax_ddpm import __version__
 from jax_ddpm._checks import Field, FieldError, check_not_negative, check_positive, checked
-from jax_ddpm.data import Dataset, load_batch, to_float
-from jax_ddpm.evaluation import FeatureNetwork, load_inception, save_statistics
-from jax_ddpm.evaluation.inception import VARIABLE, WHERE
-from jax_ddpm.evaluation.reference import Reference, reference_of_file, reference_of_images
-from jax_ddpm.io.arrays import flatten
-from jax_ddpm.likelihood import bits_per_dim
+from jax_ddpm.data import Dataset, to_float
+from jax_ddpm.evaluation.reference import Reference
 from jax_ddpm.runs.drawing import Drawer, labels_in_turn, make_chain, with_guidance
 from jax_ddpm.runs.progress import Progress
+from jax_ddpm.runs.recording import compared, drawn
+from jax_ddpm.runs.references import open_reference
 from jax_ddpm.runs.run import PathLike, Run
 from jax_ddpm.runs.samples import Samples, open_kept, open_samples, pixels, resumed
+from jax_ddpm.runs.scoring import is_8_bit, score
 from jax_ddpm.samplers import Sampler, ancestral
-from jax_ddpm.schedule import NoiseSchedule, warn_of_signal
-from jax_ddpm.training.hosts import on_writer, to_hosts, together
-from jax_ddpm.training.sharding import data_sharding, device_mesh, replicated
+from jax_ddpm.schedule import warn_of_signal
+from jax_ddpm.training.hosts import together
 
 __all__ = [
     "check_measurable",
     "evaluate",
     "evaluate_samples",
-    "feature_network",
     "label_agreement",
 ]
 
-_BATCH = 250
 _HELD_OUT = 0.2
 _JUDGED_BY = 10_000
 _JUDGED = 1000
@@ -120,19 +113,19 @@ def evaluate(
         if value is not None:
             raise FieldError("num", "expected more than 0 with ", Field(name), ", got 0")
     scored = min(num, _SCORED) if num_scored is None else num_scored
-    if data is None or not _is_8_bit(data):
+    if data is None or not is_8_bit(data):
         if num_scored:
             raise FieldError("num_scored", f"expected images of 8 bits to score, got {num_scored}")
         scored = 0
     if not num and not scored:
         raise FieldError("num", "expected more than 0, since no images of 8 bits are scored, got 0")
-    made: dict[str, Any] = {"num": num, **_drawn(run, chain, sampler), "seed": seed}
+    made: dict[str, Any] = {"num": num, **drawn(run, chain, sampler), "seed": seed}
     figures: dict[str, Any] = {"steps": chain.num_timesteps}
     if num:
         kept = None
         if folder is not None:
             kept = open_kept(folder, made | {"num_classes": run.num_classes})
-        target = _reference(
+        target = open_reference(
             run.image_shape, data, inception, reference, statistics, num, seed, progress
         )
         labels = labels_in_turn(run, num)
@@ -152,9 +145,9 @@ def evaluate(
         if folder is not None and kept is not None:
             batches = resumed(folder, kept, num, draw)
         figures |= _measure(target, batches, num, data, labels, seed)
-        made |= _recorded(target, data, reference)
+        made |= compared(target, data, reference)
     if data is not None and scored:
-        figures["bits_per_dim"] = _bits_per_dim(run, data, scored, seed, progress)
+        figures["bits_per_dim"] = score(run, data, scored, seed, progress)
         made["scored"] = f"{min(scored, len(data.images)):,} images of {data.source}"
     versions = {"jax_ddpm": __version__, "jax": jax.__version__}
     return figures | {"recipe": {**made, "versions": versions}}
@@ -195,7 +188,7 @@ def evaluate_samples(
         if data.image_shape != found.image_shape:
             problem = f"expected images of {found.image_shape}, as the samples"
             raise FieldError("data", f"{problem}, got {data.image_shape}")
-    target = _reference(
+    target = open_reference(
         found.image_shape, data, inception, reference, statistics, count, seed, progress
     )
     labels = None
@@ -209,66 +202,10 @@ def evaluate_samples(
         "samples": f"{count:,} of the {found.num:,} in {samples}, SHA-256 {digest.hexdigest()}",
         **found.recipe,
         "split seed": seed,
-        **_recorded(target, data, reference),
+        **compared(target, data, reference),
         "versions": {"jax_ddpm": __version__, "jax": jax.__version__},
     }
     return {"num": count} | figures | {"recipe": made}
-
-
-def feature_network(
-    image_shape: tuple[int, ...], inception: PathLike | None
-) -> FeatureNetwork | None:
-    """Inception, where its weights are given and images are RGB; None: a classifier is needed."""
-    if image_shape[-1] == 3 and (inception or os.environ.get(VARIABLE)):
-        return _inception(inception)
-    if inception is not None:
-        problem = f"expected images of 3 channels, which Inception knows, got {image_shape[-1]}"
-        hint = "; without it, they are compared by the features of a small classifier"
-        raise FieldError("inception", problem + hint)
-    return None
-
-
-def _inception(path: PathLike | None) -> FeatureNetwork:
-    try:
-        return load_inception(path)
-    except FieldError as error:
-        raise FieldError("inception", *error.problem) from None
-    except ImportError as error:  # torch, for a pickle
-        raise FieldError("inception", str(error)) from None
-
-
-def _reference(
-    image_shape: tuple[int, int, int],
-    data: Dataset | None,
-    inception: PathLike | None,
-    reference: PathLike | None,
-    statistics: PathLike | None,
-    num: int,
-    seed: int,
-    progress: Callable[[Progress], None] | None,
-) -> Reference:
-    network = together(lambda: feature_network(image_shape, inception))
-    if statistics is not None and (network is None or reference is not None):
-        problem = "expected Inception's weights and real images, got"
-        problem += " no weights" if network is None else " statistics for these"
-        raise FieldError("statistics", problem)
-    if reference is not None:
-        if network is None:
-            problem = "statistics are of Inception's features, and come with "
-            raise FieldError("reference", problem, Field("inception"), f": {WHERE}")
-        return together(lambda: reference_of_file(reference, network))
-    if data is None:
-        raise FieldError("data", "expected real images, or ", Field("reference"), ", got neither")
-
-    def tell(done: int, total: int) -> None:
-        if progress:
-            progress(Progress(done, total, what="real images"))
-
-    target = reference_of_images(data, network, num, seed=seed, progress=tell)
-    if statistics is not None:
-        found = target.real.statistics[target.network.main]
-        on_writer(lambda: save_statistics(statistics, found))
-    return target
 
 
 def _measure(
@@ -335,57 +272,6 @@ def _as_in(data: Dataset, samples: Samples) -> np.ndarray:
     return labels
 
 
-def _drawn(run: Run, chain: NoiseSchedule, sampler: Sampler) -> dict[str, Any]:
-    """What decides samples, but for the seed and the classes."""
-    rule: Any = inspect.unwrap(sampler.step)
-    nonlocals = inspect.getclosurevars(rule).nonlocals if inspect.isfunction(rule) else {}
-    options = {name: x for name, x in nonlocals.items() if isinstance(x, bool | int | float | str)}
-    name = getattr(rule, "__qualname__", type(rule).__name__).partition(".")[0]
-    tables = hashlib.sha256(np.asarray([chain.betas, chain.timesteps], np.float64).tobytes())
-    return {
-        "sampler": ", ".join([name, *(f"{option} {x}" for option, x in sorted(options.items()))]),
-        "steps": chain.num_timesteps,
-        "chain": f"SHA-256 {tables.hexdigest()} of β and t",
-        "guidance": run.guidance,
-        **{option: str(value) for option, value in run.pretrained.policy.items()},
-        "weights": f"SHA-256 {_digest(run)}",
-    }
-
-
-def _recorded(
-    target: Reference, data: Dataset | None, reference: PathLike | None
-) -> dict[str, Any]:
-    """What samples were compared with, and how."""
-    if reference is not None:
-        digest = hashlib.sha256(Path(reference).read_bytes()).hexdigest()
-        against: dict[str, Any] = {"reference": f"{reference}, SHA-256 {digest}"}
-    else:
-        assert data is not None
-        count = target.real.statistics[target.network.main].num
-        against: dict[str, Any] = {
-            "reference": f"{count:,} of the {len(data.images):,} images of {data.source}, "
-            f"SHA-256 {data.digest()}"
-        }
-        if target.at_most is not None:
-            against["compared"] = f"{target.at_most:,} samples"
-        others, ones = target.halves
-        against["held out"] = f"{ones:,} real images against {others:,} others"
-    return {
-        "features": target.network.description,
-        **against,
-        "pixels": "rounded to 8 bits",
-    }
-
-
-def _digest(run: Run) -> str:
-    """Of the weights, SHA-256 in hexadecimal."""
-    digest = hashlib.sha256()
-    for name, leaf in flatten(run.pretrained.variables).items():
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(leaf).data)
-    return digest.hexdigest()
-
-
 def check_measurable(run: Run, data: Dataset) -> None:
     """Raises `FieldError` unless these can be images that the run learned."""
     data.check()
@@ -437,55 +323,3 @@ def label_agreement(
     judge = SVC(C=10).fit(seen, seen_labels)
     agreement = float(judge.score(samples.reshape(len(samples), -1), labels))
     return agreement, float(judge.score(unseen, unseen_labels))
-
-
-def _is_8_bit(data: Dataset) -> bool:
-    if data.images.dtype == np.uint8:
-        return True
-    images = np.asarray(data.images)
-    levels = (images.astype(np.float64) + 1) * 127.5
-    # 17 grey levels of scikit-learn's digits are no bins of 1/255.
-    return bool(np.allclose(levels, np.round(levels), atol=1e-3))
-
-
-def _bits_per_dim(
-    run: Run, data: Dataset, num: int, seed: int, progress: Callable[[Progress], None] | None
-) -> float:
-    model: Any = run.pretrained.model
-    # Files are often sorted by class.
-    chosen = np.random.default_rng(seed).permutation(len(data.images))[:num]
-    # A batch that the devices divide; what fills the last one is dropped.
-    devices = jax.device_count()
-    size = -(-min(_BATCH, len(chosen)) // devices) * devices
-    mesh = device_mesh(size)
-    whole, split = replicated(mesh), data_sharding(mesh)
-
-    def bound(variables, images, labels, first_sample):
-        def denoise_fn(x_t, t):
-            arguments = (x_t, t) if labels is None else (x_t, t, labels)
-            return model.apply(variables, *arguments)
-
-        return bits_per_dim(
-            jax.random.key(seed),
-            run.pretrained.schedule,
-            denoise_fn,
-            images,
-            first_sample=first_sample,
-            **run.pretrained.policy,
-        ).total
-
-    classes = data.labels if run.num_classes else None
-    places = (whole, split, None if classes is None else split, whole)
-    program = jax.jit(bound, in_shardings=places, out_shardings=split)
-    weights = jax.jit(lambda tree: tree, out_shardings=whole)(run.pretrained.variables)
-    totals = []
-    for first in range(0, len(chosen), size):
-        rows = chosen[first : first + size]
-        filled = np.arange(size) % len(rows)
-        images = load_batch(to_float(data.whole(rows)), filled, split)
-        labels = None if classes is None else load_batch(classes[rows], filled, split)
-        bits = to_hosts(program(weights, images, labels, np.int32(first)), mesh)
-        totals.append(bits[: len(rows)])
-        if progress:
-            progress(Progress(first + len(rows), len(chosen), what="bits per dimension"))
-    return float(np.mean(np.concatenate(totals)))

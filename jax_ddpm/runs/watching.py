@@ -13,7 +13,7 @@ from jax_ddpm.data import Dataset
 from jax_ddpm.evaluation.comparison import main_figure
 from jax_ddpm.evaluation.reference import reference_of_images
 from jax_ddpm.runs.drawing import Drawer, labels_in_turn, make_chain
-from jax_ddpm.runs.measuring import feature_network
+from jax_ddpm.runs.references import feature_network
 from jax_ddpm.runs.run import Run
 from jax_ddpm.runs.samples import pixels
 from jax_ddpm.runs.settings import Settings
