@@ -1,9 +1,17 @@
-"""Strict by default: float64 is real, and nothing is broadcast or promoted by accident."""
+"""Strict by default: float64 is real, and nothing is broadcast or promoted by accident.
+
+Three circles, each a superset of the one before:
+
+    pytest                      what anyone runs
+    pytest -m "not patience"    with the slow tests: what .ci/run runs
+    pytest -m ""                with those that need patience, by hand
+"""
 
 import os
 import re
 import shutil
 import subprocess
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -23,6 +31,9 @@ os.environ["PYTHONWARNINGS"] = (
 # once; parity with PyTorch, which that run leaves out, is compiled so always (`optimized`).
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
+# Two devices, also in the processes that tests start; eight_devices/ has a process with eight.
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
+
 # torch computes on one thread: the workers share the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -31,7 +42,6 @@ import jaxtyping
 import numpy as np
 import pytest
 
-jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -114,6 +124,30 @@ def key():
     return jax.random.key(0)
 
 
+PROGRAMS = []
+
+
+def _count_programs(event, seconds, **_):
+    if event == "/jax/core/compile/backend_compile_duration":
+        PROGRAMS.append(seconds)
+
+
+jax.monitoring.register_event_duration_secs_listener(_count_programs)
+
+
+@pytest.fixture
+def no_new_program():
+    """`with no_new_program(): …` fails if JAX compiles anything inside."""
+
+    @contextmanager
+    def check():
+        before = len(PROGRAMS)
+        yield
+        assert len(PROGRAMS) == before, "a program was compiled"
+
+    return check
+
+
 @pytest.fixture
 def untyped():
     """As in production, where types are not checked and our own errors are what a user sees."""
@@ -133,14 +167,21 @@ def optimized():
     jax.clear_caches()
 
 
-@pytest.fixture(scope="module")
-def defaults():
-    """JAX's own settings for a whole module, as a user has them."""
+@contextmanager
+def users_settings():
+    """JAX's own settings, as a user has them."""
     with (
         jax.numpy_dtype_promotion("standard"),
         jax.numpy_rank_promotion("allow"),
         jax.enable_x64(False),
     ):
+        yield
+
+
+@pytest.fixture(scope="module")
+def defaults():
+    """JAX's own settings for a whole module."""
+    with users_settings():
         yield
 
 
@@ -164,6 +205,30 @@ def write_run():
         return run
 
     return write
+
+
+@pytest.fixture(scope="session")
+def small_unet():
+    """The cheapest U-Net that knows ten classes and a null label: one level of eight channels."""
+    from jax_ddpm.models import ddpm_digits
+
+    return ddpm_digits(
+        sample_size=8,
+        block_out_channels=(8,),
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+        mid_block_type=None,
+        norm_num_groups=4,
+    )
+
+
+@pytest.fixture(scope="session")
+def untrained(tmp_path_factory, write_run, small_unet):
+    """A folder with `runs/digits`, a run of `small_unet` that was not trained. Only to be read."""
+    folder = tmp_path_factory.mktemp("untrained")
+    with users_settings():
+        write_run(folder / "runs/digits", small_unet, num_classes=10)
+    return folder
 
 
 @pytest.fixture

@@ -1,0 +1,89 @@
+"""Whole chains on a mesh of eight: the same pictures, and nothing moves between the devices."""
+
+import contextlib
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import jax_ddpm as ddpm
+
+SCHEDULE = ddpm.make_schedule(ddpm.linear_beta_schedule(200))
+SHORT = ddpm.respace(SCHEDULE, ddpm.spaced_timesteps(200, 10, "trailing"))
+SHAPE = (16, 4, 4, 3)
+X_START = np.tanh(np.random.default_rng(0).normal(size=SHAPE))
+AUTO, EXPLICIT = AxisType.Auto, AxisType.Explicit
+
+
+def network(x, t):
+    """Sees every pixel of its image and the timestep, but no other image."""
+    mixed = jnp.tanh(x + x.mean(axis=(1, 2, 3), keepdims=True))
+    return mixed * jnp.cos(t.astype(x.dtype) / 200).reshape(-1, 1, 1, 1)
+
+
+def sample(key, x_start, denoise_fn=network, **policy):
+    return ddpm.p_sample_loop(key, SHORT, denoise_fn, SHAPE, **policy)
+
+
+def sample_guided(key, x_start, **policy):
+    guidance = dict(interval=(20, 150), rescale=0.7)
+    free = ddpm.classifier_free_guidance(network, lambda x, t: x / 2, 3.0, **guidance)
+    guided = ddpm.classifier_guidance(SCHEDULE, free, lambda x, t: -(x**2).sum((1, 2, 3)))
+    return sample(key, x_start, guided, **policy)
+
+
+def edit(key, x_start, **policy):
+    return ddpm.image_to_image(key, SHORT, network, x_start, 4, **policy)
+
+
+def interpolate(key, x_start, **policy):
+    return ddpm.interpolate(SHORT, network, x_start, x_start**2, np.array([0.0, 0.4]), **policy)
+
+
+def inpaint(key, x_start, **policy):
+    policy |= dict(mask=np.arange(4).reshape(4, 1, 1) < 2, jump_length=3, resamples=2)
+    return ddpm.inpaint(key, SHORT, network, x_start, **policy)
+
+
+CHAINS = {
+    "dpm_sde_2": partial(sample, sampler=ddpm.dpm_solver_pp(2, stochastic=True)),
+    "heun": partial(sample, sampler=ddpm.heun()),
+    "guided": sample_guided,
+    "edit": edit,
+    "interpolate": interpolate,
+    "inpaint": inpaint,
+}
+FIRST = [
+    ("dpm_sde_2", AUTO, False),
+    ("dpm_sde_2", EXPLICIT, True),
+    ("guided", EXPLICIT, True),
+    ("edit", EXPLICIT, False),
+    ("interpolate", EXPLICIT, False),
+    ("inpaint", EXPLICIT, False),
+]
+SECOND = [("heun", EXPLICIT, True), ("guided", AUTO, False), ("interpolate", AUTO, True)]
+
+
+@pytest.mark.parametrize(
+    ("name", "axis_type", "entered"),
+    FIRST + [pytest.param(*case, marks=pytest.mark.slow) for case in SECOND],
+)
+def test_a_chain_is_the_same_on_eight_devices(name, axis_type, entered, key):
+    """On meshes of either kind of axis, entered or only named."""
+    chain = CHAINS[name]
+    alone = jax.jit(chain)(key, X_START)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(axis_type,))
+    sharding = NamedSharding(mesh, P("data"))
+    with jax.set_mesh(mesh) if entered else contextlib.nullcontext():
+        spread = jax.jit(partial(chain, sharding=sharding)).lower(key, X_START).compile()
+        samples = spread(key, X_START)
+    np.testing.assert_allclose(samples, alone, rtol=1e-10, atol=1e-10)
+    assert samples.sharding.spec[-4 % samples.ndim] == "data"
+    text = spread.as_text()
+    assert "f64[2,4,4,3]" in text
+    for collective in ("all-gather", "all-reduce", "collective-permute", "all-to-all"):
+        assert collective not in text
