@@ -6,25 +6,24 @@ import pytest
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser
 
-from jax_ddpm import ddpm_digits
 from jax_ddpm.cli import run as jax_ddpm
 
 ROOT = Path(__file__).parents[1]
-READMES = [ROOT / "README.md", *sorted((ROOT / "jax_ddpm").rglob("README.md"))]
+PAGES = sorted((ROOT / "jax_ddpm").rglob("README.md"))
 EXAMPLES = {
     f"{path.relative_to(ROOT)} line {example.line}": example
-    for path in READMES
+    for path in (ROOT / "README.md", *PAGES)
     for example in Sybil(parsers=[PythonCodeBlockParser()]).parse(path).examples()
 }
 
 
 # Readers run with JAX's defaults.
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, defaults, write_run):
+def folder(tmp_path_factory, defaults, write_run, small_unet):
     """Where a reader works, with the files that the README opens, of few channels."""
     folder = tmp_path_factory.mktemp("readme")
     run, out = folder / "runs/digits", folder / "digits.jaxexport"
-    write_run(run, ddpm_digits(block_out_channels=(8, 8)), num_classes=10)
+    write_run(run, small_unet, num_classes=10)
     jax_ddpm(["export", "--run", str(run), "--out", str(out), "--steps", "2"])
     return folder
 
@@ -33,7 +32,7 @@ def folder(tmp_path_factory, defaults, write_run):
 def checkpoint(folder, diffusers):
     from jax_ddpm.parity.unet import CONFIGS, reference_unet
 
-    network = reference_unet({**CONFIGS["Ho et al.'s"], "sample_size": 32}, "float32")
+    network = reference_unet({**CONFIGS["no attention, no middle"], "sample_size": 32}, "float32")
     pipeline = diffusers.DDPMPipeline(network, diffusers.DDPMScheduler())
     pipeline.save_pretrained(folder / "ddpm-cifar10-32")
 
@@ -43,11 +42,13 @@ def here(folder, monkeypatch):
     monkeypatch.chdir(folder)
 
 
-def test_there_are_examples():
-    assert len(EXAMPLES) >= 23
-
-
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name.startswith("README") else pytest.mark.slow)
+        for name in EXAMPLES
+    ],
+)
 def test_example(request, name):
     example = EXAMPLES[name]
     if "pretrained" in example.parsed:

@@ -1,0 +1,240 @@
+"""The mistakes that people make: one line of this library names the argument, before anything runs.
+
+Nothing comes back silently wrong, and no error comes from inside JAX, Flax or NumPy. What is right,
+in whatever form, is not refused.
+"""
+
+import inspect
+import re
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jax_ddpm as ddpm
+from jax_ddpm import data, evaluation, interop, runs
+from jax_ddpm._checks import check_type
+from jax_ddpm.runs.run import Run
+
+pytestmark = pytest.mark.usefixtures("defaults", "untyped")
+
+SCHEDULE = ddpm.make_schedule(ddpm.cosine_beta_schedule(4))
+SHAPE = (2, 4, 4, 3)
+X = np.linspace(-0.9, 0.9, 96).reshape(SHAPE).astype(np.float32)
+ROWS = np.random.default_rng(0).standard_normal((12, 3)).astype(np.float32)
+T = np.array([0, 3], np.int32)
+MASK = np.ones((4, 4, 1), np.float32)
+KEY = jax.random.key(0)
+SGD = optax.sgd(0.1)
+
+
+def network(x, t):
+    return 0.5 * x
+
+
+class Half(nn.Module):
+    @nn.compact
+    def __call__(self, x, t):
+        return x * self.param("weight", nn.initializers.constant(0.5), ())
+
+
+MODEL, VARIABLES = Half(), {"params": {"weight": np.float32(0.5)}}
+RUN = Run(interop.Pretrained(MODEL, VARIABLES, SCHEDULE), SHAPE[1:], None, None, 1.0)
+
+# By its name, what is right for an argument of a public function, …
+SAMPLES = ("x_start", "x_t", "noise", "eps", "v", "x_a", "x_b", "a", "b", "x_T")
+NETWORKS = ("denoise_fn", "conditional", "unconditional", "apply_fn", "log_prob_fn")
+FEATURES = ("features", "logits", "real", "generated", "y")
+RIGHT = {
+    **dict.fromkeys(SAMPLES, X),
+    **dict.fromkeys(NETWORKS, network),
+    **dict.fromkeys(FEATURES, ROWS),
+    **{"key": KEY, "schedule": SCHEDULE, "shape": SHAPE, "t": T, "i": 2, "mask": MASK, "x": X},
+    **{"table": SCHEDULE.betas, "betas": [0.1, 0.2], "scale": 2.0, "limit": 1.0, "weight": 0.5},
+    **{"timesteps": 10, "steps": 2, "weights": [0.0, 0.5], "params": VARIABLES, "optimizer": SGD},
+    **{"images": X, "size": 3, "step": 0, "dataset_size": 20, "batch_size": 5},
+    "state": ddpm.p_sample_init(None, SCHEDULE, SHAPE, x_T=X),
+}
+# … where a function needs something else of that name, …
+OWN = {
+    ddpm.respace: {"timesteps": [0, 2]},
+    ddpm.inpaint: {"jump_length": 1, "resamples": 1},
+    evaluation.kernel_distance: {"x": ROWS},
+    evaluation.nearest_distances: {"x": ROWS},
+}
+# … and what people pass in its place.
+NUMBER = (np.nan, -3, "x", [1], np.ones(1))
+CHOICE = ("x", 0, ["epsilon"])
+WRONG = {
+    **dict.fromkeys(SAMPLES, (X.astype(int), np.zeros(SHAPE, np.uint8), X.tolist(), "x")),
+    **dict.fromkeys(NETWORKS, (MODEL, "x", None)),
+    **dict.fromkeys(FEATURES, (ROWS.astype(int), ROWS[None], ROWS.tolist(), "x")),
+    **dict.fromkeys(("prediction_type", "variance_type", "spacing"), (*CHOICE, None)),
+    **dict.fromkeys(("loss_type", "weighting", "order"), (*CHOICE, True)),
+    **dict.fromkeys(("limit", "max_value", "max_slope"), (0, *NUMBER)),
+    **dict.fromkeys(("eta", "quantile", "rescale", "label_dropout"), (300, *NUMBER)),
+    **dict.fromkeys(("decay", "ema_decay"), (1.0, np.nan, -3, "x", [1])),
+    **dict.fromkeys(("first_sample", "i", "step"), (0.5, True, *NUMBER)),
+    **dict.fromkeys(("accumulate", "jump_length", "resamples", "subsets"), (0, 0.5, *NUMBER)),
+    **dict.fromkeys(("steps", "save_every", "size", "batch_size", "splits", "k"), (300, *NUMBER)),
+    **{"final_alpha_cumprod": (0, 300, *NUMBER), "subset_size": (0, 0.5, *NUMBER)},
+    **{"images": (X.tolist(), "x"), "noise_fn": (X, "x"), "clip_denoised": (None, "x")},
+    **{"params": (None, "x"), "interval": (3, (3,), ("x", 1)), "shape": (5, "x", None, (-1, 4))},
+    **{"x": (X.astype(int), X.tolist()), "table": ([0.1, 0.2, 0.3, 0.4], SCHEDULE.betas[None])},
+    **{"weight": (np.ones(3), "x", None), "weights": (np.ones((1, 2)), "x", None)},
+    "betas": (None, "linear", [[0.1]], [0, 1], [True, True], [0.1, 1.5]),
+    "key": (jax.random.PRNGKey(0), 0, jax.random.split(KEY), None),
+    "mask": (MASK * 255, MASK - 2, np.ones((8, 4, 1)), None),
+    "sampler": (ddpm.ddim, "ddim", ddpm.ddim().step),
+    "schedule": (SCHEDULE.betas, tuple(SCHEDULE), "cosine", None),
+    "t": ([0, 3], T + 0.0, T > 0, T + 1, T - 1, np.arange(3), T[None]),
+    "timesteps": (0, -3, 0.5, "x", None, [[0, 1]], [2, 0], [0, 300]),
+}
+
+
+def public(*rooms):
+    return [value for room in rooms for value in vars(room).values() if inspect.isfunction(value)]
+
+
+def right_call(function):
+    parameters = inspect.signature(function).parameters.values()
+    required = [each.name for each in parameters if each.default is each.empty]
+    return {name: RIGHT[name] for name in required if name in RIGHT} | OWN.get(function, {})
+
+
+def check_named(call, *names):
+    """`call()` is refused by this library, in one line that begins with one of the names."""
+    with pytest.raises((TypeError, ValueError)) as raised:
+        call()
+    said, file = str(raised.value), raised.traceback[-1].path
+    assert Path(ddpm.__file__).parent in file.parents, f"from {file}: {said}"
+    assert re.fullmatch(f"({'|'.join(names)})[: ].*(expected|no such).*", said), said
+
+
+@pytest.mark.parametrize("function", public(ddpm, data, evaluation))
+def test_a_mistake_is_named(function):
+    call = right_call(function)
+    for name in inspect.signature(function).parameters:
+        for wrong in WRONG.get(name, ()):
+            check_named(partial(function, **{**call, name: wrong}), name)
+    # Of arrays that do not fit each other, the error may name either.
+    arrays = [name for name in call if name in (*SAMPLES, "t")]
+    for name in arrays if len(arrays) > 1 else ():
+        for wrong in (call[name][:1], call[name][None]):
+            check_named(partial(function, **{**call, name: wrong}), *arrays)
+
+
+@pytest.mark.parametrize("function", public(ddpm, data, evaluation, interop, runs))
+def test_every_annotation_is_checked(function):
+    parameters = list(inspect.signature(function).parameters.values())
+    for each in parameters:
+        if each.annotation is not Any:
+            check_named(partial(check_type, each.name, object(), each.annotation), each.name)
+    if parameters and parameters[0].annotation is not Any:
+        required = [each.name for each in parameters if each.default is each.empty]
+        nothing = dict.fromkeys([parameters[0].name, *required], object())
+        check_named(partial(function, **nothing), parameters[0].name)
+
+
+def loop(**changes):
+    call = {"key": KEY, "schedule": SCHEDULE, "denoise_fn": network, "shape": SHAPE, **changes}
+    return ddpm.p_sample_loop(**call)
+
+
+def guided(scale=2.0, **options):
+    return ddpm.classifier_free_guidance(network, network, scale, **options)(X, T)
+
+
+def labelled(labels):
+    blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
+    model = ddpm.UNet(block_out_channels=(8,), norm_num_groups=4, num_class_embeds=5, **blocks)
+    return model.init(KEY, X, T, labels)
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("output of denoise_fn", lambda: loop(denoise_fn=lambda x, t: (x, t))),
+        ("output of denoise_fn", lambda: loop(denoise_fn=lambda x, t: None)),
+        ("output of denoise_fn", lambda: loop(denoise_fn=lambda x, t: x > 0)),
+        ("output of denoise_fn", lambda: loop(denoise_fn=lambda x, t: x[..., :1])),
+        ("denoise_fn", lambda: loop(denoise_fn=MODEL.apply)),
+        ("scale", lambda: guided(scale=np.ones(3))),
+        ("labels", lambda: labelled(np.array([0, 5]))),
+        ("labels", lambda: labelled(np.arange(3))),
+        ("sigma_1", lambda: evaluation.frechet_distance(T + 0.0, ROWS[:3], ROWS[0], ROWS[:3])),
+        ("images", lambda: data.random_flip(KEY, X[0])),
+        ("labels", lambda: runs.draw(KEY, RUN, 2, labels="x")),
+        ("num", lambda: runs.evaluate(RUN, data.Dataset(X), num=0)),
+        ("platforms", lambda: runs.export("x", RUN, platforms=("x",))),
+        ("on_nan", lambda: runs.Settings(on_nan=None)),
+        (r"kinds\['x'\]", lambda: interop.layers_from_torch({"x.weight": X}, {"x": "dense"})),
+        ("state_dict", lambda: interop.layers_from_torch({}, {"x": "linear"})),
+        ("state_dict", lambda: interop.simple_unet_from_torch({"x": X})),
+        ("variables", lambda: interop.unet_to_torch({"x": X})),
+    ],
+)
+def test_a_mistake_elsewhere_is_named(name, call):
+    check_named(partial(jax.eval_shape, call), name)
+
+
+RIGHT_TOO = {
+    "NumPy's whole numbers": lambda: ddpm.spaced_timesteps(np.int32(10), np.int64(5)),
+    "a list for a shape": lambda: loop(shape=list(SHAPE)),
+    "arrays without axes": lambda: loop(first_sample=np.array(3), sampler=ddpm.ddim(np.array(1))),
+    "NumPy's True": lambda: loop(clip_denoised=np.bool_(True)),
+    "a partial": lambda: loop(denoise_fn=partial(lambda w, x, t: x * w, 0.5)),
+    "a jitted function": lambda: loop(denoise_fn=jax.jit(network)),
+    "a module of Equinox": lambda: loop(denoise_fn=eqx.Partial(network)),
+    "a bound module of Flax": lambda: loop(denoise_fn=MODEL.bind(VARIABLES)),
+    "another kind of key": lambda: loop(key=jax.random.key(0, impl="rbg")),
+    "keys under vmap": lambda: jax.vmap(lambda key: loop(key=key))(jax.random.split(KEY)),
+    "a traced schedule": lambda: jax.jit(lambda s: loop(schedule=s))(SCHEDULE),
+    "samples of numbers": lambda: loop(shape=(4, 2)),
+    "sixteen bits": lambda: ddpm.q_sample(SCHEDULE, jnp.bfloat16(X), 0, jnp.bfloat16(X)),
+    "no sign": lambda: ddpm.q_sample(SCHEDULE, X, T.astype(np.uint8), X),
+    "whole weights": lambda: ddpm.interpolate(SCHEDULE, network, X, X, (0, 1)),
+    "whole scales": lambda: guided(scale=np.array([1, 2])),
+    "a list for an interval": lambda: guided(interval=[0, 3]),
+}
+
+
+@pytest.mark.parametrize("what", RIGHT_TOO)
+def test_what_is_right_is_not_refused(what):
+    jax.eval_shape(RIGHT_TOO[what])
+
+
+def takes_images(function):
+    return "schedule" in right_call(function) and {"shape", *SAMPLES} & {*right_call(function)}
+
+
+ON_IMAGES = [function for function in public(ddpm) if takes_images(function)]
+
+
+def call_with(function, **changes):
+    right = right_call(function)
+    return function(**right | {name: changes[name] for name in right if name in changes})
+
+
+@pytest.mark.parametrize("function", ON_IMAGES)
+def test_an_empty_batch_has_an_empty_result_as_wide_as_its_images(function):
+    for dtype in (np.float32, np.float64):
+        images = dict.fromkeys(SAMPLES, X[:0].astype(dtype))
+        call = partial(call_with, function, **images, t=T[:0], shape=(0, *SHAPE[1:]))
+        with jax.enable_x64(dtype is np.float64):
+            leaves = jax.tree.leaves(jax.eval_shape(call))
+        floats = [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
+        assert all(leaf.size == 0 and leaf.dtype == dtype for leaf in floats)
+
+
+def test_a_chain_of_one_step_is_finite():
+    one = {"schedule": ddpm.make_schedule([0.9999]), "t": T * 0, "steps": 1}
+    results = jax.jit(lambda: [call_with(function, **one) for function in ON_IMAGES])()
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(results))

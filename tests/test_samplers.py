@@ -1,0 +1,389 @@
+"""Every rule of `SAMPLERS` against closed forms, on data of one Gaussian and of two.
+
+`dpm_solver_pp(1)` needs no row: it is DDIM, or the ancestral chain, and is tested to be.
+"""
+
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.integrate import solve_ivp
+from scipy.stats import norm
+
+import jax_ddpm as ddpm
+
+SAMPLERS = {
+    "ancestral": ddpm.ancestral(),
+    "ddim": ddpm.ddim(),
+    "ddim_half": ddpm.ddim(eta=0.5),
+    "ddim_full": ddpm.ddim(eta=1.0),
+    "dpm_2": ddpm.dpm_solver_pp(2),
+    "dpm_3": ddpm.dpm_solver_pp(3),
+    "dpm_sde_2": ddpm.dpm_solver_pp(2, stochastic=True),
+    "dpm_sde_3": ddpm.dpm_solver_pp(3, stochastic=True),
+    "heun": ddpm.heun(),
+}
+ALIKE = ("ddim_full", "dpm_sde_2")  # slow: the other rows take all of their branches
+SCHEDULE = ddpm.make_schedule(ddpm.linear_beta_schedule(200))
+SHORT = ddpm.respace(SCHEDULE, ddpm.spaced_timesteps(200, 10, "trailing"))
+LONG = ddpm.make_schedule(ddpm.linear_beta_schedule(1000))
+NOISE = np.random.default_rng(0).normal(size=(11, 8, 3))  # of `SHORT`: every entry, the start
+X_START = np.tanh(np.random.default_rng(1).normal(size=(8, 3)))
+
+
+@pytest.fixture(
+    params=[pytest.param(n, marks=pytest.mark.slow if n in ALIKE else ()) for n in SAMPLERS]
+)
+def sampler(request):
+    return SAMPLERS[request.param]
+
+
+@partial(jax.jit, static_argnames=("sampler", "eps_fn", "clip_denoised", "save_every"))
+def run(sampler, eps_fn, full, schedule, noise, **policy):
+    """A chain of `full` with `noise` for each entry, the start's last, and ε = eps_fn(x_t, ᾱ)."""
+    table = jnp.asarray(full.alphas_cumprod, noise.dtype)
+    denoise_fn = lambda x, t: eps_fn(x, table[t][:, None])  # noqa: E731
+    policy = dict(clip_denoised=False, x_T=noise[-1], noise_fn=lambda i: noise[i]) | policy
+    return ddpm.p_sample_loop(
+        None, schedule, denoise_fn, noise.shape[1:], sampler=sampler, **policy
+    )
+
+
+def respaced(schedule, steps, spacing="trailing"):
+    kept = ddpm.spaced_timesteps(schedule.num_timesteps, steps, spacing)
+    return ddpm.respace(schedule, kept)
+
+
+def network(x, a):
+    return jnp.tanh(x) * a
+
+
+MEAN, STD = 0.3, 0.5
+
+
+def gaussian_eps(x, a):
+    """The best ε for data N(MEAN, STD²): E[ε | x_t], the conditional of two Gaussians."""
+    return jnp.sqrt(1 - a) * (x - jnp.sqrt(a) * MEAN) / (a * STD**2 + 1 - a)
+
+
+def one_at_a_time(steps):
+    """Noise of which sample 0 has none, and sample n + 1 has only that of entry n, which is 1."""
+    return np.eye(steps + 1, steps + 2, k=1)[..., None]
+
+
+def moments(x_start):
+    """Mean and variance of what a chain makes of normal noise, from its `one_at_a_time`, exactly:
+    with `gaussian_eps` x_0 is affine in the noise of every entry."""
+    offset, *others = x_start[:, 0]
+    return offset, np.sum((np.array(others) - offset) ** 2)
+
+
+@pytest.fixture(scope="module")
+def draws():
+    """The library's own, for twenty entries and a start."""
+    draw = jax.vmap(lambda i: ddpm.sample_noise(jax.random.key(0), i, (20_000, 1)))
+    return np.asarray(jax.jit(draw)(np.arange(21)))
+
+
+def test_closed_form_on_gaussian_data(sampler, draws, no_new_program):
+    """The samples have the moments that follow exactly, and one program runs all spacings."""
+    noise = np.concatenate([one_at_a_time(20), draws], axis=1)
+
+    def check(spacing):
+        chain = respaced(SCHEDULE, 20, spacing)
+        x_start = np.asarray(run(sampler, gaussian_eps, SCHEDULE, chain, noise))
+        (mean, variance), samples = moments(x_start[:22]), x_start[22:]
+        assert abs(samples.mean() - mean) < 4 * np.sqrt(variance / 20_000)
+        assert abs(samples.var() - variance) < 4 * variance * np.sqrt(2 / 20_000)
+
+    check("leading")
+    with no_new_program():
+        check("trailing")
+        check("linspace")
+
+
+def test_a_long_chain_reaches_the_data(sampler):
+    """T = 1,000 with the best ε: the mean and spread that it makes, exactly, are the data's.
+
+    To 1 % of its spread: the linear schedule leaves ᾱ_T = 4e-5, which moves the mean by up to
+    √ᾱ_T = 0.6 % of it, and a discrete chain has an error of order 1 / T.
+    """
+    x_start = run(sampler, gaussian_eps, LONG, LONG, one_at_a_time(1000))
+    mean, variance = moments(np.asarray(x_start))
+    assert abs(mean - MEAN) < 0.005
+    assert abs(np.sqrt(variance) - STD) < 0.005
+
+
+@partial(jax.jit, static_argnums=0)
+def walk(sampler, full, schedule, x_T, steps):
+    """The last `steps` of a chain with `gaussian_eps`, so that one program runs every length."""
+
+    def denoise_fn(x, t):
+        return gaussian_eps(x, jnp.asarray(full.alphas_cumprod)[t][:, None])
+
+    def step(_, state):
+        policy = dict(sampler=sampler, clip_denoised=False)
+        return ddpm.p_sample_steps(None, schedule, denoise_fn, state, 1, **policy)
+
+    state = ddpm.SampleState(jnp.int32(steps - 1), x_T, sampler.init(x_T))
+    return jax.lax.fori_loop(0, steps, step, state).x_t
+
+
+def error(sampler, steps):
+    """Against the probability-flow ODE of N(m, s²), solved: x_t keeps its place in N(√ᾱ m, v).
+
+    From λ = -5 to λ = 2, noise at both ends, in steps that shrink towards the image: of unequal
+    length in λ, as every real schedule has. The multistep rules start with a step of first order,
+    whose error is of second order: at λ = -5 it is nothing, since x̂_0 barely moves there. Begun at
+    λ = -1 instead, order 3 falls back to slope 2 (1.94 to 1.99).
+    """
+    half_log_snr = 2 - 7 * (np.arange(257) / steps) ** 1.5  # entries above `steps` are not visited
+    alphas_cumprod = 1 / (1 + np.exp(-2 * half_log_snr))
+    full = ddpm.make_schedule(1 - alphas_cumprod / np.append(1.0, alphas_cumprod[:-1]))
+    chain = ddpm.respace(full, np.arange(1, 257), final_alpha_cumprod=alphas_cumprod[0])
+    x_T = np.linspace(-2, 2, 8).reshape(8, 1)
+    start, end = alphas_cumprod[steps], alphas_cumprod[0]
+    place = (x_T - np.sqrt(start) * MEAN) / np.sqrt(start * STD**2 + 1 - start)
+    exact = np.sqrt(end) * MEAN + np.sqrt(end * STD**2 + 1 - end) * place
+    return np.abs(walk(sampler, full, chain, x_T, steps) - exact).max()
+
+
+# The last step of `heun`, which has no entry to look ahead to, is Euler's: once, an error of h².
+@pytest.mark.parametrize(
+    ("name", "order"), [("ddim", 1), ("dpm_1", 1), ("dpm_2", 2), ("dpm_3", 3), ("heun", 2)]
+)
+def test_order_of_convergence(name, order):
+    """The error of a deterministic rule, which needs no key, falls as its paper states."""
+    sampler = ddpm.dpm_solver_pp(1) if name == "dpm_1" else SAMPLERS[name]
+    errors = np.array([error(sampler, steps) for steps in (64, 128, 256)])
+    slopes = np.log2(errors[:-1] / errors[1:])
+    np.testing.assert_allclose(slopes, order, atol=0.25)
+
+
+WEIGHTS, STDS = np.array([[0.3, 0.7]]), np.array([[0.2, 0.35]])
+MEANS = np.array([[-0.8, 0.3], [0.6, -0.5]])
+
+
+def mixture_eps(x, a, xp=jnp):
+    """The best ε for data Σ w_k N(μ_k, s_k² I) in the plane; `xp` is JAX's or plain NumPy.
+
+    x_t ~ Σ w_k N(√ᾱ μ_k, v_k I), v_k = ᾱ s_k² + 1 - ᾱ, and with the responsibilities r_k at x_t
+    E[ε | x_t] = √(1 - ᾱ) Σ r_k (x_t - √ᾱ μ_k) / v_k.
+    """
+    v = a * STDS**2 + 1 - a
+    gap = x[:, None] - xp.sqrt(a)[..., None] * MEANS[None]
+    log_r = np.log(WEIGHTS) - (gap**2).sum(2) / (2 * v) - xp.log(v)
+    r = xp.exp(log_r - log_r.max(1, keepdims=True))
+    r = r / r.sum(1, keepdims=True)
+    return xp.sqrt(1 - a) * ((r / v)[..., None] * gap).sum(1)
+
+
+@cache
+def solved_ode():
+    """Starts, and where an adaptive solver of eighth order leads them by dx̂ / dσ̂ = ε, σ̂ to 0."""
+    x_T = np.random.default_rng(0).normal(size=(16, 2))
+
+    def slope(sigma, x):
+        a = np.array([[1 / (1 + sigma**2)]])
+        return mixture_eps(np.sqrt(a) * x.reshape(x_T.shape), a, np).ravel()
+
+    start = LONG.alphas_cumprod[-1]
+    x_hat, span = (x_T / np.sqrt(start)).ravel(), (np.sqrt(1 / start - 1), 0.0)
+    exact = solve_ivp(slope, span, x_hat, "DOP853", rtol=1e-9, atol=1e-9).y[:, -1]
+    return x_T, exact.reshape(x_T.shape)
+
+
+# The worst error over 16 starts, twice what was measured or less. Half of it or more, but for
+# DDIM, comes from the last step: it is of first order, onto x_0 from σ̂ = 0.04.
+@pytest.mark.parametrize(
+    ("name", "steps", "tolerance"),
+    [("ddim", 400, 0.02), ("dpm_2", 100, 0.015), ("dpm_3", 100, 0.015), ("heun", 100, 0.01)],
+)
+def test_samples_of_the_ode_of_a_mixture(name, steps, tolerance):
+    x_T, exact = solved_ode()
+    ours = run(SAMPLERS[name], mixture_eps, LONG, respaced(LONG, steps), x_T[None])
+    np.testing.assert_allclose(ours, exact, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("name", "steps"), [("ancestral", 400), ("ddim_half", 400), ("dpm_sde_3", 100)]
+)
+def test_moments_of_the_sde_of_a_mixture(name, steps):
+    """Mean, variance and the share of each mode: 4 standard errors, and 0.005 for finite steps."""
+    noise = np.random.default_rng(0).normal(size=(steps + 1, 4000, 2))
+    chain = respaced(LONG, steps)
+    samples = np.asarray(run(SAMPLERS[name], mixture_eps, LONG, chain, noise))
+    mean = (WEIGHTS @ MEANS)[0]
+    variance = (WEIGHTS @ (STDS.T**2 + (MEANS - mean) ** 2))[0]
+    left = (WEIGHTS * norm.cdf(-MEANS[:, 0] / STDS)).sum()
+    square = (samples - mean) ** 2
+    for seen, expected in ((samples, mean), (square, variance), (samples[:, :1] < 0, left)):
+        standard_error = seen.std(0) / np.sqrt(4000)
+        assert np.all(np.abs(seen.mean(0) - expected) < 4 * standard_error + 0.005)
+
+
+def test_one_rule_written_two_ways():
+    """Song et al. 2021a, §4.1; Lu et al. 2022b, §4.1 and §5: the same chain, clipped too."""
+
+    def draw(sampler):
+        return run(sampler, network, SCHEDULE, SHORT, NOISE, clip_denoised=True)
+
+    close = partial(np.testing.assert_allclose, atol=1e-12)
+    ancestral, ddim = draw(SAMPLERS["ancestral"]), draw(SAMPLERS["ddim"])
+    close(draw(SAMPLERS["ddim_full"]), ancestral)
+    close(draw(ddpm.dpm_solver_pp(1)), ddim)
+    close(draw(ddpm.dpm_solver_pp(1, stochastic=True)), ancestral)
+
+
+def test_finite_and_so_are_its_gradients(sampler):
+    """Also from pure noise (λ = -∞) to the image (λ = ∞), and where a last step has length 0."""
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss(x_T, schedule):
+        policy = dict(noise_fn=lambda i: NOISE[0], prediction_type="v_prediction")
+        draw = partial(ddpm.p_sample_loop, None, schedule, lambda x, t: jnp.sin(x), x_T.shape)
+        return jnp.sum(draw(sampler=sampler, x_T=x_T, **policy) ** 2)
+
+    linear = ddpm.linear_beta_schedule(200)
+    for betas in (linear, ddpm.rescale_zero_terminal_snr(linear)):
+        full = ddpm.make_schedule(betas)
+        for end in (1.0, full.alphas_cumprod[0]):
+            kept = ddpm.spaced_timesteps(200, 5, "linspace")
+            value, gradient = loss(X_START, ddpm.respace(full, kept, final_alpha_cumprod=end))
+            assert np.isfinite(value) and np.all(np.isfinite(gradient))
+
+
+def test_the_state_keeps_its_dtype(sampler):
+    """The loop is traced, which is where dtypes are decided, but not run."""
+    noise = jax.ShapeDtypeStruct(NOISE.shape, jnp.bfloat16)
+    made = jax.eval_shape(partial(run, sampler, jnp.add, SCHEDULE, SHORT), noise)
+    assert made.dtype == jnp.bfloat16 and made.shape == (8, 3)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "evaluations"),
+    [(ddpm.ddim(), 10), (ddpm.heun(), 19), (ddpm.heun(max_slope=0.5), 12)],
+)
+def test_the_network_runs_no_oftener_than_its_output_is_used(sampler, evaluations):
+    """Ten steps of Heun's method are 19 runs: the last is DDIM's, as are those that are too steep
+    (√ᾱ' σ̂ is 0.15, 0.29, 0.43, 0.57, … from entry 0 on)."""
+    runs = []
+
+    def counted(x, a):
+        jax.debug.callback(lambda: runs.append(1))
+        return network(x, a)
+
+    run(sampler, counted, SCHEDULE, SHORT, NOISE)
+    jax.effects_barrier()
+    assert len(runs) == evaluations
+
+
+def test_heun_does_not_magnify_errors_where_sigma_falls_steeply():
+    """Ten trailing steps of a cosine schedule, with a network that is off by 1 %.
+
+    x̂_0 is clipped, or DDIM would magnify it too; Heun's correction goes past the clipping, and
+    made the samples twice as wide as the data.
+    """
+    schedule = ddpm.make_schedule(ddpm.cosine_beta_schedule(200))
+    noise = np.random.default_rng(0).normal(size=(1, 4000, 1))
+
+    def wavy(x, a):  # the best ε for data N(0, 0.25), off by a wave
+        return jnp.sqrt(1 - a) * x / (a / 4 + 1 - a) + 0.01 * jnp.sin(40 * x)
+
+    draw = partial(run, schedule=respaced(schedule, 10), noise=noise, clip_denoised=True)
+    heun, ddim = (np.std(draw(SAMPLERS[name], wavy, schedule)) for name in ("heun", "ddim"))
+    assert abs(heun - ddim) < 0.05
+    assert abs(heun - 0.5) < 0.1
+
+
+def told_eps(x, a):
+    """The ε in x_t = √ᾱ x_0 + √(1 - ᾱ) ε."""
+    return (x - jnp.sqrt(a) * X_START) / jnp.sqrt(1 - a)
+
+
+@pytest.mark.parametrize("name", ["ddim", "ancestral"])
+def test_strided_chains_read_alpha_bar_of_the_kept_entry_before(name):
+    """Strided sampling that still used ᾱ[t - 1] made images of noise (diffusers' Flax DDPM), and
+    DDIM read ᾱ[t - T / S], which under linspace and trailing is no kept entry (diffusers).
+
+    Told the true ε, DDIM stays on √ᾱ x_0 + √(1 - ᾱ) ε. A noiseless ancestral step is the
+    conditional of two jointly normal variables: given x_0, x_s and x_t have the covariance
+    √(ᾱ_t / ᾱ_s) (1 - ᾱ_s).
+    """
+    for spacing in ("leading", "trailing", "linspace"):
+        chain = respaced(SCHEDULE, 7, spacing)
+        a = SCHEDULE.alphas_cumprod[chain.timesteps][::-1, None, None]
+        x_T = np.sqrt(a[0]) * X_START + np.sqrt(1 - a[0]) * NOISE[0]
+        noise = np.concatenate([np.zeros((7, 8, 3)), x_T[None]])
+        last, states = run(SAMPLERS[name], told_eps, SCHEDULE, chain, noise, save_every=1)
+        np.testing.assert_allclose(last, X_START, atol=1e-12)
+        states = np.concatenate([x_T[None], states[:-1]])
+        expected = np.sqrt(a) * X_START + np.sqrt(1 - a) * NOISE[0]
+        if name == "ancestral":
+            slope = np.sqrt(a[:-1] / a[1:]) * (1 - a[1:]) / (1 - a[:-1])
+            gap = states[:-1] - np.sqrt(a[:-1]) * X_START
+            expected[1:] = np.sqrt(a[1:]) * X_START + slope * gap
+        np.testing.assert_allclose(states, expected, atol=1e-12)
+
+
+@partial(jax.jit, static_argnums=(0, 1), static_argnames="variance_type")
+def one_step(sampler, denoise_fn, schedule, i, noise, **policy):
+    """The x_t after entry `i`, from X_START, where all of the noise is `noise`."""
+    x_t = jnp.asarray(X_START)
+    state = ddpm.SampleState(jnp.int32(i), x_t, sampler.init(x_t))
+    policy = dict(sampler=sampler, noise_fn=lambda i: jnp.full(x_t.shape, noise), **policy)
+    return ddpm.p_sample_steps(None, schedule, denoise_fn, state, 1, **policy).x_t
+
+
+def halve(x, t):
+    return x / 2
+
+
+@pytest.mark.parametrize("name", ["heun", "dpm_3"])
+def test_the_last_step_reads_no_entry_that_wraps(name):
+    """`table[t - 1]` at t = 0 wraps to the last entry: in rules that look at other entries than
+    their own, i - 1 and i + 1, i + 2, the last step would change with the noisiest entry."""
+    chains = [ddpm.respace(SCHEDULE, [3, 50, last]) for last in (150, 199)]
+    ends = [one_step(SAMPLERS[name], halve, chain, 0, 0.0) for chain in chains]
+    np.testing.assert_array_equal(*ends)
+
+
+@pytest.mark.parametrize("name", ["ancestral", "ddim_full", "dpm_sde_2"])
+def test_no_noise_is_added_at_t_0(name):
+    """Noise added at t = 0 left every picture grainy: the last x_t is the mean, E[x_0 | x_1]."""
+    step = partial(one_step, SAMPLERS[name], halve, SCHEDULE, 0, variance_type="fixed_large")
+    np.testing.assert_array_equal(step(0.0), step(1e3))
+    # By hand: x̂_0 = (x - √β_0 ε) / √(1 - β_0), clipped, with ε = x / 2.
+    x_start = X_START * (1 - np.sqrt(1e-4) / 2) / np.sqrt(1 - 1e-4)
+    np.testing.assert_allclose(step(0.0), np.clip(x_start, -1, 1), atol=1e-12)
+
+
+def learned(x, t):
+    return jnp.concatenate([x / 2, jnp.full_like(x, -1)], axis=-1)
+
+
+@pytest.mark.parametrize(
+    ("denoise_fn", "variance_type", "variance"),
+    [
+        (learned, "learned", np.exp(-1)),
+        (learned, "learned_range", SCHEDULE.posterior_variance[100]),
+        (halve, "fixed_large", SCHEDULE.betas[100]),
+    ],
+)
+def test_noise_is_scaled_by_the_root_of_the_variance(denoise_fn, variance_type, variance):
+    """A log-variance taken for a variance is negative, and its root NaN."""
+    step = partial(one_step, SAMPLERS["ancestral"], denoise_fn, SCHEDULE, 100)
+    spread = np.subtract(*(step(noise, variance_type=variance_type) for noise in (1.0, 0.0)))
+    np.testing.assert_allclose(spread, np.full(spread.shape, np.sqrt(variance)), rtol=1e-9)
+
+
+def test_bad_input_is_named(untyped):
+    with pytest.raises(ValueError, match="^eta: "):
+        ddpm.ddim(eta=2.0)
+    with pytest.raises(ValueError, match="^order: "):
+        ddpm.dpm_solver_pp(4)
+    with pytest.raises(ValueError, match="^max_slope: "):
+        ddpm.heun(max_slope=0)

@@ -1,0 +1,194 @@
+"""Whole chains against diffusers: the figures of its own tests, and every x_t on the way.
+
+diffusers is NCHW and its tables are float32.
+"""
+
+from functools import partial
+
+import diffusers
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+import jax_ddpm as ddpm
+
+ELEMENTS = 4 * 3 * 8 * 8
+
+
+def nhwc(x):
+    return np.transpose(np.asarray(x), (0, 2, 3, 1))
+
+
+def dummy(values):
+    """diffusers' dummy: batch of 4, 3 channels, 8 × 8, counted with the batch innermost."""
+    values = (values / ELEMENTS).astype(np.float32).reshape(3, 8, 8, 4)
+    return np.transpose(values, (3, 1, 2, 0))
+
+
+def dummy_model(x, t):
+    t = t.astype(x.dtype).reshape(-1, 1, 1, 1)
+    return x * t / (t + 1)
+
+
+FULL = np.arange(1000)
+TENTHS = np.arange(10) * 100
+DPM = np.linspace(0, 999, 11).round().astype(int)[1:]
+V = {"prediction_type": "v_prediction"}
+DPM_2 = {"sampler": ddpm.dpm_solver_pp(2), "clip_denoised": False}
+DPM_2_THRESHOLDED = {**DPM_2, "clip_denoised": ddpm.dynamic_threshold(0.87, 0.5)}
+DDIM = {"sampler": ddpm.ddim()}
+# name: timesteps, noise added first, β_0, ends at ᾱ_0, arguments, sum of |x|, mean of |x|
+FIGURES = {
+    "ddpm": (FULL, False, 1e-4, False, {}, 258.9606, 0.3372),
+    "ddpm_v": (FULL, False, 1e-4, False, V, 202.0296, 0.2631),
+    # Its test has 387.9466, made with β̃_1 from float32 tables, where 1 - ᾱ_0 has an error of 2e-4.
+    # Given float64 tables, diffusers' own scheduler comes to this.
+    "ddpm_from_noised": (FULL[:2], True, 1e-4, False, {}, 387.9669, 0.5051),
+    "ddim": (TENTHS, False, 1e-4, True, DDIM, 172.0067, 0.223967),
+    "ddim_v": (TENTHS, False, 1e-4, True, {**DDIM, **V}, 52.5302, 0.0684),
+    "ddim_alpha_to_one": (TENTHS, False, 0.01, False, DDIM, 149.8295, 0.1951),
+    "ddim_alpha_not_to_one": (TENTHS, False, 0.01, True, DDIM, 149.0784, 0.1941),
+    "ddim_from_noised": (TENTHS[:2], True, 1e-4, False, DDIM, 354.5418, 0.4616),
+    "dpm_2": (DPM, False, 1e-4, True, DPM_2, None, 0.3301),
+    "dpm_2_v": (DPM, False, 1e-4, True, {**DPM_2, **V}, None, 0.2251),
+    "dpm_2_thresholded": (DPM, False, 1e-4, True, DPM_2_THRESHOLDED, None, 1.1364),
+}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_figures_of_diffusers_own_tests(name):
+    """tests/schedulers/test_scheduler_{ddpm,ddim,dpm_multi}.py, to the tolerances there."""
+    timesteps, noised, beta_start, at_alpha_0, arguments, total, mean = FIGURES[name]
+    full = ddpm.make_schedule(ddpm.linear_beta_schedule(1000, beta_start))
+    end = full.alphas_cumprod[0] if at_alpha_0 else 1.0
+    schedule = ddpm.respace(full, timesteps, final_alpha_cumprod=end)
+    x_T = dummy(np.arange(ELEMENTS))
+    if noised:
+        x_T = ddpm.q_sample(full, x_T, int(timesteps[-1]), dummy(np.arange(ELEMENTS)[::-1]))
+    # It draws at every t > 0, noisiest first.
+    generator = torch.manual_seed(0)
+    draws = [torch.randn(4, 3, 8, 8, generator=generator) for _ in timesteps[1:]]
+    noise = jnp.asarray(np.stack([np.zeros(x_T.shape, np.float32), *map(nhwc, draws[::-1])]))
+    draw = partial(ddpm.p_sample_loop, None, schedule, dummy_model, x_T.shape, x_T=x_T)
+    x_start = draw(noise_fn=lambda i: noise[i], **arguments)
+    assert x_start.dtype == np.float32
+    assert abs(np.abs(x_start).mean() - mean) < 1e-3
+    if total is not None:
+        assert abs(np.abs(x_start).sum() - total) < 1e-2
+
+
+class ExactThirdOrder(diffusers.DPMSolverMultistepScheduler):
+    """diffusers' third order, with the other half of the second derivative's weight.
+
+    Its D2 is h² x̂_0'' / 2, weighed as if it were h² x̂_0''. Measured on Gaussian data, it
+    converges with slope 2.0 (see `test_order_of_convergence`).
+    """
+
+    def multistep_dpm_solver_third_order_update(self, outputs, *, sample, noise=None):
+        x = super().multistep_dpm_solver_third_order_update(outputs, sample=sample, noise=noise)
+        sigmas = self.sigmas[self.step_index - 2 : self.step_index + 2].double()
+        h_1, h_0, h = -torch.diff(torch.log(sigmas))
+        bend = h / h_0 * (outputs[-1] - outputs[-2]) - h / h_1 * (outputs[-2] - outputs[-3])
+        weight = 0.5 - 1 / h + (1 - torch.exp(-h)) / h**2
+        return x + weight / torch.sqrt(1 + sigmas[-1] ** 2) * h / (h_0 + h_1) * bend
+
+
+SHAPE = (2, 4, 4, 3)
+TRAINING = ddpm.make_schedule(ddpm.linear_beta_schedule(200))
+X_T = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
+MULTISTEP = diffusers.DPMSolverMultistepScheduler
+SDE = {"algorithm_type": "sde-dpmsolver++"}
+STEPWISE = {
+    "ddpm": (ddpm.ancestral(), diffusers.DDPMScheduler, {}),
+    "ddim": (ddpm.ddim(), diffusers.DDIMScheduler, {}),
+    "ddim_half": (ddpm.ddim(0.5), diffusers.DDIMScheduler, {}),
+    "dpm_1": (ddpm.dpm_solver_pp(1), MULTISTEP, {"solver_order": 1}),
+    "dpm_2": (ddpm.dpm_solver_pp(2), MULTISTEP, {"solver_order": 2}),
+    "dpm_3": (ddpm.dpm_solver_pp(3), ExactThirdOrder, {"solver_order": 3}),
+    "dpm_sde_1": (ddpm.dpm_solver_pp(1, stochastic=True), MULTISTEP, {"solver_order": 1, **SDE}),
+    "dpm_sde_2": (ddpm.dpm_solver_pp(2, stochastic=True), MULTISTEP, {"solver_order": 2, **SDE}),
+}
+
+
+@jax.jit
+def network(x, t):
+    return jnp.tanh(x) * jnp.cos(t.astype(x.dtype) / 200).reshape(-1, 1, 1, 1)
+
+
+def walk(theirs, denoise_fn, **arguments):
+    """diffusers' x_t after every step from X_T, noisiest first."""
+    x, states = torch.from_numpy(X_T), []
+    for t in theirs.timesteps.numpy():
+        output = np.array(denoise_fn(x.numpy(), np.full(2, t, np.int32)))
+        x = theirs.step(torch.from_numpy(output), t, x, **arguments).prev_sample
+        states.append(x.numpy())
+    return np.array(states)
+
+
+def scheduler(kind, spacing, end, **arguments):
+    arguments |= {"timestep_spacing": spacing}
+    if kind is MULTISTEP or kind is ExactThirdOrder:
+        arguments |= {"final_sigmas_type": end, "lower_order_final": False}
+    else:
+        arguments |= {"clip_sample": False}
+    if kind is diffusers.DDIMScheduler:
+        arguments |= {"set_alpha_to_one": end == "zero"}
+    return kind(200, 1e-4, 0.02, **arguments)
+
+
+@partial(jax.jit, static_argnums=(0, 1), static_argnames=("prediction_type", "clip_denoised"))
+def our_walk(sampler, denoise_fn, schedule, noise, **policy):
+    draw = partial(ddpm.p_sample_loop, None, schedule, denoise_fn, SHAPE, x_T=X_T, save_every=1)
+    return draw(sampler=sampler, noise_fn=lambda i: noise[i], **policy)[1]
+
+
+# NumPy's opinion of diffusers, which hands it tensors.
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+@pytest.mark.parametrize(
+    ("name", "end"),
+    # DDPMScheduler always ends on x_0.
+    [(name, "zero") for name in STEPWISE]
+    + [(name, "sigma_min") for name in STEPWISE if name != "ddpm"],
+)
+def test_every_step_is_that_of_diffusers(name, spacing, end):
+    """With the same noise, to what its float32 tables leave.
+
+    There 1 - ᾱ, 1e-4 at t = 0, is off by 2e-4 of itself, and so λ where `sigma_min` ends by 1e-4:
+    5e-6 of the largest value at worst (`dpm_sde_2`), and 2e-6 elsewhere.
+    """
+    sampler, kind, arguments = STEPWISE[name]
+    theirs = scheduler(kind, spacing, end, **arguments)
+    theirs.set_timesteps(10)
+    timesteps = theirs.timesteps.numpy()
+    # It draws with one generator what the other has drawn here.
+    generator, twin = (torch.Generator().manual_seed(0) for _ in range(2))
+    noise = np.stack([torch.randn(SHAPE, generator=twin).numpy() for _ in timesteps])[::-1]
+    eta = {"eta": 0.5} if name == "ddim_half" else {}
+    expected = walk(theirs, network, generator=generator, **eta)
+    final = 1.0 if end == "zero" else TRAINING.alphas_cumprod[0]
+    schedule = ddpm.respace(TRAINING, timesteps[::-1], final_alpha_cumprod=final)
+    ours = our_walk(sampler, network, schedule, noise, clip_denoised=False)
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+def test_clipped_ddim_has_both_rules_of_diffusers(prediction_type):
+    """Its default keeps the network's ε where x̂_0 is clipped; the other rule is far from it."""
+
+    def large(x, t):  # so that x̂_0 is clipped, whatever this predicts
+        return network(x, t) - 2 if prediction_type == "v_prediction" else 3 * network(x, t)
+
+    policy = dict(prediction_type=prediction_type)
+    theirs = diffusers.DDIMScheduler(200, 1e-4, 0.02, clip_sample=True, **policy)
+    theirs.set_timesteps(10)
+    schedule = ddpm.respace(TRAINING, theirs.timesteps.numpy()[::-1])
+    expected, ours = [], []
+    for clipped in (False, True):
+        expected.append(walk(theirs, jax.jit(large), use_clipped_model_output=clipped))
+        sampler = ddpm.ddim(use_clipped_model_output=clipped)
+        ours.append(our_walk(sampler, large, schedule, np.zeros((10, *SHAPE)), **policy))
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+    assert np.abs(np.subtract(*expected)).max() > 0.1
