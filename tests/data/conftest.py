@@ -1,4 +1,4 @@
-"""About 300 small pictures of every kind that people have."""
+"""Small pictures of every kind that people have."""
 
 import numpy as np
 import pytest
@@ -40,13 +40,12 @@ def make_picture(rng, mode, size):
     return (rgb.quantize(32) if mode == "P" else rgb.convert(mode)), options
 
 
-@pytest.fixture(scope="session")
-def zoo(tmp_path_factory):
-    """The folder of them; its pictures lie in three subfolders."""
-    folder, rng, number = tmp_path_factory.mktemp("zoo"), np.random.default_rng(0), 0
+def write_pictures(folder, of_each):
+    """In three subfolders and deeper ones."""
+    rng, number = np.random.default_rng(0), 0
     for name in CLASSES:
         (folder / name / "deeper").mkdir(parents=True)
-    for _ in range(9):
+    for _ in range(of_each):
         for kind, modes in MODES.items():
             for mode in modes:
                 size = tuple(map(int, rng.integers(9, 41, 2)))
@@ -56,5 +55,16 @@ def zoo(tmp_path_factory):
                 number += 1
     (folder / "bright" / ".hidden.png").write_bytes(b"not a picture")
     (folder / "bright" / "notes.txt").write_text("not a picture")
-    assert number == 315
     return folder
+
+
+@pytest.fixture(scope="session")
+def few(tmp_path_factory):
+    """A folder of 35 pictures, one of each kind."""
+    return write_pictures(tmp_path_factory.mktemp("few"), 1)
+
+
+@pytest.fixture(scope="session")
+def zoo(tmp_path_factory):
+    """A folder of 315 pictures, nine of each kind."""
+    return write_pictures(tmp_path_factory.mktemp("zoo"), 9)

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
 
 from jax_ddpm._checks import FieldError
 from jax_ddpm.data import random_crop, random_flip
@@ -48,21 +47,14 @@ def test_windows_stay_in_what_each_image_holds(key):
     assert np.all(np.asarray(windows) == 9)
 
 
-@pytest.mark.parametrize("batch", [1, 7, 64])
-def test_a_sample_draws_the_same_in_any_batch(key, batch):
+def test_a_sample_draws_the_same_in_any_batch_and_on_any_device(key):
     augment = jax.jit(augmentation(5, True))
     whole = augment(key, IMAGES)
     assert whole.dtype == np.uint8 and whole.shape == (64, 5, 5, 3)
-    np.testing.assert_array_equal(augment(key, IMAGES[:batch]), whole[:batch])
-
-
-def test_a_split_over_devices_does_not_matter(key):
-    augment = augmentation(5, True)
-    sharding = data_sharding(device_mesh(64))
-    placed = jax.device_put(IMAGES, NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec)))
-    split = jax.jit(augment, out_shardings=sharding)(key, placed)
-    assert len(split.sharding.device_set) == 8
-    np.testing.assert_array_equal(split, jax.jit(augment)(key, IMAGES))
+    np.testing.assert_array_equal(augment(key, IMAGES[:7]), whole[:7])
+    placed = jax.device_put(IMAGES, data_sharding(device_mesh(64)))
+    assert len(placed.sharding.device_set) == jax.device_count() > 1
+    np.testing.assert_array_equal(augment(key, placed), whole)
 
 
 def test_nothing_is_done_where_nothing_is_asked_for(key):

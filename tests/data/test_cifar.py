@@ -1,7 +1,7 @@
 """CIFAR's files, made byte by byte."""
 
-import io
 import pickle
+import re
 import tarfile
 
 import numpy as np
@@ -12,11 +12,13 @@ from jax_ddpm.data.files import open_files
 
 TEN = [f"class{number}" for number in range(10)]
 HUNDRED = [f"fine_{number}" for number in range(100)]
+TRAIN = {number: [number, 9 - number] for number in range(1, 6)}
+"""The labels of CIFAR-10's training batches, by their numbers."""
 
 
-def pixels(seed, count=2):
-    """Red, then green, then blue, each row by row."""
-    return np.random.default_rng(seed).integers(0, 256, (count, 3072), np.uint8)
+def pixels(seed):
+    """Of two images: red, then green, then blue, each row by row."""
+    return np.random.default_rng(seed).integers(0, 256, (2, 3072), np.uint8)
 
 
 def binary(seed, *labels):
@@ -25,208 +27,108 @@ def binary(seed, *labels):
 
 
 def pickled(**values):
+    """As Python 2 wrote them, whose text is bytes."""
     return pickle.dumps({key.encode(): value for key, value in values.items()}, 2)
 
 
-def ten_binary():
-    files = {f"data_batch_{n}.bin": binary(n, [n], [9 - n]) for n in range(1, 6)}
-    names = "\n".join(TEN).encode() + b"\n\n"
-    rest = {"test_batch.bin": binary(0, [0], [0]), "batches.meta.txt": names, "readme.html": b"<"}
-    return {f"cifar-10-batches-bin/{name}": data for name, data in (files | rest).items()}
-
-
-def ten_pickled():
-    def batch(number, *labels):
-        data = pixels(number)
-        names = [b"a.png", b"b.png"]
-        return pickled(data=data, labels=[*labels], filenames=names, batch_label=b"batch")
-
-    files = {f"data_batch_{n}": batch(n, n, 9 - n) for n in range(1, 6)}
-    names = [name.encode() for name in TEN]
-    meta = pickled(label_names=names, num_vis=3072, num_cases_per_batch=10000)
-    rest = {"test_batch": batch(0, 0, 0), "batches.meta": meta, "readme.html": b"<"}
-    return {f"cifar-10-batches-py/{name}": data for name, data in (files | rest).items()}
-
-
-def hundred_binary():
-    files = {
+FILES = {
+    "cifar-10-batches-bin": {
+        **{f"data_batch_{n}.bin": binary(n, [a], [b]) for n, (a, b) in TRAIN.items()},
+        "test_batch.bin": binary(0, [0], [3]),
+        "batches.meta.txt": "\n".join([*TEN, "", ""]).encode(),
+    },
+    "cifar-10-batches-py": {
+        **{f"data_batch_{n}": pickled(data=pixels(n), labels=TRAIN[n]) for n in TRAIN},
+        "test_batch": pickled(data=pixels(0), labels=[0, 3]),
+        "batches.meta": pickled(label_names=[name.encode() for name in TEN], num_vis=3072),
+    },
+    "cifar-100-binary": {
         "train.bin": binary(1, [19, 98], [3, 4]),
-        "test.bin": binary(0, [0, 0], [0, 0]),
-        "fine_label_names.txt": "\n".join(HUNDRED).encode() + b"\n",
+        "test.bin": binary(0, [19, 0], [3, 3]),
+        "fine_label_names.txt": "\n".join(HUNDRED).encode(),
         "coarse_label_names.txt": b"coarse\n" * 20,
-    }
-    return {f"cifar-100-binary/{name}": data for name, data in files.items()}
-
-
-def hundred_pickled():
-    def batch(seed, *labels):
-        return pickled(data=pixels(seed), fine_labels=[*labels], coarse_labels=[19, 3])
-
-    meta = pickled(
-        fine_label_names=[name.encode() for name in HUNDRED], coarse_label_names=[b"c"] * 20
-    )
-    files = {"train": batch(1, 98, 4), "test": batch(0, 0, 0), "meta": meta, "file.txt~": b""}
-    return {f"cifar-100-python/{name}": data for name, data in files.items()}
-
-
-MAKERS = {
-    "cifar-10-binary": ten_binary,
-    "cifar-10-python": ten_pickled,
-    "cifar-100-binary": hundred_binary,
-    "cifar-100-python": hundred_pickled,
+    },
+    "cifar-100-python": {
+        "train": pickled(data=pixels(1), fine_labels=[98, 4], coarse_labels=[19, 3]),
+        "test": pickle.dumps({"data": pixels(0), "fine_labels": [0, 3]}),  # by Python 3
+        "meta": pickled(fine_label_names=HUNDRED, coarse_label_names=["coarse"] * 20),
+    },
 }
 
 
-@pytest.fixture(params=MAKERS)
-def version(request):
-    return request.param
+def write(path, folder, **changed):
+    (path / folder).mkdir(parents=True)
+    for name, data in {**FILES[folder], **changed}.items():
+        if data is not None:
+            (path / folder / name).write_bytes(data)
+    return open_files(path)
 
 
-def write(path, files, place="folder"):
-    """As a folder, the one that is in it, or a tar."""
-    if place == "tar":
-        path = path.with_name(path.name + ".tar.gz")
-        with tarfile.open(path, "w:gz", compresslevel=1) as archive:
-            # As published, the batches are in no order.
-            for name, data in sorted(files.items(), key=lambda file: file[0][::-1]):
-                member = tarfile.TarInfo(name)
-                member.size = len(data)
-                archive.addfile(member, io.BytesIO(data))
-        return open_files(path)
-    for name, data in files.items():
-        (path / name).parent.mkdir(parents=True, exist_ok=True)
-        (path / name).write_bytes(data)
-    return open_files(path / next(iter(files)).partition("/")[0] if place == "inner" else path)
-
-
-@pytest.mark.parametrize("place", ["folder", "inner", "tar"])
-def test_the_training_batches_are_read_in_order(tmp_path, version, place):
-    files = write(tmp_path / "x", MAKERS[version](), place)
-    assert is_cifar(files.names)
-    images, labels, names, note = read_cifar(files)
-    is_ten = "-10-" in version
-    seeds = range(1, 6) if is_ten else [1]
-    expected = np.concatenate([pixels(seed) for seed in seeds])
-    assert images.dtype == np.uint8
-    assert images.shape == (len(expected), 32, 32, 3)
-    for channel in range(3):
-        for row in (0, 1, 31):
-            start = 1024 * channel + 32 * row
-            np.testing.assert_array_equal(
-                images[:, row, :, channel], expected[:, start : start + 32]
-            )
-    assert labels.dtype == np.int32
-    assert labels.tolist() == ([1, 8, 2, 7, 3, 6, 4, 5, 5, 4] if is_ten else [98, 4])
-    assert names == tuple(TEN if is_ten else HUNDRED)
-    title = "CIFAR-10" if is_ten else "CIFAR-100"
-    assert note == f"{title}: the training images; those of the test are left out"
-
-
-def test_python_3_may_have_written_them_too(tmp_path):
-    files = {
-        name: pickle.dumps({key.decode(): each for key, each in value.items()})
-        for name, data in ten_pickled().items()
-        if not name.endswith("html")
-        for value in [pickle.loads(data)]
-    }
-    images, labels, names, _ = read_cifar(write(tmp_path, files))
-    assert images.shape == (10, 32, 32, 3)
-    assert labels[0] == 1
-    assert names == tuple(TEN)
-
-
-def test_names_may_be_missing_and_the_test(tmp_path):
-    kept = {name: data for name, data in ten_binary().items() if "data_batch" in name}
-    _, _, names, note = read_cifar(write(tmp_path, kept))
-    assert names is None
-    assert note == "CIFAR-10: the training images"
-
-
-def test_other_files_are_not_taken_for_these():
-    for names in (
-        [],
-        ["train/1.png", "test/1.png", "meta/1.png"],
-        ["train.bin", "val.bin"],
-        ["a/train", "b/meta"],
+@pytest.mark.parametrize("folder", FILES)
+def test_images_are_read_in_order(tmp_path, folder):
+    """From the folder, the one that it is in, and a tar; and those of the test, if asked."""
+    outer = write(tmp_path, folder)
+    with tarfile.open(tmp_path / "x.tar.gz", "w:gz") as archive:
+        for name in sorted(FILES[folder], key=lambda name: name[::-1]):  # in no order, as published
+            archive.add(tmp_path / folder / name, f"{folder}/{name}")
+    is_ten = "-10-" in folder
+    training = np.concatenate([pixels(seed) for seed in (TRAIN if is_ten else [1])])
+    row, column, channel = np.indices((32, 32, 3))
+    for files, test in (
+        (outer, False),
+        (open_files(tmp_path / folder), False),
+        (open_files(tmp_path / "x.tar.gz"), False),
+        (outer, True),
     ):
+        assert is_cifar(files.names)
+        images, labels, names, note = read_cifar(files, test=test)
+        expected = pixels(0) if test else training
+        np.testing.assert_array_equal(images, expected[:, 1024 * channel + 32 * row + column])
+        assert (images.dtype, labels.dtype) == (np.uint8, np.int32)
+        classes = [1, 8, 2, 7, 3, 6, 4, 5, 5, 4] if is_ten else [98, 4]
+        assert labels.tolist() == ([0, 3] if test else classes)
+        assert names == tuple(TEN if is_ten else HUNDRED)
+        said = "the test images" if test else "the training images; those of the test are left out"
+        assert note == f"CIFAR-{10 if is_ten else 100}: {said}"
+
+
+def test_what_is_missing_or_there_twice(tmp_path):
+    """Names and the test's images may be missing; batches are named."""
+    missing = {"batches.meta.txt": None, "test_batch.bin": None}
+    _, _, names, note = read_cifar(write(tmp_path, "cifar-10-batches-bin", **missing))
+    assert names is None and note == "CIFAR-10: the training images"
+    (tmp_path / "cifar-10-batches-bin/data_batch_3.bin").unlink()
+    with pytest.raises(ValueError, match=f"expected data_batch_3.bin beside .* {tmp_path}"):
+        read_cifar(open_files(tmp_path))
+    files = write(tmp_path, "cifar-100-python")
+    with pytest.raises(ValueError, match="expected one CIFAR .*-bin/data_b.*-100-python/train"):
+        read_cifar(files)
+    for names in ([], ["train/1.png", "test/1.png", "meta/1.png"], ["train.bin"], ["a/train"]):
         assert not is_cifar(names)
 
 
-def fails(files, *parts):
-    with pytest.raises(ValueError) as caught:
+DAMAGED = {
+    "expected records of 3073 bytes": ("bin", "data_batch_1.bin", binary(1, [1], [8])[:-1]),
+    "expected records of 3073 bytes, got 0": ("bin", "data_batch_1.bin", b""),
+    "labels from 0 to 9, got 3 to 10": ("bin", "data_batch_2.bin", binary(1, [10], [3])),
+    "expected 10 names, got 2": ("bin", "batches.meta.txt", b"a\nb\n"),
+    "the names of the classes": ("py", "batches.meta", pickled(label_names=[1] * 10)),
+    "data of uint8, got nothing": ("py", "data_batch_1", pickled(labels=[1, 2])),
+    "got uint8[2, 3071]": ("py", "data_batch_1", pickled(data=pixels(1)[:, 1:], labels=[1, 2])),
+    "got uint8[0, 3072]": ("py", "data_batch_1", pickled(data=pixels(1)[:0], labels=[])),
+    "whole numbers, got a list": ("py", "data_batch_1", pickled(data=pixels(1), labels=[1, b"2"])),
+    "2 labels, got 3": ("py", "data_batch_1", pickled(data=pixels(1), labels=[1, 2, 3])),
+    "from 0 to 9, got -1 to 1": ("py", "data_batch_1", pickled(data=pixels(1), labels=[1, -1])),
+    "expected a dict, got a list": ("py", "data_batch_1", pickle.dumps([1], 2)),
+    "expected a dict, got a dict": ("py", "data_batch_1", pickle.dumps({1: 2}, 2)),
+    "cannot read the pickle": ("py", "data_batch_1", pickled(data=pixels(1))[:-5]),
+}
+
+
+@pytest.mark.parametrize("problem", DAMAGED)
+def test_damage_is_named(tmp_path, problem):
+    kind, name, data = DAMAGED[problem]
+    files = write(tmp_path, f"cifar-10-batches-{kind}", **{name: data})
+    with pytest.raises(ValueError, match=f"-{kind}/{name}.*: .*{re.escape(problem)}") as caught:
         read_cifar(files)
     assert "\n" not in str(caught.value)
-    for part in parts:
-        assert part in str(caught.value)
-
-
-def test_missing_batches_are_named(tmp_path):
-    files = ten_binary()
-    del (
-        files["cifar-10-batches-bin/data_batch_3.bin"],
-        files["cifar-10-batches-bin/data_batch_5.bin"],
-    )
-    fails(write(tmp_path, files), "data_batch_3.bin, data_batch_5.bin", str(tmp_path))
-
-
-def test_several_data_sets_are_named(tmp_path):
-    files = write(tmp_path, ten_binary() | hundred_pickled())
-    fails(
-        files, "expected one CIFAR", "cifar-10-batches-bin/data_batch_1.bin, cifar-100-python/train"
-    )
-    (tmp_path / "none").mkdir()
-    fails(open_files(tmp_path / "none"), "expected one CIFAR", "got none")
-
-
-@pytest.mark.parametrize("version", ["cifar-10-binary", "cifar-100-binary"])
-@pytest.mark.parametrize(
-    "change", [lambda data: data[:-1], lambda data: data + b"x", lambda _: b""]
-)
-def test_records_that_are_cut_are_named(tmp_path, version, change):
-    files = MAKERS[version]()
-    name = next(name for name in files if "batch_1" in name or "train" in name)
-    files[name] = change(files[name])
-    size = 3073 if "-10-" in version else 3074
-    fails(write(tmp_path, files), f"{name} in {tmp_path}: expected records of {size} bytes, got ")
-
-
-def test_labels_out_of_range_are_named(tmp_path):
-    files = ten_binary()
-    files["cifar-10-batches-bin/data_batch_2.bin"] = binary(1, [10], [3])
-    fails(write(tmp_path, files), "data_batch_2.bin", "expected labels from 0 to 9, got 3 to 10")
-
-
-def test_names_that_do_not_fit_are_named(tmp_path):
-    files = ten_binary()
-    files["cifar-10-batches-bin/batches.meta.txt"] = b"a\nb\n"
-    fails(write(tmp_path, files), "batches.meta.txt: expected 10 names, got 2")
-
-
-FORMS = [
-    (pickled(labels=[1, 2]), "expected data of uint8, got nothing"),
-    (pickled(data=pixels(1).astype("f4"), labels=[1, 2]), "got float32[2, 3072]"),
-    (pickled(data=pixels(1)[:, 1:], labels=[1, 2]), "[image, 3072], got uint8[2, 3071]"),
-    (pickled(data=pixels(1)[:0], labels=[]), "got uint8[0, 3072]"),
-    (pickled(data=pixels(1)), "expected labels as whole numbers, got nothing"),
-    (pickled(data=pixels(1), labels=[1, b"2"]), "expected labels as whole numbers, got a list"),
-    (pickled(data=pixels(1), labels=[1, 2, 3]), "expected 2 labels, got 3"),
-    (pickled(data=pixels(1), labels=[1, 2**70]), "expected labels from 0 to 9, got 1 to "),
-    (pickle.dumps([1], 2), "expected a dict, got a list"),
-    (pickle.dumps({1: 2}, 2), "expected a dict, got a dict"),
-    (pickled(data=pixels(1), labels=[1, 2])[:-5], "cannot read the pickle: "),
-    (b"cposix\nsystem\nU\x01x\x85R.", "it asks for posix.system, which is refused"),
-]
-
-
-@pytest.mark.parametrize("batch, problem", FORMS, ids=[problem for _, problem in FORMS])
-def test_batches_of_another_form_are_named(tmp_path, batch, problem):
-    files = ten_pickled()
-    name = "cifar-10-batches-py/data_batch_1"
-    files[name] = batch
-    fails(write(tmp_path, files), f"{name} in {tmp_path}: ", problem)
-
-
-def test_names_of_another_form_are_named(tmp_path):
-    files = ten_pickled()
-    files["cifar-10-batches-py/batches.meta"] = pickled(label_names=[1] * 10)
-    fails(write(tmp_path, files), "batches.meta: expected the names of the classes, got a list")

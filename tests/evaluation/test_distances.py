@@ -19,14 +19,10 @@ from jax_ddpm.evaluation import (
 )
 from jax_ddpm.evaluation.distances import InceptionScores
 
-
-def features():
-    """1,200 and 1,100 of 32 each."""
-    random = np.random.default_rng(0)
-    mix = random.standard_normal((32, 32)) / np.sqrt(32)
-    x = np.maximum(random.standard_normal((1200, 32)) @ mix, 0)
-    y = np.maximum(0.1 + 0.9 * random.standard_normal((1100, 32)) @ mix, 0)
-    return x, y
+RANDOM = np.random.default_rng(0)
+MIX = RANDOM.standard_normal((32, 32)) / np.sqrt(32)
+X = np.maximum(RANDOM.standard_normal((1200, 32)) @ MIX, 0)
+Y = np.maximum(0.1 + 0.9 * RANDOM.standard_normal((1100, 32)) @ MIX, 0)
 
 
 def frechet(x, y):
@@ -35,19 +31,17 @@ def frechet(x, y):
 
 
 def test_frechet_distance_is_torch_fidelitys():
-    x, y = features()
-    assert frechet(x, y) == pytest.approx(0.16267167556366502, rel=1e-6)
+    assert frechet(X, Y) == pytest.approx(0.16267167556366502, rel=1e-6)
     # Fewer samples than features: singular covariances.
-    assert frechet(x[:20], y[:25]) == pytest.approx(6.9414359813226145, rel=1e-6)
+    assert frechet(X[:20], Y[:25]) == pytest.approx(6.9414359813226145, rel=1e-6)
 
 
 def test_frechet_distance_by_scipys_square_root_and_in_closed_form():
-    x, y = features()
-    one, other = statistics(x), statistics(y)
+    one, other = statistics(X), statistics(Y)
     root = scipy.linalg.sqrtm(one.sigma @ other.sigma).real
     expected = np.sum((one.mu - other.mu) ** 2) + np.trace(one.sigma + other.sigma - 2 * root)
-    assert frechet(x, y) == pytest.approx(expected, rel=1e-9)
-    assert frechet(x, x) == pytest.approx(0, abs=1e-9)
+    assert frechet(X, Y) == pytest.approx(expected, rel=1e-9)
+    assert frechet(X, X) == pytest.approx(0, abs=1e-9)
     # Of Gaussians with independent features, Σ (σ₁ - σ₂)² beside the means.
     mu, deviations = np.asarray([1.0, -2.0]), np.asarray([[3.0, 0.5], [1.0, 2.0]])
     one, other = (np.diag(each**2) for each in deviations)
@@ -55,18 +49,15 @@ def test_frechet_distance_by_scipys_square_root_and_in_closed_form():
 
 
 def test_kernel_distance_is_torch_fidelitys():
-    x, y = features()
-    distance = kernel_distance(x, y)
-    assert distance.mean == pytest.approx(0.00162388397431378, rel=1e-9)
-    assert distance.std == pytest.approx(0.00044016471015564094, rel=1e-9)
-    distance = kernel_distance(x, y, subsets=10, subset_size=50)
-    assert distance.mean == pytest.approx(-0.001975110112102074, rel=1e-9)
-    assert distance.std == pytest.approx(0.012471694974378332, rel=1e-9)
+    few = (-0.001975110112102074, 0.012471694974378332)
+    assert kernel_distance(X, Y, subsets=10, subset_size=50) == pytest.approx(few, rel=1e-9)
+    usual = (0.00162388397431378, 0.00044016471015564094)
+    assert kernel_distance(X, Y) == pytest.approx(usual, rel=1e-9)
 
 
 def test_kernel_distance_of_all_samples_by_its_definition():
     """Sums over pairs, Bińkowski et al. 2018, eq. 4, each pair by itself."""
-    x, y = features()[0][:5], features()[1][:5]
+    x, y = X[:5], Y[:5]
 
     def kernel(one, other):
         return (np.dot(one, other) / 32 + 1) ** 3
@@ -80,12 +71,10 @@ def test_kernel_distance_of_all_samples_by_its_definition():
 
 
 def test_inception_score_is_torch_fidelitys():
-    x, _ = features()
-    score = inception_score(4 * x)
+    score = inception_score(4 * X)
     assert score.mean == pytest.approx(8.450509689583127, rel=1e-6)
     assert score.std == pytest.approx(0.3908754216285297, rel=1e-6)
-    score = inception_score(4 * x, splits=3)
-    assert score.mean == pytest.approx(8.77598410405962, rel=1e-6)
+    assert inception_score(4 * X, splits=3).mean == pytest.approx(8.77598410405962, rel=1e-6)
 
 
 def test_inception_score_in_closed_form_and_in_batches():
@@ -93,21 +82,18 @@ def test_inception_score_in_closed_form_and_in_batches():
     logits = np.tile(100 * np.eye(8), (10, 1))
     assert inception_score(0 * logits).mean == pytest.approx(1, rel=1e-12)
     assert inception_score(logits, splits=1).mean == pytest.approx(8, rel=1e-12)
-    x, _ = features()
+    x = X.astype(np.float32)
     scores = InceptionScores(len(x), splits=10)
     for first in range(0, len(x), 77):
-        scores.add(x[first : first + 77].astype(np.float32))
-    whole = inception_score(x.astype(np.float32))
-    assert scores.score == pytest.approx(whole, rel=1e-12)
+        scores.add(x[first : first + 77])
+    assert scores.score == pytest.approx(inception_score(x), rel=1e-12)
 
 
 def test_precision_and_recall_are_torch_fidelitys():
-    x, y = features()
-    expected = {3: (0.7833333611488342, 0.8681818246841431)}
-    expected[5] = (0.8583333492279053, 0.9272727370262146)
-    for k, figures in expected.items():
-        assert precision_recall(y, x, k) == pytest.approx(figures, rel=1e-6)
-    assert precision_recall(y, x) == precision_recall(y, x, k=3)
+    three = (0.7833333611488342, 0.8681818246841431)
+    assert precision_recall(Y, X) == pytest.approx(three, rel=1e-6)
+    five = (0.8583333492279053, 0.9272727370262146)
+    assert precision_recall(Y, X, 5) == pytest.approx(five, rel=1e-6)
 
 
 def test_precision_and_recall_of_points_on_a_line():
@@ -116,37 +102,34 @@ def test_precision_and_recall_of_points_on_a_line():
     found = precision_recall(real, generated, k=1)
     # 9 is not within 1 of a real one; 9 reaches down to 2.5, so 3 is reached, and 2 by 2 itself.
     assert found == pytest.approx((2 / 3, 2 / 4))
+    # 4 is 1 away from 3: just within.
+    assert precision_recall(real, np.full((2, 1), 4.0), k=1).precision == 1
 
 
 def test_nearest_distances():
-    x, y = features()
-    expected = np.sqrt(((x[:40, None] - y[None]) ** 2).sum(-1)).min(1)
-    np.testing.assert_allclose(nearest_distances(x[:40], y), expected, rtol=1e-9)
-    apart = np.sqrt(((x[:40, None] - x[None, :40]) ** 2).sum(-1)) + 1e9 * np.eye(40)
-    np.testing.assert_allclose(nearest_distances(x[:40]), apart.min(1), rtol=1e-9)
-    copies = np.concatenate([x[:3], y[:3]])
-    assert (nearest_distances(copies, x) < 1e-6).tolist() == [True] * 3 + [False] * 3
+    x = X[:40]
+    expected = np.sqrt(((x[:, None] - Y[None]) ** 2).sum(-1)).min(1)
+    np.testing.assert_allclose(nearest_distances(x, Y), expected, rtol=1e-9)
+    apart = np.sqrt(((x[:, None] - x[None]) ** 2).sum(-1)) + 1e9 * np.eye(40)
+    np.testing.assert_allclose(nearest_distances(x), apart.min(1), rtol=1e-9)
+    copies = np.concatenate([X[:3], Y[:3]])
+    assert (nearest_distances(copies, X) < 1e-6).tolist() == [True] * 3 + [False] * 3
+
+
+ONE = statistics(X)
+WRONG = {
+    "x: expected finite numbers": lambda: kernel_distance(np.where(X > 2, np.nan, X), Y),
+    "generated: expected 32 features, as real, got 31": lambda: precision_recall(X, Y[:, 1:]),
+    "k: expected fewer than 3": lambda: precision_recall(X[:3], Y),
+    "splits: expected 1 to 4": lambda: inception_score(X[:4]),
+    "mu_2: expected 32": lambda: frechet_distance(*ONE[1:], ONE.mu[1:], ONE.sigma[1:, 1:]),
+    "sigma_2: exp.* symmetric": lambda: frechet_distance(*ONE[1:], ONE.mu, np.triu(ONE.sigma)),
+    "sigma_1: expected shape": lambda: frechet_distance(ONE.mu, ONE.sigma[:3], *ONE[1:]),
+}
 
 
 @pytest.mark.usefixtures("untyped")
-def test_what_does_not_fit_is_named():
-    x, y = features()
-    one = statistics(x)
-    wrong = x.copy()
-    wrong[3, 4] = np.nan
-    with pytest.raises(ValueError, match="x: expected finite numbers"):
-        kernel_distance(wrong, y)
-    with pytest.raises(ValueError, match="generated: expected 32 features, as real, got 31"):
-        precision_recall(x, y[:, 1:])
-    with pytest.raises(ValueError, match="k: expected fewer than 3, the samples, got 3"):
-        precision_recall(x[:3], y)
-    with pytest.raises(ValueError, match="splits: expected 1 to 4, the samples, got 10"):
-        inception_score(x[:4])
-    with pytest.raises(ValueError, match="mu_2: expected 32 features, as mu_1, got 31"):
-        frechet_distance(one.mu, one.sigma, one.mu[1:], one.sigma[1:, 1:])
-    with pytest.raises(ValueError, match="sigma_2: expected a symmetric matrix"):
-        frechet_distance(one.mu, one.sigma, one.mu, np.triu(one.sigma))
-    with pytest.raises(ValueError, match="sigma_1: expected shape"):
-        frechet_distance(one.mu, one.sigma[:3], one.mu, one.sigma)
-    with pytest.raises(ValueError, match="mu_1: expected"):
-        frechet_distance(x, one.sigma, one.mu, one.sigma)
+@pytest.mark.parametrize("problem", WRONG)
+def test_what_does_not_fit_is_named(problem):
+    with pytest.raises(ValueError, match=problem):
+        WRONG[problem]()

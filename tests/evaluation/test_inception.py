@@ -1,10 +1,11 @@
 """Features of FID's Inception, against torch-fidelity's.
 
-`inception/` holds features that torch-fidelity's network, with the seeded weights of conftest.py,
-gave in float64, rounded to float32: `features.npz` of four images of 32×32, and `other_sizes.npz`
+`inception/` holds features that torch-fidelity's network, with the seeded weights below, gave in
+float64, rounded to float32: `features.npz` of four images of 32×32, and `other_sizes.npz`
 (torch-fidelity 0.4.0) of the image that `picture` makes for each size.
 """
 
+import json
 from pathlib import Path
 
 import jax
@@ -17,7 +18,45 @@ from jax_ddpm.io.arrays import save_tensors
 
 HERE = Path(__file__).parent / "inception"
 NAMES = ("64", "192", "768", "2048", "logits_unbiased")
+ENDS = np.cumsum([64, 192, 768, 2048])
 pytestmark = pytest.mark.usefixtures("untyped")
+
+
+@pytest.fixture(scope="module")
+def weights():
+    """Arrays under torch-fidelity's names, in the order of its state dict."""
+    shapes = json.loads((HERE / "weights.json").read_text())["shapes"]
+    random, tensors = np.random.default_rng(7), {}
+    for name, shape in shapes.items():
+        if name.endswith("num_batches_tracked"):
+            tensors[name] = np.zeros((), np.int64)
+            continue
+        if name.endswith("running_var"):
+            values = 0.5 + random.random(shape)
+        elif name.endswith("bn.weight"):
+            values = 1 + 0.1 * random.standard_normal(shape)
+        elif len(shape) == 1:
+            values = 0.1 * random.standard_normal(shape)
+        else:
+            values = random.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:]))
+        tensors[name] = values.astype(np.float32)
+    return tensors
+
+
+@pytest.fixture(scope="module")
+def path(weights, tmp_path_factory):
+    file = tmp_path_factory.mktemp("inception") / "weights.safetensors"
+    save_tensors(file, weights)
+    return file
+
+
+@pytest.fixture(scope="module")
+def network(path):
+    return load_inception(path)
+
+
+def slow(*each):
+    return pytest.param(*each, marks=pytest.mark.slow)
 
 
 def picture(height, width):
@@ -36,34 +75,31 @@ def check(got, expected, tolerance, dtype=np.float32):
         assert error <= tolerance * np.abs(expected[name]).max(), name
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float64", 1e-6)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [slow("float32", 1e-5), ("float64", 1e-6)])
 def test_features_are_torch_fidelitys(path, dtype, tolerance):
     known = np.load(HERE / "features.npz")
     network = load_inception(path, dtype=dtype)
     check(network(known["images"]), known, tolerance, dtype)
 
 
-@pytest.mark.parametrize("size", ["8x8", "48x64", "299x299", "300x413"])
-def test_of_other_sizes_too(path, size):
+@pytest.mark.parametrize("size", [slow("8x8"), slow("48x64"), slow("299x299"), "300x413"])
+def test_of_other_sizes_too(network, size):
     """Enlarged, as it is, and made smaller without averaging."""
-    flat = np.load(HERE / "other_sizes.npz")[size]
-    ends = np.cumsum([64, 192, 768, 2048, 1008])
-    known = {
-        name: values[None] for name, values in zip(NAMES, np.split(flat, ends[:-1]), strict=True)
-    }
-    check(load_inception(path)(picture(*map(int, size.split("x")))), known, 1e-5)
+    parts = np.split(np.load(HERE / "other_sizes.npz")[size][None], ENDS, axis=1)
+    known = dict(zip(NAMES, parts, strict=True))
+    check(network(picture(*map(int, size.split("x")))), known, 1e-5)
 
 
-def test_torchs_own_file_is_the_same(weights, path, torch, tmp_path, monkeypatch):
-    tensors = {name: torch.from_numpy(np.array(value)) for name, value in weights.items()}
+def test_torchs_own_file_is_the_same(weights, network, torch, tmp_path, monkeypatch):
+    tensors = {name: torch.from_numpy(value) for name, value in weights.items()}
     torch.save(tensors, tmp_path / "weights.pth")
     monkeypatch.setenv(VARIABLE, str(tmp_path / "weights.pth"))
-    one, other = load_inception(path), load_inception()
-    jax.tree.map(np.testing.assert_array_equal, one.variables, other.variables)
-    assert one.description != other.description  # files with digests of their own
+    other = load_inception()
+    jax.tree.map(np.testing.assert_array_equal, network.variables, other.variables)
+    assert network.description != other.description  # files with digests of their own
 
 
-def test_what_is_missing_or_foreign_is_named(weights, tmp_path, monkeypatch):
+def test_what_is_missing_or_foreign_is_named(tmp_path, monkeypatch):
     monkeypatch.delenv(VARIABLE, raising=False)
     published = "weights-inception-2015-12-05-6726825d.pth"
     with pytest.raises(ValueError, match=f"path: expected a file, got none: .*{published}"):
@@ -71,25 +107,20 @@ def test_what_is_missing_or_foreign_is_named(weights, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=f"path: no such file: .*nowhere.*{published}"):
         load_inception(tmp_path / "nowhere.pth")
     file = tmp_path / "x.safetensors"
-    save_tensors(file, {name: value for name, value in weights.items() if name != "fc.bias"})
-    with pytest.raises(
-        ValueError,
-        match="x.safetensors is not FID's Inception: expected a tensor fc.bias, got none",
+    for tensors, problem in (
+        ({}, "not FID's Inception: expected a tensor Conv2d_1a_3x3.bn.bias, got none"),
+        ({"AuxLogits.fc.bias": np.zeros(1000, np.float32)}, "only Inc.*, got AuxLogits.fc.bias"),
     ):
-        load_inception(file)
-    save_tensors(file, {**weights, "AuxLogits.fc.bias": np.zeros(1000, np.float32)})
-    with pytest.raises(ValueError, match="only Inception's tensors, got AuxLogits.fc.bias"):
-        load_inception(file)
+        save_tensors(file, tensors)
+        with pytest.raises(ValueError, match=f"x.safetensors .*{problem}"):
+            load_inception(file)
     file.write_bytes(b"no weights")
     with pytest.raises(ValueError, match="expected a safetensors file, got a damaged one"):
         load_inception(file)
 
 
-def test_other_images_are_refused(path):
-    network = load_inception(path)
-    with pytest.raises(ValueError, match="images: expected"):
-        network(np.zeros((32, 32, 3), np.uint8))
-    with pytest.raises(TypeError, match="images: expected"):
-        network(np.zeros((1, 32, 32, 3), np.float32))
-    with pytest.raises(ValueError, match="images: expected 3 channels, got 1"):
-        network(np.zeros((1, 32, 32, 1), np.uint8))
+def test_other_images_are_refused(network):
+    images = np.zeros((1, 32, 32, 3), np.uint8)
+    for wrong in (images[0], images.astype(np.float32), images[..., :1]):
+        with pytest.raises((TypeError, ValueError), match="images: expected"):
+            network(wrong)

@@ -5,6 +5,8 @@ import pytest
 
 from jax_ddpm.evaluation import load_statistics, save_statistics, statistics
 
+FEATURES = np.random.default_rng(0).standard_normal((9, 4)).astype(np.float32)
+
 
 @pytest.mark.parametrize("sizes", [(10, 10, 10), (1, 28, 1), (1, 1, 1, 27)])
 def test_parts_join_to_the_whole(sizes):
@@ -19,42 +21,36 @@ def test_parts_join_to_the_whole(sizes):
     np.testing.assert_allclose(found.sigma, np.cov(rows, rowvar=False), rtol=1e-8, atol=1e-9)
 
 
+@pytest.mark.usefixtures("untyped")
 def test_files_go_both_ways(tmp_path):
     """As pytorch-fid reads them, `np.load(path)["mu"]`, and as it writes them."""
-    found = statistics(np.random.default_rng(0).standard_normal((9, 4)).astype(np.float32))
+    found = statistics(FEATURES)
     save_statistics(tmp_path / "ours.npz", found)
     with np.load(tmp_path / "ours.npz") as content:
-        mu, sigma = content["mu"][:], content["sigma"][:]
-    np.savez_compressed(tmp_path / "theirs.npz", mu=mu, sigma=sigma)
+        np.savez_compressed(tmp_path / "theirs.npz", mu=content["mu"], sigma=content["sigma"])
     for name, num in (("ours.npz", 9), ("theirs.npz", 0)):
         back = load_statistics(tmp_path / name)
         assert back.num == num
         np.testing.assert_array_equal(back.mu, found.mu)
         np.testing.assert_array_equal(back.sigma, found.sigma)
-
-
-def test_other_files_are_named(tmp_path):
-    with pytest.raises(ValueError, match="nowhere.npz: no such file"):
-        load_statistics(tmp_path / "nowhere.npz")
-    np.savez(tmp_path / "x.npz", images=np.zeros(3))
-    with pytest.raises(ValueError, match=r"x.npz: expected arrays mu and sigma"):
-        load_statistics(tmp_path / "x.npz")
-    np.savez(tmp_path / "x.npz", mu=np.zeros(3), sigma=np.zeros((3, 2)))
-    with pytest.raises(ValueError, match=r"expected mu \[feature\] and sigma"):
-        load_statistics(tmp_path / "x.npz")
-    np.savez(tmp_path / "x.npz", mu=np.full(3, np.nan), sigma=np.zeros((3, 3)))
-    with pytest.raises(ValueError, match="expected finite numbers"):
-        load_statistics(tmp_path / "x.npz")
+    # How many images theirs are of nobody knows.
+    with pytest.raises(ValueError, match="num: expected the number of images of both, got 0"):
+        back.joined(found)
 
 
 @pytest.mark.usefixtures("untyped")
-def test_images_that_were_not_counted_are_not_joined(tmp_path):
-    found = statistics(np.random.default_rng(0).standard_normal((9, 4)))
-    np.savez(tmp_path / "theirs.npz", mu=found.mu, sigma=found.sigma)
-    with pytest.raises(ValueError, match="num: expected the number of images of both, got 0"):
-        load_statistics(tmp_path / "theirs.npz").joined(found)
+def test_what_does_not_fit_is_named(tmp_path):
     with pytest.raises(ValueError, match="features: expected one sample or more, got none"):
-        statistics(np.zeros((0, 4)))
-    np.savez(tmp_path / "x.npz", mu=found.mu, sigma=np.triu(found.sigma))
-    with pytest.raises(ValueError, match="x.npz: expected a symmetric sigma"):
-        load_statistics(tmp_path / "x.npz")
+        statistics(FEATURES[:0])
+    with pytest.raises(ValueError, match="nowhere.npz: no such file"):
+        load_statistics(tmp_path / "nowhere.npz")
+    mu, sigma = np.zeros(3), np.eye(3)
+    for arrays, problem in (
+        ({"images": mu}, "expected arrays mu and sigma"),
+        ({"mu": mu, "sigma": sigma[:2]}, r"expected mu \[feature\] and sigma"),
+        ({"mu": mu * np.nan, "sigma": sigma}, "expected finite numbers"),
+        ({"mu": mu, "sigma": np.triu(sigma + 1)}, "expected a symmetric sigma"),
+    ):
+        np.savez(tmp_path / "x.npz", **arrays)
+        with pytest.raises(ValueError, match=f"x.npz: {problem}"):
+            load_statistics(tmp_path / "x.npz")
