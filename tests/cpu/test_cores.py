@@ -4,54 +4,58 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
-CODE = """
-import json, os
-os.sched_getaffinity = lambda process: range(96)
-import jax
 from jax_ddpm.cpu import cores
-before = dict(os.environ)
-if {found!r} is not None:
-    cores.find_spec = lambda name: {found!r}[0] or None
-    cores.glob = lambda pattern: {found!r}[1]
-cores.use_cores()
-print(json.dumps([jax.config.jax_num_cpu_devices, os.environ == before]))
-"""
 
 
-def devices(found=None, **environment):
-    environment = {
-        **{name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"},
-        **environment,
-    }
-    command = [sys.executable, "-c", CODE.format(found=found)]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    count, unchanged = json.loads(result.stdout)
-    assert unchanged
+@pytest.fixture
+def devices(monkeypatch):
+    """The number of devices that a process with 96 cores gets, -1 where nothing is set."""
+
+    def count(platforms=None, *, number=-1, flags="", plugin=False, files=()):
+        config = SimpleNamespace(jax_num_cpu_devices=number, jax_platforms=platforms)
+        config.update = lambda name, value: setattr(config, name, value)
+        monkeypatch.setattr(cores, "jax", SimpleNamespace(config=config))
+        monkeypatch.setattr(cores, "find_spec", lambda name: plugin or None)
+        monkeypatch.setattr(cores, "glob", lambda pattern: list(files))
+        monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(96), raising=False)
+        monkeypatch.setenv("XLA_FLAGS", flags)
+        cores.use_cores()
+        return config.jax_num_cpu_devices
+
     return count
 
 
-@pytest.mark.parametrize(
-    ("count", "environment"),
-    [
-        (96, {"JAX_PLATFORMS": "cpu"}),
-        (-1, {"JAX_PLATFORMS": "cuda"}),
-        (-1, {"JAX_PLATFORMS": "tpu,cpu"}),
-        (3, {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "3"}),
-        (-1, {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}),
-    ],
-)
-def test_96_cores(count, environment):
-    assert devices(**environment) == count
+def test_where_platforms_and_devices_are_said(devices):
+    assert devices("cpu") == 96
+    assert devices("cuda") == -1
+    assert devices("tpu,cpu") == -1
+    assert devices("cpu", number=3) == 3
+    assert devices("cpu", flags="--xla_force_host_platform_device_count=4") == -1
 
 
-@pytest.mark.parametrize(
-    ("count", "plugin", "files"),
-    [(96, False, ["/dev/nvidia0"]), (96, True, []), (-1, True, ["/dev/nvidia0"])],
-    ids=["a GPU without a plugin", "a plugin without a GPU", "both"],
-)
 @pytest.mark.skipif(sys.platform != "linux", reason="devices are seen as Linux shows them")
-def test_96_cores_where_jax_chooses(count, plugin, files):
-    assert devices(found=(plugin, files)) == count
+def test_where_jax_chooses(devices):
+    assert devices(plugin=False, files=["/dev/nvidia0"]) == 96
+    assert devices(plugin=True) == 96
+    assert devices(plugin=True, files=["/dev/nvidia0"]) == -1
+
+
+def test_jax_has_them_and_the_environment_is_as_it_was():
+    code = """
+import json, os
+os.sched_getaffinity = lambda process: range(3)
+import jax
+from jax_ddpm.cpu import cores
+before = dict(os.environ)
+cores.use_cores()
+print(json.dumps([jax.device_count(), os.environ == before]))
+"""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    del environment["JAX_NUM_CPU_DEVICES"]
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert json.loads(result.stdout) == [3, True]

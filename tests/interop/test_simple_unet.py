@@ -1,6 +1,7 @@
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -27,6 +28,13 @@ def test_parameters_that_track_gradients_are_taken():
     np.testing.assert_array_equal(
         variables["params"]["down1"]["bias"], reference.down1.bias.detach().numpy()
     )
+
+
+def test_a_state_dict_of_data_parallel_is_read():
+    tensors = SimpleUNet().state_dict()
+    wrapped = {f"module.{name}": value for name, value in tensors.items()}
+    ours, expected = simple_unet_from_torch(wrapped), simple_unet_from_torch(tensors)
+    jax.tree.map(np.testing.assert_array_equal, ours, expected)
 
 
 def test_training_on_in_torch_leaves_these_weights_alone():
@@ -57,6 +65,7 @@ def test_foreign_weights_are_named(change, words):
         simple_unet_from_torch(tensors)
 
 
+@pytest.mark.slow
 def test_the_library_never_imports_torch():
     code = "import sys, jax_ddpm, jax_ddpm.io.arrays; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

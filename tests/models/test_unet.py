@@ -7,119 +7,119 @@ import pytest
 
 import jax_ddpm as ddpm
 
-SMALL = {
-    "block_out_channels": (8, 16),
-    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
-    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+ONE_LEVEL = {
+    "block_out_channels": (8,),
+    "down_block_types": ("AttnDownBlock2D",),
+    "up_block_types": ("UpBlock2D",),
+    "mid_block_type": None,
     "norm_num_groups": 4,
     "layers_per_block": 1,
 }
-X = jnp.ones((2, 8, 4, 3), jnp.float32)
-T = jnp.array([0, 999], jnp.int32)
+SMALL = {
+    **ONE_LEVEL,
+    "block_out_channels": (8, 16),
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+}
+KEY = jax.random.key(0, impl="unsafe_rbg")  # whose draws compile fast
+X = np.ones((2, 8, 4, 3), np.float32)
+T = np.array([0, 999], np.int32)
+LABELS = np.array([0, 2], np.int32)
 
 
-def randomised(variables):
-    """Weights that are nowhere zero."""
+def randomised(model, *inputs):
+    """Variables that are nowhere zero."""
     rng = np.random.default_rng(0)
-    return jax.tree.map(lambda x: rng.normal(0, 0.25, x.shape).astype(x.dtype), variables)
+    shapes = jax.eval_shape(model.init, KEY, *inputs)
+    return jax.tree.map(lambda x: rng.normal(0, 0.25, x.shape).astype(x.dtype), shapes)
 
 
-def test_a_new_network_starts_at_zero(key):
-    model = ddpm.UNet(**SMALL)
-    variables = jax.jit(model.init)(key, X, T)
-    np.testing.assert_array_equal(jax.jit(model.apply)(variables, X, T), np.zeros(X.shape))
+@pytest.fixture(scope="module")
+def plain():
+    """A network, its variables and its output."""
+    model = ddpm.UNet(**ONE_LEVEL)
+    variables = randomised(model, X, T)
+    return model, variables, np.asarray(jax.jit(model.apply)(variables, X, T))
 
 
-def test_dropout_acts_in_training_only(key):
-    model = ddpm.UNet(**SMALL, dropout=0.5)
-    variables = randomised(jax.eval_shape(model.init, key, X, T))
-    apply = jax.jit(model.apply, static_argnames="train")
-    calm = apply(variables, X, T)
-    np.testing.assert_array_equal(apply(variables, X, T), calm)
-    keys = jax.random.split(key)
+def test_a_new_network_starts_at_zero():
+    """And as nearly the identity: each residual branch ends in zeros."""
+    output, variables = jax.jit(ddpm.UNet(**ONE_LEVEL).init_with_output)(KEY, X, T)
+    np.testing.assert_array_equal(output, np.zeros(X.shape))
+    down = variables["params"]["down_blocks_0"]
+    for last in (down["resnets_0"]["conv2"], down["attentions_0"]["to_out_0"]):
+        assert not np.any(last["kernel"])
+    assert np.any(down["resnets_0"]["conv1"]["kernel"])
+
+
+def test_dropout_acts_in_training_only(plain):
+    model, variables, expected = plain
+    apply = jax.jit(model.clone(dropout=0.5).apply, static_argnames="train")
+    np.testing.assert_array_equal(apply(variables, X, T), expected)
+    keys = jax.random.split(KEY)
     one, two = (apply(variables, X, T, train=True, rngs={"dropout": k}) for k in keys)
-    assert np.any(one != calm) and np.any(one != two)
+    assert np.any(one != expected) and np.any(one != two)
 
 
-def test_rematerialisation_keeps_less_and_changes_nothing_else(key):
+def test_rematerialisation_keeps_less_and_changes_nothing_else(plain):
     """What the backward pass is handed: on CPU, XLA undoes the saving itself."""
-    fields = {
-        **SMALL,
-        "block_out_channels": (8, 8),
-        "down_block_types": ("AttnDownBlock2D", "DownBlock2D"),
-        "up_block_types": ("ResnetUpsampleBlock2D", "UpBlock2D"),
-        "downsample_type": "resnet",
-        "mid_block_type": None,
-    }
-    variables = randomised(jax.eval_shape(ddpm.UNet(**fields).init, key, X, T))
+    network, variables, _ = plain
 
     def backward(remat):
-        model = ddpm.UNet(**fields, remat=remat)
+        model = network.clone(remat=remat)
 
-        def loss_fn(variables):
-            return jnp.mean(model.apply(variables, X, T) ** 2)
+        def loss_fn(variables, x):
+            return jnp.mean(model.apply(variables, x, T) ** 2)
 
-        kept = jax.eval_shape(lambda variables: jax.vjp(loss_fn, variables)[1], variables)
-        gradients = jax.tree.leaves(jax.jit(jax.grad(loss_fn))(variables))
+        kept = jax.eval_shape(lambda *inputs: jax.vjp(loss_fn, *inputs)[1], variables, X)
         size = sum(leaf.size for leaf in jax.tree.leaves(kept))
-        return size, np.concatenate([np.ravel(leaf) for leaf in gradients])
+        return size, np.asarray(jax.jit(jax.grad(loss_fn, 1))(variables, X))
 
-    (all_of_it, expected), (some, gradients) = backward(False), backward(True)
-    np.testing.assert_allclose(gradients, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    (all_of_it, expected), (some, gradient) = backward(False), backward(True)
+    np.testing.assert_allclose(gradient, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
     assert some < all_of_it / 3
 
 
-def test_bfloat16_computes_near_float32(key):
-    model = ddpm.UNet(**SMALL)
-    variables = randomised(jax.eval_shape(model.init, key, X, T))
-    expected = jax.jit(model.apply)(variables, X, T)
+def test_bfloat16_computes_near_float32(plain):
+    model, variables, expected = plain
     with jax.numpy_dtype_promotion("standard"):  # Flax's own norms mix bfloat16 and float32
         output = jax.jit(model.clone(dtype=jnp.bfloat16).apply)(variables, X, T)
     assert output.dtype == jnp.bfloat16
-    error = jnp.max(jnp.abs(output.astype(jnp.float32) - expected))
-    assert float(error) < 0.05 * float(jnp.max(jnp.abs(expected)))
+    error = np.max(np.abs(np.asarray(output, np.float32) - expected))
+    assert error < 0.05 * np.max(np.abs(expected))
 
 
-def test_a_sample_does_not_see_the_others(key):
-    model = ddpm.UNet(**SMALL, num_class_embeds=3)
-    x, y = jax.random.normal(key, (2, 8, 4, 3), jnp.float32), jnp.array([0, 2], jnp.int32)
-    variables = randomised(jax.eval_shape(model.init, key, x, T, y))
+def test_a_sample_does_not_see_the_others():
+    model = ddpm.UNet(**ONE_LEVEL, num_class_embeds=3)
+    variables = randomised(model, X, T, LABELS)
     apply = jax.jit(model.apply)
-    both = apply(variables, x, T, y)
-    np.testing.assert_allclose(apply(variables, x[1:], T[1:], y[1:]), both[1:], atol=1e-4)
-    other = apply(variables, x, T, jnp.array([1, 2], jnp.int32))
-    assert np.any(other[0] != both[0])
+    both = apply(variables, X, T, LABELS)
+    x, t, labels = X.copy(), T.copy(), LABELS.copy()
+    x[0] *= 2
+    t[0], labels[0] = 500, 1
+    other = apply(variables, x, t, labels)
+    np.testing.assert_array_equal(other[1], both[1])
+    relabelled = apply(variables, X, T, labels)
+    assert np.any(relabelled[0] != both[0])
 
 
 @pytest.mark.parametrize(
     ("fields", "arguments", "words"),
     [
         ({"act_fn": "tanh"}, {}, "act_fn: expected one of 'silu', .* got 'tanh'"),
-        (
-            {"down_block_types": ("DownBlock2D", "SkipDownBlock2D")},
-            {},
-            "down_block_types: expected one of .* got 'SkipDownBlock2D'",
-        ),
+        ({"down_block_types": ("DownBlock2D", "SkipDownBlock2D")}, {}, "down_block_types: .*Skip"),
         ({"up_block_types": ("UpBlock2D",)}, {}, "up_block_types: expected 2 .* got 1"),
-        ({"mid_block_type": "UNetMidBlock2DCrossAttn"}, {}, "mid_block_type: expected one of"),
         ({"downsample_padding": 2}, {}, "downsample_padding: expected one of 0, 1, got 2"),
-        ({"downsample_type": "fir"}, {}, "downsample_type: expected one of 'conv', 'resnet', got"),
-        ({"upsample_type": None}, {}, "upsample_type: expected one of 'conv', 'resnet', got None"),
-        ({"resnet_time_scale_shift": "spatial"}, {}, "resnet_time_scale_shift: expected one of"),
         ({"norm_num_groups": 3}, {}, "block_out_channels: expected multiples .* 3, got 8"),
         ({"attention_head_dim": 17}, {}, "attention_head_dim: expected 1 to 16"),
         ({}, {"x": np.zeros((2, 8, 5, 3))}, "x: expected height and width to be multiples of 2"),
         ({}, {"x": np.zeros((2, 8, 4, 1))}, r"x: expected shape \(2, 8, 4, 3\)"),
         ({}, {"t": np.zeros((3,), int)}, r"t: expected shape \(2,\), got \(3,\)"),
-        ({}, {"labels": np.zeros((2,), int)}, "labels: expected None where num_class_embeds"),
+        ({}, {"labels": LABELS}, "labels: expected None where num_class_embeds"),
         ({"num_class_embeds": 4}, {}, "labels: expected integers .* got None"),
-        (
-            {"num_class_embeds": 4},
-            {"labels": np.array([0, 4])},
-            r"labels: expected entries in \[0, 3\], got 4",
-        ),
+        ({"num_class_embeds": 2}, {"labels": LABELS}, r"labels: expected entries in \[0, 1\]"),
     ],
 )
-def test_what_does_not_fit_is_named(untyped, key, fields, arguments, words):
+def test_what_does_not_fit_is_named(untyped, fields, arguments, words):
     with pytest.raises(ValueError, match=words):
-        ddpm.UNet(**{**SMALL, **fields}).init(key, **{"x": X, "t": T, **arguments})
+        ddpm.UNet(**{**SMALL, **fields}).init(KEY, **{"x": X, "t": T, **arguments})

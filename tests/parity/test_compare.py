@@ -18,6 +18,7 @@ from jax_ddpm.parity.harness import worst_error
 pytestmark = pytest.mark.usefixtures("defaults")
 X = np.random.default_rng(0).standard_normal((2, 8, 8, 3))
 T = np.array([0, 150])
+OUTPUT_AND_GRADIENTS = {"adam_steps": 0, "chain": False, "dtypes": ("float64",)}
 
 
 class Torch(tnn.Module):
@@ -64,19 +65,20 @@ def convert(module):
     return partial(layers_from_torch, kinds=layer_kinds(module))
 
 
-def test_a_network_that_is_the_same_passes(module, convert):
+@pytest.mark.parametrize("dtype", ["float64", pytest.param("float32", marks=pytest.mark.slow)])
+def test_a_network_that_is_the_same_passes(module, convert, dtype):
     """In float64 too, although it is off outside: rounding is 1e-14, not 1e-7."""
     assert jnp.ones(1, float).dtype == jnp.float32
-    report = compare(module, Flax().apply, convert, (X, T))
+    report = compare(module, Flax().apply, convert, (X, T), dtypes=(dtype,))
     assert report.passed, str(report)
-    assert [row.what for row in report.rows[:4]] == [
+    assert [row.what for row in report.rows] == [
         "output",
         "gradient of every parameter",
         "10 Adam steps: every weight and loss",
         "reverse chain: each of 200 states",
     ]
-    assert [row.dtype for row in report.rows] == ["float64"] * 4 + ["float32"] * 4
-    assert all(row.error < 1e-9 for row in report.rows[:4])
+    assert {row.dtype for row in report.rows} == {dtype}
+    assert all(row.error < (1e-9 if dtype == "float64" else 1e-3) for row in report.rows)
     assert "reverse chain: each of 200 states" in str(report) and "FAILED" not in str(report)
     assert all(parameter.grad is None for parameter in module.parameters())  # a copy was used
 
@@ -84,10 +86,10 @@ def test_a_network_that_is_the_same_passes(module, convert):
 def test_another_epsilon_is_found_in_float64(module, convert):
     """Flax's default beside PyTorch's: an error that float32 could be blamed for."""
     apply_fn = Flax(epsilon=1e-6).apply
-    report = compare(module, apply_fn, convert, (X, T), adam_steps=0, chain=False)
+    report = compare(module, apply_fn, convert, (X, T), **OUTPUT_AND_GRADIENTS)
     assert not report.passed and "FAILED" in str(report)
-    assert [row.what for row in report.rows] == ["output", "gradient of every parameter"] * 2
-    assert not any(row.passed for row in report.rows[:2])
+    assert [row.what for row in report.rows] == ["output", "gradient of every parameter"]
+    assert not any(row.passed for row in report.rows)
 
 
 def test_the_layer_that_is_wrong_is_named(module, convert):
@@ -96,8 +98,7 @@ def test_the_layer_that_is_wrong_is_named(module, convert):
         params["down"] = {**params["down"], "bias": 2 * params["down"]["bias"]}
         return Flax().apply({"params": params}, x, t)
 
-    options = {"adam_steps": 0, "chain": False, "dtypes": ("float64",)}
-    output, gradients = compare(module, wrong, convert, (X, T), **options).rows
+    output, gradients = compare(module, wrong, convert, (X, T), **OUTPUT_AND_GRADIENTS).rows
     assert (output.worst, output.passed) == ("output", False)
     assert gradients.worst == "params/down/bias" and gradients.error == pytest.approx(1, rel=0.2)
 
@@ -106,7 +107,7 @@ def test_nan_zeros_and_nothing_have_a_meaning(module, convert):
     def nan(variables, x, t):
         return jnp.nan * Flax().apply(variables, x, t)
 
-    report = compare(module, nan, convert, (X, T), adam_steps=0, chain=False)
+    report = compare(module, nan, convert, (X, T), **OUTPUT_AND_GRADIENTS)
     assert not any(row.passed for row in report.rows)
     zeros, ones = np.zeros(3), np.ones(3)
     assert worst_error({"a": zeros, "b": ones}, {"a": zeros, "b": ones}) == (0, "a")
