@@ -1,0 +1,98 @@
+"""`jax-ddpm convert`: to diffusers, to PyTorch, from OpenAI, and back, to the bit."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jax_ddpm.io.arrays import flatten, save_tensors
+from jax_ddpm.models import SimpleUNet
+from jax_ddpm.runs.run import describe
+
+WEIGHTS = "checkpoints/00000000/ema.safetensors"
+OPENAI = json.loads((Path(__file__).parents[1] / "interop/openai/unet.json").read_text())["plain"]
+
+
+@pytest.fixture
+def convert(jax_ddpm_here, tmp_path):
+    """What it says to do next."""
+
+    def run(*arguments):
+        result = jax_ddpm_here("convert", *arguments, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        wrote, _, hint = result.stdout.partition("\n\nnext: ")
+        assert wrote == f"wrote {arguments[1]}"
+        return hint.strip()
+
+    return run
+
+
+def test_a_run_goes_to_diffusers_and_comes_back(untrained, convert, jax_ddpm_here, tmp_path):
+    """And the pictures are the same."""
+    run = untrained / "runs/digits"
+    hint = convert(str(run), "there", "--to", "diffusers")
+    assert hint == "DDPMPipeline.from_pretrained('there').unet(x, t, class_labels=labels)"
+    convert("there", "back", "--to", "run")
+    assert (tmp_path / "back" / WEIGHTS).read_bytes() == (run / WEIGHTS).read_bytes()
+    draws = []
+    for source in (["--run", str(run)], ["--pretrained", "there"]):
+        flags = ["--num", "12", "--steps", "2", "--guidance", "2", "--out", "x.npz"]
+        result = jax_ddpm_here("sample", *source, *flags, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        with np.load(tmp_path / "x.npz") as file:
+            draws.append(file["samples"])
+            np.testing.assert_array_equal(file["labels"], [*range(10), 0, 1])  # never 10, the null
+    np.testing.assert_array_equal(*draws)
+
+
+@pytest.mark.slow
+def test_what_it_says_of_classes_runs(untrained, convert, torch, diffusers):
+    hint = convert(str(untrained / "runs/digits"), "there", "--to", "diffusers")
+    names = {"x": torch.zeros(2, 1, 8, 8), "t": 3, "labels": torch.tensor([0, 10])}
+    names["DDPMPipeline"] = diffusers.DDPMPipeline  # the fixture left us in the folder
+    assert eval(hint, names).sample.shape == (2, 1, 8, 8)
+
+
+@pytest.mark.usefixtures("torch")
+def test_the_tutorials_network_and_its_state_dict(convert, write_run, tmp_path):
+    import safetensors.torch
+
+    from torch_reference.models.simple_unet import SimpleUNet as TorchUNet
+
+    write_run(tmp_path / "run", SimpleUNet(channels=1))
+    hint = convert("run", "w.safetensors", "--to", "torch")
+    assert hint.endswith("'w.safetensors')), of a SimpleUNet")
+    TorchUNet(1).load_state_dict(safetensors.torch.load_file(tmp_path / "w.safetensors"))
+    convert("w.safetensors", "back", "--to", "run", "--image-size", "8")
+    assert (tmp_path / "back" / WEIGHTS).read_bytes() == (tmp_path / "run" / WEIGHTS).read_bytes()
+
+
+def test_openais_files_are_sampled_and_converted(convert, jax_ddpm_here, monkeypatch, tmp_path):
+    rng, seen = np.random.default_rng(0), []
+
+    def draw(key, run, num, **_):
+        seen.append(run)
+        return np.zeros((num, *run.image_shape), np.float32)
+
+    monkeypatch.setattr("jax_ddpm.cli.sample.draw", draw)
+    shapes = OPENAI["shapes"].items()
+    tensors = {name: rng.standard_normal(shape, np.float32) for name, shape in shapes}
+    save_tensors(tmp_path / "x.safetensors", tensors)
+    flags = " ".join(f"--{name} {value}" for name, value in OPENAI["flags"].items())
+    source = ["x.safetensors", "--openai-flags", flags]
+    convert(source[0], "run", "--to", "run", *source[1:])
+    for command in (["--run", "run"], ["--pretrained", *source]):
+        result = jax_ddpm_here("sample", *command, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+    one, other = (flatten(run.pretrained.variables) for run in seen)
+    assert one.keys() == other.keys() and all(np.array_equal(one[k], other[k]) for k in one)
+    assert describe(seen[0]) == describe(seen[1]) and seen[0].null_label is None
+    for wrong, words in (
+        (["sample", "--pretrained", source[0], "--openai-flags", "--lr 1"],
+         "--openai-flags: expected those of the model and of the diffusion, got lr"),
+        (["convert", source[0], "x", "--to", "diffusers", *source[1:]],
+         "--to diffusers: num_attention_heads: expected None"),
+    ):  # fmt: skip
+        result = jax_ddpm_here(*wrong, cwd=tmp_path)
+        assert result.returncode == 2 and result.stderr.startswith(f"jax-ddpm: {words}")

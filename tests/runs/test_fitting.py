@@ -1,0 +1,173 @@
+"""Trainings from Python: watched or not, stopped and resumed, they end with the same bits."""
+
+import shutil
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
+from unittest.mock import Mock
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file
+
+from jax_ddpm import runs
+from jax_ddpm.data import Dataset
+from jax_ddpm.io.checkpoint import load_checkpoint, save_checkpoint
+from jax_ddpm.runs.fitting import _dispatches
+from jax_ddpm.runs.watching import best_line
+
+pytestmark = pytest.mark.usefixtures("defaults", "untyped")
+
+SETTINGS = runs.Settings(model="simple", steps=100, batch_size=4, timesteps=4, checkpoint_every=80)
+WATCH = {"sample_every": 25, "evaluate_every": 50, "evaluate_num": 4, "keep_best": True, "keep": 1}
+WATCHED = replace(SETTINGS, tracker=("wandb",), **WATCH)
+FIGURE = "classifier_frechet_distance"
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    images = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 1), np.uint8)
+    return Dataset(images, np.arange(12, dtype=np.int32) % 3)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def watched():
+    """In place of a distance: how dark samples are. It rises from step 50 to step 100. And what
+    wandb is given."""
+
+    def measure(batches, num):
+        samples = np.concatenate(list(batches))
+        assert samples.shape == (num, 8, 8, 1)
+        return {FIGURE: -float(samples.mean())}
+
+    with pytest.MonkeyPatch.context() as patch:
+        reference = SimpleNamespace(measure=measure)
+        patch.setattr("jax_ddpm.runs.watching.reference_of_images", lambda *_, **__: reference)
+        wandb = Mock(**{"init.return_value.step": 0})
+        patch.setitem(sys.modules, "wandb", wandb)
+        yield wandb.init.return_value.log
+
+
+def assert_same(got, expected):
+    """Two trees, to the bit."""
+
+    def check(one, other):
+        if jax.dtypes.issubdtype(one.dtype, jax.dtypes.prng_key):
+            one, other = jax.random.key_data(one), jax.random.key_data(other)
+        np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
+
+    jax.tree.map(check, got, expected)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, defaults, pictures):
+    """A training that nothing interrupts or watches, and its folder. Only to be read."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    return runs.fit(folder, pictures, SETTINGS), folder
+
+
+def lines_of(folder):
+    """Without their speed, which is the machine's."""
+    lines = runs.read_metrics(folder / "metrics.jsonl")
+    return [{**line, "steps_per_second": None} for line in lines]
+
+
+def test_a_whole_state_is_saved_and_restored(whole, tmp_path):
+    """The average of its weights is what is drawn from."""
+    end, folder = whole
+    assert (end.step, end.stopped) == (100, False)
+    for path in (runs.save_state(tmp_path / "mine", end.state), folder / "checkpoints/00000100"):
+        assert path.name == "00000100"
+        assert_same(runs.load_state(path, like=jax.eval_shape(lambda: end.state)), end.state)
+    assert_same(end.run.pretrained.variables, end.state.ema_params)
+    ema, params = (load_file(path / f"{name}.safetensors") for name in ("ema", "params"))
+    assert any(np.any(ema[name] != params[name]) for name in ema)
+    with pytest.raises(ValueError, match="mine: expected one checkpoint, got a folder of several"):
+        runs.load_state(tmp_path / "mine", like=end.state)
+    with pytest.raises(ValueError, match="params: expected an array x, got none"):
+        runs.load_state(path, like=end.state._replace(params={**end.state.params, "x": 1}))
+
+
+def test_it_is_stopped_and_resumes_and_is_watched(whole, pictures, watched, tmp_path):
+    """Samples and figures change no bit, nor does the pause; of all checkpoints but the newest the
+    best is kept; and samples that were drawn after the checkpoint are removed."""
+    folder, seen = tmp_path / "run", []
+
+    def progress(here):
+        seen.append((here.done, here.total))
+        if here.done == 1:
+            with pytest.raises(runs.FieldError, match="folder: .* trained by another process"):
+                runs.fit(folder, pictures, WATCHED)
+
+    stopped = runs.fit(folder, pictures, WATCHED, progress=progress, stop=lambda: seen[-1][0] == 60)
+    assert (stopped.step, stopped.stopped) == (60, True)
+    assert seen == [(done, 100) for done in range(61)]
+    previews = folder / "samples"
+    assert sorted(path.name for path in previews.iterdir()) == ["00000025.png", "00000050.png"]
+    shutil.copy(previews / "00000050.png", previews / "00000070.png")
+    end = runs.fit(str(folder), pictures, WATCHED)
+    assert_same(end.state, whole[0].state)
+    found = lines_of(folder)
+    assert best_line(found)[0]["step"] == 50
+    without = [{name: x for name, x in line.items() if name != FIGURE} for line in found]
+    assert without == lines_of(whole[1]) and len(without) == 2
+    assert {int(path.name) for path in (folder / "checkpoints").iterdir()} == {50, 100}
+    assert sorted(int(path.stem) for path in previews.iterdir()) == [25, 50, 75, 100]
+    with Image.open(folder / "training.gif") as animation:
+        assert animation.n_frames == 4
+    assert {given.kwargs["step"] for given in watched.call_args_list} == {25, 50, 75, 100}
+    runs.fit(folder, pictures, WATCHED)
+    assert (folder / "training.gif").exists(), "a run that is whole keeps its pictures"
+
+
+def test_the_best_line_is_the_lowest_and_the_first_of_equals():
+    lines = [{"step": step, FIGURE: x} for step, x in ((50, 3.0), (100, 1.0), (150, 1.0))]
+    assert best_line([{"step": 25}, *lines, {"step": 250}]) == (lines[1], FIGURE)
+    # FID has another scale: what the last line has decides.
+    fid = {"step": 250, "fid": 90.0}
+    assert best_line([*lines, fid]) == (fid, "fid") and best_line([{"step": 25}]) is None
+
+
+def test_dispatches_end_where_a_checkpoint_is_due():
+    """At the same steps wherever a run resumes: a scan of another length may round otherwise."""
+    settings = runs.Settings(steps=10, steps_per_dispatch=3, checkpoint_every=4)
+    expected = [range(0, 3), range(3, 4), range(4, 6), range(6, 8), range(8, 9), range(9, 10)]
+    assert _dispatches(0, settings) == expected
+    assert _dispatches(4, settings) == expected[2:] and not _dispatches(10, settings)
+
+
+def test_what_is_wrong_is_named_before_the_training(whole, pictures, tmp_path):
+    """By the setting, as Python spells it; the command line's tests are of the flags."""
+    images, folder = pictures.images, tmp_path / "x"
+    for data, words in (
+        ("digits", "data: expected a Dataset"),
+        (pictures._replace(images=images.astype(np.int32)), "data: expected uint8 or float32"),
+        (pictures._replace(labels=np.zeros(3, np.int32)), r"data: expected int32 labels .12."),
+        (pictures._replace(images=np.float32(images)), "data: expected pixels in"),
+        (Dataset(images[:3], None), "batch_size: expected at most 3"),
+    ):
+        with pytest.raises(runs.FieldError, match=words):
+            runs.fit(folder, data, SETTINGS)
+    assert not folder.exists()
+    changed = replace(SETTINGS, steps=200, seed=1)
+    with pytest.raises(runs.FieldError, match="seed: was 0, is 1.*accept_changes=True"):
+        runs.fit(whole[1], pictures, changed)
+    unmeasured = replace(WATCHED, inception=tmp_path / "nowhere.pth")
+    with pytest.raises(runs.FieldError, match="inception: expected images of 3 channels"):
+        runs.fit(folder, pictures, unmeasured)
+    assert not list((folder / "checkpoints").iterdir())
+
+
+def test_a_run_written_before_is_still_read(whole, pictures, tmp_path):
+    """Its settings lay among the command's own: its name, its folder, its devices."""
+    folder = shutil.copytree(whole[1], tmp_path / "run")
+    checkpoint = load_checkpoint(folder / "checkpoints/00000100")
+    recorded = checkpoint.state["run"]
+    older = {"name": None, "out": "runs", "dataset": "digits", "accept_changes": False}
+    recorded["train"] |= {**older, "data": "x.npy", "devices": {"coordinator": None}}
+    del recorded["train"]["keep_every"], recorded["data"]["source"]
+    save_checkpoint(folder / "checkpoints", 100, checkpoint.arrays, checkpoint.state)
+    assert runs.load_run(folder).image_shape == (8, 8, 1)
+    assert runs.fit(folder, pictures, SETTINGS).step == 100

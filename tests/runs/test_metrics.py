@@ -1,0 +1,67 @@
+"""The lines of metrics.jsonl: means, the quarters of the chain, and what a resumed run writes."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from jax_ddpm.runs.metrics import MetricsLog, read_metrics
+from jax_ddpm.training.sharding import device_mesh
+
+RNG = np.random.default_rng(0)
+T = RNG.integers(0, 8, (60, 2))
+LOSSES = RNG.uniform(0.1, 1, T.shape)
+LOSSES[7, 1] = np.nan
+
+
+def open_log(path, **options):
+    """A log of sixty steps, of two images each."""
+    options |= {"batch_size": 2, "num_timesteps": 8, "mesh": device_mesh(2)}
+    return MetricsLog(path, 60, learning_rate=lambda step: 0.1 * step, **options)
+
+
+def add(log, first, stop):
+    losses = LOSSES[first:stop]
+    measured = {"loss": losses.mean(1), "grad_norm": 2 * losses.mean(1), "losses": losses}
+    log.add(range(first, stop), jax.device_put({**measured, "t": T[first:stop]}))
+    return log.collect()
+
+
+def test_a_line_holds_the_means_since_the_line_before(tmp_path):
+    log = open_log(tmp_path / "x")
+    assert add(log, 0, 50) == 7, "the first step that is not finite"
+    assert log.is_due
+    written = log.write({"figure": 1.5})
+    losses, t = np.delete(LOSSES[:50], 7, axis=0), np.delete(T[:50], 7, axis=0)
+    assert (written["step"], written["dropped"], written["figure"]) == (50, 1, 1.5)
+    assert written["loss"] == pytest.approx(losses.mean())
+    assert written["grad_norm"] == pytest.approx(2 * losses.mean())
+    # Of T = 8 the first quarter is t = 0 and 1.
+    quarters = [losses[(t == 2 * k) | (t == 2 * k + 1)].mean() for k in range(4)]
+    assert written["loss_quarters"] == pytest.approx(quarters)
+    assert written["learning_rate"] == pytest.approx(4.9), "that of step 49, the last"
+    assert {"images_per_second", "waiting", "seconds_left"} <= written.keys()
+    (line,) = read_metrics(tmp_path / "x")
+    assert line.items() <= written.items() and "waiting" not in line
+    assert add(log, 50, 51) is None and not log.is_due
+    assert add(log, 51, 60) is None and log.is_due, "the last line is of what is left"
+    assert log.write({})["loss"] == pytest.approx(LOSSES[50:].mean())
+
+
+def test_a_resumed_run_writes_the_same_lines(tmp_path):
+    whole = open_log(tmp_path / "whole")
+    add(whole, 0, 50)
+    whole.write({})
+    cut = open_log(tmp_path / "cut")
+    add(cut, 0, 30)
+    pending = json.loads(json.dumps(cut.pending))  # with the checkpoint of step 30
+    add(cut, 30, 50)
+    cut.write({})
+    cut = open_log(tmp_path / "cut", step=30, pending=pending)
+    assert not read_metrics(tmp_path / "cut"), "a line after the checkpoint is dropped"
+    add(cut, 30, 50)
+    cut.write({})
+    lines = [read_metrics(tmp_path / name)[0] for name in ("whole", "cut")]
+    assert [line.pop("steps_per_second") > 0 for line in lines] == [True, True]
+    assert lines[0] == lines[1] and len(open_log(tmp_path / "cut", step=60).lines) == 1
