@@ -1,4 +1,4 @@
-"""Trainings of a few seconds, in processes of their own, to be stopped at any moment."""
+"""Two trainings: one to be stopped, in a process of its own, and a short one in this process."""
 
 import json
 import os
@@ -6,114 +6,120 @@ import shutil
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-STEPS = 240
-TRAIN = [
-    *("train", "--model", "simple", "--batch-size", "8", "--timesteps", "4"),
-    *("--steps", str(STEPS), "--checkpoint-every", "10"),
-    *("--image-size", "8", "--crop", "random", "--flip"),
+from jax_ddpm.cli import run
+from jax_ddpm.data import Preparation, load_dataset
+from jax_ddpm.runs import Settings, fit
+from jax_ddpm.runs.run import PICTURES
+
+STEPS = 60
+SETTINGS = {"model": "simple", "batch_size": 8, "timesteps": 4}
+SETTINGS |= {"steps": STEPS, "checkpoint_every": 10}
+PREPARATION = {"image_size": 8, "crop": "random"}
+FLAGS = [f"--{name.replace('_', '-')}={value}" for name, value in (SETTINGS | PREPARATION).items()]
+
+# Runs the command; in the thread that saves, one call begins with an action.
+INSTEAD = """
+import os, signal, sys, threading, time
+name, count, action = sys.argv.pop(1), int(sys.argv.pop(1)), sys.argv.pop(1)
+real = getattr(os, name)
+
+def call(*arguments):
+    global count
+    if threading.current_thread() is not threading.main_thread():
+        count -= 1
+        if count == 0:
+            eval(action)
+    return real(*arguments)
+
+setattr(os, name, call)
+from jax_ddpm.__main__ import main
+main()
+"""
+
+SHORT = [
+    *("train", "--model", "simple", "--batch-size", "4", "--timesteps", "4", "--data", "x.npy"),
+    *("--steps", "6", "--checkpoint-every", "2", "--steps-per-dispatch", "4"),
 ]
 
 
-class Command:
-    """A running `jax-ddpm`, or another program with the same output."""
+class Command(subprocess.Popen):
+    """A running `jax-ddpm`; with `call` ("fsync", 3, action) the third `os.fsync` is the one."""
 
-    def __init__(self, *arguments, cwd, cache, program=("-m", "jax_ddpm"), devices=2, **options):
+    def __init__(self, *arguments, cwd, call=None, devices=2):
+        self.output = cwd / f"output-{time.monotonic_ns()}"
         environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
-        environment["JAX_COMPILATION_CACHE_DIR"] = str(cache)
-        # Compiled once, as users compile it, and run many times.
-        environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "0"
-        self.output = Path(cwd) / f"output-{time.monotonic_ns()}"
+        program = ("-c", INSTEAD, *map(str, call)) if call else ("-m", "jax_ddpm")
+        command = [sys.executable, *program, *arguments]
         with self.output.open("wb") as file:
-            self.process = subprocess.Popen(
-                [sys.executable, *program, *arguments],
-                cwd=cwd,
-                env=environment,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                **options,
-            )
+            super().__init__(command, cwd=cwd, env=environment, stdout=file, stderr=file)
 
     def until(self, condition, seconds=120):
-        """Wait until `condition(self)`; fails if the process ends before."""
+        """Wait until `condition()`; fails if the process ends before."""
         limit = time.monotonic() + seconds
-        while not condition(self):
-            assert self.process.poll() is None, f"ended before: {self.text}"
+        while not condition():
+            assert self.poll() is None, f"ended before: {self.text}"
             assert time.monotonic() < limit, f"not in {seconds} s: {self.text}"
             time.sleep(0.003)
-        return self
 
-    def send(self, number):
-        self.process.send_signal(number)
-        return self
+    def says(self, text):
+        return self.until(lambda: text in self.text)
 
-    def end(self, seconds=120):
-        """The exit code."""
-        try:
-            return self.process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            raise AssertionError(f"not ended in {seconds} s: {self.text}") from None
+    def end(self, number=None):
+        """The exit code, after a signal of this number."""
+        if number is not None:
+            self.send_signal(number)
+        return self.wait(120)
 
     @property
     def text(self):
         return self.output.read_text(errors="replace")
 
 
-@pytest.fixture(scope="session")
-def cache(tmp_path_factory, testrun_uid):
-    """Compiled programs of these processes alone: one that is killed may leave half of one."""
-    folder = tmp_path_factory.getbasetemp().parent / f"cache-{testrun_uid}"  # of all workers
-    yield folder
-    if "PYTEST_XDIST_WORKER" not in os.environ:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture(scope="session")
-def command(tmp_path_factory):
-    """The training, of images that need no other package to be read."""
-    path = tmp_path_factory.mktemp("images") / "x.npy"
-    np.save(path, np.random.default_rng(0).integers(0, 256, (100, 10, 12), np.uint8))
-    return (*TRAIN, "--data", str(path))
+def write_images(path, *shape):
+    np.save(path, np.random.default_rng(0).integers(0, 256, shape, np.uint8))
+    return path
 
 
 @pytest.fixture
-def start(tmp_path, cache):
+def start(tmp_path):
     """Start a command in a folder of the test's own."""
     started = []
 
     def run(*arguments, **options):
-        started.append(Command(*arguments, cwd=tmp_path, cache=cache, **options))
+        started.append(Command(*arguments, cwd=tmp_path, **options))
         return started[-1]
 
     yield run
     for command in started:
-        if command.process.poll() is None:
-            command.process.kill()
-            command.process.wait()
+        command.kill()
+        command.wait()
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp("images") / "x.npy", 100, 10, 12)
 
 
 @pytest.fixture
-def train(start, command):
-    """Start the training: the same command every time, but for what is said."""
+def train(start, images):
+    """Start the training of `runs/cut`: the same command every time."""
 
-    def run(*extra, name="cut", **options):
-        return start(*command, "--name", name, *extra, **options)
+    def run(name="cut", **options):
+        return start("train", *FLAGS, "--flip", f"--data={images}", f"--name={name}", **options)
 
     return run
 
 
-@pytest.fixture(scope="session")
-def whole(tmp_path_factory, cache, command):
-    """What comes out of the training that nothing interrupts, and the folder of the run."""
-    cwd = tmp_path_factory.mktemp("whole")
-    process = Command(*command, "--name", "whole", cwd=cwd, cache=cache)
-    assert process.end() == 0, process.text
-    return cwd / "runs/whole"
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, images, defaults):
+    """The run of the same training that nothing interrupts, in this process."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    fit(folder, load_dataset(images, Preparation(**PREPARATION, flip=True)), Settings(**SETTINGS))
+    return folder
 
 
 @pytest.fixture
@@ -122,9 +128,9 @@ def assert_same(whole):
 
     def check(folder):
         got, expected = outcome(folder), outcome(whole)
-        assert got.keys() == expected.keys()
         for name, value in expected.items():
-            assert got[name] == value, name
+            assert got.pop(name) == value, name
+        assert not got
 
     return check
 
@@ -136,5 +142,45 @@ def outcome(folder):
     for line in lines:
         line.pop("steps_per_second")
     state = json.loads((last / "state.json").read_text())
-    assert len(arrays) == 3 and [line["step"] for line in lines] == [50, 100, 150, 200, STEPS]
+    assert len(arrays) == 3 and [line["step"] for line in lines] == [50, STEPS]
     return {**arrays, "metrics": lines, "key": state["key"], "pending": state["pending"]}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_pictures():
+    """Drawing takes as long as a short training, and has tests of its own."""
+
+    def save_pictures(folder, *_, **__):
+        for name in PICTURES:
+            (folder / name).touch()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("jax_ddpm.cli.train.save_pictures", save_pictures)
+        yield
+
+
+@pytest.fixture
+def data(tmp_path):
+    """The folder of a short training."""
+    return write_images(tmp_path / "x.npy", 9, 4, 4).parent
+
+
+@pytest.fixture
+def short(jax_ddpm_here, tmp_path):
+    """Train for six steps, in this process."""
+    return lambda *more: jax_ddpm_here(*SHORT, *more, cwd=tmp_path)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, defaults, quick_pictures):
+    """The folder after a short training. Only to be read."""
+    cwd = write_images(tmp_path_factory.mktemp("finished") / "x.npy", 9, 4, 4).parent
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(cwd)
+        run(SHORT)
+    return cwd
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path, dirs_exist_ok=True)

@@ -5,8 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import AxisType, NamedSharding
-from jax.sharding import PartitionSpec as P
 
 import jax_ddpm as ddpm
 from jax_ddpm.training import draw_step
@@ -15,13 +13,22 @@ SCHEDULE = ddpm.make_schedule(ddpm.linear_beta_schedule(50))
 OPTIMIZER = optax.sgd(0.5)
 
 
-def apply_fn(params, x, t):
-    return params["w"] * x
+def apply_fn(params, x, t, y=0):
+    return params["w"] * x + jnp.mean(y)
+
+
+def make_step(apply_fn=apply_fn, optimizer=OPTIMIZER, **options):
+    return ddpm.make_train_step(SCHEDULE, apply_fn, optimizer, **options)
+
+
+@jax.jit
+def draw(state, batch):
+    return draw_step(state, SCHEDULE, batch)
 
 
 @pytest.fixture
-def batch(key):
-    return jax.random.normal(key, (16, 4, 4, 1))
+def batch():
+    return np.random.default_rng(0).normal(size=(16, 4, 4, 1))
 
 
 @pytest.fixture
@@ -29,25 +36,30 @@ def state(key):
     return ddpm.init_train_state(key, {"w": jnp.ones(())}, OPTIMIZER)
 
 
-def test_one_step_is_gradient_descent_on_the_mean_loss(state, batch):
-    """The loss is a parabola in w, so its derivative is exact: 2 mean((w x_t - ε) x_t)."""
-    t, noise = draw_step(state, SCHEDULE, batch)
-    x_t = ddpm.q_sample(SCHEDULE, batch, t, noise)
-    step = jax.jit(ddpm.make_train_step(SCHEDULE, apply_fn, OPTIMIZER, ema_decay=0.9))
-    new, metrics = step(state, batch)
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_one_step_is_gradient_descent_on_the_mean_loss(state, batch, accumulate):
+    """The loss is a parabola in w, so its derivative is exact: 2 mean((w x_t - ε) x_t). In parts
+    it is the same step, and each sample's loss stands in the order of the batch."""
+    t, noise = map(np.asarray, draw(state, batch))
+    alpha_bar = SCHEDULE.alphas_cumprod[t].reshape(16, 1, 1, 1)
+    x_t = np.sqrt(alpha_bar) * batch + np.sqrt(1 - alpha_bar) * noise
+    options = {"ema_decay": 0.9, "accumulate": accumulate, "per_sample": True}
+    new, metrics = jax.jit(make_step(**options))(state, batch)
     gradient = 2 * np.mean((x_t - noise) * x_t)
     np.testing.assert_allclose(metrics["loss"], np.mean((x_t - noise) ** 2), rtol=1e-12)
     np.testing.assert_allclose(metrics["grad_norm"], abs(gradient), rtol=1e-12)
     np.testing.assert_allclose(new.params["w"], 1 - 0.5 * gradient, rtol=1e-12)
     np.testing.assert_allclose(new.ema_params["w"], 1 - 0.1 * 0.5 * gradient, rtol=1e-12)
+    np.testing.assert_array_equal(metrics["t"], t)
+    losses = np.mean((x_t - noise) ** 2, axis=(1, 2, 3))
+    np.testing.assert_allclose(metrics["losses"], losses, rtol=1e-12)
     assert int(new.step) == 1
 
 
 def test_every_step_draws_anew_and_t_covers_the_chain(state, batch):
-    steps = [draw_step(state._replace(step=jnp.int32(k)), SCHEDULE, batch) for k in range(60)]
-    drawn = np.concatenate([t for t, _ in steps])
-    assert set(drawn) == set(range(50))
-    assert np.any(steps[0][1] != steps[1][1])
+    draws = [draw(state._replace(step=np.int32(step)), batch) for step in range(60)]
+    assert {int(each) for t, _ in draws for each in t} == set(range(50))
+    assert len(np.unique([noise for _, noise in draws])) == 60 * batch.size
 
 
 def test_the_loss_is_what_was_asked_for(state, batch):
@@ -60,88 +72,110 @@ def test_the_loss_is_what_was_asked_for(state, batch):
         "weighting": "min_snr",
         "min_snr_gamma": 2.0,
     }
-    _, metrics = jax.jit(ddpm.make_train_step(SCHEDULE, twice, OPTIMIZER, **policy))(state, batch)
-    t, noise = draw_step(state, SCHEDULE, batch)
+    _, metrics = jax.jit(make_step(twice, **policy))(state, batch)
 
     @jax.jit
     def losses(t, noise):
         denoise_fn = partial(twice, state.params)
         return ddpm.training_losses(SCHEDULE, denoise_fn, batch, t, noise, **policy)
 
-    np.testing.assert_allclose(metrics["loss"], np.mean(losses(t, noise)), rtol=1e-12)
+    expected = np.mean(losses(*draw(state, batch)))
+    np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-12)
 
 
-def test_donated_once_and_compiled_once(state, batch):
-    step = jax.jit(ddpm.make_train_step(SCHEDULE, apply_fn, OPTIMIZER), donate_argnums=0)
-    given = state.params["w"]
-    state, _ = step(state, batch)
-    step(state, batch)
-    assert step._cache_size() == 1 and given.is_deleted()
-
-
-def test_the_state_does_not_hold_the_callers_buffers(key, batch):
+def test_donated_and_compiled_once(key, batch, no_new_program):
+    """The state is the step's own: the caller's buffers stay."""
     params = {"w": jnp.ones(())}
-    state = ddpm.init_train_state(key, params, OPTIMIZER)
-    step = jax.jit(ddpm.make_train_step(SCHEDULE, apply_fn, OPTIMIZER), donate_argnums=0)
-    step(state, batch)
+    step = jax.jit(make_step(), donate_argnums=0)
+    given = ddpm.init_train_state(key, params, OPTIMIZER)
+    state, _ = step(given, batch)
+    assert given.params["w"].is_deleted()
     assert not params["w"].is_deleted() and not key.is_deleted()
-
-
-def test_eight_devices_train_as_one(state, batch):
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
-    step = jax.jit(ddpm.make_train_step(SCHEDULE, apply_fn, OPTIMIZER))
-    alone, spread = state, jax.device_put(state, NamedSharding(mesh, P()))
-    shards = jax.device_put(batch, NamedSharding(mesh, P("data")))
-    for _ in range(5):
-        alone, expected = step(alone, batch)
-        spread, metrics = step(spread, shards)
-        np.testing.assert_allclose(metrics["loss"], expected["loss"], rtol=1e-9)
-    np.testing.assert_allclose(spread.params["w"], alone.params["w"], rtol=1e-9)
+    with no_new_program():
+        step(state, batch)
 
 
 def test_decay_may_follow_a_schedule(state, batch):
     decay = lambda step: jnp.where(step == 0, 0.0, 1.0)  # noqa: E731
-    step = jax.jit(ddpm.make_train_step(SCHEDULE, apply_fn, OPTIMIZER, ema_decay=decay))
+    step = jax.jit(make_step(ema_decay=decay))
     first, _ = step(state, batch)
     second, _ = step(first, batch)
     np.testing.assert_array_equal(first.ema_params["w"], first.params["w"])
     np.testing.assert_array_equal(second.ema_params["w"], first.params["w"])
 
 
-def test_bad_decay_is_named():
-    with pytest.raises(ValueError, match="ema_decay: expected 0 to 1, below 1, got 1.5"):
-        ddpm.make_train_step(SCHEDULE, apply_fn, OPTIMIZER, ema_decay=1.5)
-
-
-def test_parts_of_a_batch_make_the_same_step(state, batch):
-    whole = ddpm.make_train_step(SCHEDULE, apply_fn, OPTIMIZER)
-    parts = ddpm.make_train_step(SCHEDULE, apply_fn, OPTIMIZER, accumulate=4)
-    expected, got = jax.jit(whole)(state, batch), jax.jit(parts)(state, batch)
-    np.testing.assert_allclose(got[0].params["w"], expected[0].params["w"], rtol=1e-14)
-    np.testing.assert_allclose(got[1]["loss"], expected[1]["loss"], rtol=1e-14)
-    with pytest.raises(ValueError, match="accumulate: expected a divisor of the batch of 16"):
-        ddpm.make_train_step(SCHEDULE, apply_fn, OPTIMIZER, accumulate=3)(state, batch)
-
-
-@pytest.mark.parametrize("accumulate", [1, 4])
-def test_each_samples_loss_and_step(state, batch, accumulate):
-    """In the order of the batch, also where it is taken in parts; the network is w x_t, w = 1."""
-    options = {"accumulate": accumulate, "per_sample": True}
-    step = ddpm.make_train_step(SCHEDULE, apply_fn, OPTIMIZER, **options)
-    _, metrics = jax.jit(step)(state, batch)
-    t, noise = draw_step(state, SCHEDULE, batch)
-    errors = (ddpm.q_sample(SCHEDULE, batch, t, noise) - noise) ** 2
-    np.testing.assert_array_equal(metrics["t"], t)
-    np.testing.assert_allclose(metrics["losses"], errors.mean(axis=(1, 2, 3)), rtol=1e-12)
+def test_an_average_of_the_default_forgets_its_start(state, batch):
+    """With the gradient 0 after a jump by 1, the average's distance is the product of the decays,
+    Π (1 + k) / (10 + k) = n! 9! / (n + 9)!."""
+    step = jax.jit(make_step(optimizer=optax.sgd(0.0)))
+    state = state._replace(params={"w": jnp.full((), 2.0)})
+    for n in (1, 2, 3):
+        state, _ = step(state, batch)
+        share = np.prod([(1 + k) / (10 + k) for k in range(n)])
+        np.testing.assert_allclose(state.ema_params["w"], 2 - share, rtol=1e-6)
+    assert ddpm.ema_warmup()(10**6) == 0.9999
 
 
 def test_steps_in_one_dispatch_are_the_same_steps(state, batch):
-    step = ddpm.make_train_step(SCHEDULE, apply_fn, OPTIMIZER)
-    batches = jnp.stack([batch, 2 * batch, 3 * batch])
-    fused, metrics = jax.jit(lambda state, batches: jax.lax.scan(step, state, batches))(
-        state, batches
-    )
+    step = make_step()
+    batches = np.stack([batch, 2 * batch, 3 * batch])
+    scan = jax.jit(lambda state, batches: jax.lax.scan(step, state, batches))
+    fused, metrics = scan(state, batches)
+    step = jax.jit(step)
     for number in range(3):
-        state, expected = jax.jit(step)(state, batches[number])
+        state, expected = step(state, batches[number])
         np.testing.assert_allclose(metrics["loss"][number], expected["loss"], rtol=1e-14)
     np.testing.assert_allclose(fused.params["w"], state.params["w"], rtol=1e-14)
+
+
+@pytest.mark.parametrize("null", [0, np.arange(12.0).reshape(2, 2, 3)], ids=["number", "array"])
+def test_a_whole_condition_is_dropped(state, batch, null):
+    conditions, seen = 100 + np.arange(16 * 12.0).reshape(16, 2, 2, 3), []
+
+    def watched(params, x, t, condition):
+        jax.debug.callback(lambda given: seen.append(np.asarray(given)), condition)
+        return params["w"] * x
+
+    step = jax.jit(make_step(watched, null_label=null, label_dropout=0.2))
+    jax.block_until_ready(step(state, (batch, conditions)))
+    jax.effects_barrier()
+    kept = np.array([np.array_equal(*pair) for pair in zip(seen[0], conditions, strict=True)])
+    gone = np.array([np.array_equal(each, np.broadcast_to(null, (2, 2, 3))) for each in seen[0]])
+    assert np.all(kept ^ gone) and 0 < gone.sum() < kept.sum()
+
+
+def test_batches_as_loaders_give_them(defaults, key):
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1), np.uint8)
+    labels, floats = np.arange(4), (pixels / 127.5 - 1).astype(np.float32)
+    step = jax.jit(make_step())
+    state = ddpm.init_train_state(key, {"w": jnp.ones(())}, OPTIMIZER)
+    right = step(state, (floats, labels))[1]["loss"]
+    for batch in ([floats, labels], (pixels, labels), [pixels, labels]):
+        np.testing.assert_allclose(step(state, batch)[1]["loss"], right, rtol=1e-6)
+
+
+def test_a_null_that_is_no_condition_is_named(untyped, state, batch):
+    for null, conditions, words in (
+        (np.zeros(2), np.zeros((16, 3)), r"null_label: expected shape \(\) or \(3,\), .* \(2,\)"),
+        (0.5, np.zeros(16, int), r"null_label: expected int\d\d, got 0.5"),
+        (0, np.zeros(3, int), r"batch: expected a condition for each of 16 images, .*\(3,\)"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            make_step(null_label=null)(state, (batch, conditions))
+
+
+def test_what_is_wrong_is_named(untyped, state, batch):
+    with pytest.raises(ValueError, match="ema_decay: expected 0 to 1, below 1, got 1.5"):
+        make_step(ema_decay=1.5)
+    with pytest.raises(ValueError, match="accumulate: expected a divisor of the batch of 16"):
+        make_step(accumulate=3)(state, batch)
+    for wrong, words in (
+        ({"images": batch}, "batch: expected images or .*, got a dict of images"),
+        (batch.astype(int), "batch: expected a floating array .*, got int"),
+    ):
+        with pytest.raises(TypeError, match=words):
+            make_step()(state, wrong)
+    with pytest.raises(TypeError, match="output of apply_fn: expected a .* array, got a tuple"):
+        make_step(lambda params, x, t: (x, t))(state, batch)
+    with pytest.raises(TypeError, match="schedule: expected a NoiseSchedule, .* got float64"):
+        ddpm.make_train_step(SCHEDULE.betas, apply_fn, OPTIMIZER)

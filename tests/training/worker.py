@@ -1,9 +1,11 @@
-"""One process of a training job: `worker.py OUT.npz DEVICES FSDP [COORDINATOR PROCESSES ID]`.
+"""One process of a training job: `worker.py OUT DEVICES FSDP COORDINATOR PROCESSES ID`.
 
-Trains a small U-Net in float64 on made-up images, samples from it, and process 0 writes what
-came out.
+Trains a small network in float64 on made-up images, and samples from it. The process that writes
+does, and each prints what it saw of the others.
 """
 
+import hashlib
+import json
 import sys
 
 import jax
@@ -14,9 +16,8 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 import jax_ddpm as ddpm
-from jax_ddpm.models import ddpm_digits
 from jax_ddpm.training import batch_indices, load_batch
-from jax_ddpm.training.hosts import connect, on_writer, to_hosts
+from jax_ddpm.training.hosts import connect, from_writer, on_writer, to_hosts, together
 from jax_ddpm.training.sharding import (
     data_sharding,
     device_mesh,
@@ -25,30 +26,23 @@ from jax_ddpm.training.sharding import (
     state_sharding,
 )
 
-STEPS, BATCH, SHAPE = 6, 8, (8, 8, 1)
+STEPS, BATCH, SHAPE = 6, 8, (4, 4, 1)
+SHAPES = {"in": (16, 32), "time": (10, 32), "label": (11, 32), "out": (32, 16)}
 
 
-def main(out, devices, fsdp, coordinator=None, processes=None, process_id=None):
-    jax.config.update("jax_enable_x64", True)
-    jax.config.update("jax_num_cpu_devices", int(devices))
-    connect(coordinator, processes and int(processes), process_id and int(process_id))
-    mesh = device_mesh(BATCH, fsdp=int(fsdp))
-    key = jax.random.key(0)
-    images = np.random.default_rng(0).uniform(-1, 1, (20, *SHAPE))
+def apply_fn(params, x, t, label):
+    hidden = x.reshape(len(x), -1) @ params["in"] + params["time"][t] + params["label"][label]
+    return (jnp.tanh(hidden) @ params["out"]).reshape(x.shape)
+
+
+def train_and_sample(mesh):
+    """The losses, samples and weights, and the bytes of weights that a device holds."""
+    key, rng = jax.random.key(0), np.random.default_rng(0)
+    images = rng.uniform(-1, 1, (20, *SHAPE))
     labels = np.arange(20, dtype=np.int32) % 10
-    model = ddpm_digits(
-        block_out_channels=(16,),
-        down_block_types=("DownBlock2D",),
-        up_block_types=("UpBlock2D",),
-        layers_per_block=1,
-        param_dtype=jnp.float64,
-    )
+    weights = {name: rng.normal(0, 0.3, shape) for name, shape in SHAPES.items()}
     schedule = ddpm.make_schedule(ddpm.cosine_beta_schedule(10))
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2))
-
-    shapes = jax.eval_shape(model.init, key, images[:1], labels[:1], labels[:1])
-    rng = np.random.default_rng(1)
-    weights = jax.tree.map(lambda leaf: rng.normal(0, 0.1, leaf.shape), shapes)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1, momentum=0.9))
 
     def init(weights):
         return ddpm.init_train_state(key, weights, optimizer)
@@ -56,9 +50,9 @@ def main(out, devices, fsdp, coordinator=None, processes=None, process_id=None):
     placement = state_sharding(mesh, jax.eval_shape(init, weights))
     state = jax.jit(init, out_shardings=placement)(weights)
     step = ddpm.make_train_step(
-        schedule, gather_params(model.apply, mesh), optimizer, null_label=10, accumulate=2
+        schedule, gather_params(apply_fn, mesh), optimizer, null_label=10, accumulate=2
     )
-    indices = np.stack([batch_indices(key, step, 20, BATCH) for step in range(STEPS)])
+    indices = np.stack([np.asarray(batch_indices(key, k, 20, BATCH)) for k in range(STEPS)])
     sharding = NamedSharding(mesh, PartitionSpec(None, *data_sharding(mesh).spec))
     batches = tuple(load_batch(array, indices, sharding) for array in (images, labels))
     train = jax.jit(
@@ -70,26 +64,36 @@ def main(out, devices, fsdp, coordinator=None, processes=None, process_id=None):
 
     @jax.jit
     def sample(params):
-        where = jnp.arange(BATCH) % 10
         return ddpm.p_sample_loop(
             jax.random.key(1),
             schedule,
-            lambda x_t, t: model.apply(params, x_t, t, where),
+            lambda x_t, t: apply_fn(params, x_t, t, jnp.arange(BATCH)),
             (BATCH, *SHAPE),
             sharding=data_sharding(mesh),
         )
 
-    samples = sample(state.ema_params)
-    params, losses, samples = to_hosts((state.params, metrics["loss"], samples), mesh)
-    flat = {jax.tree_util.keystr(k): v for k, v in jax.tree_util.tree_leaves_with_path(params)}
-    local = {device for device in mesh.devices.flat if device.process_index == jax.process_index()}
-    bytes_here = sum(
-        shard.data.nbytes
-        for leaf in jax.tree.leaves(state.params)
-        for shard in leaf.addressable_shards
-        if shard.device == min(local, key=lambda device: device.id)
-    )
-    on_writer(lambda: np.savez(out, losses=losses, samples=samples, bytes_here=bytes_here, **flat))
+    results = {"losses": metrics["loss"], "samples": sample(state.ema_params), **state.params}
+    bytes_here = sum(leaf.addressable_shards[0].data.nbytes for leaf in state.params.values())
+    return {**to_hosts(results, mesh), "bytes_here": bytes_here}
+
+
+def main(out, devices, fsdp, *job):
+    jax.config.update("jax_enable_x64", True)
+    jax.config.update("jax_num_cpu_devices", int(devices))
+    if job:
+        connect(job[0], *map(int, job[1:]))
+    results = train_and_sample(device_mesh(BATCH, fsdp=int(fsdp)))
+    number = jax.process_index()
+    on_writer(lambda: np.savez(f"{out}-{number}.npz", **results))
+
+    # More than one piece of what is broadcast at a time, and no whole number of them.
+    told = from_writer(np.random.default_rng(number).bytes(2**24 + 3))
+    seen = {"told": hashlib.sha256(told).hexdigest()}
+    try:
+        together(lambda: 1 // (number - 1))  # fails in the second process
+    except Exception as error:
+        seen["failure"] = type(error).__name__
+    print(json.dumps(seen))
 
 
 if __name__ == "__main__":
