@@ -1,7 +1,5 @@
 """FLOPs against PyTorch's counter, which shares nothing with ours."""
 
-from functools import cache
-
 import jax
 import jax.numpy as jnp
 import pytest
@@ -14,15 +12,23 @@ from jax_ddpm.plan.flops import count_flops
 pytestmark = pytest.mark.usefixtures("defaults")
 
 
-@cache
-def torch_flops(backward):
+SMALL = {
+    "sample_size": 32,
+    "block_out_channels": (32, 64),
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+    "layers_per_block": 1,
+}
+
+
+def torch_flops(config, backward):
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
     from jax_ddpm.parity.unet import CIFAR10, reference_unet
 
-    network = reference_unet(CIFAR10, "float32").to("meta")  # counted, not computed
+    network = reference_unet({**CIFAR10, **config}, "float32").to("meta")  # counted, not computed
     # Its counter knows nothing of the fused attention on CPU, 0.3 GFLOP.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         x, t = torch.zeros(1, 3, 32, 32), torch.zeros(1, dtype=torch.int64)
@@ -34,16 +40,20 @@ def torch_flops(backward):
 
 @pytest.mark.usefixtures("diffusers")
 @pytest.mark.parametrize("remat", [False, True])
-def test_the_cifar10_network(remat):
+@pytest.mark.parametrize(
+    "config", [SMALL, pytest.param({}, marks=pytest.mark.slow)], ids=["small", "35.7 M parameters"]
+)
+def test_the_network_of_ho_et_al(config, remat):
     """12.4 GFLOP an image, and twice as much again for gradients."""
-    model = ddpm.ddpm_cifar10(remat=remat)
+    model = ddpm.ddpm_cifar10(remat=remat, **config)
     x, t = jnp.zeros((1, 32, 32, 3), jnp.float32), jnp.zeros(1, jnp.int32)
     variables = jax.eval_shape(model.init, jax.random.key(0), x, t)
     forward = count_flops(jax.make_jaxpr(model.apply)(variables, x, t))
-    assert forward == torch_flops(backward=False) == 12_443_713_536
+    assert forward == torch_flops(config, backward=False)
+    assert config or forward == 12_443_713_536
     grad = jax.grad(lambda variables, x, t: model.apply(variables, x, t).sum())
     both = count_flops(jax.make_jaxpr(grad)(variables, x, t))
-    expected = torch_flops(backward=True)
+    expected = torch_flops(config, backward=True)
     if remat:  # the blocks run once more, but for what no gradient needs
         assert expected + forward / 2 < both < expected + forward
     else:
@@ -59,7 +69,8 @@ def test_loops_branches_and_calls():
 
     assert flops(lambda a, b: jax.jit(jnp.dot)(a, b)) == product
     assert flops(lambda a, b: lax.scan(lambda c, _: (c, a @ b), 0, length=7)) == 7 * product
-    assert flops(
-        lambda a, b: lax.cond(a[0, 0] > 0, lambda: a @ b, lambda: 2 * (a @ b) @ b.T @ b)
-    ) > (product)
+    assert (
+        flops(lambda a, b: lax.cond(a[0, 0] > 0, lambda: a @ b, lambda: 2 * (a @ b) @ b.T @ b))
+        > product
+    )
     assert flops(lambda a, b: a.sum() + b.sum()) == 0

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 import pytest
 from packaging.requirements import Requirement
 
+from jax_ddpm.__main__ import main
 from jax_ddpm.plan import measuring
 from jax_ddpm.plan.measuring import planned, preset
 from jax_ddpm.plan.targets import CHIPS, parse_target
@@ -29,7 +30,6 @@ sys.argv = ["jax-ddpm", *{arguments}]
 from jax_ddpm.__main__ import main
 main()
 """
-COMPILERS = {"libtpu", "jax_cuda12_plugin", "jax_cuda13_plugin"}
 
 
 def jax_ddpm(*arguments, cwd, without=()):
@@ -52,7 +52,7 @@ def jax_ddpm(*arguments, cwd, without=()):
 @needs_tpu
 def test_a_tpu_slice(tmp_path):
     """With libtpu alone, and no hardware: both programs, as text and as JSON."""
-    cuda = COMPILERS - {"libtpu"}
+    cuda = {"jax_cuda12_plugin", "jax_cuda13_plugin"}
     result = jax_ddpm("plan", *DIGITS, "--json", "plan.json", cwd=tmp_path, without=cuda)
     assert (result.returncode, result.stderr) == (0, "")
     assert "train on v5e:2x2, 4 devices: 128 images, 32 images per device" in result.stdout
@@ -77,17 +77,6 @@ def test_a_tpu_slice(tmp_path):
 
 
 @needs_tpu
-def test_the_all_reduce_of_the_tutorials_network(tmp_path):
-    """Its gradient, and the loss."""
-    command = ["plan", *TUTORIAL, "--work", "train"]
-    result = jax_ddpm(*command, "--json", "plan.json", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    (row,) = json.loads((tmp_path / "plan.json").read_text())
-    (reduced,) = row["collectives"]
-    assert (reduced["kind"], reduced["nbytes"]) == ("all-reduce", 4 * (151_427 + 1))
-
-
-@needs_tpu
 def test_fsdp_and_accumulation(tmp_path):
     """A quarter of the state on each device, and its weights gathered for each part."""
     command = ["plan", *TUTORIAL, "--work", "train"]
@@ -97,6 +86,8 @@ def test_fsdp_and_accumulation(tmp_path):
         assert result.returncode == 0, result.stderr
         rows += json.loads((tmp_path / "plan.json").read_text())
     whole, split = rows
+    (reduced,) = whole["collectives"]  # the gradient, and the loss
+    assert (reduced["kind"], reduced["nbytes"]) == ("all-reduce", 4 * (151_427 + 1))
     assert split["flops"] == pytest.approx(whole["flops"], rel=1e-3)
     assert split["aliased"] < 0.6 * whole["aliased"]  # tiles pad what is small
     gathered = {each["kind"]: each["nbytes"] for each in split["collectives"]}
@@ -142,30 +133,18 @@ def test_fsdp_scatters_the_gradient(tmp_path):
     assert nbytes["all-reduce"] < 100
 
 
-@needs_gpu
-def test_what_does_not_fit_a_gpu(tmp_path):
-    command = ["plan", "--work", "sample", "--target", "l4", "--model", "digits", "--steps", "2"]
-    result = jax_ddpm(*command, "--num", "4194304", cwd=tmp_path)
-    assert (result.returncode, result.stderr) == (1, "")
-    assert re.search(r"does not fit +[\d.]+ GiB +of 16\.47 GiB per device: ", result.stdout)
-    assert "estimate" not in result.stdout
-    assert "Of a GPU's memory JAX takes 75 %" in result.stdout
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["--target", "v9"], "--target: expected one of v3:2x2, v4:2x2x1, v5e:2x2, "),
-        (["--target", "v5e:2"], "--target: expected a shape such as v5e:2x2, got v5e:2"),
         (["--target", "h100:zero"], "--target: expected a shape such as h100:1, got h100:zero"),
         (["--target"], "--target: expected one or several, such as v5e:2x2 h100:8"),
         (["--batch-size", "0"], "--batch-size: expected more than 0, got 0"),
-        (["--steps", "0"], "--steps: expected more than 0, got 0"),
         (["--json", "no/where.json"], "--json: no such folder: no"),
     ],
 )
-def test_bad_input_is_one_line(tmp_path, arguments, words):
-    result = jax_ddpm("plan", *arguments, cwd=tmp_path)
+def test_bad_input_is_one_line(jax_ddpm_here, tmp_path, arguments, words):
+    result = jax_ddpm_here("plan", *arguments, cwd=tmp_path)
     assert result.returncode == 2 and words in result.stderr
     assert len(result.stderr.splitlines()) == 1 and not list(tmp_path.iterdir())
 
@@ -174,17 +153,10 @@ def test_bad_input_is_one_line(tmp_path, arguments, words):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--run", "nowhere"], "--run: nowhere: expected a folder of diffusers"),
         (["--target", "v5e:3x7"], "--target: v5e:3x7: its compiler refuses such a slice: INTERNAL"),
-        (["--batch-size", "2147483648"], "--batch-size: expected less than 2,147,483,648, got 2,1"),
         (["--steps", "1001"], "--steps: expected at most 1000, the model's timesteps, got 1001"),
-        (["--model", "simple", "--remat"], "--remat: the tutorial's network has no blocks to"),
         (["--batch-size", "6"], "--batch-size: expected a multiple of 4, the devices of v5e:2x2"),
         (["--accumulate", "5"], "--accumulate: expected a divisor of --batch-size 128, got 5"),
-        (
-            ["--accumulate", "64"],
-            "--batch-size: expected a multiple of 256, the devices of v5e",
-        ),
         (["--fsdp", "3"], "--fsdp: expected a divisor of 4, the devices of v5e:2x2, got 3"),
     ],
 )
@@ -194,13 +166,14 @@ def test_what_the_target_refuses_is_one_line(tmp_path, arguments, words):
     assert len(result.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("target", ["v5e", "h100"])
-def test_a_missing_compiler_names_what_to_install(tmp_path, target):
-    result = jax_ddpm("plan", "--target", target, cwd=tmp_path, without=COMPILERS)
-    assert result.returncode == 2
-    package = "libtpu" if target == "v5e" else "jax_cuda13_plugin"
-    line, _, packages = result.stderr.partition(" pip install ")
-    assert line == f"jax-ddpm: this command needs {package}:"
+@pytest.mark.parametrize(("target", "package"), [("v5e", "libtpu"), ("h100", "jax_cuda13_plugin")])
+def test_a_missing_compiler_names_what_to_install(monkeypatch, capsys, target, package):
+    monkeypatch.setattr("jax_ddpm.plan.targets.find_spec", lambda name: None)
+    monkeypatch.setattr(sys, "argv", ["jax-ddpm", "plan", "--target", target])
+    with pytest.raises(SystemExit) as end:
+        main()
+    line, _, packages = capsys.readouterr().err.partition(" pip install ")
+    assert (end.value.code, line) == (2, f"jax-ddpm: this command needs {package}:")
     needed = [Requirement(each) for each in shlex.split(packages)]
     assert Requirement("jax[tpu,cuda13-local]>=0.10") in needed
 
@@ -209,7 +182,6 @@ def test_a_missing_compiler_names_what_to_install(tmp_path, target):
     ("text", "words"),
     [
         ("h100:9", "expected at most 8 chips, those of one host: .*, got h100:9"),
-        ("v5e:2x32", "expected sides of at most 16 chips, those of a pod, got v5e:2x32"),
         ("v4:32x32x32", "expected at most 4,096 chips, those of one pod, got v4:32x32x32"),
         ("v5litepod-4", r"v5e:4x4 \(a TPU's chips\) or h100:8 \(GPUs\), got v5litepod-4"),
     ],
