@@ -34,7 +34,7 @@ TOLERANCE = 1e-4
 """Of x_0 after the tutorial's short chain, float32; measured 1e-6."""
 
 CIFAR10_TOLERANCE = 1e-3
-"""Of x_0 after the chain, float32: DESIGN's number; measured 6e-5."""
+"""Of x_0 after the chain, float32, as `parity/tolerances.py` allows; measured 6e-5."""
 
 _TINY = (1, 8, 8, 3)
 _PEAK_BATCH, _PEAK_SIDE = 16, 2048

@@ -33,7 +33,7 @@ from torch_reference.schedule import T
 __all__ = ["checkpoints", "cifar10_training", "training"]
 
 TOLERANCE = 1e-3
-"""Of the losses of three steps, float32: DESIGN's number for Adam steps; measured 4e-5."""
+"""Of the losses of three steps, float32, as `parity/tolerances.py` allows Adam; measured 4e-5."""
 
 _COMPARED_STEPS = 3
 
