@@ -28,7 +28,7 @@ os.environ["PYTHONWARNINGS"] = (
 
 # Programs that run for a moment are compiled fast, not well, also in the processes that tests
 # start. `JAX_DISABLE_MOST_OPTIMIZATIONS=0 pytest` compiles all of them as users do, as .ci/run does
-# once; parity with PyTorch, which that run leaves out, is compiled so always (`optimized`).
+# once.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 # Two devices, also in the processes that tests start; eight_devices/ has a process with eight.
@@ -60,30 +60,33 @@ collect_ignore = [
 
 # The files that take longest, the longest first, or one worker would wait for the other's last.
 LONGEST = (
+    "parity/test_parity",
     "faults/test_kill",
-    "cli/test_cli",
-    "test_sampling",
-    "parity/",
-    "training/test_hosts",
     "faults/test_signals",
-    "faults/test_guards",
-    "faults/test_files",
+    "test_samplers.",
     "test_readme",
-    "models/",
+    "cli/test_train",
+    "test_eight_devices",
+    "training/test_hosts",
+    "test_sampling",
+    "faults/test_guards",
+    "cli/test_export",
     "interop/",
 )
 
 
 def pytest_configure(config):
     cache = Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
-    begun = hasattr(config, "workerinput")
-    if not begun and sum(file.stat().st_size for file in cache.glob("*")) > 2**30:
+    if (
+        "PYTEST_XDIST_WORKER" not in os.environ
+        and sum(file.stat().st_size for file in cache.glob("*")) > 2**30
+    ):
         shutil.rmtree(cache)
 
 
 def pytest_collection_modifyitems(items):
     def place(item):
-        places = (place for place, name in enumerate(LONGEST) if name in item.nodeid)
+        places = (place for place, name in enumerate(LONGEST) if name in str(item.path))
         return next(places, len(LONGEST))
 
     items.sort(key=place)
@@ -142,6 +145,7 @@ def no_new_program():
     @contextmanager
     def check():
         before = len(PROGRAMS)
+        assert before, "JAX no longer says when it compiles"
         yield
         assert len(PROGRAMS) == before, "a program was compiled"
 
@@ -154,17 +158,6 @@ def untyped():
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
-
-
-@pytest.fixture(scope="module")
-def optimized():
-    """Programs as users compile them, for a whole module."""
-    jax.config.update("jax_disable_most_optimizations", False)
-    jax.clear_caches()
-    yield
-    usual = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] != "0"
-    jax.config.update("jax_disable_most_optimizations", usual)
-    jax.clear_caches()
 
 
 @contextmanager

@@ -3,7 +3,6 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from jax.test_util import check_grads
 
 import jax_ddpm as ddpm
@@ -141,15 +140,3 @@ def test_slerp_on_a_line_is_straight():
     np.testing.assert_allclose(between, 0.75 * a + 0.25 * b, rtol=1e-14)
     gradient = jax.jit(jax.grad(lambda a: ddpm.slerp(a, b[:3], 0.25).sum()))(a[:3])
     np.testing.assert_allclose(gradient, np.full((3, 2), 0.75), rtol=1e-14)
-
-
-def test_bad_input_is_named(untyped, key):
-    def refused(name, function, *arguments):
-        with pytest.raises(ValueError, match=f"^{name}: expected "):
-            function(*arguments)
-
-    refused("steps", ddpm.image_to_image, key, SHORT, network, X_START, 0)
-    refused("steps", ddpm.image_to_image, key, SHORT, network, X_START, 11)
-    refused("key", ddpm.image_to_image, None, SHORT, network, X_START, 3)
-    refused("x_b", ddpm.interpolate, SHORT, network, X_START, X_START[:1], np.ones(2))
-    refused("weight", ddpm.slerp, X_START, X_START, np.ones(3))

@@ -12,7 +12,7 @@ def test_on_eight_devices(pytestconfig):
     result = subprocess.run(
         [*command, "eight_devices"],
         cwd=Path(__file__).parent,
-        env={**os.environ, "JAX_NUM_CPU_DEVICES": "8"},
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"},
         capture_output=True,
         text=True,
     )

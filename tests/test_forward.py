@@ -59,12 +59,6 @@ def test_q_sample_has_the_moments_of_q():
     np.testing.assert_allclose(np.exp(log_variance), variance, rtol=1e-12)
 
 
-def test_posterior_at_the_first_entry_is_x_start():
-    mean, variance, _ = ddpm.q_posterior_mean_variance(SCHEDULE, X_START, NOISE, np.zeros(4, int))
-    np.testing.assert_allclose(mean, X_START, atol=1e-12)
-    assert not np.any(variance)
-
-
 def test_dtype_follows_the_images():
     for dtype in (jnp.float32, jnp.bfloat16, jnp.float64):
         x = jax.ShapeDtypeStruct(X_START.shape, dtype)

@@ -12,7 +12,7 @@ SHAPE = (3, 4, 4, 3)
 
 @jax.jit
 def draw(key, i, first_sample):
-    """The entry and the first sample are traced, as in a scan over a batch that is part of many."""
+    """Entry and first sample are traced, as in a scan over the batches of a large set."""
     return ddpm.sample_noise(key, i, SHAPE, first_sample=first_sample)
 
 

@@ -16,6 +16,8 @@ EXAMPLES = {
     for example in Sybil(parsers=[PythonCodeBlockParser()]).parse(path).examples()
 }
 
+assert EXAMPLES
+
 
 # Readers run with JAX's defaults.
 @pytest.fixture(scope="module")

@@ -359,31 +359,3 @@ def test_no_noise_is_added_at_t_0(name):
     # By hand: x̂_0 = (x - √β_0 ε) / √(1 - β_0), clipped, with ε = x / 2.
     x_start = X_START * (1 - np.sqrt(1e-4) / 2) / np.sqrt(1 - 1e-4)
     np.testing.assert_allclose(step(0.0), np.clip(x_start, -1, 1), atol=1e-12)
-
-
-def learned(x, t):
-    return jnp.concatenate([x / 2, jnp.full_like(x, -1)], axis=-1)
-
-
-@pytest.mark.parametrize(
-    ("denoise_fn", "variance_type", "variance"),
-    [
-        (learned, "learned", np.exp(-1)),
-        (learned, "learned_range", SCHEDULE.posterior_variance[100]),
-        (halve, "fixed_large", SCHEDULE.betas[100]),
-    ],
-)
-def test_noise_is_scaled_by_the_root_of_the_variance(denoise_fn, variance_type, variance):
-    """A log-variance taken for a variance is negative, and its root NaN."""
-    step = partial(one_step, SAMPLERS["ancestral"], denoise_fn, SCHEDULE, 100)
-    spread = np.subtract(*(step(noise, variance_type=variance_type) for noise in (1.0, 0.0)))
-    np.testing.assert_allclose(spread, np.full(spread.shape, np.sqrt(variance)), rtol=1e-9)
-
-
-def test_bad_input_is_named(untyped):
-    with pytest.raises(ValueError, match="^eta: "):
-        ddpm.ddim(eta=2.0)
-    with pytest.raises(ValueError, match="^order: "):
-        ddpm.dpm_solver_pp(4)
-    with pytest.raises(ValueError, match="^max_slope: "):
-        ddpm.heun(max_slope=0)

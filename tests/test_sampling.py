@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from jax.test_util import check_grads
 
 import jax_ddpm as ddpm
@@ -121,23 +120,6 @@ def test_a_sampler_of_ones_own_gets_fresh_noise_at_each_step(key):
     assert np.unique(drawn).size == np.size(drawn)
     correlation = np.corrcoef(np.transpose(drawn)) - np.eye(50)
     assert np.abs(correlation).max() < 6 / np.sqrt(np.prod(SHAPE))
-
-
-def test_an_nnx_module_is_a_denoise_fn(draws, no_new_program):
-    """The maths knows no framework: a module of Flax NNX gives what its plain arrays give."""
-
-    def draw(linear):
-        policy = dict(sampler=ddpm.ddim(), x_T=draws[-1])
-        return ddpm.p_sample_loop(None, SHORT, lambda x, t: network(linear(x), t), SHAPE, **policy)
-
-    linear = nnx.Linear(3, 3, use_bias=False, param_dtype=float, rngs=nnx.Rngs(0))
-    graphdef, state = nnx.split(linear)
-    draw_nnx = jax.jit(lambda state: draw(nnx.merge(graphdef, state)))
-    weights = np.asarray(linear.kernel[...])
-    close(draw_nnx(state), draw(lambda x: x @ weights))
-    doubled = jax.tree.map(lambda w: 2 * w, state)
-    with no_new_program():
-        draw_nnx(doubled)
 
 
 def outcome(schedule, sampler, params, x_T):

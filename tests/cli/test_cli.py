@@ -39,6 +39,7 @@ def here(tmp_path_factory, untrained, write_run, defaults):
         ("train --lr 3", "--lr: no such flag of train; did you mean --learning-rate?"),
         ("doctor --xyz", "--xyz: no such flag of doctor; see jax-ddpm doctor --help"),
         ("sample", "expected --run or --pretrained, and one of them only"),
+        ("sample --run DIGITS --pretrained empty", "expected --run or --pretrained, and one of"),
         ("sample --pretrained nowhere", "--pretrained: nowhere: expected a folder of diffusers"),
         ("sample --pretrained weights.pt", "one of OpenAI's comes with --openai-flags"),
         ("sample --run DIGITS --openai-flags b", "--openai-flags: comes with --pretrained"),
@@ -55,6 +56,8 @@ def here(tmp_path_factory, untrained, write_run, defaults):
         ("evaluate --run DIGITS --json empty", "--json: expected a file, got the folder empty"),
         # Seventeen levels of grey are no 8 bits.
         ("evaluate --run DIGITS --num 0", "--num: expected more than 0, since no images"),
+        ("evaluate --run DIGITS --samples grey.npy", "--run: cannot be given with --samples"),
+        ("evaluate --samples grey.npy --steps 3", "--steps: "),
         ("evaluate --samples grey.npy --num 21", "--num: expected at most 20, the samples"),
         ("evaluate --samples rgb.npy", "--dataset: digits cannot be prepared as the samples are"),
         ("evaluate --samples rgb.npy --data rgb.npy --inception w.pth",

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jax_ddpm import runs
 from jax_ddpm.io.arrays import flatten, save_tensors
 from jax_ddpm.models import SimpleUNet
 from jax_ddpm.runs.run import describe
@@ -35,6 +36,12 @@ def test_a_run_goes_to_diffusers_and_comes_back(untrained, convert, jax_ddpm_her
     assert hint == "DDPMPipeline.from_pretrained('there').unet(x, t, class_labels=labels)"
     convert("there", "back", "--to", "run")
     assert (tmp_path / "back" / WEIGHTS).read_bytes() == (run / WEIGHTS).read_bytes()
+    # Where every label is a class, that is said there.
+    plain = runs.load_run(run)._replace(null_label=None, guidance=1.0)
+    runs.save_run(tmp_path / "plain", plain._replace(num_classes=11))
+    convert("plain", "classes", "--to", "diffusers")
+    again = runs.load_pretrained(tmp_path / "classes")
+    assert (again.num_classes, again.null_label) == (11, None)
     draws = []
     for source in (["--run", str(run)], ["--pretrained", "there"]):
         flags = ["--num", "12", "--steps", "2", "--guidance", "2", "--out", "x.npz"]

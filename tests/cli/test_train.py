@@ -223,7 +223,7 @@ def test_the_library_trains_the_same_weights(trained, defaults, tmp_path):
     "flags",
     [
         "--fsdp 2 --accumulate 2 --remat --dtype bfloat16 --steps 6 --steps-per-dispatch 3 "
-        "--compilation-cache cache",
+        "--compilation-cache cache --tracker tensorboard",
         "--recipe cifar10 --data {} --image-size 12 --skip-unreadable --evaluate-every 50 "
         "--evaluate-num 8 --keep-best --sample-every 30",
     ],
@@ -235,6 +235,7 @@ def test_other_trainings(flags, trained, jax_ddpm_here, tmp_path):
     assert result.returncode == 0 and "wrote runs/x/" in result.stdout, result.stderr
     line = runs.read_metrics(tmp_path / "runs/x/metrics.jsonl")[-1]
     assert np.isfinite(line["loss"]) and ("best: step" in result.stdout) == ("--keep-best" in flags)
+    assert any((tmp_path / "runs/x").glob("tensorboard/*")) == ("--tracker" in flags)
     last = sorted((tmp_path / "runs/x/checkpoints").glob("0*"))[-1]
     weights = load_file(last / "ema.safetensors")
     assert all(x.dtype == np.float32 and np.all(np.isfinite(x)) for x in weights.values())

@@ -68,6 +68,7 @@ def test_it_is_keyed_by_content_and_by_preparation(few, tmp_path):
     folder, cache = tmp_path / "few", tmp_path / "cache"
     shutil.copytree(few, folder)
     digest = load_dataset(folder, PREPARATION, cache=cache).digest()
+    assert load_dataset(folder, PREPARATION, cache="none").digest() == digest
     load_dataset(folder, Preparation(image_size=8), cache=cache)
     assert len(list(cache.iterdir())) == 2
     path = next(folder.rglob("*L.png"))

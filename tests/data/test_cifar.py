@@ -93,7 +93,7 @@ def test_images_are_read_in_order(tmp_path, folder):
 
 
 def test_what_is_missing_or_there_twice(tmp_path):
-    """Names and the test's images may be missing; batches are named."""
+    """The names of the classes and the test images may be missing; a batch may not."""
     missing = {"batches.meta.txt": None, "test_batch.bin": None}
     _, _, names, note = read_cifar(write(tmp_path, "cifar-10-batches-bin", **missing))
     assert names is None and note == "CIFAR-10: the training images"
@@ -121,6 +121,7 @@ DAMAGED = {
     "from 0 to 9, got -1 to 1": ("py", "data_batch_1", pickled(data=pixels(1), labels=[1, -1])),
     "expected a dict, got a list": ("py", "data_batch_1", pickle.dumps([1], 2)),
     "expected a dict, got a dict": ("py", "data_batch_1", pickle.dumps({1: 2}, 2)),
+    "which is refused": ("py", "data_batch_1", b"cposix\nsystem\nU\x01x\x85R."),
     "cannot read the pickle": ("py", "data_batch_1", pickled(data=pixels(1))[:-5]),
 }
 

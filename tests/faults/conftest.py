@@ -21,7 +21,7 @@ SETTINGS |= {"steps": STEPS, "checkpoint_every": 10}
 PREPARATION = {"image_size": 8, "crop": "random"}
 FLAGS = [f"--{name.replace('_', '-')}={value}" for name, value in (SETTINGS | PREPARATION).items()]
 
-# Runs the command; in the thread that saves, one call begins with an action.
+# Runs the command; in the thread that saves, the COUNT-th call of NAME begins with an action.
 INSTEAD = """
 import os, signal, sys, threading, time
 name, count, action = sys.argv.pop(1), int(sys.argv.pop(1)), sys.argv.pop(1)
@@ -79,11 +79,6 @@ class Command(subprocess.Popen):
         return self.output.read_text(errors="replace")
 
 
-def write_images(path, *shape):
-    np.save(path, np.random.default_rng(0).integers(0, 256, shape, np.uint8))
-    return path
-
-
 @pytest.fixture
 def start(tmp_path):
     """Start a command in a folder of the test's own."""
@@ -101,7 +96,9 @@ def start(tmp_path):
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    return write_images(tmp_path_factory.mktemp("images") / "x.npy", 100, 10, 12)
+    path = tmp_path_factory.mktemp("images") / "x.npy"
+    np.save(path, np.random.default_rng(0).integers(0, 256, (100, 10, 12), np.uint8))
+    return path
 
 
 @pytest.fixture
@@ -159,10 +156,16 @@ def quick_pictures():
         yield
 
 
+def write_images(folder):
+    images = np.random.default_rng(0).uniform(0, 1, (9, 4, 4))
+    np.save(folder / "x.npy", images.astype(np.float32))
+    return folder
+
+
 @pytest.fixture
 def data(tmp_path):
     """The folder of a short training."""
-    return write_images(tmp_path / "x.npy", 9, 4, 4).parent
+    return write_images(tmp_path)
 
 
 @pytest.fixture
@@ -174,7 +177,7 @@ def short(jax_ddpm_here, tmp_path):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, defaults, quick_pictures):
     """The folder after a short training. Only to be read."""
-    cwd = write_images(tmp_path_factory.mktemp("finished") / "x.npy", 9, 4, 4).parent
+    cwd = write_images(tmp_path_factory.mktemp("finished"))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(cwd)
         run(SHORT)

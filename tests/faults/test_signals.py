@@ -12,13 +12,14 @@ def steps_of(folder):
     return [load_checkpoint(path).step for path in list_checkpoints(folder / "checkpoints")]
 
 
-@pytest.mark.parametrize(
-    "numbers",
-    [(SIGTERM, SIGINT), pytest.param((SIGINT, SIGTERM), marks=pytest.mark.slow)],
-    ids=lambda numbers: " ".join(number.name for number in numbers),
-)
-def test_asked_at_every_stage(train, tmp_path, assert_same, numbers):
-    """Compiling, stepping, saving, sampling: one after the other on one run, the two in turn."""
+ONCE = [("compiling", SIGTERM), ("stepping", SIGINT), ("sampling", SIGTERM)]
+MORE = [("compiling", SIGINT), ("stepping", SIGTERM), ("saving", SIGTERM), ("saving", SIGINT)]
+MORE += [("sampling", SIGINT)]
+
+
+@pytest.mark.parametrize("asked", [ONCE, pytest.param(MORE, marks=pytest.mark.slow)])
+def test_asked_at_every_stage(train, tmp_path, assert_same, asked):
+    """One after the other on one run; the next test asks while it saves."""
     folder = tmp_path / "runs/cut"
     stages = {
         "compiling": lambda: "device(s)" in command.text,
@@ -26,9 +27,9 @@ def test_asked_at_every_stage(train, tmp_path, assert_same, numbers):
         "saving": lambda: any(folder.glob("checkpoints/.*.tmp")),
         "sampling": lambda: "sampling" in command.text,
     }
-    for (stage, reached), number in zip(stages.items(), [*numbers, *numbers], strict=True):
+    for stage, number in asked:
         command = train()
-        command.until(reached)
+        command.until(stages[stage])
         assert command.end(number) == 130, f"{stage}: {command.text}"
         assert "Traceback" not in command.text, stage
         steps = steps_of(folder)

@@ -182,9 +182,12 @@ def test_the_published_networks_are_presets(torch, size):
     ("flags", "message"),
     [
         ({"num_channel": 32}, "flags: .*got num_channel; did you mean num_channels"),
+        ({"large_size": 256}, "flags: .*enlarges.*large_size"),
+        ({"num_channels": "many"}, "flags: num_channels: expected a whole number, got 'many'"),
         ({"num_channels": 32.5}, "flags: num_channels: expected a whole number, got 32.5"),
         ({"class_cond": "maybe"}, "flags: class_cond: expected True or False, got 'maybe'"),
         ({"noise_schedule": "sigmoid"}, "flags: noise_schedule: expected one of"),
+        ({"diffusion_steps": 0}, "flags: diffusion_steps: expected more than 0, got 0"),
         ({"diffusion_steps": 10, "timestep_respacing": ""}, "flags: diffusion_steps: 10 is too fe"),
         ({"dropout": 2}, "flags: dropout: expected 0 to 1, got 2"),
         ({"num_head_channels": 24}, "flags: num_head_channels: expected a divisor of 64, 96, got"),

@@ -8,7 +8,7 @@ import jax_ddpm as ddpm
 
 @pytest.mark.parametrize(("channels", "count"), [(3, 151_427), (1, 149_121)])
 def test_parameters(key, channels, count):
-    """151,427 is the tutorial's; a channel less is 9 × 64 weights twice and a bias less."""
+    """The tutorial's has 151,427; a channel less saves 2 × 9 × 64 weights and one bias."""
     x, t = jnp.zeros((1, 8, 8, channels), jnp.float32), jnp.zeros((1,), jnp.int32)
     shapes = jax.eval_shape(ddpm.SimpleUNet(channels).init, key, x, t)
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == count

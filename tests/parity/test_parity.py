@@ -1,8 +1,7 @@
 """The table that `jax-ddpm parity` prints, one test a cell; and that a cell can fail.
 
-In float64 a wrong formula is off by far more than rounding: these cells stand in the first circle,
-the float32 cells of the same rows in the second. Programs are compiled fast, not well;
-`jax-ddpm parity` compiles all of them as users do.
+The first circle compares in float64, where a wrong formula stands out from rounding; the second
+adds float32. Programs are compiled fast, not well; `jax-ddpm parity` compiles them as users do.
 """
 
 import jax

@@ -1,5 +1,7 @@
 """Pictures: their pixels, their titles, and the files that samples are written to."""
 
+from unittest.mock import Mock
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -82,13 +84,10 @@ def test_files_of_grids_and_of_numbers(tmp_path):
 
 def test_names_of_pictures(tmp_path):
     images, labels = floats(3, 8, 1), np.array([2, 0, 1])
-    runs.save_samples(tmp_path / "numbers", images, labels)
-    runs.save_samples(tmp_path / "names", images, labels, names=["../cat, big", "Gänse", "?"])
-    for folder, names in (
-        ("numbers", ["00000-2", "00001-0", "00002-1"]),
-        ("names", ["00000-2", "00001-cat-big", "00002-Gänse"]),
-    ):
-        assert sorted(file.stem for file in (tmp_path / folder).iterdir()) == names
+    for names, expected in ((None, "2 0 1"), (["../cat, big", "Gänse", "?"], "2 cat-big Gänse")):
+        runs.save_samples(tmp_path / expected, images, labels, names=names)
+        found = sorted(file.stem for file in (tmp_path / expected).iterdir())
+        assert found == [f"0000{k}-{name}" for k, name in enumerate(expected.split())]
 
 
 def test_no_folder_is_overwritten_and_none_is_half_written(tmp_path, monkeypatch):
@@ -98,6 +97,9 @@ def test_no_folder_is_overwritten_and_none_is_half_written(tmp_path, monkeypatch
     (tmp_path / "full/x").write_text("mine")
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))
+    monkeypatch.setattr("jax_ddpm.runs.figures.write_file", Mock(side_effect=OSError(28, "full")))
+    with pytest.raises(OSError, match="full: 'new'"):
+        runs.save_samples("new", images)
     for field, wrong in (
         *(("path", {"path": path}) for path in ("full", "file", ".", "x.jpg")),
         ("labels", {"labels": np.arange(3)}),
@@ -108,11 +110,4 @@ def test_no_folder_is_overwritten_and_none_is_half_written(tmp_path, monkeypatch
     ):
         with pytest.raises(runs.FieldError, match=f"^{field}: expected "):
             runs.save_samples(**{"path": "new", "images": images, **wrong})
-
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("jax_ddpm.runs.figures.write_file", full)
-    with pytest.raises(OSError, match="No space left on device: 'new'"):
-        runs.save_samples("new", images)
     assert sorted(tmp_path.rglob("*")) == before

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 from jax_ddpm import runs
 from jax_ddpm.data import Dataset
 from jax_ddpm.io.checkpoint import load_checkpoint, save_checkpoint
+from jax_ddpm.runs.figures import image_grid
 from jax_ddpm.runs.fitting import _dispatches
 from jax_ddpm.runs.watching import best_line
 
@@ -34,8 +35,9 @@ def pictures():
 
 @pytest.fixture(scope="module", autouse=True)
 def watched():
-    """In place of a distance: how dark samples are. It rises from step 50 to step 100. And what
-    wandb is given."""
+    """What wandb is given. Instead of a Fréchet distance, the darkness of the samples is measured:
+    it rises from step 50 to step 100.
+    """
 
     def measure(batches, num):
         samples = np.concatenate(list(batches))
@@ -115,6 +117,9 @@ def test_it_is_stopped_and_resumes_and_is_watched(whole, pictures, watched, tmp_
     assert without == lines_of(whole[1]) and len(without) == 2
     assert {int(path.name) for path in (folder / "checkpoints").iterdir()} == {50, 100}
     assert sorted(int(path.stem) for path in previews.iterdir()) == [25, 50, 75, 100]
+    key = jax.random.fold_in(jax.random.key(SETTINGS.seed), 1)  # always, from the average
+    picture = image_grid(runs.draw(key, end.run, 16), columns=8)
+    np.testing.assert_array_equal(np.asarray(Image.open(previews / "00000100.png")), picture)
     with Image.open(folder / "training.gif") as animation:
         assert animation.n_frames == 4
     assert {given.kwargs["step"] for given in watched.call_args_list} == {25, 50, 75, 100}

@@ -99,7 +99,7 @@ def test_kept_samples_are_measured_and_more_are_drawn(run, data, kept):
 
 
 def test_a_gap_is_closed_by_batches_of_another_size(tmp_path):
-    """What then begins inside another file is no sample more; and what is not finite is none."""
+    """Samples that other files hold are not counted twice; those with a NaN are not counted."""
     images = np.random.default_rng(0).uniform(-1, 1, (16, 2, 2, 1)).astype(np.float32)
 
     def keep(batch_size, total=16, images=images):

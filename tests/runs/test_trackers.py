@@ -79,6 +79,7 @@ def test_wandb(tmp_path, wandb):
         tracker.picture(50, "samples", PICTURE)
         wandb.run.finish.assert_not_called()
     given = wandb.init.call_args.kwargs
+    assert given["resume"] == "allow"
     assert (given["dir"], given["name"], given["config"]) == (str(folder), "digits", description)
     logged = [call(NUMBERS, step=50), call({"samples": ("I", PICTURE)}, step=50)]
     assert wandb.run.log.call_args_list == logged
@@ -106,6 +107,12 @@ def test_what_fails_is_left_out(tmp_path, wandb, monkeypatch):
             tracker.log(LINE)
         tracker.log(LINE)
     assert wandb.run.log.call_count == 1 and wandb.run.finish.call_count == 1
+
+
+def test_a_training_that_fails_ends_its_tracker(tmp_path, wandb):
+    with pytest.raises(ZeroDivisionError), open_trackers(["wandb"], tmp_path, {}, 0):
+        raise ZeroDivisionError
+    assert wandb.run.finish.call_count == 1
 
 
 def test_what_is_wrong_is_said_before_the_training(tmp_path, wandb, monkeypatch):

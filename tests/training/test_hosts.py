@@ -67,7 +67,7 @@ def alone():
 
 
 def assert_same(path, alone, share):
-    """Of order 1, all of them."""
+    """The values are of order 1."""
     together = dict(np.load(path))
     assert together.keys() == alone.keys()
     assert together.pop("bytes_here") / alone["bytes_here"] <= share

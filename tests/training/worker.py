@@ -16,7 +16,7 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 import jax_ddpm as ddpm
-from jax_ddpm.training import batch_indices, load_batch
+from jax_ddpm.training import load_batch
 from jax_ddpm.training.hosts import connect, from_writer, on_writer, to_hosts, together
 from jax_ddpm.training.sharding import (
     data_sharding,
@@ -52,7 +52,7 @@ def train_and_sample(mesh):
     step = ddpm.make_train_step(
         schedule, gather_params(apply_fn, mesh), optimizer, null_label=10, accumulate=2
     )
-    indices = np.stack([np.asarray(batch_indices(key, k, 20, BATCH)) for k in range(STEPS)])
+    indices = rng.integers(0, 20, (STEPS, BATCH))
     sharding = NamedSharding(mesh, PartitionSpec(None, *data_sharding(mesh).spec))
     batches = tuple(load_batch(array, indices, sharding) for array in (images, labels))
     train = jax.jit(
