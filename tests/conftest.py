@@ -3,8 +3,8 @@
 Three circles, each a superset of the one before:
 
     pytest                      what anyone runs
-    pytest -m "not patience"    with the slow tests: what .ci/run runs
-    pytest -m ""                with those that need patience, by hand
+    pytest -m "not patience"    what .ci/run runs: also what is marked `slow`
+    pytest -m ""                everything, by hand: also what is marked `patience`
 """
 
 import os
@@ -20,8 +20,8 @@ from pathlib import Path
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parents[1] / ".pytest_cache/d/xla")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.01"  # reading one takes 3 ms
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
-# Deprecations are errors in the processes that tests start, too. Of the cache: what another process
-# is just writing, or never finished, is compiled again.
+# Deprecations are errors in the processes that tests start, too. JAX warns when it cannot read an
+# entry of the cache, which another process may be writing; it then compiles the program again.
 os.environ["PYTHONWARNINGS"] = (
     "error::DeprecationWarning,ignore:Error reading persistent compilation cache"
 )
@@ -47,8 +47,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
-# Without torch, the files that import it are not collected, here or through what is ours; other
-# tests that need it have the fixture `torch` or `diffusers`.
+# Without torch, a test file that imports it, directly or through one of our modules, is not
+# collected. Other tests that need it use the fixture `torch` or `diffusers`.
 IMPORTS_TORCH = r"^(import|from) (torch|diffusers|torch_reference|jax_ddpm\.parity|benchmarks)\b"
 NEEDS_TORCH = "needs torch and diffusers"
 MISSING = [name for name in ("torch", "diffusers") if find_spec(name) is None]
@@ -58,7 +58,7 @@ collect_ignore = [
     if MISSING and re.search(IMPORTS_TORCH, file.read_text(), re.M)
 ]
 
-# The files that take longest, the longest first, or one worker would wait for the other's last.
+# The slowest files start first, so that no worker sits idle while another finishes a long one.
 LONGEST = (
     "parity/test_parity",
     "faults/test_kill",

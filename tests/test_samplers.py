@@ -344,8 +344,9 @@ def halve(x, t):
 
 @pytest.mark.parametrize("name", ["heun", "dpm_3"])
 def test_the_last_step_reads_no_entry_that_wraps(name):
-    """`table[t - 1]` at t = 0 wraps to the last entry: in rules that look at other entries than
-    their own, i - 1 and i + 1, i + 2, the last step would change with the noisiest entry."""
+    """`table[t - 1]` at t = 0 wraps to the last entry. These rules read neighbouring entries too;
+    their last step must not depend on the noisiest entry.
+    """
     chains = [ddpm.respace(SCHEDULE, [3, 50, last]) for last in (150, 199)]
     ends = [one_step(SAMPLERS[name], halve, chain, 0, 0.0) for chain in chains]
     np.testing.assert_array_equal(*ends)

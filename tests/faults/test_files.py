@@ -36,7 +36,7 @@ def damage(path, kind="flipped"):
 
 @pytest.fixture
 def here(jax_ddpm_here, monkeypatch, copy):
-    """A command beside a finished run; the doctor's parity has tests of its own."""
+    """A command beside a finished run. The doctor makes no comparisons, which take 20 s."""
     monkeypatch.setattr(doctor, "_parity", lambda: 0)
     return lambda command: jax_ddpm_here(*command.split(), cwd=copy)
 
@@ -150,6 +150,17 @@ def test_a_flipped_setting_in_config_json_misleads_nobody(copy):
     config["scheduler"]["prediction_type"] = "sample"
     (copy / "runs/x/config.json").write_text(json.dumps(config))
     assert load_run(copy / "runs/x").pretrained.prediction_type == "epsilon"
+
+
+def test_the_doctor_says_which_comparison_fails(diffusers, jax_ddpm_here, copy, monkeypatch):
+    from jax_ddpm.parity import Case
+
+    x = np.ones(3)
+    cases = [Case("maths", f"{k} x", lambda _, k=k: (k * x, x)) for k in (1, 2)]
+    monkeypatch.setattr("jax_ddpm.parity.CASES", cases)
+    result = jax_ddpm_here("doctor", cwd=copy)
+    assert result.returncode == 1 and "2 of 4 comparisons with PyTorch hold" in result.stdout
+    assert "FAILED: 2 x, float64: 1.0e+00" in result.stdout
 
 
 def test_the_doctor_checks_what_was_exported(here, copy):

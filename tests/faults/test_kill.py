@@ -17,8 +17,9 @@ DIES = f"os.kill(os.getpid(), {int(SIGKILL)})"
 
 
 def test_killed_at_every_stage(train, tmp_path, assert_same):
-    """In a file, when all are written and the folder gets its name, just after; then while a line
-    of metrics is written, and while samples are drawn."""
+    """While a file of a checkpoint is written, while its folder gets its name, just after that,
+    while a line of metrics is written, and while samples are drawn.
+    """
     folder = tmp_path / "runs/cut"
     for name, count, steps in (
         ("fsync", 3, []),

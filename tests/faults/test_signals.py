@@ -19,7 +19,7 @@ MORE += [("sampling", SIGINT)]
 
 @pytest.mark.parametrize("asked", [ONCE, pytest.param(MORE, marks=pytest.mark.slow)])
 def test_asked_at_every_stage(train, tmp_path, assert_same, asked):
-    """One after the other on one run; the next test asks while it saves."""
+    """One run is stopped at each stage in turn, and resumes; the next test stops it as it saves."""
     folder = tmp_path / "runs/cut"
     stages = {
         "compiling": lambda: "device(s)" in command.text,

@@ -20,8 +20,8 @@ def standard_promotion():
         yield
 
 
-# Rows that take seconds, and whose formulas other rows compare too: the circle of their float64
-# cell, and of their float32 cell.
+# Slow rows, whose formulas other rows compare too: the circle (see conftest.py) of their float64
+# test, and that of their float32 test.
 CIRCLES = {
     "10 Adam steps: weights, EMA, losses": ("first", "patience"),
     "100 Adam steps: weights, EMA, losses": ("slow", "patience"),

@@ -63,5 +63,8 @@ def test_what_does_not_suit_the_run_is_named(digits):
     ):
         with pytest.raises(runs.FieldError, match=f"^{words}"):
             runs.draw(**{"key": jax.random.key(0), "run": digits, "num": 2, **arguments})
+    for platforms in ("cpu", [], ["gpu"]):
+        with pytest.raises(runs.FieldError, match="^platforms: expected "):
+            runs.export("x.jaxexport", digits, platforms=platforms)
     with pytest.raises(TypeError, match="key: expected a typed key"):
         runs.draw(0, digits, 2)

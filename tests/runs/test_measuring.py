@@ -210,6 +210,8 @@ def test_what_cannot_be_measured_is_named(run, data, tmp_path):
         (samples(data, num=21), "num: expected at most 20"),
         (samples(low), r"data: expected images of \(8, 8, 1\), as the samples"),
         (samples(data, inception="x.pth"), "inception: expected images of 3 channels"),
+        (samples(data, statistics="x.npz"), "statistics: expected Inception's weights"),
+        (samples(reference="x.npz"), "reference: statistics are of Inception's features"),
     ):
         with pytest.raises(ValueError, match=f"^{words}"):
             call()
