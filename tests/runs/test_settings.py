@@ -70,13 +70,16 @@ def test_it_starts_from_a_run(untrained, tmp_path):
 
 def test_what_is_no_run_is_named(untrained, tmp_path):
     run = untrained / "runs/digits"
+    weights = run / "checkpoints/00000000/ema.safetensors"
     for call, words in (
         (lambda: runs.load_run(tmp_path / "nowhere"), "folder: expected a run's folder, got"),
         (lambda: runs.load_run(run / "checkpoints"), "folder: expected a run's folder"),
         (lambda: runs.load_run(run, checkpoint=1), "checkpoint: expected one of 0 in"),
         (lambda: runs.load_run(run, weights="EMA"), "weights: expected one of 'ema'"),
         (lambda: runs.load_pretrained(run), "folder: .* is a run, for load_run"),
+        (lambda: runs.load_pretrained(weights, openai_flags="--lr 1"), "openai_flags: .* got lr"),
         (lambda: runs.load_model(run / "config.json"), "folder: .* is a file"),
     ):
         with pytest.raises(runs.FieldError, match=f"^{words}"):
             call()
+    assert repr(runs.load_run(run)).startswith("Run(UNet of ")
