@@ -1,0 +1,24 @@
+"""Files and folders appear whole, or not at all."""
+
+import pytest
+
+from jax_ddpm.io.files import new_folder
+from jax_ddpm.io.json import read_json
+
+
+def test_a_new_folder_takes_the_place_of_an_empty_one(tmp_path):
+    path = tmp_path / "x"
+    path.mkdir()
+    with pytest.raises(ZeroDivisionError), new_folder(path):
+        raise ZeroDivisionError
+    assert not list(path.iterdir())
+    with new_folder(path) as folder:
+        (folder / "a").touch()
+        assert not list(path.iterdir())
+    assert sorted(tmp_path.rglob("*")) == [path, path / "a"]
+
+
+def test_json_of_something_else_is_named(tmp_path):
+    (tmp_path / "x.json").write_text("[1]")
+    with pytest.raises(ValueError, match="x.json: expected a JSON object, got list"):
+        read_json(tmp_path / "x.json")
