@@ -201,18 +201,23 @@ def write_run():
 
 
 @pytest.fixture(scope="session")
-def small_unet():
-    """The cheapest U-Net that knows ten classes and a null label: one level of eight channels."""
+def one_level():
+    """The fields of the cheapest U-Net: one level of eight channels."""
+    return {
+        "block_out_channels": (8,),
+        "down_block_types": ("DownBlock2D",),
+        "up_block_types": ("UpBlock2D",),
+        "mid_block_type": None,
+        "norm_num_groups": 4,
+    }
+
+
+@pytest.fixture(scope="session")
+def small_unet(one_level):
+    """The cheapest U-Net that knows ten classes and a null label."""
     from jax_ddpm.models import ddpm_digits
 
-    return ddpm_digits(
-        sample_size=8,
-        block_out_channels=(8,),
-        down_block_types=("DownBlock2D",),
-        up_block_types=("UpBlock2D",),
-        mid_block_type=None,
-        norm_num_groups=4,
-    )
+    return ddpm_digits(sample_size=8, **one_level)
 
 
 @pytest.fixture(scope="session")

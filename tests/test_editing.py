@@ -27,7 +27,7 @@ def test_image_to_image_is_the_last_part_of_a_chain(key):
     sampler = ddpm.ddim(eta=0.5)
     draw = jax.vmap(lambda i: ddpm.sample_noise(key, i, SHAPE))
     noise = np.asarray(jax.jit(draw)(np.arange(5)))
-    noise_fn = lambda i: jnp.asarray(noise)[i]  # noqa: E731
+    noise_fn = lambda i: jnp.asarray(noise)[i]
 
     @jax.jit
     def last_part():

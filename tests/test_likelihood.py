@@ -62,7 +62,7 @@ def test_kl_of_gaussians():
 def test_a_perfect_network_pays_only_for_the_prior_and_the_variance(key):
     @jax.jit
     def bits(key):
-        network = lambda x, t: jnp.asarray(X_START)  # noqa: E731
+        network = lambda x, t: jnp.asarray(X_START)
         found = partial(ddpm.bits_per_dim, key, SCHEDULE, network, X_START)
         kinds = ("fixed_small", "fixed_large")
         return [found(prediction_type="sample", variance_type=kind) for kind in kinds]
@@ -121,7 +121,7 @@ def test_entries_ascend_and_see_their_own_noise_and_timestep():
 
     @jax.jit
     def term(entry, noise, timestep):
-        network = lambda x, t: jnp.full(x.shape, timestep)  # noqa: E731
+        network = lambda x, t: jnp.full(x.shape, timestep)
         return ddpm.training_losses(short, network, X_START, entry, noise, loss_type="vb")
 
     found = bits(noise)
@@ -158,7 +158,7 @@ def test_zero_terminal_snr_is_finite_and_so_are_gradients(key, prediction_type):
     policy = {"prediction_type": prediction_type, "variance_type": "learned_range"}
 
     def total(scale):
-        network = lambda x, t: jnp.concatenate([scale * x, scale * jnp.sin(x)], axis=-1)  # noqa: E731
+        network = lambda x, t: jnp.concatenate([scale * x, scale * jnp.sin(x)], axis=-1)
         x_start = X_START.astype(np.float32)
         bits = ddpm.bits_per_dim(key, ZERO_SNR, network, x_start, clip_denoised=False, **policy)
         return jnp.sum(bits.total), bits

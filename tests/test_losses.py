@@ -83,7 +83,7 @@ def test_hybrid_trains_the_mean_by_mse_and_the_variance_by_the_bound(
     @jax.jit
     def by_channels(mean, values):
         def total(mean, values, loss_type):
-            network = lambda x, t: jnp.concatenate([mean, values], axis=-1)  # noqa: E731
+            network = lambda x, t: jnp.concatenate([mean, values], axis=-1)
             batch = (X_START, T, NOISE)
             return ddpm.training_losses(
                 SCHEDULE, network, *batch, loss_type=loss_type, **policy
@@ -103,7 +103,7 @@ def test_hybrid_trains_the_mean_by_mse_and_the_variance_by_the_bound(
 def test_bound_of_an_exact_x_start_is_zero_but_at_the_pixels():
     x_start = np.round(np.tanh(X_START) * 127.5) / 127.5
     policy = {"prediction_type": "sample", "loss_type": "vb"}
-    network = lambda x, t: jnp.asarray(x_start)  # noqa: E731
+    network = lambda x, t: jnp.asarray(x_start)
     vb = ddpm.training_losses(SCHEDULE, network, x_start, T, NOISE, **policy)
     np.testing.assert_array_equal(vb[1:], np.zeros(3))
     # What a bin of 2/255 holds about its centre, by the normal CDF.
@@ -117,7 +117,7 @@ def min_snr_weights(schedule, prediction_type, gamma=5.0):
     entries = np.arange(schedule.num_timesteps)
     zeros = np.zeros((entries.size, 1))
     policy = {"prediction_type": prediction_type, "weighting": "min_snr", "min_snr_gamma": gamma}
-    network = lambda x, t: jnp.ones_like(x)  # noqa: E731
+    network = lambda x, t: jnp.ones_like(x)
     return np.asarray(ddpm.training_losses(schedule, network, zeros, entries, zeros, **policy))
 
 
@@ -154,7 +154,7 @@ def test_zero_terminal_snr_is_finite_and_so_are_gradients(loss_type):
     policy |= {"loss_type": loss_type, "weighting": None if loss_type == "vb" else "min_snr"}
 
     def total(schedule, scale, x_start):
-        network = lambda x, t: jnp.concatenate([scale * x, scale * jnp.sin(x)], axis=-1)  # noqa: E731
+        network = lambda x, t: jnp.concatenate([scale * x, scale * jnp.sin(x)], axis=-1)
         losses = ddpm.training_losses(schedule, network, x_start, T, noise, **policy)
         return jnp.sum(losses), losses
 

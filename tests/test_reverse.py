@@ -79,7 +79,7 @@ def test_clipping_bounds_x_start():
 
 
 def test_output_takes_the_dtype_of_x():
-    network = lambda x, t: x.astype(jnp.bfloat16)  # noqa: E731
+    network = lambda x, t: x.astype(jnp.bfloat16)
     p = jax.eval_shape(lambda x: ddpm.p_mean_variance(SCHEDULE, network, x, 3), X_T)
     assert all(value.dtype == X_T.dtype for value in p)
 

@@ -44,7 +44,7 @@ def sampler(request):
 def run(sampler, eps_fn, full, schedule, noise, **policy):
     """A chain of `full` with `noise` for each entry, the start's last, and ε = eps_fn(x_t, ᾱ)."""
     table = jnp.asarray(full.alphas_cumprod, noise.dtype)
-    denoise_fn = lambda x, t: eps_fn(x, table[t][:, None])  # noqa: E731
+    denoise_fn = lambda x, t: eps_fn(x, table[t][:, None])
     policy = dict(clip_denoised=False, x_T=noise[-1], noise_fn=lambda i: noise[i]) | policy
     return ddpm.p_sample_loop(
         None, schedule, denoise_fn, noise.shape[1:], sampler=sampler, **policy

@@ -129,7 +129,7 @@ def outcome(schedule, sampler, params, x_T):
         time = jnp.cos(t.astype(x.dtype) / 50).reshape(-1, 1, 1)
         return jnp.tanh(x @ params["in"] + time) @ params["out"]
 
-    noise_fn = lambda i: jnp.full(x_T.shape, 0.1)  # noqa: E731
+    noise_fn = lambda i: jnp.full(x_T.shape, 0.1)
     policy = dict(sampler=sampler, clip_denoised=False, x_T=x_T, noise_fn=noise_fn)
     return jnp.sin(ddpm.p_sample_loop(None, schedule, denoise_fn, x_T.shape, **policy)).sum()
 

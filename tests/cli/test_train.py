@@ -168,7 +168,7 @@ def test_a_recipe_sets_what_is_not_given(asked):
     _, data, settings = asked("--recipe=cifar10", *READ, "--unet.dropout", "0.2", "--steps", "9")
     recipe = RECIPES["cifar10"].settings
     assert settings == replace(recipe, steps=9, unet={**recipe.unet, "dropout": 0.2})
-    assert data.preparation.flip and data.labels is None, "the paper's model has no classes"
+    assert data.preparation.flip and data.labels is None  # the recipe's model is unconditional
 
 
 def test_a_network_from_a_config_of_diffusers(asked, trained):
@@ -184,7 +184,7 @@ def test_a_network_from_a_config_of_diffusers(asked, trained):
 
 
 def test_images_of_ones_own(asked, trained):
-    """Integers beside the images are classes; without them there are none."""
+    """A file's integers are its labels; a file of images alone has no labels."""
     images = np.random.default_rng(0).integers(0, 256, (20, 6, 5, 3), np.uint8)
     np.savez(trained[0] / "mine.npz", pictures=images, kinds=np.arange(20) % 3)
     np.save(trained[0] / "plain.npy", images)

@@ -36,17 +36,10 @@ def drawn(model, key, image_shape):
 
 
 @pytest.mark.slow
-def test_twenty_steps_of_the_recipe(tmp_path, monkeypatch, torch, diffusers):
+def test_twenty_steps_of_the_recipe(tmp_path, monkeypatch, one_level, torch, diffusers):
     monkeypatch.setattr(starting, "init_variables", drawn)
     recipe = runs.RECIPES["cifar10"]
-    small = {
-        "block_out_channels": (8,),
-        "down_block_types": ("AttnDownBlock2D",),
-        "up_block_types": ("UpBlock2D",),
-        "mid_block_type": None,
-        "norm_num_groups": 4,
-        "layers_per_block": 1,
-    }
+    small = {**one_level, "down_block_types": ("AttnDownBlock2D",), "layers_per_block": 1}
     settings = replace(
         recipe.settings,
         unet={**recipe.settings.unet, **small, "dropout": 0.0},

@@ -69,6 +69,6 @@ def test_loops_branches_and_calls():
 
     assert flops(lambda a, b: jax.jit(jnp.dot)(a, b)) == product
     assert flops(lambda a, b: lax.scan(lambda c, _: (c, a @ b), 0, length=7)) == 7 * product
-    longer = lambda a, b: lax.cond(a[0, 0] > 0, lambda: a @ b, lambda: 2 * (a @ b) @ b.T @ b)  # noqa: E731
+    longer = lambda a, b: lax.cond(a[0, 0] > 0, lambda: a @ b, lambda: 2 * (a @ b) @ b.T @ b)
     assert flops(longer) == 3 * product
     assert flops(lambda a, b: a.sum() + b.sum()) == 0

@@ -84,7 +84,7 @@ def test_the_loss_is_what_was_asked_for(state, batch):
 
 
 def test_decay_may_follow_a_schedule(state, batch):
-    decay = lambda step: jnp.where(step == 0, 0.0, 1.0)  # noqa: E731
+    decay = lambda step: jnp.where(step == 0, 0.0, 1.0)
     step = jax.jit(make_step(ema_decay=decay))
     first, _ = step(state, batch)
     second, _ = step(first, batch)
