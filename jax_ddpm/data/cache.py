@@ -102,6 +102,8 @@ def _written(folder: Path) -> Iterator[Path]:
         new.mkdir()
         with (Path(name) / ".lock").open("w") as lock:
             _hold(lock)
+            lock.write("held")
+            lock.flush()
             yield new
             try:
                 os.rename(new, folder)
@@ -111,11 +113,11 @@ def _written(folder: Path) -> Iterator[Path]:
 
 
 def _remove_leftovers(cache: Path) -> None:
-    """Those of processes that were killed: nobody holds their locks."""
+    """Those of processes that were killed: their locks were held, and are no longer."""
     for leftover in cache.glob(".new-*"):
         try:
             with (leftover / ".lock").open("r+") as lock:
-                if _hold(lock):
+                if lock.read() and _hold(lock):
                     shutil.rmtree(leftover, ignore_errors=True)
         except OSError:  # one that another process is just making
             continue

@@ -272,10 +272,8 @@ def save_loss(path: PathLike, steps: Sequence[int], losses: Sequence[float]) -> 
     axis = figure.subplots()
     width = len(losses) // 20  # of a median over what is too many points to see through
     alpha = 0.3 if width > 1 else 1.0
-    marker = "o" if len(losses) < 10 else ""  # of a single one there is no line
-    axis.plot(
-        steps, losses, marker, ls="-", color="tab:blue", alpha=alpha, label="mean of 50 steps"
-    )
+    marker = "o" if len(losses) < 10 else None  # of a single one there is no line
+    axis.plot(steps, losses, marker=marker, color="tab:blue", alpha=alpha, label="mean of 50 steps")
     if width > 1:
         windows = np.lib.stride_tricks.sliding_window_view(np.asarray(losses), width)
         axis.plot(

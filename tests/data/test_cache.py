@@ -14,6 +14,7 @@ from PIL import Image
 
 from jax_ddpm._checks import FieldError
 from jax_ddpm.data import Preparation, load_dataset
+from jax_ddpm.data import cache as caching
 from jax_ddpm.data.rows import FileRows
 
 pytestmark = pytest.mark.usefixtures("untyped")
@@ -23,6 +24,7 @@ PREPARATION = Preparation(image_size=12)
 DIES = """
 import os, sys
 from jax_ddpm.data import Preparation, load_dataset
+from jax_ddpm.data import cache as caching
 
 die = lambda what, *_: what == "decoding" and os.kill(os.getpid(), 9)
 load_dataset(sys.argv[1], Preparation(image_size=12), cache=sys.argv[2], progress=die)
@@ -96,6 +98,21 @@ def test_killed_while_it_is_written(zoo, tmp_path):
     np.testing.assert_array_equal(images, load_dataset(zoo, PREPARATION, cache="none").images[:])
     (folder,) = tmp_path.iterdir()
     assert not folder.name.startswith(".")
+
+
+def test_a_writer_that_has_just_begun_is_left_alone(few, expected, tmp_path, monkeypatch):
+    """Another process cleans up just before the writer holds its lock."""
+    hold, others = caching._hold, [True]
+
+    def late(lock):
+        if others:
+            others.clear()
+            caching._remove_leftovers(tmp_path)
+        return hold(lock)
+
+    monkeypatch.setattr(caching, "_hold", late)
+    images = load_dataset(few, PREPARATION, cache=tmp_path).images
+    np.testing.assert_array_equal(images[:], expected)
 
 
 def test_two_writers_at_once(few, expected, tmp_path):

@@ -63,6 +63,16 @@ def test_titles_stand_above_their_columns(size, columns):
         image_grid(images, columns, ["a"])
 
 
+@pytest.mark.parametrize("count", [1, 12, 60])
+def test_a_loss_is_drawn_without_a_warning(tmp_path, count):
+    """A point, a line, and a line below its median: blue on white."""
+    runs.save_loss(tmp_path / "x.png", range(count), np.geomspace(1, 0.1, count))
+    red, green, blue = (
+        np.asarray(Image.open(tmp_path / "x.png").convert("RGB"), int).reshape(-1, 3).T
+    )
+    assert np.sum(blue > red + 50) > 20
+
+
 def test_files_of_grids_and_of_numbers(tmp_path):
     frames, labels = [floats(4, 8, 1).clip(-1, 1) for _ in range(3)], np.arange(4, dtype=np.int32)
     runs.save_samples(tmp_path / "x.png", frames[0], columns=2, titles=["a", "b"])
