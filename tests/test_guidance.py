@@ -158,13 +158,9 @@ def test_bad_input_is_named(untyped):
         with pytest.raises(ValueError, match=f"^{name}: expected "):
             jax.eval_shape(make(*arguments, **policy), X_T, T)
 
-    refused("rescale", free, 3.0, rescale=2.0)
     refused("interval", free, 3.0, interval=(9, 3))
-    refused("scale", free, np.ones(3))
     one, total = (lambda x, t: x[:1]), (lambda x, t: x.sum((1, 2, 3)))
     refused("output of unconditional", ddpm.classifier_free_guidance, CONDITIONAL, one, 3.0)
     for guidance in (ddpm.classifier_guidance, ddpm.reconstruction_guidance):
         refused("output of log_prob_fn", guidance, SCHEDULE, CONDITIONAL, lambda x, t: x.sum())
         refused("schedule", guidance, SHORT, CONDITIONAL, total)
-        noise = {"prediction_type": "noise"}
-        refused("prediction_type", guidance, SCHEDULE, CONDITIONAL, total, **noise)

@@ -37,10 +37,7 @@ def test_dtypes_are_kept_and_16_bits_have_their_quantiles():
 
 def test_equal_and_readable():
     """So that the scheduler config of a checkpoint can be written back from them."""
-    assert ddpm.static_threshold(2.0) == ddpm.static_threshold(2.0) != ddpm.static_threshold(3.0)
-    assert ddpm.dynamic_threshold() == ddpm.dynamic_threshold(0.995, 1.0)
-    assert ddpm.dynamic_threshold() != ddpm.dynamic_threshold(0.9)
-    assert hash(ddpm.static_threshold(1.0)) == hash(ddpm.static_threshold(1.0))
-    threshold = ddpm.dynamic_threshold(0.9, 1.5)
-    assert (threshold.quantile, threshold.max_value) == (0.9, 1.5)
-    assert ddpm.static_threshold(2.0).limit == 2.0
+    static, dynamic = ddpm.static_threshold(2.0), ddpm.dynamic_threshold(0.9, 1.5)
+    assert (static.limit, dynamic.quantile, dynamic.max_value) == (2.0, 0.9, 1.5)
+    assert {static, dynamic} == {ddpm.static_threshold(2.0), ddpm.dynamic_threshold(0.9, 1.5)}
+    assert static != ddpm.static_threshold(3.0) and dynamic != ddpm.dynamic_threshold(0.9)
