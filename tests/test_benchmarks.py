@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from benchmarks import profile
 from benchmarks.harness import Disagreement, check_agreement
 from benchmarks.report import markdown, moved
 
@@ -42,23 +41,3 @@ def test_the_report_and_what_moved_by_more_than_the_noise():
     assert "tutorial reverse loop, 64×64, batch 4: 2.00 × (2.00 – 2.00) then, 1.00 ×" in first
     with pytest.raises(ValueError, match="expected ratios of the same work, got none"):
         moved(results(), {})
-
-
-def test_a_profile_is_shared_out_by_what_instructions_do():
-    program = """HloModule jit_step
-
-%fused (a: f32[2]) -> f32[2] {
-  ROOT %c = f32[2]{0} convolution(%a, %b), metadata={op_name="jit(step)/UNet/conv"}
-}
-
-ENTRY %main (x: f32[2]) -> f32[2] {
-  %ynn_fusion.1 = f32[2]{0} fusion(%x), kind=kCustom, calls=%fused, metadata={op_name="a/UNet/b"}
-  %add.2 = f32[2]{0} add(%x, %x), metadata={op_name="a/UNet/add"}
-  %add.3 = f32[2]{0} add(%x, %x), metadata={op_name="step/add"}
-  %all-reduce.4 = (f32[2]{0}, f32[]) all-reduce(%x, %y), metadata={op_name="a/UNet/sum"}
-  ROOT %dot.6 = f32[2]{0} dot(%x, %y)
-}
-"""
-    spent = {"ynn_fusion.1": 1.0, "add.2": 2.0, "add.3": 4.0, "all-reduce.4": 8.0, "dot.6": 16.0}
-    found = profile.shares(spent, program)
-    assert found == {"products": 1 + 16, "network": 2, "update": 4, "exchange": 8}

@@ -12,16 +12,12 @@ LINES = re.findall(r"^\| (\d+) \| (`.*?`) \|", (PACKAGE.parent / "README.md").re
 FLOORS = {name: int(number) for number, names in LINES for name in re.findall(r"\w+", names)}
 MATHS = {name for name, number in FLOORS.items() if number <= 8} - {"models", "cpu", "io"}
 ALLOWED = {
-    **dict.fromkeys(MATHS, {"jax", "numpy", "jaxtyping"}),
-    "cpu": {"jax", "numpy", "jaxtyping"},
+    **dict.fromkeys(MATHS | {"cpu", "data", "interop"}, {"jax", "numpy", "jaxtyping"}),
+    **dict.fromkeys(("training", "evaluation"), {"jax", "numpy", "jaxtyping", "optax"}),
     "io": {"jax", "numpy", "safetensors"},
     "models": {"jax", "numpy", "jaxtyping", "flax"},
-    "data": {"jax", "numpy", "jaxtyping"},
-    "training": {"jax", "numpy", "jaxtyping", "optax"},
-    "evaluation": {"jax", "numpy", "jaxtyping", "optax"},
     "runs": {"jax", "numpy", "optax"},
     "plan": {"jax", "numpy"},
-    "interop": {"jax", "numpy", "jaxtyping"},
 }
 LIBRARIES = {"jax", "numpy", "jaxtyping", "flax", "optax", "torch", "diffusers", "safetensors"}
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -19,8 +19,7 @@ def here(tmp_path_factory, untrained, write_run, defaults):
     write_run(folder / "SIMPLE", SimpleUNet(channels=1))
     (folder / "DIGITS").symlink_to(untrained / "runs/digits")
     (folder / "empty").mkdir()
-    for name in ("torn.npz", "weights.pt", "notes.txt"):
-        (folder / name).write_bytes(b"PK")
+    (folder / "weights.pt").write_bytes(b"PK")
     np.save(folder / "odd.npy", np.zeros((99, 5, 5), np.uint8))
     np.save(folder / "grey.npy", np.zeros((20, 8, 8), np.uint8))
     np.save(folder / "rgb.npy", np.zeros((6, 8, 8, 3), np.uint8))
@@ -31,24 +30,19 @@ def here(tmp_path_factory, untrained, write_run, defaults):
     ("command", "words"),
     [
         ("train --data nowhere", "--data: no such file or folder: nowhere"),
-        ("train --data torn.npz", "--data: cannot read torn.npz"),
         ("train --data odd.npy", "--data: the network refuses images of (5, 5, 1)"),
         ("train --init empty", "--init: empty/config.json: expected a JSON file"),
         ("train --weight-decay 0.1", "--weight-decay: comes with --optimizer adamw"),
         ("train --unet-config no.json", "--unet-config: no.json: expected a JSON file"),
         ("train --lr 3", "--lr: no such flag of train; did you mean --learning-rate?"),
         ("doctor --xyz", "--xyz: no such flag of doctor; see jax-ddpm doctor --help"),
-        ("parity --json no/where.json", "--json: no such folder: no"),
-        ("sample", "expected --run or --pretrained, and one of them only"),
         ("sample --run DIGITS --pretrained empty", "expected --run or --pretrained, and one of"),
         ("sample --pretrained nowhere", "--pretrained: nowhere: expected a folder of diffusers"),
         ("sample --pretrained weights.pt", "one of OpenAI's comes with --openai-flags"),
         ("sample --run DIGITS --openai-flags b", "--openai-flags: comes with --pretrained"),
         ("sample --run DIGITS --label 10", "--label: expected 0 to 9, got 10"),
         ("sample --run DIGITS --order 3", "--order: comes with --sampler dpm_solver_pp"),
-        ("sample --run DIGITS --out a.jpg", "--out: expected a .png or a .npz"),
         ("sample --run DIGITS --out /proc/x.png", "--out: cannot write /proc/x.png: "),
-        ("convert nowhere x --to run", "SOURCE: no such file or folder: nowhere"),
         ("convert nowhere x --to run", "SOURCE: no such file or folder: nowhere"),
         ("convert weights.pt x --to run", "SOURCE: weights.pt is a pickle, which"),
         ("convert SIMPLE x --to diffusers", "--to diffusers: model: expected a UNet, got SimpleU"),
@@ -57,12 +51,8 @@ def here(tmp_path_factory, untrained, write_run, defaults):
         ("export --run DIGITS --steps 21", "--steps: expected at most 20, the model's timesteps"),
         ("export --run SIMPLE --guidance 3", "--guidance: the model has no classes"),
         ("export --run DIGITS --out x.bin", "--out: expected a .jaxexport, got x.bin"),
-        ("export --run DIGITS --out no/x.jaxexport", "--out: no such folder: no"),
-        ("parity --json no/where.json", "--json: no such folder: no"),
-        ("evaluate", "expected --run, --pretrained or --samples, and one of them only"),
         ("evaluate", "expected --run, --pretrained or --samples, and one of them only"),
         ("evaluate --run DIGITS --json empty", "--json: expected a file, got the folder empty"),
-        # Seventeen levels of grey are no 8 bits.
         ("evaluate --run DIGITS --num 0", "--num: expected more than 0, since no images"),
         ("evaluate --run DIGITS --samples grey.npy", "--run: cannot be given with --samples"),
         ("evaluate --samples grey.npy --steps 3", "--steps: "),

@@ -4,7 +4,7 @@ import hashlib
 import json
 import subprocess
 import sys
-from functools import cache, partial
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,32 +15,21 @@ import jax_ddpm as ddpm
 from jax_ddpm import runs
 from jax_ddpm.cli import run as jax_ddpm
 from jax_ddpm.interop import save_diffusers
-from jax_ddpm.models import ddpm_digits
-
-pytestmark = pytest.mark.usefixtures("defaults")
-
-UNET = ddpm_digits(
-    sample_size=8,
-    block_out_channels=(8,),
-    down_block_types=("AttnDownBlock2D",),
-    up_block_types=("UpBlock2D",),
-    mid_block_type=None,
-    norm_num_groups=4,
-)
-SIMPLE, DDIM = ddpm.SimpleUNet(channels=1), ddpm.ddim()
-PREDICTION = "v_prediction"  # of ε from random weights almost every pixel would be ±1
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, defaults, write_run):
+def folder(tmp_path_factory, defaults, write_run, small_unet):
     """Runs with classes and without, and the sampler of the first, exported."""
     folder = tmp_path_factory.mktemp("export")
-    for name, model, classes, scale in (("digits", UNET, 10, 1), ("simple", SIMPLE, None, 0.3)):
-        run = write_run(folder / "epsilon" / name, model, num_classes=classes)
-        smaller = jax.tree.map(partial(np.multiply, scale), run.pretrained.variables)
-        pretrained = run.pretrained._replace(variables=smaller, prediction_type=PREDICTION)
+    attention = small_unet.clone(down_block_types=("AttnDownBlock2D",))
+    simple = ddpm.SimpleUNet(channels=1)
+    for name, model, classes in (("digits", attention, 10), ("simple", simple, None)):
+        run = write_run(folder / "written" / name, model, num_classes=classes)
+        # Otherwise almost every pixel would be ±1.
+        small = jax.tree.map(lambda x: 0.3 * x, run.pretrained.variables)
+        pretrained = run.pretrained._replace(variables=small, prediction_type="v_prediction")
         runs.save_run(folder / name, run._replace(pretrained=pretrained))
-        save_diffusers(folder / "diffusers", pretrained) if classes else None
+    save_diffusers(folder / "diffusers", runs.load_run(folder / "digits").pretrained)
     export(folder, "--run", "digits", "--out", "digits.jaxexport")
     return folder
 
@@ -55,21 +44,19 @@ def load(path):
     return jax.export.deserialize(bytearray(path.read_bytes()))
 
 
-@cache
-def library(folder, run, num, sampler, first_sample=0):
+def library(run, num, sampler, first_sample=0):
     """The pictures of key 7, from the functions that the other tests hold to PyTorch; labels are
     0, 1, 2, …, as far as there are any."""
-    arrays = ddpm.io.arrays
-    path = folder / run / "checkpoints/00000000/ema.safetensors"
-    weights, labels = arrays.unflatten(arrays.load_tensors(path)), jnp.arange(num)
+    model, variables, *_ = runs.load_run(run).pretrained
+    labels = jnp.arange(num)
 
     @jax.jit
-    def draw(weights):
-        denoise_fn = partial(SIMPLE.apply, weights)
-        if run == "digits":
+    def draw(variables):
+        denoise_fn = partial(model.apply, variables)
+        if run.name == "digits":
             denoise_fn = ddpm.classifier_free_guidance(
-                lambda x_t, t: UNET.apply(weights, x_t, t, labels),
-                lambda x_t, t: UNET.apply(weights, x_t, t, jnp.full_like(labels, 10)),
+                lambda x_t, t: model.apply(variables, x_t, t, labels),
+                lambda x_t, t: model.apply(variables, x_t, t, jnp.full_like(labels, 10)),
                 scale=2.0,
             )
         return ddpm.p_sample_loop(
@@ -79,22 +66,32 @@ def library(folder, run, num, sampler, first_sample=0):
             (num, 8, 8, 1),
             sampler=sampler,
             first_sample=first_sample,
-            prediction_type=PREDICTION,
+            prediction_type="v_prediction",
         )
 
-    images = np.asarray(draw(weights))
+    images = np.asarray(draw(variables))
     assert np.mean(np.abs(images) < 1) > 0.1 and np.std(images, axis=0).mean() > 1e-3
     return images
 
 
-def test_one_file_draws_batches_of_any_size(folder):
+def test_one_file_draws_batches_of_any_size_where_the_library_is_not_installed(folder):
     """Of samples by their numbers."""
-    sampler = load(folder / "digits.jaxexport")
-    images = sampler.call(jax.random.key(7), 30 + jnp.arange(5), jnp.arange(5))
-    expected = library(folder, "digits", 5, DDIM, 30)
-    np.testing.assert_array_equal(images, expected)
-    two = sampler.call(jax.random.key(7), np.asarray([33, 31]), np.asarray([3, 1]))
-    np.testing.assert_allclose(two, expected[[3, 1]], atol=1e-5)
+    code = """if True:
+        import sys
+
+        for name in ("jax_ddpm", "flax", "optax", "jaxtyping", "safetensors"):
+            sys.modules[name] = None
+        import jax, numpy
+
+        sampler = jax.export.deserialize(bytearray(open("digits.jaxexport", "rb").read()))
+        for samples, labels in (([30, 31, 32, 33, 34], [0, 1, 2, 3, 4]), ([33, 31], [3, 1])):
+            images = sampler.call(jax.random.key(7), numpy.array(samples), numpy.array(labels))
+            numpy.save(f"images{len(samples)}.npy", images)
+        """
+    subprocess.run([sys.executable, "-I", "-c", code], cwd=folder, check=True)
+    expected = library(folder / "digits", 5, ddpm.ddim(), first_sample=30)
+    np.testing.assert_array_equal(np.load(folder / "images5.npy"), expected)
+    np.testing.assert_allclose(np.load(folder / "images2.npy"), expected[[3, 1]], atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -111,24 +108,7 @@ def test_every_rule_can_be_exported(folder, flags, sampler):
     exported = load(folder / "x.jaxexport")
     assert exported.platforms == ("cpu",)
     images = exported.call(jax.random.key(7), jnp.arange(3))
-    np.testing.assert_array_equal(images, library(folder, "simple", 3, sampler))
-
-
-def test_it_runs_where_the_library_is_not_installed(folder):
-    code = """if True:
-        import sys
-
-        for name in ("jax_ddpm", "flax", "optax", "jaxtyping", "safetensors"):
-            sys.modules[name] = None
-        import jax, numpy
-
-        sampler = jax.export.deserialize(bytearray(open("digits.jaxexport", "rb").read()))
-        numbers = jax.numpy.arange(5)
-        numpy.save("images.npy", sampler.call(jax.random.key(7), 30 + numbers, numbers))
-        """
-    subprocess.run([sys.executable, "-I", "-c", code], cwd=folder, check=True)
-    expected = library(folder, "digits", 5, DDIM, 30)
-    np.testing.assert_array_equal(np.load(folder / "images.npy"), expected)
+    np.testing.assert_array_equal(images, library(folder / "simple", 3, sampler))
 
 
 def test_the_manifest_is_true(folder):

@@ -6,11 +6,12 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
-from safetensors.numpy import load_file
 
 from jax_ddpm import runs
 from jax_ddpm.cli.config import DataConfig, RunConfig, TrainConfig
@@ -23,9 +24,6 @@ from jax_ddpm.runs.starting import untrained
 NETWORK = "--unet.block-out-channels 8 --unet.norm-num-groups 4 --unet.layers-per-block 1".split()
 NETWORK += "--unet.down-block-types DownBlock2D --unet.up-block-types UpBlock2D".split()
 NETWORK += "--unet.mid-block-type none".split()
-UNET = {"block_out_channels": [8], "norm_num_groups": 4, "layers_per_block": 1}
-UNET |= {"down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"]}
-SETTINGS = runs.Settings(unet={**UNET, "mid_block_type": None}, batch_size=4, timesteps=4, steps=60)
 PREPARATION = Preparation(image_size=12, crop="random", flip=True, skip_unreadable=True)
 SHORT = ["--batch-size", "4", "--timesteps", "4", "--steps", "60"]
 READ = ["--data", "shapes", "--image-size", "12", "--crop", "random", "--skip-unreadable"]
@@ -36,21 +34,12 @@ TRAIN = ["train", *READ, "--flip", *NETWORK, *SHORT]
 def trained(tmp_path_factory):
     """Twelve pictures of two sizes in two classes, and one that cannot be read; and a run."""
     cwd, rng = tmp_path_factory.mktemp("trained"), np.random.default_rng(0)
-    for name in ("bars", "dots"):
-        (cwd / "shapes" / name).mkdir(parents=True)
-        for number in range(6):
-            shape = (20, 30, 3) if number % 2 else (24, 18, 3)
-            pixels = rng.integers(0, 256, shape, np.uint8)
-            Image.fromarray(pixels).save(cwd / "shapes" / name / f"{number}.png")
+    for name, size in (("bars", (24, 18)), ("dots", (20, 30))):
+        pixels = rng.integers(0, 256, (6, *size, 3), np.uint8)
+        runs.save_samples(cwd / "shapes" / name, pixels)
     (cwd / "shapes/dots/broken.jpg").write_bytes(b"\xff\xd8 not a picture")
-    result = subprocess.run(
-        [sys.executable, "-m", "jax_ddpm", *TRAIN],
-        cwd=cwd,
-        env={**os.environ, "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    env, command = os.environ | {"JAX_PLATFORMS": "cpu"}, [sys.executable, "-m", "jax_ddpm", *TRAIN]
+    result = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     return cwd, result
 
@@ -74,57 +63,44 @@ def test_it_writes_a_run_and_says_so(trained):
     with Image.open(folder / "reverse.gif") as animation:
         assert animation.n_frames == 5
     config = json.loads((folder / "config.json").read_text())
-    assert config["image_shape"] == [12, 12, 3] and config["class_names"] == ["bars", "dots"]
-    assert config["model"]["num_class_embeds"] == 3 and config["null_label"] == 2
-    assert config["preparation"] == PREPARATION.record()
+    assert config["model"]["num_class_embeds"] == 3
+    expected = {"image_shape": [12, 12, 3], "class_names": ["bars", "dots"], "null_label": 2}
+    assert config.items() >= {**expected, "preparation": PREPARATION.record()}.items()
 
 
-def test_a_run_that_is_whole_is_left_alone(trained, jax_ddpm_here):
-    """And what is not as it was is named, each by its flag."""
-    cwd, _ = trained
-    before = {path: path.read_bytes() for path in (cwd / "runs/shapes").rglob("*.*")}
-    result = jax_ddpm_here(*TRAIN, cwd=cwd)
+def test_what_is_not_as_it_was_is_named_by_its_flag(trained, jax_ddpm_here):
+    """A run that is whole says what to do next."""
+    result = jax_ddpm_here(*TRAIN, cwd=trained[0])
     assert result.returncode == 0 and "next: jax-ddpm sample" in result.stdout
     flags = ["--crop", "center", "--unet.dropout", "0.1", "--steps", "70"]
-    result = jax_ddpm_here(*TRAIN, *flags, cwd=cwd)
+    result = jax_ddpm_here(*TRAIN, *flags, cwd=trained[0])
     assert result.returncode == 2
     assert "--crop: was random, is center" in result.stderr
     assert "--unet: was {'block_out_channels': [8], " in result.stderr
-    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_samples_have_the_names_of_their_classes(trained, jax_ddpm_here, monkeypatch, tmp_path):
-    images = np.random.default_rng(0).uniform(-1, 1, (3, 12, 12, 3)).astype(np.float32)
-    monkeypatch.setattr("jax_ddpm.cli.sample.draw", lambda *_, **__: images)
-    sample = ["sample", "--run", str(trained[0] / "runs/shapes"), "--num", "3"]
-    for label, out in (("dots", "drawn"), ("1", "x.npz")):
-        result = jax_ddpm_here(*sample, "--label", label, "--out", out, cwd=tmp_path)
-        assert result.returncode == 0, result.stderr
-    files, file = sorted((tmp_path / "drawn").iterdir()), np.load(tmp_path / "x.npz")
-    assert [path.name for path in files] == [f"0000{k}-dots.png" for k in range(3)]
-    assert file["labels"].tolist() == [1, 1, 1]
-    np.testing.assert_array_equal([np.asarray(Image.open(path)) for path in files], file["arr_0"])
-    for flag, value, words in (
-        ("--label", "cats", "expected bars, dots, got 'cats'"),
-        ("--out", "drawn", "expected a new or empty folder, got drawn"),
-    ):
-        result = jax_ddpm_here(*sample, flag, value, cwd=tmp_path)
-        assert (result.returncode, result.stderr) == (2, f"jax-ddpm: {flag}: {words}\n")
+    images = Mock(return_value=np.zeros((3, 12, 12, 3), np.float32))
+    monkeypatch.setattr("jax_ddpm.cli.sample.draw", images)
+    sample = ["sample", "--run", str(trained[0] / "runs/shapes"), "--num", "3", "--out", "drawn"]
+    result = jax_ddpm_here(*sample, "--label", "dots", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    files = sorted(path.name for path in (tmp_path / "drawn").iterdir())
+    assert files == [f"0000{k}-dots.png" for k in range(3)]
+    result = jax_ddpm_here(*sample, cwd=tmp_path)
+    assert result.stderr == "jax-ddpm: --out: expected a new or empty folder, got drawn\n"
+    result = jax_ddpm_here(*sample, "--label", "cats", "--out", "x.png", cwd=tmp_path)
+    assert result.stderr == "jax-ddpm: --label: expected bars, dots, got 'cats'\n"
 
 
 def test_it_is_measured_on_its_own_pictures(trained, jax_ddpm_here, monkeypatch):
     """Which are read as it read them, but whole and not mirrored."""
-    seen = []
-
-    def measure(run, data, **options):
-        seen.append((data, options))
-        return {"bits_per_dim": 3.0, "recipe": {"num": 0}}
-
+    measure = Mock(return_value={"bits_per_dim": 3.0, "recipe": {"num": 0}})
     monkeypatch.setattr("jax_ddpm.cli.evaluate.measure", measure)
     evaluate = ["evaluate", "--run", "runs/shapes", "--num", "0", "--num-scored", "4"]
     result = jax_ddpm_here(*evaluate, "--data", "shapes", "--seed", "3", cwd=trained[0])
     assert "3.000 bits per dimension at most, on the images learned" in result.stdout, result.stderr
-    ((data, options),) = seen
+    (_, data), options = measure.call_args
     assert (options["num"], options["num_scored"], options["seed"]) == (0, 4, 3)
     assert data.preparation.crop == "center" and not data.preparation.flip
     result = jax_ddpm_here(*evaluate, cwd=trained[0])
@@ -134,26 +110,36 @@ def test_it_is_measured_on_its_own_pictures(trained, jax_ddpm_here, monkeypatch)
 @pytest.fixture
 def asked(trained, jax_ddpm_here, monkeypatch):
     """What a command asks the library to train: the folder, the images, the settings."""
-    seen = []
-
-    def open_run(*arguments, **_):
-        seen.append(arguments)
-        raise UsageError("trained elsewhere")
+    open_run = Mock(side_effect=UsageError("trained elsewhere"))
+    monkeypatch.setattr("jax_ddpm.cli.train.open_run", open_run)
 
     def ask(*arguments):
         result = jax_ddpm_here("train", *arguments, cwd=trained[0])
         assert result.stderr.endswith("jax-ddpm: trained elsewhere\n"), result.stderr
-        return seen.pop()
+        return open_run.call_args.args
 
-    monkeypatch.setattr("jax_ddpm.cli.train.open_run", open_run)
     return ask
 
 
-def test_the_library_trains_the_same(asked):
-    """`fit` with these images and settings."""
+def test_flags_are_the_librarys_settings(asked, one_level):
     folder, data, settings = asked(*TRAIN[1:])
-    assert (folder, settings, data.preparation) == (Path("runs/shapes"), SETTINGS, PREPARATION)
+    unet = {**one_level, "layers_per_block": 1}
+    assert settings == runs.Settings(unet=unet, batch_size=4, timesteps=4, steps=60)
+    assert (folder, data.preparation) == (Path("runs/shapes"), PREPARATION)
     assert data.digest() == load_dataset(Path("shapes"), PREPARATION).digest()
+    folder, data, settings = asked()
+    assert (folder, data.source, settings) == (Path("runs/digits"), "digits", runs.Settings())
+
+
+@pytest.mark.slow
+def test_the_library_trains_the_same_weights(trained, asked, tmp_path):
+    """To the bit, in another process."""
+    _, data, settings = asked(*TRAIN[1:])
+    runs.fit(tmp_path / "run", data, settings)
+    for name in ("params", "ema", "optimizer"):
+        path = f"checkpoints/00000060/{name}.safetensors"
+        expected = (trained[0] / "runs/shapes" / path).read_bytes()
+        assert (tmp_path / "run" / path).read_bytes() == expected
 
 
 def test_what_starts_from_a_run_reads_pictures_as_it_did(asked):
@@ -171,30 +157,14 @@ def test_a_recipe_sets_what_is_not_given(asked):
     assert data.preparation.flip and data.labels is None  # the recipe's model is unconditional
 
 
-def test_a_network_from_a_config_of_diffusers(asked, trained):
-    blocks = {"down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2}
-    config = {"_class_name": "UNet2DModel", "block_out_channels": [8, 16], "norm_num_groups": 4}
-    config |= {**blocks, "attention_head_dim": None}
+def test_a_network_from_a_config_of_diffusers(asked, trained, one_level):
+    config = {"_class_name": "UNet2DModel", **one_level, "attention_head_dim": None}
     (trained[0] / "network.json").write_text(json.dumps(config))
     flags = ["--unet-config", "network.json", "--unet.layers-per-block", "1"]
     _, data, settings = asked(*READ, *flags, "--unet.act-fn", "gelu")
     model = untrained(settings, data.image_shape, data.num_classes).pretrained.model
-    assert model.block_out_channels == (8, 16) and model.layers_per_block == 1
+    assert model.block_out_channels == (8,) and model.layers_per_block == 1
     assert (model.in_channels, model.num_class_embeds, model.act_fn) == (3, 3, "gelu")
-
-
-def test_images_of_ones_own(asked, trained):
-    """A file's integers are its labels; a file of images alone has no labels."""
-    images = np.random.default_rng(0).integers(0, 256, (20, 6, 5, 3), np.uint8)
-    np.savez(trained[0] / "mine.npz", pictures=images, kinds=np.arange(20) % 3)
-    np.save(trained[0] / "plain.npy", images)
-    for file, classes in (("mine.npz", 3), ("plain.npy", None)):
-        folder, data, _ = asked("--data", file)
-        np.testing.assert_array_equal(data.images, images)
-        assert (folder, data.num_classes) == (Path("runs", file[:-4]), classes)
-    folder, data, settings = asked()
-    assert (folder, data.images.shape) == (Path("runs/digits"), (1797, 8, 8, 1))
-    assert settings == runs.Settings() and data.num_classes == 10
 
 
 def test_a_run_is_called_as_its_images_are(tmp_path, monkeypatch):
@@ -206,16 +176,6 @@ def test_a_run_is_called_as_its_images_are(tmp_path, monkeypatch):
     for name in ("", ".", "..", "a/b"):
         with pytest.raises(UsageError, match="--name: expected the name of a folder"):
             _ = TrainConfig(run=RunConfig(name=name)).folder
-
-
-@pytest.mark.slow
-def test_the_library_trains_the_same_weights(trained, defaults, tmp_path):
-    """To the bit, in another process."""
-    cwd, _ = trained
-    runs.fit(tmp_path / "run", load_dataset(cwd / "shapes", PREPARATION), SETTINGS)
-    for name in ("params", "ema", "optimizer"):
-        path = f"checkpoints/00000060/{name}.safetensors"
-        assert (tmp_path / "run" / path).read_bytes() == (cwd / "runs/shapes" / path).read_bytes()
 
 
 @pytest.mark.slow
@@ -236,6 +196,5 @@ def test_other_trainings(flags, trained, jax_ddpm_here, tmp_path):
     line = runs.read_metrics(tmp_path / "runs/x/metrics.jsonl")[-1]
     assert np.isfinite(line["loss"]) and ("best: step" in result.stdout) == ("--keep-best" in flags)
     assert any((tmp_path / "runs/x").glob("tensorboard/*")) == ("--tracker" in flags)
-    last = sorted((tmp_path / "runs/x/checkpoints").glob("0*"))[-1]
-    weights = load_file(last / "ema.safetensors")
-    assert all(x.dtype == np.float32 and np.all(np.isfinite(x)) for x in weights.values())
+    weights = jax.tree.leaves(runs.load_run(tmp_path / "runs/x").pretrained.variables)
+    assert all(x.dtype == np.float32 and np.all(np.isfinite(x)) for x in weights)

@@ -1,6 +1,5 @@
 """Cores become devices where JAX computes on the CPU, and nothing is set anywhere else."""
 
-import json
 import os
 import subprocess
 import sys
@@ -31,7 +30,6 @@ def devices(monkeypatch):
 
 def test_where_platforms_and_devices_are_said(devices):
     assert devices("cpu") == 96
-    assert devices("cuda") == -1
     assert devices("tpu,cpu") == -1
     assert devices("cpu", number=3) == 3
     assert devices("cpu", flags="--xla_force_host_platform_device_count=4") == -1
@@ -46,16 +44,16 @@ def test_where_jax_chooses(devices):
 
 def test_jax_has_them_and_the_environment_is_as_it_was():
     code = """
-import json, os
+import os
 os.sched_getaffinity = lambda process: range(3)
 import jax
-from jax_ddpm.cpu import cores
+from jax_ddpm.cpu import use_cores
 before = dict(os.environ)
-cores.use_cores()
-print(json.dumps([jax.device_count(), os.environ == before]))
+use_cores()
+print(jax.device_count(), os.environ == before)
 """
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     del environment["JAX_NUM_CPU_DEVICES"]
     command = [sys.executable, "-c", code]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert json.loads(result.stdout) == [3, True]
+    assert result.stdout == "3 True\n"

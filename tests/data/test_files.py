@@ -1,13 +1,8 @@
 """The same files, whether in a folder, a zip or a tar."""
 
-import bz2
-import gzip
-import io
-import lzma
 import os
 import re
 import tarfile
-import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -23,46 +18,12 @@ FILES = {
     "dögs/ü.png": b"umlauts",
 }
 HIDDEN = [".a", "cats/.DS_Store", ".git/x.png", "__MACOSX/cats/._1.png", "cats/__MACOSX/1.png"]
-NO_FILES = {
-    "cats": tarfile.DIRTYPE,
-    "sym.png": tarfile.SYMTYPE,
-    "hard.png": tarfile.LNKTYPE,
-    "pipe.png": tarfile.FIFOTYPE,
-}
-
-
-def slow(*each):
-    return pytest.param(*each, marks=pytest.mark.slow)
-
-
-def write(path, files):
-    """As the suffix of the path says; beside the files an archive has a folder and links."""
-    suffix = path.suffix.lower()
-    if not suffix:
-        for name, data in files.items():
-            (path / name).parent.mkdir(parents=True, exist_ok=True)
-            (path / name).write_bytes(data)
-    elif suffix == ".zip":
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-            archive.mkdir("cats")
-            link = zipfile.ZipInfo("link.png")
-            link.create_system, link.external_attr = 3, 0o120777 << 16
-            for name, data in {link: b"/etc/passwd", **files}.items():
-                archive.writestr(name, data)
-    else:
-        with tarfile.open(path, f"w:{re.search('gz|bz2|xz|$', suffix)[0]}") as archive:
-            for name, data in {**dict.fromkeys(NO_FILES, b""), **files}.items():
-                member = tarfile.TarInfo(name)
-                member.type, member.linkname = NO_FILES.get(name, tarfile.REGTYPE), "/etc/passwd"
-                member.size = len(data)
-                archive.addfile(member, io.BytesIO(data))
-    return path
 
 
 @pytest.mark.parametrize("name", ["folder", *("x" + each for each in ARCHIVES), "X.ZIP", "X.TAR"])
-def test_every_kind_holds_the_same(tmp_path, name):
+def test_every_kind_holds_the_same(tmp_path, name, write_files):
     reversed_names = dict(reversed(FILES.items()))
-    path = write(tmp_path / name, reversed_names | dict.fromkeys(HIDDEN, b"hidden"))
+    path = write_files(tmp_path / name, reversed_names | dict.fromkeys(HIDDEN, b"hidden"))
     files = open_files(str(path))
     assert files.path == path and files.names == tuple(FILES)
     streamed = list(files.stream())
@@ -74,46 +35,38 @@ def test_every_kind_holds_the_same(tmp_path, name):
         with pytest.raises(ValueError, match=re.escape(f"no file {unknown} in {path}")):
             list(files.stream([unknown]))
     if path.suffix.lower() in ("", ".zip", ".tar"):
-        assert {name: files.read(name) for name in FILES} == FILES
+        names = list(FILES) * 50
+        with ThreadPoolExecutor(8) as threads:
+            assert list(threads.map(files.read, names)) == [FILES[name] for name in names]
     else:
         with pytest.raises(ValueError, match=f"{re.escape(str(path))}.*unpack it"):
             files.read("b.txt")
 
 
 @pytest.mark.parametrize("name", ["x.zip", "x.tar", "x.tar.gz"])
-def test_members_that_climb_out_are_left_out(tmp_path, name):
+def test_members_that_climb_out_are_left_out(tmp_path, name, write_files):
     """And the last of a name counts."""
     evil = ["../evil.png", "a/../../evil.png", "/evil.png", "a/../b.png", ".", "./.b"]
     files = {"a/1.png": b"old", "./a/1.png": b"1", "a//2.png": b"2", **dict.fromkeys(evil, b"evil")}
-    found = open_files(write(tmp_path / name, files))
+    found = open_files(write_files(tmp_path / name, files))
     assert found.names == ("a/1.png", "a/2.png")
     assert list(found.stream()) == [("a/1.png", b"1"), ("a/2.png", b"2")]
 
 
-def test_links_in_a_folder_are_followed_once(tmp_path):
-    write(tmp_path / "elsewhere", {"deep/1.png": b"1"})
-    folder = write(tmp_path / "folder", {"a/2.png": b"2"})
+def test_links_in_a_folder_are_followed_once(tmp_path, write_files):
+    write_files(tmp_path / "elsewhere", {"deep/1.png": b"1"})
+    folder = write_files(tmp_path / "folder", {"a/2.png": b"2"})
     (folder / "link").symlink_to(tmp_path / "elsewhere")
     (folder / "a/up").symlink_to(folder)
     (tmp_path / "elsewhere/here").symlink_to(".")
     (folder / "3.png").symlink_to(tmp_path / "elsewhere/deep/1.png")
     (folder / "z.png").symlink_to(tmp_path / "gone")
-    if hasattr(os, "mkfifo"):
-        os.mkfifo(folder / "pipe.png")  # no file
+    os.mkfifo(folder / "pipe.png")  # no file
     files = open_files(folder)
     assert files.names == ("3.png", "a/2.png", "link/deep/1.png", "z.png")
     assert files.read("3.png") == files.read("link/deep/1.png") == b"1"
     with pytest.raises(ValueError, match=f"^cannot read z.png in {folder}: No such file or direct"):
         files.read("z.png")
-
-
-@pytest.mark.parametrize("name", ["folder", "x.zip", "x.tar"])
-def test_threads_read_at_once(tmp_path, name):
-    contents = {f"{number:03}": os.urandom(1 + 97 * number) for number in range(100)}
-    files = open_files(write(tmp_path / name, contents))
-    with ThreadPoolExecutor(8) as pool:
-        names = list(contents) * 5
-        assert list(pool.map(files.read, names)) == [contents[name] for name in names]
 
 
 def test_what_is_no_archive_is_named(tmp_path):
@@ -124,19 +77,17 @@ def test_what_is_no_archive_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ARCHIVES)
-@pytest.mark.parametrize("damage", ["end", "flip", slow("empty"), slow("text"), slow("half")])
-def test_damaged_archives_are_named_in_one_line(tmp_path, suffix, damage):
-    path = write(tmp_path / f"x{suffix}", {f"{n}.png": os.urandom(5000) for n in range(20)})
+@pytest.mark.parametrize("damage", ["end", "flip", "empty"])
+def test_damaged_archives_are_named_in_one_line(tmp_path, suffix, damage, write_files):
+    path = write_files(tmp_path / f"x{suffix}", {f"{n}.png": os.urandom(5000) for n in range(20)})
     content = path.read_bytes()
     # A tar that is not compressed ends with 10,240 bytes at most, which say nothing.
-    end, half = len(content) - (12_000 if suffix == ".tar" else 4), len(content) // 2
+    end = len(content) - (12_000 if suffix == ".tar" else 4)
     # It has no checksums of what lies in it, only of names.
-    flipped = content.index(b"7.png") if suffix == ".tar" else half
+    flipped = content.index(b"7.png") if suffix == ".tar" else len(content) // 2
     damaged = {
         "end": content[:end],
-        "half": content[:half],
         "empty": b"",
-        "text": b"hello" * 999,
         "flip": content[:flipped] + bytes([content[flipped] ^ 16]) + content[flipped + 1 :],
     }
     path.write_bytes(damaged[damage])
@@ -145,33 +96,15 @@ def test_damaged_archives_are_named_in_one_line(tmp_path, suffix, damage):
         files.read_all(files.names)  # a zip says it here
 
 
-@pytest.mark.parametrize("pack", [bytes, gzip.compress, slow(bz2.compress), slow(lzma.compress)])
-def test_a_tar_with_a_damaged_header_does_not_end_there(tmp_path, pack):
-    path = write(tmp_path / "x.tar", {"1": b"1", "2": b"2"})
-    content = bytearray(path.read_bytes())
-    start = content.index(b"2" + bytes(99))
-    content[start] ^= 1
-    path.write_bytes(pack(bytes(content)))  # what it is packed with shows inside
-    with pytest.raises(ValueError, match=f"x.tar: expected a header at byte {start}"):
-        open_files(path)
-
-
-def test_a_tar_that_was_cut_since_is_named(tmp_path):
-    path = write(tmp_path / "x.tar", {"1.png": bytes(5000)})
+def test_a_tar_that_was_cut_since_is_named(tmp_path, write_files):
+    path = write_files(tmp_path / "x.tar", {"1.png": bytes(5000)})
     files = open_files(path)
     os.truncate(path, 4000)
     with pytest.raises(ValueError, match=f"cannot read 1.png in {path}: expected 5000 bytes, got "):
         files.read("1.png")
 
 
-def test_zips_with_passwords_and_sparse_files_are_refused(tmp_path):
-    path = write(tmp_path / "x.zip", {"1.png": b"1"})
-    content = bytearray(path.read_bytes())
-    for signature, place in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
-        content[content.rindex(signature) + place] |= 1
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match="cannot read 1.png in .*x.zip: .*encrypted"):
-        open_files(path).read("1.png")
+def test_sparse_files_are_refused(tmp_path):
     member = tarfile.TarInfo("1.png")
     member.pax_headers = {"GNU.sparse.map": "0,4", "GNU.sparse.size": "100"}
     with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.PAX_FORMAT) as archive:

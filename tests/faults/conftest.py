@@ -23,16 +23,13 @@ FLAGS = [f"--{name.replace('_', '-')}={value}" for name, value in (SETTINGS | PR
 
 # Runs the command; in the thread that saves, the COUNT-th call of NAME begins with an action.
 INSTEAD = """
-import os, signal, sys, threading, time
+import itertools, os, signal, sys, threading, time
 name, count, action = sys.argv.pop(1), int(sys.argv.pop(1)), sys.argv.pop(1)
-real = getattr(os, name)
+real, calls = getattr(os, name), itertools.count(1)
 
 def call(*arguments):
-    global count
-    if threading.current_thread() is not threading.main_thread():
-        count -= 1
-        if count == 0:
-            eval(action)
+    if threading.current_thread() is not threading.main_thread() and next(calls) == count:
+        eval(action)
     return real(*arguments)
 
 setattr(os, name, call)
@@ -40,10 +37,8 @@ from jax_ddpm.__main__ import main
 main()
 """
 
-SHORT = [
-    *("train", "--model", "simple", "--batch-size", "4", "--timesteps", "4", "--data", "x.npy"),
-    *("--steps", "6", "--checkpoint-every", "2", "--steps-per-dispatch", "4"),
-]
+SHORT = "train --data x.npy --model simple --batch-size 4 --timesteps 4"
+SHORT += " --steps 6 --checkpoint-every 2 --steps-per-dispatch 4"
 
 
 class Command(subprocess.Popen):
@@ -57,12 +52,11 @@ class Command(subprocess.Popen):
         with self.output.open("wb") as file:
             super().__init__(command, cwd=cwd, env=environment, stdout=file, stderr=file)
 
-    def until(self, condition, seconds=120):
-        """Wait until `condition()`; fails if the process ends before."""
-        limit = time.monotonic() + seconds
+    def until(self, condition):
+        """Wait until `condition()`; fails if the process ends before, or after two minutes."""
+        limit = time.monotonic() + 120
         while not condition():
-            assert self.poll() is None, f"ended before: {self.text}"
-            assert time.monotonic() < limit, f"not in {seconds} s: {self.text}"
+            assert self.poll() is None and time.monotonic() < limit, self.text
             time.sleep(0.003)
 
     def says(self, text):
@@ -104,11 +98,8 @@ def images(tmp_path_factory):
 @pytest.fixture
 def train(start, images):
     """Start the training of `runs/cut`: the same command every time."""
-
-    def run(name="cut", **options):
-        return start("train", *FLAGS, "--flip", f"--data={images}", f"--name={name}", **options)
-
-    return run
+    command = ("train", *FLAGS, "--flip", f"--data={images}")
+    return lambda name="cut", **options: start(*command, f"--name={name}", **options)
 
 
 @pytest.fixture(scope="module")
@@ -125,9 +116,7 @@ def assert_same(whole):
 
     def check(folder):
         got, expected = outcome(folder), outcome(whole)
-        for name, value in expected.items():
-            assert got.pop(name) == value, name
-        assert not got
+        assert [name for name in expected if got[name] != expected[name]] == []
 
     return check
 
@@ -146,44 +135,52 @@ def outcome(folder):
 @pytest.fixture(scope="module", autouse=True)
 def quick_pictures():
     """Drawing takes as long as a short training, and has tests of its own."""
-
-    def save_pictures(folder, *_, **__):
-        for name in PICTURES:
-            (folder / name).touch()
-
+    touch = lambda folder, *_, **__: [(folder / name).touch() for name in PICTURES]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("jax_ddpm.cli.train.save_pictures", save_pictures)
+        patch.setattr("jax_ddpm.cli.train.save_pictures", touch)
         yield
-
-
-def write_images(folder):
-    images = np.random.default_rng(0).uniform(0, 1, (9, 4, 4))
-    np.save(folder / "x.npy", images.astype(np.float32))
-    return folder
-
-
-@pytest.fixture
-def data(tmp_path):
-    """The folder of a short training."""
-    return write_images(tmp_path)
-
-
-@pytest.fixture
-def short(jax_ddpm_here, tmp_path):
-    """Train for six steps, in this process."""
-    return lambda *more: jax_ddpm_here(*SHORT, *more, cwd=tmp_path)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, defaults, quick_pictures):
-    """The folder after a short training. Only to be read."""
-    cwd = write_images(tmp_path_factory.mktemp("finished"))
+    """A folder with a few images, and `runs/x` that was trained on them. Only to be read."""
+    cwd = tmp_path_factory.mktemp("finished")
+    images = np.random.default_rng(0).uniform(0, 1, (9, 4, 4))
+    np.save(cwd / "x.npy", images.astype(np.float32))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(cwd)
-        run(SHORT)
+        run(SHORT.split())
     return cwd
 
 
 @pytest.fixture
 def copy(finished, tmp_path):
     return shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+
+
+@pytest.fixture
+def data(finished, tmp_path):
+    """A folder with the images alone."""
+    shutil.copy(finished / "x.npy", tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def here(jax_ddpm_here, tmp_path):
+    """Run a command, in this process and the test's folder, which ends with this code and says
+    these words: as errors where the code is 2."""
+
+    def check(command, *words, code=0):
+        result = jax_ddpm_here(*command.split(), cwd=tmp_path)
+        said = result.stderr if code == 2 else result.stdout
+        assert result.returncode == code, result.stderr
+        assert [each for each in words if each not in said] == [], said
+        return said
+
+    return check
+
+
+@pytest.fixture
+def short(here):
+    """Train for six steps."""
+    return lambda *words, flags="", code=0: here(f"{SHORT} {flags}", *words, code=code)

@@ -3,7 +3,7 @@
 import json
 import shutil
 import sys
-import warnings
+from functools import partial
 from pathlib import Path
 
 import diffusers
@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
-from diffusers import DPMSolverMultistepScheduler as MultistepScheduler
+from diffusers import DDPMPipeline, DDPMScheduler, DPMSolverMultistepScheduler, UNet2DModel
 
 import jax_ddpm as ddpm
-import jax_ddpm.runs as ddpm_runs
+from jax_ddpm import runs
 from jax_ddpm.interop import load_diffusers, save_diffusers
 from jax_ddpm.interop.diffusers import unet_config, unet_from_config
+from jax_ddpm.interop.hub import from_hub
 from jax_ddpm.parity.harness import from_torch, images, to_torch
 from jax_ddpm.parity.unet import CONFIGS, reference_unet
 
@@ -30,27 +30,22 @@ pytestmark = [
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 PICKLE, SHARDS = "unet/diffusion_pytorch_model.bin", f"{WEIGHTS}.index.json"
 UNET, SCHEDULER = "unet/config.json", "scheduler/scheduler_config.json"
-TINY = {
-    "block_out_channels": (8,),
-    "down_block_types": ("DownBlock2D",),
-    "up_block_types": ("UpBlock2D",),
-    "mid_block_type": None,
-    "norm_num_groups": 4,
-    "layers_per_block": 1,
-}
+INDEX = "model_index.json"
+OUTSIDE = json.dumps({"weight_map": {"conv_in.weight": "../../secret.safetensors"}})
 
 
-def written(folder: Path, config=TINY, **options) -> UNet2DModel:
+def written(folder, config, dtype=torch.float32, **options) -> UNet2DModel:
     """A pipeline as diffusers writes it."""
-    network = reference_unet({"sample_size": 8, **config}, "float32")
+    network = reference_unet({"sample_size": 8, "layers_per_block": 1, **config}, "float32")
+    torch.nn.Module.to(network, dtype)  # diffusers' own `to` logs a warning
     DDPMPipeline(network, DDPMScheduler()).save_pretrained(folder, **options)
     return network
 
 
 @pytest.fixture(scope="module")
-def original(tmp_path_factory):
+def original(tmp_path_factory, one_level):
     folder = tmp_path_factory.mktemp("original")
-    return folder, written(folder)
+    return folder, written(folder, one_level)
 
 
 @pytest.fixture
@@ -80,9 +75,14 @@ def check_weights(pretrained, network):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_settings_and_weights_come_and_go(tmp_path, name):
-    """Every setting is read, and every weight comes back to the bit."""
+    """Every setting is read, and every weight comes back to the bit.
+
+    What is converted back may be written to, though the opened weights are views of the file.
+    """
     network = written(tmp_path / "theirs", CONFIGS[name])
     pretrained = load_diffusers(tmp_path / "theirs")
+    for array in ddpm.interop.unet_to_torch(pretrained.variables).values():
+        array += 1
     said = {name: value for name, value in network.config.items() if not name.startswith("_")}
     for setting in said.keys() & ddpm.UNet.__dataclass_fields__:
         assert np.array_equal(getattr(pretrained.model, setting), said[setting]), setting
@@ -99,168 +99,119 @@ def test_settings_left_out_are_those_of_diffusers():
     theirs = dict(UNet2DModel(block_out_channels=(32,) * 4).config)
     ours = unet_config(unet_from_config({"block_out_channels": [32] * 4}, Path("x")))
     for name in ours.keys() & theirs.keys():
-        value = theirs[name]
-        assert ours[name] == (list(value) if isinstance(value, tuple) else value), name
+        assert np.array_equal(ours[name], theirs[name]), name
     assert theirs.keys() - ours.keys() == {"num_train_timesteps", "_use_default_values"}
 
 
-COSINE, V = {"beta_schedule": "squaredcos_cap_v2"}, {"prediction_type": "v_prediction"}
-SCHEDULERS = {
-    "Ho et al.": DDPMScheduler(variance_type="fixed_large"),
-    "scaled linear": DDPMScheduler(500, 0.001, 0.012, beta_schedule="scaled_linear"),
-    "cosine, v": DDPMScheduler(400, **COSINE, **V),
-    "sigmoid of β": DDPMScheduler(beta_schedule="sigmoid", prediction_type="sample"),
-    "learned range": DDPMScheduler(variance_type="learned_range", clip_sample=False),
-    "trained β": DDPMScheduler(5, trained_betas=[0.1, 0.2, 0.15, 0.3, 0.5]),
-    "zero SNR": DDPMScheduler(rescale_betas_zero_snr=True, timestep_spacing="trailing", **V),
-    "wide clip": DDPMScheduler(clip_sample_range=2.5),
-    "dynamic threshold": DDPMScheduler(thresholding=True, sample_max_value=3.0),
-    "offset": DDPMScheduler(steps_offset=1),
-    "linspace": DDPMScheduler(timestep_spacing="linspace"),
-    "DDIM": DDIMScheduler(),
-    "DDIM that ends in noise": DDIMScheduler(set_alpha_to_one=False, steps_offset=1),
-}
-
-
-@pytest.mark.parametrize("name", SCHEDULERS)
-def test_schedulers(folder, name):
-    """Schedule, parametrisation, clipping and spacing; and diffusers reads back the same."""
-    theirs = SCHEDULERS[name]
-    said = theirs.config
-    theirs.save_pretrained(folder / "scheduler")
-    pretrained = load_diffusers(folder)
+def check_training(pretrained, theirs, atol=3e-6):
+    """The schedule, and what the network predicts, are those of diffusers' scheduler."""
     # diffusers multiplies ᾱ up in float32.
     table = theirs.alphas_cumprod.numpy()
-    np.testing.assert_allclose(pretrained.schedule.alphas_cumprod, table, rtol=3e-4, atol=3e-6)
-    assert pretrained.prediction_type == said.prediction_type
-    assert pretrained.variance_type == said.get("variance_type", "fixed_small")
-    steps = 3 if name == "trained β" else 10
-    theirs.set_timesteps(steps)
-    chain = pretrained.chain(steps)
-    np.testing.assert_array_equal(chain.timesteps, theirs.timesteps.numpy()[::-1])
-    if isinstance(theirs, DDIMScheduler):
-        final = float(theirs.final_alpha_cumprod)
-        np.testing.assert_allclose(chain.alphas_cumprod_prev[0], final, rtol=1e-6)
-    x = torch.linspace(-4, 4, 48).reshape(1, 3, 4, 4)
-    limit = said.clip_sample_range if said.clip_sample else np.inf
-    expected = theirs._threshold_sample(x) if said.thresholding else x.clamp(-limit, limit)
-    clip, ours = pretrained.clip_denoised, from_torch(x)
-    if clip:
-        ours = np.clip(ours, -1, 1) if clip is True else jax.jit(clip)(ours)
-    np.testing.assert_allclose(ours, from_torch(expected), rtol=1e-6)
-
-    save_diffusers(folder / "ours", pretrained)
-    kind = json.loads((folder / "ours/model_index.json").read_text())["scheduler"][1]
-    back = getattr(diffusers, kind).from_pretrained(folder / "ours/scheduler")
-    if not said.get("set_alpha_to_one", True):
-        assert not back.config.set_alpha_to_one
-    np.testing.assert_allclose(back.alphas_cumprod.numpy(), table, rtol=3e-4, atol=3e-6)
-    for setting in ("prediction_type", "timestep_spacing", "steps_offset", "thresholding"):
-        assert back.config[setting] == said[setting]
-    again = load_diffusers(folder / "ours")
-    assert again.clip_denoised == clip
-    for a, b in zip(again.schedule, pretrained.schedule, strict=True):
-        np.testing.assert_array_equal(a, b)
-
-
-OTHER_SCHEDULERS = {
-    "PNDM": {"beta_schedule": "scaled_linear", "skip_prk_steps": True},
-    "DPMSolverMultistep": {"num_train_timesteps": 500, **V},
-    "DPMSolverSinglestep": {"variance_type": "learned_range"},
-    "UniPCMultistep": COSINE,
-    "DEISMultistep": {"beta_end": 0.01},
-    "EulerDiscrete": {"rescale_betas_zero_snr": True, **V},
-    "EulerAncestralDiscrete": {"beta_start": 2e-4},
-    "LMSDiscrete": {"prediction_type": "sample"},
-    "DDIMParallel": {"clip_sample": False},
-}
-
-
-@pytest.mark.parametrize("name", OTHER_SCHEDULERS)
-def test_of_other_schedulers_the_training_is_read(folder, name):
-    theirs = getattr(diffusers, f"{name}Scheduler")(**OTHER_SCHEDULERS[name])
-    theirs.save_pretrained(folder / "scheduler")
-    # What a pipeline leaves behind when its scheduler is replaced.
-    edited(folder / SCHEDULER, clip_sample_range=1.0, skip_prk_steps=True, use_karras_sigmas=False)
-    pretrained = load_diffusers(folder)
-    # EulerDiscreteScheduler writes 2⁻²⁴ for the last ᾱ of 0.
-    ours, table = pretrained.schedule.alphas_cumprod, theirs.alphas_cumprod.numpy()
-    atol = 1e-7 if name == "EulerDiscrete" else 3e-6
-    np.testing.assert_allclose(ours, table, rtol=3e-4, atol=atol)
+    np.testing.assert_allclose(pretrained.schedule.alphas_cumprod, table, rtol=3e-4, atol=atol)
     assert pretrained.prediction_type == theirs.config.prediction_type
     assert pretrained.variance_type == (theirs.config.get("variance_type") or "fixed_small")
-    assert pretrained.clip_denoised is False
 
 
-def draw(pretrained, chain, x_T, noise=None):
-    """The pictures that the folder stands for."""
-    loop = jax.jit(
-        lambda variables: ddpm.p_sample_loop(
-            None,
-            chain,
-            lambda x, t: pretrained.model.apply(variables, x, t),
-            x_T.shape,
-            sampler=pretrained.sampler(),
-            x_T=x_T,
-            noise_fn=None if noise is None else lambda i: jnp.asarray(noise)[i],
-            **pretrained.policy,
-        )
-    )
-    return loop(pretrained.variables)
+COSINE, V = {"beta_schedule": "squaredcos_cap_v2"}, {"prediction_type": "v_prediction"}
+OFFSET = {"timestep_spacing": "leading", "steps_offset": 1}
+SCHEDULERS = [
+    ("DDPM", {"variance_type": "fixed_large"}),
+    ("DDPM", {"beta_start": 0.001, "beta_end": 0.012, "beta_schedule": "scaled_linear"}),
+    ("DDPM", {"num_train_timesteps": 400} | COSINE | V),
+    ("DDPM", {"beta_schedule": "sigmoid", "prediction_type": "sample"}),
+    ("DDPM", {"variance_type": "learned_range", "clip_sample": False}),
+    ("DDPM", {"num_train_timesteps": 5, "trained_betas": [0.1, 0.2, 0.15, 0.3, 0.5]}),
+    ("DDPM", {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"} | V),
+    ("DDPM", {"clip_sample_range": 2.5, "timestep_spacing": "linspace"}),
+    ("DDPM", {"thresholding": True, "sample_max_value": 3.0}),
+    ("DDIM", {}),
+    ("DDIM", {"set_alpha_to_one": False} | OFFSET),
+    ("DDIMParallel", {"clip_sample": False}),
+    ("PNDM", {"beta_schedule": "scaled_linear", "skip_prk_steps": True}),
+    ("DPMSolverMultistep", {"num_train_timesteps": 500} | V),
+    ("DPMSolverSinglestep", {"variance_type": "learned_range"}),
+    ("UniPCMultistep", COSINE),
+    ("DEISMultistep", {"beta_end": 0.01}),
+    ("EulerDiscrete", {"rescale_betas_zero_snr": True} | V),
+    ("EulerAncestralDiscrete", {"beta_start": 2e-4}),
+    ("LMSDiscrete", {"prediction_type": "sample"}),
+]
 
 
-@pytest.mark.parametrize(
-    ("prediction_type", "timesteps", "steps"), [("epsilon", 100, 100), ("v_prediction", 1000, 10)]
-)
-def test_the_pipeline_draws_the_same_pictures(folder, prediction_type, timesteps, steps):
-    """diffusers' own `DDPMPipeline`, its noise handed to `p_sample_loop`."""
-    scheduler = DDPMScheduler(timesteps, beta_end=20 / timesteps, prediction_type=prediction_type)
-    scheduler.save_pretrained(folder / "scheduler")
-    pipeline = DDPMPipeline.from_pretrained(folder)
-    pipeline.set_progress_bar_config(disable=True)
-    seeded = torch.Generator().manual_seed(7)
-    expected = pipeline(2, seeded, num_inference_steps=steps, output_type="np").images
-    seeded = torch.Generator().manual_seed(7)
-    draws = [from_torch(torch.randn(2, 3, 8, 8, generator=seeded)) for _ in range(steps)]
-    noise = np.stack([np.zeros_like(draws[0]), *draws[:0:-1]])
+@pytest.mark.parametrize(("kind", "settings"), SCHEDULERS, ids=str)
+def test_schedulers(folder, kind, settings):
+    """How the network was trained is read, and diffusers reads it back."""
+    theirs = getattr(diffusers, f"{kind}Scheduler")(**settings)
+    said = theirs.config
+    theirs.save_pretrained(folder / "scheduler")
+    # What a pipeline leaves behind when its scheduler is replaced.
+    left = {"clip_sample_range": 1.0, "skip_prk_steps": True, "use_karras_sigmas": False}
+    edited(folder / SCHEDULER, **left | said)
     pretrained = load_diffusers(folder)
-    ours = draw(pretrained, pretrained.chain(steps), draws[0], noise)
-    np.testing.assert_allclose(np.clip(ours / 2 + 0.5, 0, 1), expected, atol=1e-3)
+    # EulerDiscreteScheduler writes 2⁻²⁴ for the last ᾱ of 0.
+    check_training(pretrained, theirs, atol=1e-7 if kind == "EulerDiscrete" else 3e-6)
+    clips = said.get("clip_sample") or said.get("thresholding")
+    assert bool(pretrained.clip_denoised) == bool(clips)
+
+    save_diffusers(folder / "ours", pretrained)
+    written_as = json.loads((folder / "ours" / INDEX).read_text())["scheduler"][1]
+    back = getattr(diffusers, written_as).from_pretrained(folder / "ours/scheduler")
+    check_training(pretrained, back)
+    kept = {"timestep_spacing", "steps_offset", "thresholding", "set_alpha_to_one"}
+    for setting in kept & said.keys() & back.config.keys():
+        assert back.config[setting] == said[setting]
+    again = load_diffusers(folder / "ours")
+    assert again[3:9] == pretrained[3:9]  # what the outputs mean, and which chain is drawn
+    jax.tree.map(np.testing.assert_array_equal, again.schedule, pretrained.schedule)
 
 
 @pytest.mark.parametrize(
-    ("kind", "settings"),
+    ("kind", "settings", "steps"),
     [
-        (DDIMScheduler, {"clip_sample": True}),
-        (MultistepScheduler, {}),
-        (MultistepScheduler, {"solver_order": 1, "timestep_spacing": "leading", "steps_offset": 1}),
-        (MultistepScheduler, {"timestep_spacing": "trailing"} | COSINE),
-        (MultistepScheduler, {"thresholding": True, "euler_at_final": True} | V),
+        ("DDPM", {"num_train_timesteps": 100, "beta_end": 0.2}, 100),
+        ("DDPM", {"clip_sample_range": 2.5, "timestep_spacing": "linspace"} | V, 15),
+        ("DDIM", {"clip_sample": True}, 15),
+        ("DDIM", {"thresholding": True, "sample_max_value": 3.0}, 15),
+        ("DDIM", {"set_alpha_to_one": False} | OFFSET, 15),
+        ("DPMSolverMultistep", {}, 15),
+        ("DPMSolverMultistep", {"solver_order": 1} | OFFSET, 15),
+        ("DPMSolverMultistep", {"timestep_spacing": "trailing"} | COSINE, 15),
+        ("DPMSolverMultistep", {"thresholding": True, "euler_at_final": True} | V, 15),
     ],
     ids=str,
 )
-def test_the_default_pictures_of_a_folder(folder, network, kind, settings):
-    """Of few steps: a network that is not trained magnifies roundings at each of them."""
-    theirs = kind(**settings)
+def test_the_default_pictures_of_a_folder(folder, network, kind, settings, steps):
+    """Mostly of few steps: a network that is not trained magnifies roundings at each of them."""
+    theirs = getattr(diffusers, f"{kind}Scheduler")(**settings)
     theirs.save_pretrained(folder / "scheduler")
     pretrained, x_T = load_diffusers(folder), images(0, "float32", (2, 8, 8, 3))
-    theirs.set_timesteps(15)
-    chain, x = pretrained.chain(15), to_torch(x_T)
+    theirs.set_timesteps(steps)
+    chain, x = pretrained.chain(steps), to_torch(x_T)
     np.testing.assert_array_equal(chain.timesteps[::-1], theirs.timesteps.numpy())
+    seeded, again = (torch.Generator().manual_seed(7) for _ in range(2))
     with torch.no_grad():
         for t in theirs.timesteps:
-            x = theirs.step(network(x, t).sample, t, x).prev_sample
+            x = theirs.step(network(x, t).sample, t, x, generator=seeded).prev_sample
+    draws = [from_torch(torch.randn(x.shape, generator=again)) for _ in range(steps)]
+    noise = jnp.stack(draws[::-1])
+
+    @jax.jit
+    def draw(variables):
+        denoise_fn = partial(pretrained.model.apply, variables)
+        options = {"sampler": pretrained.sampler(), "x_T": x_T, **pretrained.policy}
+        options["noise_fn"] = lambda i: noise[i]
+        return ddpm.p_sample_loop(None, chain, denoise_fn, x_T.shape, **options)
+
     expected = from_torch(x)
     tolerance = 1e-3 * max(1, np.abs(expected).max())
-    np.testing.assert_allclose(draw(pretrained, chain, x_T), expected, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(draw(pretrained.variables), expected, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
 def test_all_steps_of_a_dpm_solver_folder(folder, spacing):
     """Where diffusers would repeat an entry, or leave out the last, the chain is the whole one."""
-    MultistepScheduler(100, timestep_spacing=spacing).save_pretrained(folder / "scheduler")
+    DPMSolverMultistepScheduler(100, timestep_spacing=spacing).save_pretrained(folder / "scheduler")
     pretrained = load_diffusers(folder)
-    np.testing.assert_array_equal(pretrained.chain(100).timesteps, np.arange(100))
     np.testing.assert_array_equal(pretrained.chain().timesteps, np.arange(100))
     with pytest.raises(ValueError, match="steps: expected 1 to 100"):
         pretrained.chain(101)
@@ -270,83 +221,75 @@ def test_a_solver_that_is_not_here_is_refused_by_name(folder):
     other = {"solver_order": 3, "solver_type": "heun", "final_sigmas_type": "sigma_min"}
     other |= {"lambda_min_clipped": -5.1, "algorithm_type": "dpmsolver"}
     for name, value in other.items():
-        MultistepScheduler().save_pretrained(folder / "scheduler")
+        DPMSolverMultistepScheduler().save_pretrained(folder / "scheduler")
         edited(folder / SCHEDULER, **{name: value})
         pretrained = load_diffusers(folder)  # its training is read all the same
         with pytest.raises(ValueError, match=f"{name}: expected"):
             pretrained.sampler()
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_weights_of_any_dtype_come_back_to_the_bit(tmp_path, dtype):
-    network = written(tmp_path / "a")
-    for parameter in network.parameters():
-        parameter.data = parameter.data.to(dtype)
-    network.save_pretrained(tmp_path / "a" / "unet")
-    save_diffusers(tmp_path / "b", load_diffusers(tmp_path / "a"))
-    back = safetensors.torch.load_file(tmp_path / "b" / WEIGHTS)
+@pytest.mark.parametrize(
+    ("dtype", "shards", "safe", "variant"),
+    [
+        (torch.float16, 1, True, "fp16"),
+        (torch.float32, 4, True, "non_ema"),
+        (torch.float64, 8, True, None),
+        (torch.bfloat16, 1, False, None),
+        (torch.float32, 4, False, "non_ema"),
+    ],
+)
+def test_files_of_weights(tmp_path, one_level, dtype, shards, safe, variant):
+    """In whole or in shards, as safetensors or pickles, of any dtype, they come and go."""
+    options = {"safe_serialization": safe, "variant": variant}
+    options["max_shard_size"] = "100MB" if shards == 1 else "10KB"
+    network = written(tmp_path / "theirs", one_level, dtype, **options)
+    files = [*(tmp_path / "theirs/unet").glob(f"*{'.safetensors' if safe else '.bin'}")]
+    assert len(files) == shards
+    save_diffusers(tmp_path / "ours", load_diffusers(tmp_path / "theirs", variant=variant))
+    back = safetensors.torch.load_file(tmp_path / "ours" / WEIGHTS)
     for tensor, value in network.state_dict().items():
-        assert back[tensor].dtype == dtype and torch.equal(back[tensor], value)
-
-
-def test_what_is_converted_back_may_be_written_to(folder, network):
-    """The opened weights themselves are views of the file."""
-    pretrained = load_diffusers(folder)
-    for array in ddpm.interop.unet_to_torch(pretrained.variables).values():
-        array += 1
-    check_weights(pretrained, network)
-
-
-@pytest.mark.parametrize("variant", [None, "fp16"])
-@pytest.mark.parametrize("safe", [True, False], ids=["safetensors", "pickle"])
-@pytest.mark.parametrize("shards", [1, 4])
-def test_files_of_weights(tmp_path, shards, safe, variant):
-    size = {"max_shard_size": "100MB" if shards == 1 else "10KB"}
-    network = written(tmp_path, safe_serialization=safe, variant=variant, **size)
-    files = sorted(path for path in (tmp_path / "unet").iterdir() if path.suffix != ".json")
-    assert len(files) == shards and all(path.suffix != ".bin" or not safe for path in files)
-    check_weights(load_diffusers(tmp_path, variant=variant), network)
-    files[-1].unlink()
+        assert back[tensor].dtype == value.dtype and torch.equal(back[tensor], value)
+    files[0].unlink()
     with pytest.raises(ValueError, match="expected .*, got none"):
-        load_diffusers(tmp_path, variant=variant)
+        load_diffusers(tmp_path / "theirs", variant=variant)
 
 
-def test_a_variant_is_read_where_it_is_asked_for(folder, network):
+def test_which_variant_is_read(folder, network):
+    whole = folder / WEIGHTS
     half = {name: each.half() for name, each in network.state_dict().items()}
-    safetensors.torch.save_file(half, (folder / WEIGHTS).with_suffix(".fp16.safetensors"))
+    safetensors.torch.save_file(half, whole.with_suffix(".fp16.safetensors"))
     check_weights(load_diffusers(folder), network)
     ours = load_diffusers(folder, variant="fp16")
     assert {leaf.dtype.name for leaf in jax.tree.leaves(ours.variables)} == {"float16"}
     with pytest.raises(ValueError, match="expected diffusion_pytorch_model.ema.safetensors, got"):
         load_diffusers(folder, variant="ema")
+    whole.rename(whole.with_suffix(".x.safetensors"))
+    with pytest.raises(ValueError, match="got several others: .*fp16.safetensors, .*x.safetensors"):
+        load_diffusers(folder)
+    whole.with_suffix(".fp16.safetensors").unlink()
+    check_weights(load_diffusers(folder), network)
 
 
-def test_an_average_and_a_variant_are_read(folder, network):
-    """As diffusers' training scripts leave them: `EMAModel` adds its own settings."""
+def test_an_average_is_read_where_it_is_alone(folder, network):
+    """As diffusers' training scripts leave it: `EMAModel` adds its own settings."""
     before = load_diffusers(folder)
-    (folder / "unet").rename(folder / "unet_ema")
     average = {"decay": 0.9999, "inv_gamma": 1.0, "min_decay": 0.0, "optimization_step": 7}
     average |= {"power": 0.75, "update_after_step": 0, "use_ema_warmup": True}
-    edited(folder / "unet_ema" / "config.json", **average)
-    weights = folder / "unet_ema" / Path(WEIGHTS).name
-    weights.rename(weights.with_suffix(".fp16.safetensors"))
+    edited(folder / UNET, **average)
+    (folder / "unet").rename(folder / "unet_ema")
     after = load_diffusers(folder)
     assert after.model == before.model
     check_weights(after, network)
     shutil.copytree(folder / "unet_ema", folder / "unet")
     with pytest.warns(UserWarning, match="reading unet/; its average is in .*unet_ema"):
         load_diffusers(folder)
-    shutil.copy(weights.with_suffix(".fp16.safetensors"), weights.with_suffix(".x.safetensors"))
-    with pytest.raises(ValueError, match="got several others: .*fp16.safetensors, .*x.safetensors"):
-        load_diffusers(folder / "unet_ema")
 
 
 def test_the_unet_at_the_root(folder, network):
     with pytest.warns(UserWarning, match="no scheduler_config.json"):
         check_weights(load_diffusers(folder / "unet"), network)
     DDPMScheduler(77).save_pretrained(folder / "unet")
-    with warnings.catch_warnings(action="error"):
-        assert load_diffusers(folder / "unet").schedule.num_timesteps == 77
+    assert load_diffusers(folder / "unet").schedule.num_timesteps == 77
 
 
 def test_configs_of_2022(folder):
@@ -357,7 +300,7 @@ def test_configs_of_2022(folder):
     config = {"_class_name": "DDPMScheduler", "predict_epsilon": False, "tensor_format": "pt"}
     config |= {"trained_betas": None, "timestep_values": None}
     (folder / SCHEDULER).write_text(json.dumps(config))
-    edited(folder / "model_index.json", vqvae=[None, None])
+    edited(folder / INDEX, vqvae=[None, None])
     after = load_diffusers(folder)
     assert after.model == before.model and after.prediction_type == "sample"
 
@@ -378,11 +321,9 @@ def test_the_repositories_of_google(tmp_path, name, preset):
     network = reference_unet({k: v for k, v in config.items() if k[0] != "_"}, "float32")
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "scheduler_config.json").write_text(json.dumps(scheduler))
-    tensors = dict(network.state_dict())
-    for tensor in network.state_dict():
-        for now, then in (("q", "query"), ("k", "key"), ("v", "value"), ("out.0", "proj_attn")):
-            if f".to_{now}." in tensor:
-                tensors[tensor.replace(f"to_{now}", then)] = tensors.pop(tensor)
+    tensors = network.state_dict()
+    for now, then in (("q", "query"), ("k", "key"), ("v", "value"), ("out.0", "proj_attn")):
+        tensors = {name.replace(f".to_{now}.", f".{then}."): tensors[name] for name in tensors}
     torch.save(tensors, tmp_path / "diffusion_pytorch_model.bin")
 
     pretrained = load_diffusers(tmp_path)
@@ -393,45 +334,29 @@ def test_the_repositories_of_google(tmp_path, name, preset):
     np.testing.assert_allclose(pretrained.schedule.alphas_cumprod, alpha_bar, rtol=1e-12)
 
 
-OUTSIDE = json.dumps({"weight_map": {"conv_in.weight": "../../secret.safetensors"}})
-
-
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
         (says(UNET, time_embedding_type="fourier"), "unet.*time_embedding_type: expected 'posit"),
-        (says(UNET, downsample_type="fir"), "unet.*downsample_type: expected one of"),
-        (says(UNET, cross_attention_dim=8), "unet.*only settings of .*, got cross_attention_dim"),
         (says(UNET, _class_name="UNet2DConditionModel"), "unet.*expected _class_name UNet2DModel"),
         (says(UNET, layers_per_block=2), r"unet.*expected a tensor down_blocks\S+, got none"),
-        (says(UNET, block_out_channels=[16]), r"unet.*expected conv_in\S+ of shape \(16,\)"),
         (says(UNET, _null_label=3), "unet.*_null_label: expected a label below 0, got 3"),
-        (says(SCHEDULER, _class_name="SdeVpScheduler"), "scheduler.*expected _class_name DDPMSch"),
         (says(SCHEDULER, beta_schedule="laplace"), "scheduler.*beta_schedule: .* got 'laplace'"),
         (says(SCHEDULER, prediction_type="flow"), "scheduler.*prediction_type: expected one of"),
-        (says(SCHEDULER, timestep_spacing="karras"), "scheduler.*timestep_spacing: expected one"),
-        (says(SCHEDULER, beta_start=-1.0), "scheduler.*betas: expected values in"),
         (says(SCHEDULER, use_karras_sigmas=True), "scheduler.*got use_karras_sigmas: True"),
-        (says("model_index.json", vqvae=["diffusers", "VQModel"]), "only a unet and .* got vqvae"),
+        (says(INDEX, vqvae=["diffusers", "VQModel"]), "only a unet and .* got vqvae"),
         (lambda f: (f / UNET).unlink(), "config.json: expected a JSON file, got none"),
-        (lambda f: (f / UNET).write_text("{"), "config.json: expected JSON, got a damaged file"),
         (lambda f: (f / SCHEDULER).unlink(), "expected scheduler/scheduler_config.json, got none"),
-        (lambda f: (f / WEIGHTS).write_bytes(b"x" * 99), "safetensors file, got a damaged one"),
         (lambda f: (f / WEIGHTS).rename(f / PICKLE), "a pickle, which can run code; convert .* M"),
         (lambda f: (f / WEIGHTS).rename(f / SHARDS).write_text(OUTSIDE), "to files beside it"),
         (lambda f: f.rename(f.with_name("gone")), "expected a folder of diffusers, got none"),
+        (lambda f: [(f / INDEX).unlink(), (f / "checkpoints").mkdir()], "got a run, which `runs"),
     ],
 )
 def test_what_does_not_fit_is_named_with_its_file(folder, untyped, damage, words):
     damage(folder)
     with pytest.raises(ValueError, match=words):
         load_diffusers(folder)
-
-
-def test_a_run_in_the_place_of_a_folder_of_diffusers_is_named(tmp_path):
-    (tmp_path / "runs/digits/checkpoints").mkdir(parents=True)
-    with pytest.raises(ValueError, match="digits: .* got a run, which `runs.load_run` opens"):
-        load_diffusers(tmp_path / "runs/digits")
 
 
 def test_what_cannot_be_written_leaves_nothing(folder):
@@ -441,10 +366,7 @@ def test_what_cannot_be_written_leaves_nothing(folder):
         ({"model": pretrained.model.clone(layers_per_block=2)}, "expected a tensor down_blocks"),
         ({"model": ddpm.SimpleUNet()}, "model: expected a UNet, got SimpleUNet"),
         ({"clip_denoised": jnp.tanh}, "clip_denoised: expected True, False, static"),
-        (
-            {"set_alpha_to_one": False, "variance_type": "learned"},
-            "variance_type: expected 'fixed_small'",
-        ),
+        (dict(set_alpha_to_one=False, variance_type="learned"), "variance_type: expected 'fixed_s"),
     ]:
         with pytest.raises(ValueError, match=words):
             save_diffusers(folder.parent / "b", pretrained._replace(**broken))
@@ -454,50 +376,44 @@ def test_what_cannot_be_written_leaves_nothing(folder):
 
 
 @pytest.mark.parametrize(
-    ("there", "variant", "fetched"),
+    ("there", "variant"),
     [
-        (["unet/X.safetensors", "unet/X.fp16.safetensors", "unet/X.bin"], None, "unet/X.safet"),
-        (["unet/X.safetensors", "unet/X.fp16.bin"], "fp16", "unet/X.fp16.bin"),
-        (["unet/X-1-of-1.safetensors", "unet/X.bin"], None, "unet/X-1-of-1.safetensors"),
-        (["unet/X.fp16.safetensors"], None, "unet/X.fp16.safetensors"),
-        (["X.bin", "checkpoint-500/unet/X.safetensors", "vae/X.safetensors"], None, "X.bin"),
+        (["unet/X.safetensors", "unet/X.fp16.safetensors", "unet/X.bin"], None),
+        (["unet/X.fp16.bin", "unet/X.safetensors"], "fp16"),
+        (["unet/X-1-of-1.safetensors", "unet/X.bin"], None),
+        (["unet/X.fp16.safetensors"], None),
+        (["X.bin", "checkpoint-500/unet/X.safetensors", "vae/X.safetensors"], None),
     ],
     ids=str,
 )
-def test_what_comes_from_the_hub(tmp_path, monkeypatch, there, variant, fetched):
-    """The configs, and of the weights what is read; by huggingface_hub's own matching of names."""
+def test_what_comes_from_the_hub(tmp_path, monkeypatch, there, variant):
+    """The configs, and of these weights the first, by huggingface_hub's own matching of names."""
     from huggingface_hub.utils import filter_repo_objects
 
-    from jax_ddpm.interop.hub import from_hub
-
-    names = [name.replace("X", "diffusion_pytorch_model") for name in there]
-    files = [*names, "model_index.json"]
-    files += [f"{name.rpartition('/')[0]}/config.json" for name in names if "/" in name]
+    files = [Path(name.replace("X", "diffusion_pytorch_model")) for name in there]
+    names = [INDEX, *map(str, files), *(str(file.with_name("config.json")) for file in files)]
 
     def snapshot_download(name, *, revision, allow_patterns):
-        for file in filter_repo_objects(files, allow_patterns=allow_patterns):
+        for file in filter_repo_objects(names, allow_patterns=allow_patterns):
             (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / file).touch()
         return str(tmp_path)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
     assert from_hub("owner/name", None, variant) == tmp_path
-    found = [path for path in tmp_path.rglob("*.*") if path.suffix != ".json"]
-    expected = fetched.replace("X", "diffusion_pytorch_model")
-    assert [str(path.relative_to(tmp_path)).startswith(expected) for path in found] == [True]
+    assert [(tmp_path / file).exists() for file in files] == [True] + [False] * (len(files) - 1)
 
 
 def test_without_huggingface_hub_its_names_are_answered_in_a_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(ValueError, match="folder: rnus/digits: no such folder here; .*pip install"):
-        ddpm_runs.load_pretrained("rnus/digits")
+        runs.load_pretrained("rnus/digits")
 
 
 def test_names_on_the_hub_come_from_its_cache(original, tmp_path, monkeypatch):
     """Offline, and in a folder that has none of that name."""
-    constants = pytest.importorskip("huggingface_hub.constants")
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     commit = "0123456789abcdef0123456789abcdef01234567"
     repository = tmp_path / "cache" / "models--owner--tiny.v1"
     folder, network = original
@@ -509,8 +425,6 @@ def test_names_on_the_hub_come_from_its_cache(original, tmp_path, monkeypatch):
     check_weights(load_diffusers("owner/tiny.v1", revision=commit), network)
     with pytest.raises(ValueError, match="owner/other: expected a folder .*, and on the hub: "):
         load_diffusers("owner/other")
-    with pytest.raises(ValueError, match="owner/tiny.v1: expected .* on the hub: "):
-        load_diffusers("owner/tiny.v1", revision="a-branch")
     (tmp_path / "owner").mkdir()
     with pytest.raises(ValueError, match="owner/tiny.v1: expected a folder .* nothing is download"):
         load_diffusers("owner/tiny.v1")

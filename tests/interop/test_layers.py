@@ -35,8 +35,7 @@ LAYERS = {
 def test_layer(name):
     theirs, ours = LAYERS[name]
     rng = np.random.default_rng(0)
-    theirs = theirs.double()
-    for parameter in theirs.parameters():
+    for parameter in theirs.double().parameters():
         parameter.data = torch.from_numpy(rng.standard_normal(tuple(parameter.shape)))
     images = not isinstance(theirs, (tnn.Linear, tnn.LayerNorm, tnn.Embedding))
     x = rng.standard_normal((2, 6, 4) if name == "one axis" else (2, 6, 7, 4))
@@ -65,15 +64,7 @@ def test_lists_are_named_as_in_flax():
 
 
 def test_what_does_not_fit_is_named():
-    class Scaled(tnn.Module):
-        def __init__(self):
-            super().__init__()
-            self.scale = tnn.Parameter(torch.ones(1))
-
-    with pytest.raises(ValueError, match="a: expected one of Conv1d, .* got Scaled"):
-        layer_kinds(tnn.ModuleDict({"a": Scaled()}))
-    tensors = tnn.ModuleDict({"a": tnn.Linear(1, 1)}).state_dict()
-    with pytest.raises(ValueError, match="state_dict: expected a tensor b.weight, got none"):
-        layers_from_torch(tensors, {"b": "linear"})
+    with pytest.raises(ValueError, match="a: expected one of Conv1d, .* got BatchNorm1d"):
+        layer_kinds(tnn.ModuleDict({"a": tnn.BatchNorm1d(1)}))
     with pytest.raises(ValueError, match="kinds: expected the layer of every tensor, got none for"):
-        layers_from_torch(tensors, {})
+        layers_from_torch(tnn.Linear(1, 1).state_dict(), {})

@@ -3,7 +3,6 @@
 import sys
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -35,13 +34,6 @@ def test_files(tmp_path, torch, tensors, kind, prefix):
     path.write_bytes(path.read_bytes()[:-500])
     with pytest.raises(ValueError, match=f"{path}: expected a"):
         read_state_dict(path)
-
-
-def test_bfloat16_which_numpy_has_not(tmp_path, torch, tensors):
-    torch.save({name: tensor.bfloat16() for name, tensor in tensors.items()}, tmp_path / "x.pt")
-    for name, found in read_state_dict(tmp_path / "x.pt").items():
-        assert found.dtype == jnp.bfloat16
-        np.testing.assert_array_equal(found, ARRAYS[name].astype(jnp.bfloat16))
 
 
 def test_what_is_no_state_dict_is_named_and_runs_nothing(tmp_path, torch, tensors):

@@ -22,15 +22,7 @@ def formula(query, key, value):
     return out
 
 
-@pytest.mark.parametrize(
-    "tokens",
-    [
-        pytest.param(5, id="one block"),
-        pytest.param(362, id="the longest block", marks=pytest.mark.slow),
-        pytest.param(401, id="blocks of odd length"),
-        pytest.param(1024, id="even blocks", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize("tokens", [5, 401], ids=["one block", "blocks of odd length"])
 def test_is_the_formula_and_so_is_its_gradient(tokens):
     rng = np.random.default_rng(0)
     inputs, directions = rng.standard_normal((2, 3, 2, tokens, 3, 4))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jax_ddpm.parity import CASES, Case, run_case
-from jax_ddpm.parity.harness import relative_error
+from jax_ddpm.parity.harness import worst_error
 from jax_ddpm.parity.tutorial import Setting, tutorial_cases
 
 
@@ -65,15 +65,18 @@ def test_parity(case, dtype):
 
 def test_a_difference_and_nan_fail():
     values = np.linspace(1, 2, 10)
-    for wrong in (values[3] + 1e-5, np.nan):
-        ours = np.where(np.arange(10) == 3, wrong, values)
-        for dtype in ("float64", "float32"):
-            assert not run_case(Case("maths", "wrong", lambda _, x=ours: (x, values)), dtype).passed
-    assert run_case(Case("maths", "right", lambda _: (values, values)), "float64").passed
+    for number, passes in ((values[3], True), (values[3] + 1e-5, False), (np.nan, False)):
+        ours = np.where(np.arange(10) == 3, number, values)
+        case = Case("maths", "of a number", lambda _, ours=ours: (ours, values))
+        assert all(run_case(case, dtype).passed == passes for dtype in ("float64", "float32"))
 
 
-def test_missing_arrays_and_shapes_are_refused():
+def test_the_worst_array_is_named_and_what_cannot_be_compared_is_refused():
+    zeros, ones = np.zeros(3), np.ones(3)
+    assert worst_error({"a": zeros, "b": ones}, {"a": zeros, "b": ones}) == (0, "a")
+    assert worst_error({"a": 1e-300 * ones}, {"a": zeros}) == (np.inf, "a")
+    assert worst_error({"a": np.nan * ones, "b": 2 * ones}, {"a": ones, "b": ones})[1] == "a"
     with pytest.raises(ValueError, match="expected the structure"):
-        relative_error({"a": np.ones(2)}, {"b": np.ones(2)})
+        worst_error({"a": ones}, {"b": ones})
     with pytest.raises(ValueError, match="expected shape"):
-        relative_error(np.ones((2, 1)), np.ones(2))
+        worst_error(ones[:, None], ones)

@@ -15,22 +15,13 @@ from jax_ddpm.plan.hlo import collectives, memory_traffic
 pytestmark = pytest.mark.usefixtures("defaults")
 
 
-@pytest.fixture
-def mesh():
-    return jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
-
-
-def test_a_data_parallel_step_sums_the_gradient_and_the_loss(mesh):
+def test_a_data_parallel_step_sums_the_gradient_and_the_loss():
     """And nothing else goes between devices, at every step of a loop over steps."""
-    model, optimizer = ddpm.SimpleUNet(), optax.adam(1e-3)
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
+    model, optimizer, key = ddpm.SimpleUNet(), optax.adam(1e-3), jax.random.key(0)
     images = jnp.zeros((4, 8, 8, 3), jnp.float32)
-
-    @jax.jit
-    def init(key):
-        variables = model.init(key, images, jnp.zeros(4, jnp.int32))
-        return ddpm.init_train_state(key, variables, optimizer)
-
-    state = init(jax.random.key(0))
+    variables = jax.jit(model.init)(key, images, jnp.zeros(4, jnp.int32))
+    state = ddpm.init_train_state(key, variables, optimizer)
     state = jax.device_put(state, NamedSharding(mesh, P()))
     schedule = ddpm.make_schedule(ddpm.linear_beta_schedule(10))
     step = ddpm.make_train_step(schedule, model.apply, optimizer)
@@ -40,20 +31,10 @@ def test_a_data_parallel_step_sums_the_gradient_and_the_loss(mesh):
         return lax.scan(lambda state, _: step(state, images), state, length=3)
 
     images = jax.device_put(images, NamedSharding(mesh, P("data")))
+    (reduced,) = collectives(steps.lower(state, images).compile().as_text())
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    for program, times in ((jax.jit(step), 1), (steps, 3)):
-        (reduced,) = collectives(program.lower(state, images).compile().as_text())
-        assert reduced.kind == "all-reduce"
-        assert reduced.nbytes == times * 4 * (parameters + 1)
-        assert reduced.sent == pytest.approx(reduced.nbytes * 2 * 1 / 2)
-
-
-def test_gathering_counts_the_whole_array(mesh):
-    x = jax.ShapeDtypeStruct((16, 5), jnp.float32, sharding=NamedSharding(mesh, P("data")))
-    gather = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, P()))
-    (gathered,) = collectives(gather.lower(x).compile().as_text())
-    assert (gathered.kind, gathered.times, gathered.nbytes) == ("all-gather", 1, 16 * 5 * 4)
-    assert gathered.sent == 16 * 5 * 4 * 1 / 2
+    assert (reduced.kind, reduced.nbytes) == ("all-reduce", 3 * 4 * (parameters + 1))
+    assert reduced.sent == pytest.approx(reduced.nbytes * 2 * 1 / 2)
 
 
 def test_traffic_is_what_is_read_and_written():
@@ -87,38 +68,23 @@ HloModule jit_step, is_scheduled=true, num_partitions=8
   ROOT %out = (s32[]{:T(128)}, f32[64]{0:T(128)}) tuple(%i.1, %reduced)
 }
 
-ENTRY %main (p: f32[64]) -> (s32[], f32[64]) {
-  %p = f32[64]{0:T(128)} parameter(0)
-  %zero = s32[]{:T(128)} constant(0)
-  %start = (s32[]{:T(128)}, f32[64]{0:T(128)}) tuple(%zero, %p)
-  ROOT %loop = (s32[]{:T(128)}, f32[64]{0:T(128)}) while(%start), condition=%cond, body=%body
-}
-"""
-
-
-ASYNCHRONOUS = """\
-HloModule jit_step, is_scheduled=true, num_partitions=8
-
 %sparse (q: f32[64]) -> f32[64] {
   %q = f32[64]{0:T(128)} parameter(0)
-  ROOT %sum = f32[64]{0:T(128)} all-reduce(%q), replica_groups=[1,8]<=[8], to_apply=%add
+  ROOT %sum = f32[64]{0:T(128)} all-reduce(%q), replica_groups=GROUPS, to_apply=%add
 }
 
 ENTRY %main (p: f32[64]) -> f32[512] {
   %p = f32[64]{0:T(128)} parameter(0)
-  %begin = ((f32[64]{0}), f32[64]{0}, u32[]) call-start(%p), to_apply=%sparse
+  %zero = s32[]{:T(128)} constant(0)
+  %first = (s32[]{:T(128)}, f32[64]{0:T(128)}) tuple(%zero, %p)
+  %loop = (s32[]{:T(128)}, f32[64]{0:T(128)}) while(%first), condition=%cond, body=%body
+  %x = f32[64]{0:T(128)} get-tuple-element(%loop), index=1
+  %begin = ((f32[64]{0}), f32[64]{0}, u32[]) call-start(%x), to_apply=%sparse
   %end = f32[64]{0:T(128)} call-done(%begin)
   %start = (f32[64]{0}, f32[512]{0}) all-gather-start(%end), replica_groups=[1,8]<=[8]
   ROOT %done = f32[512]{0:T(128)} all-gather-done(%start)
 }
 """
-
-
-def test_asynchronous_pairs_count_once():
-    gathered, reduced = collectives(ASYNCHRONOUS)
-    assert (gathered.kind, gathered.times, gathered.nbytes) == ("all-gather", 1, 512 * 4)
-    assert (reduced.kind, reduced.times, reduced.nbytes) == ("all-reduce", 1, 64 * 4)
-    assert memory_traffic(ASYNCHRONOUS) == 2 * 256 + 256 + 2048
 
 
 @pytest.mark.parametrize(
@@ -131,11 +97,14 @@ def test_asynchronous_pairs_count_once():
         ("{}", 8),
     ],
 )
-def test_a_tpus_loop_and_every_spelling_of_groups(groups, size):
-    """The bound is in the condition; what lives in S(1) is not the main memory's."""
+def test_a_program_of_a_tpu_and_every_spelling_of_groups(groups, size):
+    """The loop's bound is in its condition; what lives in S(1) is not the main memory's; and an
+    asynchronous pair counts once."""
     text = PROGRAM.replace("GROUPS", groups)
-    (reduced,) = collectives(text)
-    assert (reduced.times, reduced.nbytes) == (12, 12 * 256)
-    assert reduced.sent == pytest.approx(12 * 256 * 2 * (size - 1) / size)
-    # Copied from, summed from and to, and two integers compared.
-    assert memory_traffic(text) == 12 * (256 + 2 * 256 + 2 * 4 + 1)
+    gathered, reduced = collectives(text)
+    assert (reduced.kind, reduced.times, reduced.nbytes) == ("all-reduce", 12 + 1, 13 * 256)
+    assert reduced.sent == pytest.approx(13 * 256 * 2 * (size - 1) / size)
+    assert gathered == ("all-gather", 1, 8 * 256, 8 * 256 * 7 / 8)
+    # Copied from, summed from and to, and two integers compared; then summed and gathered.
+    loop = 12 * (256 + 2 * 256 + 2 * 4 + 1)
+    assert memory_traffic(text) == loop + 2 * 256 + (256 + 8 * 256)

@@ -1,5 +1,6 @@
 """What is planned is what is run: the same programs, to the last line of their text."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import jax
@@ -15,13 +16,8 @@ from jax_ddpm.samplers import ancestral
 
 pytestmark = pytest.mark.usefixtures("defaults", "untyped")
 # This machine's devices in the place of hardware that is not here.
-HERE = SimpleNamespace(
-    name="here",
-    chip=SimpleNamespace(platform="cpu", title="this machine's"),
-    memory=2**30,
-    products=lambda dtype: dtype,
-    devices=jax.devices,
-)
+HERE = SimpleNamespace(name="here", memory=2**30, products=str, devices=jax.devices)
+HERE.chip = SimpleNamespace(platform="cpu", title="this machine's")
 
 
 class Compiled(Exception):
@@ -29,64 +25,62 @@ class Compiled(Exception):
 
 
 @pytest.fixture
-def planned_text(monkeypatch):
-    """The text of what would be compiled."""
+def texts(monkeypatch):
+    """The texts of the programs `advance`, of which none is compiled."""
     texts = []
-
-    def compile_for(target, program, *arguments):
-        texts.append(program.lower(*arguments).as_text())
-        raise Compiled
-
-    monkeypatch.setattr(measuring, "compile_for", compile_for)
-
-    def text(measure, *arguments, **options):
-        with pytest.raises(Compiled):
-            measure(*arguments, **options)
-        return texts.pop()
-
-    return text
-
-
-def recorded(monkeypatch, module, name):
-    """The texts of the programs `advance` that `module.name` makes, which stop where they begin."""
-    make, texts = getattr(module, name), []
 
     class Recorder:
         def __init__(self, program):
             self.program = program
 
-        def lower(self, *arguments):
+        def __call__(self, *arguments):
             texts.append(self.program.lower(*arguments).as_text())
             raise Compiled
 
-        __call__ = lower
+        lower = trace = __call__
 
-    def remade(*arguments):
+    def recorded(make, *arguments):
         programs = make(*arguments)
         return programs._replace(advance=Recorder(programs.advance))
 
-    monkeypatch.setattr(module, name, remade)
+    for module in (fitting, drawing, measuring):
+        for name in vars(module).keys() & {"fit_programs", "draw_programs"}:
+            monkeypatch.setattr(module, name, partial(recorded, getattr(module, name)))
     return texts
 
 
-def test_a_planned_step_is_the_trained_one(tmp_path, monkeypatch, planned_text, untrained):
+def test_a_planned_step_is_the_trained_one(tmp_path, texts, untrained):
     images = np.random.default_rng(0).uniform(-1, 1, (20, 8, 8, 1)).astype(np.float32)
     data = Dataset(images, np.arange(20, dtype=np.int32) % 10)
     layout = {"fsdp": 2, "accumulate": 2, "steps_per_dispatch": 2}
     small = untrained / "runs/digits"
     settings = Settings(steps=2, batch_size=4, checkpoint_every=2, init=small, **layout)
-    run = planned(new_run(settings, data), dtype="float32", remat=False)
-    texts = recorded(monkeypatch, fitting, "fit_programs")
     with pytest.raises(Compiled):
         fit(tmp_path / "run", data, settings)
-    assert texts == [planned_text(measure_training, run, settings, HERE)]
+    run = planned(new_run(settings, data), dtype="float32", remat=False)
+    with pytest.raises(Compiled):
+        measure_training(run, settings, HERE)
+    trained, planned_text = texts
+    assert trained == planned_text
 
 
-def test_a_planned_chain_is_the_drawn_one(monkeypatch, planned_text, untrained):
+def test_a_planned_chain_is_the_drawn_one(texts, untrained):
     run = load_run(untrained / "runs/digits")
-    texts = recorded(monkeypatch, drawing, "draw_programs")
     with pytest.raises(Compiled):
         draw(jax.random.key(3), run, 4, steps=2, sampler=ancestral())
     shapes = planned(run, dtype="float32", remat=False)
-    text = planned_text(measure_sampling, shapes, 4, HERE, steps=2, dtype="float32")
-    assert texts == [text]
+    with pytest.raises(Compiled):
+        measure_sampling(shapes, 4, HERE, steps=2, dtype="float32")
+    drawn, planned_text = texts
+    assert drawn == planned_text
+
+
+def test_a_batch_that_the_devices_do_not_share_is_named(untrained):
+    run = load_run(untrained / "runs/digits")
+    for settings, words in (
+        (Settings(batch_size=3), "batch_size: expected a multiple of 2, the devices of here, got"),
+        (Settings(batch_size=6, accumulate=2), "batch_size: expected a multiple of 4, .* 2 parts"),
+        (Settings(batch_size=8, fsdp=4), "fsdp: expected a divisor of 2, the devices of here, got"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            measure_training(run, settings, HERE)

@@ -32,7 +32,3 @@ def test_the_memory_of_a_tpu():
     memory = [0, 145, 10_874, 13_120, 14_705, 18_964, 21_422]
     fits, _ = largest_batch(lambda batch: np.interp(batch, batches, memory), 16_128, 16, 1)
     assert 2800 < fits < 2970
-
-
-def test_nothing_fits():
-    assert largest_batch(lambda batch: math.inf, 100, 8, 8) == (0, 8)

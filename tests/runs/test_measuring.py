@@ -1,13 +1,13 @@
 """Models and samples measured: the figures, what they are of, and samples that are kept."""
 
 import json
-import shutil
+from functools import partial
 
 import numpy as np
 import pytest
 
 from jax_ddpm import runs
-from jax_ddpm.data import Dataset
+from jax_ddpm.data import Dataset, to_float
 from jax_ddpm.runs.measuring import evaluate, evaluate_samples, label_agreement
 from jax_ddpm.runs.samples import kept_samples, open_kept, open_samples, resumed
 from jax_ddpm.samplers import ddim
@@ -17,12 +17,10 @@ pytestmark = pytest.mark.usefixtures("defaults", "untyped")
 OPTIONS = {"num": 12, "steps": 2, "num_scored": 0, "batch_size": 4}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def briefly():
+@pytest.fixture(autouse=True)
+def briefly(monkeypatch):
     """The classifier learns for a few steps: figures are compared here, not judged."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("jax_ddpm.evaluation.classifier._STEPS", 10)
-        yield
+    monkeypatch.setattr("jax_ddpm.evaluation.classifier._STEPS", 10)
 
 
 @pytest.fixture(scope="module")
@@ -41,21 +39,8 @@ def data():
     return Dataset(images.astype(np.uint8), labels)
 
 
-@pytest.fixture(scope="module")
-def measured(run, data, tmp_path_factory):
-    """The figures of a run, and the folder where its samples are kept."""
-    folder = tmp_path_factory.mktemp("measured") / "kept"
-    return evaluate(run, data, folder=folder, **OPTIONS), folder
-
-
-@pytest.fixture
-def kept(measured, tmp_path):
-    """A copy of that folder."""
-    return shutil.copytree(measured[1], tmp_path / "kept")
-
-
-def test_the_record_says_how_to_measure_again(measured):
-    figures, _ = measured
+def test_the_record_says_how_to_measure_again(run, data):
+    figures = evaluate(run, data, **OPTIONS)
     json.dumps(figures)
     distance = "classifier_frechet_distance"
     assert figures[distance] > figures["held_out"][distance] and 0 <= figures["agreement"] <= 1
@@ -65,37 +50,32 @@ def test_the_record_says_how_to_measure_again(measured):
     assert "bits_per_dim" not in figures and not any("fid" in name for name in figures)
 
 
-def test_a_draw_that_was_stopped_resumes(run, data, measured, tmp_path):
+def test_a_draw_that_was_stopped_resumes_and_grows(run, data, tmp_path):
     """What is on the disk is not drawn again, and the figures are those of one piece."""
-    folder = tmp_path / "kept"
+    whole = evaluate(run, data, **OPTIONS)
+    measure = partial(evaluate, run, data, folder=tmp_path / "kept", **OPTIONS)
 
     def stop(here):
         if here.what == "sampling" and here.done == 4:  # of two batches, two steps each
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        evaluate(run, data, folder=folder, progress=stop, **OPTIONS)
-    (first,) = folder.glob("*.npy")
+        measure(progress=stop)
+    (first,) = (tmp_path / "kept").glob("*.npy")
     before, seen = first.stat().st_mtime_ns, []
-    again = evaluate(run, data, folder=folder, progress=seen.append, **OPTIONS)
+    assert measure(progress=seen.append) == whole
     assert first.name == "00000000.npy" and first.stat().st_mtime_ns == before
     assert [here.total for here in seen if here.what == "sampling"][-1] == 4
-    assert again == measured[0]
-    for path in measured[1].glob("*.npy"):
-        assert (folder / path.name).read_bytes() == path.read_bytes()
-
-
-def test_kept_samples_are_measured_and_more_are_drawn(run, data, kept):
-    more = evaluate(run, data, folder=kept, **{**OPTIONS, "num": 16})
-    files = sorted(path.name for path in kept.glob("*.npy"))
-    assert files == [f"{first:08d}.npy" for first in (0, 4, 8, 12)]
-    found = evaluate_samples(kept, data)
+    more = measure(num=16)
+    files = sorted(path.name for path in first.parent.glob("*.npy"))
+    assert files == [f"{start:08d}.npy" for start in (0, 4, 8, 12)]
+    found = evaluate_samples(tmp_path / "kept", data)
     assert found["recipe"]["weights"] == more["recipe"]["weights"] and found["num"] == 16
-    names = ("classifier_frechet_distance", "precision", "agreement", "svc_held_out")
-    assert {name: found[name] for name in names} == {name: more[name] for name in names}
+    for name in ("classifier_frechet_distance", "precision", "agreement", "svc_held_out"):
+        assert found[name] == more[name]
     # The recipe knows the sampler and its options, whoever calls.
     with pytest.raises(ValueError, match="sampler was ancestral, is ddim, eta 0.5"):
-        evaluate(run, data, folder=kept, sampler=ddim(eta=0.5), **OPTIONS)
+        measure(sampler=ddim(eta=0.5))
 
 
 def test_a_gap_is_closed_by_batches_of_another_size(tmp_path):
@@ -104,8 +84,8 @@ def test_a_gap_is_closed_by_batches_of_another_size(tmp_path):
 
     def keep(batch_size, total=16, images=images):
         def draw(first_sample):
-            for first in range(first_sample, 16, batch_size):
-                yield images[first : first + batch_size]
+            starts = range(first_sample, 16, batch_size)
+            return (images[start : start + batch_size] for start in starts)
 
         return np.concatenate(list(resumed(tmp_path, open_kept(tmp_path, {}), total, draw)))
 
@@ -124,28 +104,23 @@ def test_a_gap_is_closed_by_batches_of_another_size(tmp_path):
 
 
 def test_other_folders_are_left_alone(tmp_path):
-    recipe = {"steps": 2, "num": 4}
-    open_kept(tmp_path / "kept", recipe)
+    kept, recipe = tmp_path / "kept", {"steps": 2}
+    open_kept(kept, recipe)
     with pytest.raises(ValueError, match="samples: expected samples in .*, got none yet"):
-        open_samples(tmp_path / "kept")
-    with pytest.raises(ValueError, match="folder: .* other samples: steps was 2, is 3; choose ano"):
-        open_kept(tmp_path / "kept", {"steps": 3})
-    (tmp_path / "kept/00000000.npy").write_bytes(b"damaged")
-    with pytest.raises(ValueError, match="folder: cannot read .*00000000.npy"):
-        open_kept(tmp_path / "kept", recipe)
-    assert kept_samples(tmp_path / "kept") == 0
-    with pytest.raises(ValueError, match="folder: expected a new or empty folder, got"):
-        open_kept(tmp_path, recipe)
+        open_samples(kept)
+    (kept / "00000000.npy").write_bytes(b"damaged")
+    assert kept_samples(kept) == 0
+    for folder, words in ((kept, "cannot read .*00000000.npy"), (tmp_path, "expected a new or em")):
+        with pytest.raises(ValueError, match=f"folder: {words}"):
+            open_kept(folder, recipe)
 
 
 def test_the_images_scored_are_of_the_whole_file(run, data):
     """Bits per dimension of four images, which need not be the first four."""
-    options = {"num": 0, "num_scored": 4}
-    figures = evaluate(run, data, **options)
-    assert set(figures) == {"steps", "bits_per_dim", "recipe"}
-    assert np.isfinite(figures["bits_per_dim"])
     later = data._replace(images=np.concatenate([data.images[:4], 255 - data.images[4:]]))
-    assert abs(evaluate(run, later, **options)["bits_per_dim"] - figures["bits_per_dim"]) > 1e-3
+    figures, other = (evaluate(run, each, num=0, num_scored=4) for each in (data, later))
+    assert set(figures) == {"steps", "bits_per_dim", "recipe"}
+    assert 1e-3 < abs(other["bits_per_dim"] - figures["bits_per_dim"]) < np.inf
 
 
 def test_samples_of_others_are_measured(data, tmp_path):
@@ -157,11 +132,9 @@ def test_samples_of_others_are_measured(data, tmp_path):
     runs.save_samples(tmp_path / "pictures", images)
     for name in ("x.npz", "x.npy", "pictures"):
         np.testing.assert_array_equal(*open_samples(tmp_path / name).batches(), images)
-    assert open_samples(tmp_path / "x.npy").labels is None
     figures = evaluate_samples(tmp_path / "x.npz", data, num=10)
     assert figures["agreement"] > 0.3 and figures["judged"] == 10
-    recipe = figures["recipe"]
-    assert recipe["samples"].startswith("10 of the 20 in ") and recipe["split seed"] == 0
+    assert figures["recipe"]["samples"].startswith("10 of the 20 in ")
 
 
 def test_classes_go_by_their_names(data, tmp_path):
@@ -180,38 +153,28 @@ def test_a_rare_class_is_judged_too(monkeypatch):
     """Of 1,002 images 100 are drawn; both of the rare class are among them."""
     monkeypatch.setattr("jax_ddpm.runs.measuring._JUDGED_BY", 100)
     labels = np.repeat(np.arange(3, dtype=np.int32), [500, 500, 2])
-    levels = np.asarray([0, 100, 255], np.uint8)
-    images = np.broadcast_to(levels[labels, None, None, None], (1002, 2, 2, 1))
-    samples = np.asarray([-1.0, 100 / 127.5 - 1, 1.0], np.float32)
-    samples = np.broadcast_to(samples[:, None, None, None], (3, 2, 2, 1))
+    images = np.asarray([0, 100, 255], np.uint8).reshape(3, 1, 1, 1)
+    data = Dataset(images[labels], labels)
     for seed in range(5):
-        assert label_agreement(Dataset(images, labels), samples, np.arange(3), seed) == (1, 1)
+        assert label_agreement(data, to_float(images), np.arange(3), seed) == (1, 1)
 
 
 def test_what_cannot_be_measured_is_named(run, data, tmp_path):
     np.save(tmp_path / "x.npy", data.images[:20])
     floats = data._replace(images=np.float32(data.images) / 255)
     few, low = Dataset(data.images[:40], data.labels[:40]), data._replace(images=data.images[:, :4])
-
-    def model(*arguments, **options):
-        return lambda: evaluate(run, *arguments, **options)
-
-    def samples(*arguments, **options):
-        return lambda: evaluate_samples(tmp_path / "x.npy", *arguments, **options)
-
+    model, samples = partial(evaluate, run), partial(evaluate_samples, tmp_path / "x.npy")
     for call, words in (
-        (model(data, num=0, folder=tmp_path), "num: expected more than 0 with folder"),
-        (model(floats, num=4, num_scored=5), "num_scored: expected images of 8 bits"),
-        (model(num=4), "data: expected real images, or reference, got neither"),
-        (model(few, num=4), "data: too few images for 10 classes"),
-        (model(low, num=4), r"data: expected images of \(8, 8, 1\), as the run's"),
-        (model(data._replace(labels=data.labels + 1), num=4), "data: expected labels up to 9"),
-        (model(data._replace(labels=None), num=4), "data: expected labels, since the run has cl"),
-        (samples(data, num=21), "num: expected at most 20"),
-        (samples(low), r"data: expected images of \(8, 8, 1\), as the samples"),
-        (samples(data, inception="x.pth"), "inception: expected images of 3 channels"),
-        (samples(data, statistics="x.npz"), "statistics: expected Inception's weights"),
-        (samples(reference="x.npz"), "reference: statistics are of Inception's features"),
+        (partial(model, data, num=0, folder=tmp_path), "num: expected more than 0 with folder"),
+        (partial(model, floats, num=4, num_scored=5), "num_scored: expected images of 8 bits"),
+        (partial(model, num=4), "data: expected real images, or reference, got neither"),
+        (partial(model, few), "data: too few images for 10 classes"),
+        (partial(model, low), r"data: expected images of \(8, 8, 1\), as the run's"),
+        (partial(model, data._replace(labels=data.labels + 1)), "data: expected labels up to 9"),
+        (partial(model, data._replace(labels=None)), "data: expected labels, since the run has cl"),
+        (partial(samples, low), r"data: expected images of \(8, 8, 1\), as the samples"),
+        (partial(samples, data, statistics="x.npz"), "statistics: expected Inception's weights"),
+        (partial(samples, reference="x.npz"), "reference: statistics are of Inception's features"),
     ):
         with pytest.raises(ValueError, match=f"^{words}"):
             call()

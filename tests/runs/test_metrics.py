@@ -9,6 +9,8 @@ import pytest
 from jax_ddpm.runs.metrics import MetricsLog, read_metrics
 from jax_ddpm.training.sharding import device_mesh
 
+pytestmark = pytest.mark.usefixtures("defaults", "untyped")
+
 RNG = np.random.default_rng(0)
 T = RNG.integers(0, 8, (60, 2))
 LOSSES = RNG.uniform(0.1, 1, T.shape)
@@ -28,10 +30,19 @@ def add(log, first, stop):
     return log.collect()
 
 
-def test_a_line_holds_the_means_since_the_line_before(tmp_path):
-    log = open_log(tmp_path / "x")
-    assert add(log, 0, 50) == 7, "the first step that is not finite"
-    assert log.is_due
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_line_holds_the_means_since_the_line_before(tmp_path, interrupted):
+    """Also in a run that resumes, from what its checkpoint holds of the line to come."""
+    path = tmp_path / "metrics.jsonl"
+    log = open_log(path)
+    assert add(log, 0, 30) == 7, "the first step that is not finite"
+    if interrupted:
+        pending = json.loads(json.dumps(log.pending))  # with the checkpoint of step 30
+        add(log, 30, 50)
+        log.write({})
+        log = open_log(path, step=30, pending=pending)
+        assert not read_metrics(path), "a line after the checkpoint is dropped"
+    assert add(log, 30, 50) is None and log.is_due
     written = log.write({"figure": 1.5})
     losses, t = np.delete(LOSSES[:50], 7, axis=0), np.delete(T[:50], 7, axis=0)
     assert (written["step"], written["dropped"], written["figure"]) == (50, 1, 1.5)
@@ -42,26 +53,9 @@ def test_a_line_holds_the_means_since_the_line_before(tmp_path):
     assert written["loss_quarters"] == pytest.approx(quarters)
     assert written["learning_rate"] == pytest.approx(4.9), "that of step 49, the last"
     assert {"images_per_second", "waiting", "seconds_left"} <= written.keys()
-    (line,) = read_metrics(tmp_path / "x")
+    (line,) = read_metrics(path)
     assert line.items() <= written.items() and "waiting" not in line
     assert add(log, 50, 51) is None and not log.is_due
     assert add(log, 51, 60) is None and log.is_due, "the last line is of what is left"
     assert log.write({})["loss"] == pytest.approx(LOSSES[50:].mean())
-
-
-def test_a_resumed_run_writes_the_same_lines(tmp_path):
-    whole = open_log(tmp_path / "whole")
-    add(whole, 0, 50)
-    whole.write({})
-    cut = open_log(tmp_path / "cut")
-    add(cut, 0, 30)
-    pending = json.loads(json.dumps(cut.pending))  # with the checkpoint of step 30
-    add(cut, 30, 50)
-    cut.write({})
-    cut = open_log(tmp_path / "cut", step=30, pending=pending)
-    assert not read_metrics(tmp_path / "cut"), "a line after the checkpoint is dropped"
-    add(cut, 30, 50)
-    cut.write({})
-    lines = [read_metrics(tmp_path / name)[0] for name in ("whole", "cut")]
-    assert [line.pop("steps_per_second") > 0 for line in lines] == [True, True]
-    assert lines[0] == lines[1] and len(open_log(tmp_path / "cut", step=60).lines) == 1
+    assert open_log(path, step=60).lines == read_metrics(path)

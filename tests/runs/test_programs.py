@@ -18,25 +18,16 @@ pytestmark = pytest.mark.usefixtures("defaults")
 
 
 def test_guidance_is_by_the_null_label(untrained):
-    """With the scale 2, 2 ε(label) - ε(null); where every label is a class, there is none."""
+    """With the scale 2, 2 ε(label) - ε(null); with the scale 1, ε(label) alone."""
     run = runs.load_run(untrained / "runs/digits")
     x, t, labels = jnp.ones((2, 8, 8, 1)), jnp.zeros(2, int), jnp.array([9, 3])
-    variables, apply = run.pretrained.variables, run.pretrained.model.apply
-
-    @jax.jit
-    def outputs(variables, x):
-        plain = run._replace(null_label=None, guidance=1.0)
-        return (
-            guided_denoise_fn(run, variables, labels)(x, t),
-            guided_denoise_fn(plain, variables, labels)(x, t),
-            apply(variables, x, t, labels),
-            apply(variables, x, t, jnp.full(2, 10)),
-        )
-
-    guided, unguided, conditional, unconditional = outputs(variables, x)
-    np.testing.assert_array_equal(unguided, conditional)
-    np.testing.assert_allclose(guided, 2 * conditional - unconditional, atol=1e-5)
-    assert np.max(np.abs(conditional - unconditional)) > 1e-3
+    variables, apply = run.pretrained.variables, jax.jit(run.pretrained.model.apply)
+    eps, null = apply(variables, x, t, labels), apply(variables, x, t, jnp.full(2, 10))
+    assert np.max(np.abs(eps - null)) > 1e-3
+    for scale, null_label, expected in ((2.0, 10, 2 * eps - null), (1.0, None, eps)):
+        guided = run._replace(guidance=scale, null_label=null_label)
+        found = jax.jit(guided_denoise_fn(guided, variables, labels))(x, t)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_every_step_mirrors_other_images():
@@ -56,26 +47,21 @@ def test_every_step_mirrors_other_images():
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("constant", [0, 0.5, 1, 1, 1]),
-        ("linear", [0, 0.5, 1, 0.5, 0]),
-        ("cosine", [0, 0.5, 1, 0.5, 0]),
-    ],
+    ("name", "quarter", "end"),
+    [("constant", 1, 1), ("linear", 0.75, 0), ("cosine", (1 + np.cos(np.pi / 4)) / 2, 0)],
 )
-def test_the_rate_rises_and_falls(name, expected):
-    """At the start, half-way through the warm-up, after it, half-way from there, at the end."""
-    options = {"learning_rate": 2.0, "learning_rate_schedule": name}
-    warm = jax.jit(learning_rate(runs.Settings(steps=220, warmup_steps=20, **options)))
-    found = [float(warm(step)) for step in (0, 10, 20, 120, 220)]
-    np.testing.assert_allclose(found, 2 * np.asarray(expected), atol=1e-6)
-    # By default a tenth of all steps, at most a hundred, and none where that is said.
-    for settings, step, rate in (
-        (runs.Settings(steps=220, **options), 11, 1.0),
-        (runs.Settings(steps=10**6, **options), 50, 1.0),
-        (runs.Settings(steps=220, warmup_steps=0, **options), 0, 2.0),
+def test_the_rate_rises_and_falls(name, quarter, end):
+    """The peak is 2, and the warm-up by default a tenth of all steps, at most a hundred."""
+    for steps, warmup, expected in (
+        (220, 20, {0: 0, 10: 1, 20: 2, 70: 2 * quarter, 220: 2 * end}),
+        (220, None, {11: 1, 22: 2}),
+        (10**6, None, {50: 1, 100: 2}),
+        (220, 0, {0: 2, 55: 2 * quarter}),
     ):
-        assert float(learning_rate(settings)(step)) == pytest.approx(rate, rel=1e-6)
+        options = {"learning_rate": 2.0, "learning_rate_schedule": name, "warmup_steps": warmup}
+        rate = jax.jit(learning_rate(runs.Settings(steps=steps, **options)))
+        found = [float(rate(step)) for step in expected]
+        np.testing.assert_allclose(found, [*expected.values()], atol=1e-6)
 
 
 def test_adam_takes_clipped_gradients_and_adamw_decays():

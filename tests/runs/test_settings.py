@@ -1,14 +1,34 @@
-"""Settings of a training, and the network that they make for the images or take from a run."""
+"""Settings of a training, the network that they make or take from a run, and the recipes."""
 
+import equinox as eqx
 import jax
 import numpy as np
 import pytest
 
 from jax_ddpm import runs
 from jax_ddpm.data import Dataset, Preparation
-from jax_ddpm.runs import starting
+from jax_ddpm.runs import RECIPES, starting
 
 pytestmark = pytest.mark.usefixtures("defaults", "untyped")
+
+# The published values of the recipes, written down here apart from the library's own.
+# Ho et al. 2020: §4, Appendix B, scripts/run_cifar.py and run_celebahq.py, and diffusion_utils.py,
+# whose variance the latter takes. Nichol & Dhariwal 2021: the flags of their README, the step in
+# the name of their checkpoint. Dhariwal & Nichol 2021: Table 11. The schedule is T and its name;
+# parameters are in millions.
+NAMES = ("schedule", "variance_type", "loss_type", "batch_size", "learning_rate", "warmup_steps")
+NAMES += ("grad_clip", "steps", "dropout", "flip")
+PUBLISHED = {
+    "cifar10":
+        ((1000, "linear"), "fixed_large", "mse", 128, 2e-4, 5000, 1.0, 800_000, 0.1, True, 35.7),
+    "celebahq256":
+        ((1000, "linear"), "fixed_small", "mse", 64, 2e-5, 5000, 1.0, 500_000, 0.0, True, 114),
+    "cifar10_iddpm":
+        ((4000, "cosine"), "learned_range", "hybrid", 128, 1e-4, 0, 0.0, 500_000, 0.3, False, 52.5),
+    "imagenet64_adm":
+        ((1000, "cosine"), "learned_range", "hybrid", 2048, 3e-4, 0, 0.0, 540_000, 0.1, True, 296),
+}  # fmt: skip
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("celebahq256", "imagenet64_adm")]
 
 
 @pytest.mark.parametrize(
@@ -16,7 +36,6 @@ pytestmark = pytest.mark.usefixtures("defaults", "untyped")
     [
         ({"steps": 10.5}, "steps: expected a whole number"),
         ({"learning_rate": np.inf}, "learning_rate: expected a finite number"),
-        ({"schedule": "x"}, "schedule: expected one of 'linear'"),
         ({"unet": {"width": 3}}, "unet: expected one of"),
         ({"ema_decay": 1.0}, "ema_decay: expected 0 to 1, below 1"),
         ({"label_dropout": 2}, "label_dropout: expected 0 to 1"),
@@ -45,27 +64,22 @@ def test_the_network_grows_with_the_images(shape, levels):
     assert (model.num_class_embeds, run.num_classes, run.null_label) == (4, 3, 3)
 
 
-def test_it_starts_from_a_run(untrained, tmp_path):
+def test_it_starts_from_a_run(untrained):
     """With its weights; the images may have fewer classes, and say how they are read."""
-
-    def dataset(classes, size=8):
-        labels = np.arange(70, dtype=np.int32) % classes
-        return Dataset(np.zeros((70, size, size, 1), np.uint8), labels)
-
     settings = runs.Settings(init=untrained / "runs/digits", batch_size=4, guidance=3)
-    data = dataset(9)._replace(class_names=tuple("abcdefghi"), preparation=Preparation(flip=True))
-    before = runs.load_run(untrained / "runs/digits").pretrained
-    run = starting.new_run(settings, data)
-    jax.tree.map(np.testing.assert_array_equal, run.pretrained.variables, before.variables)
+    images, labels = np.zeros((70, 8, 8, 1), np.uint8), np.arange(70, dtype=np.int32) % 9
+    data = Dataset(images, labels, preparation=Preparation(flip=True))
+    before, run = runs.load_run(settings.init).pretrained, starting.new_run(settings, data)
+    assert eqx.tree_equal(run.pretrained.variables, before.variables)
     assert run.pretrained.model == before.model and run.preparation.flip
     assert (run.num_classes, run.null_label, run.guidance) == (9, 10, 3)
-    for data, words in (
-        (dataset(12), "its network has 10 classes, the images 12"),
-        (dataset(3)._replace(labels=None), "its network has 10 classes, the images none"),
-        (dataset(3, size=4), r"expected images of \(8, 8, 1\)"),
+    for wrong, words in (
+        ({"labels": labels + 3}, "its network has 10 classes, the images 12"),
+        ({"labels": None}, "its network has 10 classes, the images none"),
+        ({"images": images[:, :4]}, r"expected images of \(8, 8, 1\)"),
     ):
         with pytest.raises(runs.FieldError, match=f"^init: {words}"):
-            starting.new_run(settings, data)
+            starting.new_run(settings, data._replace(**wrong))
 
 
 def test_what_is_no_run_is_named(untrained, tmp_path):
@@ -73,13 +87,34 @@ def test_what_is_no_run_is_named(untrained, tmp_path):
     weights = run / "checkpoints/00000000/ema.safetensors"
     for call, words in (
         (lambda: runs.load_run(tmp_path / "nowhere"), "folder: expected a run's folder, got"),
-        (lambda: runs.load_run(run / "checkpoints"), "folder: expected a run's folder"),
         (lambda: runs.load_run(run, checkpoint=1), "checkpoint: expected one of 0 in"),
         (lambda: runs.load_run(run, weights="EMA"), "weights: expected one of 'ema'"),
-        (lambda: runs.load_pretrained(run), "folder: .* is a run, for load_run"),
         (lambda: runs.load_pretrained(weights, openai_flags="--lr 1"), "openai_flags: .* got lr"),
         (lambda: runs.load_model(run / "config.json"), "folder: .* is a file"),
     ):
         with pytest.raises(runs.FieldError, match=f"^{words}"):
             call()
     assert repr(runs.load_run(run)).startswith("Run(UNet of ")
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_recipes_values_are_those_that_were_published(name):
+    settings, preparation, (size, *_), *_ = RECIPES[name]
+    found = vars(settings) | {
+        "schedule": (settings.timesteps, settings.schedule),
+        "dropout": settings.unet["dropout"],
+        "flip": preparation.flip,
+    }
+    *published, _ = PUBLISHED[name]
+    assert {key: found[key] for key in NAMES} == dict(zip(NAMES, published, strict=True))
+    assert settings.ema_decay == 0.9999 and not settings.ema_warmup
+    assert preparation.image_size in (None, size) and settings.learning_rate_schedule == "constant"
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar10_iddpm", *SLOW])
+def test_a_recipes_network_is_as_large_as_was_published(name):
+    settings, _, image_shape, num_classes, _ = RECIPES[name]
+    variables = starting.untrained(settings, image_shape, num_classes).pretrained.variables
+    millions = sum(leaf.size for leaf in jax.tree.leaves(variables)) / 1e6
+    *_, published = PUBLISHED[name]
+    assert millions == pytest.approx(published, abs=0.05 if published < 100 else 0.5)

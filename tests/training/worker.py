@@ -1,4 +1,4 @@
-"""One process of a training job: `worker.py OUT DEVICES FSDP COORDINATOR PROCESSES ID`.
+"""One process of a training job: `worker.py FSDP`, and the flags of `jax-ddpm` for many hosts.
 
 Trains a small network in float64 on made-up images, and samples from it. The process that writes
 does, and each prints what it saw of the others.
@@ -7,6 +7,7 @@ does, and each prints what it saw of the others.
 import hashlib
 import json
 import sys
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -49,52 +50,41 @@ def train_and_sample(mesh):
 
     placement = state_sharding(mesh, jax.eval_shape(init, weights))
     state = jax.jit(init, out_shardings=placement)(weights)
-    step = ddpm.make_train_step(
-        schedule, gather_params(apply_fn, mesh), optimizer, null_label=10, accumulate=2
-    )
+    gathered, options = gather_params(apply_fn, mesh), {"null_label": 10, "accumulate": 2}
+    step = ddpm.make_train_step(schedule, gathered, optimizer, **options)
     indices = rng.integers(0, 20, (STEPS, BATCH))
     sharding = NamedSharding(mesh, PartitionSpec(None, *data_sharding(mesh).spec))
     batches = tuple(load_batch(array, indices, sharding) for array in (images, labels))
-    train = jax.jit(
-        lambda state, batches: lax.scan(step, state, batches),
-        donate_argnums=0,
-        out_shardings=(placement, replicated(mesh)),
-    )
+    placements = (placement, replicated(mesh))
+    train = jax.jit(partial(lax.scan, step), donate_argnums=0, out_shardings=placements)
     state, metrics = train(state, batches)
 
     @jax.jit
     def sample(params):
-        return ddpm.p_sample_loop(
-            jax.random.key(1),
-            schedule,
-            lambda x_t, t: apply_fn(params, x_t, t, jnp.arange(BATCH)),
-            (BATCH, *SHAPE),
-            sharding=data_sharding(mesh),
-        )
+        denoise_fn = lambda x_t, t: apply_fn(params, x_t, t, jnp.arange(BATCH))
+        shape, sharding = (BATCH, *SHAPE), data_sharding(mesh)
+        return ddpm.p_sample_loop(key, schedule, denoise_fn, shape, sharding=sharding)
 
     results = {"losses": metrics["loss"], "samples": sample(state.ema_params), **state.params}
     bytes_here = sum(leaf.addressable_shards[0].data.nbytes for leaf in state.params.values())
     return {**to_hosts(results, mesh), "bytes_here": bytes_here}
 
 
-def main(out, devices, fsdp, *job):
+def main(fsdp, coordinator, processes, number):
     jax.config.update("jax_enable_x64", True)
-    jax.config.update("jax_num_cpu_devices", int(devices))
-    if job:
-        connect(job[0], *map(int, job[1:]))
+    connect(coordinator, int(processes), int(number))
     results = train_and_sample(device_mesh(BATCH, fsdp=int(fsdp)))
-    number = jax.process_index()
-    on_writer(lambda: np.savez(f"{out}-{number}.npz", **results))
+    on_writer(lambda: np.savez(f"results-{number}.npz", **results))
 
     # More than one piece of what is broadcast at a time, and no whole number of them.
-    told = from_writer(np.random.default_rng(number).bytes(2**24 + 3))
+    told = from_writer(np.random.default_rng(int(number)).bytes(2**24 + 3))
     seen = {"told": hashlib.sha256(told).hexdigest()}
     try:
-        together(lambda: 1 // (number - 1))  # fails in the second process
+        together(lambda: 1 // (jax.process_index() - 1))  # fails in the second process
     except Exception as error:
         seen["failure"] = type(error).__name__
     print(json.dumps(seen))
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(*sys.argv[1::2])

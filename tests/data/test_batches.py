@@ -1,0 +1,129 @@
+"""What a step sees: the order of the images, flips and windows, and batches ahead of the device."""
+
+import threading
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jax_ddpm._checks import FieldError
+from jax_ddpm.data import batch_indices, random_crop, random_flip
+from jax_ddpm.data.augmentation import augmentation
+from jax_ddpm.data.loading import Order, prefetched
+from jax_ddpm.training.sharding import data_sharding, device_mesh
+
+pytestmark = pytest.mark.usefixtures("defaults")
+IMAGES = np.random.default_rng(0).integers(0, 256, (64, 6, 9, 3), np.uint8)
+
+
+@pytest.mark.parametrize("size", [20, 23])  # three do not fill a batch, and are dropped
+def test_an_epoch_sees_each_image_once_in_an_order_of_its_own(key, size):
+    epoch, later = (
+        np.concatenate([batch_indices(key, step, size, 5) for step in steps])
+        for steps in (range(4), range(4, 8))
+    )
+    assert len(set(epoch)) == len(set(later)) == 20
+    assert set(epoch) | set(later) <= set(range(size)) and np.any(later != epoch)
+
+
+def test_the_order_lives_inside_a_scan(key):
+    scanned = jax.lax.map(lambda step: batch_indices(key, step, 20, 5), np.arange(6))
+    np.testing.assert_array_equal(scanned, [batch_indices(key, step, 20, 5) for step in range(6)])
+
+
+def test_half_of_the_images_are_mirrored(key):
+    images = np.broadcast_to(np.arange(4, dtype=np.uint8)[None, None, :, None], (4000, 1, 4, 1))
+    flipped = np.asarray(jax.jit(random_flip)(key, images))
+    mirrored = flipped[:, 0, 0, 0] == 3
+    np.testing.assert_array_equal(flipped[mirrored], images[mirrored][:, :, ::-1])
+    np.testing.assert_array_equal(flipped[~mirrored], images[~mirrored])
+    assert abs(mirrored.mean() - 0.5) < 4 * 0.5 / np.sqrt(4000)
+
+
+def test_every_window_is_as_likely(key):
+    number, picture = 10_000, np.arange(5 * 7, dtype=np.uint8).reshape(1, 5, 7, 1)
+    windows = jax.jit(lambda x: random_crop(key, x, 4))(np.repeat(picture, number, axis=0))
+    found, counts = np.unique(windows, axis=0, return_counts=True)
+    every = np.lib.stride_tricks.sliding_window_view(picture[0], (4, 4), (0, 1))
+    np.testing.assert_array_equal(found, every.reshape(8, 4, 4, 1))
+    assert np.all(np.abs(counts - number / 8) < 5 * np.sqrt(number / 8 * 7 / 8))
+
+
+def test_windows_stay_in_what_each_image_holds(key):
+    images = np.zeros((600, 8, 8, 1), np.uint8)
+    extents = np.tile(np.array([[4, 4], [4, 8], [8, 5]], np.int32), (200, 1))
+    for image, (height, width) in zip(images, extents, strict=True):
+        image[:height, :width] = 9
+    windows = jax.jit(random_crop, static_argnums=2)(key, images, 4, extents)
+    assert np.all(np.asarray(windows) == 9)
+
+
+def test_a_sample_draws_the_same_in_any_batch_and_on_any_device(key):
+    augment = jax.jit(augmentation(5, True))
+    whole = augment(key, IMAGES)
+    assert whole.dtype == np.uint8 and whole.shape == (64, 5, 5, 3)
+    np.testing.assert_array_equal(augment(key, IMAGES[:7]), whole[:7])
+    placed = jax.device_put(IMAGES, data_sharding(device_mesh(64)))
+    assert len(placed.sharding.device_set) == jax.device_count() > 1
+    np.testing.assert_array_equal(augment(key, placed), whole)
+    assert np.any(whole != augmentation(5, False)(key, IMAGES))
+    np.testing.assert_array_equal(augmentation(None, False)(key, IMAGES), IMAGES)
+
+
+def sharding_of(batch):
+    placed = data_sharding(device_mesh(batch))
+    return NamedSharding(placed.mesh, PartitionSpec(None, *placed.spec))
+
+
+class Rows:
+    """Forty images whose reading is recorded, and fails of one."""
+
+    shape, dtype = (40, 2, 2, 1), np.dtype(np.uint8)
+
+    def __init__(self, bad=None):
+        self.bad, self.read = bad, []
+
+    def __getitem__(self, rows):
+        self.read.append(rows)
+        if self.bad in rows:
+            raise FieldError("data", f"cannot read {self.bad}.png")
+        return np.zeros((*np.shape(rows), 2, 2, 1), np.uint8)
+
+
+def test_batches_come_in_the_order_of_the_steps_and_placed(key):
+    images = np.random.default_rng(0).integers(0, 256, (43, 3, 3, 1), np.uint8)
+    order, dispatches = Order(key, 43, 8), [range(3, 7), range(7, 10), range(1, 2)]
+    arrays = {"images": images, "labels": np.arange(43, dtype=np.int32)}
+    batches = list(prefetched(arrays, order, dispatches, sharding_of(8)))
+    assert len(batches) == 3
+    for steps, batch in zip(dispatches, batches, strict=True):
+        expected = np.stack([batch_indices(key, step, 43, 8) for step in steps])
+        np.testing.assert_array_equal(batch["labels"], expected)
+        np.testing.assert_array_equal(batch["images"], images[expected])
+        assert batch["images"].dtype == np.uint8
+        assert batch["images"].sharding == sharding_of(8)
+    assert list(prefetched(arrays, order, [], sharding_of(8))) == []
+
+
+def test_what_cannot_be_read_is_named_when_its_turn_comes(key):
+    order, dispatches = Order(key, 40, 8), [range(step, step + 1) for step in range(5)]
+    (turn,) = (number for number, steps in enumerate(dispatches) if 17 in order(steps))
+    batches = prefetched({"images": Rows(bad=17)}, order, dispatches, sharding_of(1))
+    for _ in range(turn):
+        next(batches)
+    with pytest.raises(FieldError, match="cannot read 17.png"):
+        next(batches)
+
+
+def test_readers_end_with_the_training(key):
+    """They are at most 16 dispatches ahead, and a training that stops leaves none at work."""
+    before, rows = set(threading.enumerate()), Rows()
+    dispatches = [range(step, step + 1) for step in range(10_000)]
+    batches = prefetched({"images": rows}, Order(key, 40, 8), dispatches, sharding_of(1))
+    next(batches)
+    batches.close()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(60)
+        assert not thread.is_alive()
+    assert 1 <= len(rows.read) <= 1 + 16
