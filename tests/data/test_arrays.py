@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from jax_ddpm._checks import FieldError
-from jax_ddpm.data import load_dataset, to_float
+from jax_ddpm.data import Preparation, load_dataset, to_bytes, to_float
 from jax_ddpm.data.rows import FileRows
+from jax_ddpm.runs import evaluate_samples, save_samples
+from jax_ddpm.runs.samples import open_samples
 
 pytestmark = pytest.mark.usefixtures("untyped")
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 8, 8), np.uint8)
@@ -20,7 +22,7 @@ def load(folder, **arrays):
 
 
 def test_labels_in_a_column_are_labels(tmp_path):
-    labels = np.array([3, 1, 4, 1, 0])
+    labels = np.array([3, 1, 2, 1, 0])
     for column in (labels, labels[:, None]):
         np.testing.assert_array_equal(load(tmp_path, x=IMAGES, y=column).labels, labels)
 
@@ -31,12 +33,16 @@ REFUSED = {
     "expected a label for each of 5 images": {"y": np.zeros(4, int)},
     "expected labels from 0 .*, got -1": {"y": np.arange(5) - 1},
     "expected integer labels": {"y": np.zeros(5)},
-    "expected labels of 32 bits .*, got 4294967296": {"y": np.arange(5) + 2**32},
-    r"expected images of shape .*, got \(0, 8, 8, 1\)": {"x": IMAGES[:0]},
-    r"channels last, 1 to 4 of them, got \(5, 3, 8, 8\)": {"x": np.zeros((5, 3, 8, 8), "u1")},
+    r"one picture, got \[8, 8, 3\]": {"x": np.zeros((8, 8, 3))},
+    r"one picture, got \[3, 8, 8\]": {"x": IMAGES[:3]},
+    r"one picture, got \[64, 64, 1\]": {"x": np.zeros((64, 64, 1), "u1")},
+    r"expected images of shape .*, got \[0, 8, 8\]": {"x": IMAGES[:0]},
+    r"channels last, 1 to 4 of them, got \[5, 3, 8, 8\]": {"x": np.zeros((5, 3, 8, 8), "u1")},
     "expected uint8 or float images, got int64": {"x": IMAGES.astype(int)},
-    "expected finite pixels, .* first of them image 1": {"x": np.array([[[0.0]], [[np.nan]]])},
-    r"got \[0, 1\.00001\]": {"x": np.array([[[0.0, 1.00001]]])},  # beyond a rounding
+    "expected finite pixels, .* first of them image 1": {
+        "x": np.reshape([0, np.nan], (2, 1, 1, 1))
+    },
+    r"got \[0, 1\.00001\]": {"x": np.reshape([0, 1.00001], (2, 1, 1, 1))},  # beyond a rounding
 }
 
 
@@ -55,7 +61,7 @@ def test_a_rounding_does_not_change_what_pixels_mean(tmp_path, off, dtype):
     expected = (2 * np.clip(pixels, 0, 1) - 1)[..., None]
     np.testing.assert_allclose(data.images, expected, atol=1e-6)
     assert np.max(np.abs(data.images)) == 1
-    assert data.notes == ("pixels in [0, 1]",)
+    assert data.notes[0].startswith("pixels in [0, 1], since none is below 0")
 
 
 def test_masks_of_ones_are_said_to_be_dark(tmp_path):
@@ -98,3 +104,83 @@ def test_rows_of_a_file_that_was_cut_short(tmp_path):
         rows[4]
     with pytest.raises(IndexError):
         rows[5]
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.2, 0.9), (-1, 1), (0, 1), (-1.7, 2.1), (2, 3)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.float64])
+def test_samples_of_ours_are_read_as_their_bytes_say(tmp_path, low, high, dtype):
+    images = np.random.default_rng(0).uniform(low, high, (4, 8, 8, 3)).astype(dtype)
+    save_samples(tmp_path / "x.npz", images)
+    saved = dict(np.load(tmp_path / "x.npz"))
+    data = load_dataset(tmp_path / "x.npz")
+    np.testing.assert_allclose(to_bytes(data.images), saved["arr_0"], atol=dtype == np.float16)
+    np.testing.assert_array_equal(
+        *open_samples(tmp_path / "x.npz").batches(), to_bytes(data.images)
+    )
+    assert np.max(np.abs(data.images)) <= 1
+    assert any("beyond [-1, 1], clipped" in note for note in data.notes) == (high > 1)
+    with pytest.raises(FieldError, match="data: expected arr_0 to hold the samples as bytes"):
+        load(tmp_path, samples=saved["samples"], arr_0=saved["arr_0"] // 2)
+
+
+def test_a_range_is_set_or_said(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    light = np.random.default_rng(0).uniform(0.2, 0.9, (4, 8, 8, 1)).astype(np.float32)
+    for name, pixels in (("light", light), ("dark", -light), ("far", 3 * light)):
+        np.save(tmp_path / f"{name}.npy", pixels)
+    for given, taken, expected in (
+        (None, "unit", 2 * light - 1),
+        ("unit", "unit", 2 * light - 1),
+        ("signed", "signed", light),
+    ):
+        data = load_dataset("~/light.npy", Preparation(range=given))
+        np.testing.assert_allclose(data.images, expected, atol=1e-6)
+        assert data.preparation.range == taken  # what else is read for this run is read so
+        assert ("none is below 0" in data.notes[0]) == (given is None)
+        samples = open_samples("~/light.npy", given)
+        np.testing.assert_array_equal(*samples.batches(), to_bytes(data.images))
+        assert samples.recipe == {"read as": data.notes[0]}
+    for name, given in (("dark", "unit"), ("far", "signed"), ("far", "unit")):
+        with pytest.raises(
+            FieldError, match=rf"expected pixels in .* as range='{given}' says, got"
+        ):
+            load_dataset(tmp_path / f"{name}.npy", Preparation(range=given))
+    with pytest.raises(FieldError, match="samples: expected pixels in .* as range='unit' says"):
+        evaluate_samples(tmp_path / "dark.npy", load_dataset("digits"), range="unit")
+
+
+LABELS = np.array([[1], [0], [2], [1], [0]], np.uint8)
+PARTS = {"keras": "x_train y_train x_test y_test", "upper": "X_TRAIN Y_TRAIN X_VAL Y_VAL"}
+PARTS |= {"medmnist": "train_images train_labels val_images val_labels test_images test_labels"}
+PARTS |= {"camel": "trainX trainY testX testY", "joined": "Xtrain ytrain Xtest ytest"}
+
+
+@pytest.mark.parametrize("names", PARTS)
+def test_of_the_parts_of_a_file_the_training_is_read(tmp_path, names):
+    first, second, *others = PARTS[names].split()
+    rest = {name: (IMAGES[:2] // 2, LABELS[:2])[k % 2] for k, name in enumerate(others)}
+    data = load(tmp_path, **rest, **{first: IMAGES, second: LABELS})
+    np.testing.assert_array_equal(data.images[..., 0], IMAGES)
+    assert data.labels.tolist() == [1, 0, 2, 1, 0] and data.class_names is None
+    assert f"other parts of the data, left out: {', '.join(others)}" in data.notes
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [np.eye(5), np.zeros(4, int), -np.ones(5, int), np.array([{}] * 5), np.array(list("abcde"))],
+)
+def test_labels_that_cannot_be_used_are_left_out_when_asked(tmp_path, labels):
+    np.savez(tmp_path / "x.npz", x=IMAGES, y=labels)
+    with pytest.raises(FieldError, match="^data: "):
+        load_dataset(tmp_path / "x.npz")
+    data = load_dataset(tmp_path / "x.npz", Preparation(labels="none"))
+    assert data.labels is None and data.images.shape == (5, 8, 8, 1)
+    assert "labels are left out, as asked" in data.notes
+
+
+@pytest.mark.parametrize("labels", [[1, 2, 3, 10, 2], [0, 1, 100_000, 1, 0], [2**40, 7, 7, 7, 9]])
+def test_labels_with_gaps_become_names(tmp_path, labels):
+    data = load(tmp_path, x=IMAGES, y=np.array(labels))
+    assert data.num_classes == len(set(labels)) and data.labels.dtype == np.int32
+    assert [int(data.class_names[label]) for label in data.labels] == labels
+    assert "their numbers are not those in their names" in data.notes[-1]
