@@ -243,6 +243,10 @@ class EvaluateConfig(ChainConfig):
     """Or samples that were drawn: a .npz, a .npy, a folder or an archive of pictures, or what --out
     kept."""
     data: DataConfig = DataConfig()
+    range: Literal["unit", "signed"] | None = None
+    """What pixels lie in, in float arrays of --samples and --data: "unit" is [0, 1], "signed"
+    [-1, 1]. Default: as the run's images, or [0, 1] if none is below 0; samples that were drawn
+    here say it themselves."""
     reference: str = "data"
     """What samples are compared with: "data", the images of --data or --dataset, or a .npz of mu
     and sigma of Inception's features, as pytorch-fid and --save-statistics write it."""

@@ -61,6 +61,8 @@ def _of_model(config: EvaluateConfig, options: dict[str, Any]) -> dict[str, Any]
         say(f"{found:,} samples are in {config.out} already")
     start_devices(config.devices)
     run, data = together(lambda: _prepare(config))
+    for note in data.notes if data else ():
+        say(note)
     with _bars() as show:
         return measure(
             *(run, data),
@@ -83,8 +85,11 @@ def _of_samples(config: EvaluateConfig, options: dict[str, Any]) -> dict[str, An
     start_devices(config.devices)
     try:
         data = together(lambda: _real_images(config))
+        for note in data.notes if data else ():
+            say(note)
         with _bars() as show:
-            return evaluate_samples(config.samples, data, num=config.num, progress=show, **options)
+            options |= {"num": config.num, "range": config.range}
+            return evaluate_samples(config.samples, data, progress=show, **options)
     except FieldError as error:
         if error.field in _OF_IMAGES and config.data.data is None:
             problem = f"{config.data.dataset} cannot be prepared as the samples are"
@@ -97,10 +102,11 @@ def _real_images(config: EvaluateConfig) -> Dataset | None:
     if not _wants_images(config):
         return None
     assert config.samples is not None
-    height, width, channels = open_samples(config.samples).image_shape
+    height, width, channels = open_samples(config.samples, config.range).image_shape
     size = height if height == width else None
     known: Any = channels if channels in (1, 3, 4) else None
-    return load_images(config.data, Preparation(image_size=size, channels=known))
+    prepared = Preparation(image_size=size, channels=known, range=config.range)
+    return load_images(config.data, prepared)
 
 
 def _wants_images(config: EvaluateConfig) -> bool:
@@ -113,7 +119,7 @@ def _prepare(config: EvaluateConfig) -> tuple[Run, Dataset | None]:
     run = load_chain(config)
     if not _wants_images(config):
         return run, None
-    prepared = replace(run.preparation, flip=False)
+    prepared = replace(run.preparation, flip=False, range=config.range or run.preparation.range)
     if prepared.crop == "random":
         prepared = replace(prepared, crop="center")
     try:

@@ -1,7 +1,8 @@
 """An indexed set of images, whose rows are read when they are needed, and their labels."""
 
 import hashlib
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,11 +11,15 @@ from jax_ddpm._checks import FieldError, checked
 from jax_ddpm._typing import AnyArray
 from jax_ddpm.data.preparation import Preparation
 
-__all__ = ["Dataset", "check_finite", "to_bytes", "to_float"]
+__all__ = ["Dataset", "check_finite", "numbered", "split_of", "to_bytes", "to_float"]
 
 _LEVELS = ((np.arange(256) - 127.5) / 127.5).astype(np.float32)
 """What each byte means."""
 _BLOCK = 2**24
+_SPLIT = re.compile(
+    r"(?<![a-z])[xy]?(train|val|test|dev|eval|pred|hold-?out|unlabell?ed)"
+    r"(ing|id|idation|uation|set|data)?[abxy]?(?![a-z])"
+)
 
 
 class Dataset(NamedTuple):
@@ -134,6 +139,26 @@ def to_bytes(images: AnyArray) -> np.ndarray:
     if images.dtype == np.uint8:
         return images
     return np.clip((images + 1) * 127.5, 0, 255).round().astype(np.uint8)
+
+
+def split_of(name: str) -> str | None:
+    """Which part of a set a name tells, "train" or another; None if it tells none."""
+    found = _SPLIT.search(name.lower())
+    return found and found[1]
+
+
+def numbered(of_each: Sequence[str], by: str) -> tuple[np.ndarray, tuple[str, ...], str]:
+    """Labels int32 for the names of classes; each class's name, numbers in their order; and a line
+    that says so."""
+    names = sorted(set(of_each))
+    if all(map(str.isdecimal, names)):
+        names.sort(key=int)
+    label_of = {name: label for label, name in enumerate(names)}
+    said = f"classes by {by}: " + ", ".join(f"{label_of[name]} {name}" for name in names[:20])
+    said += ", …" * (len(names) > 20)
+    if any(name.isdecimal() and int(name) != label for name, label in label_of.items()):
+        said += "; their numbers are not those in their names"
+    return np.asarray([label_of[name] for name in of_each], np.int32), tuple(names), said
 
 
 def check_finite(images: np.ndarray, where: str) -> None:

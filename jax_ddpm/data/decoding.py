@@ -1,9 +1,13 @@
 """One picture from its bytes to uint8 [height, width, channel]: upright, of 8 bits, of one size.
 
-bytes ─ Pillow ─ upright (EXIF) ─ 8 bits ─ on white ─ channels ─ size ─▶ pixels
+bytes ─ Pillow ─ upright (EXIF) ─ 8 bits ─ sRGB ─ on white ─ channels ─ size ─▶ pixels
+
+Pixels come first: metadata that cannot be read are left aside.
 """
 
 import io
+import zlib
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -16,9 +20,14 @@ Encoded = bytes | np.ndarray
 """A file's bytes, or pixels, uint8 [height, width, channel] with 1, 3 or 4 channels."""
 
 _ORIENTATION = 0x0112
-_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+# Without EPS, for which Pillow runs Ghostscript.
+_FORMATS = ("AVIF", "BMP", "DDS", "GIF", "ICO", "JPEG", "JPEG2000", "PNG")
+_FORMATS += ("PPM", "PSD", "QOI", "SGI", "TGA", "TIFF", "WEBP")
+_PNG = b"\x89PNG\r\n\x1a\n"
 _MAY_TURN = (b"eXIf", b"tiff:Orientation", b"Raw profile type exif")
-_SIXTEEN_BITS = 257  # 65535 / 255
+_TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
+"""From EXIF's orientation to Pillow's `Transpose`."""
+_BITS, _COLOURS = 258, 262  # tags of a TIFF
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
@@ -30,6 +39,8 @@ class Survey(NamedTuple):
     grey: bool
     several: bool
     """Whether other frames or pages follow the first."""
+    largest: int | None = None
+    """Of grey of 16 bits, the largest value."""
 
 
 class Decoded(NamedTuple):
@@ -43,14 +54,19 @@ def survey(encoded: Encoded) -> Survey:
     """Height and width once it is upright. Raises an error of Pillow's if it is no picture."""
     if isinstance(encoded, np.ndarray):
         return Survey(*encoded.shape[:2], grey=encoded.shape[2] == 1, several=False)
-    picture = _open(encoded)
-    width, height = picture.size
     # It may stand at the end of a PNG, all of which Pillow decodes to find it.
-    may_turn = picture.format != "PNG" or any(mark in encoded for mark in _MAY_TURN)
-    if may_turn and picture.getexif().get(_ORIENTATION, 1) >= 5:  # it lies on its side
+    is_png = encoded.startswith(_PNG)
+    picture = _open(encoded, decoded=is_png and any(mark in encoded for mark in _MAY_TURN))
+    several, largest = getattr(picture, "is_animated", False), None
+    if picture.mode.startswith("I"):
+        largest = round(65535 * _grey_of_sixteen_bits(picture).max())
+    if picture.format == "TIFF":
+        picture.load()  # which turns it
+    width, height = picture.size
+    if _orientation(picture) >= 5:  # it lies on its side
         height, width = width, height
-    several = getattr(picture, "is_animated", False)
-    return Survey(height, width, _is_grey(picture), several)
+    grey = _is_grey(picture) or (is_png and encoded[25] == 4)  # of 16 bits, with opacity
+    return Survey(height, width, grey, several, largest)
 
 
 def resized_shape(height: int, width: int, preparation: Preparation) -> tuple[int, int]:
@@ -63,27 +79,66 @@ def resized_shape(height: int, width: int, preparation: Preparation) -> tuple[in
 
 def decode(encoded: Encoded, channels: Literal[1, 3, 4], preparation: Preparation) -> Decoded:
     """Pixels of `resized_shape`. Raises an error of Pillow's, or `ValueError`, if it cannot."""
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     if isinstance(encoded, np.ndarray):
         picture: Any = Image.fromarray(encoded[..., 0] if encoded.shape[2] == 1 else encoded)
     else:
-        picture = ImageOps.exif_transpose(_open(encoded))
-    picture, on_white = _on_white(_eight_bits(picture), channels)
+        opened = _open(encoded, decoded=True)
+        picture = _in_srgb(_eight_bits(opened), opened.info.get("icc_profile"))
+        if (turn := _TURNS.get(_orientation(opened))) is not None:
+            picture = picture.transpose(turn)
+    picture, on_white = _on_white(picture, channels)
     picture = _resize(picture.convert(_MODES[channels]), preparation)
     pixels = np.asarray(picture)
     return Decoded(pixels[..., None] if channels == 1 else pixels, on_white)
 
 
-def _open(data: bytes) -> Any:
+def _open(data: bytes, *, decoded: bool) -> Any:
     from PIL import Image
 
-    picture = Image.open(io.BytesIO(data), formats=_FORMATS)
-    # Pillow has no other mode for a PNG of 16 bits.
-    if picture.mode == "F" or picture.mode == "I" and picture.format != "PNG":
+    try:
+        picture: Any = Image.open(io.BytesIO(data), formats=_FORMATS)
+        if decoded:
+            picture.load()
+    except Exception:  # Pillow's plugins raise whatever they meet
+        if (fewer := _with_less_metadata(data)) == data:
+            raise
+        return _open(fewer, decoded=decoded)
+    transparent = picture.info.get("transparency")
+    if isinstance(transparent, tuple) and data[24] == 16:  # of which Pillow keeps the upper 8
+        picture.info["transparency"] = tuple(value >> 8 for value in transparent)
+    # Pillow has no other mode for 16 bits in a PNG or PGM.
+    if picture.mode == "F" or picture.mode == "I" and picture.format == "TIFF":
         got = "floating-point pixels" if picture.mode == "F" else "32"
+        got = "signed 16" if picture.mode == "I" and picture.tag_v2[_BITS] == (16,) else got
         raise ValueError(f"expected 8 bits a channel, or 16, got {got}")
     return picture
+
+
+def _with_less_metadata(data: bytes) -> bytes:
+    """Of a PNG its pixels, and what is whole of transparency, profile and EXIF; of these EXIF alone
+    if nothing else can be left out. Other files as they are."""
+    chunks, start = [], len(_PNG)
+    while data.startswith(_PNG) and start < len(data):
+        chunk = data[start : start + 12 + int.from_bytes(data[start : start + 4])]
+        start += max(12, len(chunk))
+        is_whole = chunk[-4:] == zlib.crc32(chunk[4:-4]).to_bytes(4)
+        chunks += [chunk] if is_whole or chunk[4:5].isupper() else []
+    for kinds in (b"tRNS", b"iCCP", b"eXIf"), (b"eXIf",):
+        kept = [each for each in chunks if each[4:5].isupper() or each[4:8] in kinds]
+        if chunks and (fewer := b"".join([_PNG, *kept])) != data:
+            return fewer
+    return data
+
+
+def _orientation(picture: Any) -> int:
+    """As EXIF says it, or upright; a TIFF is turned when it is decoded."""
+    try:
+        value = picture.getexif().get(_ORIENTATION)
+    except Exception:  # whatever Pillow meets in there
+        value = 1
+    return value if value in tuple(_TURNS) and picture.format != "TIFF" else 1
 
 
 def _is_grey(picture: Any) -> bool:
@@ -91,12 +146,55 @@ def _is_grey(picture: Any) -> bool:
 
 
 def _eight_bits(picture: Any) -> Any:
-    """Sixteen bits scaled to eight."""
+    """Sixteen bits scaled to eight, and the value that is transparent with them."""
     from PIL import Image
 
-    if not picture.mode.startswith("I"):
+    transparent = picture.info.get("transparency")
+    if picture.mode.startswith("I"):
+        grey = Image.fromarray(np.round(255 * _grey_of_sixteen_bits(picture)).astype(np.uint8))
+        if transparent is not None:
+            opaque = np.asarray(picture) != transparent
+            grey.putalpha(Image.fromarray(255 * opaque.astype(np.uint8)))
+        return grey
+    return picture
+
+
+def _grey_of_sixteen_bits(picture: Any) -> np.ndarray:
+    """In [0, 1]. A TIFF says how many bits its values have, and whether 0 is white."""
+    tags = getattr(picture, "tag_v2", {})
+    grey = np.asarray(picture) / (2 ** tags.get(_BITS, (16,))[0] - 1)
+    return 1 - grey if tags.get(_COLOURS) == 0 else grey
+
+
+def _in_srgb(picture: Any, profile: bytes | None) -> Any:
+    """Colours of a profile in sRGB; as they are if the profile is broken, or of other channels."""
+    from PIL import ImageCms
+
+    mode = "L" if _is_grey(picture) else "CMYK" if picture.mode == "CMYK" else "RGB"
+    if profile is None or (transform := _to_srgb(profile, mode)) is None:
         return picture
-    return Image.fromarray(np.round(np.asarray(picture) / _SIXTEEN_BITS).astype(np.uint8))
+    opacity = picture.convert("RGBA").getchannel("A") if picture.has_transparency_data else None
+    picture = ImageCms.applyTransform(picture.convert(mode), transform)
+    if opacity is not None:
+        picture.putalpha(opacity)
+    return picture
+
+
+@lru_cache(maxsize=16)
+def _to_srgb(profile: bytes, mode: str) -> Any:
+    """None also where nothing changes by more than a rounding."""
+    from PIL import Image, ImageCms
+
+    try:
+        srgb: Any = ImageCms.createProfile("sRGB")
+        transform: Any = ImageCms.buildTransform(io.BytesIO(profile), srgb, mode, "RGB")
+    except (OSError, ImageCms.PyCMSError):
+        return None
+    colours = (51 * np.indices((6, 6, 6))).astype(np.uint8).reshape(3, 1, -1).transpose(1, 2, 0)
+    before: Any = Image.fromarray(colours).convert(mode)
+    after: Any = ImageCms.applyTransform(before, transform)
+    change = np.subtract(after, before.convert("RGB"), dtype=int)
+    return transform if np.abs(change).max() > 1 else None
 
 
 def _on_white(picture: Any, channels: int) -> tuple[Any, bool]:

@@ -2,11 +2,13 @@
 
 import io
 import os
+import posixpath
+import re
 import stat
 import tarfile
 import zipfile
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -30,19 +32,23 @@ class Unreadable(ValueError):
 class Files:
     """Files by their names in `path`, without the hidden ones and those of `__MACOSX`.
 
-    `names` are relative, such as "cats/1.png", and in the order of their parts.
+    `names` are relative, such as "cats/1.png", and in the order of their parts; `left_out` are the
+    names of an archive's links that lead nowhere in it, and of what would lie outside.
     """
+
+    left_out: tuple[str, ...] = ()
 
     def __init__(self, path: Path, places: dict[str, Any]) -> None:
         self.path = path
         self.names = tuple(sorted(places, key=_parts))
         self._places = places
 
-    def read(self, name: str) -> bytes:
-        """One file; several threads may read at once. Raises `ValueError` naming what cannot be."""
+    def read(self, name: str, most: int = -1) -> bytes:
+        """One file, or its first bytes; several threads may read at once. Raises `ValueError`
+        naming what cannot be."""
         place = self._place(name)
         with _naming(f"{name} in {self.path}"):
-            return self._read(name, place)
+            return self._read(name, place, most)
 
     def read_all(self, names: Collection[str]) -> dict[str, bytes]:
         """Those of `names`. Raises as `read` does."""
@@ -54,14 +60,14 @@ class Files:
         return found
 
     def stream(
-        self, names: Collection[str] | None = None
+        self, names: Collection[str] | None = None, most: int = -1
     ) -> Iterator[tuple[str, bytes | ValueError]]:
         """Each file, or each of `names`, once, with its name, in the order that is fastest; in
         place of one that cannot be read, what `read` raises. Raises `ValueError` where nothing
         after it can be read."""
         for name in self._ordered(self.names if names is None else set(names)):
             try:
-                data = self.read(name)
+                data = self.read(name, most)
             except ValueError as error:
                 data = error
             yield name, data
@@ -71,7 +77,7 @@ class Files:
             raise ValueError(f"no file {name} in {self.path}")
         return self._places[name]
 
-    def _read(self, name: str, place: Any) -> bytes:
+    def _read(self, name: str, place: Any, most: int) -> bytes:
         raise NotImplementedError
 
     def _ordered(self, names: Collection[str]) -> list[str]:
@@ -82,8 +88,9 @@ def open_files(path: str | os.PathLike[str]) -> Files:
     """The files of a folder, with those below it and behind links, or of a .zip or a .tar.
 
     A tar may be compressed with gzip, bzip2 or xz: it is then read from beginning to end, by
-    `stream`, and `read` refuses. Of an archive's members, links and what would lie outside are left
-    out. Raises `ValueError` naming what is missing, damaged or of another kind.
+    `stream`, and `read` refuses. An archive's names may be those of Windows, or begin at a root;
+    its links are followed within it. Raises `ValueError` naming what is missing, damaged or of
+    another kind.
     """
     path = Path(path)
     name = path.name.lower()
@@ -111,8 +118,9 @@ class _Folder(Files):
             raise Unreadable(error.filename or path, error.strerror or str(error)) from None
         super().__init__(path, {name: number for number, name in enumerate(names)})
 
-    def _read(self, name: str, place: Any) -> bytes:
-        return (self.path / name).read_bytes()
+    def _read(self, name: str, place: Any, most: int) -> bytes:
+        with (self.path / name).open("rb") as file:
+            return file.read(most)
 
 
 def _walk(folder: str, deep: bool, prefix: str = "", above: tuple[str, ...] = ()) -> Iterator[str]:
@@ -135,32 +143,29 @@ class _Zip(Files):
     def __init__(self, path: Path) -> None:
         with _naming(path):
             self._zip = zipfile.ZipFile(path)
+            self._infos, self.left_out = _placed(map(self._member, self._zip.infolist()))
         self._lock = Lock()
-        self._infos = {
-            name: info
-            for info in self._zip.infolist()
-            if not info.is_dir() and not stat.S_ISLNK(info.external_attr >> 16)
-            if (name := _cleaned(info.filename)) is not None
-        }
         super().__init__(path, {name: info.header_offset for name, info in self._infos.items()})
 
-    def _read(self, name: str, place: Any) -> bytes:
-        with self._lock:
-            return self._zip.read(self._infos[name])
+    def _member(self, info: zipfile.ZipInfo) -> tuple[str, Any, str | None]:
+        name, is_link = info.filename, stat.S_ISLNK(info.external_attr >> 16)
+        with suppress(UnicodeError):  # some write UTF-8 and do not say so
+            name = name if info.flag_bits & 0x800 else name.encode("cp437").decode()
+        return name, info, os.fsdecode(self._zip.read(info)) if is_link else None
+
+    def _read(self, name: str, place: Any, most: int) -> bytes:
+        with self._lock, self._zip.open(self._infos[name]) as file:
+            return file.read(most)
 
 
 class _Tar(Files):
     """The places are (offset, size) in the unpacked archive."""
 
     def __init__(self, path: Path) -> None:
-        places = {}
         with _naming(path), tarfile.open(path) as tar:
             file: Any = tar.fileobj
             self._is_plain = isinstance(file, io.BufferedReader)
-            for name, member in _members(tar):
-                if member.issparse():
-                    raise ValueError(f"{name} is sparse; unpack the archive")
-                places[name] = member.offset_data, member.size  # the last of a name counts
+            places, self.left_out = _placed(map(self._member, _members(tar)))
             # tarfile takes a damaged header for the end.
             file.seek(tar.offset)
             if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
@@ -169,31 +174,42 @@ class _Tar(Files):
                 pass  # to the checksum behind the end
         super().__init__(path, places)
 
-    def read(self, name: str) -> bytes:
+    def _member(self, member: tarfile.TarInfo) -> tuple[str, Any, str | None]:
+        if member.issparse():
+            raise ValueError(f"{member.name} is sparse; unpack the archive")
+        # A hard link's target is named as from the root, that of another from where the link lies.
+        target = f"/{member.linkname}" if member.islnk() else member.linkname
+        place = member.offset_data, member.size
+        return member.name, place, None if member.isreg() else target
+
+    def read(self, name: str, most: int = -1) -> bytes:
         if not self._is_plain:
             problem = f"cannot read single files of {self.path}, which is compressed: unpack it"
             raise ValueError(problem)
-        return super().read(name)
+        return super().read(name, most)
 
     def stream(
-        self, names: Collection[str] | None = None
+        self, names: Collection[str] | None = None, most: int = -1
     ) -> Iterator[tuple[str, bytes | ValueError]]:
         if self._is_plain:
-            yield from super().stream(names)
+            yield from super().stream(names, most)
             return
-        wanted = set(self._ordered(self.names if names is None else names))
+        wanted: dict[int, set[str]] = {}
+        for name in self._ordered(self.names if names is None else names):
+            wanted.setdefault(self._places[name][0], set()).add(name)  # links are of one place
         with _naming(self.path), tarfile.open(self.path) as tar:
             members = _members(tar)
             while wanted:
-                name, member = next(members)
-                if name in wanted and member.offset_data == self._places[name][0]:
-                    wanted.remove(name)
+                member = next(members)
+                if here := wanted.pop(member.offset_data, None):
                     file = tar.extractfile(member)
                     assert file is not None  # it is a regular one
-                    yield name, file.read()
+                    data = file.read(most)
+                    yield from ((name, data) for name in sorted(here))
 
-    def _read(self, name: str, place: Any) -> bytes:
+    def _read(self, name: str, place: Any, most: int) -> bytes:
         offset, size = place
+        size = size if most < 0 else min(size, most)
         with self.path.open("rb") as file:  # each its own: threads do not wait for one another
             file.seek(offset)
             data = file.read(size)
@@ -202,19 +218,38 @@ class _Tar(Files):
         return data
 
 
-def _members(tar: Any) -> Iterator[tuple[str, tarfile.TarInfo]]:
+def _members(tar: Any) -> Iterator[tarfile.TarInfo]:
     while (member := tar.next()) is not None:
         tar.members.clear()  # or it keeps a kilobyte for each
-        if member.isreg() and (name := _cleaned(member.name)) is not None:
-            yield name, member
+        if not member.isdir():
+            yield member
 
 
-def _cleaned(name: str) -> str | None:
-    """A member's name without "./", or None for one that is hidden or would lie outside."""
-    parts = [part for part in _parts(name) if part not in ("", ".")]
-    if not parts or name.startswith("/") or any(map(_is_hidden, parts)):
-        return None
-    return "/".join(parts)
+def _placed(
+    members: Iterable[tuple[str, Any, str | None]],
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The places of an archive's members, and what is left out. Of a link comes where it leads, ""
+    of what is no file; the last of a name counts."""
+    places, links, left_out = {}, {}, []
+    for raw, place, target in members:
+        name = _cleaned(raw)
+        parts = _parts(name)
+        if ".." in parts:
+            left_out.append(name)
+        elif raw.endswith(("/", "\\")) or any(map(_is_hidden, parts)):
+            continue
+        elif target is None:
+            places[name] = place
+        else:
+            links[name] = _cleaned(posixpath.join(posixpath.dirname(name), target))
+    linked = {name: places[target] for name, target in links.items() if target in places}
+    return linked | places, (*left_out, *(name for name in links if name not in linked))
+
+
+def _cleaned(name: str) -> str:
+    """A member's name as it would be in a folder: without the root, "./" and Windows' "\\"."""
+    name = re.sub(r"^([A-Za-z]:)?/+", "", name.replace("\\", "/"))
+    return posixpath.normpath(name)
 
 
 def _parts(name: str) -> list[str]:

@@ -1,7 +1,6 @@
 """Sets of images as Hugging Face keeps them: Parquet files, or a name on its hub, by `datasets`."""
 
 import logging
-import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from jax_ddpm._checks import FieldError
+from jax_ddpm.data.arrays import read_labels
+from jax_ddpm.data.dataset import split_of
 from jax_ddpm.data.files import Unreadable
 from jax_ddpm.data.preparing import Source
 
@@ -25,7 +26,7 @@ def is_parquet(names: Collection[str]) -> bool:
     return any(name.endswith(".parquet") for name in names)
 
 
-def read_parquet(data: str) -> Source:
+def read_parquet(data: str, *, labelled: bool = True) -> Source:
     """The training split of a name on the hub, of a .parquet, or of all those in a folder.
 
     Raises `FieldError` where it cannot be read, or has no column of images.
@@ -55,17 +56,14 @@ def read_parquet(data: str) -> Source:
     table, notes, names, labels = _Table(table, pictures[0]), [], None, None
     if left_out:
         notes.append(f"files of other splits, left out: {', '.join(left_out)}")
-    if classes := _label_column(features):
+    if labelled and (classes := _label_column(features)):
         cells = table.rows[classes]
         if None in cells:
             raise FieldError("data", f"row {cells.index(None)} in {data} has no {classes!r}")
-        labels = np.asarray(cells, np.int64)
-        if len(labels) and labels.min() < 0:
-            raise FieldError("data", f"expected labels from 0 in {data}, got {labels.min()}")
-        labels = labels.astype(np.int32)
-        known = getattr(features[classes], "names", None)
-        names = None if known is None else tuple(known)
-        notes.append(f"classes by the column {classes!r}")
+        labels, names, said = read_labels(np.asarray(cells, np.int64), data)
+        if (known := getattr(features[classes], "names", None)) is not None:
+            labels, names, said = np.asarray(cells, np.int32), tuple(known), ()
+        notes += [f"classes by the column {classes!r}", *said]
     return Source(table, labels, names, tuple(notes))
 
 
@@ -75,7 +73,7 @@ def _training_files(path: Path) -> tuple[list[str], list[str]]:
     if not path.is_dir():
         return [str(path)], []
     files = [file.relative_to(path) for file in sorted(path.rglob("*.parquet"))]
-    training = [file for file in files if "train" in re.split(r"[^a-z]+", str(file).lower())]
+    training = [file for file in files if split_of(str(file)) == "train"]
     others = [str(file) for file in files if file not in training] if training else []
     return [str(path / file) for file in training or files], others
 

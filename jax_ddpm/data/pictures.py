@@ -124,10 +124,18 @@ def look_at(
         notes.append(f"grey pictures among those in colour, taken as RGB: {grey:,}")
     if several := sum(head.several for head in readable):
         notes.append(f"pictures of several frames, of which the first is taken: {several:,}")
+    largest = max((head.largest for head in readable if head.largest is not None), default=65535)
+    if largest < 2**15:
+        problem = f"dark: in pictures of 16 bits, no value is above {largest:,} of 65,535"
+        notes.append(f"{problem}; times {65535 // max(largest, 1)}, they would be bright")
     sizes = [resized_shape(head.height, head.width, preparation) for head in readable]
     height, width = map(max, zip(*sizes, strict=True))
-    if preparation.image_size is None:
-        _check_one_size(encoded, kept, sizes)
+    other = next((row for row, size in enumerate(sizes) if size != sizes[0]), None)
+    if preparation.image_size is None and other is not None:
+        problem = "expected pictures of one size, or an image size to bring them to: "
+        (first, one), (second, two) = [(encoded.names[kept[k]], sizes[k]) for k in (0, other)]
+        got = f"{first} is {one[0]}×{one[1]}, {second} {two[0]}×{two[1]}"
+        raise FieldError("data", problem + got)
     extents = None
     if preparation.image_size is not None and preparation.crop == "random":
         longest = _LONGEST * preparation.image_size
@@ -241,8 +249,9 @@ def _digest(each: Encoded) -> bytes:
 
 def unreadable(name: str, why: str) -> FieldError:
     """Names a picture, and the setting that leaves it out."""
-    problem = f"cannot read {name}: {why}; "
-    return FieldError("data", problem, Field("skip_unreadable", True), " leaves such pictures out")
+    problem, skips = f"cannot read {name}: {why}; ", Field("skip_unreadable", True)
+    larger = (Field("max_pixels"), " reads larger ones, ") if "decompression bomb" in why else ()
+    return FieldError("data", problem, *larger, skips, " leaves such pictures out")
 
 
 def reason(error: Exception) -> str:
@@ -250,16 +259,3 @@ def reason(error: Exception) -> str:
     if isinstance(error, Unreadable):
         return error.reason
     return str(error).partition("\n")[0] or type(error).__name__
-
-
-def _check_one_size(
-    encoded: EncodedSet, kept: np.ndarray, sizes: Sequence[tuple[int, int]]
-) -> None:
-    for index, size in zip(kept, sizes, strict=True):
-        if size != sizes[0]:
-            (height, width), first = sizes[0], encoded.names[kept[0]]
-            raise FieldError(
-                "data",
-                f"expected pictures of one size, or an image size to bring them to: {first} is "
-                f"{height}×{width}, {encoded.names[index]} {size[0]}×{size[1]}",
-            )

@@ -23,19 +23,26 @@ class Preparation:
     channels: Literal[1, 3, 4] | None = None
     """1 is grey, 3 is RGB, 4 is RGB with opacity. Default: grey if all images are, else RGB, with
     what is transparent on white."""
+    range: Literal["unit", "signed"] | None = None
+    """What the pixels of a float array lie in: "unit" is [0, 1], "signed" [-1, 1]. Default: [0, 1]
+    if none is below 0, which is said; samples that were drawn here say it themselves."""
     labels: Literal["folders", "none"] = "folders"
     """"folders": the labels are the subfolders of pictures, or those that a file brings with it.
     "none": train without labels."""
     skip_unreadable: bool = False
     """Leave out pictures that cannot be read, and count them, instead of ending."""
+    max_pixels: int | None = None
+    """Read pictures of up to so many pixels. Default: Pillow's limit, 178,956,970."""
 
     def __post_init__(self) -> None:
         """Raises `FieldError` naming the field that makes no sense."""
         size = self.image_size
-        if size is not None and (type(size) is not int or size < 1):
-            raise FieldError("image_size", f"expected a whole number above 0, got {size!r}")
+        for name, count in (("image_size", size), ("max_pixels", self.max_pixels)):
+            if count is not None and (type(count) is not int or count < 1):
+                raise FieldError(name, f"expected a whole number above 0, got {count!r}")
         check_choice("crop", self.crop, ("center", "random", "none"))
         check_choice("channels", self.channels, (None, 1, 3, 4))
+        check_choice("range", self.range, (None, "unit", "signed"))
         check_choice("labels", self.labels, ("folders", "none"))
         for name in ("flip", "skip_unreadable"):
             if not isinstance(getattr(self, name), bool):

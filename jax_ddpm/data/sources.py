@@ -1,9 +1,10 @@
 """Images for training, wherever they lie: known by name, files of arrays, archives, folders."""
 
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +14,8 @@ import numpy as np
 from jax_ddpm._checks import FieldError, checked
 from jax_ddpm.data.arrays import read_arrays
 from jax_ddpm.data.cifar import is_cifar, is_cifar_test, read_cifar
-from jax_ddpm.data.dataset import Dataset
+from jax_ddpm.data.dataset import Dataset, numbered, split_of
+from jax_ddpm.data.decoding import survey
 from jax_ddpm.data.files import ARCHIVES, Files, open_beside, open_files
 from jax_ddpm.data.idx import is_idx, read_mnist
 from jax_ddpm.data.parquet import HUB, is_parquet, read_parquet
@@ -27,6 +29,8 @@ DATASETS = ("digits", "mnist5k", "photo_crops")
 32×32 from scikit-learn's two photographs."""
 
 _PICTURES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+_HEADER = 2**26
+"""Bytes of a file of another name that are read to see whether it is a picture."""
 _MODES = {1: "grey", 3: "RGB", 4: "RGB with opacity"}
 _CROPS = {
     "center": "the center is kept",
@@ -51,17 +55,20 @@ def load_dataset(
     | a folder, a .zip or .tar(.gz, …) | pictures at any depth; subfolders are classes |
     | MNIST's or CIFAR's original files | the training images, and their labels; of CIFAR's test \
 file, unpacked, those of the test |
-    | .npy, .npz | [image, height, width(, channel)], uint8, or float in [0, 1] or [-1, 1]; in a \
-.npz integers [image] beside them are labels |
+    | .npy, .npz | [image, height, width(, channel)], uint8, or float in [0, 1] or [-1, 1], as \
+`preparation.range` says; in a .npz integers [image] beside them are labels |
     | .parquet, a folder of them, hf://OWNER/NAME | sets of Hugging Face (the extra "datasets") |
 
-    Hidden files are left out. Pictures are turned upright (EXIF), 16 bits become 8, and what is
-    transparent is white, unless 4 channels are asked for.
+    Of parts for training, validation and test the first is read. Hidden files are left out.
+    Pictures are turned upright (EXIF), 16 bits become 8, colours become sRGB, and what is
+    transparent is white, unless 4 channels are asked for. Classes without names are called by
+    their numbers where some are missing between 0 and the largest.
 
     Args:
       data: a name, a path, or an address on Hugging Face's hub, from which it is downloaded; a
         `Path` is never taken for a name.
-      preparation: size, channels and augmentation. Default: images of one size, as they are.
+      preparation: size, channels and augmentation. Default: images of one size, as they are. Its
+        `max_pixels` raises Pillow's limit for the whole process.
       cache: a folder where decoded pictures are kept, or "none". Default: ~/.cache/jax_ddpm/images,
         for sets of up to 16 GiB. Others are decoded whenever they are needed.
       progress: called with "reading" or "decoding", how many pictures are done, and of how many.
@@ -74,25 +81,34 @@ file, unpacked, those of the test |
     where: Path | None = default_cache() if cache is None else Path(cache).expanduser()
     if cache is not None and str(cache).lower() == "none":
         where = None
+    if preparation.max_pixels is not None:
+        from PIL import Image
+
+        limit = Image.MAX_IMAGE_PIXELS  # None is none
+        Image.MAX_IMAGE_PIXELS = limit and max(limit, preparation.max_pixels)
     with _naming_data():
-        found = _named(data) if isinstance(data, str) and data in DATASETS else _find(str(data))
+        is_named = isinstance(data, str) and data in DATASETS
+        found = _named(str(data)) if is_named else _find(os.path.expanduser(data), preparation)
         if isinstance(found, Source):
             found = decoded(found, preparation, where, progress)
         elif (source := as_source(found, preparation)) is not None:
             how = replace(preparation, channels=preparation.channels or found.images.shape[-1])
             found = decoded(source, how, where, progress)
-    if preparation.labels == "none" and found.labels is not None:
-        notes = (note for note in found.notes if not note.startswith("classes"))
-        notes = (*notes, "labels are left out, as asked")
-        found = found._replace(labels=None, class_names=None, notes=notes)
-    notes = (*found.notes, *_said(found, preparation))
+    notes = [_shown(note) for note in found.notes]
+    if preparation.labels == "none":
+        notes = [note for note in notes if not note.startswith("classes")]
+        notes.append("labels are left out, as asked")
+        found = found._replace(labels=None, class_names=None)
+    notes = (*notes, *_said(found, preparation))
+    preparation = replace(preparation, range=found.preparation.range or preparation.range)
     return found._replace(source=str(data), preparation=preparation, notes=notes)
 
 
-def _find(data: str) -> Dataset | Source:
+def _find(data: str, preparation: Preparation) -> Dataset | Source:
     """Arrays, or pictures that are yet to be decoded."""
+    labelled = preparation.labels == "folders"
     if data.startswith(HUB):
-        return read_parquet(data)
+        return read_parquet(data, labelled=labelled)
     path = Path(data)
     if not path.exists():
         hint = f"; on Hugging Face's hub it would be {HUB}{data}" if data.count("/") == 1 else ""
@@ -100,9 +116,8 @@ def _find(data: str) -> Dataset | Source:
             hint = f"; data sets with a name are {', '.join(DATASETS)}"
         raise FieldError("data", f"no such file or folder: {path}{hint}")
     if path.suffix in (".npy", ".npz"):
-        images, labels, notes = read_arrays(path)
-        return Dataset(images, labels, notes=notes)
-    return _from_files(path)
+        return read_arrays(path, preparation)
+    return _from_files(path, labelled=labelled)
 
 
 @contextmanager
@@ -115,9 +130,9 @@ def _naming_data() -> Iterator[None]:
         raise FieldError("data", str(error)) from None
 
 
-def _from_files(path: Path) -> Dataset | Source:
+def _from_files(path: Path, *, labelled: bool) -> Dataset | Source:
     if path.is_file() and is_parquet([path.name]):
-        return read_parquet(str(path))
+        return read_parquet(str(path), labelled=labelled)
     if path.is_file() and is_idx([path.name]):
         files = open_beside(path)  # its labels, or its images
         split = path.name.partition("-")[0]
@@ -134,7 +149,7 @@ def _from_files(path: Path) -> Dataset | Source:
     if is_cifar(files.names):
         return _from_cifar(files)
     if path.is_dir() and is_parquet(files.names):
-        return read_parquet(str(path))
+        return read_parquet(str(path), labelled=labelled)
     return _from_pictures(path, files)
 
 
@@ -149,17 +164,43 @@ def _from_cifar(files: Files, *, test: bool = False) -> Dataset:
 
 
 def _from_pictures(path: Path, files: Files) -> Source:
-    names = [name for name in files.names if _suffix(name) in _PICTURES]
-    if not names:
-        raise FieldError("data", f"no pictures in {path}")
+    others = {name for name in files.names if _suffix(name) not in _PICTURES}
+    for name, data in files.stream(others, most=_HEADER):
+        with suppress(Exception):  # Pillow's plugins raise whatever they meet
+            survey(data)  # pyright: ignore[reportArgumentType]
+            others.remove(name)
+    names, rest = _training([name for name in files.names if name not in others])
     notes = []
-    others = Counter(_suffix(name) or name for name in files.names)
-    others -= Counter(map(_suffix, names))
-    if others:
-        kinds = ", ".join(f"{kind}: {count:,}" for kind, count in others.most_common(5))
-        notes.append(f"files that are no pictures, left out: {kinds}")
+    for what, left_out in (
+        ("files that are no pictures", [_suffix(name) or name for name in others]),
+        ("links that lead out of the archive, and names outside of it", files.left_out),
+        ("other parts of the data", rest),
+    ):
+        kinds = [f"{kind}: {count:,}" for kind, count in Counter(sorted(left_out)).most_common(5)]
+        notes += [f"{what}, left out: {', '.join(kinds)}"] if kinds else []
+    if not names:
+        raise FieldError("data", "; ".join([f"no pictures in {path}", *notes]))
     labels, classes, said = _classes(names)
     return Source(_Encoded(files, names), labels, classes, (*notes, *said))
+
+
+def _training(names: list[str]) -> tuple[list[str], list[str]]:
+    """Pictures of the part for training, where the folders of a level tell parts, and the folders
+    of the others. Raises `ValueError` where none is for training."""
+    folders = [name.split("/")[:-1] for name in names]
+    for level in range(max(map(len, folders), default=0)):
+        here = ["/".join(each[level : level + 1]) for each in folders]
+        # What lies beside the parts at the top is of none of them.
+        parts = {split_of(folder) for folder in here if folder or level}
+        if None in parts or len(parts) < 2:
+            continue
+        if "train" not in parts:
+            beside = ", ".join(sorted({*here} - {""}))
+            raise ValueError(f"expected a folder for training beside {beside} in the data")
+        rest = [folder or "no folder" for folder in here if split_of(folder) != "train"]
+        pairs = zip(names, here, strict=True)
+        return [name for name, folder in pairs if split_of(folder) == "train"], rest
+    return names, []
 
 
 class _Encoded:
@@ -183,17 +224,19 @@ def _classes(
     parts = [name.split("/") for name in names]
     while all(len(each) > 2 and each[0] == parts[0][0] for each in parts):
         parts = [each[1:] for each in parts]
-    folders = sorted({each[0] for each in parts if len(each) > 1})
-    alone = any(len(each) == 1 for each in parts)
-    if len(folders) + alone < 2:
+    folders = [unicodedata.normalize("NFC", _shown(each[0])) for each in parts if len(each) > 1]
+    alone = len(folders) < len(parts)
+    if len(set(folders)) + alone < 2:
         return None, None, ()
     if alone:
         return None, None, ("no classes: not every picture lies in a subfolder",)
-    number = {name: number for number, name in enumerate(folders)}
-    labels = np.asarray([number[each[0]] for each in parts], np.int32)
-    called = [os.fsencode(name).decode(errors="backslashreplace") for name in folders]
-    shown = ", ".join(f"{number} {name}" for number, name in enumerate(called[:20]))
-    return labels, tuple(called), (f"classes by subfolder: {shown}{', …' * (len(called) > 20)}",)
+    labels, called, said = numbered(folders, "subfolder")
+    return labels, called, (said,)
+
+
+def _shown(text: str) -> str:
+    """With the names of files, which need not be UTF-8, as text."""
+    return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def _said(data: Dataset, preparation: Preparation) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ bound of `bits_per_dim`.
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -163,6 +163,7 @@ def evaluate_samples(
     inception: PathLike | None = None,
     reference: PathLike | None = None,
     statistics: PathLike | None = None,
+    range: Literal["unit", "signed"] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> dict[str, Any]:
     """The figures of `evaluate` for samples that somebody drew.
@@ -172,6 +173,7 @@ def evaluate_samples(
         archive of pictures.
       data: the real images. None: `reference` stands for them.
       num: how many of them are measured, the first. Default: all.
+      range: of samples of others in a float array, as `Preparation` has it.
       seed, inception, reference, statistics, progress: as in `evaluate`.
 
     Raises:
@@ -179,7 +181,7 @@ def evaluate_samples(
     """
     check_positive(num=num)
     check_not_negative(seed=seed)
-    found = together(lambda: open_samples(samples))
+    found = together(lambda: open_samples(samples, range))
     count = found.num if num is None else num
     if count > found.num:
         raise FieldError("num", f"expected at most {found.num:,}, the samples, got {count:,}")

@@ -40,7 +40,7 @@ __all__ = ["Change", "Training", "begin", "open_run"]
 
 # How a run is laid out and guarded: its weights do not depend on these.
 _FREE = {*CheckpointSettings.__dataclass_fields__, "fsdp", "steps_per_dispatch", "on_nan"}
-_FREE_OF_IMAGES = {"skip_unreadable"}  # those that are left show in the number of images
+_FREE_OF_IMAGES = {"skip_unreadable", "max_pixels", "range"}  # which show in the images
 # What else the weights of `init` depend on.
 _FROM_INIT = ("model", "scheduler", "image_shape", "num_classes", "null_label", "guidance")
 

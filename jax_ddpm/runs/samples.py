@@ -8,6 +8,7 @@ samples/
 
 import io
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jax_ddpm._checks import FieldError
-from jax_ddpm.data import load_dataset, to_bytes
+from jax_ddpm.data import Preparation, load_dataset, to_bytes
 from jax_ddpm.io.files import make_folder, replacing
 from jax_ddpm.io.json import read_json, write_json
 from jax_ddpm.runs.run import PathLike
@@ -49,26 +50,28 @@ def pixels(images: Any) -> np.ndarray:
     return to_bytes(images)
 
 
-def open_samples(path: PathLike) -> Samples:
-    """Samples from a folder of `resumed`, or from whatever `load_dataset` reads.
+def open_samples(path: PathLike, range: Any = None) -> Samples:
+    """Samples from a folder of `resumed`, or from whatever `load_dataset` reads, with this `range`.
 
     Raises `FieldError` naming what cannot be read.
     """
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
     try:
         if (path / _RECIPE).is_file():
             return _of_folder(path)
-        data = load_dataset(path)
+        data = load_dataset(path, Preparation(range=range))
     except FieldError as error:
         raise FieldError("samples", *error.problem) from None
     except ValueError as error:
         raise FieldError("samples", str(error)) from None
 
     def batches() -> Iterator[np.ndarray]:
-        for first in range(0, len(data.images), _BATCH):
+        for first in np.arange(0, len(data.images), _BATCH):
             yield to_bytes(data.images[first : first + _BATCH])
 
-    return Samples(len(data.images), data.image_shape, data.labels, data.class_names, {}, batches)
+    recipe = {"read as": "; ".join(data.notes)} if data.notes else {}
+    about = data.image_shape, data.labels, data.class_names, recipe
+    return Samples(len(data.images), *about, batches)
 
 
 def _of_folder(path: Path) -> Samples:

@@ -22,6 +22,7 @@ def here(tmp_path_factory, untrained, write_run, defaults):
     (folder / "weights.pt").write_bytes(b"PK")
     np.save(folder / "odd.npy", np.zeros((99, 5, 5), np.uint8))
     np.save(folder / "grey.npy", np.zeros((20, 8, 8), np.uint8))
+    np.save(folder / "dark.npy", np.full((20, 8, 8), -0.5))
     np.save(folder / "rgb.npy", np.zeros((6, 8, 8, 3), np.uint8))
     return folder
 
@@ -61,6 +62,7 @@ def here(tmp_path_factory, untrained, write_run, defaults):
         ("evaluate --samples rgb.npy --data rgb.npy --inception w.pth",
          "--inception: no such file: w.pth: FID's Inception is weights-inception-2015-12-05"),
         ("evaluate --samples grey.npy --save-statistics x.npz", "--save-statistics: expected Inc"),
+        ("train --data dark.npy --range unit", "expected pixels in [0, 1], as --range unit says"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line_and_leaves_nothing(here, jax_ddpm_here, monkeypatch, command, words):

@@ -1,8 +1,10 @@
 """The same files, whether in a folder, a zip or a tar."""
 
+import io
 import os
 import re
 import tarfile
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -45,12 +47,15 @@ def test_every_kind_holds_the_same(tmp_path, name, write_files):
 
 @pytest.mark.parametrize("name", ["x.zip", "x.tar", "x.tar.gz"])
 def test_members_that_climb_out_are_left_out(tmp_path, name, write_files):
-    """And the last of a name counts."""
-    evil = ["../evil.png", "a/../../evil.png", "/evil.png", "a/../b.png", ".", "./.b"]
-    files = {"a/1.png": b"old", "./a/1.png": b"1", "a//2.png": b"2", **dict.fromkeys(evil, b"evil")}
+    """And the last of a name counts; a name from a root is one from the archive's."""
+    evil = ["../evil.png", "a/../../evil.png", "..\\b.png", "c/../../b.png", ".", "./.b"]
+    files = {"a/1.png": b"old", "./a/1.png": b"1", "a//2.png": b"2", "/home/3.png": b"3"}
+    files |= {"C:\\pics\\4.png": b"4", "\\\\host\\5.png": b"5", **dict.fromkeys(evil, b"evil")}
     found = open_files(write_files(tmp_path / name, files))
-    assert found.names == ("a/1.png", "a/2.png")
-    assert list(found.stream()) == [("a/1.png", b"1"), ("a/2.png", b"2")]
+    assert found.names == ("a/1.png", "a/2.png", "home/3.png", "host/5.png", "pics/4.png")
+    assert [data for _, data in sorted(found.stream())] == [b"1", b"2", b"3", b"5", b"4"]
+    links = {"link.png"} if name == "x.zip" else {"hard.png", "sym.png"}
+    assert set(found.left_out) == {*links, "../evil.png", "../b.png"}
 
 
 def test_links_in_a_folder_are_followed_once(tmp_path, write_files):
@@ -111,3 +116,40 @@ def test_sparse_files_are_refused(tmp_path):
         archive.addfile(member)
     with pytest.raises(ValueError, match="x.tar: 1.png is sparse; unpack the archive"):
         open_files(tmp_path / "x.tar")
+
+
+@pytest.mark.parametrize("name", ["x.zip", "x.tar", "x.tar.gz"])
+def test_links_within_an_archive_are_followed(tmp_path, name, write_files):
+    """Hard ones go by the names of members, symbolic ones from where they lie."""
+    links = {"b/hard.png": "a/1.png", "b/sym.png": "../a/1.png", "b/out.png": "../../a/1.png"}
+    path = write_files(tmp_path / name, {"a/1.png": b"1", "a/2.png": b""})
+    if name == "x.zip":
+        with zipfile.ZipFile(path, "a") as archive:
+            for link, target in links.items():
+                info = zipfile.ZipInfo(link)
+                info.create_system, info.external_attr = 3, 0o120777 << 16
+                archive.writestr(info, target if "hard" not in link else "../a/1.png")
+    else:
+        with tarfile.open(path, "w:gz" if name.endswith("gz") else "w") as archive:
+            for link, target in {"a/1.png": "", "a/2.png": "", **links}.items():
+                member = tarfile.TarInfo(link)
+                if target:
+                    member.type = tarfile.LNKTYPE if "hard" in link else tarfile.SYMTYPE
+                    member.linkname = target
+                member.size = int(link == "a/1.png")
+                archive.addfile(member, io.BytesIO(b"1"))
+    files = open_files(path)
+    expected = {"a/1.png": b"1", "a/2.png": b"", "b/hard.png": b"1", "b/sym.png": b"1"}
+    assert dict(files.stream()) == expected and "b/out.png" in files.left_out
+    assert list(files.stream(["b/sym.png"])) == [("b/sym.png", b"1")]
+
+
+@pytest.mark.parametrize("bits", [0, 0x800])
+def test_names_in_a_zip_that_does_not_say_it_is_utf8(tmp_path, bits, write_files):
+    path = write_files(tmp_path / "x.zip", {"dög\\ü.png": b"1", "dög\\": b""})
+    path.write_bytes(
+        path.read_bytes().replace(
+            b"PK\x01\x02\x14\x03\x14\0\0\x08", b"PK\x01\x02\x14\x03\x14\0\0" + bytes([bits >> 8])
+        )
+    )
+    assert open_files(path).names == ("dög/ü.png",)

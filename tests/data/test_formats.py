@@ -1,111 +1,21 @@
-"""Files of arrays: NumPy's, and those that MNIST and CIFAR were published in, made byte by byte.
+"""The files that MNIST and CIFAR were published in, made byte by byte.
 
 What is in them comes back; what is damaged or not understood is named; their pickles run nothing.
 """
 
 import gzip
-import os
 import pickle
 import re
 import struct
-import tracemalloc
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from jax_ddpm._checks import FieldError
-from jax_ddpm.data import load_dataset, to_float
-from jax_ddpm.data.rows import FileRows
+from jax_ddpm.data import load_dataset
 from jax_ddpm.data.unpickling import safe_loads
 
 pytestmark = pytest.mark.usefixtures("untyped")
-BYTES = np.random.default_rng(0).integers(0, 256, (5, 8, 8), np.uint8)
-
-
-def load(folder, **arrays):
-    np.savez(folder / "x.npz", **arrays)
-    return load_dataset(folder / "x.npz")
-
-
-def test_bytes_stay_bytes_and_labels_may_stand_in_a_column(tmp_path):
-    labels = np.array([3, 1, 4, 1, 0])
-    for column in (labels, labels[:, None]):
-        data = load(tmp_path, x=BYTES, y=column)
-        np.testing.assert_array_equal(data.images, BYTES[..., None], strict=True)
-        np.testing.assert_array_equal(data.labels, labels)
-    np.testing.assert_array_equal(to_float(data.images[..., 0]), (BYTES / 127.5 - 1).astype("f4"))
-    (note,) = load(tmp_path, x=BYTES % 2).notes
-    assert "no pixel is above 1 of 255" in note
-
-
-REFUSED = {
-    r"one of labels .* got x uint8\[5, 8, 8\], y int64\[5, 5\]": {"y": np.eye(5, dtype=np.int64)},
-    r"got x uint8\[5, 8, 8\], scale float32\[\]": {"scale": np.float32(3)},
-    "expected a label for each of 5 images": {"y": np.zeros(4, int)},
-    "expected labels from 0 .*, got -1": {"y": np.arange(5) - 1},
-    "expected integer labels": {"y": np.zeros(5)},
-    "expected labels of 32 bits .*, got 4294967296": {"y": np.arange(5) + 2**32},
-    r"expected images of shape .*, got \(0, 8, 8, 1\)": {"x": BYTES[:0]},
-    r"channels last, 1 to 4 of them, got \(5, 3, 8, 8\)": {"x": np.zeros((5, 3, 8, 8), "u1")},
-    "expected uint8 or float images, got int64": {"x": BYTES.astype(int)},
-    "expected finite pixels, .* first of them image 1": {"x": np.array([[[0.0]], [[np.nan]]])},
-    r"got \[0, 1\.00001\]": {"x": np.array([[[0.0, 1.00001]]])},  # beyond a rounding
-}
-
-
-@pytest.mark.parametrize("problem", REFUSED)
-def test_what_is_not_understood_is_named(tmp_path, problem):
-    with pytest.raises(FieldError, match=f"^data: .*{problem}"):
-        load(tmp_path, **{"x": BYTES, **REFUSED[problem]})
-
-
-@pytest.mark.parametrize("off", [-1e-7, 1 + 1.2e-7])
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_a_rounding_does_not_change_what_pixels_mean(tmp_path, off, dtype):
-    pixels = np.linspace(0, 1, 128, dtype=dtype).reshape(2, 8, 8)
-    pixels[0, 3, 3] = off
-    data = load(tmp_path, x=pixels)
-    expected = (2 * np.clip(pixels, 0, 1) - 1)[..., None]
-    np.testing.assert_allclose(data.images, expected, atol=1e-6)
-    assert np.max(np.abs(data.images)) == 1
-    assert data.notes == ("pixels in [0, 1]",)
-
-
-@pytest.mark.slow
-def test_a_large_file_is_neither_held_in_memory_nor_mapped(tmp_path):
-    """512 MiB, of which the disk holds next to nothing: the file has holes."""
-    np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.uint8, (2**13, 128, 128, 4))[7] = 200
-    tracemalloc.start()
-    data = load_dataset(tmp_path / "x.npy")
-    data.digest()
-    data.images[np.arange(0, 2**13, 128)]
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 100 * 2**20 and "x.npy" not in Path("/proc/self/maps").read_text()
-
-
-@pytest.mark.parametrize("order", "CF")
-def test_rows_of_a_large_file_are_those_of_the_array(tmp_path, monkeypatch, order):
-    monkeypatch.setattr("jax_ddpm.data.arrays._IN_MEMORY", 0)
-    np.save(tmp_path / "x.npy", np.asarray(BYTES, order=order))
-    rows = load_dataset(tmp_path / "x.npy").images
-    assert isinstance(rows, FileRows) == (order == "C")
-    for index in (np.array([[3, 3], [0, 4]]), 2, slice(1, 3), slice(None)):
-        np.testing.assert_array_equal(rows[index], BYTES[..., None][index])
-    assert (rows.shape, rows.dtype, len(rows)) == ((5, 8, 8, 1), np.uint8, 5)
-    assert rows[0].flags.writeable
-
-
-def test_rows_of_a_file_that_was_cut_short(tmp_path):
-    BYTES.tofile(tmp_path / "x.bin")
-    rows = FileRows(tmp_path / "x.bin", BYTES.shape)
-    os.truncate(tmp_path / "x.bin", 4 * 64 + 1)
-    np.testing.assert_array_equal(rows[3], BYTES[3])
-    with pytest.raises(OSError, match=r"was cut short while it was read.*x.bin"):
-        rows[4]
-    with pytest.raises(IndexError):
-        rows[5]
 
 
 def idx(shape, data):

@@ -222,6 +222,11 @@ def test_classes_come_from_the_first_folders_that_differ(tmp_path):
     assert make("one/1.png", "one/2.png").labels is None
     data = make("1.png", "cat/2.png")
     assert data.labels is None and "not every picture lies in a subfolder" in data.notes[0]
+    data = make("1/1.png", "2/1.png", "10/1.png")
+    assert data.class_names == ("1", "2", "10") and data.labels.tolist() == [0, 2, 1]
+    assert "0 1, 1 2, 2 10; their numbers are not those in their names" in data.notes[0]
+    data = make("café/1.png", "cafe\u0301/2.png", "tea/1.png")
+    assert data.class_names == ("café", "tea") and sorted(data.labels) == [0, 0, 1]
     data = make("tea/1.png", "tea/.ipynb_checkpoints/1.png", "tea/._1.png", "caf\udce9/1.png")
     assert data.class_names == ("caf\\xe9", "tea") and data.labels.tolist() == [0, 1]
     assert data.images[:][:, 0, 0, 0].tolist() == [3, 0]
@@ -229,6 +234,49 @@ def test_classes_come_from_the_first_folders_that_differ(tmp_path):
     data = make("cat/1.png", "dog/1.png", labels="none")
     assert data.labels is None and data.class_names is None
     assert "labels are left out, as asked" in data.notes and "classes" not in str(data.notes)
+
+
+SETS = {
+    "train/a/1 train/b/1 val/a/1 test/b/1": (["a", "b"], 2, "test: 1, val: 1"),
+    "Training/a/1 Training/b/1 Testing/a/1 2": (
+        ["a", "b"],
+        2,
+        "Testing: 1, no folder: 1",
+    ),
+    "a/train/1 a/test/2 b/train/3 b/valid/4": (["a", "b"], 2, "test: 1, valid: 1"),
+    "train2017/1 train2017/2 val2017/1": (None, 2, "val2017: 1"),
+    "seg_train/x/1 seg_train/y/1 seg_test/x/1 seg_pred/1": (
+        ["x", "y"],
+        2,
+        "seg_pred: 1, seg_test: 1",
+    ),
+    "trainA/1 trainB/1 testA/1 testB/1": (["trainA", "trainB"], 2, "testA: 1, testB: 1"),
+    "car/1 train/1 bus/1": (["bus", "car", "train"], 3, None),
+    "a/1 b/train/1 b/test/1": (["a", "b"], 3, None),
+    "0/1 1/1 2/1 10/1": (["0", "1", "2", "10"], 4, None),
+}
+
+
+@pytest.mark.parametrize("names", SETS)
+def test_the_training_part_is_taken_and_numbers_are_in_order(tmp_path, names):
+    for name in names.split():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (4, 4)).save(f"{tmp_path / name}.png")
+    classes, count, left_out = SETS[names]
+    data = load_dataset(tmp_path, cache="none")
+    assert (data.class_names, len(data.images)) == (classes and tuple(classes), count)
+    notes = [note for note in data.notes if "left out" in note]
+    assert notes == ([f"other parts of the data, left out: {left_out}"] if left_out else [])
+
+
+def test_parts_without_one_for_training_are_asked_about(tmp_path):
+    for name in ("test", "val"):
+        (tmp_path / name).mkdir()
+        Image.new("L", (4, 4)).save(tmp_path / name / "1.png")
+    with pytest.raises(
+        FieldError, match="data: expected a folder for training beside test, val in"
+    ):
+        load_dataset(tmp_path)
 
 
 def test_arrays_are_prepared_like_pictures(tmp_path):

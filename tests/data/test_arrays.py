@@ -1,0 +1,186 @@
+"""NumPy's files: what is in them comes back, its range is known, and what is odd is named."""
+
+import os
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jax_ddpm._checks import FieldError
+from jax_ddpm.data import Preparation, load_dataset, to_bytes, to_float
+from jax_ddpm.data.rows import FileRows
+from jax_ddpm.runs import evaluate_samples, save_samples
+from jax_ddpm.runs.samples import open_samples
+
+pytestmark = pytest.mark.usefixtures("untyped")
+BYTES = np.random.default_rng(0).integers(0, 256, (5, 8, 8), np.uint8)
+
+
+def load(folder, **arrays):
+    np.savez(folder / "x.npz", **arrays)
+    return load_dataset(folder / "x.npz")
+
+
+def test_bytes_stay_bytes_and_labels_may_stand_in_a_column(tmp_path):
+    labels = np.array([3, 1, 2, 1, 0])
+    for column in (labels, labels[:, None]):
+        data = load(tmp_path, x=BYTES, y=column)
+        np.testing.assert_array_equal(data.images, BYTES[..., None], strict=True)
+        np.testing.assert_array_equal(data.labels, labels)
+    np.testing.assert_array_equal(to_float(data.images[..., 0]), (BYTES / 127.5 - 1).astype("f4"))
+    (note,) = load(tmp_path, x=BYTES % 2).notes
+    assert "no pixel is above 1 of 255" in note
+
+
+REFUSED = {
+    r"one of labels .* got x uint8\[5, 8, 8\], y int64\[5, 5\]": {"y": np.eye(5, dtype=np.int64)},
+    r"got x uint8\[5, 8, 8\], scale float32\[\]": {"scale": np.float32(3)},
+    "expected a label for each of 5 images": {"y": np.zeros(4, int)},
+    "expected labels from 0 .*, got -1": {"y": np.arange(5) - 1},
+    "expected integer labels": {"y": np.zeros(5)},
+    r"one picture, got \[8, 8, 3\]": {"x": np.zeros((8, 8, 3))},
+    r"one picture, got \[3, 8, 8\]": {"x": BYTES[:3]},
+    r"one picture, got \[64, 64, 1\]": {"x": np.zeros((64, 64, 1), "u1")},
+    r"expected images of shape .*, got \[0, 8, 8\]": {"x": BYTES[:0]},
+    r"channels last, 1 to 4 of them, got \[5, 3, 8, 8\]": {"x": np.zeros((5, 3, 8, 8), "u1")},
+    "expected uint8 or float images, got int64": {"x": BYTES.astype(int)},
+    "expected finite pixels, .* first of them image 1": {
+        "x": np.reshape([0, np.nan], (2, 1, 1, 1))
+    },
+    r"got \[0, 1\.00001\]": {"x": np.reshape([0, 1.00001], (2, 1, 1, 1))},  # beyond a rounding
+}
+
+
+@pytest.mark.parametrize("problem", REFUSED)
+def test_what_is_not_understood_is_named(tmp_path, problem):
+    with pytest.raises(FieldError, match=f"^data: .*{problem}"):
+        load(tmp_path, **{"x": BYTES, **REFUSED[problem]})
+
+
+@pytest.mark.parametrize("off", [-1e-7, 1 + 1.2e-7])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_rounding_does_not_change_what_pixels_mean(tmp_path, off, dtype):
+    pixels = np.linspace(0, 1, 128, dtype=dtype).reshape(2, 8, 8)
+    pixels[0, 3, 3] = off
+    data = load(tmp_path, x=pixels)
+    expected = (2 * np.clip(pixels, 0, 1) - 1)[..., None]
+    np.testing.assert_allclose(data.images, expected, atol=1e-6)
+    assert np.max(np.abs(data.images)) == 1
+    assert data.notes[0].startswith("pixels in [0, 1], since none is below 0")
+
+
+@pytest.mark.slow
+def test_a_large_file_is_neither_held_in_memory_nor_mapped(tmp_path):
+    """512 MiB, of which the disk holds next to nothing: the file has holes."""
+    np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.uint8, (2**13, 128, 128, 4))[7] = 200
+    tracemalloc.start()
+    data = load_dataset(tmp_path / "x.npy")
+    data.digest()
+    data.images[np.arange(0, 2**13, 128)]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100 * 2**20 and "x.npy" not in Path("/proc/self/maps").read_text()
+
+
+@pytest.mark.parametrize("order", "CF")
+def test_rows_of_a_large_file_are_those_of_the_array(tmp_path, monkeypatch, order):
+    monkeypatch.setattr("jax_ddpm.data.arrays._IN_MEMORY", 0)
+    np.save(tmp_path / "x.npy", np.asarray(BYTES, order=order))
+    rows = load_dataset(tmp_path / "x.npy").images
+    assert isinstance(rows, FileRows) == (order == "C")
+    for index in (np.array([[3, 3], [0, 4]]), 2, slice(1, 3), slice(None)):
+        np.testing.assert_array_equal(rows[index], BYTES[..., None][index])
+    assert (rows.shape, rows.dtype, len(rows)) == ((5, 8, 8, 1), np.uint8, 5)
+    assert rows[0].flags.writeable
+
+
+def test_rows_of_a_file_that_was_cut_short(tmp_path):
+    BYTES.tofile(tmp_path / "x.bin")
+    rows = FileRows(tmp_path / "x.bin", BYTES.shape)
+    os.truncate(tmp_path / "x.bin", 4 * 64 + 1)
+    np.testing.assert_array_equal(rows[3], BYTES[3])
+    with pytest.raises(OSError, match=r"was cut short while it was read.*x.bin"):
+        rows[4]
+    with pytest.raises(IndexError):
+        rows[5]
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.2, 0.9), (-1, 1), (0, 1), (-1.7, 2.1), (2, 3)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.float64])
+def test_samples_of_ours_are_read_as_their_bytes_say(tmp_path, low, high, dtype):
+    images = np.random.default_rng(0).uniform(low, high, (4, 8, 8, 3)).astype(dtype)
+    save_samples(tmp_path / "x.npz", images)
+    saved = dict(np.load(tmp_path / "x.npz"))
+    data = load_dataset(tmp_path / "x.npz")
+    np.testing.assert_allclose(to_bytes(data.images), saved["arr_0"], atol=dtype == np.float16)
+    np.testing.assert_array_equal(
+        *open_samples(tmp_path / "x.npz").batches(), to_bytes(data.images)
+    )
+    assert np.max(np.abs(data.images)) <= 1
+    assert any("beyond [-1, 1], clipped" in note for note in data.notes) == (high > 1)
+    with pytest.raises(FieldError, match="data: expected arr_0 to hold the samples as bytes"):
+        load(tmp_path, samples=saved["samples"], arr_0=saved["arr_0"] // 2)
+
+
+def test_a_range_is_set_or_said(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    light = np.random.default_rng(0).uniform(0.2, 0.9, (4, 8, 8, 1)).astype(np.float32)
+    for name, pixels in (("light", light), ("dark", -light), ("far", 3 * light)):
+        np.save(tmp_path / f"{name}.npy", pixels)
+    for given, taken, expected in (
+        (None, "unit", 2 * light - 1),
+        ("unit", "unit", 2 * light - 1),
+        ("signed", "signed", light),
+    ):
+        data = load_dataset("~/light.npy", Preparation(range=given))
+        np.testing.assert_allclose(data.images, expected, atol=1e-6)
+        assert data.preparation.range == taken  # what else is read for this run is read so
+        assert ("none is below 0" in data.notes[0]) == (given is None)
+        samples = open_samples("~/light.npy", given)
+        np.testing.assert_array_equal(*samples.batches(), to_bytes(data.images))
+        assert samples.recipe == {"read as": data.notes[0]}
+    for name, given in (("dark", "unit"), ("far", "signed"), ("far", "unit")):
+        with pytest.raises(
+            FieldError, match=rf"expected pixels in .* as range='{given}' says, got"
+        ):
+            load_dataset(tmp_path / f"{name}.npy", Preparation(range=given))
+    with pytest.raises(FieldError, match="samples: expected pixels in .* as range='unit' says"):
+        evaluate_samples(tmp_path / "dark.npy", load_dataset("digits"), range="unit")
+
+
+LABELS = np.array([[1], [0], [2], [1], [0]], np.uint8)
+PARTS = {"keras": "x_train y_train x_test y_test", "upper": "X_TRAIN Y_TRAIN X_VAL Y_VAL"}
+PARTS |= {"medmnist": "train_images train_labels val_images val_labels test_images test_labels"}
+PARTS |= {"camel": "trainX trainY testX testY", "joined": "Xtrain ytrain Xtest ytest"}
+
+
+@pytest.mark.parametrize("names", PARTS)
+def test_of_the_parts_of_a_file_the_training_is_read(tmp_path, names):
+    first, second, *others = PARTS[names].split()
+    rest = {name: (BYTES[:2] // 2, LABELS[:2])[k % 2] for k, name in enumerate(others)}
+    data = load(tmp_path, **rest, **{first: BYTES, second: LABELS})
+    np.testing.assert_array_equal(data.images[..., 0], BYTES)
+    assert data.labels.tolist() == [1, 0, 2, 1, 0] and data.class_names is None
+    assert f"other parts of the data, left out: {', '.join(others)}" in data.notes
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [np.eye(5), np.zeros(4, int), -np.ones(5, int), np.array([{}] * 5), np.array(list("abcde"))],
+)
+def test_labels_that_cannot_be_used_are_left_out_when_asked(tmp_path, labels):
+    np.savez(tmp_path / "x.npz", x=BYTES, y=labels)
+    with pytest.raises(FieldError, match="^data: "):
+        load_dataset(tmp_path / "x.npz")
+    data = load_dataset(tmp_path / "x.npz", Preparation(labels="none"))
+    assert data.labels is None and data.images.shape == (5, 8, 8, 1)
+    assert "labels are left out, as asked" in data.notes
+
+
+@pytest.mark.parametrize("labels", [[1, 2, 3, 10, 2], [0, 1, 100_000, 1, 0], [2**40, 7, 7, 7, 9]])
+def test_labels_with_gaps_become_names(tmp_path, labels):
+    data = load(tmp_path, x=BYTES, y=np.array(labels))
+    assert data.num_classes == len(set(labels)) and data.labels.dtype == np.int32
+    assert [int(data.class_names[label]) for label in data.labels] == labels
+    assert "their numbers are not those in their names" in data.notes[-1]
