@@ -9,6 +9,7 @@ from PIL import Image
 from jax_ddpm import runs
 from jax_ddpm.data import load_dataset, to_bytes
 from jax_ddpm.runs.figures import image_grid
+from jax_ddpm.runs.settings import named_schedule
 
 pytestmark = pytest.mark.usefixtures("defaults", "untyped")
 
@@ -107,6 +108,14 @@ def test_no_folder_is_overwritten_and_none_is_half_written(tmp_path, monkeypatch
     (tmp_path / "full/x").write_text("mine")
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))
+    holed = np.where(images == images[1, 2, 3], np.float32(np.inf), images)
+    for make in (
+        lambda: runs.save_gif("x.gif", [images, holed * np.float32(np.nan)]),
+        lambda: runs.save_forward("x.png", named_schedule("cosine", 4), holed[1]),
+        lambda: to_bytes(np.float16([[-np.inf]])),
+    ):
+        with pytest.raises(runs.FieldError, match="^images: expected finite pixels, got NaN"):
+            make()
     monkeypatch.setattr("jax_ddpm.runs.figures.write_file", Mock(side_effect=OSError(28, "full")))
     with pytest.raises(OSError, match="full: 'new'"):
         runs.save_samples("new", images)
@@ -116,6 +125,7 @@ def test_no_folder_is_overwritten_and_none_is_half_written(tmp_path, monkeypatch
         ("names", {"labels": np.arange(2), "names": ["one"]}),
         ("images", {"images": floats(2, 8, 5)}),
         ("images", {"images": images[:0], "path": "x.png"}),
+        *(("images", {"images": holed, "path": path}) for path in ("x.png", "x.npz", "new")),
         ("images", {"images": images.astype(np.int32)}),
     ):
         with pytest.raises(runs.FieldError, match=f"^{field}: expected "):

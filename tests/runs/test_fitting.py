@@ -156,6 +156,8 @@ def test_what_is_wrong_is_named_before_the_training(whole, pictures, tmp_path):
         with pytest.raises(runs.FieldError, match=words):
             runs.fit(folder, data, SETTINGS)
     assert not folder.exists()
+    default = replace(SETTINGS, batch_size=None, steps=2)
+    assert runs.fit(tmp_path / "few", Dataset(images[:3]), default).step == 2, "in batches of two"
     changed = replace(SETTINGS, steps=200, seed=1)
     with pytest.raises(runs.FieldError, match="seed: was 0, is 1.*accept_changes=True"):
         runs.fit(whole[1], pictures, changed)

@@ -118,7 +118,7 @@ def test_a_gap_is_closed_by_batches_of_another_size(tmp_path):
     np.testing.assert_array_equal(np.concatenate(list(open_samples(tmp_path).batches())), whole)
     np.testing.assert_array_equal(keep(8, total=6, images=None), whole[:6])  # none is drawn
     (tmp_path / "00000004.npy").unlink()
-    with pytest.raises(ValueError, match="run: expected finite samples, got NaN or infinity"):
+    with pytest.raises(ValueError, match="images: expected finite pixels, got NaN or infinity"):
         keep(8, images=images * np.float32(np.nan))
     assert kept_samples(tmp_path) == 4
 
@@ -142,7 +142,7 @@ def test_the_images_scored_are_of_the_whole_file(run, data):
     """Bits per dimension of four images, which need not be the first four."""
     options = {"num": 0, "num_scored": 4}
     figures = evaluate(run, data, **options)
-    assert set(figures) == {"steps", "bits_per_dim", "recipe"}
+    assert set(figures) == {"steps", "bits_per_dim", "left_out", "recipe"}
     assert np.isfinite(figures["bits_per_dim"])
     later = data._replace(images=np.concatenate([data.images[:4], 255 - data.images[4:]]))
     assert abs(evaluate(run, later, **options)["bits_per_dim"] - figures["bits_per_dim"]) > 1e-3
@@ -191,7 +191,7 @@ def test_a_rare_class_is_judged_too(monkeypatch):
 def test_what_cannot_be_measured_is_named(run, data, tmp_path):
     np.save(tmp_path / "x.npy", data.images[:20])
     floats = data._replace(images=np.float32(data.images) / 255)
-    few, low = Dataset(data.images[:40], data.labels[:40]), data._replace(images=data.images[:, :4])
+    low = data._replace(images=data.images[:, :4])
 
     def model(*arguments, **options):
         return lambda: evaluate(run, *arguments, **options)
@@ -203,10 +203,8 @@ def test_what_cannot_be_measured_is_named(run, data, tmp_path):
         (model(data, num=0, folder=tmp_path), "num: expected more than 0 with folder"),
         (model(floats, num=4, num_scored=5), "num_scored: expected images of 8 bits"),
         (model(num=4), "data: expected real images, or reference, got neither"),
-        (model(few, num=4), "data: too few images for 10 classes"),
         (model(low, num=4), r"data: expected images of \(8, 8, 1\), as the run's"),
         (model(data._replace(labels=data.labels + 1), num=4), "data: expected labels up to 9"),
-        (model(data._replace(labels=None), num=4), "data: expected labels, since the run has cl"),
         (samples(data, num=21), "num: expected at most 20"),
         (samples(low), r"data: expected images of \(8, 8, 1\), as the samples"),
         (samples(data, inception="x.pth"), "inception: expected images of 3 channels"),
@@ -215,3 +213,39 @@ def test_what_cannot_be_measured_is_named(run, data, tmp_path):
     ):
         with pytest.raises(ValueError, match=f"^{words}"):
             call()
+
+
+LABELS = np.arange(60, dtype=np.int32)
+LEFT_OUT = {
+    "60 images in 1 classes": LABELS * 0,
+    "1 in the smallest": np.maximum(LABELS - 52, 0),
+    "60 images in 20 classes, 3 in": LABELS % 20,
+    "2 images in 2 classes": LABELS[:2],
+    "have no classes": None,
+}
+
+
+@pytest.mark.parametrize("why", LEFT_OUT)
+def test_what_cannot_be_had_is_left_out(run, data, tmp_path, why):
+    """And said; distances are measured all the same, of a run and of samples."""
+    labels = LEFT_OUT[why]
+    real = Dataset(data.images[: 60 if labels is None else len(labels)], labels)
+    runs.save_samples(tmp_path / "x.npz", data.images[::3], labels=np.zeros(20, np.int32))
+    found = [evaluate_samples(tmp_path / "x.npz", real)]
+    if labels is None or labels.max() < 10:
+        found.append(
+            evaluate(run, real, **{**OPTIONS, "num_scored": None if labels is None else 0})
+        )
+        assert ("bits_per_dim" in found[1]["left_out"]) == (labels is None)
+    for figures in found:
+        assert np.isfinite(figures["classifier_frechet_distance"]) and "agreement" not in figures
+        assert why in figures["left_out"]["agreement"]
+        assert ("recall" in figures) != ("recall" in figures["left_out"])
+
+
+def test_seeds_beyond_those_of_scikit_learn(data):
+    """Labels that nothing tells apart: which images are held out decides."""
+    blurred, samples = data._replace(labels=LABELS // 5 % 3), data.images[:9] / 255
+    seeds = (0, 1, 2**32 - 1, 2**32, 2**32 + 1, 2**63 - 1)
+    found = {label_agreement(blurred, samples, LABELS[:9] % 3, seed) for seed in seeds}
+    assert len(found) > 3
