@@ -37,8 +37,7 @@ _LEARNED = ("learned", "learned_range")
 def check_loss(loss_type: Any, weighting: Any, variance_type: VarianceType) -> None:
     """Raises `FieldError` where these do not fit."""
     if loss_type == "vb" and weighting is not None:
-        problem = ("expected None with ", Field("loss_type", "vb"), f", got {weighting!r}")
-        raise FieldError("weighting", *problem)
+        raise FieldError("weighting", "expected None with ", Field("loss_type", "vb"), ", got one")
     if loss_type == "hybrid" and variance_type not in _LEARNED:
         raise FieldError("loss_type", "'hybrid' comes with a learned ", Field("variance_type"))
 

@@ -43,8 +43,7 @@ class _Rows(NamedTuple):
 
 
 def default_cache() -> Path | None:
-    """Where decoded pictures are kept: ~/.cache/jax_ddpm/images, or in XDG_CACHE_HOME; None where
-    there is no home."""
+    """For decoded pictures: ~/.cache/jax_ddpm/images, or in XDG_CACHE_HOME; None without a home."""
     folder = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
     return None if folder.startswith("~") else Path(folder, "jax_ddpm/images")
 

@@ -305,10 +305,8 @@ def check_measurable(run: Run, data: Dataset) -> None:
 def label_agreement(
     data: Dataset, samples: np.ndarray, labels: np.ndarray, seed: int = 0
 ) -> tuple[float, float]:
-    """How often an SVC names the label of a sample, and of a real image held out from it.
-
-    Raises `FieldError` where it cannot learn the labels and be tried on others.
-    """
+    """How often an SVC names the label of a sample, and of a real image held out from it; raises
+    `FieldError` where it cannot learn the labels and be tried on others."""
     from sklearn.model_selection import train_test_split
     from sklearn.svm import SVC
 

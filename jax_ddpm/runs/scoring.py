@@ -72,5 +72,5 @@ def score(
             progress(Progress(first + len(rows), len(chosen), what="bits per dimension"))
     mean = float(np.mean(np.concatenate(totals)))
     if not np.isfinite(mean):
-        raise FieldError("run", f"expected finite bits per dimension, got {mean}")
+        raise FieldError(None, f"bits per dimension: expected a finite number, got {mean}")
     return mean

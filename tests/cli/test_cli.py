@@ -59,7 +59,6 @@ def here(tmp_path_factory, untrained, write_run, defaults):
         ("sample --run DIGITS --out a.jpg", "--out: expected a .png or a .npz"),
         ("sample --run DIGITS --out /proc/x.png", "--out: cannot write /proc/x.png: "),
         ("convert nowhere x --to run", "SOURCE: no such file or folder: nowhere"),
-        ("convert nowhere x --to run", "SOURCE: no such file or folder: nowhere"),
         ("convert weights.pt x --to run", "SOURCE: weights.pt is a pickle, which"),
         ("convert SIMPLE x --to diffusers", "--to diffusers: model: expected a UNet, got SimpleU"),
         ("convert SIMPLE empty --to run", "OUT: empty exists already"),
@@ -68,8 +67,6 @@ def here(tmp_path_factory, untrained, write_run, defaults):
         ("export --run SIMPLE --guidance 3", "--guidance: the model has no classes"),
         ("export --run DIGITS --out x.bin", "--out: expected a .jaxexport, got x.bin"),
         ("export --run DIGITS --out no/x.jaxexport", "--out: no such folder: no"),
-        ("parity --json no/where.json", "--json: no such folder: no"),
-        ("evaluate", "expected --run, --pretrained or --samples, and one of them only"),
         ("evaluate", "expected --run, --pretrained or --samples, and one of them only"),
         ("evaluate --run DIGITS --json empty", "--json: expected a file, got the folder empty"),
         # Seventeen levels of grey are no 8 bits.
