@@ -92,7 +92,7 @@ def _race(
 def checkpoints(settings: Settings, log: Log = print) -> list[Row]:
     """Time as many steps as lie between two checkpoints by default, with a save among them."""
     trained = runs.Settings()
-    steps, batch = trained.checkpoint_every, trained.batch_size
+    steps, batch = trained.checkpoint_every, trained.batched()
     images = np.random.default_rng(0).uniform(-1, 1, (batch, 8, 8, 1)).astype(np.float32)
     labels = np.arange(batch, dtype=np.int32) % 10
     run = new_run(trained, Dataset(images, labels))

@@ -1,6 +1,7 @@
 """`jax-ddpm`, also `python -m jax_ddpm`."""
 
 import sys
+from io import TextIOWrapper
 
 from jax_ddpm._extras import install_command
 
@@ -28,6 +29,8 @@ _EXTRAS = {
 
 def main() -> None:
     """Run the command line; a package that is missing is named with the extra that brings it."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal in ASCII, a name that is no UTF-8
     try:
         from jax_ddpm.cli import run
 

@@ -100,7 +100,8 @@ def check_between(name: str, value: Any, low: int, high: int) -> None:
     value = np.asarray(value)  # before any arithmetic, which a surrounding trace would take over
     least, most = value.min(), value.max()
     if not (low <= least and most <= high):
-        raise FieldError(name, f"expected values in [{low}, {high}], got {least:g} to {most:g}")
+        got = f"{least:g}" if least == most else f"{least:g} to {most:g}"
+        raise FieldError(name, f"expected values in [{low}, {high}], got {got}")
 
 
 def check_shape(name: str, value: Any, expected: Sequence[Any]) -> None:

@@ -14,24 +14,32 @@ SNR = ᾱ_t / (1 - ᾱ_t), where the signal is strong:
     w = min(SNR, γ) / SNR,   min(SNR, γ),   min(SNR, γ) / (SNR + 1)     for ε, x_0, v
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from jax_ddpm._checks import check_choice, check_shape, checked
+from jax_ddpm._checks import Field, FieldError, check_shape, checked
 from jax_ddpm._typing import DenoiseFn, PerSample, Sample, Timestep
 from jax_ddpm.forward import predict_v, q_sample
 from jax_ddpm.likelihood import mean_over_event, vb_term
 from jax_ddpm.reverse import PredictionType, VarianceType, denoise
 from jax_ddpm.schedule import NoiseSchedule, extract
 
-__all__ = ["LossType", "Weighting", "training_losses"]
+__all__ = ["LossType", "Weighting", "check_loss", "training_losses"]
 
 LossType = Literal["mse", "vb", "hybrid"]
 Weighting = Literal["min_snr"]
 _LEARNED = ("learned", "learned_range")
+
+
+def check_loss(loss_type: Any, weighting: Any, variance_type: VarianceType) -> None:
+    """Raises `FieldError` where these do not fit."""
+    if loss_type == "vb" and weighting is not None:
+        raise FieldError("weighting", "expected None with ", Field("loss_type", "vb"), ", got one")
+    if loss_type == "hybrid" and variance_type not in _LEARNED:
+        raise FieldError("loss_type", "'hybrid' comes with a learned ", Field("variance_type"))
 
 
 @checked
@@ -58,10 +66,7 @@ def training_losses(
     """
     if loss_type is None:
         loss_type = "hybrid" if variance_type in _LEARNED else "mse"
-    if loss_type == "vb" and weighting is not None:
-        raise ValueError(f"weighting: expected None with loss_type 'vb', got {weighting!r}")
-    if loss_type == "hybrid":
-        check_choice("variance_type with loss_type 'hybrid'", variance_type, _LEARNED)
+    check_loss(loss_type, weighting, variance_type)
     if not min_snr_gamma > 0:
         raise ValueError(f"min_snr_gamma: expected a number above 0, got {min_snr_gamma}")
     check_shape("noise", noise, jnp.shape(x_start))

@@ -13,10 +13,10 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding
 from jaxtyping import Array
 
-from jax_ddpm._checks import check_not_negative, check_shape, check_type, checked
+from jax_ddpm._checks import check_between, check_not_negative, check_shape, check_type, checked
 from jax_ddpm._typing import NoiseFn, Output, PRNGKey, Shape
 
-__all__ = ["noise_source", "place", "sample_noise"]
+__all__ = ["noise_source", "place", "sample_noise", "seed_key"]
 
 
 @checked
@@ -43,6 +43,13 @@ def sample_noise(
 
     samples = place(first_sample + jnp.arange(shape[0]), sharding)
     return place(jax.vmap(draw)(samples), sharding)
+
+
+def seed_key(seed: int) -> Array:
+    """The typed key of a seed, each another's; below 2**32 it is `jax.random.key(seed)`."""
+    check_between("seed", seed, 0, 2**63 - 1)
+    with jax.enable_x64(True):  # or JAX drops the upper half
+        return jax.random.key(int(seed))
 
 
 def noise_source(

@@ -5,7 +5,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jax_ddpm as ddpm
-from jax_ddpm.noise import noise_source
+from jax_ddpm.noise import noise_source, seed_key
 
 SHAPE = (3, 4, 4, 3)
 
@@ -50,3 +50,14 @@ def test_injected_noise_is_checked_and_takes_the_dtype(untyped):
         injected(np.ones(SHAPE[1:]))  # would broadcast: every sample would get the same
     with pytest.raises(TypeError, match="^output of noise_fn: expected a floating array"):
         injected(np.ones(SHAPE, int))
+
+
+@pytest.mark.parametrize("x64", [True, False])
+def test_every_seed_is_a_stream_of_its_own(untyped, x64):
+    """With JAX's 32 bits too; below 2**32 it is JAX's own key."""
+    seeds = (0, 1, 2**32 - 1, 2**32, 2**32 + 1, 2**40, np.int64(2**62), 2**63 - 1)
+    with jax.enable_x64(x64):
+        keys = [jax.random.key_data(seed_key(seed)) for seed in seeds]
+        own = [jax.random.key_data(jax.random.key(seed)) for seed in seeds[:3]]
+    np.testing.assert_array_equal(keys[:3], own)
+    assert len(np.unique(keys, axis=0)) == len(seeds)

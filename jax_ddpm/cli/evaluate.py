@@ -39,7 +39,7 @@ def evaluate(config: EvaluateConfig) -> None:
         "statistics": config.save_statistics,
     }
     data = "--data" if config.data.data else "--dataset"
-    with naming(data=data, folder="--out", statistics="--save-statistics"):
+    with naming(data=data, folder="--out", statistics="--save-statistics", images="samples"):
         if config.samples is not None:
             figures = _of_samples(config, options)
         else:

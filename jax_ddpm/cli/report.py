@@ -71,11 +71,8 @@ def _left_out(config: EvaluateConfig, figures: dict[str, Any]) -> Iterator[str]:
         yield f"FID of {num:,} samples is larger than of many: compare it with that of as many"
     if config.reference != "data":
         yield "statistics stand for the real images: what compares image with image is left out"
-    elif config.samples is None:
-        if "agreement" not in figures and config.num != 0:
-            yield "agreement is left out: the model has no classes"
-        if "bits_per_dim" not in figures and config.num_scored != 0:
-            yield "bits per dimension are left out: the pixels are not those of 8 bits"
+    for name, why in figures.get("left_out", {}).items():
+        yield f"{_NAMES.get(name, name.replace('_', ' '))} is left out: {why}"
 
 
 def _recipe(recipe: dict[str, Any]) -> Iterator[str]:

@@ -1,6 +1,5 @@
 """`jax-ddpm sample`: images from a trained run or a diffusers checkpoint."""
 
-import jax
 import numpy as np
 
 from jax_ddpm._checks import check_positive
@@ -9,6 +8,7 @@ from jax_ddpm.cli.config import SampleConfig
 from jax_ddpm.cli.devices import say, start_devices
 from jax_ddpm.cli.errors import UsageError, check_file, naming, writing
 from jax_ddpm.cli.progress import bar
+from jax_ddpm.noise import seed_key
 from jax_ddpm.runs import Run, draw, save_samples
 from jax_ddpm.runs.drawing import labels_in_turn, make_chain
 from jax_ddpm.schedule import NoiseSchedule
@@ -26,10 +26,11 @@ def sample(config: SampleConfig) -> None:
         raise UsageError(f"--out: expected a new or empty folder, got {config.out}")
     sampler = make_sampler(config)
     start_devices(config.devices)
+    key = seed_key(config.seed)
     run, chain, labels = together(lambda: _prepare(config))
     with bar("sampling") as show:
         samples = draw(
-            jax.random.key(config.seed),
+            key,
             run,
             config.num,
             labels=labels,
@@ -42,7 +43,7 @@ def sample(config: SampleConfig) -> None:
     if config.label:
         several = 1 < len(config.label) <= 16
         columns, titles = (len(config.label), config.label) if several else (None, None)
-    with writing("--out", config.out), naming(path="--out"):
+    with writing("--out", config.out), naming(path="--out", images="samples"):
         on_writer(
             lambda: save_samples(config.out, samples, labels, columns, titles, run.class_names)
         )

@@ -42,7 +42,7 @@ def train(config: TrainConfig, interrupts: Interrupts) -> None:
         data = together(lambda: load_images(config.data, _preparation(config)))
     opened = open_run(folder, data, settings, accept_changes=config.run.accept_changes)
     try:
-        with naming(folder="--name"), opened as training:
+        with naming(folder="--name", images="samples"), opened as training:
             if training.changes:
                 changes = (f"--{name.replace('_', '-')}: {what}" for name, what in training.changes)
                 say(f"accepted: {'; '.join(changes)}")

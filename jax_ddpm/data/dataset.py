@@ -134,10 +134,12 @@ def to_float(images: AnyArray) -> np.ndarray:
 
 @checked
 def to_bytes(images: AnyArray) -> np.ndarray:
-    """Images as uint8: of [-1, 1], rounded; bytes as they are."""
+    """Images as uint8: of [-1, 1], rounded; bytes as they are. Raises `FieldError` of a NaN."""
     images = np.asarray(images)
     if images.dtype == np.uint8:
         return images
+    if not np.isfinite(images).all():
+        raise FieldError("images", "expected finite pixels, got NaN or infinity")
     return np.clip((images + 1) * 127.5, 0, 255).round().astype(np.uint8)
 
 

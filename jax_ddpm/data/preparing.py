@@ -42,9 +42,10 @@ class _Rows(NamedTuple):
         return ((index, self.images[index]) for index in range(len(self.images)))
 
 
-def default_cache() -> Path:
-    """Where decoded pictures are kept: ~/.cache/jax_ddpm/images, or in XDG_CACHE_HOME."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "jax_ddpm/images"
+def default_cache() -> Path | None:
+    """For decoded pictures: ~/.cache/jax_ddpm/images, or in XDG_CACHE_HOME; None without a home."""
+    folder = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    return None if folder.startswith("~") else Path(folder, "jax_ddpm/images")
 
 
 def as_source(data: Dataset, preparation: Preparation) -> Source | None:

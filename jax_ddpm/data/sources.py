@@ -78,7 +78,7 @@ file, unpacked, those of the test |
       OSError: the cache cannot be written.
     """
     preparation = preparation or Preparation()
-    where: Path | None = default_cache() if cache is None else Path(cache).expanduser()
+    where = default_cache() if cache is None else Path(cache).expanduser()
     if cache is not None and str(cache).lower() == "none":
         where = None
     if preparation.max_pixels is not None:

@@ -14,11 +14,12 @@ import numpy as np
 import optax
 from jax import lax
 
-from jax_ddpm._checks import FieldError, check_not_negative, checked
+from jax_ddpm._checks import FieldError, checked
 from jax_ddpm._typing import Label, Pixels
 from jax_ddpm.evaluation.networks import FeatureNetwork
 from jax_ddpm.io.arrays import flatten, from_bytes, to_bytes, unflatten
 from jax_ddpm.models.feature_classifier import FeatureClassifier
+from jax_ddpm.noise import seed_key
 from jax_ddpm.training.hosts import from_writer
 
 __all__ = ["train_classifier"]
@@ -45,7 +46,7 @@ def train_classifier(
     Returns:
       A network of 64 features, "features".
     """
-    check_not_negative(seed=seed)
+    key = seed_key(seed)
     images = np.asarray(images)
     count, height, width, _ = images.shape
     learns = "labels"
@@ -80,7 +81,7 @@ def train_classifier(
             updates, opt_state = optimizer.update(jax.grad(loss_fn)(params), opt_state, params)
             return (optax.apply_updates(params, updates), opt_state), None
 
-        params = model.init(jax.random.key(seed), _floats(pixels[:1]))
+        params = model.init(key, _floats(pixels[:1]))
         (params, _), _ = lax.scan(step, (params, optimizer.init(params)), (order, turned))
         features, _ = model.apply(params, _floats(pixels[order[0]]))
         # The root mean square of features is 1, so that distances have a scale.

@@ -83,7 +83,8 @@ def frechet_distance(mu_1: Mean, sigma_1: Covariance, mu_2: Mean, sigma_2: Covar
     inner = np.linalg.eigvalsh(root @ sigma_2 @ root)
     trace = np.sqrt(np.maximum(inner, 0)).sum()
     difference = mu_1 - mu_2
-    return float(difference @ difference + np.trace(sigma_1) + np.trace(sigma_2) - 2 * trace)
+    distance = difference @ difference + np.trace(sigma_1) + np.trace(sigma_2) - 2 * trace
+    return max(float(distance), 0.0)  # rounding leaves the distance of equals below 0
 
 
 @checked

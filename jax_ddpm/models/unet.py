@@ -237,6 +237,8 @@ class UNet(nn.Module):
             "time_scale",
         ):
             check_positive(**{name: getattr(self, name)})
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout: expected 0 to 1, below 1, got {self.dropout}")
         waves = self.time_proj_dim or self.block_out_channels[0]
         if waves // 2 <= self.freq_shift:
             raise ValueError(

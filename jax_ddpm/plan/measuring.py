@@ -64,17 +64,17 @@ def measure_training(run: Run, settings: Settings, target: Target) -> dict[str, 
     Raises `FieldError` where batch or `fsdp` do not suit the target, and where its compiler refuses
     the program.
     """
-    steps = settings.dispatched(target.chip.platform)
+    steps, batch = settings.dispatched(target.chip.platform), settings.batched()
     with quiet():
-        devices = _devices(target, "batch_size", settings.batch_size, settings.accumulate)
+        devices = _devices(target, "batch_size", batch, settings.accumulate)
         if len(devices) % settings.fsdp:
             problem = f"expected a divisor of {len(devices)}, the devices of {target.name}"
             raise FieldError("fsdp", f"{problem}, got {settings.fsdp}")
-        part = settings.batch_size // settings.accumulate
+        part = batch // settings.accumulate
         mesh = device_mesh(part, fsdp=settings.fsdp, devices=devices)
         programs = fit_programs(run, settings, mesh, jax.random.key(0))
-        arguments = (programs.state, _batches(run, steps, settings.batch_size, programs))
-        row = _row(target, "train", settings.batch_size, 1, len(devices), settings.dtype)
+        arguments = (programs.state, _batches(run, steps, batch, programs))
+        row = _row(target, "train", batch, 1, len(devices), settings.dtype)
         return _measured(row, target, settings.dtype, programs.advance, arguments, 1 / steps)
 
 

@@ -252,10 +252,9 @@ def save_forward(path: PathLike, schedule: NoiseSchedule, image: Picture) -> Non
         batch = np.repeat(x_start[None], len(steps), axis=0)
         noise = np.asarray(jax.random.normal(jax.random.key(0), batch.shape))
         noisy = np.asarray(q_sample(schedule, batch, steps, noise))
-        for axis, x_t in zip(row, noisy, strict=True):
-            pixels = np.clip((x_t + 1) / 2, 0, 1)
+        for axis, pixels in zip(row, to_bytes(noisy), strict=True):
             pixels = pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., 0]
-            axis.imshow(pixels, cmap="gray", vmin=0, vmax=1)
+            axis.imshow(pixels, cmap="gray", vmin=0, vmax=255)
             axis.set_xticks([])
             axis.set_yticks([])
     figure.tight_layout()

@@ -17,6 +17,7 @@ from jax_ddpm._checks import Field, FieldError, checked
 from jax_ddpm.data import Dataset
 from jax_ddpm.data.loading import Order, prefetched
 from jax_ddpm.io.checkpoint import list_checkpoints
+from jax_ddpm.noise import seed_key
 from jax_ddpm.runs.metrics import MetricsLog
 from jax_ddpm.runs.previews import Previews
 from jax_ddpm.runs.programs import fit_programs, learning_rate
@@ -88,7 +89,7 @@ def train(
 ) -> Fit:
     """Train what `open_run` opened, to its end or until `stop` is true, and save it."""
     _, settings, data, run, mesh, *_ = training
-    key = jax.random.fold_in(jax.random.key(settings.seed), 0)
+    key = jax.random.fold_in(seed_key(settings.seed), 0)
     data_key, train_key = jax.random.split(key)
     computed = computing(run, dtype=settings.dtype, remat=settings.remat)
     programs = fit_programs(computed, settings, mesh, train_key)
@@ -105,7 +106,7 @@ def train(
                 "accept_changes", problem, Field("folder"), " begins another run"
             ) from None
 
-    size = settings.batch_size
+    size = settings.batched()
     order = Order(data_key, len(data.images), size)
     labels = None if run.num_classes is None else data.labels
     arrays = {"images": data.images, "labels": labels, "extents": data.extents}
@@ -158,7 +159,7 @@ def train(
         log = MetricsLog(
             training.folder / METRICS,
             settings.steps,
-            batch_size=settings.batch_size,
+            batch_size=size,
             num_timesteps=run.pretrained.schedule.num_timesteps,
             mesh=mesh,
             learning_rate=learning_rate(settings),
@@ -190,8 +191,8 @@ def train(
             if previews and previews.due(done):
                 check(log.collect())
                 with log.paused():
-                    picture = previews.draw(done, state.ema_params)
-                    tracker.picture(done, "samples", picture)
+                    if (picture := previews.draw(done, state.ema_params)) is not None:
+                        tracker.picture(done, "samples", picture)
             tell(Progress(done, settings.steps, line))
             stopping = together and any_process(asked())
             if due or stopping:

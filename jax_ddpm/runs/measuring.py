@@ -18,14 +18,15 @@ import numpy as np
 
 from jax_ddpm import __version__
 from jax_ddpm._checks import Field, FieldError, check_not_negative, check_positive, checked
-from jax_ddpm.data import Dataset, to_float
+from jax_ddpm.data import Dataset, to_bytes, to_float
 from jax_ddpm.evaluation.reference import Reference
+from jax_ddpm.noise import seed_key
 from jax_ddpm.runs.drawing import Drawer, labels_in_turn, make_chain, with_guidance
 from jax_ddpm.runs.progress import Progress
 from jax_ddpm.runs.recording import compared, drawn
 from jax_ddpm.runs.references import open_reference
 from jax_ddpm.runs.run import PathLike, Run
-from jax_ddpm.runs.samples import Samples, open_kept, open_samples, pixels, resumed
+from jax_ddpm.runs.samples import Samples, open_kept, open_samples, resumed
 from jax_ddpm.runs.scoring import is_8_bit, score
 from jax_ddpm.samplers import Sampler, ancestral
 from jax_ddpm.schedule import warn_of_signal
@@ -74,6 +75,7 @@ def evaluate(
     | `held_out`: the same figures of real images, a floor | with images |
     | `agreement`, `svc_held_out`, `judged` | of a run with classes, with images |
     | `bits_per_dim` | with images of 8 bits |
+    | `left_out`: why, by the figure's name | always: of what cannot be had |
     | `steps`, `recipe` | always: all that is needed to measure again |
 
     What ends in `_std` is a spread. The names are explained in `evaluation`.
@@ -102,7 +104,8 @@ def evaluate(
       FieldError: naming what does not suit the run.
     """
     check_positive(steps=steps, batch_size=batch_size)
-    check_not_negative(num=num, num_scored=num_scored or 0, seed=seed)
+    check_not_negative(num=num, num_scored=num_scored or 0)
+    key, left_out = seed_key(seed), {}
     run, sampler = with_guidance(run, guidance), sampler or ancestral()
     chain = make_chain(run, run.pretrained.schedule.num_timesteps if steps is None else steps)
     warn_of_signal(chain)
@@ -113,9 +116,12 @@ def evaluate(
         if value is not None:
             raise FieldError("num", "expected more than 0 with ", Field(name), ", got 0")
     scored = min(num, _SCORED) if num_scored is None else num_scored
-    if data is None or not is_8_bit(data):
+    if data is None or not is_8_bit(data) or (run.num_classes and data.labels is None):
+        expected = "expected images of 8 bits, with labels where the model has classes"
         if num_scored:
-            raise FieldError("num_scored", f"expected images of 8 bits to score, got {num_scored}")
+            raise FieldError("num_scored", f"{expected}, got {num_scored} to score")
+        if scored and data is not None:
+            left_out["bits_per_dim"] = f"{expected}, got others"
         scored = 0
     if not num and not scored:
         raise FieldError("num", "expected more than 0, since no images of 8 bits are scored, got 0")
@@ -133,7 +139,7 @@ def evaluate(
 
         def draw(first_sample: int) -> Iterator[np.ndarray]:
             return drawer.batches(
-                jax.random.key(seed),
+                key,
                 run.pretrained.variables,
                 num,
                 labels,
@@ -141,16 +147,16 @@ def evaluate(
                 progress=progress,
             )
 
-        batches = map(pixels, draw(0))
+        batches = map(to_bytes, draw(0))
         if folder is not None and kept is not None:
             batches = resumed(folder, kept, num, draw)
-        figures |= _measure(target, batches, num, data, labels, seed)
+        figures |= _measure(target, batches, num, data, labels, seed, left_out)
         made |= compared(target, data, reference)
     if data is not None and scored:
-        figures["bits_per_dim"] = score(run, data, scored, seed, progress)
+        figures["bits_per_dim"] = score(key, run, data, scored, seed, progress)
         made["scored"] = f"{min(scored, len(data.images)):,} images of {data.source}"
     versions = {"jax_ddpm": __version__, "jax": jax.__version__}
-    return figures | {"recipe": {**made, "versions": versions}}
+    return figures | {"left_out": left_out, "recipe": {**made, "versions": versions}}
 
 
 @checked
@@ -193,13 +199,12 @@ def evaluate_samples(
     target = open_reference(
         found.image_shape, data, inception, reference, statistics, count, seed, progress
     )
-    labels = None
-    if data is not None and data.labels is not None and found.labels is not None and _judges(data):
+    labels, left_out = None, {}
+    if data is not None and data.labels is not None and found.labels is not None:
         labels = _as_in(data, found)[:count]
-        import_module("sklearn")  # before the work
     digest = hashlib.sha256()
     batches = _told(found, count, digest.update, progress)
-    figures = _measure(target, batches, count, data, labels, seed)
+    figures = _measure(target, batches, count, data, labels, seed, left_out)
     made = {
         "samples": f"{count:,} of the {found.num:,} in {samples}, SHA-256 {digest.hexdigest()}",
         **found.recipe,
@@ -207,7 +212,7 @@ def evaluate_samples(
         **compared(target, data, reference),
         "versions": {"jax_ddpm": __version__, "jax": jax.__version__},
     }
-    return {"num": count} | figures | {"recipe": made}
+    return {"num": count} | figures | {"left_out": left_out, "recipe": made}
 
 
 def _measure(
@@ -217,8 +222,13 @@ def _measure(
     data: Dataset | None,
     labels: np.ndarray | None,
     seed: int,
+    left_out: dict[str, str],
 ) -> dict[str, Any]:
-    """Distances, and label agreement of the first samples if there are labels."""
+    """Distances, and label agreement of the first samples; what cannot be had is `left_out`."""
+    if data is None or data.labels is None or labels is None:
+        labels, left_out["agreement"] = None, "the samples or the images have no classes"
+    else:
+        import_module("sklearn")  # before the work
     judged: list[np.ndarray] = []
 
     def passing() -> Iterator[np.ndarray]:
@@ -233,10 +243,17 @@ def _measure(
         pass
     if target.floor:
         figures["held_out"] = target.floor
+    kernel = "kid" if "fid" in figures else "classifier_kernel_distance"
+    for name in (kernel, "precision", "recall") if target.learned is not None else ():
+        if name not in figures:
+            left_out[name] = "there are too few samples or images"
     if labels is not None and data is not None:
         samples = to_float(np.concatenate(judged)[:_JUDGED])
-        agreement, held_out = label_agreement(data, samples, labels[: len(samples)], seed)
-        figures |= {"agreement": agreement, "svc_held_out": held_out, "judged": len(samples)}
+        try:
+            agreement, held_out = label_agreement(data, samples, labels[: len(samples)], seed)
+            figures |= {"agreement": agreement, "svc_held_out": held_out, "judged": len(samples)}
+        except FieldError as error:
+            left_out["agreement"] = str(error)
     return figures
 
 
@@ -280,31 +297,18 @@ def check_measurable(run: Run, data: Dataset) -> None:
     if data.image_shape != run.image_shape:
         problem = f"expected images of {run.image_shape}, as the run's, got {data.image_shape}"
         raise FieldError("data", problem)
-    if run.num_classes is None:
+    if run.num_classes is None or data.labels is None:
         return
-    if data.labels is None:
-        raise FieldError("data", "expected labels, since the run has classes, got none")
     if data.labels.max() >= run.num_classes:
         problem = f"expected labels up to {run.num_classes - 1}, as the run's"
         raise FieldError("data", f"{problem}, got {data.labels.max()}")
-    if not _judges(data):
-        problem = f"too few images for {len(np.unique(data.labels))} classes: a fifth is held out"
-        raise FieldError("data", f"{problem}, at least one of each class")
-    import_module("sklearn")  # before the work
-
-
-def _judges(data: Dataset) -> bool:
-    """Whether there are enough images of each class for an SVC and what is held out from it."""
-    assert data.labels is not None
-    counts = np.bincount(data.labels)
-    classes = np.count_nonzero(counts)
-    return bool(counts[counts > 0].min() >= 2 and _HELD_OUT * len(data.labels) >= classes)
 
 
 def label_agreement(
     data: Dataset, samples: np.ndarray, labels: np.ndarray, seed: int = 0
 ) -> tuple[float, float]:
-    """How often an SVC names the label of a sample, and of a real image held out from it."""
+    """How often an SVC names the label of a sample, and of a real image held out from it; raises
+    `FieldError` where it cannot learn the labels and be tried on others."""
     from sklearn.model_selection import train_test_split
     from sklearn.svm import SVC
 
@@ -318,9 +322,16 @@ def label_agreement(
         rest = np.setdiff1d(order, first, assume_unique=True)
         chosen = np.sort(np.concatenate([first, rest])[:_JUDGED_BY])
     labels_of = data.labels[chosen]
+    counts = np.unique(labels_of, return_counts=True)[1]
+    if len(counts) < 2 or counts.min() < 2 or _HELD_OUT * len(chosen) <= len(counts) - 1:
+        got = f"{len(chosen):,} images in {len(counts):,} classes, {counts.min():,} in the smallest"
+        expected = "an SVC learns two classes or more, and a fifth is held out, some of each class"
+        raise FieldError(None, f"{expected}; there are {got}")
+    # scikit-learn takes seeds of 32 bits.
+    state: Any = seed if seed < 2**32 else np.random.RandomState(np.random.MT19937(seed))
     flat = to_float(data.whole(chosen)).reshape(len(chosen), -1)
     seen, unseen, seen_labels, unseen_labels = train_test_split(
-        flat, labels_of, test_size=_HELD_OUT, random_state=seed, stratify=labels_of
+        flat, labels_of, test_size=_HELD_OUT, random_state=state, stratify=labels_of
     )
     judge = SVC(C=10).fit(seen, seen_labels)
     agreement = float(judge.score(samples.reshape(len(samples), -1), labels))

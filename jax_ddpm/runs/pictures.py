@@ -10,6 +10,7 @@ import numpy as np
 
 from jax_ddpm._checks import checked
 from jax_ddpm.data import Dataset, to_float
+from jax_ddpm.noise import seed_key
 from jax_ddpm.runs.drawing import draw
 from jax_ddpm.runs.figures import save_forward, save_gif, save_grid, save_loss
 from jax_ddpm.runs.metrics import read_metrics
@@ -38,7 +39,7 @@ def save_pictures(
     """
     frames, columns, schedule = [], run.class_columns or 8, run.pretrained.schedule
     samples = draw(
-        jax.random.fold_in(jax.random.key(seed), 1),
+        jax.random.fold_in(seed_key(seed), 1),
         run,
         8 * columns,
         chain=schedule if schedule.num_timesteps <= _STEPS else run.pretrained.chain(_STEPS),

@@ -1,5 +1,6 @@
 """Samples on the way: the same noise every time, so that one sees them improve."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jax_ddpm.io.files import make_folder, replacing
+from jax_ddpm.noise import seed_key
 from jax_ddpm.runs.drawing import Drawer, labels_in_turn, make_chain
 from jax_ddpm.runs.figures import image_grid, save_animation
 from jax_ddpm.runs.run import Run
@@ -37,7 +39,7 @@ class Previews:
         self._every = settings.sampled(self._total)
         self._columns = run.class_columns or 8
         self._number = _ROWS * self._columns
-        self._key = jax.random.fold_in(jax.random.key(settings.seed), 1)
+        self._key = jax.random.fold_in(seed_key(settings.seed), 1)
         self._drawer = None
         on_writer(self._remove_later)
 
@@ -54,14 +56,17 @@ class Previews:
                 path.unlink()
         (self._folder / TRAINING_GIF).unlink(missing_ok=True)
 
-    def draw(self, step: int, params: Any) -> np.ndarray:
-        """Draw from these weights, in all processes; the picture, uint8 [height, width, 3]."""
+    def draw(self, step: int, params: Any) -> np.ndarray | None:
+        """Draw from these weights, in all processes; the picture, uint8 [height, width, 3], or None
+        where samples are not finite, which is warned of."""
         if self._drawer is None:
             self._drawer = Drawer(
                 self._run, make_chain(self._run), ddim(), self._number, self._mesh
             )
         labels = labels_in_turn(self._run, self._number)
         (images,) = self._drawer.batches(self._key, params, self._number, labels)
+        if not np.isfinite(images).all():
+            return warnings.warn(f"step {step:,} has no picture: NaN or infinity", stacklevel=2)
         picture = image_grid(images, self._columns, titles=self._run.titles)
         on_writer(lambda: self._save(step, picture))
         return picture

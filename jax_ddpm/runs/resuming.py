@@ -1,13 +1,14 @@
 """Training again in the same folder resumes: what changed, what is damaged, from where.
 
 nothing there        begin
-config.json alone    begin again: no checkpoint was reached
+config.json alone    begin again, as the settings are now: no checkpoint was reached
 checkpoints/         resume from the newest that is intact; what is damaged is set aside
 """
 
 import hashlib
 import json
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple, NoReturn
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from optax.tree_utils import tree_set
 
 from jax_ddpm._checks import Field, FieldError
 from jax_ddpm.data import Dataset, Preparation
@@ -30,6 +32,7 @@ from jax_ddpm.io.checkpoint import (
 )
 from jax_ddpm.io.files import make_folder
 from jax_ddpm.io.json import read_json, write_json
+from jax_ddpm.runs.programs import optimizer
 from jax_ddpm.runs.run import CHECKPOINTS, CONFIG, PICTURES, PathLike, Run, describe
 from jax_ddpm.runs.settings import CheckpointSettings, Settings
 from jax_ddpm.runs.starting import computing, new_run
@@ -131,7 +134,7 @@ def open_run(
     (and `accept_changes` is not set), or if none of its checkpoints is intact; and `OSError`.
     """
     folder = Path(folder)
-    run, mesh = together(lambda: _prepare(settings, data))
+    settings, run, mesh = together(lambda: _prepare(settings, data))
     described = data.describe()
     _agree(settings, run, described)
     description = describe(run, settings.record(), described)
@@ -143,6 +146,8 @@ def open_run(
         )
         checkpoint, changes, damaged = found or (None, (), {})
         checkpoint = _everywhere(checkpoint)
+        if checkpoint is not None:
+            checkpoint = _with_optimizer(checkpoint, settings)
         yield Training(folder, settings, data, run, mesh, description, checkpoint, changes, damaged)
 
 
@@ -154,12 +159,14 @@ def begin(training: Training) -> None:
         (training.folder / name).unlink(missing_ok=True)
 
 
-def _prepare(settings: Settings, data: Dataset) -> tuple[Run, Mesh]:
+def _prepare(settings: Settings, data: Dataset) -> tuple[Settings, Run, Mesh]:
     data.check()
+    settings = replace(settings, batch_size=settings.batched(len(data.images)))
     run = new_run(settings, data)
     computing(run, dtype=settings.dtype, remat=settings.remat)  # refuses what does not go together
     # All devices that share a part of the batch evenly.
-    return run, device_mesh(settings.batch_size // settings.accumulate, fsdp=settings.fsdp)
+    batch = settings.batched() // settings.accumulate
+    return settings, run, device_mesh(batch, fsdp=settings.fsdp)
 
 
 def _agree(settings: Settings, run: Run, data: dict[str, Any]) -> None:
@@ -200,6 +207,19 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
+def _with_optimizer(checkpoint: Checkpoint, settings: Settings) -> Checkpoint:
+    """The checkpoint; if the settings' optimizer is another than its own, with theirs before a
+    first step, but for the rate, whose schedule goes on. That is warned of."""
+    params, init = checkpoint.arrays["params"], optimizer(settings).init
+    if flatten(jax.eval_shape(init, params)).keys() == checkpoint.arrays["optimizer"].keys():
+        return checkpoint
+    warnings.warn("the optimizer is another: the weights stay, and it starts anew", stacklevel=5)
+    rate, step = "ScaleByScheduleState", np.int32(checkpoint.step)
+    state = tree_set(init(params), lambda path, _: path[-1].tuple_name == rate, count=step)
+    arrays = {name: np.asarray(leaf) for name, leaf in flatten(state).items()}
+    return checkpoint._replace(arrays=checkpoint.arrays | {"optimizer": arrays})
+
+
 def _find(
     folder: Path, description: dict[str, Any], data: Dataset, accept_changes: bool
 ) -> tuple[Checkpoint | None, tuple[Change, ...], dict[Path, str]]:
@@ -221,7 +241,7 @@ def _find(
     if not isinstance(recorded, dict) or not isinstance(recorded.get("train"), dict):
         problem = f"{folder} exists already, and `train` did not make it: choose another name"
         raise FieldError("folder", problem)
-    changes = tuple(_changes(recorded, description, data))
+    changes = tuple(_changes(recorded, description, data)) if checkpoint is not None else ()
     ended = checkpoint is not None and checkpoint.step >= steps
     if changes and ended:
         assert checkpoint is not None
@@ -312,5 +332,10 @@ def _changes(recorded: dict[str, Any], now: dict[str, Any], images: Dataset) -> 
         yield Change("data", f"the images were {was.get('shape')}, are {data['shape']}")
     elif was.get("sha256") != sha256:
         yield Change("data", "the images or their labels are others")
+    known, classes = (
+        each.get("class_names") or each.get("num_classes") for each in (recorded, now)
+    )
+    if (was.get("shape"), was.get("sha256")) != (data["shape"], sha256) and known != classes:
+        yield Change("data", f"the classes were {known}, are {classes}")
     if after["init"] and any(recorded.get(name) != now[name] for name in _FROM_INIT):
         yield Change("init", "its network or its schedule is another")

@@ -22,7 +22,7 @@ from jax_ddpm.io.json import read_json, write_json
 from jax_ddpm.runs.run import PathLike
 from jax_ddpm.training.hosts import everywhere, from_writer, is_writer, on_writer, together
 
-__all__ = ["Samples", "kept_samples", "open_kept", "open_samples", "pixels", "resumed"]
+__all__ = ["Samples", "kept_samples", "open_kept", "open_samples", "resumed"]
 
 _RECIPE = "recipe.json"
 _BATCH = 256
@@ -41,13 +41,6 @@ class Samples(NamedTuple):
     """How they were drawn, as far as the folder says."""
     batches: Callable[[], Iterator[np.ndarray]]
     """uint8, from the first on."""
-
-
-def pixels(images: Any) -> np.ndarray:
-    """Samples as uint8. Raises `FieldError` if a model drew what is no number."""
-    if not np.isfinite(images).all():
-        raise FieldError("run", "expected finite samples, got NaN or infinity")
-    return to_bytes(images)
 
 
 def open_samples(path: PathLike, range: Any = None) -> Samples:
@@ -132,7 +125,7 @@ def resumed(
         yield batch[: total - done]
         done += len(batch)
     for images in draw(done) if done < total else ():
-        batch, path = pixels(images), Path(folder) / f"{done:08d}.npy"
+        batch, path = to_bytes(images), Path(folder) / f"{done:08d}.npy"
         on_writer(lambda batch=batch, path=path: _save(path, batch))
         done += len(batch)
         yield batch

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jax_ddpm._checks import FieldError
 from jax_ddpm.data import Dataset, load_batch, to_float
 from jax_ddpm.likelihood import bits_per_dim
 from jax_ddpm.runs.progress import Progress
@@ -29,7 +30,7 @@ def is_8_bit(data: Dataset) -> bool:
 
 
 def score(
-    run: Run, data: Dataset, num: int, seed: int, progress: Callable[[Progress], None] | None
+    key: Any, run: Run, data: Dataset, num: int, seed: int, progress: Callable[..., Any] | None
 ) -> float:
     """The bound in bits per dimension, a mean over `num` of the images."""
     model: Any = run.pretrained.model
@@ -47,7 +48,7 @@ def score(
             return model.apply(variables, *arguments)
 
         return bits_per_dim(
-            jax.random.key(seed),
+            key,
             run.pretrained.schedule,
             denoise_fn,
             images,
@@ -69,4 +70,7 @@ def score(
         totals.append(bits[: len(rows)])
         if progress:
             progress(Progress(first + len(rows), len(chosen), what="bits per dimension"))
-    return float(np.mean(np.concatenate(totals)))
+    mean = float(np.mean(np.concatenate(totals)))
+    if not np.isfinite(mean):
+        raise FieldError(None, f"bits per dimension: expected a finite number, got {mean}")
+    return mean

@@ -15,6 +15,7 @@ import jax
 from jax_ddpm._checks import (
     Field,
     FieldError,
+    check_between,
     check_choice,
     check_not_negative,
     check_positive,
@@ -106,8 +107,8 @@ class OptimizerSettings:
 
     steps: int = 1500
     """Training steps."""
-    batch_size: int = 64
-    """Images per step."""
+    batch_size: int | None = None
+    """Images per step. Default: 64, or the largest power of two that there are images for."""
     learning_rate: float = 2e-3
     """The highest rate."""
     learning_rate_schedule: Literal["constant", "cosine", "linear"] = "cosine"
@@ -137,6 +138,10 @@ class OptimizerSettings:
     count it. Neither lets it into the weights."""
     seed: int = 0
     """Decides the initial weights, the order of the data, the noise and the samples."""
+
+    def batched(self, images: int = 64) -> int:
+        """`batch_size` of a training on so many images or more."""
+        return self.batch_size or 2 ** (min(images, 64).bit_length() - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,6 +219,7 @@ class Settings(ModelSettings, OptimizerSettings, CheckpointSettings, LayoutSetti
         check_positive(**{name: getattr(self, name) for name in positive})
         more = ("grad_clip", "weight_decay", "warmup_steps", "sample_every", "evaluate_every")
         check_not_negative(**{name: getattr(self, name) or 0 for name in more})
+        check_between("seed", self.seed, 0, 2**63 - 1)
         if (self.keep_every or 0) % self.checkpoint_every:
             multiple = Field("checkpoint_every", self.checkpoint_every)
             problem = ("expected a multiple of ", multiple, f", got {self.keep_every}")
@@ -223,8 +229,8 @@ class Settings(ModelSettings, OptimizerSettings, CheckpointSettings, LayoutSetti
             raise FieldError("evaluate_every", f"{problem}, got {self.evaluate_every}")
         if self.keep_best and not self.evaluate_every:
             raise FieldError("keep_best", "comes with ", Field("evaluate_every"))
-        if self.batch_size % self.accumulate:
-            whole = Field("batch_size", self.batch_size)
+        if self.batched() % self.accumulate:
+            whole = Field("batch_size", self.batched())
             raise FieldError(
                 "accumulate", "expected a divisor of ", whole, f", got {self.accumulate}"
             )

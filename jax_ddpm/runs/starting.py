@@ -9,7 +9,9 @@ import numpy as np
 from jax_ddpm._checks import Field, FieldError
 from jax_ddpm.data import Dataset
 from jax_ddpm.interop import Pretrained
+from jax_ddpm.losses import check_loss
 from jax_ddpm.models import SimpleUNet, UNet, ddpm_digits
+from jax_ddpm.noise import seed_key
 from jax_ddpm.runs.run import Run, init_variables, load_model
 from jax_ddpm.runs.settings import Settings, named_schedule
 
@@ -21,16 +23,17 @@ def new_run(settings: Settings, data: Dataset) -> Run:
 
     Raises `FieldError` where they do not suit one another.
     """
-    if settings.batch_size > len(data.images):
+    if (settings.batch_size or 1) > len(data.images):
         problem = f"expected at most {len(data.images)}, the number of images"
         raise FieldError("batch_size", f"{problem}, got {settings.batch_size}")
     if settings.init is not None:
         run = _from_init(settings, data)
     else:
         run = untrained(settings, data.image_shape, data.num_classes)
-        key = jax.random.key(settings.seed)
+        key = seed_key(settings.seed)
         variables = init_variables(run.pretrained.model, key, run.image_shape)
         run = run._replace(pretrained=run.pretrained._replace(variables=variables))
+    check_loss(settings.loss_type, settings.weighting, run.pretrained.variance_type)
     names = data.class_names if run.num_classes == data.num_classes else None
     return run._replace(class_names=names, preparation=data.preparation)
 

@@ -9,13 +9,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jax_ddpm._checks import FieldError
-from jax_ddpm.data import Dataset
+from jax_ddpm.data import Dataset, to_bytes
 from jax_ddpm.evaluation.comparison import main_figure
 from jax_ddpm.evaluation.reference import reference_of_images
+from jax_ddpm.noise import seed_key
 from jax_ddpm.runs.drawing import Drawer, labels_in_turn, make_chain
 from jax_ddpm.runs.references import feature_network
 from jax_ddpm.runs.run import Run
-from jax_ddpm.runs.samples import pixels
 from jax_ddpm.runs.settings import Settings
 from jax_ddpm.samplers import ddim
 from jax_ddpm.training.hosts import everywhere, together
@@ -80,8 +80,8 @@ class Watch:
         """Figures of samples from these weights, the same in all processes; none where samples are
         not finite, which is warned of."""
         num = self._settings.evaluate_num
-        key = jax.random.fold_in(jax.random.key(self._settings.seed), 2)
-        samples = map(pixels, self._drawer.batches(key, params, num, self._labels))
+        key = jax.random.fold_in(seed_key(self._settings.seed), 2)
+        samples = map(to_bytes, self._drawer.batches(key, params, num, self._labels))
         try:
             figures = everywhere(self._reference.measure(samples, num))
         except FieldError as error:

@@ -1,5 +1,6 @@
 """The command line: a flag that is wrong, or what is missing, is one line and leaves nothing."""
 
+import io
 import subprocess
 import sys
 
@@ -35,6 +36,12 @@ def here(tmp_path_factory, untrained, write_run, defaults):
         ("train --init empty", "--init: empty/config.json: expected a JSON file"),
         ("train --weight-decay 0.1", "--weight-decay: comes with --optimizer adamw"),
         ("train --unet-config no.json", "--unet-config: no.json: expected a JSON file"),
+        ("train --seed -1", "--seed: expected values in [0, 922337"),
+        ("train --weighting min_snr --loss-type vb", "--weighting: expected None with --loss-type"),
+        ("train --loss-type hybrid", "--loss-type: 'hybrid' comes with a learned --variance"),
+        ("train --unet.dropout 1.5", "dropout: expected 0 to 1, below 1, got 1.5"),
+        ("train --unet.dropout -0.1", "dropout: expected 0 to 1, below 1, got -0.1"),
+        ("train --data grey.npy --batch-size 64", "--batch-size: expected at most 20, the number"),
         ("train --lr 3", "--lr: no such flag of train; did you mean --learning-rate?"),
         ("doctor --xyz", "--xyz: no such flag of doctor; see jax-ddpm doctor --help"),
         ("sample --run DIGITS --pretrained empty", "expected --run or --pretrained, and one of"),
@@ -42,6 +49,9 @@ def here(tmp_path_factory, untrained, write_run, defaults):
         ("sample --pretrained weights.pt", "one of OpenAI's comes with --openai-flags"),
         ("sample --run DIGITS --openai-flags b", "--openai-flags: comes with --pretrained"),
         ("sample --run DIGITS --label 10", "--label: expected 0 to 9, got 10"),
+        ("sample --run DIGITS --seed -1", "--seed: expected values in [0, 922337"),
+        ("sample --run DIGITS --seed 9223372036854775808", "--seed: expected values in [0, 922337"),
+        ("evaluate --run DIGITS --seed -1", "--seed: expected values in [0, 922337"),
         ("sample --run DIGITS --order 3", "--order: comes with --sampler dpm_solver_pp"),
         ("sample --run DIGITS --out /proc/x.png", "--out: cannot write /proc/x.png: "),
         ("convert nowhere x --to run", "SOURCE: no such file or folder: nowhere"),
@@ -91,3 +101,16 @@ def test_a_missing_package_names_its_extra(here, capsys, monkeypatch):
 def test_version(jax_ddpm_here, tmp_path):
     result = jax_ddpm_here("--version", cwd=tmp_path)
     assert result.stdout == f"jax_ddpm {__version__}, jax {jax.__version__}\n"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+@pytest.mark.parametrize("command", ["--help", "train --help"])
+def test_a_terminal_of_any_encoding(monkeypatch, encoding, command):
+    """β, and bytes of a name that are no UTF-8, are replaced where they cannot be printed."""
+    out = io.TextIOWrapper(io.BytesIO(), encoding)
+    monkeypatch.setattr(sys, "argv", ["jax-ddpm", *command.split()])
+    monkeypatch.setattr(sys, "stdout", out)
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    print("caf\udce9 β", flush=True)
+    assert ("β" in out.buffer.getvalue().decode(encoding)) == (encoding == "utf-8")

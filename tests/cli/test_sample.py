@@ -47,3 +47,17 @@ def test_a_rule_takes_its_own_options(untrained, jax_ddpm_here, monkeypatch, tmp
         assert expected in drawn(run, chain, sampler)["sampler"]
         assert key == jax.random.key(5) and run.guidance == 3
         assert chain.timesteps.tolist() == [0, 5, 10, 15]
+
+
+def test_seeds_do_not_wrap_and_no_file_is_made_of_nan(untrained, jax_ddpm_here, monkeypatch):
+    def draw(key, run, num, **_):
+        seen.add(tuple(jax.random.key_data(key).tolist()))
+        return np.full((num, 8, 8, 1), np.nan, np.float32)
+
+    monkeypatch.setattr("jax_ddpm.cli.sample.draw", draw)
+    before, seen = sorted(untrained.rglob("*")), set()
+    for seed, out in (("0", "x.png"), (f"{2**32}", "x.npz"), (f"{2**63 - 1}", "pictures")):
+        command = ["sample", "--run", "runs/digits", "--seed", seed, "--out", out]
+        result = jax_ddpm_here(*command, cwd=untrained)
+        assert result.stderr.endswith("samples: expected finite pixels, got NaN or infinity\n")
+    assert sorted(untrained.rglob("*")) == before and len(seen) == 3

@@ -122,3 +122,15 @@ def test_a_default_cache_that_cannot_be_written_is_done_without(few, tmp_path, m
     assert "not kept (cannot write" in notes and "file: File exists)" in notes
     with pytest.raises(OSError, match="File exists"):
         load_dataset(few, PREPARATION, cache=tmp_path / "file/mine")
+
+
+def test_without_a_home_nothing_is_kept(few, expected, tmp_path, monkeypatch):
+    """As in a container whose user has no name. No folder is called ~ then."""
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
+    monkeypatch.chdir(tmp_path)
+    for cache in (None, "none"):
+        images = load_dataset(few, PREPARATION, cache=cache).images
+        np.testing.assert_array_equal(images[:], expected)
+    assert not list(tmp_path.iterdir())

@@ -42,6 +42,8 @@ def test_frechet_distance_by_scipys_square_root_and_in_closed_form():
     expected = np.sum((one.mu - other.mu) ** 2) + np.trace(one.sigma + other.sigma - 2 * root)
     assert frechet(X, Y) == pytest.approx(expected, rel=1e-9)
     assert frechet(X, X) == pytest.approx(0, abs=1e-9)
+    for x in (X, X[:30], X[:1], np.random.default_rng(0).standard_normal((30, 512)) ** 2):
+        assert 0 <= frechet(x, x) < 1e-3 and 0 <= frechet(x, x[::-1]) < 1e-3
     # Of Gaussians with independent features, Σ (σ₁ - σ₂)² beside the means.
     mu, deviations = np.asarray([1.0, -2.0]), np.asarray([[3.0, 0.5], [1.0, 2.0]])
     one, other = (np.diag(each**2) for each in deviations)

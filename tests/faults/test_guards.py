@@ -4,6 +4,8 @@ import errno
 import json
 import os
 import threading
+from dataclasses import replace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -138,3 +140,44 @@ def test_a_full_disk(short, data, finished, monkeypatch, full_at, step, then):
 
 def test_where_nothing_can_be_written(short, data):
     short("--out: cannot write /proc/x", flags="--out /proc", code=2)
+
+
+ANEW = {
+    "--grad-clip 0": ("0/count", "1/count"),
+    "--optimizer adamw --weight-decay 0.1": ("1/0/count", "1/2/count"),
+}
+
+
+@pytest.mark.parametrize(("flags", "counts"), ANEW.items())
+def test_another_optimizer_starts_anew_from_the_weights(short, copy, flags, counts):
+    """At a rate that changes nothing. Adam counts from 0, the rate's schedule goes on."""
+    words, flags = f"{flags.split()[0]}: was ", f"--steps 8 --learning-rate 1e-30 {flags}"
+    short(words, flags=flags, code=2)
+    with pytest.warns(UserWarning, match="another: the weights stay, and it starts"):
+        short(flags=f"{flags} --accept-changes")
+    old, new = (load_checkpoint(copy / f"runs/x/checkpoints/0000000{k}").arrays for k in (6, 8))
+    for name, weights in old["params"].items():
+        np.testing.assert_array_equal(new["params"][name], weights)
+        before, after = (np.abs(each["ema"][name] - weights).max() for each in (old, new))
+        assert 0 < after < before
+    assert [int(new["optimizer"][name]) for name in counts] == [2, 8]
+    short(flags=f"{flags} --steps 9 --accept-changes")
+
+
+def test_classes_that_changed_are_named(copy, one_level):
+    data = load_dataset(copy / "x.npy")._replace(labels=np.arange(9, dtype=np.int32) % 3)
+    settings = Settings(unet=one_level, batch_size=4, timesteps=4, steps=2)
+    fit(copy / "named", data._replace(class_names=("ant", "bee", "cat")), settings)
+    fewer = data._replace(labels=data.labels % 2, class_names=("bee", "cat"))
+    with pytest.raises(ValueError, match=r"the classes were \['ant', .*, are \['bee"):
+        fit(copy / "named", fewer, replace(settings, steps=3))
+
+
+def test_without_a_checkpoint_nothing_blocks_a_corrected_command(short, data, monkeypatch):
+    """A training that failed while it compiled has written its config.json."""
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="out of memory"):
+        patch.setattr(fitting, "MetricsLog", Mock(side_effect=RuntimeError("out of memory")))
+        short(flags="--batch-size 8")
+    assert json.loads((data / "runs/x/config.json").read_text())["train"]["batch_size"] == 8
+    short(flags="--seed 3")
+    assert steps_of(data / "runs/x") == [2, 4, 6]

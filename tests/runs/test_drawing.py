@@ -12,6 +12,7 @@ from jax_ddpm.data import to_bytes
 from jax_ddpm.models import SimpleUNet
 from jax_ddpm.runs.drawing import labels_in_turn
 from jax_ddpm.runs.figures import image_grid
+from jax_ddpm.runs.settings import named_schedule
 
 pytestmark = pytest.mark.usefixtures("defaults", "untyped")
 
@@ -152,12 +153,21 @@ def test_no_folder_is_overwritten(tmp_path, monkeypatch):
     for name in ("file", "full/x"):
         (tmp_path / name).write_text("mine")
     before = sorted(tmp_path.rglob("*"))
+    holed = np.where(images == images[1, 2, 3], np.float32(np.inf), images)
+    for make in (
+        lambda: runs.save_gif("x.gif", [images, holed * np.float32(np.nan)]),
+        lambda: runs.save_forward("x.png", named_schedule("cosine", 4), holed[1]),
+        lambda: to_bytes(np.float16([[-np.inf]])),
+    ):
+        with pytest.raises(runs.FieldError, match="^images: expected finite pixels, got NaN"):
+            make()
     for field, wrong in (
         *(("path", {"path": path}) for path in ("full", "file", ".", "x.jpg")),
         ("labels", {"labels": np.arange(3)}),
         ("names", {"labels": np.arange(2), "names": ["one"]}),
         ("images", {"images": floats(2, 8, 5)}),
         ("images", {"images": images[:0], "path": "x.png"}),
+        *(("images", {"images": holed, "path": path}) for path in ("x.png", "x.npz", "new")),
     ):
         with pytest.raises(runs.FieldError, match=f"^{field}: expected "):
             runs.save_samples(**{"path": "new", "images": images, **wrong})

@@ -129,6 +129,8 @@ def test_what_is_wrong_is_named_before_the_training(pictures, tmp_path):
         with pytest.raises(runs.FieldError, match=words):
             runs.fit(folder, data, SETTINGS)
     assert not folder.exists()
+    default = replace(SETTINGS, batch_size=None, steps=2)
+    assert runs.fit(tmp_path / "few", Dataset(images[:3]), default).step == 2, "in batches of two"
     unmeasured = replace(SETTINGS, evaluate_every=50, inception=tmp_path / "nowhere.pth")
     with pytest.raises(runs.FieldError, match="inception: expected images of 3 channels"):
         runs.fit(folder, pictures, unmeasured)

@@ -98,7 +98,7 @@ def test_a_gap_is_closed_by_batches_of_another_size(tmp_path):
     np.testing.assert_array_equal(np.concatenate(list(open_samples(tmp_path).batches())), whole)
     np.testing.assert_array_equal(keep(8, total=6, images=None), whole[:6])  # none is drawn
     (tmp_path / "00000004.npy").unlink()
-    with pytest.raises(ValueError, match="run: expected finite samples, got NaN or infinity"):
+    with pytest.raises(ValueError, match="images: expected finite pixels, got NaN or infinity"):
         keep(8, images=images * np.float32(np.nan))
     assert kept_samples(tmp_path) == 4
 
@@ -119,7 +119,7 @@ def test_the_images_scored_are_of_the_whole_file(run, data):
     """Bits per dimension of four images, which need not be the first four."""
     later = data._replace(images=np.concatenate([data.images[:4], 255 - data.images[4:]]))
     figures, other = (evaluate(run, each, num=0, num_scored=4) for each in (data, later))
-    assert set(figures) == {"steps", "bits_per_dim", "recipe"}
+    assert set(figures) == {"steps", "bits_per_dim", "left_out", "recipe"}
     assert 1e-3 < abs(other["bits_per_dim"] - figures["bits_per_dim"]) < np.inf
 
 
@@ -155,26 +155,52 @@ def test_a_rare_class_is_judged_too(monkeypatch):
     labels = np.repeat(np.arange(3, dtype=np.int32), [500, 500, 2])
     images = np.asarray([0, 100, 255], np.uint8).reshape(3, 1, 1, 1)
     data = Dataset(images[labels], labels)
-    for seed in range(5):
+    for seed in (0, 1, 2, 2**32, 2**63 - 1):  # scikit-learn's own end at 2**32
         assert label_agreement(data, to_float(images), np.arange(3), seed) == (1, 1)
 
 
 def test_what_cannot_be_measured_is_named(run, data, tmp_path):
     np.save(tmp_path / "x.npy", data.images[:20])
     floats = data._replace(images=np.float32(data.images) / 255)
-    few, low = Dataset(data.images[:40], data.labels[:40]), data._replace(images=data.images[:, :4])
+    low = data._replace(images=data.images[:, :4])
     model, samples = partial(evaluate, run), partial(evaluate_samples, tmp_path / "x.npy")
     for call, words in (
         (partial(model, data, num=0, folder=tmp_path), "num: expected more than 0 with folder"),
         (partial(model, floats, num=4, num_scored=5), "num_scored: expected images of 8 bits"),
         (partial(model, num=4), "data: expected real images, or reference, got neither"),
-        (partial(model, few), "data: too few images for 10 classes"),
         (partial(model, low), r"data: expected images of \(8, 8, 1\), as the run's"),
         (partial(model, data._replace(labels=data.labels + 1)), "data: expected labels up to 9"),
-        (partial(model, data._replace(labels=None)), "data: expected labels, since the run has cl"),
         (partial(samples, low), r"data: expected images of \(8, 8, 1\), as the samples"),
         (partial(samples, data, statistics="x.npz"), "statistics: expected Inception's weights"),
         (partial(samples, reference="x.npz"), "reference: statistics are of Inception's features"),
     ):
         with pytest.raises(ValueError, match=f"^{words}"):
             call()
+
+
+LABELS = np.arange(60, dtype=np.int32)
+LEFT_OUT = {
+    "60 images in 1 classes": LABELS * 0,
+    "1 in the smallest": np.maximum(LABELS - 52, 0),
+    "60 images in 20 classes, 3 in": LABELS % 20,
+    "2 images in 2 classes": LABELS[:2],
+    "have no classes": None,
+}
+
+
+@pytest.mark.parametrize("why", LEFT_OUT)
+def test_what_cannot_be_had_is_left_out(run, data, tmp_path, why):
+    """And said; distances are measured all the same, of a run and of samples."""
+    labels = LEFT_OUT[why]
+    real = Dataset(data.images[: 60 if labels is None else len(labels)], labels)
+    runs.save_samples(tmp_path / "x.npz", data.images[::3], labels=np.zeros(20, np.int32))
+    found = [evaluate_samples(tmp_path / "x.npz", real)]
+    if labels is None or labels.max() < 10:
+        found.append(
+            evaluate(run, real, **{**OPTIONS, "num_scored": None if labels is None else 0})
+        )
+        assert ("bits_per_dim" in found[1]["left_out"]) == (labels is None)
+    for figures in found:
+        assert np.isfinite(figures["classifier_frechet_distance"]) and "agreement" not in figures
+        assert why in figures["left_out"]["agreement"]
+        assert ("recall" in figures) != ("recall" in figures["left_out"])

@@ -36,6 +36,8 @@ SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("celebahq256", "
     [
         ({"steps": 10.5}, "steps: expected a whole number"),
         ({"learning_rate": np.inf}, "learning_rate: expected a finite number"),
+        ({"seed": -1}, "seed: expected values in"),
+        ({"seed": 2**63}, "seed: expected values in"),
         ({"unet": {"width": 3}}, "unet: expected one of"),
         ({"ema_decay": 1.0}, "ema_decay: expected 0 to 1, below 1"),
         ({"label_dropout": 2}, "label_dropout: expected 0 to 1"),
@@ -118,3 +120,14 @@ def test_a_recipes_network_is_as_large_as_was_published(name):
     millions = sum(leaf.size for leaf in jax.tree.leaves(variables)) / 1e6
     *_, published = PUBLISHED[name]
     assert millions == pytest.approx(published, abs=0.05 if published < 100 else 0.5)
+
+
+def test_defaults_suit_the_images_and_large_seeds_do_not_wrap(one_level):
+    """A batch is 64, or the largest power of two that there are images for."""
+    sizes = [(1, 1), (3, 2), (62, 32), (64, 64), (60_000, 64)]
+    assert [(count, runs.Settings().batched(count)) for count, _ in sizes] == sizes
+    data, kernels = Dataset(np.zeros((2, 8, 8, 1), np.uint8)), set()
+    for seed in (0, 2**32, 2**63 - 1):
+        run = starting.new_run(runs.Settings(seed=seed, batch_size=1, unet=one_level), data)
+        kernels.add(run.pretrained.variables["params"]["conv_in"]["kernel"].tobytes())
+    assert len(kernels) == 3
