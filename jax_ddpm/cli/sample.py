@@ -39,6 +39,7 @@ def sample(config: SampleConfig) -> None:
             progress=show,
         )
     columns, titles = run.class_columns, run.titles
+    labels = labels if run.drawn or config.label else None  # all are of the null label
     if config.label:
         several = 1 < len(config.label) <= 16
         columns, titles = (len(config.label), config.label) if several else (None, None)

@@ -69,6 +69,7 @@ def _load(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
                 return loaded, None
             # Of drawn samples (`runs.save_samples`) arr_0 holds the same again, rounded.
             twins = {"arr_0"} if {"arr_0", "samples"} <= set(loaded.files) else set()
+            twins |= {"class_names"}  # which `open_samples` reads
             arrays = {name: loaded[name] for name in loaded.files if name not in twins}
     except Exception as error:  # NumPy's, zipfile's and zlib's errors share no nearer base
         raise FieldError("data", f"cannot read {path}: {reason(error)}") from None

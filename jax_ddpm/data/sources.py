@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 
@@ -180,7 +181,7 @@ def _classes(
     names: list[str],
 ) -> tuple[np.ndarray | None, tuple[str, ...] | None, tuple[str, ...]]:
     """Labels, what they are called, and what to say of them, by the first folder that differs."""
-    parts = [name.split("/") for name in names]
+    parts = [normalize("NFC", name).split("/") for name in names]
     while all(len(each) > 2 and each[0] == parts[0][0] for each in parts):
         parts = [each[1:] for each in parts]
     folders = sorted({each[0] for each in parts if len(each) > 1})

@@ -1,6 +1,7 @@
 """Draw many images from a model, a batch at a time over all devices."""
 
 import operator
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -8,12 +9,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jax_ddpm._checks import Field, FieldError, check_positive, checked
+from jax_ddpm._checks import Field, FieldError, check_finite, check_positive, checked
 from jax_ddpm._typing import PRNGKey
 from jax_ddpm.data import load_batch
 from jax_ddpm.runs.programs import draw_programs, pieces
 from jax_ddpm.runs.progress import Progress
-from jax_ddpm.runs.run import Run
+from jax_ddpm.runs.run import Run, class_number
 from jax_ddpm.samplers import Sampler, ddim
 from jax_ddpm.schedule import NoiseSchedule, warn_of_signal
 from jax_ddpm.training.hosts import to_hosts
@@ -47,8 +48,9 @@ def draw(
       key: typed key.
       run: from `load_run`, `load_pretrained` or `fit`.
       num: how many images.
-      labels: the class of all images, or several classes, taken in turn; by number, or by name
-        where the run knows names. Default: 0, 1, 2, … in turn, where the model has classes.
+      labels: the class of all images, or several classes, taken in turn: a number is a label, 0
+        to num_classes - 1, and a text a name, where the run knows names. Default: all classes that
+        images taught it, in turn.
       guidance: scale of classifier-free guidance, 1 for none. Default: the run's.
       steps: of the reverse chain, at most the model's timesteps. Default: 50, or all if fewer.
       chain: a chain of one's own instead, such as a `respace`d one.
@@ -143,15 +145,16 @@ def labels_in_turn(
     num: int,
     labels: int | str | Sequence[int] | Sequence[str] | np.ndarray | None = None,
 ) -> np.ndarray | None:
-    """Labels of `num` images: all classes in turn, or these. None for a model without classes."""
+    """Labels of `num` images: all that were learned in turn, or these. None for a model without
+    classes. Warns of a label that was not learned, and of one that is another class's name."""
     several: Any = [labels] if isinstance(labels, str) else labels
     if isinstance(several, Sequence):
         several = [_number(run, each) if isinstance(each, str) else each for each in several]
     if several is None:
         if run.num_classes is None:
             return None
-        several = range(run.num_classes)
-    elif run.num_classes is None:
+        return np.resize(np.asarray(run.drawn or [run.null_label], np.int32), num)
+    if run.num_classes is None:
         raise FieldError("labels", "the model has no classes")
     labels = np.atleast_1d(np.asarray(several))
     if not labels.size or labels.ndim > 1 or not np.issubdtype(labels.dtype, np.integer):
@@ -159,15 +162,19 @@ def labels_in_turn(
     if labels.min() < 0 or labels.max() >= run.num_classes:
         got = labels.min() if labels.min() < 0 else labels.max()
         raise FieldError("labels", f"expected 0 to {run.num_classes - 1}, got {got}")
+    for label in np.unique(labels).tolist():
+        name = run.class_names[label] if run.class_names else str(label)
+        if label not in run.drawn:
+            warnings.warn(f"labels: no image of class {name} was learned", stacklevel=3)
+        if name.isdecimal() and int(name) != label:
+            warnings.warn(f"labels: label {label} is the class named {name!r}", stacklevel=3)
     return np.resize(labels.astype(np.int32), num)
 
 
 def _number(run: Run, label: str) -> int:
     """The class of this name, or of this number."""
-    if label in (run.class_names or ()):
-        return (run.class_names or ()).index(label)
-    if label.isdecimal():
-        return int(label)
+    if (number := class_number(label, run.class_names)) is not None:
+        return number
     names = ", ".join((run.class_names or ())[:20]) or "numbers, as the run knows no names"
     raise FieldError("labels", f"expected {names}, got {label!r}")
 
@@ -189,9 +196,12 @@ def with_guidance(run: Run, guidance: float | None) -> Run:
     """The run under this scale of guidance; as it is where that is None or the run's own."""
     if guidance is None or guidance == run.guidance or (guidance == 1 and not run.num_classes):
         return run
-    if not run.null_label:
-        problem = "the model has no classes, or no label that stands for none"
+    check_finite("guidance", guidance)
+    if run.null_label is None or not run.drawn:
+        problem = "the model has no classes, or no trained label that stands for none"
         raise FieldError("guidance", problem)
-    # A checkpoint does not say which label stands for none: it is the last, if it is guided.
-    classes = min(run.num_classes or run.null_label, run.null_label)
-    return run._replace(guidance=guidance, num_classes=classes)
+    if run.drawn[-1] == run.null_label:
+        last = f"guidance: the last label, {run.null_label}, is taken for the null label"
+        warnings.warn(last, stacklevel=3)
+        run = run._replace(num_classes=run.null_label)
+    return run._replace(guidance=guidance)

@@ -1,5 +1,7 @@
 """Drawing from a run: a sample is its own, labels in turn, and what does not suit is named."""
 
+import warnings
+
 import jax
 import numpy as np
 import pytest
@@ -47,6 +49,35 @@ def test_labels_go_in_turn(digits):
         assert digits._replace(num_classes=classes).class_columns == columns
 
 
+@pytest.mark.parametrize(
+    ("names", "label", "number", "said"),
+    [
+        (("caf\u00e9", "tea"), "cafe\u0301", 0, ""),
+        (("cafe\u0301", "tea"), "caf\u00e9", 0, ""),
+        (("0", "1", "2"), "2", 2, ""),
+        (("00", "01", "02"), "2", 2, ""),
+        (("0", "1", "10", "2"), "2", 3, "label 3 is the class named '2'"),
+        (("0", "1", "10", "2"), 2, 2, "label 2 is the class named '10'"),
+        (("1", "2", "3"), "2", 1, "label 1 is the class named '2'"),
+        (("1", "2", "3"), 0, 0, "label 0 is the class named '1'"),
+        (("0", "1", "2", "10"), "3", None, "expected 0, 1, 2, 10, got '3'"),
+        (("0", "1", "2", "10"), "10", 3, "label 3 is the class named '10'"),
+        (("ant", "bee"), "1", 1, ""),
+    ],
+)
+def test_a_class_goes_by_its_name(digits, names, label, number, said):
+    """In any form of Unicode; where names are numbers that are not the labels, it is said."""
+    run = digits._replace(num_classes=len(names), class_names=names)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        if number is None:
+            with pytest.raises(runs.FieldError, match=f"^labels: {said}"):
+                labels_in_turn(run, 1, label)
+            return
+        assert labels_in_turn(run, 1, label).tolist() == [number]
+    assert [str(each.message).partition(": ")[2] for each in warned] == [said] * bool(said)
+
+
 def test_what_does_not_suit_the_run_is_named(digits):
     chain, none = digits.pretrained.schedule, digits._replace(num_classes=None, null_label=None)
     for arguments, words in (
@@ -59,6 +90,8 @@ def test_what_does_not_suit_the_run_is_named(digits):
         ({"steps": 21}, "steps: expected at most 20"),
         ({"steps": 2, "chain": chain}, "steps: cannot be given with chain"),
         ({"run": none, "guidance": 3.0}, "guidance: the model has no classes"),
+        ({"guidance": np.nan}, "guidance: expected a finite number, got nan"),
+        ({"guidance": -np.inf}, "guidance: expected a finite number, got -inf"),
         ({"run": none, "labels": 1}, "labels: the model has no classes"),
     ):
         with pytest.raises(runs.FieldError, match=f"^{words}"):
