@@ -27,6 +27,7 @@ def sample(config: SampleConfig) -> None:
     sampler = make_sampler(config)
     start_devices(config.devices)
     run, chain, labels = together(lambda: _prepare(config))
+    labels = labels if run.drawn or config.label else None  # the null label is no class
     with bar("sampling") as show:
         samples = draw(
             jax.random.key(config.seed),
@@ -39,7 +40,6 @@ def sample(config: SampleConfig) -> None:
             progress=show,
         )
     columns, titles = run.class_columns, run.titles
-    labels = labels if run.drawn or config.label else None  # all are of the null label
     if config.label:
         several = 1 < len(config.label) <= 16
         columns, titles = (len(config.label), config.label) if several else (None, None)

@@ -165,9 +165,9 @@ def labels_in_turn(
     for label in np.unique(labels).tolist():
         name = run.class_names[label] if run.class_names else str(label)
         if label not in run.drawn:
-            warnings.warn(f"labels: no image of class {name} was learned", stacklevel=3)
+            warnings.warn(f"labels: no image of class {name} was learned", stacklevel=1)
         if name.isdecimal() and int(name) != label:
-            warnings.warn(f"labels: label {label} is the class named {name!r}", stacklevel=3)
+            warnings.warn(f"labels: label {label} is the class named {name!r}", stacklevel=1)
     return np.resize(labels.astype(np.int32), num)
 
 
