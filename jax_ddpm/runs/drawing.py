@@ -20,7 +20,7 @@ from jax_ddpm.schedule import NoiseSchedule, warn_of_signal
 from jax_ddpm.training.hosts import to_hosts
 from jax_ddpm.training.sharding import data_sharding, device_mesh
 
-__all__ = ["Drawer", "draw", "labels_in_turn", "make_chain", "with_guidance"]
+__all__ = ["Drawer", "draw", "labels_in_turn", "make_chain", "warn_of_labels", "with_guidance"]
 
 _STEPS = 50
 
@@ -70,7 +70,9 @@ def draw(
     if chain is not None and steps is not None:
         raise FieldError("steps", "cannot be given with ", Field("chain"))
     run = with_guidance(run, guidance)
-    labels = labels_in_turn(run, num, labels)
+    asked, labels = labels is not None, labels_in_turn(run, num, labels)
+    if asked and labels is not None:
+        warn_of_labels(run, labels)
     chain = make_chain(run, steps) if chain is None else chain
     warn_of_signal(chain)
     drawer = Drawer(run, chain, sampler or ddim(), min(num, batch_size))
@@ -146,7 +148,7 @@ def labels_in_turn(
     labels: int | str | Sequence[int] | Sequence[str] | np.ndarray | None = None,
 ) -> np.ndarray | None:
     """Labels of `num` images: all that were learned in turn, or these. None for a model without
-    classes. Warns of a label that was not learned, and of one that is another class's name."""
+    classes."""
     several: Any = [labels] if isinstance(labels, str) else labels
     if isinstance(several, Sequence):
         several = [_number(run, each) if isinstance(each, str) else each for each in several]
@@ -162,13 +164,17 @@ def labels_in_turn(
     if labels.min() < 0 or labels.max() >= run.num_classes:
         got = labels.min() if labels.min() < 0 else labels.max()
         raise FieldError("labels", f"expected 0 to {run.num_classes - 1}, got {got}")
+    return np.resize(labels.astype(np.int32), num)
+
+
+def warn_of_labels(run: Run, labels: np.ndarray) -> None:
+    """Warn of labels that were not learned, and of those whose class is called by another number."""
     for label in np.unique(labels).tolist():
         name = run.class_names[label] if run.class_names else str(label)
         if label not in run.drawn:
-            warnings.warn(f"labels: no image of class {name} was learned", stacklevel=1)
+            warnings.warn(f"labels: no image of class {name} was learned", stacklevel=4)
         if name.isdecimal() and int(name) != label:
-            warnings.warn(f"labels: label {label} is the class named {name!r}", stacklevel=1)
-    return np.resize(labels.astype(np.int32), num)
+            warnings.warn(f"labels: label {label} is the class named {name!r}", stacklevel=4)
 
 
 def _number(run: Run, label: str) -> int:

@@ -1,9 +1,8 @@
 """`jax-ddpm sample`: what it draws, how many and of which class, and where it writes them."""
 
-import warnings
-
 import jax
 import numpy as np
+import pytest
 from PIL import Image
 
 from jax_ddpm import runs
@@ -28,6 +27,7 @@ def test_classes_go_in_turn_or_are_those_asked_for(untrained, jax_ddpm_here, tmp
     assert width > 3 * height, "two rows of ten, one class in each column"
 
 
+@pytest.mark.filterwarnings("default:labels")
 def test_a_run_that_learned_no_class_draws_none(untrained, jax_ddpm_here, tmp_path):
     """And a class that is asked for in spite of it is said once."""
     run = runs.load_run(untrained / "runs/digits")._replace(class_names=(*"abcdefghij",))
@@ -37,9 +37,7 @@ def test_a_run_that_learned_no_class_draws_none(untrained, jax_ddpm_here, tmp_pa
         (["plain"], ["00000.png", "00001.png"], 0),
         (["asked", "--label", "c"], ["00000-c.png", "00001-c.png"], 1),
     ):
-        with warnings.catch_warnings():
-            warnings.simplefilter("default")
-            result = jax_ddpm_here(*command, *flags, cwd=tmp_path)
+        result = jax_ddpm_here(*command, *flags, cwd=tmp_path)
         assert sorted(path.name for path in (tmp_path / flags[0]).iterdir()) == files
         assert result.stderr.count("labels: no image of class c was learned") == said
 

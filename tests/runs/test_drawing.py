@@ -9,7 +9,7 @@ import pytest
 import jax_ddpm as ddpm
 from jax_ddpm import runs
 from jax_ddpm.models import SimpleUNet
-from jax_ddpm.runs.drawing import labels_in_turn
+from jax_ddpm.runs.drawing import labels_in_turn, warn_of_labels
 
 pytestmark = pytest.mark.usefixtures("defaults", "untyped")
 
@@ -74,7 +74,9 @@ def test_a_class_goes_by_its_name(digits, names, label, number, said):
             with pytest.raises(runs.FieldError, match=f"^labels: {said}"):
                 labels_in_turn(run, 1, label)
             return
-        assert labels_in_turn(run, 1, label).tolist() == [number]
+        labels = labels_in_turn(run, 1, label)
+        warn_of_labels(run, labels)
+    assert labels.tolist() == [number]
     assert [str(each.message).partition(": ")[2] for each in warned] == [said] * bool(said)
 
 

@@ -10,7 +10,7 @@ from jax_ddpm import runs
 from jax_ddpm.data import Dataset, Preparation
 from jax_ddpm.models import ddpm_digits
 from jax_ddpm.runs import starting
-from jax_ddpm.runs.drawing import labels_in_turn, with_guidance
+from jax_ddpm.runs.drawing import labels_in_turn, warn_of_labels, with_guidance
 
 pytestmark = pytest.mark.usefixtures("defaults", "untyped")
 
@@ -160,4 +160,4 @@ def test_what_was_trained_is_drawn_and_guides(
             starting.new_run(runs.Settings(batch_size=4, **{**options, "guidance": 2}), data)
     for unseen in {0, 1, 2} - {*drawn}:
         with pytest.warns(UserWarning, match="labels: no image of class ... was learned"):
-            labels_in_turn(run, 2, unseen)
+            warn_of_labels(run, labels_in_turn(run, 2, unseen))
