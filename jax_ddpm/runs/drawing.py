@@ -168,7 +168,7 @@ def labels_in_turn(
 
 
 def warn_of_labels(run: Run, labels: np.ndarray) -> None:
-    """Warn of labels that were not learned, and of those whose class is called by another number."""
+    """Warn of labels that were not learned, or whose class has another number for a name."""
     for label in np.unique(labels).tolist():
         name = run.class_names[label] if run.class_names else str(label)
         if label not in run.drawn:

@@ -113,7 +113,7 @@ def evaluate(
         check_measurable(run, data)
     classes, there, labels, asked = run.drawn, np.arange(run.num_classes or 0), None, None
     if data is not None and run.num_classes is not None:
-        there = np.asarray(matched(run.class_names, run.drawn, data))
+        there = np.asarray(matched(run.class_names, run.drawn, data), np.int32)
         classes = tuple(label for label in run.drawn if there[label] >= 0)
         if run.drawn and not classes:
             raise FieldError("data", "expected some of the run's classes, got none of them")

@@ -135,7 +135,7 @@ def matched(
     called, shown = data.class_names, np.unique(np.asarray(data.labels)).tolist()
     found: list[Any] = [*range(max(labels, default=-1) + 1)]
     if names and (called or all(map(str.isdecimal, names))):
-        found = [class_number(names[label], called) for label in found]
+        found = [class_number(name, called) for name in names[: len(found)]]
     lacked = [str(names[k] if names else k) for k in labels if found[k] not in shown]
     strange = [str(called[k] if called else k) for k in shown if not some and k not in found]
     for what, few in (("no image shows, left out", lacked), ("only images show", strange)):

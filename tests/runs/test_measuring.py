@@ -220,6 +220,15 @@ def test_a_run_is_measured_by_the_names_of_classes(run, data, tmp_path, names, n
     assert found["bits_per_dim"] == score(run, by_number, 4, 0, None)
 
 
+@pytest.mark.filterwarnings("ignore:classes that only images show")
+def test_a_run_that_learned_no_class_is_measured_by_its_null_label(run, data):
+    run = run._replace(learned=(), guidance=1.0)
+    found = evaluate(run, data, **{**OPTIONS, "num_scored": 4})
+    of_no_class = data._replace(labels=np.full_like(data.labels, 10))
+    assert "agreement" not in found
+    assert found["bits_per_dim"] == score(run, of_no_class, 4, 0, None)
+
+
 def test_a_rare_class_is_judged_too(monkeypatch):
     """Of 1,002 images 100 are drawn; both of the rare class are among them."""
     monkeypatch.setattr("jax_ddpm.runs.measuring._JUDGED_BY", 100)
