@@ -30,6 +30,7 @@ __all__ = [
     "FieldTypeError",
     "check_between",
     "check_choice",
+    "check_finite",
     "check_key",
     "check_not_negative",
     "check_positive",
@@ -102,6 +103,12 @@ def check_between(name: str, value: Any, low: int, high: int) -> None:
     if not (low <= least and most <= high):
         got = f"{least:g}" if least == most else f"{least:g} to {most:g}"
         raise FieldError(name, f"expected values in [{low}, {high}], got {got}")
+
+
+def check_finite(name: str, value: Any) -> None:
+    """Raises `FieldError` unless `value`, where it is concrete, is finite throughout."""
+    if not isinstance(value, Tracer) and not np.all(np.isfinite(value)):
+        raise FieldError(name, f"expected a finite number, got {value}")
 
 
 def check_shape(name: str, value: Any, expected: Sequence[Any]) -> None:

@@ -18,7 +18,7 @@ from jax import vjp
 from jax.core import Tracer
 from jaxtyping import Array
 
-from jax_ddpm._checks import check_shape, check_type, checked
+from jax_ddpm._checks import check_finite, check_shape, check_type, checked
 from jax_ddpm._typing import DenoiseFn, Output, ThresholdFn, Weight
 from jax_ddpm.reverse import PredictionType, p_mean_variance
 from jax_ddpm.schedule import NoiseSchedule, extract, per_sample
@@ -50,8 +50,9 @@ def classifier_free_guidance(
         output is the conditional one (Kynkäänniemi et al. 2024).
 
     Raises:
-      ValueError: `rescale` lies outside [0, 1], `interval` descends, or a shape does not fit.
+      ValueError: `scale` is not finite, `rescale` not in [0, 1], or `interval` or a shape is wrong.
     """
+    check_finite("scale", scale)
     if not 0 <= rescale <= 1:
         raise ValueError(f"rescale: expected 0 to 1, got {rescale}")
     if interval is not None and interval[0] > interval[1]:
@@ -96,9 +97,10 @@ def classifier_guidance(
       scale: s, one number or one a sample; may be traced.
 
     Raises:
-      ValueError: a choice or a shape does not fit, or `schedule` is not one of training.
+      ValueError: a choice, `scale` or a shape does not fit, or `schedule` is not one of training.
     """
     _check_training(schedule)
+    check_finite("scale", scale)
 
     def guided_fn(x_t, t):
         output = denoise_fn(x_t, t)
@@ -134,9 +136,10 @@ def reconstruction_guidance(
         Where it is clipped its gradient is 0.
 
     Raises:
-      ValueError: a choice or a shape does not fit, or `schedule` is not one of training.
+      ValueError: a choice, `scale` or a shape does not fit, or `schedule` is not one of training.
     """
     _check_training(schedule)
+    check_finite("scale", scale)
 
     def guided_fn(x_t, t):
         def of_reconstruction(x):

@@ -191,8 +191,8 @@ class SampleConfig(ChainConfig):
     num: int = 64
     """How many images."""
     label: tuple[str, ...] = ()
-    """Class of all images, or several classes in turn, by number or by name. Default: 0, 1, 2, …
-    in turn, where the model has classes."""
+    """Class of all images, or several classes in turn, by name or by number. Default: all classes
+    that the model learned in turn."""
     seed: int = 0
     """Image k of a seed is the same however many are drawn."""
     batch_size: int = 256

@@ -28,6 +28,7 @@ def sample(config: SampleConfig) -> None:
     start_devices(config.devices)
     key = seed_key(config.seed)
     run, chain, labels = together(lambda: _prepare(config))
+    labels = labels if run.drawn or config.label else None  # the null label is no class
     with bar("sampling") as show:
         samples = draw(
             key,

@@ -84,7 +84,8 @@ def _load(path: Path, labelled: bool) -> tuple[np.ndarray, Any, Any, tuple[str, 
             parts = {name: split_of(name) for name in loaded.files}
             others = [name for name in parts if parts[name] not in (None, "train")]
             others = others if "train" in parts.values() else []
-            for name in [name for name in loaded.files if name not in others]:
+            # `open_samples` reads the names.
+            for name in [name for name in loaded.files if name not in (*others, "class_names")]:
                 with suppress(*() if labelled else (ValueError,)):  # pickled labels
                     arrays[name] = loaded[name]
     except Exception as error:  # NumPy's, zipfile's and zlib's errors share no nearer base

@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 
@@ -221,7 +222,7 @@ def _classes(
     names: list[str],
 ) -> tuple[np.ndarray | None, tuple[str, ...] | None, tuple[str, ...]]:
     """Labels, what they are called, and what to say of them, by the first folder that differs."""
-    parts = [name.split("/") for name in names]
+    parts = [normalize("NFC", name).split("/") for name in names]
     while all(len(each) > 2 and each[0] == parts[0][0] for each in parts):
         parts = [each[1:] for each in parts]
     folders = [unicodedata.normalize("NFC", _shown(each[0])) for each in parts if len(each) > 1]

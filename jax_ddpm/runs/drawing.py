@@ -1,6 +1,7 @@
 """Draw many images from a model, a batch at a time over all devices."""
 
 import operator
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -8,18 +9,18 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jax_ddpm._checks import Field, FieldError, check_positive, checked
+from jax_ddpm._checks import Field, FieldError, check_finite, check_positive, checked
 from jax_ddpm._typing import PRNGKey
 from jax_ddpm.data import load_batch
 from jax_ddpm.runs.programs import draw_programs, pieces
 from jax_ddpm.runs.progress import Progress
-from jax_ddpm.runs.run import Run
+from jax_ddpm.runs.run import Run, class_number
 from jax_ddpm.samplers import Sampler, ddim
 from jax_ddpm.schedule import NoiseSchedule, warn_of_signal
 from jax_ddpm.training.hosts import to_hosts
 from jax_ddpm.training.sharding import data_sharding, device_mesh
 
-__all__ = ["Drawer", "draw", "labels_in_turn", "make_chain", "with_guidance"]
+__all__ = ["Drawer", "draw", "labels_in_turn", "make_chain", "warn_of_labels", "with_guidance"]
 
 _STEPS = 50
 
@@ -47,8 +48,9 @@ def draw(
       key: typed key.
       run: from `load_run`, `load_pretrained` or `fit`.
       num: how many images.
-      labels: the class of all images, or several classes, taken in turn; by number, or by name
-        where the run knows names. Default: 0, 1, 2, … in turn, where the model has classes.
+      labels: the class of all images, or several classes, taken in turn: a number is a label, 0
+        to num_classes - 1, and a text a name, where the run knows names. Default: all classes that
+        images taught it, in turn.
       guidance: scale of classifier-free guidance, 1 for none. Default: the run's.
       steps: of the reverse chain, at most the model's timesteps. Default: 50, or all if fewer.
       chain: a chain of one's own instead, such as a `respace`d one.
@@ -68,7 +70,9 @@ def draw(
     if chain is not None and steps is not None:
         raise FieldError("steps", "cannot be given with ", Field("chain"))
     run = with_guidance(run, guidance)
-    labels = labels_in_turn(run, num, labels)
+    asked, labels = labels is not None, labels_in_turn(run, num, labels)
+    if asked and labels is not None:
+        warn_of_labels(run, labels)
     chain = make_chain(run, steps) if chain is None else chain
     warn_of_signal(chain)
     drawer = Drawer(run, chain, sampler or ddim(), min(num, batch_size))
@@ -143,15 +147,16 @@ def labels_in_turn(
     num: int,
     labels: int | str | Sequence[int] | Sequence[str] | np.ndarray | None = None,
 ) -> np.ndarray | None:
-    """Labels of `num` images: all classes in turn, or these. None for a model without classes."""
+    """Labels of `num` images: all that were learned in turn, or these. None for a model without
+    classes."""
     several: Any = [labels] if isinstance(labels, str) else labels
     if isinstance(several, Sequence):
         several = [_number(run, each) if isinstance(each, str) else each for each in several]
     if several is None:
         if run.num_classes is None:
             return None
-        several = range(run.num_classes)
-    elif run.num_classes is None:
+        return np.resize(np.asarray(run.drawn or [run.null_label], np.int32), num)
+    if run.num_classes is None:
         raise FieldError("labels", "the model has no classes")
     labels = np.atleast_1d(np.asarray(several))
     if not labels.size or labels.ndim > 1 or not np.issubdtype(labels.dtype, np.integer):
@@ -162,12 +167,20 @@ def labels_in_turn(
     return np.resize(labels.astype(np.int32), num)
 
 
+def warn_of_labels(run: Run, labels: np.ndarray) -> None:
+    """Warn of labels that were not learned, or whose class has another number for a name."""
+    for label in np.unique(labels).tolist():
+        name = run.class_names[label] if run.class_names else str(label)
+        if label not in run.drawn:
+            warnings.warn(f"labels: no image of class {name} was learned", stacklevel=4)
+        if name.isdecimal() and int(name) != label:
+            warnings.warn(f"labels: label {label} is the class named {name!r}", stacklevel=4)
+
+
 def _number(run: Run, label: str) -> int:
     """The class of this name, or of this number."""
-    if label in (run.class_names or ()):
-        return (run.class_names or ()).index(label)
-    if label.isdecimal():
-        return int(label)
+    if (number := class_number(label, run.class_names)) is not None:
+        return number
     names = ", ".join((run.class_names or ())[:20]) or "numbers, as the run knows no names"
     raise FieldError("labels", f"expected {names}, got {label!r}")
 
@@ -189,9 +202,12 @@ def with_guidance(run: Run, guidance: float | None) -> Run:
     """The run under this scale of guidance; as it is where that is None or the run's own."""
     if guidance is None or guidance == run.guidance or (guidance == 1 and not run.num_classes):
         return run
-    if not run.null_label:
-        problem = "the model has no classes, or no label that stands for none"
+    check_finite("guidance", guidance)
+    if run.null_label is None or not run.drawn:
+        problem = "the model has no classes, or no trained label that stands for none"
         raise FieldError("guidance", problem)
-    # A checkpoint does not say which label stands for none: it is the last, if it is guided.
-    classes = min(run.num_classes or run.null_label, run.null_label)
-    return run._replace(guidance=guidance, num_classes=classes)
+    if run.drawn[-1] == run.null_label:
+        last = f"guidance: the last label, {run.null_label}, is taken for the null label"
+        warnings.warn(last, stacklevel=3)
+        run = run._replace(num_classes=run.null_label)
+    return run._replace(guidance=guidance)

@@ -148,7 +148,7 @@ def save_samples(
       labels: the class of each: in a .npz beside the images, in a folder part of the file's name.
       columns: of a grid.
       titles: of its columns.
-      names: of the classes: in a folder they stand in place of the label.
+      names: of the classes: in a .npz `class_names`; in a folder they stand in place of the label.
 
     A .npz holds `samples`, as they are, `labels` if any, and `arr_0`, the samples as uint8, which
     is what Dhariwal & Nichol's evaluator reads. All is written or nothing. Raises `FieldError`
@@ -161,6 +161,8 @@ def save_samples(
         _save_each(path, images, labels, names)
         return
     arrays: dict[str, Any] = {"samples": images} | ({} if labels is None else {"labels": labels})
+    if labels is not None and names is not None:
+        arrays["class_names"] = np.asarray(names, str)
     with replacing(path) as file:
         if path.suffix == ".png":
             save_grid(file, images, columns, titles)

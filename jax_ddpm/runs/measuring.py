@@ -21,11 +21,11 @@ from jax_ddpm._checks import Field, FieldError, check_not_negative, check_positi
 from jax_ddpm.data import Dataset, to_bytes, to_float
 from jax_ddpm.evaluation.reference import Reference
 from jax_ddpm.noise import seed_key
-from jax_ddpm.runs.drawing import Drawer, labels_in_turn, make_chain, with_guidance
+from jax_ddpm.runs.drawing import Drawer, make_chain, with_guidance
 from jax_ddpm.runs.progress import Progress
 from jax_ddpm.runs.recording import compared, drawn
 from jax_ddpm.runs.references import open_reference
-from jax_ddpm.runs.run import PathLike, Run
+from jax_ddpm.runs.run import PathLike, Run, matched
 from jax_ddpm.runs.samples import Samples, open_kept, open_samples, resumed
 from jax_ddpm.runs.scoring import is_8_bit, score
 from jax_ddpm.samplers import Sampler, ancestral
@@ -78,6 +78,9 @@ def evaluate(
     | `left_out`: why, by the figure's name | always: of what cannot be had |
     | `steps`, `recipe` | always: all that is needed to measure again |
 
+    Classes are matched by name where run and images both have names, else by number. Only those
+    that the run learned and the images show are drawn; it warns of the others.
+
     What ends in `_std` is a spread. The names are explained in `evaluation`.
 
     Args:
@@ -111,6 +114,12 @@ def evaluate(
     warn_of_signal(chain)
     if data is not None:
         check_measurable(run, data)
+    classes, there, labels, asked = run.drawn, np.arange(run.num_classes or 0), None, None
+    if data is not None and data.labels is not None and run.num_classes is not None:
+        there = np.asarray(matched(run.class_names, run.drawn, data), np.int32)
+        classes = tuple(label for label in run.drawn if there[label] >= 0)
+        if run.drawn and not classes:
+            raise FieldError("data", "expected some of the run's classes, got none of them")
     of_samples = {"reference": reference, "statistics": statistics, "folder": folder}
     for name, value in of_samples.items() if num == 0 else ():
         if value is not None:
@@ -130,11 +139,16 @@ def evaluate(
     if num:
         kept = None
         if folder is not None:
-            kept = open_kept(folder, made | {"num_classes": run.num_classes})
+            count = run.num_classes if classes else None
+            turn = None if len(classes) == count else classes
+            what = {"num_classes": count, "class_names": run.class_names, "labels": turn}
+            kept = open_kept(folder, made | what)
         target = open_reference(
             run.image_shape, data, inception, reference, statistics, num, seed, progress
         )
-        labels = labels_in_turn(run, num)
+        if run.num_classes is not None:
+            labels = np.resize(np.asarray(classes or [run.null_label], np.int32), num)
+            asked = there[labels] if classes else None
         drawer = Drawer(run, chain, sampler, min(num, batch_size))
 
         def draw(first_sample: int) -> Iterator[np.ndarray]:
@@ -150,9 +164,13 @@ def evaluate(
         batches = map(to_bytes, draw(0))
         if folder is not None and kept is not None:
             batches = resumed(folder, kept, num, draw)
-        figures |= _measure(target, batches, num, data, labels, seed, left_out)
+        figures |= _measure(target, batches, num, data, asked, seed, left_out)
         made |= compared(target, data, reference)
     if data is not None and scored:
+        if data.labels is not None:
+            here = np.full(data.labels.max() + 1, -1 if run.null_label is None else run.null_label)
+            here[there[list(classes)]] = classes
+            data = data._replace(labels=here[data.labels].astype(np.int32))
         figures["bits_per_dim"] = score(key, run, data, scored, seed, progress)
         made["scored"] = f"{min(scored, len(data.images)):,} images of {data.source}"
     versions = {"jax_ddpm": __version__, "jax": jax.__version__}
@@ -201,7 +219,9 @@ def evaluate_samples(
     )
     labels, left_out = None, {}
     if data is not None and data.labels is not None and found.labels is not None:
-        labels = _as_in(data, found)[:count]
+        there = matched(found.class_names, np.unique(found.labels).tolist(), data, some=True)
+        labels = np.asarray(there)[found.labels[:count]]
+        labels = labels if labels.max() >= 0 else None
     digest = hashlib.sha256()
     batches = _told(found, count, digest.update, progress)
     figures = _measure(target, batches, count, data, labels, seed, left_out)
@@ -248,9 +268,10 @@ def _measure(
         if name not in figures:
             left_out[name] = "there are too few samples or images"
     if labels is not None and data is not None:
-        samples = to_float(np.concatenate(judged)[:_JUDGED])
+        samples, labels = to_float(np.concatenate(judged)[:_JUDGED]), labels[:_JUDGED]
+        samples, labels = samples[labels >= 0], labels[labels >= 0]
         try:
-            agreement, held_out = label_agreement(data, samples, labels[: len(samples)], seed)
+            agreement, held_out = label_agreement(data, samples, labels, seed)
             figures |= {"agreement": agreement, "svc_held_out": held_out, "judged": len(samples)}
         except FieldError as error:
             left_out["agreement"] = str(error)
@@ -276,32 +297,12 @@ def _told(
             progress(Progress(done, count, what="samples"))
 
 
-def _as_in(data: Dataset, samples: Samples) -> np.ndarray:
-    """The labels of the samples, as the real images have theirs: by name where both have names."""
-    assert samples.labels is not None
-    labels, known, names = samples.labels, data.class_names, samples.class_names
-    if known is not None and names is not None:
-        if strange := sorted(set(names) - set(known)):
-            problem = f"expected classes of {', '.join(known)}, as the real images'"
-            raise FieldError("samples", f"{problem}, got {strange[0]}")
-        return np.asarray([known.index(name) for name in names], np.int32)[labels]
-    if labels.max() >= (data.num_classes or 0):
-        problem = f"expected labels up to {(data.num_classes or 0) - 1}, as the real images'"
-        raise FieldError("samples", f"{problem}, got {labels.max()}")
-    return labels
-
-
 def check_measurable(run: Run, data: Dataset) -> None:
     """Raises `FieldError` unless these can be images that the run learned."""
     data.check()
     if data.image_shape != run.image_shape:
         problem = f"expected images of {run.image_shape}, as the run's, got {data.image_shape}"
         raise FieldError("data", problem)
-    if run.num_classes is None or data.labels is None:
-        return
-    if data.labels.max() >= run.num_classes:
-        problem = f"expected labels up to {run.num_classes - 1}, as the run's"
-        raise FieldError("data", f"{problem}, got {data.labels.max()}")
 
 
 def label_agreement(

@@ -147,5 +147,5 @@ RECIPES = {
         "Dhariwal & Nichol 2021, ImageNet 64×64",
     ),
 }
-"""By name. Two things differ from the originals: the network of `imagenet64_adm` has a null label,
-and that of `cifar10_iddpm` sees t itself, where theirs sees t · 1000 / 4000."""
+"""By name. One thing differs from the originals: the network of `cifar10_iddpm` sees t itself,
+where theirs sees t · 1000 / 4000."""

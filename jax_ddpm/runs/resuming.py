@@ -45,7 +45,7 @@ __all__ = ["Change", "Training", "begin", "open_run"]
 _FREE = {*CheckpointSettings.__dataclass_fields__, "fsdp", "steps_per_dispatch", "on_nan"}
 _FREE_OF_IMAGES = {"skip_unreadable", "max_pixels", "range"}  # which show in the images
 # What else the weights of `init` depend on.
-_FROM_INIT = ("model", "scheduler", "image_shape", "num_classes", "null_label", "guidance")
+_FROM_INIT = ("model", "scheduler", "image_shape", "num_classes", "null_label")
 
 
 class Change(NamedTuple):
@@ -107,11 +107,14 @@ class Training(NamedTuple):
         count, image_shape = len(self.data.images), self.data.image_shape
         classes = f" in {self.run.num_classes} classes" if self.run.num_classes else ""
         parameters = sum(leaf.size for leaf in jax.tree.leaves(self.run.pretrained.variables))
+        names = self.run.class_names or range(self.run.num_classes or 0)
+        unseen = [str(name) for k, name in enumerate(names) if k not in self.run.drawn]
         idle = jax.device_count() - self.mesh.size
         left_out = f" ({idle} more do not divide the batch)" if idle else ""
         lines = [
             *self.notes(),
             *self.data.notes,
+            *[f"not learned, so not drawn by default: {', '.join(unseen[:20])}"] * bool(unseen),
             f"{count:,} images of {'×'.join(map(str, image_shape))}{classes}, {parameters:,} "
             f"parameters, {self.mesh.size} {jax.default_backend()} device(s){left_out} → "
             f"{self.folder}",
@@ -314,7 +317,9 @@ def _differing(before: Any, after: Any) -> tuple[Any, Any]:
 def _changes(recorded: dict[str, Any], now: dict[str, Any], images: Dataset) -> Iterator[Change]:
     """What the weights depend on that is not as it was."""
     # A setting that an older version did not know was as it is by default.
-    before, after = Settings().record() | recorded["train"], now["train"]
+    # Guidance follows from the network where nobody chose it.
+    before = Settings().record() | recorded["train"] | {"guidance": recorded.get("guidance")}
+    after = now["train"] | {"guidance": now["guidance"]}
     for name, value in after.items():
         if name not in _FREE and before[name] != value:
             was, value = _differing(before[name], value)

@@ -5,7 +5,9 @@ Network and schedule are written in the words of diffusers' configs, as `interop
 
 import json
 import os
-from collections.abc import Mapping
+import unicodedata
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -15,6 +17,7 @@ import numpy as np
 
 from jax_ddpm import __version__
 from jax_ddpm._checks import Field, FieldError, checked
+from jax_ddpm.data.dataset import Dataset
 from jax_ddpm.data.preparation import Preparation
 from jax_ddpm.interop.diffusers import load_diffusers, unet_config, unet_from_config
 from jax_ddpm.interop.openai import load_openai
@@ -35,6 +38,7 @@ __all__ = [
     "METRICS",
     "PICTURES",
     "Run",
+    "class_number",
     "describe",
     "init_variables",
     "is_run",
@@ -42,6 +46,7 @@ __all__ = [
     "load_pretrained",
     "load_run",
     "load_state_dict",
+    "matched",
     "save_run",
 ]
 
@@ -76,6 +81,8 @@ class Run(NamedTuple):
     """What each label is called, if it is known."""
     preparation: Preparation = Preparation()
     """How its images were read."""
+    learned: tuple[int, ...] | None = None
+    """The labels that images taught it; None: all of them."""
 
     def __repr__(self) -> str:
         sizes = [np.size(leaf) for leaf in jax.tree.leaves(self.pretrained.variables)]
@@ -86,19 +93,55 @@ class Run(NamedTuple):
         )
 
     @property
+    def drawn(self) -> tuple[int, ...]:
+        """The labels that are drawn in turn by default. Without any, the null label is drawn."""
+        return tuple(range(self.num_classes or 0)) if self.learned is None else self.learned
+
+    @property
     def titles(self) -> tuple[str, ...] | None:
         """Names of the columns of a grid with one class in each."""
         if self.class_names is None or self.class_columns is None:
             return None
-        return self.class_names * (self.class_columns // len(self.class_names))
+        names = tuple(self.class_names[label] for label in self.drawn)
+        return names * (self.class_columns // len(names))
 
     @property
     def class_columns(self) -> int | None:
         """Columns of a grid with one class in each, several times all of them where they are few;
         None where there are no classes, or too many."""
-        if not self.num_classes or self.num_classes > 16:
-            return None
-        return self.num_classes * max(1, 8 // self.num_classes)
+        count = len(self.drawn)
+        return count * max(1, 8 // count) if 0 < count <= 16 else None
+
+
+def class_number(name: str, names: Sequence[str] | None) -> int | None:
+    """The label of the class `name`, in any form of Unicode; where no class has a number for a
+    name, that of a number is itself. None where there is no such class."""
+    numbers = {_plain(each): label for label, each in enumerate(names or ())}
+    if isinstance(plain := _plain(name), int) and not any(isinstance(x, int) for x in numbers):
+        return plain
+    return numbers.get(plain)
+
+
+def _plain(name: str) -> str | int:
+    return int(name) if name.isdecimal() else unicodedata.normalize("NFC", name)
+
+
+def matched(
+    names: Sequence[str] | None, labels: Sequence[int], data: Dataset, *, some: bool = False
+) -> list[int]:
+    """The label that the images have for each label up to the last of `labels`, -1 where none shows
+    its class: by name where both have names, else by number. Warns of `labels` that the images
+    lack, and of the images' own, unless `labels` may be `some` of these."""
+    called, shown = data.class_names, np.unique(np.asarray(data.labels)).tolist()
+    found: list[Any] = [*range(max(labels, default=-1) + 1)]
+    if names and (called or all(map(str.isdecimal, names))):
+        found = [class_number(name, called) for name in names[: len(found)]]
+    lacked = [str(names[k] if names else k) for k in labels if found[k] not in shown]
+    strange = [str(called[k] if called else k) for k in shown if not some and k not in found]
+    for what, few in (("no image shows, left out", lacked), ("only images show", strange)):
+        if few:
+            warnings.warn(f"classes that {what}: {', '.join(few[:20])}", stacklevel=3)
+    return [label if label in shown else -1 for label in found]
 
 
 def init_variables(model: UNet | SimpleUNet, key: Any, image_shape: tuple[int, ...]) -> Any:
@@ -127,6 +170,7 @@ def describe(run: Run, train: Any = None, data: Any = None) -> dict[str, Any]:
         "null_label": run.null_label,
         "guidance": run.guidance,
         "class_names": run.class_names,
+        "learned": run.learned,
         "preparation": run.preparation.record(),
         "train": train,
         "data": data,
@@ -210,8 +254,9 @@ def _read_run(path: Path, weights: str) -> Run:
         model = _model(description["model"], path / "state.json")
         scheduler = scheduler_from_config(description["scheduler"], path / "state.json")
         labelling = [description[name] for name in ("num_classes", "null_label", "guidance")]
-        names = description.get("class_names")
+        names, learned = (description.get(name) for name in ("class_names", "learned"))
         names = None if names is None else tuple(map(str, names))
+        learned = None if learned is None else tuple(map(int, learned))
         preparation = Preparation(**description.get("preparation", {}))
         image_shape = (height, width, channels)
         flat = checkpoint.arrays[weights]
@@ -229,7 +274,7 @@ def _read_run(path: Path, weights: str) -> Run:
         raise ValueError(f"{path / weights}.safetensors: {error}") from None
     pretrained = Pretrained(model, variables, **scheduler)
     run = Run(pretrained, image_shape, *labelling)
-    return run._replace(class_names=names, preparation=preparation)
+    return run._replace(class_names=names, preparation=preparation, learned=learned)
 
 
 @checked

@@ -62,9 +62,12 @@ def open_samples(path: PathLike, range: Any = None) -> Samples:
         for first in np.arange(0, len(data.images), _BATCH):
             yield to_bytes(data.images[first : first + _BATCH])
 
+    names = data.class_names
+    if path.suffix == ".npz":
+        with np.load(path) as file:
+            names = tuple(file["class_names"].tolist()) if "class_names" in file else names
     recipe = {"read as": "; ".join(data.notes)} if data.notes else {}
-    about = data.image_shape, data.labels, data.class_names, recipe
-    return Samples(len(data.images), *about, batches)
+    return Samples(len(data.images), data.image_shape, data.labels, names, recipe, batches)
 
 
 def _of_folder(path: Path) -> Samples:
@@ -73,8 +76,9 @@ def _of_folder(path: Path) -> Samples:
         raise FieldError("samples", f"expected samples in {path}, got none yet")
     height, width, channels = _load(files[0]).shape[1:]
     num, classes = _count(files), recipe.pop("num_classes", None)
-    labels = None if classes is None else np.arange(num, dtype=np.int32) % classes
-    return Samples(num, (height, width, channels), labels, None, recipe, lambda: map(_load, files))
+    turn, names = recipe.pop("labels", None) or range(classes or 0), recipe.pop("class_names", None)
+    labels = np.resize(np.asarray(turn, np.int32), num) if turn else None
+    return Samples(num, (height, width, channels), labels, names, recipe, lambda: map(_load, files))
 
 
 def open_kept(folder: PathLike, recipe: dict[str, Any]) -> list[Path]:

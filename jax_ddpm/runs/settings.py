@@ -80,8 +80,9 @@ class ModelSettings:
     """The U-Net, which knows labels, or the tutorial's four convolutions, which do not."""
     init: Path | None = None
     """Start from a run, one of its checkpoints or a folder of diffusers. It brings its network,
-    weights, schedule and what it predicts, so settings of those cannot be given. If its network has
-    no null label, or the images use it, no label is dropped and nothing is guided."""
+    weights, schedule and what it predicts, so settings of those cannot be given. Where both sides
+    have names of classes these are matched, else numbers; new ones start untrained. If its network
+    has no null label, or the images use it, no label is dropped and nothing is guided."""
     timesteps: int = 200
     """T, the steps of the noising chain."""
     schedule: ScheduleName = "cosine"
@@ -97,8 +98,9 @@ class ModelSettings:
     """Weigh the squared error by min(SNR, γ) (Hang et al. 2023). Default: not at all."""
     min_snr_gamma: float = 5.0
     """γ of that weighting."""
-    guidance: float = 2.0
-    """Scale of classifier-free guidance in the pictures; 1 is without guidance."""
+    guidance: float | None = None
+    """Scale of classifier-free guidance in the pictures; 1 is without guidance. Default: 2, or 1
+    where labels are never dropped, or always."""
 
 
 @dataclass(frozen=True, kw_only=True)

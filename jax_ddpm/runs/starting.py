@@ -12,7 +12,7 @@ from jax_ddpm.interop import Pretrained
 from jax_ddpm.losses import check_loss
 from jax_ddpm.models import SimpleUNet, UNet, ddpm_digits
 from jax_ddpm.noise import seed_key
-from jax_ddpm.runs.run import Run, init_variables, load_model
+from jax_ddpm.runs.run import Run, init_variables, load_model, matched
 from jax_ddpm.runs.settings import Settings, named_schedule
 
 __all__ = ["computing", "new_run", "untrained"]
@@ -34,8 +34,10 @@ def new_run(settings: Settings, data: Dataset) -> Run:
         variables = init_variables(run.pretrained.model, key, run.image_shape)
         run = run._replace(pretrained=run.pretrained._replace(variables=variables))
     check_loss(settings.loss_type, settings.weighting, run.pretrained.variance_type)
-    names = data.class_names if run.num_classes == data.num_classes else None
-    return run._replace(class_names=names, preparation=data.preparation)
+    names, learned = (None, None) if run.num_classes is None else (data.class_names, ())
+    if run.num_classes is not None and settings.label_dropout < 1:
+        learned = tuple(np.unique(np.asarray(data.labels)).tolist())
+    return run._replace(class_names=names, learned=learned, preparation=data.preparation)
 
 
 def untrained(
@@ -45,7 +47,9 @@ def untrained(
 
     Raises `FieldError` where the network does not suit the images.
     """
-    model = _new_model(settings, image_shape, num_classes)
+    classes = num_classes if settings.model == "unet" else None
+    null_label = classes if settings.label_dropout else None
+    model = _new_model(settings, image_shape, classes and classes + (null_label is not None))
     try:
         variables = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), image_shape))
     except ValueError as error:
@@ -58,9 +62,8 @@ def untrained(
         variance_type=settings.variance_type,
         timestep_spacing="trailing",
     )
-    classes = num_classes if isinstance(model, UNet) else None
-    guidance = 1.0 if classes is None else settings.guidance
-    return Run(pretrained, image_shape, classes, null_label=classes, guidance=guidance)
+    run = Run(pretrained, image_shape, classes, null_label, guidance=1.0)
+    return run._replace(guidance=_guidance(settings, run))
 
 
 def computing(run: Run, *, dtype: str, remat: bool) -> Run:
@@ -90,24 +93,53 @@ def _from_init(settings: Settings, data: Dataset) -> Run:
         raise FieldError("init", problem)
     if run.num_classes is None:
         return run
-    if data.num_classes is None or data.num_classes > run.num_classes:
+    by_name = None not in (run.class_names, data.class_names)
+    if data.num_classes is None or (data.num_classes > run.num_classes and not by_name):
         problem = (
             f"its network has {run.num_classes} classes, the images {data.num_classes or 'none'}"
         )
         raise FieldError("init", problem)
-    if run.null_label is None:
-        for name, off in (("label_dropout", 0), ("guidance", 1)):
-            if getattr(settings, name) not in (getattr(Settings, name), off):
-                raise FieldError(name, "the network has no label that stands for no class")
-        return run._replace(num_classes=data.num_classes)
-    if data.num_classes > run.null_label:
-        # A checkpoint whose every label is a class: none is left to stand for no class.
-        return run._replace(null_label=None, guidance=1.0)
-    return run._replace(num_classes=data.num_classes, guidance=settings.guidance)
+    rows: list[int | None] = [*range(data.num_classes)]
+    if by_name:
+        found = matched(run.class_names, range(run.num_classes), data)
+        rows = [found.index(label) if label in found else None for label in rows]
+    # A checkpoint whose every label is a class has none left to stand for no class.
+    null_label = run.null_label if settings.label_dropout else None
+    null_label = None if null_label in rows else null_label
+    if null_label is None and settings.label_dropout not in (Settings.label_dropout, 0):
+        raise FieldError("label_dropout", "the network has no label that stands for no class")
+    if by_name or null_label is None:
+        run = _relabelled(run, rows + [null_label] * (null_label is not None), settings.seed)
+        null_label = None if null_label is None else len(rows)
+    run = run._replace(num_classes=len(rows), null_label=null_label)
+    return run._replace(guidance=_guidance(settings, run))
+
+
+def _relabelled(run: Run, rows: list[int | None], seed: int) -> Run:
+    """The run with a network whose label k is its own label `rows[k]`, or a new one for None."""
+    model: Any = run.pretrained.model.clone(num_class_embeds=len(rows))
+    new = init_variables(model, jax.random.key(seed), run.image_shape)["params"]
+    params = run.pretrained.variables["params"]
+    new, old = (each["class_embedding"]["embedding"] for each in (new, params))
+    table = np.stack([new[k] if row is None else old[row] for k, row in enumerate(rows)])
+    variables = {"params": {**params, "class_embedding": {"embedding": table}}}
+    return run._replace(pretrained=run.pretrained._replace(model=model, variables=variables))
+
+
+def _guidance(settings: Settings, run: Run) -> float:
+    """The scale in the settings, where images with and without a label are learned."""
+    if run.null_label is not None and settings.label_dropout < 1:
+        return 2.0 if settings.guidance is None else settings.guidance
+    if settings.guidance not in (None, 1):
+        problem = "the network has no label that stands for no class, or "
+        dropped = Field("label_dropout"), f" {settings.label_dropout:g} trains but one side"
+        got = f": expected 1, got {settings.guidance:g}"
+        raise FieldError("guidance", problem, *dropped, got)
+    return 1.0
 
 
 def _new_model(
-    settings: Settings, image_shape: tuple[int, int, int], num_classes: int | None
+    settings: Settings, image_shape: tuple[int, int, int], num_labels: int | None
 ) -> UNet | SimpleUNet:
     height, width, channels = image_shape
     learned = settings.variance_type.startswith("learned")
@@ -138,5 +170,6 @@ def _new_model(
         "sample_size": (height, width),
         "in_channels": channels,
         "out_channels": channels * (1 + learned),
+        "num_class_embeds": num_labels,
     }
-    return ddpm_digits(num_classes, **small | given | from_images)
+    return ddpm_digits(**small | given | from_images)

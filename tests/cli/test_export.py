@@ -130,6 +130,7 @@ def test_the_manifest_is_true(folder):
     assert manifest["scheduler"]["num_train_timesteps"] == 20
 
 
+@pytest.mark.filterwarnings("ignore:guidance. the last label")
 def test_a_run_and_its_diffusers_folder_give_the_same_file(folder):
     same = ["--guidance", "3", "--spacing", "leading", "--platforms", "cpu"]
     export(folder, "--run", "digits", "--out", "run.jaxexport", *same)

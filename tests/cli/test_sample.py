@@ -4,8 +4,10 @@ from unittest.mock import Mock
 
 import jax
 import numpy as np
+import pytest
 from PIL import Image
 
+from jax_ddpm import runs
 from jax_ddpm.runs.recording import drawn
 
 
@@ -24,6 +26,21 @@ def test_classes_go_in_turn_or_are_those_asked_for(untrained, jax_ddpm_here, tmp
     with Image.open(tmp_path / "x.png") as picture:
         width, height = picture.size
     assert width > 3 * height, "two rows of ten, one class in each column"
+
+
+@pytest.mark.filterwarnings("default:labels")
+def test_a_run_that_learned_no_class_draws_none(untrained, jax_ddpm_here, tmp_path):
+    """And a class that is asked for in spite of it is said once."""
+    run = runs.load_run(untrained / "runs/digits")._replace(class_names=(*"abcdefghij",))
+    runs.save_run(tmp_path / "run", run._replace(learned=(), guidance=1.0))
+    command = ["sample", "--run", "run", "--steps", "2", "--num", "2", "--out"]
+    for flags, files, said in (
+        (["plain"], ["00000.png", "00001.png"], 0),
+        (["asked", "--label", "c"], ["00000-c.png", "00001-c.png"], 1),
+    ):
+        result = jax_ddpm_here(*command, *flags, cwd=tmp_path)
+        assert sorted(path.name for path in (tmp_path / flags[0]).iterdir()) == files
+        assert result.stderr.count("labels: no image of class c was learned") == said
 
 
 def test_a_rule_takes_its_own_options(untrained, jax_ddpm_here, monkeypatch, tmp_path):

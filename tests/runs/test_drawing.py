@@ -1,5 +1,7 @@
 """Samples: drawn from a run, and the pictures and the files that are made of them."""
 
+import warnings
+
 import equinox as eqx
 import jax
 import numpy as np
@@ -10,7 +12,7 @@ import jax_ddpm as ddpm
 from jax_ddpm import runs
 from jax_ddpm.data import to_bytes
 from jax_ddpm.models import SimpleUNet
-from jax_ddpm.runs.drawing import labels_in_turn
+from jax_ddpm.runs.drawing import labels_in_turn, warn_of_labels
 from jax_ddpm.runs.figures import image_grid
 from jax_ddpm.runs.settings import named_schedule
 
@@ -55,6 +57,37 @@ def test_labels_go_in_turn(digits):
         assert digits._replace(num_classes=classes).class_columns == columns
 
 
+@pytest.mark.parametrize(
+    ("names", "label", "number", "said"),
+    [
+        (("caf\u00e9", "tea"), "cafe\u0301", 0, ""),
+        (("cafe\u0301", "tea"), "caf\u00e9", 0, ""),
+        (("0", "1", "2"), "2", 2, ""),
+        (("00", "01", "02"), "2", 2, ""),
+        (("0", "1", "10", "2"), "2", 3, "label 3 is the class named '2'"),
+        (("0", "1", "10", "2"), 2, 2, "label 2 is the class named '10'"),
+        (("1", "2", "3"), "2", 1, "label 1 is the class named '2'"),
+        (("1", "2", "3"), 0, 0, "label 0 is the class named '1'"),
+        (("0", "1", "2", "10"), "3", None, "expected 0, 1, 2, 10, got '3'"),
+        (("0", "1", "2", "10"), "10", 3, "label 3 is the class named '10'"),
+        (("ant", "bee"), "1", 1, ""),
+    ],
+)
+def test_a_class_goes_by_its_name(digits, names, label, number, said):
+    """In any form of Unicode; where names are numbers that are not the labels, it is said."""
+    run = digits._replace(num_classes=len(names), class_names=names)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        if number is None:
+            with pytest.raises(runs.FieldError, match=f"^labels: {said}"):
+                labels_in_turn(run, 1, label)
+            return
+        labels = labels_in_turn(run, 1, label)
+        warn_of_labels(run, labels)
+    assert labels.tolist() == [number]
+    assert [str(each.message).partition(": ")[2] for each in warned] == [said] * bool(said)
+
+
 def test_what_does_not_suit_the_run_is_named(digits):
     chain, none = digits.pretrained.schedule, digits._replace(num_classes=None, null_label=None)
     for arguments, words in (
@@ -63,6 +96,8 @@ def test_what_does_not_suit_the_run_is_named(digits):
         ({"labels": [0.5]}, "labels: expected whole numbers"),
         ({"labels": "cat"}, "labels: expected numbers, as the run knows no names"),
         ({"steps": 2, "chain": chain}, "steps: cannot be given with chain"),
+        ({"guidance": np.nan}, "guidance: expected a finite number, got nan"),
+        ({"guidance": -np.inf}, "guidance: expected a finite number, got -inf"),
         ({"run": none, "labels": 1}, "labels: the model has no classes"),
     ):
         with pytest.raises(runs.FieldError, match=f"^{words}"):

@@ -1,8 +1,11 @@
 """Models and samples measured: the figures, what they are of, and samples that are kept."""
 
 import json
+import re
+import warnings
 from functools import partial
 
+import jax
 import numpy as np
 import pytest
 
@@ -10,6 +13,7 @@ from jax_ddpm import runs
 from jax_ddpm.data import Dataset, to_float
 from jax_ddpm.runs.measuring import evaluate, evaluate_samples, label_agreement
 from jax_ddpm.runs.samples import kept_samples, open_kept, open_samples, resumed
+from jax_ddpm.runs.scoring import score
 from jax_ddpm.samplers import ddim
 
 pytestmark = pytest.mark.usefixtures("defaults", "untyped")
@@ -137,16 +141,66 @@ def test_samples_of_others_are_measured(data, tmp_path):
     assert figures["recipe"]["samples"].startswith("10 of the 20 in ")
 
 
-def test_classes_go_by_their_names(data, tmp_path):
-    """Samples of the last two of ten classes, in folders: the first of them is the ninth."""
+@pytest.mark.parametrize(
+    ("names", "called"),
+    [
+        ("abcdefghij", "ij"),
+        ("abcdefghij", "89"),
+        (None, "89"),
+        (map(str, range(1, 11)), ("9", "10")),
+    ],
+)
+def test_classes_go_by_their_names(data, tmp_path, names, called):
+    """Samples of the last two of ten classes, in folders by name or number, or in a .npz."""
     images = data.images // 8 + 20 * data.labels[:, None, None, None].astype(np.uint8)
-    real = Dataset(images, data.labels, class_names=tuple("abcdefghij"))
-    for name, label in (("i", 8), ("j", 9)):
+    real = Dataset(images, data.labels, class_names=names and tuple(names))
+    for name, label in zip(called, (8, 9), strict=True):
         runs.save_samples(tmp_path / "drawn" / name, images[data.labels == label])
     assert evaluate_samples(tmp_path / "drawn", real)["agreement"] == 1
-    (tmp_path / "drawn/j").rename(tmp_path / "drawn/k")
-    with pytest.raises(ValueError, match="samples: expected classes of a, b, .*, got k"):
-        evaluate_samples(tmp_path / "drawn", real)
+    last = data.labels >= 8
+    runs.save_samples(tmp_path / "x.npz", images[last], data.labels[last] - 8, names=tuple(called))
+    assert evaluate_samples(tmp_path / "x.npz", real)["agreement"] == 1
+    with pytest.warns(UserWarning, match=f"no image shows, left out: {called[1]}$"):
+        fewer = evaluate_samples(tmp_path / "drawn", real._replace(labels=data.labels % 9))
+    assert fewer["judged"] == 6
+
+
+@pytest.mark.parametrize(
+    ("names", "numbers", "said"),
+    [
+        ("jihgfedcba", range(9, -1, -1), ""),
+        ("ihgfedcba", range(8, -1, -1), "no image shows, left out: j"),
+        ("xyjihgfedc", [10, 10, *range(9, 1, -1)], "out: a, b.*only images show: x, y"),
+        (("e", "j\u030c"), [4, 9], "no image shows, left out: a, b, c, d, f"),
+        (None, range(6), "no image shows, left out: g, h, i, j"),
+    ],
+)
+def test_a_run_is_measured_by_the_names_of_classes(run, data, tmp_path, names, numbers, said):
+    """Drawn are those that the images show; agreement and likelihood go by their names."""
+    run = run._replace(class_names=(*"abcdefghi", "j" if len(numbers) > 2 else "\u01f0"))
+    labels = data.labels % len(numbers)
+    real = data._replace(labels=labels, class_names=names and tuple(names))
+    options = {**OPTIONS, "num_scored": 4, "folder": tmp_path / "kept"}
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        found = evaluate(run, real, **options)
+    assert re.search(said, " ".join(str(each.message) for each in warned))
+    assert bool(warned) == bool(said)
+    shown = sorted({*numbers} - {10})
+    assert open_samples(tmp_path / "kept").labels.tolist() == np.resize(shown, 12).tolist()
+    again = evaluate_samples(tmp_path / "kept", real)
+    assert (found["judged"], found["agreement"]) == (again["judged"], again["agreement"])
+    by_number = data._replace(labels=np.asarray(numbers, np.int32)[labels])  # 10 is of no class
+    assert found["bits_per_dim"] == score(jax.random.key(0), run, by_number, 4, 0, None)
+
+
+@pytest.mark.filterwarnings("ignore:classes that only images show")
+def test_a_run_that_learned_no_class_is_measured_by_its_null_label(run, data):
+    run = run._replace(learned=(), guidance=1.0)
+    found = evaluate(run, data, **{**OPTIONS, "num_scored": 4})
+    of_no_class = data._replace(labels=np.full_like(data.labels, 10))
+    assert "agreement" not in found
+    assert found["bits_per_dim"] == score(jax.random.key(0), run, of_no_class, 4, 0, None)
 
 
 def test_a_rare_class_is_judged_too(monkeypatch):
@@ -169,7 +223,6 @@ def test_what_cannot_be_measured_is_named(run, data, tmp_path):
         (partial(model, floats, num=4, num_scored=5), "num_scored: expected images of 8 bits"),
         (partial(model, num=4), "data: expected real images, or reference, got neither"),
         (partial(model, low), r"data: expected images of \(8, 8, 1\), as the run's"),
-        (partial(model, data._replace(labels=data.labels + 1)), "data: expected labels up to 9"),
         (partial(samples, low), r"data: expected images of \(8, 8, 1\), as the samples"),
         (partial(samples, data, statistics="x.npz"), "statistics: expected Inception's weights"),
         (partial(samples, reference="x.npz"), "reference: statistics are of Inception's features"),

@@ -1,5 +1,7 @@
 """Settings of a training, the network that they make or take from a run, and the recipes."""
 
+import warnings
+
 import equinox as eqx
 import jax
 import numpy as np
@@ -7,7 +9,9 @@ import pytest
 
 from jax_ddpm import runs
 from jax_ddpm.data import Dataset, Preparation
+from jax_ddpm.models import ddpm_digits
 from jax_ddpm.runs import RECIPES, starting
+from jax_ddpm.runs.drawing import labels_in_turn, warn_of_labels, with_guidance
 
 pytestmark = pytest.mark.usefixtures("defaults", "untyped")
 
@@ -131,3 +135,77 @@ def test_defaults_suit_the_images_and_large_seeds_do_not_wrap(one_level):
         run = starting.new_run(runs.Settings(seed=seed, batch_size=1, unet=one_level), data)
         kernels.add(run.pretrained.variables["params"]["conv_in"]["kernel"].tobytes())
     assert len(kernels) == 3
+
+
+def labelled(names, labels=None):
+    labels = np.arange(12) % len(names) if labels is None else np.resize(labels, 12)
+    return Dataset(np.zeros((12, 8, 8, 1), np.uint8), labels.astype(np.int32), class_names=names)
+
+
+@pytest.mark.parametrize(
+    ("names", "rows", "said"),
+    [
+        (("ant", "café", "cat"), (0, 1, 2, 3), ""),
+        (("café", "cat"), (1, 2, 3), "no image shows, left out: ant"),
+        (("cat", "ant", "dog", "cafe\u0301"), (2, 0, None, 1, 3), "only images show: dog"),
+        (("dog", "cow"), (None, None, 3), "left out: ant, café, cat classes that only images sh"),
+        (None, (0, 1, 2, 3), ""),  # by number, where the images have no names
+    ],
+)
+def test_a_training_goes_on_by_the_names_of_classes(
+    tmp_path, write_run, one_level, names, rows, said
+):
+    model = ddpm_digits(3, sample_size=8, **one_level)
+    before = write_run(tmp_path / "unnamed", model, 3)._replace(class_names=("ant", "café", "cat"))
+    runs.save_run(tmp_path / "run", before)
+    data = labelled(names) if names else labelled("abc")._replace(class_names=None)
+    settings = runs.Settings(init=tmp_path / "run", batch_size=4)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        run = starting.new_run(settings, data)
+    assert said in " ".join(str(each.message) for each in warned) and bool(warned) == bool(said)
+    runs_params = (each.pretrained.variables["params"] for each in (before, run))
+    old, new = (params["class_embedding"]["embedding"] for params in runs_params)
+    assert run.num_classes == run.null_label == len(rows) - 1
+    assert run.pretrained.model.num_class_embeds == len(rows)
+    for row, source in zip(new, rows, strict=True):
+        assert np.any(np.all(row == old, axis=1)) == (source is not None) and np.any(row)
+        assert source is None or np.array_equal(row, old[source])
+
+
+@pytest.mark.parametrize(
+    ("options", "labels", "expected", "drawn"),
+    [
+        ({}, None, (3, 2.0), [0, 1, 2]),
+        ({"guidance": 3}, None, (3, 3.0), [0, 1, 2]),
+        ({"label_dropout": 0}, None, (None, 1.0), [0, 1, 2]),
+        ({"label_dropout": 0, "guidance": 1}, None, (None, 1.0), [0, 1, 2]),
+        ({"label_dropout": 1}, None, (3, 1.0), [3]),
+        ({}, [0, 2], (3, 2.0), [0, 2]),
+        ({"label_dropout": 0}, [1], (None, 1.0), [1]),
+    ],
+)
+@pytest.mark.parametrize("init", [False, True])
+def test_what_was_trained_is_drawn_and_guides(
+    tmp_path, write_run, one_level, options, labels, expected, drawn, init
+):
+    """By default: classes that no image shows, and a null label that stays untrained, do not."""
+    write_run(tmp_path / "init", ddpm_digits(3, sample_size=8, **one_level), 3)
+    options = options | ({"init": tmp_path / "init"} if init else {"unet": one_level})
+    data = labelled(("ant", "bee", "cat"), labels)
+    run = starting.new_run(runs.Settings(batch_size=4, **options), data)
+    runs.save_run(tmp_path / "run", run)
+    run = runs.load_run(tmp_path / "run")
+    assert (run.num_classes, run.null_label, run.guidance) == (3, *expected)
+    assert labels_in_turn(run, 6).tolist() == (drawn * 6)[:6]
+    assert run.pretrained.model.num_class_embeds == 3 + (expected[0] is not None)
+    if expected[1] == 1:
+        with pytest.raises(runs.FieldError, match="^guidance: .* no trained label that stands"):
+            with_guidance(run, 2.5)
+        with pytest.raises(
+            runs.FieldError, match="^guidance: .* label_dropout . .*expected 1, got"
+        ):
+            starting.new_run(runs.Settings(batch_size=4, **{**options, "guidance": 2}), data)
+    for unseen in {0, 1, 2} - {*drawn}:
+        with pytest.warns(UserWarning, match="labels: no image of class ... was learned"):
+            warn_of_labels(run, labels_in_turn(run, 2, unseen))
