@@ -168,11 +168,11 @@ def data(finished, tmp_path):
 @pytest.fixture
 def here(jax_ddpm_here, tmp_path):
     """Run a command, in this process and the test's folder, which ends with this code and says
-    these words: as errors where the code is 2."""
+    these words: all of them as errors where the code is 2."""
 
     def check(command, *words, code=0):
         result = jax_ddpm_here(*command.split(), cwd=tmp_path)
-        said = result.stderr if code == 2 else result.stdout
+        said = result.stderr if code == 2 else result.stdout + result.stderr
         assert result.returncode == code, result.stderr
         assert [each for each in words if each not in said] == [], said
         return said

@@ -241,6 +241,7 @@ LEFT_OUT = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:classes that no image shows")
 @pytest.mark.parametrize("why", LEFT_OUT)
 def test_what_cannot_be_had_is_left_out(run, data, tmp_path, why):
     """And said; distances are measured all the same, of a run and of samples."""
