@@ -2,7 +2,7 @@
 
 Three circles, each a superset of the one before:
 
-    pytest                      what anyone runs
+    pytest                      what anyone runs: neither `slow` nor `patience` (see pyproject.toml)
     pytest -m "not patience"    what .ci/run runs: also what is marked `slow`
     pytest -m ""                everything, by hand: also what is marked `patience`
 """
@@ -51,11 +51,9 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 IMPORTS_TORCH = r"^(import|from) (torch|diffusers|torch_reference|jax_ddpm\.parity|benchmarks)\b"
 NEEDS_TORCH = "needs torch and diffusers"
 MISSING = [name for name in ("torch", "diffusers") if find_spec(name) is None]
-collect_ignore = [
-    str(file)
-    for file in Path(__file__).parent.rglob("test_*.py")
-    if MISSING and re.search(IMPORTS_TORCH, file.read_text(), re.M)
-]
+FILES = Path(__file__).parent.rglob("test_*.py")
+NEED_TORCH = [str(file) for file in FILES if re.search(IMPORTS_TORCH, file.read_text(), re.M)]
+collect_ignore = NEED_TORCH if MISSING else []
 
 # The slowest files start first, so that no worker sits idle while another finishes a long one.
 LONGEST = ("parity/test_parity", "faults/", "test_samplers.", "test_readme", "cli/test_train")
@@ -72,13 +70,13 @@ def pytest_collection_modifyitems(items):
 
 def pytest_report_header():
     if MISSING:
-        files = f"{len(collect_ignore)} files of tests are left out, and tests of others skipped"
-        return f"without {' and '.join(MISSING)}: {files}"
+        rest = f"{len(collect_ignore)} test files are left out, and what needs them is skipped"
+        return f"without {' and '.join(MISSING)}: {rest}"
 
 
 @pytest.fixture(scope="session", autouse=True)
 def decoded_pictures(tmp_path_factory):
-    """Kept where tests may write, also by the commands that they start."""
+    """Tests, and the commands that they start, keep decoded pictures in a folder of their own."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
 
 
@@ -201,7 +199,7 @@ def untrained(tmp_path_factory, write_run, small_unet):
 
 @pytest.fixture
 def jax_ddpm_here(monkeypatch, capsys, defaults):
-    """Run a command in this process, which saves its start: exit code, output, errors."""
+    """Run a command without the time of a new process: exit code, output, errors."""
     from jax_ddpm.cli import run
 
     def run_here(*arguments, cwd):

@@ -6,12 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
 from benchmarks import accelerator, accelerator_parity, accelerator_speed, processes
-from benchmarks.accelerator_speed import chip_of, estimate
 from benchmarks.networks import specs
 from torch_reference.models.simple_unet import SimpleUNet
 
@@ -83,12 +81,3 @@ def test_a_resumed_training_that_differs_by_a_bit_is_seen():
     assert processes.differing(dict(whole), whole) == []
     assert processes.differing({**whole, "a": flipped}, whole) == ["a"]
     assert processes.differing({"a": whole["a"]}, whole) == ["b"]
-
-
-def test_an_estimate_is_the_longest_time_of_a_step():
-    product = jax.jit(lambda x: x @ x).trace(np.zeros((256, 256), np.float32))
-    compiled = product.lower().compile()
-    figures = estimate("NVIDIA H100 80GB HBM3", product.jaxpr, compiled, "float32", 2)
-    assert (figures["flops"], figures["bound"]) == (256**3, "memory")
-    assert figures["seconds"] == pytest.approx(figures["traffic"] / 3352e9)
-    assert chip_of("TPU v5 lite") == "v5e" and chip_of("NVIDIA H100 PCIe") is None

@@ -95,7 +95,7 @@ WRONG = {
     "sampler": (ddpm.ddim, "ddim", ddpm.ddim().step),
     "schedule": (SCHEDULE.betas, tuple(SCHEDULE), "cosine", None),
     "t": ([0, 3], T + 0.0, T > 0, T + 1, T - 1, np.arange(3), T[None]),
-    "timesteps": (0, -3, 0.5, "x", None, [[0, 1]], [2, 0], [0, 300]),
+    "timesteps": (0, -3, 0.5, "x", None, [[0, 1]], [2, 0], [0, 300], [0.5], [True, False]),
 }
 
 

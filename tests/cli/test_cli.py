@@ -44,6 +44,8 @@ def here(tmp_path_factory, untrained, write_run, defaults):
         ("train --data grey.npy --batch-size 64", "--batch-size: expected at most 20, the number"),
         ("train --lr 3", "--lr: no such flag of train; did you mean --learning-rate?"),
         ("doctor --xyz", "--xyz: no such flag of doctor; see jax-ddpm doctor --help"),
+        ("parity --json no/where.json", "--json: no such folder: no"),
+        ("train --data weights.pt", "--data: expected a .npz, a .npy or a folder of pictures"),
         ("sample --run DIGITS --pretrained empty", "expected --run or --pretrained, and one of"),
         ("sample --pretrained nowhere", "--pretrained: nowhere: expected a folder of diffusers"),
         ("sample --pretrained weights.pt", "one of OpenAI's comes with --openai-flags"),

@@ -14,7 +14,7 @@ def briefly(monkeypatch):
     monkeypatch.setattr("jax_ddpm.evaluation.classifier._STEPS", 10)
 
 
-def test_samples_get_a_table_and_a_recipe(jax_ddpm_here, tmp_path):
+def test_samples_get_a_table_and_figures(jax_ddpm_here, tmp_path):
     drawn = np.random.default_rng(0).uniform(-1, 1, (20, 8, 8, 1)).astype(np.float32)
     runs.save_samples(tmp_path / "x.npz", drawn, np.arange(20, dtype=np.int32) % 10)
     command = ["evaluate", "--samples", "x.npz", "--json", "figures.json"]

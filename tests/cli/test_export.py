@@ -15,6 +15,7 @@ import jax_ddpm as ddpm
 from jax_ddpm import runs
 from jax_ddpm.cli import run as jax_ddpm
 from jax_ddpm.interop import save_diffusers
+from jax_ddpm.io.arrays import load_tensors, unflatten
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,8 @@ def load(path):
 def library(run, num, sampler, first_sample=0):
     """The pictures of key 7, from the functions that the other tests hold to PyTorch; labels are
     0, 1, 2, …, as far as there are any."""
-    model, variables, *_ = runs.load_run(run).pretrained
+    model = runs.load_run(run).pretrained.model
+    variables = unflatten(load_tensors(run / "checkpoints/00000000/ema.safetensors"))
     labels = jnp.arange(num)
 
     @jax.jit

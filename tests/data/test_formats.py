@@ -186,9 +186,11 @@ WRONG_CIFAR = {
     "labels from 0 to 9, got 3 to 10": ("bin", "data_batch_2.bin", binary(1, [10], [3])),
     "expected 10 names, got 2": ("bin", "batches.meta.txt", b"a\nb\n"),
     "the names of the classes": ("py", "batches.meta", pickled(label_names=[1] * 10)),
+    "got uint8[2, 3071]": ("py", "data_batch_1", pickled(data=pixels(1)[:, 1:], labels=[1, 2])),
     "got uint8[0, 3072]": ("py", "data_batch_1", pickled(data=pixels(1)[:0], labels=[])),
     "whole numbers, got a list": ("py", "data_batch_1", pickled(data=pixels(1), labels=[1, b"2"])),
     "2 labels, got 3": ("py", "data_batch_1", pickled(data=pixels(1), labels=[1, 2, 3])),
+    "from 0 to 9, got -1 to 1": ("py", "data_batch_1", pickled(data=pixels(1), labels=[1, -1])),
     "expected a dict, got a list": ("py", "data_batch_1", pickle.dumps([1], 2)),
     "cannot read the pickle": ("py", "data_batch_1", pickled(data=pixels(1))[:-5]),
 }

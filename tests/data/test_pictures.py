@@ -125,7 +125,7 @@ def test_unreadable_pictures_are_named_or_counted(few, tmp_path):
         assert "dark/z.png: No such file or directory; dark/y.png: " in note
         np.testing.assert_array_equal(data.images[:], expected.images[:])
         np.testing.assert_array_equal(data.labels, expected.labels)
-    # The header of the third is whole. What was skipped once is not skipped for good.
+    # `cut` has a whole header: only decoding finds it. What was skipped is not skipped for good.
     empty.unlink()
     gone.unlink()
     load_dataset(folder, skipping, cache=tmp_path / "cache")

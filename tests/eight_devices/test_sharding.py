@@ -9,7 +9,6 @@ from jax.sharding import PartitionSpec as P
 
 import jax_ddpm as ddpm
 from jax_ddpm.plan.hlo import collectives
-from jax_ddpm.training import load_batch
 from jax_ddpm.training.sharding import (
     data_sharding,
     device_mesh,
@@ -38,15 +37,6 @@ def test_the_longest_axis_that_divides_is_split():
     assert specs == {"kernel": P(None, None, None, "fsdp"), "odd": P(), "step": P()}
     whole = state_sharding(device_mesh(8), tree)
     assert all(sharding.spec == P() for sharding in jax.tree.leaves(whole))
-
-
-def test_a_batch_is_loaded_where_it_is_needed():
-    mesh = device_mesh(8)
-    images = np.arange(20.0)[:, None] * np.ones(3)
-    indices = np.array([3, 1, 4, 1, 5, 9, 2, 6])
-    batch = load_batch(images, indices, data_sharding(mesh))
-    np.testing.assert_array_equal(batch, images[indices])
-    assert [shard.data.shape for shard in batch.addressable_shards] == [(1, 3)] * 8
 
 
 def apply_fn(params, x, t):

@@ -134,6 +134,9 @@ def test_with_inception_all_real_images_are_compared():
     figures = reference.measure([images[:40], images[40:]], 64)
     assert reference.at_most is None and figures["fid"] == pytest.approx(0, abs=1e-3)
     assert {"kid", "precision", "nearest"} < figures.keys() and figures["recall"] == 1
+    for few, known in ((1, False), (2, True)):
+        figures = reference.measure([images[:few]], few)
+        assert ("kid" in figures) == known and "recall" not in figures
 
 
 def test_windows_are_cut_from_the_center():

@@ -167,8 +167,8 @@ def data(finished, tmp_path):
 
 @pytest.fixture
 def here(jax_ddpm_here, tmp_path):
-    """Run a command, in this process and the test's folder, which ends with this code and says
-    these words: all of them as errors where the code is 2."""
+    """Run a command in this process, in the test's folder. Checks its exit code, and that its
+    output (its errors, where the code is 2) has these words."""
 
     def check(command, *words, code=0):
         result = jax_ddpm_here(*command.split(), cwd=tmp_path)

@@ -59,6 +59,6 @@ def test_a_second_ctrl_c_stops_at_once_and_damages_nothing(train, tmp_path):
 def test_drawing_ends_in_one_line(start, whole, tmp_path):
     command = start("sample", "--run", str(whole), "--num", "200000", "--out", "x.npz")
     command.says("sampling")
-    assert command.end(SIGINT) == 130
+    assert command.end(SIGTERM) == 130
     assert "jax-ddpm: stopped\n" in command.text and "Traceback" not in command.text
     assert not (tmp_path / "x.npz").exists()

@@ -166,6 +166,7 @@ def test_the_published_networks_are_presets(torch, size):
     [
         ({"num_channel": 32}, "flags: .*got num_channel; did you mean num_channels"),
         ({"large_size": 256}, "flags: .*enlarges.*large_size"),
+        ({"num_channels": "many"}, "flags: num_channels: expected a whole number, got 'many'"),
         ({"num_channels": 32.5}, "flags: num_channels: expected a whole number, got 32.5"),
         ({"class_cond": "maybe"}, "flags: class_cond: expected True or False, got 'maybe'"),
         ({"noise_schedule": "sigmoid"}, "flags: noise_schedule: expected one of"),
@@ -207,9 +208,9 @@ def test_labels_and_chain_go_wherever_the_network_goes(tmp_path):
         assert list(make_chain(each).timesteps) == ADM["timesteps"]
         assert make_chain(each, 7).num_timesteps == 7
     dataset = data.Dataset(np.zeros((2, 32, 32, 3), np.float32), np.arange(2, dtype=np.int32))
-    for option in ({"guidance": 3.0}, {"label_dropout": 0.2}):
-        settings = runs.Settings(init=tmp_path / "adm", steps=1, batch_size=1, **option)
-        with pytest.raises(ValueError, match=f"{min(option)}: the network has no label that st"):
+    for name, value in (("guidance", 3.0), ("label_dropout", 0.2)):
+        settings = runs.Settings(init=tmp_path / "adm", steps=1, batch_size=1, **{name: value})
+        with pytest.raises(ValueError, match=f"{name}: the network has no label that stands"):
             runs.fit(tmp_path / "trained", dataset, settings)
 
 

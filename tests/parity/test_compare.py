@@ -63,7 +63,7 @@ def output_and_gradients(module, convert):
 
 
 def test_a_network_that_is_the_same_passes(module, convert):
-    """In float64, although it is off outside: rounding is 1e-14, not 1e-7. The README's example
+    """In float64, although x64 is off outside: rounding is 1e-14, not 1e-7. The README's example
     compares in float32 too."""
     assert jnp.ones(1, float).dtype == jnp.float32
     report = compare(module, Flax().apply, convert, (X, T), dtypes=("float64",))

@@ -88,8 +88,8 @@ def test_it_is_stopped_and_resumes_and_is_watched(whole, pictures, watched, tmp_
     assert eqx.tree_equal(end.state, whole[0].state), "to the bit"
     found, expected = (runs.read_metrics(each / "metrics.jsonl") for each in (folder, whole[1]))
     assert best_line(found)[0]["step"] == 50 and len(found) == 2
-    apart = {FIGURE: None, "steps_per_second": None}  # one measured only; the speed of a machine
-    assert [line | apart for line in found] == [line | apart for line in expected]
+    ignored = {FIGURE: None, "steps_per_second": None}  # one measured only; a machine's speed
+    assert [line | ignored for line in found] == [line | ignored for line in expected]
     assert {int(path.name) for path in (folder / "checkpoints").iterdir()} == {50, 100}
     assert sorted(int(path.stem) for path in previews.iterdir()) == [25, 50, 75, 100]
     key = jax.random.fold_in(jax.random.key(SETTINGS.seed), 1)  # always, from the average

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jax_ddpm import runs
-from jax_ddpm.data import Dataset, to_float
+from jax_ddpm.data import Dataset, load_dataset, to_float
 from jax_ddpm.runs.measuring import evaluate, evaluate_samples, label_agreement
 from jax_ddpm.runs.samples import kept_samples, open_kept, open_samples, resumed
 from jax_ddpm.runs.scoring import score
@@ -136,6 +136,7 @@ def test_samples_of_others_are_measured(data, tmp_path):
     runs.save_samples(tmp_path / "pictures", images)
     for name in ("x.npz", "x.npy", "pictures"):
         np.testing.assert_array_equal(*open_samples(tmp_path / name).batches(), images)
+    assert load_dataset(tmp_path / "x.npz").images.dtype == np.float32, "not the rounded arr_0"
     figures = evaluate_samples(tmp_path / "x.npz", data, num=10)
     assert figures["agreement"] > 0.3 and figures["judged"] == 10
     assert figures["recipe"]["samples"].startswith("10 of the 20 in ")

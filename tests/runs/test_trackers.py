@@ -1,4 +1,4 @@
-"""Lines elsewhere: what TensorBoard and Weights & Biases get, and what a failure there costs."""
+"""Trackers: what TensorBoard and Weights & Biases receive, and what their failures cost."""
 
 import io
 import sys

@@ -162,7 +162,6 @@ def test_what_is_wrong_in_one_process_stops_all(start, data):
     ("name", "number", "launched"),
     [
         ("SLURM_STEP_NUM_TASKS", "1", False),
-        ("SLURM_STEP_NUM_TASKS", "4", True),
         ("OMPI_COMM_WORLD_SIZE", "2", True),
     ],
 )

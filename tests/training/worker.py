@@ -63,7 +63,7 @@ def train_and_sample(mesh):
     def sample(params):
         denoise_fn = lambda x_t, t: apply_fn(params, x_t, t, jnp.arange(BATCH))
         shape, sharding = (BATCH, *SHAPE), data_sharding(mesh)
-        return ddpm.p_sample_loop(key, schedule, denoise_fn, shape, sharding=sharding)
+        return ddpm.p_sample_loop(jax.random.key(1), schedule, denoise_fn, shape, sharding=sharding)
 
     results = {"losses": metrics["loss"], "samples": sample(state.ema_params), **state.params}
     bytes_here = sum(leaf.addressable_shards[0].data.nbytes for leaf in state.params.values())
@@ -87,4 +87,5 @@ def main(fsdp, coordinator, processes, number):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1::2])
+    fsdp, *flags = sys.argv[1:]
+    main(fsdp, *flags[1::2])  # --coordinator, --num-processes, --process-id

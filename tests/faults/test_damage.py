@@ -70,6 +70,7 @@ def test_the_checkpoint_before_a_damaged_one_is_named_and_can_be_read(here, copy
     "command",
     [
         SAMPLE,
+        "sample --run runs/x --num 2 --out y",
         "convert --to run runs/x OUT y",
         "convert --to torch runs/x OUT y.safetensors",
         "export --run runs/x --steps 1 --platforms cpu --out x.jaxexport",
