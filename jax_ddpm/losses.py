@@ -24,7 +24,7 @@ from jax_ddpm._checks import check_choice, check_shape, checked
 from jax_ddpm._typing import DenoiseFn, PerSample, Sample, Timestep
 from jax_ddpm.forward import predict_v, q_sample
 from jax_ddpm.likelihood import mean_over_event, vb_term
-from jax_ddpm.reverse import PredictionType, VarianceType, denoise
+from jax_ddpm.reverse import PredictionType, VarianceType, check_zero_snr, denoise
 from jax_ddpm.schedule import NoiseSchedule, extract
 
 __all__ = ["LossType", "Weighting", "training_losses"]
@@ -58,6 +58,7 @@ def training_losses(
     """
     if loss_type is None:
         loss_type = "hybrid" if variance_type in _LEARNED else "mse"
+    check_zero_snr(schedule, prediction_type)
     if loss_type == "vb" and weighting is not None:
         raise ValueError(f"weighting: expected None with loss_type 'vb', got {weighting!r}")
     if loss_type == "hybrid":

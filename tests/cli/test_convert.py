@@ -96,8 +96,8 @@ def test_openais_files_are_sampled_and_converted(convert, jax_ddpm_here, monkeyp
     assert one.keys() == other.keys() and all(np.array_equal(one[k], other[k]) for k in one)
     assert describe(seen[0]) == describe(seen[1]) and seen[0].null_label is None
     for wrong, words in (
-        (["sample", "--pretrained", source[0], "--openai-flags", "--lr 1"],
-         "--openai-flags: expected those of the model and of the diffusion, got lr"),
+        (["sample", "--pretrained", source[0], "--openai-flags", "--x 1"],
+         "--openai-flags: expected those of the model and of the diffusion, got x"),
         (["convert", source[0], "x", "--to", "diffusers", *source[1:]],
          "--to diffusers: num_attention_heads: expected None"),
     ):  # fmt: skip
