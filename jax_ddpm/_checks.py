@@ -225,7 +225,7 @@ def _fits(value: Any, kind: Any) -> bool:
 def _is_module(value: Any) -> bool:
     """Whether it is a module of Flax that is not bound, or of torch."""
     unbound = hasattr(value, "apply") and getattr(value, "scope", value) is None
-    return unbound or hasattr(value, "state_dict")
+    return unbound or "torch.nn.modules.module" in {each.__module__ for each in type(value).__mro__}
 
 
 def _is_number(value: Any, kind: type, dtype: Any) -> bool:
@@ -259,6 +259,7 @@ def _words(kind: Any) -> str:
     words = {
         bool: "True or False",
         float: "a number",
+        Real: "a number",
         int: "a whole number",
         np.integer: "a whole number",
         NoneType: "None",

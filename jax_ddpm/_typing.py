@@ -30,6 +30,7 @@ __all__ = [
     "Shape",
     "Table",
     "ThresholdFn",
+    "Time",
     "Timestep",
     "Weight",
 ]
@@ -77,6 +78,9 @@ Numbers: TypeAlias = Sequence[float] | Real[_AnyArray, "numbers"]
 
 Timestep: TypeAlias = Integer[_AnyArray, "batch"] | Integer[_AnyArray, ""] | int | np.integer
 """Entries of the chain, 0 … T - 1: one a sample, or one for all of them."""
+
+Time: TypeAlias = Real[_AnyArray, "batch"] | Real[_AnyArray, ""] | float | int | np.number
+"""The step number that a network is shown, whole or not: one a sample, or one for all of them."""
 
 Weight: TypeAlias = Real[_AnyArray, "batch"] | Real[_AnyArray, ""] | float | int
 """How much of something: one number a sample, or one for all of them."""

@@ -17,6 +17,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import NamedSharding
 from jaxtyping import Array
@@ -25,9 +26,9 @@ from jax_ddpm._checks import check_shape, checked
 from jax_ddpm._typing import DenoiseFn, NoiseFn, Numbers, PRNGKey, Sample, ThresholdFn, Weight
 from jax_ddpm.forward import predict_eps_from_xstart, q_sample
 from jax_ddpm.noise import noise_source, place
-from jax_ddpm.reverse import PredictionType, VarianceType, p_mean_variance
+from jax_ddpm.reverse import PredictionType, VarianceType, p_mean_variance, widened
 from jax_ddpm.samplers import Sampler, ddim
-from jax_ddpm.sampling import p_sample_init, p_sample_steps
+from jax_ddpm.sampling import p_sample_loop
 from jax_ddpm.schedule import NoiseSchedule, extract, per_sample
 
 __all__ = ["ddim_invert", "image_to_image", "interpolate", "slerp"]
@@ -59,7 +60,8 @@ def image_to_image(
     if not 1 <= steps <= schedule.num_timesteps:
         raise ValueError(f"steps: expected 1 to {schedule.num_timesteps}, got {steps}")
     chain = jax.tree.map(lambda table: table[:steps], schedule)
-    x_start = place(jnp.asarray(x_start), sharding)
+    denoise_fn, x_start, dtype = widened(denoise_fn, x_start)
+    x_start = place(x_start, sharding)
     draw = noise_source(
         key,
         noise_fn,
@@ -69,29 +71,21 @@ def image_to_image(
         dtype=x_start.dtype,
     )
     x_T = q_sample(chain, x_start, steps - 1, draw(jnp.int32(steps)))
-    state = p_sample_init(
-        key,
-        chain,
-        x_T.shape,
-        sampler=sampler,
-        x_T=x_T,
-        first_sample=first_sample,
-        sharding=sharding,
-    )
-    return p_sample_steps(
+    images = p_sample_loop(
         key,
         chain,
         denoise_fn,
-        state,
-        steps,
+        x_T.shape,
         sampler=sampler,
         prediction_type=prediction_type,
         variance_type=variance_type,
         clip_denoised=clip_denoised,
+        x_T=x_T,
         noise_fn=noise_fn,
         first_sample=first_sample,
         sharding=sharding,
-    ).x_t
+    )
+    return jnp.asarray(images, dtype)
 
 
 @checked
@@ -110,6 +104,7 @@ def ddim_invert(
     One scan from entry 0 to T - 1. On a schedule that ends in noise, `x_start` is taken to have
     that noise. Arguments and errors are those of `p_mean_variance`.
     """
+    denoise_fn, x_start, dtype = widened(denoise_fn, x_start)
     predict = partial(
         p_mean_variance,
         schedule,
@@ -126,8 +121,8 @@ def ddim_invert(
         return place(q_sample(schedule, x_start, i, eps), sharding), None
 
     entries = jnp.arange(schedule.num_timesteps, dtype=jnp.int32)
-    x_start = place(jnp.asarray(x_start), sharding)
-    return lax.scan(jax.checkpoint(step, prevent_cse=False), x_start, entries)[0]
+    x_start = place(x_start, sharding)
+    return lax.scan(jax.checkpoint(step, prevent_cse=False), x_start, entries)[0].astype(dtype)
 
 
 @checked
@@ -137,8 +132,9 @@ def slerp(a: Sample, b: Sample, weight: Weight) -> Array:
     A straight line would pass where there is less noise than either has. It is what remains,
     though, for two samples on one line through 0.
     """
-    a, b = jnp.asarray(a), jnp.asarray(b)
-    check_shape("b", b, a.shape)
+    check_shape("b", b, jnp.shape(a))
+    dtype = jnp.result_type(a)
+    a, b = (jnp.asarray(x, np.promote_types(x.dtype, np.float32)) for x in (a, b))
     event = tuple(range(1, a.ndim))
     weight = per_sample("weight", weight, a)
     norms = jnp.sqrt((a * a).sum(event, keepdims=True) * (b * b).sum(event, keepdims=True))
@@ -147,7 +143,8 @@ def slerp(a: Sample, b: Sample, weight: Weight) -> Array:
     apart = jnp.abs(cosine) < 1 - 4 * jnp.finfo(a.dtype).eps
     angle = jnp.arccos(jnp.where(apart, cosine, 0))
     on_sphere = jnp.sin((1 - weight) * angle) * a + jnp.sin(weight * angle) * b
-    return jnp.where(apart, on_sphere / jnp.sin(angle), (1 - weight) * a + weight * b)
+    mixed = jnp.where(apart, on_sphere / jnp.sin(angle), (1 - weight) * a + weight * b)
+    return mixed.astype(dtype)
 
 
 @checked
@@ -171,6 +168,7 @@ def interpolate(
     `p_mean_variance`.
     """
     check_shape("x_b", x_b, jnp.shape(x_a))
+    denoise_fn, x_a, dtype = widened(denoise_fn, x_a)
     invert = partial(
         ddim_invert,
         schedule,
@@ -180,23 +178,22 @@ def interpolate(
         clip_denoised=clip_denoised,
         sharding=sharding,
     )
-    a, b = invert(x_a), invert(x_b)
+    a, b = invert(x_a), invert(jnp.asarray(x_b, x_a.dtype))
 
     def decode(weight):
-        x_T = slerp(a, b, weight)
-        state = p_sample_init(None, schedule, x_T.shape, sampler=ddim(), x_T=x_T, sharding=sharding)
-        return p_sample_steps(
+        images = p_sample_loop(
             None,
             schedule,
             denoise_fn,
-            state,
-            schedule.num_timesteps,
+            a.shape,
             sampler=ddim(),
             prediction_type=prediction_type,
             variance_type=variance_type,
             clip_denoised=clip_denoised,
+            x_T=slerp(a, b, weight),
             sharding=sharding,
-        ).x_t
+        )
+        return jnp.asarray(images, dtype)
 
     # One weight at a time keeps each batch where `sharding` wants it, and the memory of one.
     return lax.map(decode, jnp.asarray(weights, a.dtype))

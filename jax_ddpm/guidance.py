@@ -10,6 +10,7 @@ variance (2C channels for C of x_t), only the first C are guided.
 """
 
 from collections.abc import Callable
+from numbers import Real
 from typing import Any
 
 import jax.numpy as jnp
@@ -33,7 +34,7 @@ def classifier_free_guidance(
     scale: Weight,
     *,
     rescale: float = 0.0,
-    interval: tuple[int, int] | None = None,
+    interval: tuple[Real, Real] | None = None,
 ) -> DenoiseFn:
     """Ho & Salimans 2022, eq. 6, with `scale` = w + 1 (as diffusers'): 1 is the conditional
     network, 0 the unconditional one.

@@ -26,7 +26,7 @@ from jax_ddpm._checks import check_between, checked
 from jax_ddpm._typing import AnyArray, DenoiseFn, NoiseFn, PRNGKey, Sample, ThresholdFn
 from jax_ddpm.forward import q_sample
 from jax_ddpm.noise import noise_source, place
-from jax_ddpm.reverse import PredictionType, VarianceType, predict
+from jax_ddpm.reverse import PredictionType, VarianceType, predict, widened
 from jax_ddpm.samplers import ancestral
 from jax_ddpm.schedule import NoiseSchedule, extract, warn_of_signal
 
@@ -104,7 +104,8 @@ def inpaint(
         files with 0 and 255 do; and as `repaint_walk` and `p_sample_loop` do.
     """
     entries, up = repaint_walk(schedule.num_timesteps, jump_length, resamples)
-    x_start = place(jnp.asarray(x_start), sharding)
+    denoise_fn, x_start, dtype = widened(denoise_fn, x_start)
+    x_start = place(x_start, sharding)
     check_between("mask", mask, 0, 1)
     mask = jnp.asarray(mask, x_start.dtype)
     if mask.ndim > x_start.ndim or any(
@@ -155,4 +156,4 @@ def inpaint(
     visits = (jnp.asarray(numbers, jnp.int32), jnp.asarray(entries, jnp.int32), jnp.asarray(up))
     warn_of_signal(schedule)
     x_T = place(draw(jnp.int32(entries.size)), sharding)
-    return lax.scan(jax.checkpoint(step, prevent_cse=False), x_T, visits)[0]
+    return lax.scan(jax.checkpoint(step, prevent_cse=False), x_T, visits)[0].astype(dtype)

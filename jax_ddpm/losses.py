@@ -24,7 +24,7 @@ from jax_ddpm._checks import Field, FieldError, check_shape, checked
 from jax_ddpm._typing import DenoiseFn, PerSample, Sample, Timestep
 from jax_ddpm.forward import predict_v, q_sample
 from jax_ddpm.likelihood import mean_over_event, vb_term
-from jax_ddpm.reverse import PredictionType, VarianceType, denoise
+from jax_ddpm.reverse import PredictionType, VarianceType, check_zero_snr, denoise
 from jax_ddpm.schedule import NoiseSchedule, extract
 
 __all__ = ["LossType", "Weighting", "check_loss", "training_losses"]
@@ -66,6 +66,7 @@ def training_losses(
     """
     if loss_type is None:
         loss_type = "hybrid" if variance_type in _LEARNED else "mse"
+    check_zero_snr(schedule, prediction_type)
     check_loss(loss_type, weighting, variance_type)
     if not min_snr_gamma > 0:
         raise ValueError(f"min_snr_gamma: expected a number above 0, got {min_snr_gamma}")

@@ -8,11 +8,14 @@ log Σ itself (`learned`), or the place v of log Σ between log β̃_t and log �
 (`learned_range`, Nichol & Dhariwal 2021, eq. 15).
 """
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
 from jax_ddpm._checks import check_shape, check_type, checked
@@ -30,10 +33,12 @@ __all__ = [
     "Prediction",
     "PredictionType",
     "VarianceType",
+    "check_zero_snr",
     "denoise",
     "p_mean_variance",
     "predict",
     "predict_xstart",
+    "widened",
 ]
 
 PredictionType = Literal["epsilon", "sample", "v_prediction"]
@@ -77,7 +82,10 @@ def denoise(
     check_entries(t, schedule.num_timesteps, jnp.shape(x_t))
     entries = jnp.broadcast_to(t, jnp.shape(x_t)[:1])
     x_t = jnp.asarray(x_t)
-    output = denoise_fn(x_t, jnp.asarray(schedule.timesteps, jnp.int32)[entries])
+    placed = jax.typeof(x_t).sharding  # the timesteps lie where the images do
+    placed = NamedSharding(placed.mesh, P(*placed.spec[:1]))
+    timesteps = jnp.asarray(schedule.timesteps, jnp.int32).at[entries].get(out_sharding=placed)
+    output = denoise_fn(x_t, timesteps)
     check_type("output of denoise_fn", output, Output)
     output = output.astype(x_t.dtype)
     if variance_type in ("fixed_small", "fixed_large"):
@@ -102,15 +110,8 @@ def predict_xstart(
     Raises `ValueError` for `"epsilon"` on a schedule of zero terminal SNR: x_t is ε there, and
     says nothing of x_0.
     """
+    check_zero_snr(schedule, prediction_type)
     if prediction_type == "epsilon":
-        if (
-            not isinstance(schedule.alphas_cumprod, Tracer)
-            and np.asarray(schedule.alphas_cumprod)[-1] == 0
-        ):
-            raise ValueError(
-                "prediction_type: expected 'sample' or 'v_prediction' on a schedule of zero "
-                "terminal SNR, got 'epsilon'"
-            )
         return predict_xstart_from_eps(schedule, x_t, t, output)
     if prediction_type == "v_prediction":
         return predict_xstart_from_v(schedule, x_t, t, output)
@@ -135,7 +136,33 @@ def p_mean_variance(
     entry 1 (as OpenAI's).
     """
     policy = (prediction_type, variance_type, clip_denoised)
-    return PMeanVariance(*predict(schedule, denoise_fn, x_t, t, *policy)[:4])
+    denoise_fn, x_t, dtype = widened(denoise_fn, x_t)
+    moments = predict(schedule, denoise_fn, x_t, t, *policy)[:4]
+    return PMeanVariance(*(moment.astype(dtype) for moment in moments))
+
+
+def check_zero_snr(schedule: NoiseSchedule, prediction_type: PredictionType) -> None:
+    """Raises `ValueError` for ε on a schedule of zero terminal SNR, where that is concrete."""
+    table = schedule.alphas_cumprod
+    if (
+        prediction_type == "epsilon"
+        and not isinstance(table, Tracer)
+        and np.asarray(table)[-1] == 0
+    ):
+        raise ValueError(
+            "prediction_type: expected 'sample' or 'v_prediction' on a schedule of zero terminal "
+            "SNR, got 'epsilon'"
+        )
+
+
+def widened(denoise_fn: DenoiseFn, x: Sample) -> tuple[DenoiseFn, Array, Any]:
+    """The network, which still sees x's dtype; `x` in float32 at least; and that dtype.
+
+    A step of a long chain is less than sixteen bits resolve, and 1/√ᾱ more than float16 holds.
+    """
+    x, dtype = jnp.asarray(x), jnp.result_type(x)
+    wide = x.astype(np.promote_types(dtype, np.float32))
+    return lambda x_t, t: denoise_fn(x_t.astype(dtype), t), wide, dtype
 
 
 def predict(

@@ -16,7 +16,8 @@ is kept is T states, not T times the network's activations.
 `p_sample_loop` is `p_sample_init` and then `p_sample_steps` for all T. Use the two yourself to
 run a long chain in pieces, for a progress bar, say. The random bits are the same, and the result
 is the same within rounding (1e-15 of a pixel in float64, 1e-6 in float32): each piece is a program
-of its own, which the compiler may fuse in its own way.
+of its own, which the compiler may fuse in its own way. A state of sixteen bits is updated in
+float32, and rounded only at the end of a piece: the network alone sees sixteen bits inside.
 
     state = p_sample_init(key, schedule, shape)
     run = jax.jit(lambda state: p_sample_steps(key, schedule, denoise_fn, state, 100))
@@ -39,7 +40,7 @@ from jaxtyping import Array, Int
 from jax_ddpm._checks import check_not_negative, check_shape, checked
 from jax_ddpm._typing import DenoiseFn, NoiseFn, PRNGKey, Sample, Shape, ThresholdFn
 from jax_ddpm.noise import noise_source, place, sample_noise
-from jax_ddpm.reverse import PredictionType, VarianceType, predict
+from jax_ddpm.reverse import PredictionType, VarianceType, predict, widened
 from jax_ddpm.samplers import Sampler, ancestral
 from jax_ddpm.schedule import NoiseSchedule, warn_of_signal
 
@@ -80,7 +81,7 @@ def p_sample_loop(
       shape: [batch, height, width, channel] of the result.
       sampler: the update rule; `ancestral()` where None.
       prediction_type, variance_type, clip_denoised: as in `p_mean_variance`.
-      x_T: the start, instead of a draw; its dtype is that of the whole loop.
+      x_T: the start, instead of a draw; the network sees its dtype, which is that of the result.
       noise_fn: `i -> noise` of `shape`, instead of the draws at entry i.
       first_sample: the number of the batch's first sample, which decides its randomness.
       save_every: also return the states after every so many steps.
@@ -104,6 +105,8 @@ def p_sample_loop(
         first_sample=first_sample,
         sharding=sharding,
     )
+    denoise_fn, x_T, dtype = widened(denoise_fn, state.x_t)
+    state = _cast(state, dtype, x_T.dtype)
     run = partial(
         p_sample_steps,
         key,
@@ -119,17 +122,17 @@ def p_sample_loop(
     )
     total = schedule.num_timesteps
     if save_every is None:
-        return run(state, total).x_t
+        return run(state, total).x_t.astype(dtype)
     save_every = operator.index(save_every)
     if not 1 <= save_every <= total:
         raise ValueError(f"save_every: expected 1 to {total} steps, got {save_every}")
 
     def step(state, _):
         state = run(state, save_every)
-        return state, state.x_t
+        return state, state.x_t.astype(dtype)
 
     state, states = lax.scan(step, state, length=total // save_every)
-    return run(state, total % save_every).x_t, states
+    return run(state, total % save_every).x_t.astype(dtype), states
 
 
 @checked
@@ -181,6 +184,8 @@ def p_sample_steps(
         raise ValueError(f"steps: expected 0 to {left}, the entries that are left, got {steps}")
 
     policy = (prediction_type, variance_type, clip_denoised)
+    denoise_fn, x_t, dtype = widened(denoise_fn, state.x_t)
+    state = _cast(state, dtype, x_t.dtype)
 
     def run_network(x_t, i):
         return predict(schedule, denoise_fn, x_t, i, *policy)
@@ -202,4 +207,11 @@ def p_sample_steps(
         x_prev, memory = made
         return SampleState(i - 1, place(x_prev, sharding), memory), None
 
-    return lax.scan(jax.checkpoint(step, prevent_cse=False), state, length=steps)[0]
+    state, _ = lax.scan(jax.checkpoint(step, prevent_cse=False), state, length=steps)
+    return _cast(state, x_t.dtype, dtype)
+
+
+def _cast(state: SampleState, old: Any, new: Any) -> SampleState:
+    """The arrays of one dtype in another, the rule's memory included."""
+    same = old == new
+    return state if same else jax.tree.map(lambda x: x.astype(new) if x.dtype == old else x, state)

@@ -16,6 +16,7 @@ import re
 import warnings
 from typing import Any, Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
@@ -125,6 +126,8 @@ def rescale_zero_terminal_snr(betas: Any) -> Betas:
     knows nothing at that step: train it with `"v_prediction"`.
     """
     sqrt_alpha_bar = np.sqrt(np.cumprod(1 - _valid(betas)))
+    if sqrt_alpha_bar.size == 1:
+        return np.ones(1)  # the last step is the first
     first, last = sqrt_alpha_bar[0], sqrt_alpha_bar[-1]
     alpha_bar = ((sqrt_alpha_bar - last) * first / (first - last)) ** 2
     return 1 - alpha_bar / np.append(1.0, alpha_bar[:-1])
@@ -244,7 +247,8 @@ def extract(
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(f"x: expected a floating dtype, got {dtype}")
     check_entries(t, table.shape[0], jnp.shape(x))
-    return _aligned(jnp.asarray(table, dtype=dtype)[t], x)
+    values = jnp.asarray(table, dtype=dtype).at[t].get(out_sharding=jax.typeof(t).sharding)
+    return _aligned(values, x)
 
 
 def warn_of_signal(schedule: NoiseSchedule) -> None:

@@ -21,6 +21,7 @@ import pytest
 import jax_ddpm as ddpm
 from jax_ddpm import data, evaluation, interop, runs
 from jax_ddpm._checks import check_type
+from jax_ddpm.models import NoisyClassifier
 from jax_ddpm.runs.run import Run
 
 pytestmark = pytest.mark.usefixtures("defaults", "untyped")
@@ -159,10 +160,22 @@ def guided(scale=2.0, **options):
     return ddpm.classifier_free_guidance(network, network, scale, **options)(X, T)
 
 
-def labelled(labels):
+class Trainer:
+    """Of no framework, with the weights that it saves."""
+
+    def state_dict(self):
+        return {}
+
+    def denoise(self, x, t):
+        return 0.5 * x
+
+    __call__ = denoise
+
+
+def labelled(labels, t=T):
     blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
     model = ddpm.UNet(block_out_channels=(8,), norm_num_groups=4, num_class_embeds=5, **blocks)
-    return model.init(KEY, X, T, labels)
+    return model.init(KEY, X, t, labels)
 
 
 @pytest.mark.parametrize(
@@ -210,7 +223,18 @@ RIGHT_TOO = {
     "whole weights": lambda: ddpm.interpolate(SCHEDULE, network, X, X, (0, 1)),
     "whole scales": lambda: guided(scale=np.array([1, 2])),
     "a list for an interval": lambda: guided(interval=[0, 3]),
-}
+    "parts of a chain for an interval": lambda: guided(interval=(0.2 * 4, np.float32(3.2))),
+    "a method of what has a state_dict": lambda: loop(denoise_fn=Trainer().denoise),
+    "a function that has a state_dict": lambda: loop(denoise_fn=Trainer()),
+    "fractional timesteps": lambda: labelled(T % 2, t=T / 4),
+    "one timestep": lambda: labelled(T % 2, t=3),
+    "one timestep of NumPy's": lambda: labelled(T % 2, t=np.float64(0.5)),
+    "timesteps of sixteen bits": lambda: labelled(T % 2, t=jnp.bfloat16(T)),
+    "images of any size, whose mean is pooled": lambda: NoisyClassifier(
+        32, block_out_channels=(32,), down_block_types=("DownBlock2D",), pool="adaptive",
+        attention_head_dim=32,
+    ).init(KEY, X, 0.5),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("what", RIGHT_TOO)

@@ -167,6 +167,14 @@ def save_diffusers(folder: str | os.PathLike[str], pretrained: Pretrained) -> No
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder}: expected a new or empty folder, got one that holds something")
     config = {"_diffusers_version": _WRITTEN_FOR, **scheduler_config(pretrained)}
+    spacing, offset = pretrained.timestep_spacing, pretrained.steps_offset
+    if pretrained.variance_type != "fixed_small" and (spacing == "trailing" or offset):
+        warnings.warn(
+            f"variance_type: diffusers adds the noise of {pretrained.variance_type!r} in the last "
+            f"step of a {spacing!r} chain, too, unless it has all {config['num_train_timesteps']} "
+            "steps: its samples keep some; DDIMScheduler and timestep_spacing 'linspace' add none",
+            stacklevel=4,
+        )
     tensors = unet_to_torch(variables)
     unet_from_torch(tensors, model)  # raises unless they are the model's
     index = {

@@ -79,6 +79,7 @@ def load_openai(weights: str | os.PathLike[str] | Mapping[str, Any], flags: Flag
         schedule,
         prediction_type="sample" if settings["predict_xstart"] else "epsilon",
         variance_type="learned_range" if settings["learn_sigma"] else variance_type,
+        clip_denoised=settings["clip_denoised"],
         timestep_spacing="linspace",
         null_label="none" if settings["class_cond"] else None,
         timestep_respacing=settings["timestep_respacing"],

@@ -1,6 +1,8 @@
 """The flags of OpenAI's code, as their READMEs print them: names, defaults, types."""
 
+import re
 import shlex
+import warnings
 from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
@@ -26,6 +28,7 @@ _BOTH: dict[str, Any] = {
     "noise_schedule": "linear",
     "timestep_respacing": "",
     "predict_xstart": False,
+    "clip_denoised": True,
 }
 _GUIDED_ONLY: dict[str, Any] = {
     "num_head_channels": -1,
@@ -46,6 +49,13 @@ _CLASSIFIER: dict[str, Any] = {
 }
 _LOSS: dict[str, Any] = {"use_kl": False, "rescale_learned_sigmas": False}
 """How it was trained, which changes nothing in what it is."""
+_ASIDE = {
+    *("anneal_lr", "base_samples", "batch_size", "classifier_path", "data_dir", "ema_rate"),
+    *("eval_interval", "fp16_scale_growth", "iterations", "log_interval", "lr", "lr_anneal_steps"),
+    *("microbatch", "model_path", "noised", "num_samples", "resume_checkpoint", "save_interval"),
+    *("schedule_sampler", "use_ddim", "val_data_dir", "weight_decay"),
+}
+"""What their scripts take beside the network's and the diffusion's."""
 _RESCALED: dict[str, Any] = {"rescale_timesteps": False}
 _DEFAULTS = _BOTH | _GUIDED_ONLY | _IMPROVED_ONLY | _CLASSIFIER | _LOSS | _RESCALED
 
@@ -61,14 +71,17 @@ def read_flags(flags: Flags) -> dict[str, Any]:
     The two code bases differ in one default: improved-diffusion rescales timesteps.
     """
     given = dict(_words(flags) if isinstance(flags, str) else flags)
+    if aside := sorted(_ASIDE & given.keys()):
+        warnings.warn(f"flags: left aside, not of the network: {', '.join(aside)}", stacklevel=4)
+        given = {name: value for name, value in given.items() if name not in _ASIDE}
     for name in given:
         if name not in _DEFAULTS:
             if name in ("large_size", "small_size"):
                 problem = f"expected no network that enlarges images (not supported), got {name}"
                 raise FieldError("flags", problem)
             close = get_close_matches(name, _DEFAULTS, n=1, cutoff=0.8)
-            hint = f"did you mean {close[0]}?" if close else "those of training are to be left out"
-            problem = f"expected those of the model and of the diffusion, got {name}; {hint}"
+            hint = f"; did you mean {close[0]}?" if close else ""
+            problem = f"expected those of the model and of the diffusion, got {name}{hint}"
             raise FieldError("flags", problem)
     typed = {name: _typed(name, value) for name, value in given.items()}
     for name, value in typed.items():
@@ -78,8 +91,13 @@ def read_flags(flags: Flags) -> dict[str, Any]:
 
 
 def _words(flags: str) -> Mapping[str, str]:
+    """Of a string, or of a script's lines: `MODEL_FLAGS="…"`, `python x.py $MODEL_FLAGS --…`."""
+    text = re.sub(r"\\\s*\n", " ", flags)
+    text = re.sub(r"(?:export\s+)?\b\w*FLAGS=(['\"])(.*?)\1;?", r"\2", text, flags=re.DOTALL)
+    text = re.sub(r"(?:\w+=\S+\s+)*\b(?:mpiexec|mpirun|torchrun|python)\b.*?\.py\b", " ", text)
+    text = re.sub(r"\$\{?\w+\}?", " ", text)
     try:
-        words = shlex.split(flags.replace("=", " "))
+        words = shlex.split(text.replace("=", " "), comments=True)
     except ValueError as error:
         raise FieldError("flags", f"expected names, each with its value: {error}") from None
     names, values = words[::2], words[1::2]

@@ -85,7 +85,12 @@ class Pretrained(NamedTuple):
         if self.timestep_spacing == "leading" and spaced[-1] + self.steps_offset <= last:
             spaced = spaced + self.steps_offset
         final = 1.0 if self.set_alpha_to_one else float(self.schedule.alphas_cumprod[0])
-        return respace(self.schedule, spaced, final_alpha_cumprod=final)
+        schedule, alphas = self.schedule, np.array(self.schedule.alphas_cumprod)
+        # In place of ᾱ_T = 0 DPM-Solver has 2⁻²⁴, where that is less than the kept ᾱ before it.
+        if self.solver is not None and alphas[-1] == 0 and alphas[spaced[-2:]].max() > 2**-24:
+            alphas[-1] = 2**-24
+            schedule = schedule._replace(alphas_cumprod=alphas)
+        return respace(schedule, spaced, final_alpha_cumprod=final)
 
 
 def _multistep(solver: Mapping[str, Any]) -> Sampler:

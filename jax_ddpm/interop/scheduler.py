@@ -15,7 +15,7 @@ from jax_ddpm._checks import check_choice
 from jax_ddpm._typing import ThresholdFn
 from jax_ddpm.interop.configs import complete_config
 from jax_ddpm.interop.pretrained import Pretrained
-from jax_ddpm.reverse import PredictionType
+from jax_ddpm.reverse import PredictionType, VarianceType
 from jax_ddpm.schedule import (
     Spacing,
     cosine_beta_schedule,
@@ -70,28 +70,12 @@ _DEFAULTS = {
 
 # How other classes sample, or what this one does not have: configs keep such leftovers.
 _IGNORED = (
-    "algorithm_type",
-    "clip_sample",
-    "clip_sample_range",
-    "disable_corrector",
-    "euler_at_final",
-    "final_sigmas_type",
-    "flow_shift",
-    "interpolation_type",
-    "lambda_min_clipped",
-    "lower_order_final",
-    "predict_x0",
-    "set_alpha_to_one",
-    "shift_terminal",
-    "sigma_max",
-    "sigma_min",
-    "skip_prk_steps",
-    "solver_order",
-    "solver_p",
-    "solver_type",
+    *("algorithm_type", "clip_sample", "clip_sample_range", "disable_corrector", "euler_at_final"),
+    *("final_sigmas_type", "flow_shift", "interpolation_type", "lambda_min_clipped"),
+    *("lower_order_final", "predict_x0", "set_alpha_to_one", "shift_terminal", "sigma_max"),
+    *("sigma_min", "skip_prk_steps", "solver_order", "solver_p", "solver_type"),
+    *("time_shift_type", "timestep_type"),
     "tensor_format",  # of 2022: which framework the scheduler computed in
-    "time_shift_type",
-    "timestep_type",
 )
 _RESPACING = "_timestep_respacing"  # of a run; diffusers passes over such names
 _MULTISTEP: dict[str, Any] = {
@@ -102,14 +86,6 @@ _MULTISTEP: dict[str, Any] = {
     "lambda_min_clipped": -np.inf,
 }
 """How `DPMSolverMultistepScheduler` samples."""
-_VARIANCE_TYPES = {
-    "fixed_small": "fixed_small",
-    "fixed_small_log": "fixed_small",  # the same variance, by way of its logarithm
-    "fixed_large": "fixed_large",
-    "fixed_large_log": "fixed_large",
-    "learned": "learned",
-    "learned_range": "learned_range",
-}
 
 
 def default_scheduler() -> dict[str, Any]:
@@ -162,15 +138,16 @@ def _scheduler(settings: dict[str, Any]) -> dict[str, Any]:
     prediction_type = settings["prediction_type"]
     if settings["predict_epsilon"] is False:
         prediction_type = "sample"
-    variance_type = settings["variance_type"] or "fixed_small"
+    # "…_log" is the same variance, by way of its logarithm.
+    variance_type = (settings["variance_type"] or "fixed_small").removesuffix("_log")
     check_choice("prediction_type", prediction_type, get_args(PredictionType))
-    check_choice("variance_type", variance_type, tuple(_VARIANCE_TYPES))
+    check_choice("variance_type", variance_type, get_args(VarianceType))
     spacing = settings["timestep_spacing"]
     check_choice("timestep_spacing", spacing, get_args(Spacing))
     return dict(
         schedule=make_schedule(_betas(settings)),
         prediction_type=prediction_type,
-        variance_type=_VARIANCE_TYPES[variance_type],
+        variance_type=variance_type,
         clip_denoised=_clip(settings),
         timestep_spacing=spacing,
         steps_offset=settings["steps_offset"],

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jax_ddpm._checks import check_choice, check_shape, checked
-from jax_ddpm._typing import Image, Timestep
+from jax_ddpm._typing import Image, Time
 from jax_ddpm.models.attention import dot_product_attention
 from jax_ddpm.models.blocks import DOWN_BLOCKS, MidBlock, way_down
-from jax_ddpm.models.layers import BlockConfig, Features, embed_time
+from jax_ddpm.models.layers import BlockConfig, Features, each_time, embed_time
 
 __all__ = ["NoisyClassifier"]
 
@@ -28,7 +28,8 @@ class NoisyClassifier(nn.Module):
     """p(y | x_t) of Dhariwal & Nichol 2021, NHWC. The defaults are those of their 64×64 images.
 
     Attributes:
-      sample_size: height and width. There is a position for each pixel that attention pools.
+      sample_size: height and width, which the pool `"attention"` is bound to: it has a position for
+        each pixel.
       in_channels, num_classes: of the images, and of the output.
       block_out_channels, down_block_types, layers_per_block, attention_head_dim,
         resnet_time_scale_shift, downsample_type, time_embedding_dim, time_proj_dim, dtype,
@@ -56,14 +57,14 @@ class NoisyClassifier(nn.Module):
 
     @nn.compact
     @checked
-    def __call__(self, x: Image, t: Timestep) -> Float[Array, "batch classes"]:
-        """Logits for `x`, [batch, height, width, in_channels], at step `t`, [batch].
+    def __call__(self, x: Image, t: Time) -> Float[Array, "batch classes"]:
+        """Logits for `x`, [batch, height, width, in_channels], at step `t`, as in `UNet`.
 
         Raises `ValueError` naming a field or a shape that does not fit.
         """
         self.check_fields()
-        check_shape("x", x, (len(x), self.sample_size, self.sample_size, self.in_channels))
-        check_shape("t", t, (len(x),))
+        size = (self.sample_size,) * 2 if self.pool == "attention" else jnp.shape(x)[1:3]
+        check_shape("x", x, (len(x), *size, self.in_channels))
         config = BlockConfig(
             norm_num_groups=_GROUPS,
             norm_eps=1e-5,
@@ -80,7 +81,7 @@ class NoisyClassifier(nn.Module):
         first = self.block_out_channels[0]
         embedding = embed_time(
             config,
-            t,
+            each_time(t, x),
             x.dtype,
             waves=self.time_proj_dim or first,
             features=self.time_embedding_dim or 4 * first,

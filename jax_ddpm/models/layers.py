@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jax_ddpm._typing import Timestep
+from jax_ddpm._checks import check_shape
+from jax_ddpm._typing import Image, Time
 from jax_ddpm.cpu import conv_general_dilated
 from jax_ddpm.models.attention import dot_product_attention
 
@@ -28,6 +29,7 @@ __all__ = [
     "ResnetBlock",
     "Upsample",
     "double",
+    "each_time",
     "embed_time",
     "halve",
 ]
@@ -105,7 +107,7 @@ class BlockConfig:
 
 def embed_time(
     config: BlockConfig,
-    t: Timestep,
+    t: Array,
     dtype: Any,
     *,
     waves: int,
@@ -130,6 +132,13 @@ def embed_time(
     if config.dtype is not None:
         hidden = hidden.astype(config.dtype)
     return TimestepEmbedding(config, features, name="time_embedding")(hidden)
+
+
+def each_time(t: Time, x: Image) -> Array:
+    """The step number of each sample, [batch], from one of each or one for all."""
+    if jnp.ndim(t) > 0:
+        check_shape("t", t, jnp.shape(x)[:1])
+    return jnp.broadcast_to(jnp.asarray(t), jnp.shape(x)[:1])
 
 
 class TimestepEmbedding(nn.Module):
@@ -197,7 +206,8 @@ class Attention(nn.Module):
             for name in ("to_q", "to_k", "to_v")
         )
         mixed = dot_product_attention(query, key, value, precision=config.precision)
-        mixed = mixed.reshape(batch, height, width, heads * head_dim)
+        # One axis at a time: a mesh of Explicit axes knows no other reshape.
+        mixed = mixed.reshape(batch, height * width, -1).reshape(batch, height, width, -1)
         hidden = config.dense(channels, "to_out_0", kernel_init=_ZEROS)(mixed)
         return (x + hidden) / self.output_scale_factor
 
@@ -228,7 +238,8 @@ class Upsample(nn.Module):
 def halve(x: Features) -> Features:
     """The mean of every 2×2 pixels."""
     batch, height, width, channels = x.shape
-    return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean((2, 4))
+    rows = x.reshape(batch, height // 2, 2, width, channels)  # one axis at a time, as above
+    return rows.reshape(batch, height // 2, 2, width // 2, 2, channels).mean((2, 4))
 
 
 def double(x: Features) -> Features:

@@ -9,11 +9,13 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from jax_ddpm._checks import check_shape, checked
-from jax_ddpm._typing import Image, Timestep
+from jax_ddpm._typing import Image, Time
 from jax_ddpm.cpu import conv_general_dilated
+from jax_ddpm.models.layers import each_time
 
 __all__ = ["SimpleUNet"]
 
@@ -39,10 +41,9 @@ class SimpleUNet(nn.Module):
 
     @nn.compact
     @checked
-    def __call__(self, x: Image, t: Timestep) -> Array:
-        """Predict the noise in `x`, [batch, height, width, channels], at step `t`, [batch]."""
+    def __call__(self, x: Image, t: Time) -> Array:
+        """Predict the noise in `x`, [batch, height, width, channels], at step `t`, as `UNet`."""
         check_shape("x", x, (*jnp.shape(x)[:3], self.channels))
-        check_shape("t", t, jnp.shape(x)[:1])
         policy = {
             "dtype": self.dtype,
             "param_dtype": self.param_dtype,
@@ -53,11 +54,12 @@ class SimpleUNet(nn.Module):
             options = {"conv_general_dilated": conv_general_dilated, **policy}
             return nn.Conv(features, (3, 3), padding=1, name=name, **options)
 
-        time = jnp.asarray(t, x.dtype)[:, None]
+        # Sixteen bits have no room for steps near 1,000.
+        time = each_time(t, x).astype(np.promote_types(x.dtype, np.float32))[:, None]
         time = nn.Dense(128, name="time_mlp", kernel_init=_time_init, **policy)(time)
 
         x = nn.relu(conv(64, "down1")(x))
         x = nn.relu(conv(128, "down2")(x))
-        x = x + time[:, None, None, :]
+        x = x + time[:, None, None, :].astype(x.dtype)
         x = nn.relu(conv(64, "up1")(x))
         return conv(self.channels, "up2")(x)

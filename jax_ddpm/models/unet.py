@@ -13,13 +13,16 @@ from dataclasses import replace
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
 from jax_ddpm._checks import check_choice, check_positive, check_range, check_shape, checked
-from jax_ddpm._typing import Image, Label, Timestep
+from jax_ddpm._typing import Image, Label, Time
 from jax_ddpm.models.blocks import DOWN_BLOCKS, MidBlock, UpBlock, resampling, way_down
-from jax_ddpm.models.layers import ACTIVATIONS, BlockConfig, embed_time
+from jax_ddpm.models.layers import ACTIVATIONS, BlockConfig, each_time, embed_time
 
 __all__ = ["UNet"]
 
@@ -107,16 +110,17 @@ class UNet(nn.Module):
     @nn.compact
     @checked
     def __call__(
-        self, x: Image, t: Timestep, labels: Label | None = None, *, train: bool = False
+        self, x: Image, t: Time, labels: Label | None = None, *, train: bool = False
     ) -> Array:
-        """Predict from `x`, [batch, height, width, in_channels], at step `t`, [batch].
+        """Predict from `x`, [batch, height, width, in_channels], at step `t`, [batch] or one
+        number, whole or not.
 
         `labels` [batch] goes with `num_class_embeds`. `train` turns dropout on, which draws from
         the Flax stream `"dropout"`. Raises `ValueError` naming what does not fit: a field, a
         shape, or a concrete label out of range (a traced one makes NaN).
         """
         self.check_fields()
-        self._check_inputs(x, t, labels)
+        self._check_inputs(x, labels)
         config = BlockConfig(
             norm_num_groups=self.norm_num_groups,
             norm_eps=self.norm_eps,
@@ -170,11 +174,11 @@ class UNet(nn.Module):
         zeros = nn.initializers.zeros_init()
         return config.conv(self.out_channels, "conv_out", kernel_init=zeros)(hidden)
 
-    def _embed(self, config: BlockConfig, x: Image, t: Timestep, labels: Label | None) -> Array:
+    def _embed(self, config: BlockConfig, x: Image, t: Time, labels: Label | None) -> Array:
         features = self.time_embedding_dim or 4 * self.block_out_channels[0]
         embedding = embed_time(
             config,
-            t,
+            each_time(t, x),
             x.dtype,
             waves=self.time_proj_dim or self.block_out_channels[0],
             features=features,
@@ -191,7 +195,11 @@ class UNet(nn.Module):
             param_dtype=self.param_dtype,
             name="class_embedding",
         )
-        return embedding + table(labels)
+        labels = jnp.asarray(labels)
+        sharding = jax.typeof(labels).sharding  # said, for meshes of Explicit axes
+        placed = NamedSharding(sharding.mesh, P(*sharding.spec, None))
+        (rows,) = table.promote_dtype(table.embedding, dtype=self.dtype)
+        return embedding + rows.at[labels].get(mode="fill", out_sharding=placed)
 
     def _mid_block(self, config: BlockConfig) -> MidBlock:
         groups = self.attn_norm_num_groups
@@ -279,10 +287,9 @@ class UNet(nn.Module):
         middle = [channels[-1]] if self.mid_block_type and self.add_attention else []
         return middle + [count for count, kind in (*down, *up) if kind.startswith("Attn")]
 
-    def _check_inputs(self, x: Image, t: Timestep, labels: Label | None) -> None:
+    def _check_inputs(self, x: Image, labels: Label | None) -> None:
         batch, height, width, _ = jnp.shape(x)
         check_shape("x", x, (batch, height, width, self.in_channels))
-        check_shape("t", t, (batch,))
         halvings = 2 ** (len(self.block_out_channels) - 1)
         if height % halvings or width % halvings:
             raise ValueError(

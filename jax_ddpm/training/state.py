@@ -14,7 +14,7 @@ from jaxtyping import Array, Int
 from jax_ddpm._checks import FieldError, FieldTypeError, check_type, checked, described
 from jax_ddpm._typing import Condition, Output, PRNGKey, Sample
 from jax_ddpm.losses import LossType, Weighting, training_losses
-from jax_ddpm.reverse import PredictionType, VarianceType
+from jax_ddpm.reverse import PredictionType, VarianceType, check_zero_snr
 from jax_ddpm.schedule import NoiseSchedule, warn_of_signal
 
 __all__ = ["TrainState", "draw_step", "ema_warmup", "init_train_state", "make_train_step"]
@@ -128,6 +128,7 @@ def make_train_step(
     if not 0 <= label_dropout <= 1:
         raise ValueError(f"label_dropout: expected 0 to 1, got {label_dropout}")
     warn_of_signal(schedule)
+    check_zero_snr(schedule, prediction_type)
     if ema_decay is None:
         ema_decay = ema_warmup()
     if not callable(ema_decay) and not 0 <= ema_decay < 1:

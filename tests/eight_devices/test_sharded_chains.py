@@ -3,6 +3,7 @@
 import contextlib
 from functools import partial
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +12,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jax_ddpm as ddpm
+from jax_ddpm.models import NoisyClassifier
 
 SCHEDULE = ddpm.make_schedule(ddpm.linear_beta_schedule(200))
 SHORT = ddpm.respace(SCHEDULE, ddpm.spaced_timesteps(200, 10, "trailing"))
@@ -77,3 +79,71 @@ def test_a_chain_is_the_same_on_eight_devices(name, key):
     assert "f64[2,4,4,3]" in text
     for collective in ("all-gather", "all-reduce", "collective-permute", "all-to-all"):
         assert collective not in text
+
+
+BLOCKS = {
+    "block_out_channels": (8, 16),
+    "down_block_types": ("ResnetDownsampleBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "ResnetUpsampleBlock2D"),
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "param_dtype": float,
+}
+UNET = ddpm.UNet(**BLOCKS, attention_head_dim=4, resnet_time_scale_shift="scale_shift")
+DIGITS = ddpm.ddpm_digits(3, **BLOCKS | {"in_channels": 3, "out_channels": 3})
+CLASSIFIER = NoisyClassifier(4, 3, 2, (32,), ("AttnDownBlock2D",), 1, 32, param_dtype=float)
+SIMPLE = ddpm.SimpleUNet(param_dtype=float)
+CONV = eqx.nn.Conv2d(3, 3, 3, padding=1, key=jax.random.key(0), dtype=float)
+LABELS = np.arange(16) % 4
+MODELS = {DIGITS: (LABELS,), UNET: (), CLASSIFIER: (), SIMPLE: ()}
+
+
+def convolve(x, t, label):
+    """Of one image, as Equinox's layers are."""
+    return CONV(x.transpose(2, 0, 1)).transpose(1, 2, 0) * (t / 200) + label
+
+
+# Each from the networks, their variables given, and labels, which lie where the images do.
+NETWORKS = {
+    "heads": lambda nets, labels: nets[UNET],
+    "labels": lambda nets, labels: ddpm.classifier_free_guidance(
+        lambda x, t: nets[DIGITS](x, t, labels), lambda x, t: nets[DIGITS](x, t, labels * 0), 2.0
+    ),
+    "classifier": lambda nets, labels: ddpm.classifier_guidance(
+        SCHEDULE, nets[UNET], lambda x, t: nets[CLASSIFIER](x, t)[:, 1], labels * 1.0
+    ),
+    "reconstruction": lambda nets, labels: ddpm.reconstruction_guidance(
+        SCHEDULE, nets[SIMPLE], lambda x, t: -(x**2).sum((1, 2, 3)) * t
+    ),
+    "vmap": lambda nets, labels: lambda x, t: jax.vmap(convolve)(x, t, labels),
+}
+
+
+@pytest.mark.parametrize("entered", [False, True])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_on_the_mesh_that_jax_makes_by_default(name, entered, key):
+    """Its axes are Explicit. The weights are on it where it is entered, as people place them."""
+    mesh, rng, t = jax.make_mesh((8,), ("data",)), np.random.default_rng(0), np.zeros(16, int)
+    assert mesh.axis_types == (EXPLICIT,)
+    chain, sharding = ddpm.respace(SHORT, [0, 5, 9]), NamedSharding(mesh, P("data"))
+
+    def weights(model, *labels):
+        shapes = jax.eval_shape(model.init, key, X_START, t, *labels)
+        return jax.tree.map(lambda x: rng.normal(0, 0.2, x.shape), shapes)
+
+    def draw(trees, labels, sharding=None):
+        nets = {
+            model: partial(model.apply, tree) for model, tree in zip(MODELS, trees, strict=True)
+        }
+        network = NETWORKS[name](nets, labels)
+        return ddpm.p_sample_loop(key, chain, network, SHAPE, sharding=sharding)
+
+    with jax.numpy_dtype_promotion("standard"):
+        trees = [weights(model, *labels) for model, labels in MODELS.items()]
+        alone = jax.jit(lambda: draw(trees, jnp.asarray(LABELS)))()
+        with jax.set_mesh(mesh) if entered else contextlib.nullcontext():
+            placed = jax.device_put(trees, NamedSharding(mesh, P())) if entered else trees
+            labels = jax.device_put(LABELS, sharding)
+            spread = jax.jit(lambda: draw(placed, labels, sharding))()
+    assert spread.sharding.spec[0] == "data"
+    np.testing.assert_allclose(spread, alone, rtol=0, atol=1e-9)
