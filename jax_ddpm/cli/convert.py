@@ -59,6 +59,5 @@ def _write(config: ConvertConfig, run: Run) -> str:
     to_torch = simple_unet_to_torch if simple else unet_to_torch
     save_tensors(config.out, to_torch(run.pretrained.variables))
     network = "SimpleUNet" if simple else "UNet2DModel"
-    return (
-        f"model.load_state_dict(safetensors.torch.load_file({str(config.out)!r})), of a {network}"
-    )
+    file = f"safetensors.torch.load_file({str(config.out)!r})"
+    return f"model.load_state_dict({file}), of a {network}"

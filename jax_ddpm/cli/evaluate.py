@@ -1,7 +1,5 @@
 """`jax-ddpm evaluate`: figures for a model or for samples, from real images."""
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import fields, replace
 from typing import Any
 
@@ -11,13 +9,12 @@ from jax_ddpm.cli.config import ChainConfig, DataConfig, EvaluateConfig
 from jax_ddpm.cli.devices import say, start_devices
 from jax_ddpm.cli.errors import UsageError, check_file, naming, writing
 from jax_ddpm.cli.images import load_images
-from jax_ddpm.cli.progress import bar
+from jax_ddpm.cli.progress import bars
 from jax_ddpm.cli.report import report
 from jax_ddpm.data import Dataset, Preparation
 from jax_ddpm.io.json import write_json
-from jax_ddpm.runs import Progress, Run, evaluate_samples
+from jax_ddpm.runs import Run, evaluate_samples
 from jax_ddpm.runs import evaluate as measure
-from jax_ddpm.runs.measuring import check_measurable
 from jax_ddpm.runs.samples import kept_samples, open_samples
 from jax_ddpm.training.hosts import on_writer, together
 
@@ -63,7 +60,7 @@ def _of_model(config: EvaluateConfig, options: dict[str, Any]) -> dict[str, Any]
     run, data = together(lambda: _prepare(config))
     for note in data.notes if data else ():
         say(note)
-    with _bars() as show:
+    with bars() as show:
         return measure(
             *(run, data),
             num=1000 if config.num is None else config.num,
@@ -87,7 +84,7 @@ def _of_samples(config: EvaluateConfig, options: dict[str, Any]) -> dict[str, An
         data = together(lambda: _real_images(config))
         for note in data.notes if data else ():
             say(note)
-        with _bars() as show:
+        with bars() as show:
             options |= {"num": config.num, "range": config.range}
             return evaluate_samples(config.samples, data, progress=show, **options)
     except FieldError as error:
@@ -129,22 +126,4 @@ def _prepare(config: EvaluateConfig) -> tuple[Run, Dataset | None]:
             raise
         problem = f"{config.data.dataset} cannot be prepared as the images that the run learned"
         raise UsageError(f"--dataset: {problem}; --data says where those are") from None
-    check_measurable(run, data)
     return run, data
-
-
-@contextmanager
-def _bars() -> Iterator[Callable[[Progress], None]]:
-    """A bar for each piece of work, one after the other."""
-    with ExitStack() as stack:
-        shown: dict[str, Callable[[Progress], None]] = {}
-
-        def show(progress: Progress) -> None:
-            what = progress.what
-            if what not in shown:
-                stack.close()  # that of what was done before
-                unit = "step" if what == Progress._field_defaults["what"] else "image"
-                shown[what] = stack.enter_context(bar(what, unit))
-            shown[what](progress)
-
-        yield show

@@ -1,10 +1,9 @@
 """Images of `--data` or `--dataset`, under a bar while they are read and decoded."""
 
-from contextlib import ExitStack
 from pathlib import Path
 
 from jax_ddpm.cli.config import DataConfig
-from jax_ddpm.cli.progress import bar
+from jax_ddpm.cli.progress import bars
 from jax_ddpm.data import Dataset, Preparation, load_dataset
 from jax_ddpm.data.parquet import HUB
 from jax_ddpm.runs import Progress
@@ -14,14 +13,10 @@ __all__ = ["load_images"]
 
 def load_images(config: DataConfig, preparation: Preparation) -> Dataset:
     """Read them as `preparation` says."""
-    with ExitStack() as bars:
-        shown = {}
+    with bars() as show:
 
         def progress(what: str, done: int, total: int) -> None:
-            if what not in shown:
-                bars.close()  # that of what was done before
-                shown[what] = bars.enter_context(bar(what, "image"))
-            shown[what](Progress(done, total))
+            show(Progress(done, total, what=what))
 
         source: str | Path = config.dataset
         if config.data is not None:

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from tqdm import tqdm
@@ -11,7 +11,7 @@ from jax_ddpm.runs import Progress
 from jax_ddpm.runs.watching import FIGURES
 from jax_ddpm.training.hosts import is_writer
 
-__all__ = ["bar"]
+__all__ = ["bar", "bars"]
 
 _SECONDS = 10
 """Between two lines in a log file."""
@@ -42,6 +42,23 @@ def bar(what: str, unit: str = "step") -> Iterator[Callable[[Progress], None]]:
         with suppress(OSError):
             for each in shown:
                 each.close()
+
+
+@contextmanager
+def bars() -> Iterator[Callable[[Progress], None]]:
+    """A bar for each piece of work, one after the other."""
+    with ExitStack() as stack:
+        shown: dict[str, Callable[[Progress], None]] = {}
+
+        def show(progress: Progress) -> None:
+            what = progress.what
+            if what not in shown:
+                stack.close()  # that of what was done before
+                unit = "step" if what == Progress._field_defaults["what"] else "image"
+                shown[what] = stack.enter_context(bar(what, unit))
+            shown[what](progress)
+
+        yield show
 
 
 def _open(what: str, unit: str, progress: Progress) -> tqdm:

@@ -34,7 +34,7 @@ def sample(config: SampleConfig) -> None:
             key,
             run,
             config.num,
-            labels=labels,
+            labels=config.label or None,
             chain=chain,
             sampler=sampler,
             batch_size=config.batch_size,

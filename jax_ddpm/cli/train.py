@@ -104,9 +104,8 @@ def _report(training: Training) -> None:
         sorted_by = ", one class in each column" if name == "samples.png" and in_columns else ""
         print(f"  {name:<16}{content}{sorted_by}")
     if (folder / TRAINING_GIF).exists():
-        print(
-            f"  {'samples/':<16}samples on the way; {TRAINING_GIF} shows them one after the other"
-        )
+        what = f"samples on the way; {TRAINING_GIF} shows them one after the other"
+        print(f"  {'samples/':<16}{what}")
     if dropped := sum(line.get("dropped", 0) for line in read_metrics(folder / METRICS)):
         what = f"{dropped:,} of {training.settings.steps:,} steps dropped"
         print(f"\n{what}: their loss or gradient was not finite")

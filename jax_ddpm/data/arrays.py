@@ -21,40 +21,47 @@ _ROUNDING = 1e-6
 """How far a pixel may leave its range: what was scaled in float32 comes back off by 1e-7."""
 
 
-_RANGES = {"unit": 0, "signed": -1}
-
-
 def read_arrays(path: Path, preparation: Preparation) -> Dataset:
     """Images [image, height, width(, channel)], uint8, or float in [0, 1] or [-1, 1], and labels.
 
     Integers of shape [image] or [image, 1] beside the images in a .npz are labels; of several parts
     that for training is read. Raises `FieldError` naming what cannot be read or has another form.
     """
-    images, labels, in_bytes, notes = _load(path, preparation.labels == "folders")
-    shape, names = list(images.shape), None
-    where = f"got {shape} in {path}"
-    if len(shape) not in (3, 4) or images.size == 0:
-        expected = "expected images of shape [image, height, width(, channel)]"
-        raise FieldError("data", f"{expected}, {where}")
-    if len(shape) == 3 and ((shape[-1] <= 4 and shape[1] != shape[2]) or shape[0] == 3):
-        problem = "expected [image, height, width, channel] and not one picture"
-        raise FieldError("data", f"{problem}, {where}: add an axis")
-    images = images[..., None] if len(shape) == 3 else images
-    if images.shape[-1] > 4:
-        raise FieldError("data", f"expected the channels last, 1 to 4 of them, {where}")
+    labelled, names = preparation.labels == "folders", None
+    arrays, notes = _load(path, labelled)
+    in_bytes = arrays.pop("arr_0", None) if "samples" in arrays else None  # of `save_samples`
+    pictures = [array for array in arrays.values() if array.ndim in (3, 4)]
+    columns = [array for array in arrays.values() if array.ndim == 1 or array.shape[1:] == (1,)]
+    unknown = len(arrays) > len(pictures) + len(columns) or len(columns) > 1
+    if len(pictures) != 1 or (labelled and unknown):
+        got = ", ".join(f"{name} {each.dtype}{list(each.shape)}" for name, each in arrays.items())
+        problem = "expected one array of images [image, height, width(, channel)] and at most one"
+        raise FieldError("data", f"{problem} of labels [image], in {path}, got {got}")
+    shape, images = pictures[0].shape, pictures[0]
+    got = f"got {list(shape)} in {path}"
+    if len(shape) == 3:
+        if shape[0] == 3 or (shape[2] <= 4 and shape[1] != shape[2]):
+            problem = "expected [image, height, width, channel] and not one picture"
+            raise FieldError("data", f"{problem}, {got}: add an axis")
+        images = images[..., None]
+    if images.size == 0 or images.shape[-1] > 4:
+        raise FieldError("data", f"expected one image or more, of 1 to 4 channels last, {got}")
+    labels = columns[0].reshape(-1) if labelled and columns else None
     if labels is not None:
-        if labels.shape != images.shape[:1]:
-            problem = f"expected a label for each of {len(images)} images in {path}"
-            raise FieldError("data", f"{problem}, got shape {labels.shape}")
+        if labels.shape != shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+            problem = f"expected an integer label for each of {len(images)} images in {path}"
+            raise FieldError("data", f"{problem}, got {labels.dtype}{list(labels.shape)}")
         labels, names, said = read_labels(labels, str(path))
         notes += said
-    if images.dtype == np.uint8:
-        notes += _notes_of_bytes(images)
-        images = FileRows.of_array(images) if isinstance(images, np.memmap) else images
-        return Dataset(images, labels, notes=notes, class_names=names)
-    signed, taken, said = _to_signed(np.asarray(images), path, preparation.range, in_bytes)
+    taken, note = None, ()
+    if images.dtype != np.uint8:
+        images, taken, note = _to_signed(np.asarray(images), path, preparation.range, in_bytes)
+    elif images[:1000].max() <= 1 and images.max() <= 1:  # the first tell: masks are so anywhere
+        note = ("no pixel is above 1 of 255: masks of 0 and 1 have to be times 255",)
+    if isinstance(images, np.memmap):
+        images = FileRows.of_array(images)
     how = Preparation(range=taken)
-    return Dataset(signed, labels, notes=notes + said, class_names=names, preparation=how)
+    return Dataset(images, labels, notes=notes + note, class_names=names, preparation=how)
 
 
 def read_labels(
@@ -70,50 +77,33 @@ def read_labels(
     return labels, names, (said,)
 
 
-def _load(path: Path, labelled: bool) -> tuple[np.ndarray, Any, Any, tuple[str, ...]]:
-    """Images, labels, of samples drawn here the same images as bytes, and what is left out."""
+def _load(path: Path, labelled: bool) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """The arrays by their names, and which were left out, in a line."""
     arrays: dict[str, np.ndarray] = {}
+    unusable = () if labelled else (ValueError,)  # pickled labels
     try:
         if path.suffix == ".npy" and path.stat().st_size > _IN_MEMORY:
             mapped = np.load(path, mmap_mode="r", allow_pickle=False)
-            return mapped if mapped.flags.c_contiguous else np.array(mapped), None, None, ()
+            return {"images": mapped if mapped.flags.c_contiguous else np.array(mapped)}, ()
         with path.open("rb") as file:  # NumPy leaves a damaged one open
             loaded: Any = np.load(file, allow_pickle=False)
             if not isinstance(loaded, np.lib.npyio.NpzFile):
-                return loaded, None, None, ()
+                return {"images": loaded}, ()
             parts = {name: split_of(name) for name in loaded.files}
-            others = [name for name in parts if parts[name] not in (None, "train")]
+            others = [name for name, part in parts.items() if part not in (None, "train")]
             others = others if "train" in parts.values() else []
             # `open_samples` reads the names.
-            for name in [name for name in loaded.files if name not in (*others, "class_names")]:
-                with suppress(*() if labelled else (ValueError,)):  # pickled labels
+            for name in [name for name in parts if name not in (*others, "class_names")]:
+                with suppress(*unusable):
                     arrays[name] = loaded[name]
     except Exception as error:  # NumPy's, zipfile's and zlib's errors share no nearer base
         raise FieldError("data", f"cannot read {path}: {reason(error)}") from None
-    in_bytes = arrays.pop("arr_0", None) if "samples" in arrays else None  # of `save_samples`
-    images = [array for array in arrays.values() if array.ndim in (3, 4)]
-    labels = [array for array in arrays.values() if array.ndim == 1 or array.shape[1:] == (1,)]
-    unknown = len(arrays) > len(images) + len(labels) or len(labels) > 1
-    if len(images) != 1 or (labelled and unknown):
-        got = ", ".join(f"{name} {each.dtype}{list(each.shape)}" for name, each in arrays.items())
-        problem = "expected one array of images and at most one of labels [image], of whole numbers"
-        raise FieldError("data", f"{problem}, in {path}, got {got}")
-    if labelled and labels and not np.issubdtype(labels[0].dtype, np.integer):
-        raise FieldError("data", f"expected integer labels in {path}, got {labels[0].dtype}")
-    notes = (f"other parts of the data, left out: {', '.join(others)}",) if others else ()
-    return images[0], labels[0].reshape(-1) if labels and labelled else None, in_bytes, notes
-
-
-def _notes_of_bytes(images: np.ndarray) -> tuple[str, ...]:
-    # The first rows tell: masks hold nothing else anywhere.
-    if images[:1000].max() > 1 or images.max() > 1:
-        return ()
-    return ("no pixel is above 1 of 255: masks of 0 and 1 have to be times 255",)
+    return arrays, (f"other parts of the data, left out: {', '.join(others)}",) if others else ()
 
 
 def _to_signed(
     images: np.ndarray, path: Path, given: Any, in_bytes: np.ndarray | None
-) -> tuple[np.ndarray, Any, tuple[str, ...]]:
+) -> tuple[np.ndarray, Any, tuple[str]]:
     """Float images in [-1, 1], the range that they were taken for, and what to say of it."""
     if not np.issubdtype(images.dtype, np.floating):
         raise FieldError("data", f"expected uint8 or float images, got {images.dtype} in {path}")
@@ -121,21 +111,22 @@ def _to_signed(
     low, high = float(images.min()), float(images.max())
     got = f"got [{low:.9g}, {high:.9g}] in {path}"
     rounding = max(_ROUNDING, 4 * float(np.finfo(images.dtype).eps))
-    fits = [name for name, least in _RANGES.items() if min(low - least, 1 - high) >= -rounding]
-    if in_bytes is not None and not np.array_equal(to_bytes(images), in_bytes):
-        raise FieldError("data", f"expected arr_0 to hold the samples as bytes in {path}")
-    given = "signed" if in_bytes is not None else given
-    taken = given or next(iter(fits), "signed")
-    note = f"pixels in [{_RANGES[taken]}, 1]"
-    if in_bytes is not None and not fits:
-        note = f"samples beyond [-1, 1], clipped as in arr_0: {got}"
-    elif given is not None and given not in fits:
-        problem = f"expected pixels in [{_RANGES[given]}, 1], as "
-        raise FieldError("data", problem, Field("range", given), f" says, {got}")
+    given = given if in_bytes is None else "signed"
+    taken = given or ("unit" if low >= -rounding else "signed")
+    least = 0 if taken == "unit" else -1
+    fits, note = min(low - least, 1 - high) >= -rounding, f"pixels in [{least}, 1]"
+    if in_bytes is not None:
+        if not np.array_equal(to_bytes(images), in_bytes):
+            raise FieldError("data", f"expected arr_0 to hold the samples as bytes in {path}")
+        note = note if fits else f"samples beyond [-1, 1], clipped as in arr_0: {got}"
     elif not fits:
-        raise FieldError("data", f"expected float pixels in [0, 1] or [-1, 1], {got}")
-    elif given is None and len(fits) == 2:
+        which = (
+            (f"[{least}, 1], as ", Field("range", given), " says")
+            if given
+            else ("[0, 1] or [-1, 1]",)
+        )
+        raise FieldError("data", "expected pixels in ", *which, f", {got}")
+    elif given is None and taken == "unit":
         note += ', since none is below 0; if they are in [-1, 1], the range is "signed"'
-    images = np.clip(images, _RANGES[taken], 1)
-    images = images if taken == "signed" else images * 2 - 1
-    return images.astype(np.float32), taken, (note,)
+    images = np.clip(images, least, 1)
+    return (images if least else images * 2 - 1).astype(np.float32), taken, (note,)

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from jax_ddpm.data.pictures import EncodedSet, Found, decode_all
+from jax_ddpm.data.pictures import Found, Pictures
 from jax_ddpm.data.preparation import Preparation
 from jax_ddpm.data.rows import FileRows
 from jax_ddpm.io.files import make_folder
@@ -43,31 +43,21 @@ class Cached(NamedTuple):
 
 
 def cached_pictures(
-    cache: Path,
-    encoded: EncodedSet,
-    found: Found,
-    preparation: Preparation,
-    progress: Callable[[int], None] | None = None,
+    cache: Path, pictures: Pictures, progress: Callable[[int], None] | None = None
 ) -> Cached | None:
     """The pictures from the cache, decoded into it if they are not there; None where the disk has
-    no room for them.
-
-    Raises as `decode_all` does, and `OSError`.
-    """
-    folder = cache / _key(found, preparation)
-    images = _open(folder)
-    if images is None:
-        make_folder(cache)
-        size = len(found.kept) * int(np.prod(found.shape))
-        if 2 * size > shutil.disk_usage(cache).free:
-            return None
-        with _written(folder) as new:
-            _decode_all(new, encoded, found, preparation, progress)
-        images = _open(folder)
-    if images is None:
+    no room for them. Raises as `Pictures.stream` does, and `OSError`."""
+    folder = cache / _key(pictures.found, pictures.preparation)
+    if (cached := _open(folder)) is not None:
+        return cached
+    make_folder(cache)
+    if 2 * int(np.prod(pictures.shape)) > shutil.disk_usage(cache).free:
+        return None
+    with _written(folder) as new:
+        _decode_all(new, pictures, progress)
+    if (cached := _open(folder)) is None:
         raise OSError(None, "was removed while it was written", str(folder))
-    about = read_json(folder / _ABOUT)
-    return Cached(images, dict(about["failed"]), about["on_white"])
+    return cached
 
 
 def _key(found: Found, preparation: Preparation) -> str:
@@ -77,8 +67,8 @@ def _key(found: Found, preparation: Preparation) -> str:
     return hashlib.sha256(f"{found.sha256} {json.dumps(how)}".encode()).hexdigest()[:32]
 
 
-def _open(folder: Path) -> FileRows | None:
-    """The rows in a folder; None if there are none, or not the bytes that were written."""
+def _open(folder: Path) -> Cached | None:
+    """What is in a folder; None if there are none, or not the bytes that were written."""
     if not folder.exists():
         return None
     try:
@@ -90,7 +80,8 @@ def _open(folder: Path) -> FileRows | None:
     if digest != about.get("sha256"):
         shutil.rmtree(folder, ignore_errors=True)
         return None
-    return FileRows(folder / _ROWS, tuple(about["shape"]))
+    images = FileRows(folder / _ROWS, tuple(about["shape"]))
+    return Cached(images, dict(about["failed"]), about["on_white"])
 
 
 @contextmanager
@@ -134,36 +125,25 @@ def _hold(lock: Any) -> bool:
     return True
 
 
-def _decode_all(
-    folder: Path,
-    encoded: EncodedSet,
-    found: Found,
-    preparation: Preparation,
-    progress: Callable[[int], None] | None,
-) -> None:
+def _decode_all(folder: Path, pictures: Pictures, progress: Callable[[int], None] | None) -> None:
     """Write every picture to its row. What cannot be decoded leaves none."""
     failed: dict[int, str] = {}
-    on_white = 0
+    on_white, (count, *shape) = 0, pictures.shape
     with (folder / _ROWS).open("w+b") as file:
-        for row, image, outcome in decode_all(encoded, found, preparation, progress):
+        for row, image, outcome in pictures.stream(progress):
             if isinstance(outcome, str):
                 failed[row] = outcome
                 continue
             on_white += outcome
             file.seek(row * image.nbytes)
             file.write(image.data)
-        kept = found.without(failed, encoded.names).kept
-        _close_gaps(file, sorted(failed), len(found.kept), int(np.prod(found.shape)))
+        kept = pictures.found.without(failed, pictures.encoded.names).kept
+        _close_gaps(file, sorted(failed), count, int(np.prod(shape)))
         file.seek(0)
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         os.fsync(file.fileno())
-    about = {
-        "shape": [len(kept), *found.shape],
-        "sha256": digest,
-        "failed": list(failed.items()),
-        "on_white": on_white,
-    }
-    write_json(folder / _ABOUT, about)
+    about = {"shape": [len(kept), *shape], "sha256": digest, "on_white": on_white}
+    write_json(folder / _ABOUT, about | {"failed": list(failed.items())})
 
 
 def _close_gaps(file: BinaryIO, failed: list[int], count: int, size: int) -> None:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jax_ddpm.data.dataset import Dataset
 from jax_ddpm.data.files import Files
 from jax_ddpm.data.unpickling import safe_loads
 
@@ -21,15 +22,10 @@ class _Version(NamedTuple):
     train: tuple[str, ...]
     test: str
     meta: str
-    marks: frozenset[str]
+    marks: tuple[str, ...]
     """The names that tell it from other folders."""
     labels: str = ""
     """The key of the labels in a pickle, and "" for the binary versions."""
-
-    @property
-    def label_bytes(self) -> int:
-        """How many bytes before the pixels; the last of them is the class."""
-        return 1 if self.num_classes == 10 else 2
 
 
 _BATCHES = tuple(f"data_batch_{number}" for number in range(1, 6))
@@ -37,24 +33,10 @@ _BINARIES = tuple(f"{name}.bin" for name in _BATCHES)
 _FINE = "fine_label_names.txt"
 
 _VERSIONS = (
-    _Version(
-        *("CIFAR-10", 10, _BINARIES, "test_batch.bin", "batches.meta.txt"),
-        marks=frozenset(_BINARIES[:1]),
-    ),
-    _Version(
-        *("CIFAR-10", 10, _BATCHES, "test_batch", "batches.meta"),
-        marks=frozenset(_BATCHES[:1]),
-        labels="labels",
-    ),
-    _Version(
-        *("CIFAR-100", 100, ("train.bin",), "test.bin", _FINE),
-        marks=frozenset({"train.bin", _FINE}),
-    ),
-    _Version(
-        *("CIFAR-100", 100, ("train",), "test", "meta"),
-        marks=frozenset({"train", "meta"}),
-        labels="fine_labels",
-    ),
+    _Version("CIFAR-10", 10, _BINARIES, "test_batch.bin", "batches.meta.txt", _BINARIES[:1]),
+    _Version("CIFAR-10", 10, _BATCHES, "test_batch", "batches.meta", _BATCHES[:1], "labels"),
+    _Version("CIFAR-100", 100, ("train.bin",), "test.bin", _FINE, ("train.bin", _FINE)),
+    _Version("CIFAR-100", 100, ("train",), "test", "meta", ("train", "meta"), "fine_labels"),
 )
 
 
@@ -68,11 +50,9 @@ def is_cifar_test(name: str) -> bool:
     return name in {version.test for version in _VERSIONS}
 
 
-def read_cifar(
-    files: Files, *, test: bool = False
-) -> tuple[np.ndarray, np.ndarray, tuple[str, ...] | None, str]:
-    """The training images, or those of the test, uint8 [image, 32, 32, 3], their labels, int32
-    [image], the names of the classes, if they are there, and a note that says which were read.
+def read_cifar(files: Files, *, test: bool = False) -> Dataset:
+    """The training images, or those of the test, uint8 [image, 32, 32, 3], their labels, and the
+    names of the classes, if they are there.
 
     CIFAR-100's labels are the fine ones. Pickles run nothing. Raises `ValueError` naming what is
     missing or damaged, and where there are several data sets.
@@ -95,9 +75,8 @@ def read_cifar(
         batch_pixels, batch_labels = read(data[folder + name], version, where)
         if batch_labels.min() < 0 or batch_labels.max() >= version.num_classes:
             got = f"{batch_labels.min()} to {batch_labels.max()}"
-            raise ValueError(
-                f"{where}: expected labels from 0 to {version.num_classes - 1}, got {got}"
-            )
+            expected = f"expected labels from 0 to {version.num_classes - 1}"
+            raise ValueError(f"{where}: {expected}, got {got}")
         pixels.append(batch_pixels)
         labels.append(batch_labels.astype(np.int32))
     images = np.concatenate(pixels).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
@@ -108,45 +87,44 @@ def read_cifar(
     if not test:
         rest = "; those of the test are left out" * (folder + version.test in here)
         note = f"{version.title}: the training images{rest}"
-    return np.ascontiguousarray(images), np.concatenate(labels), names, note
+    return Dataset(
+        np.ascontiguousarray(images), np.concatenate(labels), notes=(note,), class_names=names
+    )
 
 
 def _find(names: Collection[str]) -> list[tuple[str, _Version]]:
     """The folders, "" or such as "a/b/", and what lies in each."""
-    marks = frozenset().union(*(version.marks for version in _VERSIONS))
     folders: dict[str, set[str]] = {}
     for name in names:
         folder, slash, base = name.rpartition("/")
-        if base in marks:
-            folders.setdefault(folder + slash, set()).add(base)
+        folders.setdefault(folder + slash, set()).add(base)
     return [
         (folder, version)
         for folder, bases in folders.items()
         for version in _VERSIONS
-        if version.marks <= bases
+        if bases.issuperset(version.marks)
     ]
 
 
 def _read_binary(data: bytes, version: _Version, where: str) -> tuple[np.ndarray, np.ndarray]:
-    record = version.label_bytes + _PIXELS
+    label_bytes = 1 if version.num_classes == 10 else 2  # of which the last is the class
+    record = label_bytes + _PIXELS
     if not data or len(data) % record:
         raise ValueError(f"{where}: expected records of {record} bytes, got {len(data)} bytes")
     rows = np.frombuffer(data, np.uint8).reshape(-1, record)
-    return rows[:, -_PIXELS:], rows[:, version.label_bytes - 1]
+    return rows[:, -_PIXELS:], rows[:, label_bytes - 1]
 
 
 def _read_pickle(data: bytes, version: _Version, where: str) -> tuple[np.ndarray, np.ndarray]:
     batch = _unpickle(data, where)
-    pixels, labels = batch.get("data"), batch.get(version.labels)
-    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8:
-        raise ValueError(f"{where}: expected data of uint8, got {_described(pixels)}")
-    if pixels.ndim != 2 or pixels.shape[1] != _PIXELS or not pixels.size:
-        raise ValueError(f"{where}: expected data of [image, {_PIXELS}], got {_described(pixels)}")
-    if not isinstance(labels, list) or not all(type(label) is int for label in labels):
-        problem = f"expected {version.labels} as whole numbers, got {_described(labels)}"
-        raise ValueError(f"{where}: {problem}")
-    if len(labels) != len(pixels):
-        raise ValueError(f"{where}: expected {len(pixels)} labels, got {len(labels)}")
+    pixels: Any = batch.get("data")
+    labels = batch.get(version.labels)
+    got, shape = _described(pixels), np.shape(pixels)
+    if not got.startswith("uint8") or shape[1:] != (_PIXELS,) or not shape[0]:
+        raise ValueError(f"{where}: expected data as uint8 [image, {_PIXELS}], got {got}")
+    if not isinstance(labels, list) or [*map(type, labels)] != [int] * len(pixels):
+        expected = f"expected {version.labels} as {len(pixels)} whole numbers"
+        raise ValueError(f"{where}: {expected}, got {_described(labels)}")
     return pixels, np.asarray(labels)
 
 
@@ -154,10 +132,10 @@ def _read_names(data: bytes, version: _Version, where: str) -> tuple[str, ...]:
     names: Any = data.split()
     if version.labels:
         names = _unpickle(data, where).get(version.labels[:-1] + "_names")
-    if not isinstance(names, list) or not all(isinstance(name, bytes | str) for name in names):
-        raise ValueError(f"{where}: expected the names of the classes, got {_described(names)}")
-    if len(names) != version.num_classes:
-        raise ValueError(f"{where}: expected {version.num_classes} names, got {len(names)}")
+    is_text = isinstance(names, list) and all(isinstance(name, bytes | str) for name in names)
+    if not is_text or len(names) != version.num_classes:
+        expected = f"expected the names of {version.num_classes} classes as text"
+        raise ValueError(f"{where}: {expected}, got {_described(names)}")
     return tuple(map(_to_text, names))
 
 
@@ -179,4 +157,5 @@ def _to_text(text: bytes | str) -> str:
 def _described(value: Any) -> str:
     if isinstance(value, np.ndarray):
         return f"{value.dtype}{list(value.shape)}"
-    return "nothing" if value is None else f"a {type(value).__name__}"
+    many = f" of {len(value)}" if isinstance(value, list) else ""
+    return "nothing" if value is None else f"a {type(value).__name__}{many}"

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -105,24 +105,17 @@ class Dataset(NamedTuple):
         dtype = str(np.dtype(self.images.dtype))
         return {"source": self.source, "shape": shape, "dtype": dtype, "sha256": self.digest()}
 
-    def digest(self, *, as_floats: bool = False) -> str:
-        """Of images and labels: of the files that were read if that is known, or of the numbers.
-        `as_floats` is how runs of version 0.1 know theirs."""
-        if self.sha256 is not None and not as_floats:
-            digest = hashlib.sha256(self.sha256.encode())
-        else:
-            digest = hashlib.sha256()
-            for images in self._blocks():
-                digest.update(np.ascontiguousarray(to_float(images) if as_floats else images).data)
+    def digest(self) -> str:
+        """Of images and labels: of the files that were read if that is known, or of the numbers."""
+        digest = hashlib.sha256((self.sha256 or "").encode())
+        if self.sha256 is None:
+            row = int(np.prod(self.images.shape[1:])) * np.dtype(self.images.dtype).itemsize
+            rows = max(1, _BLOCK // row)
+            for first in range(0, len(self.images), rows):
+                digest.update(np.ascontiguousarray(self.images[first : first + rows]).data)
         if self.labels is not None:
             digest.update(self.labels.tobytes())
         return digest.hexdigest()
-
-    def _blocks(self) -> Iterator[np.ndarray]:
-        row = int(np.prod(self.images.shape[1:])) * np.dtype(self.images.dtype).itemsize
-        rows = max(1, _BLOCK // row)
-        for first in range(0, len(self.images), rows):
-            yield self.images[first : first + rows]
 
 
 @checked

@@ -7,6 +7,7 @@ Pixels come first: metadata that cannot be read are left aside.
 
 import io
 import zlib
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from jax_ddpm.data.preparation import Preparation
 
-__all__ = ["Decoded", "Encoded", "Survey", "decode", "resized_shape", "survey"]
+__all__ = ["Encoded", "Survey", "decode", "resized_shape", "survey"]
 
 Encoded = bytes | np.ndarray
 """A file's bytes, or pixels, uint8 [height, width, channel] with 1, 3 or 4 channels."""
@@ -24,9 +25,10 @@ _ORIENTATION = 0x0112
 _FORMATS = ("AVIF", "BMP", "DDS", "GIF", "ICO", "JPEG", "JPEG2000", "PNG")
 _FORMATS += ("PPM", "PSD", "QOI", "SGI", "TGA", "TIFF", "WEBP")
 _PNG = b"\x89PNG\r\n\x1a\n"
+_METADATA = (None, (b"tRNS", b"iCCP", b"eXIf"), (b"eXIf",))
+"""The chunks of a PNG that are read beside its pixels, the more the better; None is all."""
 _MAY_TURN = (b"eXIf", b"tiff:Orientation", b"Raw profile type exif")
-_TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
-"""From EXIF's orientation to Pillow's `Transpose`."""
+_TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # Pillow's `Transpose` for an orientation
 _BITS, _COLOURS = 258, 262  # tags of a TIFF
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
@@ -43,13 +45,6 @@ class Survey(NamedTuple):
     """Of grey of 16 bits, the largest value."""
 
 
-class Decoded(NamedTuple):
-    """A picture's pixels, and whether any of them was transparent and is on white now."""
-
-    pixels: np.ndarray
-    on_white: bool
-
-
 def survey(encoded: Encoded) -> Survey:
     """Height and width once it is upright. Raises an error of Pillow's if it is no picture."""
     if isinstance(encoded, np.ndarray):
@@ -57,11 +52,9 @@ def survey(encoded: Encoded) -> Survey:
     # It may stand at the end of a PNG, all of which Pillow decodes to find it.
     is_png = encoded.startswith(_PNG)
     picture = _open(encoded, decoded=is_png and any(mark in encoded for mark in _MAY_TURN))
-    several, largest = getattr(picture, "is_animated", False), None
-    if picture.mode.startswith("I"):
-        largest = round(65535 * _grey_of_sixteen_bits(picture).max())
-    if picture.format == "TIFF":
-        picture.load()  # which turns it
+    several = getattr(picture, "is_animated", False)
+    sixteen = picture.mode.startswith("I")
+    largest = round(65535 * _grey_of_sixteen_bits(picture).max()) if sixteen else None
     width, height = picture.size
     if _orientation(picture) >= 5:  # it lies on its side
         height, width = width, height
@@ -77,8 +70,11 @@ def resized_shape(height: int, width: int, preparation: Preparation) -> tuple[in
     return _scaled(height, width, size) if preparation.crop == "random" else (size, size)
 
 
-def decode(encoded: Encoded, channels: Literal[1, 3, 4], preparation: Preparation) -> Decoded:
-    """Pixels of `resized_shape`. Raises an error of Pillow's, or `ValueError`, if it cannot."""
+def decode(
+    encoded: Encoded, channels: Literal[1, 3, 4], preparation: Preparation
+) -> tuple[np.ndarray, bool]:
+    """Pixels of `resized_shape`, and whether any was transparent and is on white now. Raises an
+    error of Pillow's, or `ValueError`, if it cannot."""
     from PIL import Image
 
     if isinstance(encoded, np.ndarray):
@@ -91,20 +87,24 @@ def decode(encoded: Encoded, channels: Literal[1, 3, 4], preparation: Preparatio
     picture, on_white = _on_white(picture, channels)
     picture = _resize(picture.convert(_MODES[channels]), preparation)
     pixels = np.asarray(picture)
-    return Decoded(pixels[..., None] if channels == 1 else pixels, on_white)
+    return pixels[..., None] if channels == 1 else pixels, on_white
 
 
 def _open(data: bytes, *, decoded: bool) -> Any:
     from PIL import Image
 
-    try:
-        picture: Any = Image.open(io.BytesIO(data), formats=_FORMATS)
-        if decoded:
-            picture.load()
-    except Exception:  # Pillow's plugins raise whatever they meet
-        if (fewer := _with_less_metadata(data)) == data:
-            raise
-        return _open(fewer, decoded=decoded)
+    problem: Any = None
+    for kinds in _METADATA if data.startswith(_PNG) else [None]:
+        try:
+            file = io.BytesIO(data if kinds is None else _with_chunks(data, kinds))
+            picture: Any = Image.open(file, formats=_FORMATS)
+            if decoded or picture.format == "TIFF":  # which Pillow turns as it decodes
+                picture.load()
+            break
+        except Exception as error:  # Pillow's plugins raise whatever they meet
+            problem = error
+    else:
+        raise problem
     transparent = picture.info.get("transparency")
     if isinstance(transparent, tuple) and data[24] == 16:  # of which Pillow keeps the upper 8
         picture.info["transparency"] = tuple(value >> 8 for value in transparent)
@@ -116,29 +116,24 @@ def _open(data: bytes, *, decoded: bool) -> Any:
     return picture
 
 
-def _with_less_metadata(data: bytes) -> bytes:
-    """Of a PNG its pixels, and what is whole of transparency, profile and EXIF; of these EXIF alone
-    if nothing else can be left out. Other files as they are."""
-    chunks, start = [], len(_PNG)
-    while data.startswith(_PNG) and start < len(data):
+def _with_chunks(data: bytes, kinds: tuple[bytes, ...]) -> bytes:
+    """Of a PNG its pixels, and of these kinds of metadata what is whole."""
+    chunks, start = [_PNG], len(_PNG)
+    while start < len(data):
         chunk = data[start : start + 12 + int.from_bytes(data[start : start + 4])]
-        start += max(12, len(chunk))
+        start += len(chunk)
         is_whole = chunk[-4:] == zlib.crc32(chunk[4:-4]).to_bytes(4)
-        chunks += [chunk] if is_whole or chunk[4:5].isupper() else []
-    for kinds in (b"tRNS", b"iCCP", b"eXIf"), (b"eXIf",):
-        kept = [each for each in chunks if each[4:5].isupper() or each[4:8] in kinds]
-        if chunks and (fewer := b"".join([_PNG, *kept])) != data:
-            return fewer
-    return data
+        if chunk[4:5].isupper() or (is_whole and chunk[4:8] in kinds):
+            chunks.append(chunk)
+    return b"".join(chunks)
 
 
 def _orientation(picture: Any) -> int:
-    """As EXIF says it, or upright; a TIFF is turned when it is decoded."""
-    try:
-        value = picture.getexif().get(_ORIENTATION)
-    except Exception:  # whatever Pillow meets in there
-        value = 1
-    return value if value in tuple(_TURNS) and picture.format != "TIFF" else 1
+    """As EXIF says it; 1 is upright."""
+    with suppress(Exception):  # whatever Pillow meets in there
+        if (value := picture.getexif().get(_ORIENTATION)) in tuple(_TURNS):
+            return value
+    return 1
 
 
 def _is_grey(picture: Any) -> bool:
@@ -146,17 +141,15 @@ def _is_grey(picture: Any) -> bool:
 
 
 def _eight_bits(picture: Any) -> Any:
-    """Sixteen bits scaled to eight, and the value that is transparent with them."""
+    """Sixteen bits scaled to eight, with the value that is transparent as opacity."""
     from PIL import Image
 
-    transparent = picture.info.get("transparency")
-    if picture.mode.startswith("I"):
-        grey = Image.fromarray(np.round(255 * _grey_of_sixteen_bits(picture)).astype(np.uint8))
-        if transparent is not None:
-            opaque = np.asarray(picture) != transparent
-            grey.putalpha(Image.fromarray(255 * opaque.astype(np.uint8)))
-        return grey
-    return picture
+    if not picture.mode.startswith("I"):
+        return picture
+    grey = Image.fromarray(np.round(255 * _grey_of_sixteen_bits(picture)).astype(np.uint8))
+    if (transparent := picture.info.get("transparency")) is not None:
+        grey.putalpha(Image.fromarray(np.asarray(picture) != transparent).convert("L"))
+    return grey
 
 
 def _grey_of_sixteen_bits(picture: Any) -> np.ndarray:
@@ -190,7 +183,7 @@ def _to_srgb(profile: bytes, mode: str) -> Any:
         transform: Any = ImageCms.buildTransform(io.BytesIO(profile), srgb, mode, "RGB")
     except (OSError, ImageCms.PyCMSError):
         return None
-    colours = (51 * np.indices((6, 6, 6))).astype(np.uint8).reshape(3, 1, -1).transpose(1, 2, 0)
+    colours = np.moveaxis(51 * np.indices((6, 6, 6), np.uint8), 0, -1).reshape(36, 6, 3)
     before: Any = Image.fromarray(colours).convert(mode)
     after: Any = ImageCms.applyTransform(before, transform)
     change = np.subtract(after, before.convert("RGB"), dtype=int)

@@ -15,9 +15,7 @@ from typing import Any
 
 __all__ = ["ARCHIVES", "Files", "Unreadable", "open_beside", "open_files"]
 
-_TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
-
-ARCHIVES = (".zip", *_TARS)
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 """How the names of archives end, in any case."""
 
 
@@ -65,7 +63,7 @@ class Files:
         """Each file, or each of `names`, once, with its name, in the order that is fastest; in
         place of one that cannot be read, what `read` raises. Raises `ValueError` where nothing
         after it can be read."""
-        for name in self._ordered(self.names if names is None else set(names)):
+        for name in sorted(set(self.names if names is None else names), key=self._place):
             try:
                 data = self.read(name, most)
             except ValueError as error:
@@ -80,29 +78,18 @@ class Files:
     def _read(self, name: str, place: Any, most: int) -> bytes:
         raise NotImplementedError
 
-    def _ordered(self, names: Collection[str]) -> list[str]:
-        return sorted(names, key=self._place)
-
 
 def open_files(path: str | os.PathLike[str]) -> Files:
     """The files of a folder, with those below it and behind links, or of a .zip or a .tar.
 
     A tar may be compressed with gzip, bzip2 or xz: it is then read from beginning to end, by
     `stream`, and `read` refuses. An archive's names may be those of Windows, or begin at a root;
-    its links are followed within it. Raises `ValueError` naming what is missing, damaged or of
-    another kind.
+    its links are followed within it. Raises `ValueError` naming what is damaged or no archive.
     """
     path = Path(path)
-    name = path.name.lower()
-    if not path.exists():
-        raise ValueError(f"no such file or folder: {path}")
     if path.is_dir():
         return _Folder(path)
-    if name.endswith(".zip"):
-        return _Zip(path)
-    if name.endswith(_TARS):
-        return _Tar(path)
-    raise ValueError(f"expected a folder or a file {', '.join(ARCHIVES)}, got {path}")
+    return _Zip(path) if path.suffix.lower() == ".zip" else _Tar(path)
 
 
 def open_beside(path: Path) -> Files:
@@ -182,12 +169,6 @@ class _Tar(Files):
         place = member.offset_data, member.size
         return member.name, place, None if member.isreg() else target
 
-    def read(self, name: str, most: int = -1) -> bytes:
-        if not self._is_plain:
-            problem = f"cannot read single files of {self.path}, which is compressed: unpack it"
-            raise ValueError(problem)
-        return super().read(name, most)
-
     def stream(
         self, names: Collection[str] | None = None, most: int = -1
     ) -> Iterator[tuple[str, bytes | ValueError]]:
@@ -195,19 +176,19 @@ class _Tar(Files):
             yield from super().stream(names, most)
             return
         wanted: dict[int, set[str]] = {}
-        for name in self._ordered(self.names if names is None else names):
-            wanted.setdefault(self._places[name][0], set()).add(name)  # links are of one place
+        for name in self.names if names is None else names:
+            wanted.setdefault(self._place(name)[0], set()).add(name)  # links are of one place
         with _naming(self.path), tarfile.open(self.path) as tar:
             members = _members(tar)
             while wanted:
-                member = next(members)
+                member: Any = next(members)
                 if here := wanted.pop(member.offset_data, None):
-                    file = tar.extractfile(member)
-                    assert file is not None  # it is a regular one
-                    data = file.read(most)
+                    data = tar.extractfile(member).read(most)  # pyright: ignore[reportOptionalMemberAccess]
                     yield from ((name, data) for name in sorted(here))
 
     def _read(self, name: str, place: Any, most: int) -> bytes:
+        if not self._is_plain:
+            raise ValueError("the archive is compressed; unpack it")
         offset, size = place
         size = size if most < 0 else min(size, most)
         with self.path.open("rb") as file:  # each its own: threads do not wait for one another
@@ -233,17 +214,17 @@ def _placed(
     places, links, left_out = {}, {}, []
     for raw, place, target in members:
         name = _cleaned(raw)
-        parts = _parts(name)
-        if ".." in parts:
+        if name.startswith("../"):
             left_out.append(name)
-        elif raw.endswith(("/", "\\")) or any(map(_is_hidden, parts)):
+        elif raw.endswith(("/", "\\")) or any(map(_is_hidden, _parts(name))):
             continue
         elif target is None:
             places[name] = place
         else:
             links[name] = _cleaned(posixpath.join(posixpath.dirname(name), target))
-    linked = {name: places[target] for name, target in links.items() if target in places}
-    return linked | places, (*left_out, *(name for name in links if name not in linked))
+    left_out += [name for name, target in links.items() if target not in places]
+    links = {name: places[target] for name, target in links.items() if target in places}
+    return links | places, tuple(left_out)
 
 
 def _cleaned(name: str) -> str:

@@ -1,13 +1,13 @@
 """The files that MNIST was published in, which Fashion-MNIST and others took over."""
 
 import gzip
-import math
 import re
 import zlib
 from collections.abc import Collection
 
 import numpy as np
 
+from jax_ddpm.data.dataset import Dataset
 from jax_ddpm.data.files import Files
 
 __all__ = ["is_idx", "read_idx", "read_mnist"]
@@ -23,12 +23,10 @@ def is_idx(names: Collection[str]) -> bool:
     return any(_NAME.fullmatch(name) for name in names)
 
 
-def read_mnist(files: Files) -> tuple[np.ndarray, np.ndarray, str]:
-    """The training images, uint8 [image, height, width, 1], their labels, int32 [image], and a note
-    that says which were read: the test's, where there are no others.
-
-    Raises `ValueError` naming what is missing or damaged, and where there are several data sets.
-    """
+def read_mnist(files: Files) -> Dataset:
+    """The training images, uint8 [image, height, width, 1], or those of the test where there are no
+    others, which a note says, and their labels. Raises `ValueError` naming what is missing
+    or damaged, and where there are several data sets."""
     # The names are sorted: one that is not packed comes before its .gz.
     found: dict[tuple[str, str], dict[str, str]] = {}
     for match in filter(None, map(_NAME.fullmatch, files.names)):
@@ -59,26 +57,17 @@ def read_mnist(files: Files) -> tuple[np.ndarray, np.ndarray, str]:
     if part == "train":
         has_test = ("t10k", "images") in found
         note = "the training images" + "; those of the test are left out" * has_test
-    return pixels[..., None], classes.astype(np.int32), note
+    return Dataset(pixels[..., None], classes.astype(np.int32), notes=(note,))
 
 
 def read_idx(data: bytes, name: str) -> np.ndarray:
     """The uint8 array of one file, packed with gzip or not. Raises `ValueError` with its `name`."""
-    if data.startswith(b"\x1f\x8b"):
-        try:
+    try:
+        if data.startswith(b"\x1f\x8b"):
             data = gzip.decompress(data)
-        except (EOFError, OSError, zlib.error) as error:
-            raise ValueError(f"cannot read {name}: {error}") from None
-    magic = data[:4]
-    if len(magic) < 4 or magic[:3] != bytes([0, 0, _BYTES]) or not magic[3]:
-        raise ValueError(
-            f"{name}: expected the magic number 00 00 08 and axes, got {magic.hex(' ')}"
-        )
-    header = 4 + 4 * magic[3]
-    if len(data) < header:
-        raise ValueError(f"{name}: expected a header of {header} bytes, got {len(data)}")
-    shape = np.frombuffer(data, ">u4", magic[3], 4).tolist()
-    if len(data) - header != math.prod(shape):
-        expected = f"{math.prod(shape)} bytes for the shape {shape}"
-        raise ValueError(f"{name}: expected {expected}, got {len(data) - header}")
-    return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
+        if data[:3] != bytes([0, 0, _BYTES]):
+            raise ValueError(f"expected the magic number 00 00 08, got {data[:3].hex(' ')}")
+        shape = np.frombuffer(data, ">u4", data[3], 4)
+        return np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(shape)
+    except (EOFError, IndexError, OSError, ValueError, zlib.error) as error:
+        raise ValueError(f"cannot read {name}: {error}") from None

@@ -1,7 +1,7 @@
 """Sets of images as Hugging Face keeps them: Parquet files, or a name on its hub, by `datasets`."""
 
 import logging
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from jax_ddpm._checks import FieldError
 from jax_ddpm.data.arrays import read_labels
 from jax_ddpm.data.dataset import split_of
 from jax_ddpm.data.files import Unreadable
+from jax_ddpm.data.pictures import EncodedSet
 from jax_ddpm.data.preparing import Source
 
 __all__ = ["HUB", "is_parquet", "read_parquet"]
@@ -78,7 +79,7 @@ def _training_files(path: Path) -> tuple[list[str], list[str]]:
     return [str(path / file) for file in training or files], others
 
 
-class _Table:
+class _Table(EncodedSet):
     """Encoded pictures of one column."""
 
     def __init__(self, rows: Any, column: str) -> None:
@@ -100,14 +101,6 @@ class _Table:
             return Path(path).read_bytes()
         except OSError as error:
             raise Unreadable(self.names[index], f"{path}: {error.strerror}") from None
-
-    def stream(self) -> Iterator[tuple[int, bytes | ValueError]]:
-        for index in range(len(self.names)):
-            try:
-                data = self.read(index)
-            except ValueError as error:
-                data = error
-            yield index, data
 
 
 def _is_picture(kind: Any) -> bool:

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,18 +19,9 @@ from jax_ddpm.data.decoding import Encoded, Survey, decode, resized_shape, surve
 from jax_ddpm.data.files import Unreadable
 from jax_ddpm.data.preparation import Preparation
 
-__all__ = [
-    "EncodedSet",
-    "Found",
-    "Outcome",
-    "Pictures",
-    "decode_all",
-    "look_at",
-    "reason",
-    "unreadable",
-]
+__all__ = ["EncodedSet", "Found", "Pictures", "look_at", "reason", "unreadable"]
 
-Outcome = bool | str
+_Outcome = bool | str
 """Whether transparency was composed on white; or why a picture cannot be decoded."""
 
 _AT_ONCE = 64
@@ -38,23 +29,26 @@ _LONGEST = 2
 """What is kept of a picture that is longer than it is wide, in image sizes, for random windows."""
 
 
-@runtime_checkable
-class EncodedSet(Protocol):
+class EncodedSet:
     """Pictures before they are decoded."""
 
-    @property
-    def names(self) -> Sequence[str]:
-        """What each is called in messages, in the order that a training knows them in."""
-        ...
+    names: Sequence[str]
+    """What each is called in messages, in the order that a training knows them in."""
 
     def read(self, index: int) -> Encoded:
         """One of them. May be called from several threads at once. Raises `ValueError`."""
-        ...
+        raise NotImplementedError
+
+    def attempt(self, index: int) -> Encoded | ValueError:
+        """One of them; in place of one that cannot be read, what `read` raises."""
+        try:
+            return self.read(index)
+        except ValueError as error:
+            return error
 
     def stream(self) -> Iterator[tuple[int, Encoded | ValueError]]:
-        """Each of them with its index, in the order that is fastest to read; in place of one that
-        cannot be read, what `read` raises."""
-        ...
+        """Each of them with its index, as `attempt` gives it, in the order that is fastest."""
+        return ((index, self.attempt(index)) for index in range(len(self.names)))
 
 
 class Found(NamedTuple):
@@ -155,89 +149,71 @@ class Pictures:
     dtype = np.dtype(np.uint8)
 
     def __init__(self, encoded: EncodedSet, found: Found, preparation: Preparation) -> None:
-        self._encoded, self._found, self._preparation = encoded, found, preparation
+        self.encoded, self.found, self.preparation = encoded, found, preparation
         self.shape = (len(found.kept), *found.shape)
 
     def __len__(self) -> int:
-        return len(self._found.kept)
+        return len(self.found.kept)
 
     def __getitem__(self, rows: Any) -> np.ndarray:
         """As an array's. Raises `FieldError` naming a picture that cannot be decoded."""
         chosen = np.arange(len(self))[rows]
         images = np.zeros((chosen.size, *self.shape[1:]), np.uint8)
         for image, row in zip(images, chosen.flat, strict=True):
-            index = int(self._found.kept[row])
-            name = self._encoded.names[index]
-            try:
-                data = self._encoded.read(index)
-            except ValueError as error:
-                data = error
-            outcome = _decode_into(image, data, name, int(row), self._found, self._preparation)
+            index = int(self.found.kept[row])
+            outcome = self._decode(image, int(row), self.encoded.attempt(index))
             if isinstance(outcome, str):
-                raise unreadable(name, outcome)
+                raise unreadable(self.encoded.names[index], outcome)
         return images.reshape(*np.shape(chosen), *self.shape[1:])
 
+    def stream(
+        self, progress: Callable[[int], None] | None = None
+    ) -> Iterator[tuple[int, np.ndarray, _Outcome]]:
+        """Of each picture its row, its pixels and what became of it, in the order of the encoded
+        ones, decoded by all cores.
 
-def decode_all(
-    encoded: EncodedSet,
-    found: Found,
-    preparation: Preparation,
-    progress: Callable[[int], None] | None = None,
-) -> Iterator[tuple[int, np.ndarray, Outcome]]:
-    """Of each picture that the survey kept its row, its pixels and what became of it, in the order
-    of `stream`, decoded by all cores.
+        Raises `FieldError` naming one that has changed since the survey; and one that cannot be
+        decoded, unless those are skipped.
+        """
+        row_of = {int(index): row for row, index in enumerate(self.found.kept)}
 
-    Raises `FieldError` naming one that has changed since the survey; and one that cannot be
-    decoded, unless those are skipped.
-    """
-    row_of = {int(index): row for row, index in enumerate(found.kept)}
+        def decoded(item: tuple[int, Encoded | ValueError]) -> tuple[int, np.ndarray, _Outcome]:
+            (index, data), image = item, np.zeros(self.shape[1:], np.uint8)
+            outcome = self._decode(image, row_of[index], data)
+            if isinstance(outcome, str) and not self.preparation.skip_unreadable:
+                raise unreadable(self.encoded.names[index], outcome)
+            return row_of[index], image, outcome
 
-    def decoded(item: tuple[int, Encoded | ValueError]) -> tuple[int, np.ndarray, Outcome]:
-        (index, data), image = item, np.zeros(found.shape, np.uint8)
-        name, row = encoded.names[index], row_of[index]
-        outcome = _decode_into(image, data, name, row, found, preparation)
-        if isinstance(outcome, str) and not preparation.skip_unreadable:
-            raise unreadable(name, outcome)
-        return row, image, outcome
+        done = 0
+        wanted = (item for item in self.encoded.stream() if item[0] in row_of)
+        with ThreadPoolExecutor() as threads:
+            while block := list(islice(wanted, _AT_ONCE)):
+                yield from threads.map(decoded, block)
+                done += len(block)
+                if progress:
+                    progress(done)
 
-    done = 0
-    wanted = (item for item in encoded.stream() if item[0] in row_of)
-    with ThreadPoolExecutor() as threads:
-        while block := list(islice(wanted, _AT_ONCE)):
-            yield from threads.map(decoded, block)
-            done += len(block)
-            if progress:
-                progress(done)
-
-
-def _decode_into(
-    image: np.ndarray,
-    data: Encoded | ValueError,
-    name: str,
-    row: int,
-    found: Found,
-    preparation: Preparation,
-) -> Outcome:
-    """Decode one picture into `image`, the middle of it if it is larger. Raises `FieldError` if it
-    is not what the survey read."""
-    place = 32 * int(found.kept[row])
-    if isinstance(data, ValueError):
-        raise FieldError("data", f"cannot read {name}: {reason(data)}")
-    if _digest(data) != found.digests[place : place + 32]:
-        raise FieldError("data", f"{name} has changed since it was first read")
-    height, width, channels = found.shape
-    try:
-        pixels, on_white = decode(data, channels, preparation)  # pyright: ignore[reportArgumentType]
-    except Exception as error:  # Pillow's plugins raise whatever they meet
-        return reason(error)
-    top, left = max(0, pixels.shape[0] - height) // 2, max(0, pixels.shape[1] - width) // 2
-    pixels = pixels[top : top + height, left : left + width]
-    if found.extents is not None:
-        height, width = found.extents[row]
-    if pixels.shape[:2] != (height, width):
-        return f"expected {height}×{width} pixels, got {pixels.shape[0]}×{pixels.shape[1]}"
-    image[:height, :width] = pixels
-    return on_white
+    def _decode(self, image: np.ndarray, row: int, data: Encoded | ValueError) -> _Outcome:
+        """Decode one picture into `image`, the middle of it if it is larger. Raises `FieldError` if
+        it is not what the survey read."""
+        index = int(self.found.kept[row])
+        name, (height, width, channels) = self.encoded.names[index], self.found.shape
+        if isinstance(data, ValueError):
+            raise FieldError("data", f"cannot read {name}: {reason(data)}")
+        if _digest(data) != self.found.digests[32 * index : 32 * index + 32]:
+            raise FieldError("data", f"{name} has changed since it was first read")
+        try:
+            pixels, on_white = decode(data, channels, self.preparation)  # pyright: ignore[reportArgumentType]
+        except Exception as error:  # Pillow's plugins raise whatever they meet
+            return reason(error)
+        top, left = max(0, pixels.shape[0] - height) // 2, max(0, pixels.shape[1] - width) // 2
+        pixels = pixels[top : top + height, left : left + width]
+        if self.found.extents is not None:
+            height, width = self.found.extents[row]
+        if pixels.shape[:2] != (height, width):
+            return f"expected {height}×{width} pixels, got {pixels.shape[0]}×{pixels.shape[1]}"
+        image[:height, :width] = pixels
+        return on_white
 
 
 def _digest(each: Encoded) -> bytes:

@@ -11,7 +11,7 @@ from jax_ddpm._checks import FieldError
 from jax_ddpm.data.cache import cached_pictures
 from jax_ddpm.data.dataset import Dataset
 from jax_ddpm.data.decoding import Encoded
-from jax_ddpm.data.pictures import EncodedSet, Pictures, decode_all, look_at, unreadable
+from jax_ddpm.data.pictures import EncodedSet, Pictures, look_at, unreadable
 from jax_ddpm.data.preparation import Preparation
 
 __all__ = ["Source", "as_source", "decoded", "default_cache"]
@@ -29,17 +29,14 @@ class Source(NamedTuple):
     notes: tuple[str, ...]
 
 
-class _Rows(NamedTuple):
+class _Rows(EncodedSet):
     """Images of an array, as pictures to be prepared."""
 
-    images: Any
-    names: Any
+    def __init__(self, images: Any) -> None:
+        self._images, self.names = images, [f"image {index}" for index in range(len(images))]
 
     def read(self, index: int) -> Encoded:
-        return self.images[index]
-
-    def stream(self):
-        return ((index, self.images[index]) for index in range(len(self.images)))
+        return self._images[index]
 
 
 def default_cache() -> Path | None:
@@ -58,8 +55,7 @@ def as_source(data: Dataset, preparation: Preparation) -> Source | None:
         field = "channels" if size is None else "image_size"
         got = f"{data.images.dtype} of {channels}"
         raise FieldError(field, f"expected uint8 images of 1, 3 or 4 channels, got {got}")
-    names = [f"image {index}" for index in range(len(data.images))]
-    return Source(_Rows(data.images, names), data.labels, data.class_names, data.notes)
+    return Source(_Rows(data.images), data.labels, data.class_names, data.notes)
 
 
 def decoded(
@@ -77,12 +73,13 @@ def decoded(
 
     encoded = source.encoded
     found = look_at(encoded, preparation, tell("reading"))
-    size = len(found.kept) * int(np.prod(found.shape))
+    images: Any = Pictures(encoded, found, preparation)
+    size = int(np.prod(images.shape))
     notes, here, why = [*source.notes, *found.notes], None, ""
     is_default = cache == default_cache()
     if cache is not None and (not is_default or size <= _LARGEST):
         try:
-            here = cached_pictures(cache, encoded, found, preparation, tell("decoding"))
+            here = cached_pictures(cache, images, tell("decoding"))
         except OSError as error:
             if not is_default:
                 raise  # otherwise nobody asked for it
@@ -98,10 +95,10 @@ def decoded(
     else:
         encoded.read(int(found.kept[0]))  # not every archive can give one at a time
         if preparation.skip_unreadable:
-            outcomes = decode_all(encoded, found, preparation, tell("decoding"))
+            outcomes = images.stream(tell("decoding"))
             failed = {row: outcome for row, _, outcome in outcomes if isinstance(outcome, str)}
             found = found.without(failed, encoded.names)
-        images = Pictures(encoded, found, preparation)
+            images = Pictures(encoded, found, preparation)
         notes.append(f"decoded whenever they are needed: {size / 2**30:.1f} GiB are not kept{why}")
     if found.unreadable:
         wrong = found.unreadable.items()

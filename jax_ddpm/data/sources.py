@@ -1,10 +1,9 @@
 """Images for training, wherever they lie: known by name, files of arrays, archives, folders."""
 
 import os
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +19,7 @@ from jax_ddpm.data.decoding import survey
 from jax_ddpm.data.files import ARCHIVES, Files, open_beside, open_files
 from jax_ddpm.data.idx import is_idx, read_mnist
 from jax_ddpm.data.parquet import HUB, is_parquet, read_parquet
+from jax_ddpm.data.pictures import EncodedSet
 from jax_ddpm.data.preparation import Preparation
 from jax_ddpm.data.preparing import Source, as_source, decoded, default_cache
 
@@ -87,7 +87,7 @@ file, unpacked, those of the test |
 
         limit = Image.MAX_IMAGE_PIXELS  # None is none
         Image.MAX_IMAGE_PIXELS = limit and max(limit, preparation.max_pixels)
-    with _naming_data():
+    try:
         is_named = isinstance(data, str) and data in DATASETS
         found = _named(str(data)) if is_named else _find(os.path.expanduser(data), preparation)
         if isinstance(found, Source):
@@ -95,9 +95,12 @@ file, unpacked, those of the test |
         elif (source := as_source(found, preparation)) is not None:
             how = replace(preparation, channels=preparation.channels or found.images.shape[-1])
             found = decoded(source, how, where, progress)
+    except FieldError:
+        raise
+    except ValueError as error:
+        raise FieldError("data", str(error)) from None
     notes = [_shown(note) for note in found.notes]
     if preparation.labels == "none":
-        notes = [note for note in notes if not note.startswith("classes")]
         notes.append("labels are left out, as asked")
         found = found._replace(labels=None, class_names=None)
     notes = (*notes, *_said(found, preparation))
@@ -121,16 +124,6 @@ def _find(data: str, preparation: Preparation) -> Dataset | Source:
     return _from_files(path, labelled=labelled)
 
 
-@contextmanager
-def _naming_data() -> Iterator[None]:
-    try:
-        yield
-    except FieldError:
-        raise
-    except ValueError as error:
-        raise FieldError("data", str(error)) from None
-
-
 def _from_files(path: Path, *, labelled: bool) -> Dataset | Source:
     if path.is_file() and is_parquet([path.name]):
         return read_parquet(str(path), labelled=labelled)
@@ -138,33 +131,23 @@ def _from_files(path: Path, *, labelled: bool) -> Dataset | Source:
         files = open_beside(path)  # its labels, or its images
         split = path.name.partition("-")[0]
         files.names = tuple(name for name in files.names if name.startswith(f"{split}-"))
-        return _from_idx(files)
+        return read_mnist(files)
     if path.is_file() and is_cifar_test(path.name) and is_cifar(open_beside(path).names):
-        return _from_cifar(open_beside(path), test=True)
+        return read_cifar(open_beside(path), test=True)
     if path.is_file() and not path.name.lower().endswith(ARCHIVES):
         expected = "expected a .npz, a .npy or a folder of pictures, or a .zip, .tar or .parquet"
         raise FieldError("data", f"{expected}, got {path}")
     files = open_files(path)
     if is_idx(files.names):
-        return _from_idx(files)
+        return read_mnist(files)
     if is_cifar(files.names):
-        return _from_cifar(files)
+        return read_cifar(files)
     if path.is_dir() and is_parquet(files.names):
         return read_parquet(str(path), labelled=labelled)
-    return _from_pictures(path, files)
+    return _from_pictures(path, files, labelled=labelled)
 
 
-def _from_idx(files: Files) -> Dataset:
-    images, labels, note = read_mnist(files)
-    return Dataset(images, labels, notes=(note,))
-
-
-def _from_cifar(files: Files, *, test: bool = False) -> Dataset:
-    images, labels, names, note = read_cifar(files, test=test)
-    return Dataset(images, labels, notes=(note,), class_names=names)
-
-
-def _from_pictures(path: Path, files: Files) -> Source:
+def _from_pictures(path: Path, files: Files, *, labelled: bool) -> Source:
     others = {name for name in files.names if _suffix(name) not in _PICTURES}
     for name, data in files.stream(others, most=_HEADER):
         with suppress(Exception):  # Pillow's plugins raise whatever they meet
@@ -181,7 +164,7 @@ def _from_pictures(path: Path, files: Files) -> Source:
         notes += [f"{what}, left out: {', '.join(kinds)}"] if kinds else []
     if not names:
         raise FieldError("data", "; ".join([f"no pictures in {path}", *notes]))
-    labels, classes, said = _classes(names)
+    labels, classes, said = _classes(names) if labelled else (None, None, ())
     return Source(_Encoded(files, names), labels, classes, (*notes, *said))
 
 
@@ -190,21 +173,19 @@ def _training(names: list[str]) -> tuple[list[str], list[str]]:
     of the others. Raises `ValueError` where none is for training."""
     folders = [name.split("/")[:-1] for name in names]
     for level in range(max(map(len, folders), default=0)):
-        here = ["/".join(each[level : level + 1]) for each in folders]
+        here = ["".join(each[level : level + 1]) or "no folder" for each in folders]
         # What lies beside the parts at the top is of none of them.
-        parts = {split_of(folder) for folder in here if folder or level}
-        if None in parts or len(parts) < 2:
+        parts = {name: split_of(name) for name in here if level or name != "no folder"}
+        if None in parts.values() or len({*parts.values()}) < 2:
             continue
-        if "train" not in parts:
-            beside = ", ".join(sorted({*here} - {""}))
-            raise ValueError(f"expected a folder for training beside {beside} in the data")
-        rest = [folder or "no folder" for folder in here if split_of(folder) != "train"]
-        pairs = zip(names, here, strict=True)
-        return [name for name, folder in pairs if split_of(folder) == "train"], rest
+        if "train" not in parts.values():
+            raise ValueError(f"expected a folder for training beside {', '.join(sorted(parts))}")
+        kept = [names[k] for k, folder in enumerate(here) if parts.get(folder) == "train"]
+        return kept, [folder for folder in here if parts.get(folder) != "train"]
     return names, []
 
 
-class _Encoded:
+class _Encoded(EncodedSet):
     """Some of the files, as pictures."""
 
     def __init__(self, files: Files, names: list[str]) -> None:
@@ -222,10 +203,10 @@ def _classes(
     names: list[str],
 ) -> tuple[np.ndarray | None, tuple[str, ...] | None, tuple[str, ...]]:
     """Labels, what they are called, and what to say of them, by the first folder that differs."""
-    parts = [normalize("NFC", name).split("/") for name in names]
+    parts = [normalize("NFC", _shown(name)).split("/") for name in names]
     while all(len(each) > 2 and each[0] == parts[0][0] for each in parts):
         parts = [each[1:] for each in parts]
-    folders = [unicodedata.normalize("NFC", _shown(each[0])) for each in parts if len(each) > 1]
+    folders = [each[0] for each in parts if len(each) > 1]
     alone = len(folders) < len(parts)
     if len(set(folders)) + alone < 2:
         return None, None, ()

@@ -49,8 +49,7 @@ def train_classifier(
     key = seed_key(seed)
     images = np.asarray(images)
     count, height, width, _ = images.shape
-    learns = "labels"
-    turns = (0,)
+    learns, turns = "labels", (0,)
     if labels is not None and len(labels) != count:
         raise FieldError("labels", f"expected one for each of {count} images, got {len(labels)}")
     _, classes = np.unique(np.zeros(count) if labels is None else labels, return_inverse=True)
@@ -101,10 +100,8 @@ def train_classifier(
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(variables):
         digest.update(np.ascontiguousarray(leaf).data)
-    description = (
-        f"a classifier that learned the {learns} of {count:,} of the real images, seed {seed}, "
-        f"SHA-256 {digest.hexdigest()[:8]}…"
-    )
+    learned = f"a classifier that learned the {learns} of {count:,} of the real images, seed {seed}"
+    description = f"{learned}, SHA-256 {digest.hexdigest()[:8]}…"
     return FeatureNetwork(apply_fn, variables, "features", description)
 
 

@@ -32,13 +32,13 @@ def compare(generated: Extracted, real: Extracted, main: str) -> dict[str, Any]:
     ones, and the inception score if there are logits; the last three of what was kept."""
     figures = compare_statistics(generated, real.statistics, main)
     kernel = "kid" if main == INCEPTION else "classifier_kernel_distance"
-    if min(len(generated.kept), len(real.kept)) > 1:
+    fewest = min(len(generated.kept), len(real.kept))
+    if fewest > 1:
         # Of few images, smaller subsets, which still differ.
-        fewest = min(len(generated.kept), len(real.kept))
         size = _SUBSET if fewest >= _SUBSET else max(2, fewest // 2)
         distance = kernel_distance(real.kept, generated.kept, subset_size=size)
         figures |= {kernel: distance.mean, f"{kernel}_std": distance.std}
-    if min(len(generated.kept), len(real.kept)) > _NEIGHBOUR:
+    if fewest > _NEIGHBOUR:
         figures |= precision_recall(real.kept, generated.kept, _NEIGHBOUR)._asdict()
     return figures
 
@@ -52,11 +52,8 @@ def compare_statistics(
         one, other = generated.statistics[name], real[name]
         called = main_figure(main) if name == main else f"{main_figure(main)}_{name}"
         figures[called] = frechet_distance(one.mu, one.sigma, other.mu, other.sigma)
-    if generated.score is not None:
-        figures |= {
-            "inception_score": generated.score.mean,
-            "inception_score_std": generated.score.std,
-        }
+    if (score := generated.score) is not None:
+        figures |= {"inception_score": score.mean, "inception_score_std": score.std}
     return figures
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jax_ddpm._checks import FieldError, check_not_negative
+from jax_ddpm._checks import FieldError
 from jax_ddpm.data import Dataset, to_bytes
 from jax_ddpm.evaluation.classifier import train_classifier
 from jax_ddpm.evaluation.comparison import compare, compare_statistics, copies
@@ -67,7 +67,6 @@ def reference_of_images(
 
     Raises `FieldError` if they are too few to be split.
     """
-    check_not_negative(seed=seed)
     total = len(data.images)
     if total < 2:
         raise FieldError("data", "expected two images or more, half of which are held out, got 1")

@@ -72,9 +72,8 @@ def _check_metrics(path: Path, step: int, found: Findings) -> None:
     """Of a run whose newest checkpoint is of `step`."""
     steps = [line["step"] for line in read_metrics(path) if line["step"] <= step]
     if count := damaged_lines(path):
-        found.problems.append(
-            f"{path}: {count} line(s) damaged; the same training command drops them"
-        )
+        remedy = "the same training command drops them"
+        found.problems.append(f"{path}: {count} line(s) damaged; {remedy}")
     elif step >= LOG_EVERY and step - max(steps, default=0) >= LOG_EVERY:
         last = max(steps, default="none")
         found.problems.append(f"{path}: expected lines up to step {step:,}, got {last}")

@@ -277,9 +277,8 @@ def save_loss(path: PathLike, steps: Sequence[int], losses: Sequence[float]) -> 
     axis.plot(steps, losses, marker=marker, color="tab:blue", alpha=alpha, label="mean of 50 steps")
     if width > 1:
         windows = np.lib.stride_tricks.sliding_window_view(np.asarray(losses), width)
-        axis.plot(
-            steps[width - 1 :], np.median(windows, axis=1), color="tab:blue", label="running median"
-        )
+        median = np.median(windows, axis=1)
+        axis.plot(steps[width - 1 :], median, color="tab:blue", label="running median")
     axis.set_yscale("log")
     axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
     axis.yaxis.set_major_formatter("{x:g}")

@@ -102,9 +102,8 @@ def train(
             state = programs.to_devices(read_state(checkpoint, programs.state))
         except ValueError as error:
             problem = f"the checkpoint of step {done:,} is of another network ({error}); another "
-            raise FieldError(
-                "accept_changes", problem, Field("folder"), " begins another run"
-            ) from None
+            rest = Field("folder"), " begins another run"
+            raise FieldError("accept_changes", problem, *rest) from None
 
     size = settings.batched()
     order = Order(data_key, len(data.images), size)

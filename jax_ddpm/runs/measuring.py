@@ -10,6 +10,7 @@ bound of `bits_per_dim`.
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from importlib import import_module
 from typing import Any, Literal
 
@@ -32,12 +33,7 @@ from jax_ddpm.samplers import Sampler, ancestral
 from jax_ddpm.schedule import warn_of_signal
 from jax_ddpm.training.hosts import together
 
-__all__ = [
-    "check_measurable",
-    "evaluate",
-    "evaluate_samples",
-    "label_agreement",
-]
+__all__ = ["evaluate", "evaluate_samples", "label_agreement"]
 
 _HELD_OUT = 0.2
 _JUDGED_BY = 10_000
@@ -113,12 +109,11 @@ def evaluate(
     chain = make_chain(run, run.pretrained.schedule.num_timesteps if steps is None else steps)
     warn_of_signal(chain)
     if data is not None:
-        check_measurable(run, data)
-    classes, there, labels, asked = run.drawn, np.arange(run.num_classes or 0), None, None
+        _check(data, run.image_shape, "the run's")
+    there, labels, asked = {label: label for label in run.drawn}, None, None
     if data is not None and data.labels is not None and run.num_classes is not None:
-        there = np.asarray(matched(run.class_names, run.drawn, data), np.int32)
-        classes = tuple(label for label in run.drawn if there[label] >= 0)
-        if run.drawn and not classes:
+        there = matched(run.class_names, run.drawn, data)
+        if run.drawn and not there:
             raise FieldError("data", "expected some of the run's classes, got none of them")
     of_samples = {"reference": reference, "statistics": statistics, "folder": folder}
     for name, value in of_samples.items() if num == 0 else ():
@@ -137,40 +132,29 @@ def evaluate(
     made: dict[str, Any] = {"num": num, **drawn(run, chain, sampler), "seed": seed}
     figures: dict[str, Any] = {"steps": chain.num_timesteps}
     if num:
-        kept = None
+        kept = []
         if folder is not None:
-            count = run.num_classes if classes else None
-            turn = None if len(classes) == count else classes
-            what = {"num_classes": count, "class_names": run.class_names, "labels": turn}
-            kept = open_kept(folder, made | what)
+            kept = open_kept(folder, made | {"class_names": run.class_names, "labels": [*there]})
         target = open_reference(
             run.image_shape, data, inception, reference, statistics, num, seed, progress
         )
         if run.num_classes is not None:
-            labels = np.resize(np.asarray(classes or [run.null_label], np.int32), num)
-            asked = there[labels] if classes else None
+            labels = np.resize(np.asarray([*there] or [run.null_label], np.int32), num)
+            asked = np.asarray([there[each] for each in labels.tolist()]) if there else None
         drawer = Drawer(run, chain, sampler, min(num, batch_size))
-
-        def draw(first_sample: int) -> Iterator[np.ndarray]:
-            return drawer.batches(
-                key,
-                run.pretrained.variables,
-                num,
-                labels,
-                first_sample=first_sample,
-                progress=progress,
-            )
-
-        batches = map(to_bytes, draw(0))
-        if folder is not None and kept is not None:
+        weights = run.pretrained.variables
+        draw = partial(drawer.batches, key, weights, num, labels, progress=progress)
+        batches = map(to_bytes, draw())
+        if folder is not None:
             batches = resumed(folder, kept, num, draw)
         figures |= _measure(target, batches, num, data, asked, seed, left_out)
         made |= compared(target, data, reference)
     if data is not None and scored:
         if data.labels is not None:
-            here = np.full(data.labels.max() + 1, -1 if run.null_label is None else run.null_label)
-            here[there[list(classes)]] = classes
-            data = data._replace(labels=here[data.labels].astype(np.int32))
+            here = {theirs: label for label, theirs in there.items()}
+            none = -1 if run.null_label is None else run.null_label
+            of_run = [here.get(each, none) for each in data.labels.tolist()]
+            data = data._replace(labels=np.asarray(of_run, np.int32))
         figures["bits_per_dim"] = score(key, run, data, scored, seed, progress)
         made["scored"] = f"{min(scored, len(data.images)):,} images of {data.source}"
     versions = {"jax_ddpm": __version__, "jax": jax.__version__}
@@ -210,17 +194,14 @@ def evaluate_samples(
     if count > found.num:
         raise FieldError("num", f"expected at most {found.num:,}, the samples, got {count:,}")
     if data is not None:
-        data.check()
-        if data.image_shape != found.image_shape:
-            problem = f"expected images of {found.image_shape}, as the samples"
-            raise FieldError("data", f"{problem}, got {data.image_shape}")
+        _check(data, found.image_shape, "the samples")
     target = open_reference(
         found.image_shape, data, inception, reference, statistics, count, seed, progress
     )
     labels, left_out = None, {}
     if data is not None and data.labels is not None and found.labels is not None:
         there = matched(found.class_names, np.unique(found.labels).tolist(), data, some=True)
-        labels = np.asarray(there)[found.labels[:count]]
+        labels = np.asarray([there.get(each, -1) for each in found.labels[:count].tolist()])
         labels = labels if labels.max() >= 0 else None
     digest = hashlib.sha256()
     batches = _told(found, count, digest.update, progress)
@@ -297,12 +278,11 @@ def _told(
             progress(Progress(done, count, what="samples"))
 
 
-def check_measurable(run: Run, data: Dataset) -> None:
-    """Raises `FieldError` unless these can be images that the run learned."""
+def _check(data: Dataset, shape: tuple[int, int, int], others: str) -> None:
+    """Raises `FieldError` unless these are images of this shape, which is that of `others`."""
     data.check()
-    if data.image_shape != run.image_shape:
-        problem = f"expected images of {run.image_shape}, as the run's, got {data.image_shape}"
-        raise FieldError("data", problem)
+    if data.image_shape != shape:
+        raise FieldError("data", f"expected images of {shape}, as {others}, got {data.image_shape}")
 
 
 def label_agreement(

@@ -47,7 +47,8 @@ class MetricsLog:
         self._path, self._total, self._step = path, total, step
         self._batch_size, self._learning_rate = batch_size, learning_rate
         self._num_timesteps, self._mesh, self._waited = num_timesteps, mesh, 0.0
-        self._pending: _Pending = pending or {}
+        self.pending: _Pending = pending or {}
+        """What was collected and is in no line yet."""
         self._coming: list[dict[str, jax.Array]] = []
         self._written, self._timed = step - self._count, step
         self._since = time.perf_counter()
@@ -90,15 +91,10 @@ class MetricsLog:
                 bad = first + int(np.argmin(finite))
             for name, values in metrics.items():
                 kept = [x.tolist() if ok else None for x, ok in zip(values, finite, strict=True)]
-                self._pending.setdefault(name, []).extend(kept)
+                self.pending.setdefault(name, []).extend(kept)
             first += len(finite)
         self._coming = []
         return bad
-
-    @property
-    def pending(self) -> _Pending:
-        """What was collected and is in no line yet."""
-        return self._pending
 
     def write(self, figures: Mapping[str, Any]) -> dict[str, Any]:
         """Make a line of what was collected, and of other `figures` by name; steps that were not
@@ -107,7 +103,7 @@ class MetricsLog:
         say more of the machine than of the run."""
         line: dict[str, Any] = {"step": self._step}
         means = {}
-        for name, values in self._pending.items():
+        for name, values in self.pending.items():
             kept = [value for value in values if value is not None]
             means[name] = np.mean(kept, axis=0).tolist() if kept else None
             if len(kept) < len(values):
@@ -123,7 +119,7 @@ class MetricsLog:
         line |= figures
         text = (json.dumps(line) + "\n").encode()
         on_writer(lambda: write_file(self._path, text, "ab"))
-        self._pending, self._written = {}, self._step
+        self.pending, self._written = {}, self._step
         self._timed, self._since, self._waited = self._step, time.perf_counter(), 0.0
         return line | speed
 
@@ -156,7 +152,7 @@ class MetricsLog:
 
     @property
     def _count(self) -> int:
-        return len(next(iter(self._pending.values()), []))
+        return len(next(iter(self.pending.values()), []))
 
 
 @checked

@@ -60,9 +60,8 @@ class Previews:
         """Draw from these weights, in all processes; the picture, uint8 [height, width, 3], or None
         where samples are not finite, which is warned of."""
         if self._drawer is None:
-            self._drawer = Drawer(
-                self._run, make_chain(self._run), ddim(), self._number, self._mesh
-            )
+            chain = make_chain(self._run)
+            self._drawer = Drawer(self._run, chain, ddim(), self._number, self._mesh)
         labels = labels_in_turn(self._run, self._number)
         (images,) = self._drawer.batches(self._key, params, self._number, labels)
         if not np.isfinite(images).all():

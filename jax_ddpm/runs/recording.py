@@ -22,15 +22,19 @@ def drawn(run: Run, chain: NoiseSchedule, sampler: Sampler) -> dict[str, Any]:
     rule: Any = inspect.unwrap(sampler.step)
     nonlocals = inspect.getclosurevars(rule).nonlocals if inspect.isfunction(rule) else {}
     options = {name: x for name, x in nonlocals.items() if isinstance(x, bool | int | float | str)}
-    name = getattr(rule, "__qualname__", type(rule).__name__).partition(".")[0]
+    called = getattr(rule, "__qualname__", type(rule).__name__).partition(".")[0]
+    weights = hashlib.sha256()
+    for name, leaf in flatten(run.pretrained.variables).items():
+        weights.update(name.encode())
+        weights.update(np.ascontiguousarray(leaf).data)
     tables = hashlib.sha256(np.asarray([chain.betas, chain.timesteps], np.float64).tobytes())
     return {
-        "sampler": ", ".join([name, *(f"{option} {x}" for option, x in sorted(options.items()))]),
+        "sampler": ", ".join([called, *(f"{option} {x}" for option, x in sorted(options.items()))]),
         "steps": chain.num_timesteps,
         "chain": f"SHA-256 {tables.hexdigest()} of β and t",
         "guidance": run.guidance,
         **{option: str(value) for option, value in run.pretrained.policy.items()},
-        "weights": f"SHA-256 {_digest(run)}",
+        "weights": f"SHA-256 {weights.hexdigest()}",
     }
 
 
@@ -50,17 +54,5 @@ def compared(target: Reference, data: Dataset | None, reference: PathLike | None
             against["compared"] = f"{target.at_most:,} samples"
         others, ones = target.halves
         against["held out"] = f"{ones:,} real images against {others:,} others"
-    return {
-        "features": target.network.description,
-        **against,
-        "pixels": "rounded to 8 bits",
-    }
-
-
-def _digest(run: Run) -> str:
-    """Of the weights, SHA-256 in hexadecimal."""
-    digest = hashlib.sha256()
-    for name, leaf in flatten(run.pretrained.variables).items():
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(leaf).data)
-    return digest.hexdigest()
+    features = target.network.description
+    return {"features": features, **against, "pixels": "rounded to 8 bits"}

@@ -19,18 +19,14 @@ def feature_network(
     image_shape: tuple[int, ...], inception: PathLike | None
 ) -> FeatureNetwork | None:
     """Inception, where its weights are given and images are RGB; None: a classifier is needed."""
-    if image_shape[-1] == 3 and (inception or os.environ.get(VARIABLE)):
-        return _inception(inception)
-    if inception is not None:
+    if image_shape[-1] != 3 and inception is not None:
         problem = f"expected images of 3 channels, which Inception knows, got {image_shape[-1]}"
         hint = "; without it, they are compared by the features of a small classifier"
         raise FieldError("inception", problem + hint)
-    return None
-
-
-def _inception(path: PathLike | None) -> FeatureNetwork:
+    if image_shape[-1] != 3 or not (inception or os.environ.get(VARIABLE)):
+        return None
     try:
-        return load_inception(path)
+        return load_inception(inception)
     except FieldError as error:
         raise FieldError("inception", *error.problem) from None
     except ImportError as error:  # torch, for a pickle

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from optax.tree_utils import tree_set
 
 from jax_ddpm._checks import Field, FieldError
-from jax_ddpm.data import Dataset, Preparation
+from jax_ddpm.data import Dataset
 from jax_ddpm.io.arrays import flatten, from_bytes, to_bytes
 from jax_ddpm.io.checkpoint import (
     Checkpoint,
@@ -43,7 +43,7 @@ __all__ = ["Change", "Training", "begin", "open_run"]
 
 # How a run is laid out and guarded: its weights do not depend on these.
 _FREE = {*CheckpointSettings.__dataclass_fields__, "fsdp", "steps_per_dispatch", "on_nan"}
-_FREE_OF_IMAGES = {"skip_unreadable", "max_pixels", "range"}  # which show in the images
+_FREE |= {"skip_unreadable", "max_pixels", "range"}  # which show in the images
 # What else the weights of `init` depend on.
 _FROM_INIT = ("model", "scheduler", "image_shape", "num_classes", "null_label")
 
@@ -145,7 +145,7 @@ def open_run(
     with ExitStack() as held:
         together(lambda: held.enter_context(_locked(folder)) if is_writer() else None)
         found = together(
-            lambda: _find(folder, description, data, accept_changes) if is_writer() else None
+            lambda: _find(folder, description, accept_changes) if is_writer() else None
         )
         checkpoint, changes, damaged = found or (None, (), {})
         checkpoint = _everywhere(checkpoint)
@@ -200,11 +200,8 @@ def _locked(folder: Path) -> Iterator[None]:
 
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise FieldError(
-                "folder",
-                f"{folder} is being trained by another process: wait for its end, or choose "
-                "another name",
-            ) from None
+            problem = f"{folder} is being trained by another process: wait for its end, or choose"
+            raise FieldError("folder", f"{problem} another name") from None
         except (ImportError, OSError):
             pass  # Windows, or a file system without locks
         yield
@@ -224,13 +221,11 @@ def _with_optimizer(checkpoint: Checkpoint, settings: Settings) -> Checkpoint:
 
 
 def _find(
-    folder: Path, description: dict[str, Any], data: Dataset, accept_changes: bool
+    folder: Path, description: dict[str, Any], accept_changes: bool
 ) -> tuple[Checkpoint | None, tuple[Change, ...], dict[Path, str]]:
     """Where to resume, the changes that were accepted, and what was set aside as damaged."""
-    path, steps = folder / CONFIG, description["train"]["steps"]
-    checkpoints = list_checkpoints(folder / CHECKPOINTS)
-    checkpoint, damaged = None, {}
-    if checkpoints:
+    path, checkpoint, damaged = folder / CONFIG, None, {}
+    if checkpoints := list_checkpoints(folder / CHECKPOINTS):
         checkpoint, damaged = _newest(checkpoints)
         recorded = checkpoint.state.get("run")
     elif path.exists():
@@ -244,36 +239,22 @@ def _find(
     if not isinstance(recorded, dict) or not isinstance(recorded.get("train"), dict):
         problem = f"{folder} exists already, and `train` did not make it: choose another name"
         raise FieldError("folder", problem)
-    changes = tuple(_changes(recorded, description, data)) if checkpoint is not None else ()
-    ended = checkpoint is not None and checkpoint.step >= steps
-    if changes and ended:
-        assert checkpoint is not None
-        _refuse(
-            changes,
-            f": {folder} is trained to step {checkpoint.step:,} already; a larger ",
-            Field("steps"),
-            " with ",
-            Field("accept_changes", True),
-            " continues it, another ",
-        )
-    if changes and not accept_changes:
-        _refuse(
-            changes,
-            f": {folder} exists already; without the change it resumes, with ",
-            Field("accept_changes", True),
-            " in spite of it; another ",
-        )
+    done = 0 if checkpoint is None else checkpoint.step
+    ended = done >= description["train"]["steps"]
+    changes = () if checkpoint is None else tuple(_changes(recorded, description))
+    if changes and (ended or not accept_changes):
+        named = [("; ", Field(change.field), f": {change.what}") for change in changes]
+        accept = " with ", Field("accept_changes", True)
+        why = f"{folder} exists already; without the change it resumes,", *accept, " in spite of it"
+        if ended:
+            trained = f"{folder} is trained to step {done:,} already; a larger "
+            why = trained, Field("steps"), *accept, " continues it"
+        rest = ": ", *why, "; another ", Field("folder"), " begins another run"
+        raise FieldError(None, *[part for each in named for part in each][1:], *rest)
     aside = {set_aside(each, "damaged"): problem for each, problem in damaged.items()}
     if ended:
         write_json(path, recorded)  # nothing begins, but it may be missing or damaged
     return checkpoint, changes, aside
-
-
-def _refuse(changes: tuple[Change, ...], *problem: str | Field) -> NoReturn:
-    named: list[str | Field] = []
-    for change in changes:
-        named += ["; " if named else "", Field(change.field), f": {change.what}"]
-    raise FieldError(None, *named, *problem, Field("folder"), " begins another run")
 
 
 def _everywhere(checkpoint: Checkpoint | None) -> Checkpoint | None:
@@ -314,33 +295,24 @@ def _differing(before: Any, after: Any) -> tuple[Any, Any]:
     return {name: before[name] for name in names}, {name: after[name] for name in names}
 
 
-def _changes(recorded: dict[str, Any], now: dict[str, Any], images: Dataset) -> Iterator[Change]:
+def _changes(recorded: dict[str, Any], now: dict[str, Any]) -> Iterator[Change]:
     """What the weights depend on that is not as it was."""
-    # A setting that an older version did not know was as it is by default.
     # Guidance follows from the network where nobody chose it.
-    before = Settings().record() | recorded["train"] | {"guidance": recorded.get("guidance")}
-    after = now["train"] | {"guidance": now["guidance"]}
+    before, after = (
+        each["train"] | each["preparation"] | {"guidance": each["guidance"]}
+        for each in (recorded, now)
+    )
     for name, value in after.items():
         if name not in _FREE and before[name] != value:
             was, value = _differing(before[name], value)
             yield Change(name, f"was {was}, is {value}")
-    before = Preparation().record() | recorded.get("preparation", {})
-    for name, value in now["preparation"].items():
-        if name not in _FREE_OF_IMAGES and before[name] != value:
-            yield Change(name, f"was {before[name]}, is {value}")
-    was, data = recorded.get("data"), now["data"]
-    was = was if isinstance(was, dict) else {}
-    sha256 = data["sha256"]
-    if "dtype" not in was and images.images.dtype == np.uint8:  # of version 0.1
-        sha256 = images.digest(as_floats=True)
-    if was.get("shape") != data["shape"]:
-        yield Change("data", f"the images were {was.get('shape')}, are {data['shape']}")
-    elif was.get("sha256") != sha256:
+    was, data = recorded["data"], now["data"]
+    if was["shape"] != data["shape"]:
+        yield Change("data", f"the images were {was['shape']}, are {data['shape']}")
+    elif was["sha256"] != data["sha256"]:
         yield Change("data", "the images or their labels are others")
-    known, classes = (
-        each.get("class_names") or each.get("num_classes") for each in (recorded, now)
-    )
-    if (was.get("shape"), was.get("sha256")) != (data["shape"], sha256) and known != classes:
+    known, classes = (each["class_names"] or each["num_classes"] for each in (recorded, now))
+    if (was["shape"], was["sha256"]) != (data["shape"], data["sha256"]) and known != classes:
         yield Change("data", f"the classes were {known}, are {classes}")
-    if after["init"] and any(recorded.get(name) != now[name] for name in _FROM_INIT):
+    if after["init"] and any(recorded[name] != now[name] for name in _FROM_INIT):
         yield Change("init", "its network or its schedule is another")

@@ -128,20 +128,21 @@ def _plain(name: str) -> str | int:
 
 def matched(
     names: Sequence[str] | None, labels: Sequence[int], data: Dataset, *, some: bool = False
-) -> list[int]:
-    """The label that the images have for each label up to the last of `labels`, -1 where none shows
-    its class: by name where both have names, else by number. Warns of `labels` that the images
-    lack, and of the images' own, unless `labels` may be `some` of these."""
+) -> dict[int, int]:
+    """The images' own label of each of `labels` whose class they show: by name where both have
+    names, else by number. Warns of `labels` that no image has, and of classes that only the images
+    have, unless `labels` may be `some` of theirs."""
     called, shown = data.class_names, np.unique(np.asarray(data.labels)).tolist()
-    found: list[Any] = [*range(max(labels, default=-1) + 1)]
-    if names and (called or all(map(str.isdecimal, names))):
-        found = [class_number(name, called) for name in names[: len(found)]]
+    names = names or ()
+    by_name = names and (called or all(map(str.isdecimal, names)))
+    found: Any = {k: class_number(names[k], called) if by_name else k for k in labels}
     lacked = [str(names[k] if names else k) for k in labels if found[k] not in shown]
-    strange = [str(called[k] if called else k) for k in shown if not some and k not in found]
+    known = shown if some else found.values()
+    strange = [str(called[k] if called else k) for k in shown if k not in known]
     for what, few in (("no image shows, left out", lacked), ("only images show", strange)):
         if few:
             warnings.warn(f"classes that {what}: {', '.join(few[:20])}", stacklevel=3)
-    return [label if label in shown else -1 for label in found]
+    return {label: there for label, there in found.items() if there in shown}
 
 
 def init_variables(model: UNet | SimpleUNet, key: Any, image_shape: tuple[int, ...]) -> Any:
@@ -232,11 +233,9 @@ def _find_checkpoint(folder: Path, step: int | None = None) -> Path:
     """The newest of a run, or that of `step`."""
     if not (folder / CHECKPOINTS).is_dir():
         problem = f"expected a run's folder, got {folder} (no {CHECKPOINTS}/ in it)"
-        if (folder / "model_index.json").exists():
-            raise FieldError(
-                "folder", problem, ": a folder of diffusers, for ", Field("load_pretrained")
-            )
-        raise FieldError("folder", problem)
+        hint = ": a folder of diffusers, for ", Field("load_pretrained")
+        is_theirs = (folder / "model_index.json").exists()
+        raise FieldError("folder", problem, *(hint if is_theirs else ()))
     paths = {int(path.name): path for path in list_checkpoints(folder / CHECKPOINTS)}
     if not paths:
         raise FieldError("folder", f"{folder} has no checkpoint yet: train it again to resume")
@@ -254,10 +253,8 @@ def _read_run(path: Path, weights: str) -> Run:
         model = _model(description["model"], path / "state.json")
         scheduler = scheduler_from_config(description["scheduler"], path / "state.json")
         labelling = [description[name] for name in ("num_classes", "null_label", "guidance")]
-        names, learned = (description.get(name) for name in ("class_names", "learned"))
-        names = None if names is None else tuple(map(str, names))
-        learned = None if learned is None else tuple(map(int, learned))
-        preparation = Preparation(**description.get("preparation", {}))
+        names, learned = (description[name] for name in ("class_names", "learned"))
+        preparation = Preparation(**description["preparation"])
         image_shape = (height, width, channels)
         flat = checkpoint.arrays[weights]
         expected = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), image_shape))
@@ -273,8 +270,9 @@ def _read_run(path: Path, weights: str) -> Run:
     except ValueError as error:
         raise ValueError(f"{path / weights}.safetensors: {error}") from None
     pretrained = Pretrained(model, variables, **scheduler)
-    run = Run(pretrained, image_shape, *labelling)
-    return run._replace(class_names=names, preparation=preparation, learned=learned)
+    run = Run(pretrained, image_shape, *labelling, preparation=preparation)
+    names, learned = (each if each is None else tuple(each) for each in (names, learned))
+    return run._replace(class_names=names, learned=learned)
 
 
 @checked
@@ -288,23 +286,16 @@ def load_pretrained(folder: PathLike, *, openai_flags: str | None = None) -> Run
     Raises `FieldError` naming what is missing or does not fit.
     """
     folder = Path(folder)
-    if openai_flags is not None:
-        return _from_openai(folder, openai_flags)
-    if folder.is_file():
+    if folder.is_file() and openai_flags is None:
         problem = f"{folder} is a file, and no folder of diffusers; one of OpenAI's comes with "
         raise FieldError("folder", problem, Field("openai_flags"))
     if is_run(folder):
         problem = (f"{folder} is a run, for ", Field("load_run"), ", and no folder of diffusers")
         raise FieldError("folder", *problem)
     try:
-        return _from_pretrained(load_diffusers(folder), folder)
-    except (ImportError, ValueError) as error:
-        raise FieldError("folder", str(error)) from None
-
-
-def _from_openai(path: Path, flags: str) -> Run:
-    try:
-        return _from_pretrained(load_openai(path, flags), path)
+        if openai_flags is None:
+            return _from_pretrained(load_diffusers(folder), folder)
+        return _from_pretrained(load_openai(folder, openai_flags), folder)
     except (ImportError, ValueError) as error:
         if isinstance(error, FieldError) and error.field == "flags":
             raise FieldError("openai_flags", *error.problem) from None
@@ -330,16 +321,13 @@ def _from_pretrained(pretrained: Pretrained, folder: Path) -> Run:
         jax.eval_shape(lambda: init_variables(model, jax.random.key(0), image_shape))
     except ValueError as error:
         raise ValueError(f"{folder}: sample_size: {error}") from None
-    null_label, classes = pretrained.null_label, model.num_class_embeds
-    if null_label == "none":
-        return Run(pretrained, image_shape, classes, None, guidance=1.0)
-    if null_label is not None:
-        if null_label != classes - 1:
-            expected = f"expected the network's last label, {classes - 1}, for the null label"
-            raise ValueError(f"{folder}: {expected}, got {null_label}")
-        return Run(pretrained, image_shape, null_label, null_label, guidance=1.0)
-    null_label = None if classes is None else classes - 1
-    return Run(pretrained, image_shape, classes, null_label, guidance=1.0)
+    said, classes = pretrained.null_label, model.num_class_embeds
+    last = None if classes is None else classes - 1
+    if said not in (None, "none", last):
+        expected = f"expected the network's last label, {last}, for the null label"
+        raise ValueError(f"{folder}: {expected}, got {said}")
+    classes = classes if said in (None, "none") else last
+    return Run(pretrained, image_shape, classes, None if said == "none" else last, guidance=1.0)
 
 
 @checked

@@ -53,6 +53,11 @@ def open_samples(path: PathLike, range: Any = None) -> Samples:
         if (path / _RECIPE).is_file():
             return _of_folder(path)
         data = load_dataset(path, Preparation(range=range))
+        labels, names = data.labels, data.class_names
+        if path.suffix == ".npz":
+            with np.load(path) as file:
+                if {"labels", "class_names"} <= {*file}:  # labels with gaps too are of these names
+                    labels, names = file["labels"], tuple(file["class_names"].tolist())
     except FieldError as error:
         raise FieldError("samples", *error.problem) from None
     except ValueError as error:
@@ -62,12 +67,8 @@ def open_samples(path: PathLike, range: Any = None) -> Samples:
         for first in np.arange(0, len(data.images), _BATCH):
             yield to_bytes(data.images[first : first + _BATCH])
 
-    names = data.class_names
-    if path.suffix == ".npz":
-        with np.load(path) as file:
-            names = tuple(file["class_names"].tolist()) if "class_names" in file else names
     recipe = {"read as": "; ".join(data.notes)} if data.notes else {}
-    return Samples(len(data.images), data.image_shape, data.labels, names, recipe, batches)
+    return Samples(len(data.images), data.image_shape, labels, names, recipe, batches)
 
 
 def _of_folder(path: Path) -> Samples:
@@ -75,8 +76,7 @@ def _of_folder(path: Path) -> Samples:
     if not files:
         raise FieldError("samples", f"expected samples in {path}, got none yet")
     height, width, channels = _load(files[0]).shape[1:]
-    num, classes = _count(files), recipe.pop("num_classes", None)
-    turn, names = recipe.pop("labels", None) or range(classes or 0), recipe.pop("class_names", None)
+    num, turn, names = _count(files), recipe.pop("labels", ()), recipe.pop("class_names", None)
     labels = np.resize(np.asarray(turn, np.int32), num) if turn else None
     return Samples(num, (height, width, channels), labels, names, recipe, lambda: map(_load, files))
 
@@ -116,9 +116,10 @@ def resumed(
     folder: PathLike,
     found: Sequence[Path],
     total: int,
-    draw: Callable[[int], Iterator[np.ndarray]],
+    draw: Callable[..., Iterator[np.ndarray]],
 ) -> Iterator[np.ndarray]:
-    """The first `total` samples: those that `open_kept` found, then those of `draw(first_sample)`,
+    """The first `total` samples: those that `open_kept` found, then those of
+    `draw(first_sample=…)`,
     each batch written before it is given. Raises `OSError`."""
     done = 0
     for number in range(everywhere(len(found))):
@@ -128,7 +129,7 @@ def resumed(
         batch = np.load(io.BytesIO(from_writer(read)))
         yield batch[: total - done]
         done += len(batch)
-    for images in draw(done) if done < total else ():
+    for images in draw(first_sample=done) if done < total else ():
         batch, path = to_bytes(images), Path(folder) / f"{done:08d}.npy"
         on_writer(lambda batch=batch, path=path: _save(path, batch))
         done += len(batch)

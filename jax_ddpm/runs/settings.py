@@ -222,6 +222,7 @@ class Settings(ModelSettings, OptimizerSettings, CheckpointSettings, LayoutSetti
         more = ("grad_clip", "weight_decay", "warmup_steps", "sample_every", "evaluate_every")
         check_not_negative(**{name: getattr(self, name) or 0 for name in more})
         check_between("seed", self.seed, 0, 2**63 - 1)
+        check_between("label_dropout", self.label_dropout, 0, 1)
         if (self.keep_every or 0) % self.checkpoint_every:
             multiple = Field("checkpoint_every", self.checkpoint_every)
             problem = ("expected a multiple of ", multiple, f", got {self.keep_every}")
@@ -232,10 +233,8 @@ class Settings(ModelSettings, OptimizerSettings, CheckpointSettings, LayoutSetti
         if self.keep_best and not self.evaluate_every:
             raise FieldError("keep_best", "comes with ", Field("evaluate_every"))
         if self.batched() % self.accumulate:
-            whole = Field("batch_size", self.batched())
-            raise FieldError(
-                "accumulate", "expected a divisor of ", whole, f", got {self.accumulate}"
-            )
+            whole, got = Field("batch_size", self.batched()), f", got {self.accumulate}"
+            raise FieldError("accumulate", "expected a divisor of ", whole, got)
         if self.timesteps < 2:
             raise FieldError("timesteps", f"expected at least 2, got {self.timesteps}")
         for name in ("ema_decay", "adam_b1", "adam_b2"):
@@ -251,8 +250,6 @@ class Settings(ModelSettings, OptimizerSettings, CheckpointSettings, LayoutSetti
             raise FieldError("unet", "comes with ", Field("model", "unet"))
         for name in self.unet or {}:
             check_choice("unet", name, UNET_FIELDS)
-        if not 0 <= self.label_dropout <= 1:
-            raise FieldError("label_dropout", f"expected 0 to 1, got {self.label_dropout}")
         if self.init is not None:
             for name in ("model", "unet", "schedule", "timesteps", *_OUTPUT):
                 if getattr(self, name) != getattr(Settings, name):
@@ -262,14 +259,6 @@ class Settings(ModelSettings, OptimizerSettings, CheckpointSettings, LayoutSetti
         """As JSON holds them."""
         paths = {name: getattr(self, name) for name in ("init", "inception")}
         return asdict(self) | {name: path and str(path) for name, path in paths.items()}
-
-
-def _json_object(name: str, value: Any) -> dict[str, Any]:
-    """`value` as JSON gives it back: lists for tuples."""
-    try:
-        return json.loads(json.dumps(dict(value)))
-    except (TypeError, ValueError) as error:
-        raise FieldError(name, f"expected names with numbers, texts or lists: {error}") from None
 
 
 def _plain(name: str, value: Any, hint: Any) -> Any:
@@ -288,7 +277,12 @@ def _plain(name: str, value: Any, hint: Any) -> Any:
         several = (value,) if value is None or isinstance(value, str) else value
         return tuple(_plain(name, each, kinds[0]) for each in several)
     if get_origin(kind) is Mapping:
-        return _json_object(name, value)
+        content: Any = value
+        try:  # as JSON gives it back: lists for tuples
+            return json.loads(json.dumps(dict(content)))
+        except (TypeError, ValueError) as error:
+            problem = f"expected names with numbers, texts or lists: {error}"
+            raise FieldError(name, problem) from None
     if kind is Path and isinstance(value, str | PathLike):
         return Path(value)
     if kind is int and isinstance(value, Integral) and not isinstance(value, bool):

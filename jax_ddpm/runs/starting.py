@@ -1,5 +1,6 @@
 """The model before the first step: a new one that suits the images, or a trained one."""
 
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -27,17 +28,18 @@ def new_run(settings: Settings, data: Dataset) -> Run:
         problem = f"expected at most {len(data.images)}, the number of images"
         raise FieldError("batch_size", f"{problem}, got {settings.batch_size}")
     if settings.init is not None:
-        run = _from_init(settings, data)
+        run = _from_init(settings, settings.init, data)
     else:
         run = untrained(settings, data.image_shape, data.num_classes)
         key = seed_key(settings.seed)
         variables = init_variables(run.pretrained.model, key, run.image_shape)
         run = run._replace(pretrained=run.pretrained._replace(variables=variables))
     check_loss(settings.loss_type, settings.weighting, run.pretrained.variance_type)
-    names, learned = (None, None) if run.num_classes is None else (data.class_names, ())
-    if run.num_classes is not None and settings.label_dropout < 1:
-        learned = tuple(np.unique(np.asarray(data.labels)).tolist())
-    return run._replace(class_names=names, learned=learned, preparation=data.preparation)
+    run = run._replace(preparation=data.preparation)
+    if run.num_classes is None:
+        return run
+    learned = np.unique(np.asarray(data.labels)).tolist() if settings.label_dropout < 1 else ()
+    return run._replace(class_names=data.class_names, learned=tuple(learned))
 
 
 def untrained(
@@ -62,8 +64,7 @@ def untrained(
         variance_type=settings.variance_type,
         timestep_spacing="trailing",
     )
-    run = Run(pretrained, image_shape, classes, null_label, guidance=1.0)
-    return run._replace(guidance=_guidance(settings, run))
+    return Run(pretrained, image_shape, classes, null_label, _guidance(settings, null_label))
 
 
 def computing(run: Run, *, dtype: str, remat: bool) -> Run:
@@ -78,41 +79,37 @@ def computing(run: Run, *, dtype: str, remat: bool) -> Run:
     return run._replace(pretrained=run.pretrained._replace(model=model))
 
 
-def _from_init(settings: Settings, data: Dataset) -> Run:
-    image_shape = data.image_shape
-    assert settings.init is not None
+def _from_init(settings: Settings, init: Path, data: Dataset) -> Run:
     try:
-        run = load_model(settings.init)
+        run = load_model(init)
     except FieldError as error:
         raise FieldError("init", *error.problem) from None
     # Sixteen bits hold a network, but not the small steps that train it.
     variables = jax.tree.map(lambda x: np.asarray(x, np.float32), run.pretrained.variables)
     run = run._replace(pretrained=run.pretrained._replace(variables=variables))
-    if run.image_shape != image_shape:
-        problem = f"expected images of {run.image_shape}, as its network, got {image_shape}"
+    if run.image_shape != data.image_shape:
+        problem = f"expected images of {run.image_shape}, as its network, got {data.image_shape}"
         raise FieldError("init", problem)
     if run.num_classes is None:
         return run
     by_name = None not in (run.class_names, data.class_names)
     if data.num_classes is None or (data.num_classes > run.num_classes and not by_name):
-        problem = (
-            f"its network has {run.num_classes} classes, the images {data.num_classes or 'none'}"
-        )
-        raise FieldError("init", problem)
+        problem = f"its network has {run.num_classes} classes"
+        raise FieldError("init", f"{problem}, the images {data.num_classes or 'none'}")
     rows: list[int | None] = [*range(data.num_classes)]
     if by_name:
         found = matched(run.class_names, range(run.num_classes), data)
-        rows = [found.index(label) if label in found else None for label in rows]
+        known = {there: label for label, there in found.items()}
+        rows = [known.get(label) for label in range(data.num_classes)]
     # A checkpoint whose every label is a class has none left to stand for no class.
-    null_label = run.null_label if settings.label_dropout else None
-    null_label = None if null_label in rows else null_label
+    null_label = run.null_label if settings.label_dropout and run.null_label not in rows else None
     if null_label is None and settings.label_dropout not in (Settings.label_dropout, 0):
         raise FieldError("label_dropout", "the network has no label that stands for no class")
     if by_name or null_label is None:
         run = _relabelled(run, rows + [null_label] * (null_label is not None), settings.seed)
         null_label = None if null_label is None else len(rows)
-    run = run._replace(num_classes=len(rows), null_label=null_label)
-    return run._replace(guidance=_guidance(settings, run))
+    guidance = _guidance(settings, null_label)
+    return run._replace(num_classes=len(rows), null_label=null_label, guidance=guidance)
 
 
 def _relabelled(run: Run, rows: list[int | None], seed: int) -> Run:
@@ -126,15 +123,15 @@ def _relabelled(run: Run, rows: list[int | None], seed: int) -> Run:
     return run._replace(pretrained=run.pretrained._replace(model=model, variables=variables))
 
 
-def _guidance(settings: Settings, run: Run) -> float:
+def _guidance(settings: Settings, null_label: int | None) -> float:
     """The scale in the settings, where images with and without a label are learned."""
-    if run.null_label is not None and settings.label_dropout < 1:
-        return 2.0 if settings.guidance is None else settings.guidance
-    if settings.guidance not in (None, 1):
-        problem = "the network has no label that stands for no class, or "
-        dropped = Field("label_dropout"), f" {settings.label_dropout:g} trains but one side"
-        got = f": expected 1, got {settings.guidance:g}"
-        raise FieldError("guidance", problem, *dropped, got)
+    scale = settings.guidance
+    if null_label is not None and settings.label_dropout < 1:
+        return 2.0 if scale is None else scale
+    if scale not in (None, 1):
+        problem = "the network has no label that stands for no class, or ", Field("label_dropout")
+        sides = f" {settings.label_dropout:g} trains but one side: expected 1, got {scale:g}"
+        raise FieldError("guidance", *problem, sides)
     return 1.0
 
 

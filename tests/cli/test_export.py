@@ -96,21 +96,14 @@ def test_one_file_draws_batches_of_any_size_where_the_library_is_not_installed(f
     np.testing.assert_allclose(np.load(folder / "images2.npy"), expected[[3, 1]], atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("flags", "sampler"),
-    [
-        ("--sampler ancestral", ddpm.ancestral()),
-        ("--sampler dpm_solver_pp --order 2", ddpm.dpm_solver_pp(2)),
-        ("--sampler heun", ddpm.heun()),
-    ],
-)
-def test_every_rule_can_be_exported(folder, flags, sampler):
+@pytest.mark.parametrize("rule", ["ancestral", "dpm_solver_pp", "heun"])
+def test_every_rule_can_be_exported(folder, rule):
     """Of a model without classes."""
-    export(folder, *flags.split(), *"--run simple --platforms cpu --out x.jaxexport".split())
+    export(folder, *f"--sampler {rule} --run simple --platforms cpu --out x.jaxexport".split())
     exported = load(folder / "x.jaxexport")
     assert exported.platforms == ("cpu",)
     images = exported.call(jax.random.key(7), jnp.arange(3))
-    np.testing.assert_array_equal(images, library(folder / "simple", 3, sampler))
+    np.testing.assert_array_equal(images, library(folder / "simple", 3, getattr(ddpm, rule)()))
 
 
 def test_the_manifest_is_true(folder):

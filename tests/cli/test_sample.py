@@ -54,7 +54,6 @@ def test_a_rule_takes_its_own_options(untrained, jax_ddpm_here, monkeypatch, tmp
         ("--eta 0.5", "ddim, eta 0.5"),
         ("--sampler dpm_solver_pp", "order 2, stochastic False"),
         ("--sampler dpm_solver_pp --order 3 --stochastic", "order 3, stochastic True"),
-        ("--sampler heun", "heun"),
         ("--sampler ancestral", "ancestral"),
     ):
         result = jax_ddpm_here(*command, *flags.split(), cwd=tmp_path)

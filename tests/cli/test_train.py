@@ -79,20 +79,6 @@ def test_what_is_not_as_it_was_is_named_by_its_flag(trained, jax_ddpm_here):
     assert "--unet: was {'block_out_channels': [8], " in result.stderr
 
 
-def test_samples_have_the_names_of_their_classes(trained, jax_ddpm_here, monkeypatch, tmp_path):
-    images = Mock(return_value=np.zeros((3, 12, 12, 3), np.float32))
-    monkeypatch.setattr("jax_ddpm.cli.sample.draw", images)
-    sample = ["sample", "--run", str(trained[0] / "runs/shapes"), "--num", "3", "--out", "drawn"]
-    result = jax_ddpm_here(*sample, "--label", "dots", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    files = sorted(path.name for path in (tmp_path / "drawn").iterdir())
-    assert files == [f"0000{k}-dots.png" for k in range(3)]
-    result = jax_ddpm_here(*sample, cwd=tmp_path)
-    assert result.stderr == "jax-ddpm: --out: expected a new or empty folder, got drawn\n"
-    result = jax_ddpm_here(*sample, "--label", "cats", "--out", "x.png", cwd=tmp_path)
-    assert result.stderr == "jax-ddpm: --label: expected bars, dots, got 'cats'\n"
-
-
 def test_it_is_measured_on_its_own_pictures(trained, jax_ddpm_here, monkeypatch):
     """Which are read as it read them, but whole and not mirrored."""
     measure = Mock(return_value={"bits_per_dim": 3.0, "recipe": {"num": 0}})
@@ -129,17 +115,6 @@ def test_flags_are_the_librarys_settings(asked, one_level):
     assert data.digest() == load_dataset(Path("shapes"), PREPARATION).digest()
     folder, data, settings = asked()
     assert (folder, data.source, settings) == (Path("runs/digits"), "digits", runs.Settings())
-
-
-@pytest.mark.slow
-def test_the_library_trains_the_same_weights(trained, asked, tmp_path):
-    """To the bit, in another process."""
-    _, data, settings = asked(*TRAIN[1:])
-    runs.fit(tmp_path / "run", data, settings)
-    for name in ("params", "ema", "optimizer"):
-        path = f"checkpoints/00000060/{name}.safetensors"
-        expected = (trained[0] / "runs/shapes" / path).read_bytes()
-        assert (tmp_path / "run" / path).read_bytes() == expected
 
 
 def test_what_starts_from_a_run_reads_pictures_as_it_did(asked):

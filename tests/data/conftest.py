@@ -18,12 +18,12 @@ MODES = {
     "gif": ("L", "P", "transparent P", "two frames"),
     "bmp": ("L", "RGB", "P", "1"),
 }
-NO_FILES = {"cats": tarfile.DIRTYPE, "sym.png": tarfile.SYMTYPE, "hard.png": tarfile.LNKTYPE}
 
 
 @pytest.fixture(scope="session")
 def write_files():
-    """Write files of these names into a folder, a .zip or a .tar, which also gets links."""
+    """Write files into a folder, a .zip or a .tar. A text in place of bytes is where a link leads;
+    in a .tar it is a hard one if its name has "hard" in it."""
 
     def write(path, files):
         suffix = path.suffix.lower()
@@ -32,18 +32,21 @@ def write_files():
                 (path / name).parent.mkdir(parents=True, exist_ok=True)
                 (path / name).write_bytes(data)
         elif suffix == ".zip":
-            with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            with zipfile.ZipFile(path, "w") as archive:
                 archive.mkdir("cats")
-                link = zipfile.ZipInfo("link.png")
-                link.create_system, link.external_attr = 3, 0o120777 << 16
-                for name, data in {link: b"/etc/passwd", **files}.items():
-                    archive.writestr(name, data)
+                for name, data in files.items():
+                    member = zipfile.ZipInfo(name)
+                    member.external_attr = 0o120777 << 16 if isinstance(data, str) else 0
+                    archive.writestr(member, data, zipfile.ZIP_DEFLATED)
         else:
             with tarfile.open(path, f"w:{re.search('gz|bz2|xz|$', suffix)[0]}") as archive:
-                for name, data in {**dict.fromkeys(NO_FILES, b""), **files}.items():
+                for name, data in {"cats": "", **files}.items():
                     member = tarfile.TarInfo(name)
-                    member.type = NO_FILES.get(name, tarfile.REGTYPE)
-                    member.linkname, member.size = "/etc/passwd", len(data)
+                    if isinstance(data, str):
+                        link = tarfile.LNKTYPE if "hard" in name else tarfile.SYMTYPE
+                        member.type, member.linkname = link if data else tarfile.DIRTYPE, data
+                        data = b""
+                    member.size = len(data)
                     archive.addfile(member, io.BytesIO(data))
         return path
 
@@ -52,22 +55,22 @@ def write_files():
 
 def save_picture(rng, mode, path):
     """Noise of any size and one of the modes."""
-    shape = rng.integers(9, 71, 2)
-    rgba = Image.fromarray(rng.integers(0, 256, (*shape, 4), np.uint8))
-    rgb, exif = rgba.convert("RGB"), Image.Exif()
+    shape, options, exif = rng.integers(9, 71, 2), {}, Image.Exif()
+    picture = Image.fromarray(rng.integers(0, 256, (*shape, 4), np.uint8))
+    picture = picture if "A" in mode else picture.convert("RGB")
     if mode == "I;16":
-        Image.fromarray(rng.integers(0, 2**16, shape, np.uint16)).save(path)
-    elif mode == "P":
-        rgb.quantize(32).save(path)
-    elif mode == "transparent P":
-        rgb.quantize(16).save(path, transparency=int(rng.integers(16)))
+        picture = Image.fromarray(rng.integers(0, 2**16, shape, np.uint16))
+    elif mode.endswith("P"):
+        picture = picture.quantize(16)
+        options = {"transparency": int(rng.integers(16))} if "transparent" in mode else {}
     elif mode == "two frames":
-        rgb.save(path, save_all=True, append_images=[Image.new("RGB", rgb.size, "red")])
+        options = {"save_all": True, "append_images": [Image.new("RGB", picture.size, "red")]}
     elif mode.startswith("turned"):
         exif[0x0112] = int(mode.split()[1])
-        rgb.save(path, exif=exif, quality=95)
+        options = {"exif": exif, "quality": 95}
     else:
-        (rgba if "A" in mode else rgb).convert(mode).save(path)
+        picture = picture.convert(mode)
+    picture.save(path, **options)
 
 
 def write_pictures(folder, of_each):

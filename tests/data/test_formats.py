@@ -39,19 +39,15 @@ def check_mnist(path, note="the training images"):
 
 
 @pytest.mark.parametrize("place", ["folder", "x.tar.gz"])
-@pytest.mark.parametrize(
-    ("below", "end", "pack"), [("", "", bytes), ("FashionMNIST/raw/", ".gz", gzip.compress)]
-)
-def test_mnists_training_images_are_read(tmp_path, write_files, place, below, end, pack):
-    files = {below + name + end: pack(data) for name, data in TRAIN.items()}
-    check_mnist(write_files(tmp_path / place, files))
+def test_mnists_training_images_are_read(tmp_path, write_files, place):
+    packed = {f"FashionMNIST/raw/{name}.gz": gzip.compress(data) for name, data in TRAIN.items()}
+    for folder, files in (("plain", TRAIN), ("packed", packed)):
+        (tmp_path / folder).mkdir()
+        check_mnist(write_files(tmp_path / folder / place, files))
 
 
-def test_mnists_test_images_are_read_by_their_file_or_where_there_are_no_others(
-    tmp_path, write_files
-):
-    write_files(tmp_path, TEST)
-    for path in (tmp_path, tmp_path / "t10k-labels-idx1-ubyte"):
+def test_the_test_images_are_read_by_their_file_or_alone(tmp_path, write_files):
+    for path in (write_files(tmp_path, TEST), tmp_path / "t10k-labels-idx1-ubyte"):
         data = load_dataset(path)
         assert data.images.shape == (1, 3, 2, 1) and data.labels.tolist() == [3]
         assert data.notes == ("the images of the test: those for training are not there",)
@@ -65,36 +61,30 @@ def test_copies_are_no_second_data_set(tmp_path, write_files):
     packed = {f"{name}.gz": gzip.compress(data) for name, data in dotted.items()}
     folders = {f"{name}/{name}": data for name, data in TRAIN.items()}
     check_mnist(write_files(tmp_path, dotted | packed | folders))
+    write_files(tmp_path / "again", TRAIN)
+    with pytest.raises(FieldError, match="one data set .* got again/train-images.*, train-images"):
+        load_dataset(tmp_path)
 
 
 PACKED = gzip.compress(IMAGES)
 WRONG_MNIST = [
+    (None, "expected images and labels in one folder"),
     (LABELS, "numbers of [image, height, width], got [5]"),
     (idx((0, 3, 2), b""), "got [0, 3, 2]"),
     (idx((4, 3, 2), bytes(24)), "expected 4 labels"),
-    (b"\0\0\x0d\x01" + bytes(8), "the magic number 00 00 08 and axes, got 00 00 0d 01"),  # floats
-    (IMAGES[:14], "expected a header of 16 bytes, got 14"),
-    (IMAGES[:-1], "expected 30 bytes for the shape [5, 3, 2], got 29"),
+    (b"\0\0\x0d\x01" + bytes(8), "expected the magic number 00 00 08, got 00 00 0d"),  # floats
+    (IMAGES[:14], "folder: buffer is smaller"),
+    (IMAGES[:-1], "cannot reshape array of size 29 into shape (5,3,2)"),
     (PACKED[:-9], "cannot read train-images"),
     (PACKED[:-8] + bytes(8), "cannot read train-images"),
 ]
 
 
-@pytest.mark.parametrize(("content", "problem"), WRONG_MNIST, ids=[each[1] for each in WRONG_MNIST])
+@pytest.mark.parametrize(("content", "problem"), WRONG_MNIST)
 def test_damage_of_mnist_is_named(tmp_path, write_files, content, problem):
-    files = TRAIN | {"train-images-idx3-ubyte": content}
+    files = TRAIN | {"train-images-idx3-ubyte": content} if content else dict([*TRAIN.items()][:1])
     with pytest.raises(FieldError, match=f"^data: [^\n]*{re.escape(problem)}[^\n]*$"):
         load_dataset(write_files(tmp_path / "folder", files))
-
-
-def test_images_without_labels_and_several_sets_are_named(tmp_path, write_files):
-    write_files(tmp_path / "a", {"train-images-idx3-ubyte": IMAGES})
-    with pytest.raises(FieldError, match="images and labels in one folder .* got train-images"):
-        load_dataset(tmp_path / "a")
-    write_files(tmp_path / "a", TRAIN)
-    write_files(tmp_path / "b", TRAIN)
-    with pytest.raises(FieldError, match="one data set .* got a/train-images.*, b/train-images"):
-        load_dataset(tmp_path)
 
 
 TEN = [f"class{number}" for number in range(10)]
@@ -158,8 +148,7 @@ def test_cifars_images_are_read_in_order(tmp_path, write_files, folder):
         said = "the training images; those of the test are left out"
         if path == test:
             said, batches, labels = "the test images", [0], [0, 3]
-        rows = np.concatenate([pixels(seed) for seed in batches])
-        data = load_dataset(path)
+        rows, data = np.concatenate([pixels(seed) for seed in batches]), load_dataset(path)
         expected = rows[:, 1024 * channel + 32 * row + column]
         np.testing.assert_array_equal(data.images, expected, strict=True)
         np.testing.assert_array_equal(data.labels, np.array(labels, np.int32), strict=True)
@@ -168,48 +157,45 @@ def test_cifars_images_are_read_in_order(tmp_path, write_files, folder):
 
 def test_what_is_missing_or_there_twice(tmp_path, write_files):
     """The names of the classes and the test images may be missing; a batch may not."""
-    folder = write_files(tmp_path / "cifar-10-batches-bin", CIFAR["cifar-10-batches-bin"])
-    (folder / "batches.meta.txt").unlink()
-    (folder / "test_batch.bin").unlink()
-    data = load_dataset(folder)
+    files = CIFAR["cifar-10-batches-bin"].copy()
+    del files["batches.meta.txt"], files["test_batch.bin"]
+    data = load_dataset(write_files(tmp_path / "ten", files))
     assert data.class_names is None and data.notes == ("CIFAR-10: the training images",)
-    (folder / "data_batch_3.bin").unlink()
-    with pytest.raises(FieldError, match=f"expected data_batch_3.bin beside .* {folder}"):
-        load_dataset(folder)
-    write_files(tmp_path / "cifar-100-python", CIFAR["cifar-100-python"])
-    with pytest.raises(FieldError, match="expected one CIFAR .*-bin/data_b.*-100-python/train"):
+    (tmp_path / "ten/data_batch_3.bin").unlink()
+    with pytest.raises(FieldError, match=f"expected data_batch_3.bin beside .* {tmp_path}"):
+        load_dataset(tmp_path)
+    write_files(tmp_path / "hundred", CIFAR["cifar-100-python"])
+    with pytest.raises(FieldError, match="expected one CIFAR .* hundred/train, ten/data_batch_1"):
         load_dataset(tmp_path)
 
 
 WRONG_CIFAR = {
-    "expected records of 3073 bytes": ("bin", "data_batch_1.bin", binary(1, [1], [8])[:-1]),
-    "labels from 0 to 9, got 3 to 10": ("bin", "data_batch_2.bin", binary(1, [10], [3])),
-    "expected 10 names, got 2": ("bin", "batches.meta.txt", b"a\nb\n"),
-    "the names of the classes": ("py", "batches.meta", pickled(label_names=[1] * 10)),
-    "got uint8[2, 3071]": ("py", "data_batch_1", pickled(data=pixels(1)[:, 1:], labels=[1, 2])),
-    "got uint8[0, 3072]": ("py", "data_batch_1", pickled(data=pixels(1)[:0], labels=[])),
-    "whole numbers, got a list": ("py", "data_batch_1", pickled(data=pixels(1), labels=[1, b"2"])),
-    "2 labels, got 3": ("py", "data_batch_1", pickled(data=pixels(1), labels=[1, 2, 3])),
-    "from 0 to 9, got -1 to 1": ("py", "data_batch_1", pickled(data=pixels(1), labels=[1, -1])),
-    "expected a dict, got a list": ("py", "data_batch_1", pickle.dumps([1], 2)),
-    "cannot read the pickle": ("py", "data_batch_1", pickled(data=pixels(1))[:-5]),
+    "expected records of 3073 bytes": ("data_batch_1.bin", binary(1, [1], [8])[:-1]),
+    "labels from 0 to 9, got 3 to 10": ("data_batch_2.bin", binary(1, [10], [3])),
+    "10 classes as text, got a list of 2": ("batches.meta.txt", b"a\nb\n"),
+    "10 classes as text, got a list of 10": ("batches.meta", pickled(label_names=[1] * 10)),
+    "got uint8[2, 3071]": ("data_batch_1", pickled(data=pixels(1)[:, 1:], labels=[1, 2])),
+    "got uint8[0, 3072]": ("data_batch_1", pickled(data=pixels(1)[:0], labels=[])),
+    "numbers, got a list of 2": ("data_batch_1", pickled(data=pixels(1), labels=[1, b"2"])),
+    "numbers, got a list of 3": ("data_batch_1", pickled(data=pixels(1), labels=[1, 2, 3])),
+    "from 0 to 9, got -1 to 1": ("data_batch_1", pickled(data=pixels(1), labels=[1, -1])),
+    "expected a dict, got a list": ("data_batch_1", pickle.dumps([1], 2)),
+    "cannot read the pickle": ("data_batch_1", pickled(data=pixels(1))[:-5]),
 }
 
 
 @pytest.mark.parametrize("problem", WRONG_CIFAR)
 def test_damage_of_cifar_is_named(tmp_path, write_files, problem):
-    kind, name, content = WRONG_CIFAR[problem]
-    folder = f"cifar-10-batches-{kind}"
-    path = write_files(tmp_path / folder, CIFAR[folder] | {name: content})
+    name, content = WRONG_CIFAR[problem]
+    files = next(files for files in CIFAR.values() if name in files)
+    path = write_files(tmp_path / "folder", files | {name: content})
     with pytest.raises(FieldError, match=f"^data: {name}[^\n]*{re.escape(problem)}[^\n]*$"):
         load_dataset(path)
 
 
-NUMBERS = [1, 2.5, -3, 2**70, True, None]
 PLAIN = {
-    b"data": (NUMBERS, NUMBERS),
-    "text": ("é", b"\xff\x00", "", b""),
-    b"nested": {"a": [[], {}, ()], 3: bytes(300)},
+    b"data": ([1, 2.5, -3, 2**70, True, None], ("é", b"\xff\x00", "", b"")),
+    "nested": {"a": [[], {}, ()], 3: bytes(300)},
 }
 
 
@@ -224,11 +210,14 @@ def test_plain_data_arrays_and_numbers_come_back(protocol):
     for got, expected in zip(loaded[:-1], values, strict=True):
         assert type(got) is type(expected) and got.dtype == expected.dtype
         np.testing.assert_array_equal(got, expected)
-    assert loaded[-1] is loaded[0]
-    loaded[0][0] = 1  # may be written to
+    assert loaded[-1] is loaded[0] and loaded[0].flags.writeable
+    whole = pickle.dumps({"a": array, "b": ["x", (1.5, b"y")]}, protocol)
+    for end in range(len(whole)):
+        with pytest.raises(ValueError, match=r"^cannot read the pickle: [^\n]+$"):
+            safe_loads(whole[:end])
 
 
-# What NumPy writes: an empty array, a dtype, and a state with both and three bytes.
+# What NumPy of Python 2 writes: an empty array, a dtype, and a state with both and three bytes.
 ARRAY = b"cnumpy.core.multiarray\n_reconstruct\n"
 EMPTY = ARRAY + b"cnumpy\nndarray\nK\x00\x85U\x01b\x87R"
 DTYPE = b"cnumpy\ndtype\n"
@@ -238,14 +227,13 @@ STATE = b"(K\x01%b%b\x89U\x03abctb."
 
 @pytest.mark.parametrize(("order", "kind"), [(b"|", b"u1"), (b">", b"f8")])
 def test_arrays_of_python_2(order, kind):
-    """As its NumPy wrote them: byte strings, and numbers for truths."""
+    """Byte strings, and numbers for truths."""
     array = np.arange(5).astype((order + kind).decode())
     full = DTYPE + b"U\x02%bK\x00K\x01\x87R(K\x03U\x01%bNNN" % (kind, order)
     full += b"J\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
     data = b"\x89T" + struct.pack("<I", array.nbytes) + array.tobytes()
     loaded = safe_loads(b"\x80\x02}U\x04data" + EMPTY + b"(K\x01K\x05\x85" + full + data + b"tbs.")
-    assert list(loaded) == [b"data"] and loaded[b"data"].dtype == array.dtype
-    np.testing.assert_array_equal(loaded[b"data"], array)
+    np.testing.assert_array_equal(loaded[b"data"], array, strict=True)
 
 
 CRAFTED = {
@@ -270,10 +258,3 @@ def test_what_would_run_or_is_no_plain_data_is_refused(tmp_path, monkeypatch, pr
     with pytest.raises(ValueError, match=f"^cannot read the pickle: [^\n]*{problem}"):
         safe_loads(CRAFTED[problem])
     assert not list(tmp_path.iterdir())
-
-
-def test_a_pickle_that_is_cut_is_named_in_one_line():
-    whole = pickle.dumps({"a": np.arange(30), "b": ["x", (1.5, b"y")]}, 2)
-    for end in range(len(whole)):
-        with pytest.raises(ValueError, match=r"^cannot read the pickle: [^\n]+$"):
-            safe_loads(whole[:end])

@@ -82,18 +82,17 @@ def test_every_picture_has_the_right_pixels(zoo, tmp_path, channels, crop, fitte
 
 
 def test_a_zip_and_a_tar_are_the_same_set(few, tmp_path):
-    preparation = Preparation(image_size=SIZE)
-    expected = load_dataset(few, preparation, cache=tmp_path / "cache")
+    load = partial(load_dataset, preparation=Preparation(image_size=SIZE), cache=tmp_path / "cache")
+    expected = load(few)
     for kind in ("zip", "gztar"):
-        path = shutil.make_archive(tmp_path / "few", kind, few.parent, few.name)
-        data = load_dataset(path, preparation, cache=tmp_path / "cache")
+        data = load(shutil.make_archive(tmp_path / "few", kind, few.parent, few.name))
         np.testing.assert_array_equal(data.images[:], expected.images[:])
         np.testing.assert_array_equal(data.labels, expected.labels)
         assert (data.class_names, data.digest()) == (expected.class_names, expected.digest())
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
-def test_windows_are_cut_from_what_the_longer_side_has(tmp_path):
+def test_windows_are_cut_from_the_longer_side_of_what_was_there_at_first(tmp_path):
     wide = np.arange(20 * 30, dtype=np.uint8).reshape(20, 30)
     for name, pixels in (("a", wide), ("b", wide.T), ("c", np.repeat(wide, 3, axis=1))):
         Image.fromarray(pixels).save(tmp_path / f"{name}.png")
@@ -105,6 +104,9 @@ def test_windows_are_cut_from_what_the_longer_side_has(tmp_path):
     np.testing.assert_array_equal(images[2, :30, :20, 0], wide.T)
     np.testing.assert_array_equal(images[0, :20, :, 0], np.repeat(wide, 3, axis=1)[:, 25:65])
     assert "pictures of which the middle 2:1 is kept: 1" in data.notes
+    Image.fromarray(wide[::-1]).save(tmp_path / "b.png")
+    with pytest.raises(FieldError, match="data: b.png has changed since it was first read"):
+        data.images[1]
 
 
 def test_unreadable_pictures_are_named_or_counted(few, tmp_path):
@@ -135,54 +137,14 @@ def test_unreadable_pictures_are_named_or_counted(few, tmp_path):
     assert not list((tmp_path / "new").iterdir())
 
 
-def test_pixels_of_other_kinds_are_refused(tmp_path):
-    path = tmp_path / "a.tif"
-    for pixels, got in ((np.arange(64, dtype=np.int32), "32"), (np.ones(64, "f4"), "floating")):
-        Image.fromarray(pixels.reshape(8, 8)).save(path)
-        with pytest.raises(FieldError, match=f"cannot read a.tif: expected 8 bits .* got {got}"):
-            load_dataset(tmp_path)
-    path.unlink()
-    (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EOF\n")
-    with pytest.raises(FieldError, match="cannot read a.png: cannot identify image file"):
-        load_dataset(tmp_path)
-
-
 def test_what_is_transparent_is_white(tmp_path):
-    pixels = np.zeros((4, 4, 4), np.uint8)
-    pixels[:2] = [255, 0, 0, 0]  # red, hidden
-    pixels[2] = [0, 0, 0, 51]  # a fifth of black
-    pixels[3] = [9, 8, 7, 255]
+    pixels = np.array([[[255, 0, 0, 0], [0, 0, 0, 51], [9, 8, 7, 255]]], np.uint8)
     Image.fromarray(pixels).save(tmp_path / "rgba.png")
     Image.fromarray(pixels[..., :3]).save(tmp_path / "without.png")
     data = load_dataset(tmp_path)
-    rows = [[255, 255, 255], [255, 255, 255], [204, 204, 204], [9, 8, 7]]
-    np.testing.assert_array_equal(data.images[0], np.repeat(np.array(rows)[:, None], 4, axis=1))
-    np.testing.assert_array_equal(data.images[1], pixels[..., :3])
+    expected = [[[[255, 255, 255], [204, 204, 204], [9, 8, 7]]], pixels[..., :3]]
+    np.testing.assert_array_equal(data.images[:], expected)
     assert data.notes == ("pictures with transparency, which is white now: 1",)
-
-
-def test_an_orientation_behind_the_pixels_counts(tmp_path):
-    """A PNG whose eXIf chunk comes last."""
-    pixels = np.random.default_rng(0).integers(0, 256, (20, 30), np.uint8)
-    file, exif = tmp_path / "a.png", Image.Exif()
-    exif[0x0112] = 6
-    Image.fromarray(pixels).save(file, exif=exif)
-    data = file.read_bytes()
-    start = data.index(b"eXIf") - 4
-    end = start + 12 + int.from_bytes(data[start : start + 4])
-    (tmp_path / "b.png").write_bytes(data[:start] + data[end:-12] + data[start:end] + data[-12:])
-    images = load_dataset(tmp_path, cache="none").images[:]
-    np.testing.assert_array_equal(images[..., 0], [np.rot90(pixels, -1)] * 2)
-
-
-def test_a_picture_that_changes_under_way_is_named(tmp_path):
-    for name in "ab":
-        Image.new("L", (20, 40), 100).save(tmp_path / f"{name}.png")
-    images = load_dataset(tmp_path, Preparation(image_size=20, crop="random"), cache="none").images
-    Image.new("L", (20, 20), 100).save(tmp_path / "b.png")
-    assert images[0].max() == 100
-    with pytest.raises(FieldError, match="data: b.png has changed since it was first read"):
-        images[1]
 
 
 def test_a_preparation_that_makes_no_sense_is_named():
@@ -193,90 +155,63 @@ def test_a_preparation_that_makes_no_sense_is_named():
 
 
 def test_sets_that_cannot_be_are_named(few, tmp_path, monkeypatch):
+    (tmp_path / "x.rar").touch()
     for data, problem in (
         (few, "expected pictures of one size, or an image size to bring them to"),
         ("photos/mine", "no such file or folder: photos/mine; on Hugging Face's"),
         (tmp_path, "no pictures in"),
+        (tmp_path / "x.rar", "expected a .npz, .* or a .zip, .tar or .parquet, got .*x.rar"),
     ):
         with pytest.raises(FieldError, match=f"data: {problem}"):
             load_dataset(data, cache=tmp_path)
+    with pytest.raises(FieldError, match="data: expected a folder for training beside test, val"):
+        make(tmp_path / "parts", "test/1 val/1")
     refuse = Mock(side_effect=PermissionError(13, "Permission denied", str(few)))
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(FieldError, match=f"data: cannot read {few}: Permission denied"):
         load_dataset(few)
 
 
-def test_classes_come_from_the_first_folders_that_differ(tmp_path):
-    def make(*names, **options):
-        folder = tmp_path / str(len(list(tmp_path.iterdir())))
-        for level, name in enumerate(names):
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            Image.new("L", (4, 4), level).save(folder / name)
-        return load_dataset(folder, Preparation(**options), cache="none")
-
-    data = make("set/train/cat/1.png", "set/train/dog/a/1.png", "set/train/dog/b/1.png")
-    assert data.class_names == ("cat", "dog") and data.labels.tolist() == [0, 1, 1]
-    # As files of CIFAR and MNIST are called.
-    data = make("meta/1.png", "train/1.png", "train-images-idx3-ubyte/1.png")
-    assert data.class_names == ("meta", "train", "train-images-idx3-ubyte")
-    assert make("one/1.png", "one/2.png").labels is None
-    data = make("1.png", "cat/2.png")
-    assert data.labels is None and "not every picture lies in a subfolder" in data.notes[0]
-    data = make("1/1.png", "2/1.png", "10/1.png")
-    assert data.class_names == ("1", "2", "10") and data.labels.tolist() == [0, 2, 1]
-    assert "0 1, 1 2, 2 10; their numbers are not those in their names" in data.notes[0]
-    data = make("café/1.png", "cafe\u0301/2.png", "tea/1.png")
-    assert data.class_names == ("café", "tea") and sorted(data.labels) == [0, 0, 1]
-    data = make("tea/1.png", "tea/.ipynb_checkpoints/1.png", "tea/._1.png", "caf\udce9/1.png")
-    assert data.class_names == ("caf\\xe9", "tea") and data.labels.tolist() == [0, 1]
-    assert data.images[:][:, 0, 0, 0].tolist() == [3, 0]
-    "\n".join(data.notes).encode()
-    data = make("cat/1.png", "dog/1.png", labels="none")
-    assert data.labels is None and data.class_names is None
-    assert "labels are left out, as asked" in data.notes and "classes" not in str(data.notes)
+def make(folder, names, **options):
+    for level, name in enumerate(names.split()):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (4, 4), level).save(f"{folder / name}.png")
+    return load_dataset(folder, Preparation(**options), cache="none")
 
 
-SETS = {
-    "train/a/1 train/b/1 val/a/1 test/b/1": (["a", "b"], 2, "test: 1, val: 1"),
-    "Training/a/1 Training/b/1 Testing/a/1 2": (
-        ["a", "b"],
-        2,
-        "Testing: 1, no folder: 1",
-    ),
-    "a/train/1 a/test/2 b/train/3 b/valid/4": (["a", "b"], 2, "test: 1, valid: 1"),
-    "train2017/1 train2017/2 val2017/1": (None, 2, "val2017: 1"),
-    "seg_train/x/1 seg_train/y/1 seg_test/x/1 seg_pred/1": (
-        ["x", "y"],
-        2,
-        "seg_pred: 1, seg_test: 1",
-    ),
-    "trainA/1 trainB/1 testA/1 testB/1": (["trainA", "trainB"], 2, "testA: 1, testB: 1"),
-    "car/1 train/1 bus/1": (["bus", "car", "train"], 3, None),
-    "a/1 b/train/1 b/test/1": (["a", "b"], 3, None),
-    "0/1 1/1 2/1 10/1": (["0", "1", "2", "10"], 4, None),
+FOLDERS = {
+    "set/train/cat/1 set/train/dog/a/1 set/train/dog/b/1": ("cat dog", "011", ""),
+    "meta/1 train/1 test.bin/1": ("meta test.bin train", "012", ""),  # as files of CIFAR are called
+    "one/1 one/2": (None, "..", ""),
+    "1 cat/2": (None, "..", "no classes: not every picture lies in a subfolder"),
+    "1/1 2/1 10/1": ("1 2 10", "021", "2 10; their numbers are not those in their names"),
+    "0/1 1/1 2/1": ("0 1 2", "012", "classes by subfolder: 0 0, 1 1, 2 2"),
+    "cafe\u0301/2 caf\u00e9/1 tea/1": ("caf\u00e9 tea", "001", ""),
+    "tea/1 tea/.ipynb/1 tea/._1 caf\udce9/1": ("caf\\xe9 tea", "01", "0 caf\\xe9, 1 tea"),
+    # Parts of a set: the images for training are taken.
+    "train/a/1 train/b/1 val/a/1 test/b/1": ("a b", "01", "test: 1, val: 1"),
+    "Training/a/1 Training/b/1 Testing/a/1 2": ("a b", "01", "Testing: 1, no folder: 1"),
+    "a/train/1 a/test/2 b/train/3 b/valid/4": ("a b", "01", "test: 1, valid: 1"),
+    "train2017/1 train2017/2 val2017/1": (None, "..", "val2017: 1"),
+    "trainA/1 trainB/1 testA/1 testB/1": ("trainA trainB", "01", "testA: 1, testB: 1"),
+    "seg_train/x/1 seg_train/y/1 seg_test/x/1": ("x y", "01", "seg_test: 1"),
+    "bus/1 car/1 train/1": ("bus car train", "012", ""),
+    "a/1 b/train/1 b/test/1": ("a b", "011", ""),
 }
 
 
-@pytest.mark.parametrize("names", SETS)
-def test_the_training_part_is_taken_and_numbers_are_in_order(tmp_path, names):
-    for name in names.split():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("L", (4, 4)).save(f"{tmp_path / name}.png")
-    classes, count, left_out = SETS[names]
-    data = load_dataset(tmp_path, cache="none")
-    assert (data.class_names, len(data.images)) == (classes and tuple(classes), count)
-    notes = [note for note in data.notes if "left out" in note]
-    assert notes == ([f"other parts of the data, left out: {left_out}"] if left_out else [])
-
-
-def test_parts_without_one_for_training_are_asked_about(tmp_path):
-    for name in ("test", "val"):
-        (tmp_path / name).mkdir()
-        Image.new("L", (4, 4)).save(tmp_path / name / "1.png")
-    with pytest.raises(
-        FieldError, match="data: expected a folder for training beside test, val in"
-    ):
-        load_dataset(tmp_path)
+@pytest.mark.parametrize("names", FOLDERS)
+def test_classes_are_the_first_folders_that_differ_in_the_part_for_training(tmp_path, names):
+    classes, labels, said = FOLDERS[names]
+    data = make(tmp_path, names)
+    assert data.class_names == (classes and tuple(classes.split()))
+    got = ["."] * len(data.images) if classes is None else data.labels.tolist()
+    assert "".join(map(str, got)) == labels
+    notes = "\n".join(data.notes)
+    assert said in notes and ("other parts" in notes) == (": 1" in said) and notes.encode()
+    data = make(tmp_path, names, labels="none")
+    assert data.labels is data.class_names is None and "classes" not in str(data.notes)
+    assert "labels are left out, as asked" in data.notes
 
 
 def test_arrays_are_prepared_like_pictures(tmp_path):
@@ -310,11 +245,9 @@ def test_hugging_faces_sets(few, tmp_path, monkeypatch):
     kinds = {"image": datasets.Image(), "label": datasets.ClassLabel(names=classes)}
     rows = {"image": list(map(str, files)), "label": expected.labels.tolist()}
     made = datasets.Dataset.from_dict(rows, features=datasets.Features(kinds))
-    made.to_parquet(tmp_path / "set/train-00000.parquet")
-    # Splits that stand in the names of folders, as the hub's own conversion has them.
-    for split in ("train", "test"):
-        (tmp_path / f"hub/{split}").mkdir(parents=True)
-        shutil.copy(tmp_path / "set/train-00000.parquet", tmp_path / f"hub/{split}/0.parquet")
+    # Splits stand in the names of files, or of folders, as in the hub's own conversion.
+    for name in ("set/train-00000", "hub/train/0", "hub/test/0"):
+        made.to_parquet(f"{tmp_path / name}.parquet")
     cells = {
         "img": [{"bytes": path.read_bytes(), "path": None} for path in files],
         "fine_label": expected.labels.tolist(),

@@ -12,6 +12,7 @@ import pytest
 
 from jax_ddpm.cli import run
 from jax_ddpm.data import Preparation, load_dataset
+from jax_ddpm.io.checkpoint import list_checkpoints, load_checkpoint
 from jax_ddpm.runs import Settings, fit
 from jax_ddpm.runs.run import PICTURES
 
@@ -156,6 +157,14 @@ def finished(tmp_path_factory, defaults, quick_pictures):
 @pytest.fixture
 def copy(finished, tmp_path):
     return shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+
+
+@pytest.fixture
+def steps_of():
+    """The steps of a run's checkpoints, all of which are intact."""
+    return lambda folder: [
+        load_checkpoint(x).step for x in list_checkpoints(folder / "checkpoints")
+    ]
 
 
 @pytest.fixture

@@ -5,20 +5,13 @@ from signal import SIGINT, SIGTERM
 
 import pytest
 
-from jax_ddpm.io.checkpoint import list_checkpoints, load_checkpoint
-
-
-def steps_of(folder):
-    return [load_checkpoint(path).step for path in list_checkpoints(folder / "checkpoints")]
-
-
 ONCE = [("compiling", SIGTERM), ("stepping", SIGINT), ("sampling", SIGTERM)]
 MORE = [("compiling", SIGINT), ("stepping", SIGTERM), ("saving", SIGTERM), ("saving", SIGINT)]
 MORE += [("sampling", SIGINT)]
 
 
 @pytest.mark.parametrize("asked", [ONCE, pytest.param(MORE, marks=pytest.mark.slow)])
-def test_asked_at_every_stage(train, tmp_path, assert_same, asked):
+def test_asked_at_every_stage(train, tmp_path, steps_of, assert_same, asked):
     """One run is stopped at each stage in turn, and resumes; the next test stops it as it saves."""
     folder = tmp_path / "runs/cut"
     stages = {
@@ -42,7 +35,7 @@ def test_asked_at_every_stage(train, tmp_path, assert_same, asked):
     assert_same(folder)
 
 
-def test_a_second_ctrl_c_stops_at_once_and_damages_nothing(train, tmp_path):
+def test_a_second_ctrl_c_stops_at_once_and_damages_nothing(train, steps_of, tmp_path):
     """In the midst of a save; to wait for its end would take an hour."""
     folder = tmp_path / "runs/cut"
     command = train(call=("fsync", 1, "time.sleep(3600)"))

@@ -1,6 +1,6 @@
 """Settings of a training, the network that they make or take from a run, and the recipes."""
 
-import warnings
+import re
 
 import equinox as eqx
 import jax
@@ -9,17 +9,14 @@ import pytest
 
 from jax_ddpm import runs
 from jax_ddpm.data import Dataset, Preparation
-from jax_ddpm.models import ddpm_digits
 from jax_ddpm.runs import RECIPES, starting
-from jax_ddpm.runs.drawing import labels_in_turn, warn_of_labels, with_guidance
+from jax_ddpm.runs.drawing import labels_in_turn, with_guidance
 
 pytestmark = pytest.mark.usefixtures("defaults", "untyped")
 
-# The published values of the recipes, written down here apart from the library's own.
-# Ho et al. 2020: §4, Appendix B, scripts/run_cifar.py and run_celebahq.py, and diffusion_utils.py,
-# whose variance the latter takes. Nichol & Dhariwal 2021: the flags of their README, the step in
-# the name of their checkpoint. Dhariwal & Nichol 2021: Table 11. The schedule is T and its name;
-# parameters are in millions.
+# Published values. Ho et al. 2020: §4, Appendix B, run_cifar.py and run_celebahq.py (with the
+# variance of diffusion_utils.py). Nichol & Dhariwal 2021: the flags of their README, the step in
+# the name of their checkpoint. Dhariwal & Nichol 2021: Table 11. Parameters are in millions.
 NAMES = ("schedule", "variance_type", "loss_type", "batch_size", "learning_rate", "warmup_steps")
 NAMES += ("grad_clip", "steps", "dropout", "flip")
 PUBLISHED = {
@@ -40,11 +37,9 @@ SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("celebahq256", "
     [
         ({"steps": 10.5}, "steps: expected a whole number"),
         ({"learning_rate": np.inf}, "learning_rate: expected a finite number"),
-        ({"seed": -1}, "seed: expected values in"),
         ({"seed": 2**63}, "seed: expected values in"),
         ({"unet": {"width": 3}}, "unet: expected one of"),
         ({"ema_decay": 1.0}, "ema_decay: expected 0 to 1, below 1"),
-        ({"label_dropout": 2}, "label_dropout: expected 0 to 1"),
         ({"accumulate": 3}, "accumulate: expected a divisor of batch_size=64"),
         ({"keep_every": 150}, "keep_every: expected a multiple of checkpoint_every"),
         ({"evaluate_every": 30}, "evaluate_every: expected a multiple of 50"),
@@ -94,36 +89,28 @@ def test_what_is_no_run_is_named(untrained, tmp_path):
     for call, words in (
         (lambda: runs.load_run(tmp_path / "nowhere"), "folder: expected a run's folder, got"),
         (lambda: runs.load_run(run, checkpoint=1), "checkpoint: expected one of 0 in"),
-        (lambda: runs.load_run(run, weights="EMA"), "weights: expected one of 'ema'"),
-        (lambda: runs.load_pretrained(weights, openai_flags="--lr 1"), "openai_flags: .* got lr"),
+        (lambda: runs.load_pretrained(weights, openai_flags="--x 1"), "openai_flags: .* got x"),
         (lambda: runs.load_model(run / "config.json"), "folder: .* is a file"),
     ):
         with pytest.raises(runs.FieldError, match=f"^{words}"):
             call()
-    assert repr(runs.load_run(run)).startswith("Run(UNet of ")
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", ["cifar10", "cifar10_iddpm", *SLOW])
 def test_a_recipes_values_are_those_that_were_published(name):
-    settings, preparation, (size, *_), *_ = RECIPES[name]
+    settings, preparation, (size, *rest), num_classes, _ = RECIPES[name]
     found = vars(settings) | {
         "schedule": (settings.timesteps, settings.schedule),
         "dropout": settings.unet["dropout"],
         "flip": preparation.flip,
     }
-    *published, _ = PUBLISHED[name]
+    *published, millions = PUBLISHED[name]
     assert {key: found[key] for key in NAMES} == dict(zip(NAMES, published, strict=True))
     assert settings.ema_decay == 0.9999 and not settings.ema_warmup
     assert preparation.image_size in (None, size) and settings.learning_rate_schedule == "constant"
-
-
-@pytest.mark.parametrize("name", ["cifar10", "cifar10_iddpm", *SLOW])
-def test_a_recipes_network_is_as_large_as_was_published(name):
-    settings, _, image_shape, num_classes, _ = RECIPES[name]
-    variables = starting.untrained(settings, image_shape, num_classes).pretrained.variables
-    millions = sum(leaf.size for leaf in jax.tree.leaves(variables)) / 1e6
-    *_, published = PUBLISHED[name]
-    assert millions == pytest.approx(published, abs=0.05 if published < 100 else 0.5)
+    run = starting.untrained(settings, (size, *rest), num_classes)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(run.pretrained.variables))
+    assert parameters / 1e6 == pytest.approx(millions, abs=0.05 if millions < 100 else 0.5)
 
 
 def test_defaults_suit_the_images_and_large_seeds_do_not_wrap(one_level):
@@ -137,75 +124,55 @@ def test_defaults_suit_the_images_and_large_seeds_do_not_wrap(one_level):
     assert len(kernels) == 3
 
 
-def labelled(names, labels=None):
-    labels = np.arange(12) % len(names) if labels is None else np.resize(labels, 12)
-    return Dataset(np.zeros((12, 8, 8, 1), np.uint8), labels.astype(np.int32), class_names=names)
+LETTERS = (*"abcdefghi\u01f0",)  # the last is one character, or j and a caron
 
 
 @pytest.mark.parametrize(
     ("names", "rows", "said"),
     [
-        (("ant", "café", "cat"), (0, 1, 2, 3), ""),
-        (("café", "cat"), (1, 2, 3), "no image shows, left out: ant"),
-        (("cat", "ant", "dog", "cafe\u0301"), (2, 0, None, 1, 3), "only images show: dog"),
-        (("dog", "cow"), (None, None, 3), "left out: ant, café, cat classes that only images sh"),
-        (None, (0, 1, 2, 3), ""),  # by number, where the images have no names
+        ("bc", (1, 2, 10), "no image shows, left out: a, d, e, f, g, h, i"),
+        (("c", "a", "dog", "j\u030c"), (2, 0, None, 9, 10), "only images show: dog"),
+        ("xy", (None, None), "left out: a, b, .* only images show: x, y"),  # without a null label
     ],
 )
 def test_a_training_goes_on_by_the_names_of_classes(
-    tmp_path, write_run, one_level, names, rows, said
+    untrained, tmp_path, recwarn, names, rows, said
 ):
-    model = ddpm_digits(3, sample_size=8, **one_level)
-    before = write_run(tmp_path / "unnamed", model, 3)._replace(class_names=("ant", "café", "cat"))
-    runs.save_run(tmp_path / "run", before)
-    data = labelled(names) if names else labelled("abc")._replace(class_names=None)
-    settings = runs.Settings(init=tmp_path / "run", batch_size=4)
-    with warnings.catch_warnings(record=True) as warned:
-        warnings.simplefilter("always")
-        run = starting.new_run(settings, data)
-    assert said in " ".join(str(each.message) for each in warned) and bool(warned) == bool(said)
-    runs_params = (each.pretrained.variables["params"] for each in (before, run))
-    old, new = (params["class_embedding"]["embedding"] for params in runs_params)
-    assert run.num_classes == run.null_label == len(rows) - 1
-    assert run.pretrained.model.num_class_embeds == len(rows)
+    before, labels = runs.load_run(untrained / "runs/digits"), np.arange(12, dtype=np.int32)
+    runs.save_run(tmp_path / "run", before._replace(class_names=LETTERS))
+    data = Dataset(np.zeros((12, 8, 8, 1), np.uint8), labels % len(names), class_names=(*names,))
+    null_label = len(names) if 10 in rows else None
+    options = {"init": tmp_path / "run", "label_dropout": 0.1 if null_label else 0}
+    run = starting.new_run(runs.Settings(**options), data)
+    assert re.search(said, " ".join(str(each.message) for each in recwarn))
+    both = (each.pretrained.variables["params"] for each in (before, run))
+    old, new = (params["class_embedding"]["embedding"] for params in both)
+    assert (run.num_classes, run.null_label) == (len(names), null_label)
+    assert run.pretrained.model.num_class_embeds == len(new) == len(rows)
     for row, source in zip(new, rows, strict=True):
         assert np.any(np.all(row == old, axis=1)) == (source is not None) and np.any(row)
         assert source is None or np.array_equal(row, old[source])
 
 
 @pytest.mark.parametrize(
-    ("options", "labels", "expected", "drawn"),
+    ("options", "labels", "null", "scale", "drawn"),
     [
-        ({}, None, (3, 2.0), [0, 1, 2]),
-        ({"guidance": 3}, None, (3, 3.0), [0, 1, 2]),
-        ({"label_dropout": 0}, None, (None, 1.0), [0, 1, 2]),
-        ({"label_dropout": 0, "guidance": 1}, None, (None, 1.0), [0, 1, 2]),
-        ({"label_dropout": 1}, None, (3, 1.0), [3]),
-        ({}, [0, 2], (3, 2.0), [0, 2]),
-        ({"label_dropout": 0}, [1], (None, 1.0), [1]),
+        ({}, [0, 2], 3, 2.0, [0, 2]),
+        ({"label_dropout": 0}, [0, 1, 2], None, 1.0, [0, 1, 2]),
+        ({"label_dropout": 0, "guidance": 1}, [1], None, 1.0, [1]),
+        ({"label_dropout": 1}, [0, 1, 2], 3, 1.0, [3]),
     ],
 )
-@pytest.mark.parametrize("init", [False, True])
-def test_what_was_trained_is_drawn_and_guides(
-    tmp_path, write_run, one_level, options, labels, expected, drawn, init
-):
+def test_only_what_was_trained_is_drawn(tmp_path, one_level, options, labels, null, scale, drawn):
     """By default: classes that no image shows, and a null label that stays untrained, do not."""
-    write_run(tmp_path / "init", ddpm_digits(3, sample_size=8, **one_level), 3)
-    options = options | ({"init": tmp_path / "init"} if init else {"unet": one_level})
-    data = labelled(("ant", "bee", "cat"), labels)
-    run = starting.new_run(runs.Settings(batch_size=4, **options), data)
+    labels = np.resize(labels, 12).astype(np.int32)
+    data = Dataset(np.zeros((12, 8, 8, 1), np.uint8), labels, class_names=("a", "b", "c"))
+    run = starting.new_run(runs.Settings(unet=one_level, **options), data)
     runs.save_run(tmp_path / "run", run)
     run = runs.load_run(tmp_path / "run")
-    assert (run.num_classes, run.null_label, run.guidance) == (3, *expected)
+    assert (run.num_classes, run.null_label, run.guidance) == (3, null, scale)
     assert labels_in_turn(run, 6).tolist() == (drawn * 6)[:6]
-    assert run.pretrained.model.num_class_embeds == 3 + (expected[0] is not None)
-    if expected[1] == 1:
+    assert run.pretrained.model.num_class_embeds == 3 + (null is not None)
+    if scale == 1:
         with pytest.raises(runs.FieldError, match="^guidance: .* no trained label that stands"):
             with_guidance(run, 2.5)
-        with pytest.raises(
-            runs.FieldError, match="^guidance: .* label_dropout . .*expected 1, got"
-        ):
-            starting.new_run(runs.Settings(batch_size=4, **{**options, "guidance": 2}), data)
-    for unseen in {0, 1, 2} - {*drawn}:
-        with pytest.warns(UserWarning, match="labels: no image of class ... was learned"):
-            warn_of_labels(run, labels_in_turn(run, 2, unseen))
