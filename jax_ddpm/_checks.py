@@ -34,7 +34,6 @@ __all__ = [
     "check_key",
     "check_not_negative",
     "check_positive",
-    "check_range",
     "check_shape",
     "check_type",
     "checked",
@@ -132,16 +131,6 @@ def check_not_negative(**values: Any) -> None:
             raise FieldError(name, f"expected 0 or more, got {least}")
 
 
-def check_range(name: str, value: Any, size: int) -> None:
-    """Raises `ValueError` unless a concrete `value` lies in 0 … size - 1: JAX would clamp it."""
-    if isinstance(value, Tracer) or np.size(value) == 0:
-        return
-    value = np.asarray(value)
-    if value.min() < 0 or value.max() >= size:
-        got = value.min() if value.min() < 0 else value.max()
-        raise ValueError(f"{name}: expected entries in [0, {size - 1}], got {got}")
-
-
 def checked(function: Callable[P, R]) -> Callable[P, R]:
     """Checks each argument of a public function against its annotation.
 
@@ -155,7 +144,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
         try:
             arguments = signature.bind(*args, **kwargs).arguments
         except TypeError:
-            return function(*args, **kwargs)  # which says in Python's own words what is missing
+            return inspect.unwrap(function)(*args, **kwargs)  # Python says what is missing
         for name, value in arguments.items():
             check_type(name, value, signature.parameters[name].annotation)
         return function(*args, **kwargs)

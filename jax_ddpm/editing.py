@@ -14,10 +14,10 @@ error of a step is of second order, that of the way up and down of first.
 """
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.sharding import NamedSharding
 from jaxtyping import Array
@@ -26,7 +26,7 @@ from jax_ddpm._checks import check_shape, checked
 from jax_ddpm._typing import DenoiseFn, NoiseFn, Numbers, PRNGKey, Sample, ThresholdFn, Weight
 from jax_ddpm.forward import predict_eps_from_xstart, q_sample
 from jax_ddpm.noise import noise_source, place
-from jax_ddpm.reverse import PredictionType, VarianceType, p_mean_variance, widened
+from jax_ddpm.reverse import PredictionType, VarianceType, in_float32, p_mean_variance
 from jax_ddpm.samplers import Sampler, ddim
 from jax_ddpm.sampling import p_sample_loop
 from jax_ddpm.schedule import NoiseSchedule, extract, per_sample
@@ -35,6 +35,7 @@ __all__ = ["ddim_invert", "image_to_image", "interpolate", "slerp"]
 
 
 @checked
+@in_float32
 def image_to_image(
     key: PRNGKey | None,
     schedule: NoiseSchedule,
@@ -60,16 +61,8 @@ def image_to_image(
     if not 1 <= steps <= schedule.num_timesteps:
         raise ValueError(f"steps: expected 1 to {schedule.num_timesteps}, got {steps}")
     chain = jax.tree.map(lambda table: table[:steps], schedule)
-    denoise_fn, x_start, dtype = widened(denoise_fn, x_start)
-    x_start = place(x_start, sharding)
-    draw = noise_source(
-        key,
-        noise_fn,
-        x_start.shape,
-        first_sample=first_sample,
-        sharding=sharding,
-        dtype=x_start.dtype,
-    )
+    x_start = place(jnp.asarray(x_start), sharding)
+    draw = noise_source(key, noise_fn, x_start, first_sample, sharding)
     x_T = q_sample(chain, x_start, steps - 1, draw(jnp.int32(steps)))
     images = p_sample_loop(
         key,
@@ -85,10 +78,11 @@ def image_to_image(
         first_sample=first_sample,
         sharding=sharding,
     )
-    return jnp.asarray(images, dtype)
+    return jnp.asarray(images)
 
 
 @checked
+@in_float32
 def ddim_invert(
     schedule: NoiseSchedule,
     denoise_fn: DenoiseFn,
@@ -104,7 +98,6 @@ def ddim_invert(
     One scan from entry 0 to T - 1. On a schedule that ends in noise, `x_start` is taken to have
     that noise. Arguments and errors are those of `p_mean_variance`.
     """
-    denoise_fn, x_start, dtype = widened(denoise_fn, x_start)
     predict = partial(
         p_mean_variance,
         schedule,
@@ -121,20 +114,20 @@ def ddim_invert(
         return place(q_sample(schedule, x_start, i, eps), sharding), None
 
     entries = jnp.arange(schedule.num_timesteps, dtype=jnp.int32)
-    x_start = place(x_start, sharding)
-    return lax.scan(jax.checkpoint(step, prevent_cse=False), x_start, entries)[0].astype(dtype)
+    x_start = place(jnp.asarray(x_start), sharding)
+    return lax.scan(jax.checkpoint(step, prevent_cse=False), x_start, entries)[0]
 
 
 @checked
+@in_float32
 def slerp(a: Sample, b: Sample, weight: Weight) -> Array:
     """From `a` (`weight` 0) to `b` (1) along the sphere (Shoemake 1985), each sample by itself.
 
     A straight line would pass where there is less noise than either has. It is what remains,
     though, for two samples on one line through 0.
     """
-    check_shape("b", b, jnp.shape(a))
-    dtype = jnp.result_type(a)
-    a, b = (jnp.asarray(x, np.promote_types(x.dtype, np.float32)) for x in (a, b))
+    a, b = jnp.asarray(a), jnp.asarray(b)
+    check_shape("b", b, a.shape)
     event = tuple(range(1, a.ndim))
     weight = per_sample("weight", weight, a)
     norms = jnp.sqrt((a * a).sum(event, keepdims=True) * (b * b).sum(event, keepdims=True))
@@ -143,11 +136,11 @@ def slerp(a: Sample, b: Sample, weight: Weight) -> Array:
     apart = jnp.abs(cosine) < 1 - 4 * jnp.finfo(a.dtype).eps
     angle = jnp.arccos(jnp.where(apart, cosine, 0))
     on_sphere = jnp.sin((1 - weight) * angle) * a + jnp.sin(weight * angle) * b
-    mixed = jnp.where(apart, on_sphere / jnp.sin(angle), (1 - weight) * a + weight * b)
-    return mixed.astype(dtype)
+    return jnp.where(apart, on_sphere / jnp.sin(angle), (1 - weight) * a + weight * b)
 
 
 @checked
+@in_float32
 def interpolate(
     schedule: NoiseSchedule,
     denoise_fn: DenoiseFn,
@@ -168,32 +161,17 @@ def interpolate(
     `p_mean_variance`.
     """
     check_shape("x_b", x_b, jnp.shape(x_a))
-    denoise_fn, x_a, dtype = widened(denoise_fn, x_a)
-    invert = partial(
-        ddim_invert,
-        schedule,
-        denoise_fn,
-        prediction_type=prediction_type,
-        variance_type=variance_type,
-        clip_denoised=clip_denoised,
-        sharding=sharding,
-    )
-    a, b = invert(x_a), invert(jnp.asarray(x_b, x_a.dtype))
+    policy: dict[str, Any] = {
+        "prediction_type": prediction_type,
+        "variance_type": variance_type,
+        "clip_denoised": clip_denoised,
+        "sharding": sharding,
+    }
+    a, b = (ddim_invert(schedule, denoise_fn, x, **policy) for x in (x_a, x_b))
 
     def decode(weight):
-        images = p_sample_loop(
-            None,
-            schedule,
-            denoise_fn,
-            a.shape,
-            sampler=ddim(),
-            prediction_type=prediction_type,
-            variance_type=variance_type,
-            clip_denoised=clip_denoised,
-            x_T=slerp(a, b, weight),
-            sharding=sharding,
-        )
-        return jnp.asarray(images, dtype)
+        start = {"sampler": ddim(), "x_T": slerp(a, b, weight)}
+        return p_sample_loop(None, schedule, denoise_fn, a.shape, **start, **policy)
 
     # One weight at a time keeps each batch where `sharding` wants it, and the memory of one.
     return lax.map(decode, jnp.asarray(weights, a.dtype))

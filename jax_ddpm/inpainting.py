@@ -13,8 +13,6 @@ agree. Its walk for T = 5, jump_length = 2, resamples = 2, by the level reached:
 The walk is made on the host, and one `lax.scan` follows it, so the program does not grow with it.
 """
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,7 +24,7 @@ from jax_ddpm._checks import check_between, checked
 from jax_ddpm._typing import AnyArray, DenoiseFn, NoiseFn, PRNGKey, Sample, ThresholdFn
 from jax_ddpm.forward import q_sample
 from jax_ddpm.noise import noise_source, place
-from jax_ddpm.reverse import PredictionType, VarianceType, predict, widened
+from jax_ddpm.reverse import PredictionType, VarianceType, in_float32, predict
 from jax_ddpm.samplers import ancestral
 from jax_ddpm.schedule import NoiseSchedule, extract, warn_of_signal
 
@@ -64,6 +62,7 @@ def repaint_walk(
 
 
 @checked
+@in_float32
 def inpaint(
     key: PRNGKey | None,
     schedule: NoiseSchedule,
@@ -104,8 +103,7 @@ def inpaint(
         files with 0 and 255 do; and as `repaint_walk` and `p_sample_loop` do.
     """
     entries, up = repaint_walk(schedule.num_timesteps, jump_length, resamples)
-    denoise_fn, x_start, dtype = widened(denoise_fn, x_start)
-    x_start = place(x_start, sharding)
+    x_start = place(jnp.asarray(x_start), sharding)
     check_between("mask", mask, 0, 1)
     mask = jnp.asarray(mask, x_start.dtype)
     if mask.ndim > x_start.ndim or any(
@@ -118,23 +116,12 @@ def inpaint(
         )
     mask = jnp.clip(mask, 0, 1)  # what is traced cannot be checked
     mask = place(jnp.broadcast_to(mask, x_start.shape), sharding)
-    draw = noise_source(
-        key,
-        noise_fn,
-        x_start.shape,
-        first_sample=first_sample,
-        sharding=sharding,
-        dtype=x_start.dtype,
-    )
-    run_network = partial(
-        predict,
-        schedule,
-        denoise_fn,
-        prediction_type=prediction_type,
-        variance_type=variance_type,
-        clip_denoised=clip_denoised,
-    )
+    draw = noise_source(key, noise_fn, x_start, first_sample, sharding)
+    policy = (prediction_type, variance_type, clip_denoised)
     sampler = ancestral()
+
+    def run_network(x_t, i):
+        return predict(schedule, denoise_fn, x_t, i, *policy)
 
     # One draw serves both parts: a pixel is either known or drawn, so none is used twice.
     def descend(x_t, i, noise):
@@ -156,4 +143,4 @@ def inpaint(
     visits = (jnp.asarray(numbers, jnp.int32), jnp.asarray(entries, jnp.int32), jnp.asarray(up))
     warn_of_signal(schedule)
     x_T = place(draw(jnp.int32(entries.size)), sharding)
-    return lax.scan(jax.checkpoint(step, prevent_cse=False), x_T, visits)[0].astype(dtype)
+    return lax.scan(jax.checkpoint(step, prevent_cse=False), x_T, visits)[0]

@@ -32,7 +32,7 @@ from jax_ddpm.forward import (
     q_sample,
 )
 from jax_ddpm.noise import noise_source
-from jax_ddpm.reverse import PredictionType, VarianceType, p_mean_variance, widened
+from jax_ddpm.reverse import PredictionType, VarianceType, in_float32, p_mean_variance
 from jax_ddpm.schedule import NoiseSchedule
 
 __all__ = [
@@ -69,6 +69,7 @@ class VbTerm(NamedTuple):
 
 
 @checked
+@in_float32
 def bits_per_dim(
     key: PRNGKey | None,
     schedule: NoiseSchedule,
@@ -97,10 +98,8 @@ def bits_per_dim(
     Raises:
       ValueError: a shape or a choice does not fit, or there is neither `key` nor `noise_fn`.
     """
-    denoise_fn, x_start, dtype = widened(denoise_fn, x_start)
-    draw = noise_source(
-        key, noise_fn, x_start.shape, first_sample=first_sample, dtype=x_start.dtype
-    )
+    x_start = jnp.asarray(x_start)
+    draw = noise_source(key, noise_fn, x_start, first_sample)
 
     def step(_, i):
         noise = draw(i)
@@ -122,11 +121,11 @@ def bits_per_dim(
     step = jax.checkpoint(step, prevent_cse=False)
     _, (vb, mse) = lax.scan(step, None, jnp.arange(schedule.num_timesteps))
     prior = _prior(schedule, x_start)
-    bits = (prior + jnp.sum(vb, axis=0), prior, vb.T, mse.T)
-    return BitsPerDim(*(each.astype(dtype) for each in bits))
+    return BitsPerDim(prior + jnp.sum(vb, axis=0), prior, vb.T, mse.T)
 
 
 @checked
+@in_float32
 def vb_term(
     schedule: NoiseSchedule,
     denoise_fn: DenoiseFn,
@@ -139,8 +138,6 @@ def vb_term(
     clip_denoised: bool | ThresholdFn = True,
 ) -> VbTerm:
     """Entry t of the bound, bits per dimension, [batch]: L_{t-1} of Ho et al. eq. 5, L_0 at 0."""
-    denoise_fn, x_t, dtype = widened(denoise_fn, x_t)
-    x_start = jnp.asarray(x_start, x_t.dtype)
     p = p_mean_variance(
         schedule,
         denoise_fn,
@@ -155,7 +152,7 @@ def vb_term(
     log_likelihood = discretized_gaussian_log_likelihood(x_start, p.mean, p.log_variance / 2)
     # Both are finite at every entry, so that the one not chosen leaves no NaN in a gradient.
     nats = jnp.where(jnp.equal(t, 0), -mean_over_event(log_likelihood), mean_over_event(kl))
-    return VbTerm((nats / math.log(2)).astype(dtype), p.pred_xstart.astype(dtype))
+    return VbTerm(nats / math.log(2), p.pred_xstart)
 
 
 def gaussian_kl(mean_1: Any, log_variance_1: Any, mean_2: Any, log_variance_2: Any) -> Array:

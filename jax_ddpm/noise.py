@@ -14,7 +14,7 @@ from jax.sharding import AxisType, NamedSharding
 from jaxtyping import Array
 
 from jax_ddpm._checks import check_between, check_not_negative, check_shape, check_type, checked
-from jax_ddpm._typing import NoiseFn, Output, PRNGKey, Shape
+from jax_ddpm._typing import AnyArray, NoiseFn, Output, PRNGKey, Shape
 
 __all__ = ["noise_source", "place", "sample_noise", "seed_key"]
 
@@ -55,23 +55,20 @@ def seed_key(seed: int) -> Array:
 def noise_source(
     key: PRNGKey | None,
     noise_fn: NoiseFn | None,
-    shape: Shape,
-    *,
+    x: AnyArray,
     first_sample: int | Array = 0,
     sharding: NamedSharding | None = None,
-    dtype: Any = float,
 ) -> NoiseFn:
-    """`i -> noise` of `shape`: the caller's `noise_fn`, or draws of each sample's own."""
+    """`i -> noise` for `x`: the caller's `noise_fn`, or draws of each sample's own."""
+    options = {"first_sample": first_sample, "sharding": sharding, "dtype": x.dtype}
 
     def draw(i):
         if noise_fn is None:
-            return sample_noise(
-                key, i, shape, first_sample=first_sample, sharding=sharding, dtype=dtype
-            )
+            return sample_noise(key, i, x.shape, **options)
         noise = noise_fn(i)
         check_type("output of noise_fn", noise, Output)
-        check_shape("output of noise_fn", noise, shape)
-        return noise.astype(dtype)
+        check_shape("output of noise_fn", noise, x.shape)
+        return noise.astype(x.dtype)
 
     return draw
 

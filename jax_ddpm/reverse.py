@@ -8,17 +8,18 @@ log Σ itself (`learned`), or the place v of log Σ between log β̃_t and log �
 (`learned_range`, Nichol & Dhariwal 2021, eq. 15).
 """
 
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable
+from functools import wraps
+from inspect import signature
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
-from jax_ddpm._checks import check_shape, check_type, checked
+from jax_ddpm._checks import P, R, check_shape, check_type, checked
 from jax_ddpm._typing import DenoiseFn, Output, Sample, ThresholdFn, Timestep
 from jax_ddpm.forward import (
     predict_eps_from_xstart,
@@ -26,7 +27,7 @@ from jax_ddpm.forward import (
     predict_xstart_from_v,
     q_posterior_mean_variance,
 )
-from jax_ddpm.schedule import NoiseSchedule, check_entries, extract
+from jax_ddpm.schedule import NoiseSchedule, check_entries, extract, look_up
 
 __all__ = [
     "PMeanVariance",
@@ -35,14 +36,48 @@ __all__ = [
     "VarianceType",
     "check_zero_snr",
     "denoise",
+    "in_float32",
     "p_mean_variance",
     "predict",
     "predict_xstart",
-    "widened",
 ]
 
 PredictionType = Literal["epsilon", "sample", "v_prediction"]
 VarianceType = Literal["fixed_small", "fixed_large", "learned", "learned_range"]
+_SAMPLES = ("state", "x_T", "x_t", "x_start", "x_a", "x_b", "a", "b")
+
+
+def in_float32(function: Callable[P, R]) -> Callable[P, R]:
+    """Computes samples of sixteen bits in float32; the network sees, and results have, sixteen.
+
+    A step of a long chain is less than sixteen bits resolve, and 1/√ᾱ more than float16 holds.
+    """
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        bound = signature(function).bind(*args, **kwargs)
+        given = bound.arguments
+        samples = {name: given[name] for name in _SAMPLES if name in given}
+        dtypes = map(jnp.result_type, jax.tree.leaves([*samples.values()]))
+        floats = (dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.floating))
+        narrow = next(floats, np.dtype(np.float32))
+        wide = np.promote_types(narrow, np.float32)
+        if narrow == wide:
+            return function(*args, **kwargs)
+
+        def cast(tree, old, new):
+            def one(x):
+                return jnp.asarray(x, new) if getattr(x, "dtype", None) == old else x
+
+            return jax.tree.map(one, tree)
+
+        given |= cast(samples, narrow, wide)
+        if "denoise_fn" in given:
+            denoise_fn = given["denoise_fn"]
+            given["denoise_fn"] = lambda x_t, t: denoise_fn(x_t.astype(narrow), t)
+        return cast(function(*bound.args, **bound.kwargs), wide, narrow)
+
+    return call
 
 
 class PMeanVariance(NamedTuple):
@@ -82,10 +117,8 @@ def denoise(
     check_entries(t, schedule.num_timesteps, jnp.shape(x_t))
     entries = jnp.broadcast_to(t, jnp.shape(x_t)[:1])
     x_t = jnp.asarray(x_t)
-    placed = jax.typeof(x_t).sharding  # the timesteps lie where the images do
-    placed = NamedSharding(placed.mesh, P(*placed.spec[:1]))
-    timesteps = jnp.asarray(schedule.timesteps, jnp.int32).at[entries].get(out_sharding=placed)
-    output = denoise_fn(x_t, timesteps)
+    timesteps = jnp.asarray(schedule.timesteps, jnp.int32)
+    output = denoise_fn(x_t, look_up(timesteps, entries, x_t))
     check_type("output of denoise_fn", output, Output)
     output = output.astype(x_t.dtype)
     if variance_type in ("fixed_small", "fixed_large"):
@@ -119,6 +152,7 @@ def predict_xstart(
 
 
 @checked
+@in_float32
 def p_mean_variance(
     schedule: NoiseSchedule,
     denoise_fn: DenoiseFn,
@@ -136,33 +170,18 @@ def p_mean_variance(
     entry 1 (as OpenAI's).
     """
     policy = (prediction_type, variance_type, clip_denoised)
-    denoise_fn, x_t, dtype = widened(denoise_fn, x_t)
-    moments = predict(schedule, denoise_fn, x_t, t, *policy)[:4]
-    return PMeanVariance(*(moment.astype(dtype) for moment in moments))
+    return PMeanVariance(*predict(schedule, denoise_fn, x_t, t, *policy)[:4])
 
 
 def check_zero_snr(schedule: NoiseSchedule, prediction_type: PredictionType) -> None:
     """Raises `ValueError` for ε on a schedule of zero terminal SNR, where that is concrete."""
     table = schedule.alphas_cumprod
-    if (
-        prediction_type == "epsilon"
-        and not isinstance(table, Tracer)
-        and np.asarray(table)[-1] == 0
-    ):
+    known = prediction_type == "epsilon" and not isinstance(table, Tracer)
+    if known and np.asarray(table)[-1] == 0:
         raise ValueError(
             "prediction_type: expected 'sample' or 'v_prediction' on a schedule of zero terminal "
             "SNR, got 'epsilon'"
         )
-
-
-def widened(denoise_fn: DenoiseFn, x: Sample) -> tuple[DenoiseFn, Array, Any]:
-    """The network, which still sees x's dtype; `x` in float32 at least; and that dtype.
-
-    A step of a long chain is less than sixteen bits resolve, and 1/√ᾱ more than float16 holds.
-    """
-    x, dtype = jnp.asarray(x), jnp.result_type(x)
-    wide = x.astype(np.promote_types(dtype, np.float32))
-    return lambda x_t, t: denoise_fn(x_t.astype(dtype), t), wide, dtype
 
 
 def predict(

@@ -40,7 +40,7 @@ from jaxtyping import Array, Int
 from jax_ddpm._checks import check_not_negative, check_shape, checked
 from jax_ddpm._typing import DenoiseFn, NoiseFn, PRNGKey, Sample, Shape, ThresholdFn
 from jax_ddpm.noise import noise_source, place, sample_noise
-from jax_ddpm.reverse import PredictionType, VarianceType, predict, widened
+from jax_ddpm.reverse import PredictionType, VarianceType, in_float32, predict
 from jax_ddpm.samplers import Sampler, ancestral
 from jax_ddpm.schedule import NoiseSchedule, warn_of_signal
 
@@ -56,6 +56,7 @@ class SampleState(NamedTuple):
 
 
 @checked
+@in_float32
 def p_sample_loop(
     key: PRNGKey | None,
     schedule: NoiseSchedule,
@@ -105,8 +106,6 @@ def p_sample_loop(
         first_sample=first_sample,
         sharding=sharding,
     )
-    denoise_fn, x_T, dtype = widened(denoise_fn, state.x_t)
-    state = _cast(state, dtype, x_T.dtype)
     run = partial(
         p_sample_steps,
         key,
@@ -122,17 +121,17 @@ def p_sample_loop(
     )
     total = schedule.num_timesteps
     if save_every is None:
-        return run(state, total).x_t.astype(dtype)
+        return run(state, total).x_t
     save_every = operator.index(save_every)
     if not 1 <= save_every <= total:
         raise ValueError(f"save_every: expected 1 to {total} steps, got {save_every}")
 
     def step(state, _):
         state = run(state, save_every)
-        return state, state.x_t.astype(dtype)
+        return state, state.x_t
 
     state, states = lax.scan(step, state, length=total // save_every)
-    return run(state, total % save_every).x_t.astype(dtype), states
+    return run(state, total % save_every).x_t, states
 
 
 @checked
@@ -160,6 +159,7 @@ def p_sample_init(
 
 
 @checked
+@in_float32
 def p_sample_steps(
     key: PRNGKey | None,
     schedule: NoiseSchedule,
@@ -184,20 +184,11 @@ def p_sample_steps(
         raise ValueError(f"steps: expected 0 to {left}, the entries that are left, got {steps}")
 
     policy = (prediction_type, variance_type, clip_denoised)
-    denoise_fn, x_t, dtype = widened(denoise_fn, state.x_t)
-    state = _cast(state, dtype, x_t.dtype)
 
     def run_network(x_t, i):
         return predict(schedule, denoise_fn, x_t, i, *policy)
 
-    draw = noise_source(
-        key,
-        noise_fn,
-        state.x_t.shape,
-        first_sample=first_sample,
-        sharding=sharding,
-        dtype=state.x_t.dtype,
-    )
+    draw = noise_source(key, noise_fn, state.x_t, first_sample, sharding)
 
     def step(state, _):
         i, x_t, memory = state
@@ -207,11 +198,4 @@ def p_sample_steps(
         x_prev, memory = made
         return SampleState(i - 1, place(x_prev, sharding), memory), None
 
-    state, _ = lax.scan(jax.checkpoint(step, prevent_cse=False), state, length=steps)
-    return _cast(state, x_t.dtype, dtype)
-
-
-def _cast(state: SampleState, old: Any, new: Any) -> SampleState:
-    """The arrays of one dtype in another, the rule's memory included."""
-    same = old == new
-    return state if same else jax.tree.map(lambda x: x.astype(new) if x.dtype == old else x, state)
+    return lax.scan(jax.checkpoint(step, prevent_cse=False), state, length=steps)[0]

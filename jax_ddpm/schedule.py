@@ -20,9 +20,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int, Real
 
-from jax_ddpm._checks import FieldError, check_range, checked, described
+from jax_ddpm._checks import FieldError, check_between, checked, described
 from jax_ddpm._typing import AnyArray, Shape, Table, Timestep, Weight
 
 __all__ = [
@@ -247,8 +249,14 @@ def extract(
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(f"x: expected a floating dtype, got {dtype}")
     check_entries(t, table.shape[0], jnp.shape(x))
-    values = jnp.asarray(table, dtype=dtype).at[t].get(out_sharding=jax.typeof(t).sharding)
-    return _aligned(values, x)
+    return _aligned(look_up(jnp.asarray(table, dtype=dtype), t, t), x)
+
+
+def look_up(table: Any, index: Any, like: Any, mode: str | None = None) -> Array:
+    """`table[index]`, placed as the first axis of `like` is: a mesh of Explicit axes asks where."""
+    sharding = jax.typeof(like).sharding
+    placed = NamedSharding(sharding.mesh, P(*sharding.spec[:1]))
+    return table.at[index].get(mode=mode, out_sharding=placed)
 
 
 def warn_of_signal(schedule: NoiseSchedule) -> None:
@@ -351,4 +359,4 @@ def check_entries(t: Any, size: int, x_shape: Shape) -> None:
         raise TypeError(f"t: expected integers, got {jnp.result_type(t)}")
     if jnp.shape(t) not in ((), x_shape[:1]):
         raise ValueError(f"t: expected shape {x_shape[:1]} or (), got {jnp.shape(t)}")
-    check_range("t", t, size)
+    check_between("t", t, 0, size - 1)

@@ -164,9 +164,5 @@ def test_bad_input_is_named(untyped):
     for guidance in (ddpm.classifier_guidance, ddpm.reconstruction_guidance):
         refused("output of log_prob_fn", guidance, SCHEDULE, CONDITIONAL, lambda x, t: x.sum())
         refused("schedule", guidance, SHORT, CONDITIONAL, total)
-    measured = partial(ddpm.reconstruction_guidance, SCHEDULE, CONDITIONAL, total)
-    by_classifier = partial(ddpm.classifier_guidance, SCHEDULE, CONDITIONAL, total)
-    for guidance in (free, by_classifier, measured):
-        for scale in (np.nan, np.inf, np.array([1.0, -np.inf]), jnp.float32(np.nan)):
-            with pytest.raises(ValueError, match="^scale: expected a finite number, got "):
-                guidance(scale)
+        refused("scale", guidance, SCHEDULE, CONDITIONAL, total, np.array([1.0, -np.inf]))
+    refused("scale", free, np.nan)

@@ -256,13 +256,6 @@ def test_finite_and_so_are_its_gradients(sampler):
             assert np.isfinite(value) and np.all(np.isfinite(gradient))
 
 
-def test_the_state_keeps_its_dtype(sampler):
-    """The loop is traced, which is where dtypes are decided, but not run."""
-    noise = jax.ShapeDtypeStruct(NOISE.shape, jnp.bfloat16)
-    made = jax.eval_shape(partial(run, sampler, jnp.add, SCHEDULE, SHORT), noise)
-    assert made.dtype == jnp.bfloat16 and made.shape == (8, 3)
-
-
 @pytest.mark.parametrize(
     ("sampler", "evaluations"),
     [(ddpm.ddim(), 10), (ddpm.heun(), 19), (ddpm.heun(max_slope=0.5), 12)],

@@ -171,8 +171,8 @@ def save_diffusers(folder: str | os.PathLike[str], pretrained: Pretrained) -> No
     if pretrained.variance_type != "fixed_small" and (spacing == "trailing" or offset):
         warnings.warn(
             f"variance_type: diffusers adds the noise of {pretrained.variance_type!r} in the last "
-            f"step of a {spacing!r} chain, too, unless it has all {config['num_train_timesteps']} "
-            "steps: its samples keep some; DDIMScheduler and timestep_spacing 'linspace' add none",
+            f"step of a shortened {spacing!r} chain too, and samples keep it; DDIMScheduler and "
+            "timestep_spacing 'linspace' add none",
             stacklevel=4,
         )
     tensors = unet_to_torch(variables)

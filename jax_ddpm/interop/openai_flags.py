@@ -74,15 +74,12 @@ def read_flags(flags: Flags) -> dict[str, Any]:
     if aside := sorted(_ASIDE & given.keys()):
         warnings.warn(f"flags: left aside, not of the network: {', '.join(aside)}", stacklevel=4)
         given = {name: value for name, value in given.items() if name not in _ASIDE}
-    for name in given:
-        if name not in _DEFAULTS:
-            if name in ("large_size", "small_size"):
-                problem = f"expected no network that enlarges images (not supported), got {name}"
-                raise FieldError("flags", problem)
-            close = get_close_matches(name, _DEFAULTS, n=1, cutoff=0.8)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            problem = f"expected those of the model and of the diffusion, got {name}{hint}"
-            raise FieldError("flags", problem)
+    for name in sorted(given.keys() - _DEFAULTS.keys()):
+        close = get_close_matches(name, _DEFAULTS, n=1, cutoff=0.8)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        if name in ("large_size", "small_size"):
+            hint = ", of a network that enlarges images (not supported)"
+        raise FieldError("flags", f"expected those of model and diffusion, got {name}{hint}")
     typed = {name: _typed(name, value) for name, value in given.items()}
     for name, value in typed.items():
         _check_value(name, value)

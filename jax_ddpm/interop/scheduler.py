@@ -188,9 +188,8 @@ def _betas_config(betas: np.ndarray) -> dict[str, Any]:
 
 def _clip(settings: dict[str, Any]) -> bool | ThresholdFn:
     if settings["thresholding"]:
-        return dynamic_threshold(
-            settings["dynamic_thresholding_ratio"], settings["sample_max_value"]
-        )
+        quantile, limit = settings["dynamic_thresholding_ratio"], settings["sample_max_value"]
+        return dynamic_threshold(quantile, limit)
     clips = bool(settings.get("clip_sample"))
     if clips and settings["clip_sample_range"] != 1:
         return static_threshold(settings["clip_sample_range"])
@@ -201,11 +200,8 @@ def _clip_config(clip_denoised: bool | ThresholdFn) -> dict[str, Any]:
     if isinstance(clip_denoised, bool):
         return {"clip_sample": clip_denoised, "thresholding": False}
     if isinstance(clip_denoised, StaticThreshold):
-        return {
-            "clip_sample": True,
-            "clip_sample_range": clip_denoised.limit,
-            "thresholding": False,
-        }
+        limit = clip_denoised.limit
+        return {"clip_sample": True, "clip_sample_range": limit, "thresholding": False}
     if isinstance(clip_denoised, DynamicThreshold):
         return {
             "clip_sample": False,

@@ -17,7 +17,7 @@ from jax_ddpm._checks import check_choice, check_shape, checked
 from jax_ddpm._typing import Image, Time
 from jax_ddpm.models.attention import dot_product_attention
 from jax_ddpm.models.blocks import DOWN_BLOCKS, MidBlock, way_down
-from jax_ddpm.models.layers import BlockConfig, Features, each_time, embed_time
+from jax_ddpm.models.layers import BlockConfig, Features, embed_time
 
 __all__ = ["NoisyClassifier"]
 
@@ -28,8 +28,7 @@ class NoisyClassifier(nn.Module):
     """p(y | x_t) of Dhariwal & Nichol 2021, NHWC. The defaults are those of their 64×64 images.
 
     Attributes:
-      sample_size: height and width, which the pool `"attention"` is bound to: it has a position for
-        each pixel.
+      sample_size: height and width; the pool `"attention"` takes no other, other pools take any.
       in_channels, num_classes: of the images, and of the output.
       block_out_channels, down_block_types, layers_per_block, attention_head_dim,
         resnet_time_scale_shift, downsample_type, time_embedding_dim, time_proj_dim, dtype,
@@ -81,8 +80,8 @@ class NoisyClassifier(nn.Module):
         first = self.block_out_channels[0]
         embedding = embed_time(
             config,
-            each_time(t, x),
-            x.dtype,
+            t,
+            x,
             waves=self.time_proj_dim or first,
             features=self.time_embedding_dim or 4 * first,
             flip_sin_to_cos=True,

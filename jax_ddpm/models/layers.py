@@ -107,8 +107,8 @@ class BlockConfig:
 
 def embed_time(
     config: BlockConfig,
-    t: Array,
-    dtype: Any,
+    t: Time,
+    x: Image,
     *,
     waves: int,
     features: int,
@@ -119,13 +119,12 @@ def embed_time(
     """`time_embedding`: two dense layers over `waves` sinusoids of t × `scale`; [batch, features].
 
     sin and cos have frequencies from 1 to 1e-4 (Vaswani et al. 2017). Cosines come first with
-    `flip_sin_to_cos`; the last frequency is reached with `freq_shift` 1. `dtype` is that of images.
+    `flip_sin_to_cos`; the last frequency is reached with `freq_shift` 1. `x` are the images.
     """
-    # Sixteen bits have no room for steps near 1,000.
-    dtype = dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
+    time = each_time(t, x)
     half = waves // 2
     frequencies = np.exp(-np.log(10_000) * np.arange(half) / (half - freq_shift))
-    angles = jnp.asarray(t, dtype)[:, None] * jnp.asarray(scale * frequencies, dtype)[None, :]
+    angles = time * jnp.asarray(scale * frequencies, time.dtype)[None, :]
     pair = [jnp.sin(angles), jnp.cos(angles)]
     hidden = jnp.concatenate(pair[::-1] if flip_sin_to_cos else pair, axis=-1)
     hidden = jnp.pad(hidden, ((0, 0), (0, waves % 2)))
@@ -135,10 +134,12 @@ def embed_time(
 
 
 def each_time(t: Time, x: Image) -> Array:
-    """The step number of each sample, [batch], from one of each or one for all."""
+    """The step number of each sample, [batch, 1], from one of each or one for all."""
     if jnp.ndim(t) > 0:
         check_shape("t", t, jnp.shape(x)[:1])
-    return jnp.broadcast_to(jnp.asarray(t), jnp.shape(x)[:1])
+    # Sixteen bits have no room for steps near 1,000.
+    t = jnp.asarray(t, np.promote_types(x.dtype, np.float32))
+    return jnp.broadcast_to(t, jnp.shape(x)[:1])[:, None]
 
 
 class TimestepEmbedding(nn.Module):

@@ -9,7 +9,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array
 
 from jax_ddpm._checks import check_shape, checked
@@ -54,9 +53,7 @@ class SimpleUNet(nn.Module):
             options = {"conv_general_dilated": conv_general_dilated, **policy}
             return nn.Conv(features, (3, 3), padding=1, name=name, **options)
 
-        # Sixteen bits have no room for steps near 1,000.
-        time = each_time(t, x).astype(np.promote_types(x.dtype, np.float32))[:, None]
-        time = nn.Dense(128, name="time_mlp", kernel_init=_time_init, **policy)(time)
+        time = nn.Dense(128, name="time_mlp", kernel_init=_time_init, **policy)(each_time(t, x))
 
         x = nn.relu(conv(64, "down1")(x))
         x = nn.relu(conv(128, "down2")(x))

@@ -13,16 +13,14 @@ from dataclasses import replace
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
-from jax_ddpm._checks import check_choice, check_positive, check_range, check_shape, checked
+from jax_ddpm._checks import check_between, check_choice, check_positive, check_shape, checked
 from jax_ddpm._typing import Image, Label, Time
 from jax_ddpm.models.blocks import DOWN_BLOCKS, MidBlock, UpBlock, resampling, way_down
-from jax_ddpm.models.layers import ACTIVATIONS, BlockConfig, each_time, embed_time
+from jax_ddpm.models.layers import ACTIVATIONS, BlockConfig, embed_time
+from jax_ddpm.schedule import look_up
 
 __all__ = ["UNet"]
 
@@ -112,8 +110,7 @@ class UNet(nn.Module):
     def __call__(
         self, x: Image, t: Time, labels: Label | None = None, *, train: bool = False
     ) -> Array:
-        """Predict from `x`, [batch, height, width, in_channels], at step `t`, [batch] or one
-        number, whole or not.
+        """Predict from `x`, [batch, height, width, in_channels], at step `t`, a number or [batch].
 
         `labels` [batch] goes with `num_class_embeds`. `train` turns dropout on, which draws from
         the Flax stream `"dropout"`. Raises `ValueError` naming what does not fit: a field, a
@@ -178,8 +175,8 @@ class UNet(nn.Module):
         features = self.time_embedding_dim or 4 * self.block_out_channels[0]
         embedding = embed_time(
             config,
-            each_time(t, x),
-            x.dtype,
+            t,
+            x,
             waves=self.time_proj_dim or self.block_out_channels[0],
             features=features,
             flip_sin_to_cos=self.flip_sin_to_cos,
@@ -195,11 +192,8 @@ class UNet(nn.Module):
             param_dtype=self.param_dtype,
             name="class_embedding",
         )
-        labels = jnp.asarray(labels)
-        sharding = jax.typeof(labels).sharding  # said, for meshes of Explicit axes
-        placed = NamedSharding(sharding.mesh, P(*sharding.spec, None))
         (rows,) = table.promote_dtype(table.embedding, dtype=self.dtype)
-        return embedding + rows.at[labels].get(mode="fill", out_sharding=placed)
+        return embedding + look_up(rows, jnp.asarray(labels), labels, mode="fill")
 
     def _mid_block(self, config: BlockConfig) -> MidBlock:
         groups = self.attn_norm_num_groups
@@ -302,4 +296,4 @@ class UNet(nn.Module):
         if labels is None:
             raise ValueError("labels: expected integers [batch] for num_class_embeds, got None")
         check_shape("labels", labels, (batch,))
-        check_range("labels", labels, self.num_class_embeds)
+        check_between("labels", labels, 0, self.num_class_embeds - 1)
