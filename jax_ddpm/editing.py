@@ -19,11 +19,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import NamedSharding
 from jaxtyping import Array
 
 from jax_ddpm._checks import check_shape, checked
-from jax_ddpm._typing import DenoiseFn, NoiseFn, Numbers, PRNGKey, Sample, ThresholdFn, Weight
+from jax_ddpm._typing import (
+    DenoiseFn,
+    NoiseFn,
+    Numbers,
+    Place,
+    PRNGKey,
+    Sample,
+    ThresholdFn,
+    Weight,
+)
 from jax_ddpm.forward import predict_eps_from_xstart, q_sample
 from jax_ddpm.noise import noise_source, place
 from jax_ddpm.reverse import PredictionType, VarianceType, p_mean_variance, widened
@@ -48,7 +56,7 @@ def image_to_image(
     clip_denoised: bool | ThresholdFn = True,
     noise_fn: NoiseFn | None = None,
     first_sample: int | Array = 0,
-    sharding: NamedSharding | None = None,
+    sharding: Place | None = None,
 ) -> Array:
     """SDEdit (Meng et al. 2022): noise `x_start` up to entry `steps` - 1, and run the chain down.
 
@@ -62,14 +70,7 @@ def image_to_image(
     chain = jax.tree.map(lambda table: table[:steps], schedule)
     denoise_fn, x_start, dtype = widened(denoise_fn, x_start)
     x_start = place(x_start, sharding)
-    draw = noise_source(
-        key,
-        noise_fn,
-        x_start.shape,
-        first_sample=first_sample,
-        sharding=sharding,
-        dtype=x_start.dtype,
-    )
+    draw = noise_source(key, noise_fn, x_start, first_sample, sharding)
     x_T = q_sample(chain, x_start, steps - 1, draw(jnp.int32(steps)))
     images = p_sample_loop(
         key,
@@ -97,7 +98,7 @@ def ddim_invert(
     prediction_type: PredictionType = "epsilon",
     variance_type: VarianceType = "fixed_small",
     clip_denoised: bool | ThresholdFn = False,
-    sharding: NamedSharding | None = None,
+    sharding: Place | None = None,
 ) -> Array:
     """The x_T from which `ddim()` comes back to `x_start` (Dhariwal & Nichol 2021, App. F).
 
@@ -158,7 +159,7 @@ def interpolate(
     prediction_type: PredictionType = "epsilon",
     variance_type: VarianceType = "fixed_small",
     clip_denoised: bool | ThresholdFn = True,
-    sharding: NamedSharding | None = None,
+    sharding: Place | None = None,
 ) -> Array:
     """Pictures between `x_a` and `x_b`, [weights, batch, …]: `slerp` between their x_T.
 

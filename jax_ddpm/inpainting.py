@@ -19,11 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Int
 
 from jax_ddpm._checks import check_between, checked
-from jax_ddpm._typing import AnyArray, DenoiseFn, NoiseFn, PRNGKey, Sample, ThresholdFn
+from jax_ddpm._typing import AnyArray, DenoiseFn, NoiseFn, Place, PRNGKey, Sample, ThresholdFn
 from jax_ddpm.forward import q_sample
 from jax_ddpm.noise import noise_source, place
 from jax_ddpm.reverse import PredictionType, VarianceType, predict, widened
@@ -78,7 +77,7 @@ def inpaint(
     clip_denoised: bool | ThresholdFn = True,
     noise_fn: NoiseFn | None = None,
     first_sample: int | Array = 0,
-    sharding: NamedSharding | None = None,
+    sharding: Place | None = None,
 ) -> Array:
     """RePaint, Lugmayr et al. 2022 Algorithm 1: `x_start` where `mask` is 1, drawn where it is 0.
 
@@ -118,14 +117,7 @@ def inpaint(
         )
     mask = jnp.clip(mask, 0, 1)  # what is traced cannot be checked
     mask = place(jnp.broadcast_to(mask, x_start.shape), sharding)
-    draw = noise_source(
-        key,
-        noise_fn,
-        x_start.shape,
-        first_sample=first_sample,
-        sharding=sharding,
-        dtype=x_start.dtype,
-    )
+    draw = noise_source(key, noise_fn, x_start, first_sample, sharding)
     run_network = partial(
         predict,
         schedule,

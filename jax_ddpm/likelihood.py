@@ -98,9 +98,7 @@ def bits_per_dim(
       ValueError: a shape or a choice does not fit, or there is neither `key` nor `noise_fn`.
     """
     denoise_fn, x_start, dtype = widened(denoise_fn, x_start)
-    draw = noise_source(
-        key, noise_fn, x_start.shape, first_sample=first_sample, dtype=x_start.dtype
-    )
+    draw = noise_source(key, noise_fn, x_start, first_sample)
 
     def step(_, i):
         noise = draw(i)

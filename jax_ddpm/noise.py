@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
 from jax_ddpm._checks import check_not_negative, check_shape, check_type, checked
-from jax_ddpm._typing import NoiseFn, Output, PRNGKey, Shape
+from jax_ddpm._typing import NoiseFn, Output, Place, PRNGKey, Shape
 
 __all__ = ["noise_source", "place", "sample_noise"]
 
@@ -26,7 +27,7 @@ def sample_noise(
     shape: Shape,
     *,
     first_sample: int | Array = 0,
-    sharding: NamedSharding | None = None,
+    sharding: Place | None = None,
     dtype: Any = float,
 ) -> Array:
     """Standard normal noise of `shape` for entry `i`, each sample's own whatever the batch."""
@@ -48,31 +49,31 @@ def sample_noise(
 def noise_source(
     key: PRNGKey | None,
     noise_fn: NoiseFn | None,
-    shape: Shape,
-    *,
-    first_sample: int | Array = 0,
-    sharding: NamedSharding | None = None,
-    dtype: Any = float,
+    x: Array,
+    first_sample: int | Array,
+    sharding: Place | None = None,
 ) -> NoiseFn:
-    """`i -> noise` of `shape`: the caller's `noise_fn`, or draws of each sample's own."""
+    """`i -> noise` like `x`: the caller's `noise_fn`, or draws of each sample's own."""
+    own = {"first_sample": first_sample, "sharding": sharding, "dtype": x.dtype}
 
     def draw(i):
         if noise_fn is None:
-            return sample_noise(
-                key, i, shape, first_sample=first_sample, sharding=sharding, dtype=dtype
-            )
+            return sample_noise(key, i, x.shape, **own)
         noise = noise_fn(i)
         check_type("output of noise_fn", noise, Output)
-        check_shape("output of noise_fn", noise, shape)
-        return noise.astype(dtype)
+        check_shape("output of noise_fn", noise, x.shape)
+        return noise.astype(x.dtype)
 
     return draw
 
 
-def place(x: Array, sharding: NamedSharding | None) -> Array:
+def place(x: Array, sharding: Place | None) -> Array:
     """Keep `x` where `sharding` says, on a mesh with Auto axes or with Explicit ones."""
     if sharding is None:
         return x
-    if AxisType.Explicit in sharding.mesh.axis_types:
+    mesh = jax.sharding.get_abstract_mesh()
+    if isinstance(sharding, NamedSharding):  # that of images is also that of their numbers
+        mesh, sharding = sharding.mesh, NamedSharding(sharding.mesh, P(*sharding.spec[: x.ndim]))
+    if AxisType.Explicit in mesh.axis_types:
         return jax.device_put(x, sharding)
     return lax.with_sharding_constraint(x, sharding)

@@ -34,11 +34,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.core import Tracer
-from jax.sharding import NamedSharding
 from jaxtyping import Array, Int
 
 from jax_ddpm._checks import check_not_negative, check_shape, checked
-from jax_ddpm._typing import DenoiseFn, NoiseFn, PRNGKey, Sample, Shape, ThresholdFn
+from jax_ddpm._typing import DenoiseFn, NoiseFn, Place, PRNGKey, Sample, Shape, ThresholdFn
 from jax_ddpm.noise import noise_source, place, sample_noise
 from jax_ddpm.reverse import PredictionType, VarianceType, predict, widened
 from jax_ddpm.samplers import Sampler, ancestral
@@ -70,7 +69,7 @@ def p_sample_loop(
     noise_fn: NoiseFn | None = None,
     first_sample: int | Array = 0,
     save_every: int | None = None,
-    sharding: NamedSharding | None = None,
+    sharding: Place | None = None,
 ) -> Array | tuple[Array, Array]:
     """Run the whole reverse chain, Ho et al. 2020 Algorithm 2 for the default `ancestral()`.
 
@@ -144,7 +143,7 @@ def p_sample_init(
     sampler: Sampler | None = None,
     x_T: Sample | None = None,
     first_sample: int | Array = 0,
-    sharding: NamedSharding | None = None,
+    sharding: Place | None = None,
 ) -> SampleState:
     """The state before the first step: x_T, drawn from N(0, I) unless given.
 
@@ -173,7 +172,7 @@ def p_sample_steps(
     clip_denoised: bool | ThresholdFn = True,
     noise_fn: NoiseFn | None = None,
     first_sample: int | Array = 0,
-    sharding: NamedSharding | None = None,
+    sharding: Place | None = None,
 ) -> SampleState:
     """Take `steps` steps down the chain from `state`; T of them from its start are the whole."""
     sampler = sampler or ancestral()
@@ -190,14 +189,7 @@ def p_sample_steps(
     def run_network(x_t, i):
         return predict(schedule, denoise_fn, x_t, i, *policy)
 
-    draw = noise_source(
-        key,
-        noise_fn,
-        state.x_t.shape,
-        first_sample=first_sample,
-        sharding=sharding,
-        dtype=state.x_t.dtype,
-    )
+    draw = noise_source(key, noise_fn, x_t, first_sample, sharding)
 
     def step(state, _):
         i, x_t, memory = state

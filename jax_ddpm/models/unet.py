@@ -198,7 +198,7 @@ class UNet(nn.Module):
         labels = jnp.asarray(labels)
         sharding = jax.typeof(labels).sharding  # said, for meshes of Explicit axes
         placed = NamedSharding(sharding.mesh, P(*sharding.spec, None))
-        (rows,) = table.promote_dtype(table.embedding, dtype=self.dtype)
+        rows = jnp.asarray(table.embedding, self.dtype)
         return embedding + rows.at[labels].get(mode="fill", out_sharding=placed)
 
     def _mid_block(self, config: BlockConfig) -> MidBlock:

@@ -154,6 +154,8 @@ def test_networks_on_the_mesh_that_jax_makes_by_default(name, entered, key):
         with jax.set_mesh(mesh) if entered else contextlib.nullcontext():
             placed = jax.device_put(trees, NamedSharding(mesh, P())) if entered else trees
             labels = jax.device_put(LABELS, sharding)
-            spread = jax.jit(lambda: draw(placed, labels, sharding))()
+            spread = jax.jit(lambda: draw(placed, labels, P("data") if entered else sharding))()
+            again = jax.jit(lambda: draw(placed, labels, spread.sharding))()
     assert spread.sharding.spec[0] == "data"
     np.testing.assert_allclose(spread, alone, rtol=0, atol=1e-9)
+    np.testing.assert_array_equal(again, spread)
