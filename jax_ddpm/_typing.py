@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
+from jax.sharding import PartitionSpec, Sharding
 from jaxtyping import Array, Bool, Float, Integer, Key, Real, UInt8
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Output",
     "PerSample",
     "Picture",
+    "Place",
     "Pixels",
     "PRNGKey",
     "Rows",
@@ -51,6 +53,9 @@ Pixels: TypeAlias = UInt8[_AnyArray, "batch height width channel"]
 
 Sample: TypeAlias = Float[_AnyArray, "batch *event"]
 """A batch of whatever diffuses."""
+
+Place: TypeAlias = Sharding | PartitionSpec
+"""Where a batch lies: `NamedSharding(mesh, P("data"))`, or `P("data")` inside `jax.set_mesh`."""
 
 Shape: TypeAlias = Sequence[Any]
 """[batch, …]: integers, or a symbolic batch of `jax.export`, whose type JAX keeps to itself."""
@@ -82,8 +87,8 @@ Timestep: TypeAlias = Integer[_AnyArray, "batch"] | Integer[_AnyArray, ""] | int
 Time: TypeAlias = Real[_AnyArray, "batch"] | Real[_AnyArray, ""] | float | int | np.number
 """The step number that a network is shown, whole or not: one a sample, or one for all of them."""
 
-Weight: TypeAlias = Real[_AnyArray, "batch"] | Real[_AnyArray, ""] | float | int
-"""How much of something: one number a sample, or one for all of them."""
+Weight: TypeAlias = Real[_AnyArray, "*batch"] | float | int
+"""How much of something: one number a sample, [batch] or [batch, 1, …], or one for all of them."""
 
 Table: TypeAlias = Float[_AnyArray, "timesteps"]
 """One number for each entry of the chain."""

@@ -19,11 +19,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import NamedSharding
 from jaxtyping import Array
 
 from jax_ddpm._checks import check_shape, checked
-from jax_ddpm._typing import DenoiseFn, NoiseFn, Numbers, PRNGKey, Sample, ThresholdFn, Weight
+from jax_ddpm._typing import (
+    DenoiseFn,
+    NoiseFn,
+    Numbers,
+    Place,
+    PRNGKey,
+    Sample,
+    ThresholdFn,
+    Weight,
+)
 from jax_ddpm.forward import predict_eps_from_xstart, q_sample
 from jax_ddpm.noise import noise_source, place
 from jax_ddpm.reverse import PredictionType, VarianceType, in_float32, p_mean_variance
@@ -49,7 +57,7 @@ def image_to_image(
     clip_denoised: bool | ThresholdFn = True,
     noise_fn: NoiseFn | None = None,
     first_sample: int | Array = 0,
-    sharding: NamedSharding | None = None,
+    sharding: Place | None = None,
 ) -> Array:
     """SDEdit (Meng et al. 2022): noise `x_start` up to entry `steps` - 1, and run the chain down.
 
@@ -91,7 +99,7 @@ def ddim_invert(
     prediction_type: PredictionType = "epsilon",
     variance_type: VarianceType = "fixed_small",
     clip_denoised: bool | ThresholdFn = False,
-    sharding: NamedSharding | None = None,
+    sharding: Place | None = None,
 ) -> Array:
     """The x_T from which `ddim()` comes back to `x_start` (Dhariwal & Nichol 2021, App. F).
 
@@ -151,7 +159,7 @@ def interpolate(
     prediction_type: PredictionType = "epsilon",
     variance_type: VarianceType = "fixed_small",
     clip_denoised: bool | ThresholdFn = True,
-    sharding: NamedSharding | None = None,
+    sharding: Place | None = None,
 ) -> Array:
     """Pictures between `x_a` and `x_b`, [weights, batch, …]: `slerp` between their x_T.
 

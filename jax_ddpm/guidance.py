@@ -189,16 +189,18 @@ def _shifted(
 ) -> Array:
     """The output, led along the score: Algorithm 2, in ε, x_0 or v."""
     predicted, rest = _split("denoise_fn", output, x_t)
-    sigma = extract(schedule.sqrt_one_minus_alphas_cumprod, t, x_t)
-    recip_alpha = extract(schedule.sqrt_recip_alphas_cumprod, t, x_t)
+    wide = x_t.astype(np.promote_types(x_t.dtype, np.float32))  # 1/√ᾱ may not fit sixteen bits
+    sigma = extract(schedule.sqrt_one_minus_alphas_cumprod, t, wide)
+    recip_alpha = extract(schedule.sqrt_recip_alphas_cumprod, t, wide)
     recip_alpha = jnp.where(jnp.isfinite(recip_alpha), recip_alpha, 0)
     shift = {
         "epsilon": -sigma,
         "sample": sigma * sigma * recip_alpha,
         "v_prediction": -sigma * recip_alpha,
     }[prediction_type]
-    guided = predicted + per_sample("scale", scale, x_t) * shift * score
-    return jnp.concatenate([guided, rest], axis=-1)
+    shift = per_sample("scale", scale, wide) * shift * score.astype(wide.dtype)
+    guided = predicted.astype(wide.dtype) + shift
+    return jnp.concatenate([guided.astype(x_t.dtype), rest], axis=-1)
 
 
 def _split(name: str, output: Array, x_t: Array) -> tuple[Array, Array]:

@@ -17,11 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Int
 
 from jax_ddpm._checks import check_between, checked
-from jax_ddpm._typing import AnyArray, DenoiseFn, NoiseFn, PRNGKey, Sample, ThresholdFn
+from jax_ddpm._typing import AnyArray, DenoiseFn, NoiseFn, Place, PRNGKey, Sample, ThresholdFn
 from jax_ddpm.forward import q_sample
 from jax_ddpm.noise import noise_source, place
 from jax_ddpm.reverse import PredictionType, VarianceType, in_float32, predict
@@ -77,7 +76,7 @@ def inpaint(
     clip_denoised: bool | ThresholdFn = True,
     noise_fn: NoiseFn | None = None,
     first_sample: int | Array = 0,
-    sharding: NamedSharding | None = None,
+    sharding: Place | None = None,
 ) -> Array:
     """RePaint, Lugmayr et al. 2022 Algorithm 1: `x_start` where `mask` is 1, drawn where it is 0.
 

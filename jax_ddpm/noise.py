@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
 from jax_ddpm._checks import check_between, check_not_negative, check_shape, check_type, checked
-from jax_ddpm._typing import AnyArray, NoiseFn, Output, PRNGKey, Shape
+from jax_ddpm._typing import AnyArray, NoiseFn, Output, Place, PRNGKey, Shape
 
 __all__ = ["noise_source", "place", "sample_noise", "seed_key"]
 
@@ -26,7 +27,7 @@ def sample_noise(
     shape: Shape,
     *,
     first_sample: int | Array = 0,
-    sharding: NamedSharding | None = None,
+    sharding: Place | None = None,
     dtype: Any = float,
 ) -> Array:
     """Standard normal noise of `shape` for entry `i`, each sample's own whatever the batch."""
@@ -57,7 +58,7 @@ def noise_source(
     noise_fn: NoiseFn | None,
     x: AnyArray,
     first_sample: int | Array = 0,
-    sharding: NamedSharding | None = None,
+    sharding: Place | None = None,
 ) -> NoiseFn:
     """`i -> noise` for `x`: the caller's `noise_fn`, or draws of each sample's own."""
     options = {"first_sample": first_sample, "sharding": sharding, "dtype": x.dtype}
@@ -73,10 +74,13 @@ def noise_source(
     return draw
 
 
-def place(x: Array, sharding: NamedSharding | None) -> Array:
+def place(x: Array, sharding: Place | None) -> Array:
     """Keep `x` where `sharding` says, on a mesh with Auto axes or with Explicit ones."""
     if sharding is None:
         return x
-    if AxisType.Explicit in sharding.mesh.axis_types:
+    mesh = jax.sharding.get_abstract_mesh()
+    if isinstance(sharding, NamedSharding):  # that of images is also that of their numbers
+        mesh, sharding = sharding.mesh, NamedSharding(sharding.mesh, P(*sharding.spec[: x.ndim]))
+    if AxisType.Explicit in mesh.axis_types:
         return jax.device_put(x, sharding)
     return lax.with_sharding_constraint(x, sharding)

@@ -34,11 +34,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.core import Tracer
-from jax.sharding import NamedSharding
 from jaxtyping import Array, Int
 
 from jax_ddpm._checks import check_not_negative, check_shape, checked
-from jax_ddpm._typing import DenoiseFn, NoiseFn, PRNGKey, Sample, Shape, ThresholdFn
+from jax_ddpm._typing import DenoiseFn, NoiseFn, Place, PRNGKey, Sample, Shape, ThresholdFn
 from jax_ddpm.noise import noise_source, place, sample_noise
 from jax_ddpm.reverse import PredictionType, VarianceType, in_float32, predict
 from jax_ddpm.samplers import Sampler, ancestral
@@ -71,7 +70,7 @@ def p_sample_loop(
     noise_fn: NoiseFn | None = None,
     first_sample: int | Array = 0,
     save_every: int | None = None,
-    sharding: NamedSharding | None = None,
+    sharding: Place | None = None,
 ) -> Array | tuple[Array, Array]:
     """Run the whole reverse chain, Ho et al. 2020 Algorithm 2 for the default `ancestral()`.
 
@@ -143,7 +142,7 @@ def p_sample_init(
     sampler: Sampler | None = None,
     x_T: Sample | None = None,
     first_sample: int | Array = 0,
-    sharding: NamedSharding | None = None,
+    sharding: Place | None = None,
 ) -> SampleState:
     """The state before the first step: x_T, drawn from N(0, I) unless given.
 
@@ -173,7 +172,7 @@ def p_sample_steps(
     clip_denoised: bool | ThresholdFn = True,
     noise_fn: NoiseFn | None = None,
     first_sample: int | Array = 0,
-    sharding: NamedSharding | None = None,
+    sharding: Place | None = None,
 ) -> SampleState:
     """Take `steps` steps down the chain from `state`; T of them from its start are the whole."""
     sampler = sampler or ancestral()

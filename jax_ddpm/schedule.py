@@ -284,7 +284,7 @@ def warn_of_signal(schedule: NoiseSchedule) -> None:
 def per_sample(name: str, value: Weight, x: Array) -> Array:
     """One number, or one per sample, in the dtype of `x`, shaped [batch, 1, 1, …] to meet it."""
     value = jnp.asarray(value, dtype=x.dtype)
-    if value.shape not in ((), x.shape[:1]):
+    if value.shape not in ((), x.shape[:1], (*x.shape[:1], *[1] * (x.ndim - 1))):
         raise FieldError(name, f"expected shape {x.shape[:1]} or (), got {value.shape}")
     return _aligned(value, x)
 

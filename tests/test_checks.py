@@ -47,6 +47,7 @@ class Half(nn.Module):
         return x * self.param("weight", nn.initializers.constant(0.5), ())
 
 
+ONE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 MODEL, VARIABLES = Half(), {"params": {"weight": np.float32(0.5)}}
 RUN = Run(interop.Pretrained(MODEL, VARIABLES, SCHEDULE), SHAPE[1:], None, None, 1.0)
 
@@ -218,6 +219,8 @@ RIGHT_TOO = {
     "whole weights": lambda: ddpm.interpolate(SCHEDULE, network, X, X, (0, 1)),
     "whole scales": lambda: guided(scale=np.array([1, 2])),
     "a list for an interval": lambda: guided(interval=[0, 3]),
+    "a scale in the shape of images": lambda: guided(scale=np.ones((2, 1, 1, 1))),
+    "the sharding of an array": lambda: loop(sharding=ONE),
     "parts of a chain for an interval": lambda: guided(interval=(0.2 * 4, np.float32(3.2))),
     "a method of what has a state_dict": lambda: loop(denoise_fn=Trainer(network).__call__),
     "a function that has a state_dict": lambda: loop(denoise_fn=Trainer(network)),
