@@ -70,7 +70,7 @@ def pytest_collection_modifyitems(items):
 
 def pytest_report_header():
     if MISSING:
-        rest = f"{len(collect_ignore)} test files are left out, and what needs them is skipped"
+        rest = f"{len(collect_ignore)} test files are left out, and single tests are skipped"
         return f"without {' and '.join(MISSING)}: {rest}"
 
 

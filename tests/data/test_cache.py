@@ -68,7 +68,7 @@ def test_arrays_of_the_same_bytes_and_another_shape(tmp_path):
 
 
 def test_killed_while_it_is_written(zoo, tmp_path):
-    """What is left of it is removed; another writer that has just begun is left alone."""
+    """Its leftovers are removed; the folder of a writer that has just begun stays."""
     killed = subprocess.run([sys.executable, "-c", DIES, zoo, tmp_path], timeout=300)
     assert killed.returncode == -signal.SIGKILL
     (leftover,) = tmp_path.glob(".new-*")

@@ -1,6 +1,6 @@
-"""The files that MNIST and CIFAR were published in, made byte by byte.
+"""The files that MNIST and CIFAR were published in, written here byte by byte.
 
-What is in them comes back; what is damaged or not understood is named; their pickles run nothing.
+Their images and labels come back; damage is named; unpickling runs no code.
 """
 
 import gzip
