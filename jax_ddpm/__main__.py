@@ -5,8 +5,6 @@ from io import TextIOWrapper
 
 from jax_ddpm._extras import install_command
 
-__all__ = ["main"]
-
 _EXTRAS = {
     "datasets": "datasets",
     "diffusers": "parity",

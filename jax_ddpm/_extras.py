@@ -3,8 +3,6 @@
 import re
 from importlib.metadata import PackageNotFoundError, requires
 
-__all__ = ["install_command"]
-
 
 def install_command(extra: str) -> str:
     """`pip install` and the packages of `extra`; from a checkout that is not installed, itself."""

@@ -11,32 +11,6 @@ import numpy as np
 from jax.sharding import PartitionSpec, Sharding
 from jaxtyping import Array, Bool, Float, Integer, Key, Real, UInt8
 
-__all__ = [
-    "AnyArray",
-    "Condition",
-    "Covariance",
-    "DenoiseFn",
-    "Image",
-    "Label",
-    "Mean",
-    "NoiseFn",
-    "Numbers",
-    "Output",
-    "PerSample",
-    "Picture",
-    "Place",
-    "Pixels",
-    "PRNGKey",
-    "Rows",
-    "Sample",
-    "Shape",
-    "Table",
-    "ThresholdFn",
-    "Time",
-    "Timestep",
-    "Weight",
-]
-
 _AnyArray: TypeAlias = Array | np.ndarray
 
 AnyArray: TypeAlias = Real[_AnyArray, "..."] | Bool[_AnyArray, "..."]

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from jax_ddpm._checks import check_shape, checked
+from jax_ddpm._errors import check_floats, check_schedule, check_whole
 from jax_ddpm._typing import (
     DenoiseFn,
     NoiseFn,
@@ -39,10 +39,7 @@ from jax_ddpm.samplers import Sampler, ddim
 from jax_ddpm.sampling import p_sample_loop
 from jax_ddpm.schedule import NoiseSchedule, extract, per_sample
 
-__all__ = ["ddim_invert", "image_to_image", "interpolate", "slerp"]
 
-
-@checked
 @in_float32
 def image_to_image(
     key: PRNGKey | None,
@@ -66,8 +63,8 @@ def image_to_image(
     `i = steps`. Few steps keep the picture, all T forget it. Raises `ValueError` for `steps`
     outside 1 … T, and as `p_sample_loop` does.
     """
-    if not 1 <= steps <= schedule.num_timesteps:
-        raise ValueError(f"steps: expected 1 to {schedule.num_timesteps}, got {steps}")
+    check_schedule(schedule)
+    check_whole("steps", steps, 1, schedule.num_timesteps)
     chain = jax.tree.map(lambda table: table[:steps], schedule)
     x_start = place(jnp.asarray(x_start), sharding)
     draw = noise_source(key, noise_fn, x_start, first_sample, sharding)
@@ -89,7 +86,6 @@ def image_to_image(
     return jnp.asarray(images)
 
 
-@checked
 @in_float32
 def ddim_invert(
     schedule: NoiseSchedule,
@@ -106,6 +102,7 @@ def ddim_invert(
     One scan from entry 0 to T - 1. On a schedule that ends in noise, `x_start` is taken to have
     that noise. Arguments and errors are those of `p_mean_variance`.
     """
+    check_schedule(schedule)
     predict = partial(
         p_mean_variance,
         schedule,
@@ -126,7 +123,6 @@ def ddim_invert(
     return lax.scan(jax.checkpoint(step, prevent_cse=False), x_start, entries)[0]
 
 
-@checked
 @in_float32
 def slerp(a: Sample, b: Sample, weight: Weight) -> Array:
     """From `a` (`weight` 0) to `b` (1) along the sphere (Shoemake 1985), each sample by itself.
@@ -135,7 +131,7 @@ def slerp(a: Sample, b: Sample, weight: Weight) -> Array:
     though, for two samples on one line through 0.
     """
     a, b = jnp.asarray(a), jnp.asarray(b)
-    check_shape("b", b, a.shape)
+    check_floats("b", b, a.shape)
     event = tuple(range(1, a.ndim))
     weight = per_sample("weight", weight, a)
     norms = jnp.sqrt((a * a).sum(event, keepdims=True) * (b * b).sum(event, keepdims=True))
@@ -147,7 +143,6 @@ def slerp(a: Sample, b: Sample, weight: Weight) -> Array:
     return jnp.where(apart, on_sphere / jnp.sin(angle), (1 - weight) * a + weight * b)
 
 
-@checked
 @in_float32
 def interpolate(
     schedule: NoiseSchedule,
@@ -168,7 +163,7 @@ def interpolate(
     of a pixel at most with 20 steps, 0.009 with 200. Arguments and errors are those of
     `p_mean_variance`.
     """
-    check_shape("x_b", x_b, jnp.shape(x_a))
+    check_floats("x_b", x_b, jnp.shape(x_a))
     policy: dict[str, Any] = {
         "prediction_type": prediction_type,
         "variance_type": variance_type,

@@ -13,33 +13,21 @@ chain, of shape [batch] (or [] for all). Variances come in the shape of the mean
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jax_ddpm._checks import check_shape, checked
+from jax_ddpm._errors import check_floats, check_schedule
 from jax_ddpm._typing import Sample, Timestep
 from jax_ddpm.schedule import NoiseSchedule, extract
 
-__all__ = [
-    "predict_eps_from_v",
-    "predict_eps_from_xstart",
-    "predict_v",
-    "predict_xstart_from_eps",
-    "predict_xstart_from_v",
-    "q_mean_variance",
-    "q_posterior_mean_variance",
-    "q_sample",
-]
 
-
-@checked
 def q_sample(schedule: NoiseSchedule, x_start: Sample, t: Timestep, noise: Sample) -> Array:
     """Sample from q(x_t | x_0), Ho et al. eq. 4, given standard normal `noise`."""
-    check_shape("noise", noise, jnp.shape(x_start))
+    check_schedule(schedule)
+    check_floats("noise", noise, jnp.shape(x_start))
     return (
         extract(schedule.sqrt_alphas_cumprod, t, x_start) * x_start
         + extract(schedule.sqrt_one_minus_alphas_cumprod, t, x_start) * noise
     )
 
 
-@checked
 def q_mean_variance(
     schedule: NoiseSchedule, x_start: Sample, t: Timestep
 ) -> tuple[Array, Array, Array]:
@@ -54,7 +42,6 @@ def q_mean_variance(
     )
 
 
-@checked
 def q_posterior_mean_variance(
     schedule: NoiseSchedule, x_start: Sample, x_t: Sample, t: Timestep
 ) -> tuple[Array, Array, Array]:
@@ -62,7 +49,7 @@ def q_posterior_mean_variance(
 
     At t = 0 the variance is 0; the log-variance there is that of entry 1 (as OpenAI's).
     """
-    check_shape("x_t", x_t, jnp.shape(x_start))
+    check_floats("x_start", x_start, jnp.shape(x_t))
     mean = (
         extract(schedule.posterior_mean_coef1, t, x_t) * x_start
         + extract(schedule.posterior_mean_coef2, t, x_t) * x_t
@@ -76,52 +63,47 @@ def q_posterior_mean_variance(
     )
 
 
-@checked
 def predict_xstart_from_eps(
     schedule: NoiseSchedule, x_t: Sample, t: Timestep, eps: Sample
 ) -> Array:
     """x_0 = (x_t - √(1 - ᾱ_t) ε) / √ᾱ_t."""
-    check_shape("eps", eps, jnp.shape(x_t))
+    check_floats("eps", eps, jnp.shape(x_t))
     return (
         extract(schedule.sqrt_recip_alphas_cumprod, t, x_t) * x_t
         - extract(schedule.sqrt_recipm1_alphas_cumprod, t, x_t) * eps
     )
 
 
-@checked
 def predict_eps_from_xstart(
     schedule: NoiseSchedule, x_t: Sample, t: Timestep, x_start: Sample
 ) -> Array:
     """ε = (x_t - √ᾱ_t x_0) / √(1 - ᾱ_t), finite also where ᾱ_t = 0."""
-    check_shape("x_start", x_start, jnp.shape(x_t))
+    check_floats("x_start", x_start, jnp.shape(x_t))
     signal = extract(schedule.sqrt_alphas_cumprod, t, x_t) * x_start
     return jnp.subtract(x_t, signal) / extract(schedule.sqrt_one_minus_alphas_cumprod, t, x_t)
 
 
-@checked
 def predict_v(schedule: NoiseSchedule, x_start: Sample, t: Timestep, noise: Sample) -> Array:
     """v = √ᾱ_t ε - √(1 - ᾱ_t) x_0, the velocity (Salimans & Ho 2022, Appendix D)."""
-    check_shape("noise", noise, jnp.shape(x_start))
+    check_floats("noise", noise, jnp.shape(x_start))
     return (
         extract(schedule.sqrt_alphas_cumprod, t, x_start) * noise
         - extract(schedule.sqrt_one_minus_alphas_cumprod, t, x_start) * x_start
     )
 
 
-@checked
 def predict_xstart_from_v(schedule: NoiseSchedule, x_t: Sample, t: Timestep, v: Sample) -> Array:
     """x_0 = √ᾱ_t x_t - √(1 - ᾱ_t) v."""
-    check_shape("v", v, jnp.shape(x_t))
+    check_floats("v", v, jnp.shape(x_t))
     return (
         extract(schedule.sqrt_alphas_cumprod, t, x_t) * x_t
         - extract(schedule.sqrt_one_minus_alphas_cumprod, t, x_t) * v
     )
 
 
-@checked
 def predict_eps_from_v(schedule: NoiseSchedule, x_t: Sample, t: Timestep, v: Sample) -> Array:
     """ε = √ᾱ_t v + √(1 - ᾱ_t) x_t."""
-    check_shape("v", v, jnp.shape(x_t))
+    check_floats("v", v, jnp.shape(x_t))
     return (
         extract(schedule.sqrt_alphas_cumprod, t, x_t) * v
         + extract(schedule.sqrt_one_minus_alphas_cumprod, t, x_t) * x_t

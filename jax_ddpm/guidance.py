@@ -11,7 +11,7 @@ variance (2C channels for C of x_t), only the first C are guided.
 
 from collections.abc import Callable
 from numbers import Real
-from typing import Any
+from typing import Any, get_args
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,15 +19,19 @@ from jax import vjp
 from jax.core import Tracer
 from jaxtyping import Array
 
-from jax_ddpm._checks import check_finite, check_shape, check_type, checked
-from jax_ddpm._typing import DenoiseFn, Output, ThresholdFn, Weight
+from jax_ddpm._errors import (
+    check_between,
+    check_choice,
+    check_denoiser,
+    check_finite,
+    check_floats,
+    check_schedule,
+)
+from jax_ddpm._typing import DenoiseFn, ThresholdFn, Weight
 from jax_ddpm.reverse import PredictionType, p_mean_variance
 from jax_ddpm.schedule import NoiseSchedule, extract, per_sample
 
-__all__ = ["classifier_free_guidance", "classifier_guidance", "reconstruction_guidance"]
 
-
-@checked
 def classifier_free_guidance(
     conditional: DenoiseFn,
     unconditional: DenoiseFn,
@@ -53,9 +57,10 @@ def classifier_free_guidance(
     Raises:
       ValueError: `scale` is not finite, `rescale` not in [0, 1], or `interval` or a shape is wrong.
     """
+    check_denoiser("conditional", conditional)
+    check_denoiser("unconditional", unconditional)
     check_finite("scale", scale)
-    if not 0 <= rescale <= 1:
-        raise ValueError(f"rescale: expected 0 to 1, got {rescale}")
+    check_between("rescale", rescale, 0, 1)
     if interval is not None and interval[0] > interval[1]:
         raise ValueError(f"interval: expected (low, high) with low <= high, got {interval}")
 
@@ -77,7 +82,6 @@ def classifier_free_guidance(
     return denoise_fn
 
 
-@checked
 def classifier_guidance(
     schedule: NoiseSchedule,
     denoise_fn: DenoiseFn,
@@ -100,8 +104,7 @@ def classifier_guidance(
     Raises:
       ValueError: a choice, `scale` or a shape does not fit, or `schedule` is not one of training.
     """
-    _check_training(schedule)
-    check_finite("scale", scale)
+    _check(schedule, denoise_fn, scale, prediction_type)
 
     def guided_fn(x_t, t):
         output = denoise_fn(x_t, t)
@@ -112,7 +115,6 @@ def classifier_guidance(
     return guided_fn
 
 
-@checked
 def reconstruction_guidance(
     schedule: NoiseSchedule,
     denoise_fn: DenoiseFn,
@@ -139,8 +141,7 @@ def reconstruction_guidance(
     Raises:
       ValueError: a choice, `scale` or a shape does not fit, or `schedule` is not one of training.
     """
-    _check_training(schedule)
-    check_finite("scale", scale)
+    _check(schedule, denoise_fn, scale, prediction_type)
 
     def guided_fn(x_t, t):
         def of_reconstruction(x):
@@ -163,7 +164,13 @@ def reconstruction_guidance(
     return guided_fn
 
 
-def _check_training(schedule: NoiseSchedule) -> None:
+def _check(
+    schedule: NoiseSchedule, denoise_fn: DenoiseFn, scale: Weight, prediction_type: PredictionType
+) -> None:
+    check_schedule(schedule)
+    check_denoiser("denoise_fn", denoise_fn)
+    check_finite("scale", scale)
+    check_choice("prediction_type", prediction_type, get_args(PredictionType))
     timesteps = schedule.timesteps
     if not isinstance(timesteps, Tracer) and np.any(timesteps != np.arange(timesteps.size)):
         raise ValueError(f"schedule: expected the training schedule, got timesteps {timesteps}")
@@ -171,8 +178,7 @@ def _check_training(schedule: NoiseSchedule) -> None:
 
 def _score(log_prob: Array, pullback: Callable[[Array], Any], x_t: Array) -> Array:
     """∇ log p of every sample."""
-    check_type("output of log_prob_fn", log_prob, Output)
-    check_shape("output of log_prob_fn", log_prob, x_t.shape[:1])
+    check_floats("output of log_prob_fn", log_prob, x_t.shape[:1])
     # A pullback of ones, not the gradient of a sum over the batch, which devices share.
     (score,) = pullback(jnp.ones_like(log_prob))
     return score
@@ -205,8 +211,8 @@ def _shifted(
 
 def _split(name: str, output: Array, x_t: Array) -> tuple[Array, Array]:
     """The channels of x_t and the rest, in the dtype of x_t, in which guidance is computed."""
-    check_type(f"output of {name}", output, Output)
-    channels = x_t.shape[-1]
+    *event, channels = x_t.shape
+    learned = jnp.shape(output) == (*event, 2 * channels)
+    check_floats(f"output of {name}", output, (*event, 2 * channels) if learned else x_t.shape)
     output = output.astype(x_t.dtype)
-    check_shape(f"output of {name}", output[..., :channels], x_t.shape)
     return output[..., :channels], output[..., channels:]

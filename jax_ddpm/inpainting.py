@@ -19,7 +19,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Int
 
-from jax_ddpm._checks import check_between, checked
+from jax_ddpm._errors import check_between, check_schedule, check_whole
 from jax_ddpm._typing import AnyArray, DenoiseFn, NoiseFn, Place, PRNGKey, Sample, ThresholdFn
 from jax_ddpm.forward import q_sample
 from jax_ddpm.noise import noise_source, place
@@ -27,10 +27,7 @@ from jax_ddpm.reverse import PredictionType, VarianceType, in_float32, predict
 from jax_ddpm.samplers import ancestral
 from jax_ddpm.schedule import NoiseSchedule, extract, warn_of_signal
 
-__all__ = ["inpaint", "repaint_walk"]
 
-
-@checked
 def repaint_walk(
     timesteps: int, jump_length: int = 10, resamples: int = 10
 ) -> tuple[Int[np.ndarray, "visits"], Bool[np.ndarray, "visits"]]:
@@ -40,14 +37,9 @@ def repaint_walk(
     levels 0, `jump_length`, 2 `jump_length`, …, where they stay inside the chain. Raises
     `ValueError` for less than 1 of anything, or a jump longer than the chain.
     """
-    for name, value in (("timesteps", timesteps), ("resamples", resamples)):
-        if value < 1:
-            raise ValueError(f"{name}: expected at least 1, got {value}")
-    if jump_length < 1 or (resamples > 1 and jump_length >= timesteps):
-        raise ValueError(
-            f"jump_length: expected 1 to {timesteps - 1} (below the chain's length), "
-            f"got {jump_length}"
-        )
+    check_whole("timesteps", timesteps, 1)
+    check_whole("resamples", resamples, 1)
+    check_whole("jump_length", jump_length, 1, timesteps - 1 if resamples > 1 else np.inf)
     entries, up = [], []
     for entry in reversed(range(timesteps)):
         entries.append(entry)
@@ -60,7 +52,6 @@ def repaint_walk(
     return np.array(entries), np.array(up)
 
 
-@checked
 @in_float32
 def inpaint(
     key: PRNGKey | None,
@@ -101,6 +92,7 @@ def inpaint(
       ValueError: `mask` does not broadcast, or (where it is concrete) leaves [0, 1], as image
         files with 0 and 255 do; and as `repaint_walk` and `p_sample_loop` do.
     """
+    check_schedule(schedule)
     entries, up = repaint_walk(schedule.num_timesteps, jump_length, resamples)
     x_start = place(jnp.asarray(x_start), sharding)
     check_between("mask", mask, 0, 1)

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from jax_ddpm._checks import checked
+from jax_ddpm._errors import check_schedule
 from jax_ddpm._typing import DenoiseFn, NoiseFn, PerSample, PRNGKey, Sample, ThresholdFn, Timestep
 from jax_ddpm.forward import (
     predict_eps_from_xstart,
@@ -34,16 +34,6 @@ from jax_ddpm.forward import (
 from jax_ddpm.noise import noise_source
 from jax_ddpm.reverse import PredictionType, VarianceType, in_float32, p_mean_variance
 from jax_ddpm.schedule import NoiseSchedule
-
-__all__ = [
-    "BitsPerDim",
-    "VbTerm",
-    "bits_per_dim",
-    "discretized_gaussian_log_likelihood",
-    "gaussian_kl",
-    "mean_over_event",
-    "vb_term",
-]
 
 _SLOPE, _CUBIC = math.sqrt(2 / math.pi), 0.044715
 
@@ -68,7 +58,6 @@ class VbTerm(NamedTuple):
     pred_xstart: Array
 
 
-@checked
 @in_float32
 def bits_per_dim(
     key: PRNGKey | None,
@@ -98,6 +87,7 @@ def bits_per_dim(
     Raises:
       ValueError: a shape or a choice does not fit, or there is neither `key` nor `noise_fn`.
     """
+    check_schedule(schedule)
     x_start = jnp.asarray(x_start)
     draw = noise_source(key, noise_fn, x_start, first_sample)
 
@@ -124,7 +114,6 @@ def bits_per_dim(
     return BitsPerDim(prior + jnp.sum(vb, axis=0), prior, vb.T, mse.T)
 
 
-@checked
 @in_float32
 def vb_term(
     schedule: NoiseSchedule,

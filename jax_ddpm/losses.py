@@ -14,20 +14,18 @@ SNR = ᾱ_t / (1 - ᾱ_t), where the signal is strong:
     w = min(SNR, γ) / SNR,   min(SNR, γ),   min(SNR, γ) / (SNR + 1)     for ε, x_0, v
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from jax_ddpm._checks import Field, FieldError, check_shape, checked
+from jax_ddpm._errors import Field, FieldError, check_choice, check_positive, check_schedule
 from jax_ddpm._typing import DenoiseFn, PerSample, Sample, Timestep
 from jax_ddpm.forward import predict_v, q_sample
 from jax_ddpm.likelihood import mean_over_event, vb_term
-from jax_ddpm.reverse import PredictionType, VarianceType, check_zero_snr, denoise
+from jax_ddpm.reverse import PredictionType, VarianceType, check_prediction, denoise
 from jax_ddpm.schedule import NoiseSchedule, extract
-
-__all__ = ["LossType", "Weighting", "check_loss", "training_losses"]
 
 LossType = Literal["mse", "vb", "hybrid"]
 Weighting = Literal["min_snr"]
@@ -36,13 +34,14 @@ _LEARNED = ("learned", "learned_range")
 
 def check_loss(loss_type: Any, weighting: Any, variance_type: VarianceType) -> None:
     """Raises `FieldError` where these do not fit."""
+    check_choice("loss_type", loss_type, (None, *get_args(LossType)))
+    check_choice("weighting", weighting, (None, *get_args(Weighting)))
     if loss_type == "vb" and weighting is not None:
         raise FieldError("weighting", "expected None with ", Field("loss_type", "vb"), ", got one")
     if loss_type == "hybrid" and variance_type not in _LEARNED:
         raise FieldError("loss_type", "'hybrid' comes with a learned ", Field("variance_type"))
 
 
-@checked
 def training_losses(
     schedule: NoiseSchedule,
     denoise_fn: DenoiseFn,
@@ -66,11 +65,10 @@ def training_losses(
     """
     if loss_type is None:
         loss_type = "hybrid" if variance_type in _LEARNED else "mse"
-    check_zero_snr(schedule, prediction_type)
+    check_schedule(schedule)
+    check_prediction(schedule, prediction_type)
     check_loss(loss_type, weighting, variance_type)
-    if not min_snr_gamma > 0:
-        raise ValueError(f"min_snr_gamma: expected a number above 0, got {min_snr_gamma}")
-    check_shape("noise", noise, jnp.shape(x_start))
+    check_positive(min_snr_gamma=min_snr_gamma)
     x_t = q_sample(schedule, x_start, t, noise)
 
     def bits(denoise_fn: DenoiseFn) -> Array:

@@ -14,13 +14,10 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
-from jax_ddpm._checks import check_between, check_not_negative, check_shape, check_type, checked
-from jax_ddpm._typing import AnyArray, NoiseFn, Output, Place, PRNGKey, Shape
-
-__all__ = ["noise_source", "place", "sample_noise", "seed_key"]
+from jax_ddpm._errors import check_between, check_floats, check_key, check_whole
+from jax_ddpm._typing import AnyArray, NoiseFn, Place, PRNGKey, Shape
 
 
-@checked
 def sample_noise(
     key: PRNGKey | None,
     i: int | Array,
@@ -34,8 +31,9 @@ def sample_noise(
     if key is None:
         raise ValueError("key: expected a key, or both x_T and noise_fn, got None")
 
-    sizes = [size for size in shape if isinstance(size, int)]  # a symbolic batch is none
-    check_not_negative(i=i, first_sample=first_sample, shape=sizes)
+    check_key("key", key)
+    check_whole("i", i, 0)
+    check_whole("first_sample", first_sample, 0)
 
     def draw(sample):
         own_key = jax.random.fold_in(jax.random.fold_in(key, sample), i)
@@ -67,8 +65,7 @@ def noise_source(
         if noise_fn is None:
             return sample_noise(key, i, x.shape, **options)
         noise = noise_fn(i)
-        check_type("output of noise_fn", noise, Output)
-        check_shape("output of noise_fn", noise, x.shape)
+        check_floats("output of noise_fn", noise, x.shape)
         return noise.astype(x.dtype)
 
     return draw

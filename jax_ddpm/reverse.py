@@ -11,7 +11,7 @@ log Σ itself (`learned`), or the place v of log Σ between log β̃_t and log �
 from collections.abc import Callable
 from functools import wraps
 from inspect import signature
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, ParamSpec, TypeVar, get_args
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +19,8 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array
 
-from jax_ddpm._checks import P, R, check_shape, check_type, checked
-from jax_ddpm._typing import DenoiseFn, Output, Sample, ThresholdFn, Timestep
+from jax_ddpm._errors import check_choice, check_denoiser, check_floats, check_schedule
+from jax_ddpm._typing import DenoiseFn, Sample, ThresholdFn, Timestep
 from jax_ddpm.forward import (
     predict_eps_from_xstart,
     predict_xstart_from_eps,
@@ -29,18 +29,8 @@ from jax_ddpm.forward import (
 )
 from jax_ddpm.schedule import NoiseSchedule, check_entries, extract, look_up
 
-__all__ = [
-    "PMeanVariance",
-    "Prediction",
-    "PredictionType",
-    "VarianceType",
-    "check_zero_snr",
-    "denoise",
-    "in_float32",
-    "p_mean_variance",
-    "predict",
-    "predict_xstart",
-]
+P = ParamSpec("P")
+R = TypeVar("R")
 
 PredictionType = Literal["epsilon", "sample", "v_prediction"]
 VarianceType = Literal["fixed_small", "fixed_large", "learned", "learned_range"]
@@ -100,7 +90,6 @@ class Prediction(NamedTuple):
     """The network's own: that of x̂_0 before `clip_denoised`."""
 
 
-@checked
 def denoise(
     schedule: NoiseSchedule,
     denoise_fn: DenoiseFn,
@@ -114,22 +103,23 @@ def denoise(
     The network is shown the training timestep `schedule.timesteps[t]`, int32 [batch]. Raises
     `ValueError` unless the output has the shape of `x_t`, or twice its channels if learned.
     """
+    check_schedule(schedule)
+    check_denoiser("denoise_fn", denoise_fn)
+    check_choice("variance_type", variance_type, get_args(VarianceType))
     check_entries(t, schedule.num_timesteps, jnp.shape(x_t))
     entries = jnp.broadcast_to(t, jnp.shape(x_t)[:1])
     x_t = jnp.asarray(x_t)
     timesteps = jnp.asarray(schedule.timesteps, jnp.int32)
     output = denoise_fn(x_t, look_up(timesteps, entries, x_t))
-    check_type("output of denoise_fn", output, Output)
+    learned = variance_type not in ("fixed_small", "fixed_large")
+    *event, channels = x_t.shape
+    check_floats("output of denoise_fn", output, (*event, channels * (1 + learned)))
     output = output.astype(x_t.dtype)
-    if variance_type in ("fixed_small", "fixed_large"):
-        check_shape("output of denoise_fn", output, x_t.shape)
+    if not learned:
         return output, None
-    channels = x_t.shape[-1]
-    check_shape("output of denoise_fn", output, (*x_t.shape[:-1], 2 * channels))
     return output[..., :channels], output[..., channels:]
 
 
-@checked
 def predict_xstart(
     schedule: NoiseSchedule,
     x_t: Sample,
@@ -143,7 +133,7 @@ def predict_xstart(
     Raises `ValueError` for `"epsilon"` on a schedule of zero terminal SNR: x_t is ε there, and
     says nothing of x_0.
     """
-    check_zero_snr(schedule, prediction_type)
+    check_prediction(schedule, prediction_type)
     if prediction_type == "epsilon":
         return predict_xstart_from_eps(schedule, x_t, t, output)
     if prediction_type == "v_prediction":
@@ -151,7 +141,6 @@ def predict_xstart(
     return jnp.asarray(output)
 
 
-@checked
 @in_float32
 def p_mean_variance(
     schedule: NoiseSchedule,
@@ -173,8 +162,9 @@ def p_mean_variance(
     return PMeanVariance(*predict(schedule, denoise_fn, x_t, t, *policy)[:4])
 
 
-def check_zero_snr(schedule: NoiseSchedule, prediction_type: PredictionType) -> None:
+def check_prediction(schedule: NoiseSchedule, prediction_type: PredictionType) -> None:
     """Raises `ValueError` for ε on a schedule of zero terminal SNR, where that is concrete."""
+    check_choice("prediction_type", prediction_type, get_args(PredictionType))
     table = schedule.alphas_cumprod
     known = prediction_type == "epsilon" and not isinstance(table, Tracer)
     if known and np.asarray(table)[-1] == 0:
@@ -194,6 +184,8 @@ def predict(
     clip_denoised: bool | ThresholdFn,
 ) -> Prediction:
     """`p_mean_variance`, and the network's ε."""
+    if not callable(clip_denoised):
+        check_choice("clip_denoised", clip_denoised, (True, False))
     output, values = denoise(schedule, denoise_fn, x_t, t, variance_type=variance_type)
     pred_xstart = predict_xstart(schedule, x_t, t, output, prediction_type=prediction_type)
     eps = output

@@ -24,13 +24,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from jax_ddpm._checks import FieldError, checked
+from jax_ddpm._errors import check_between, check_choice, check_positive
 from jax_ddpm._typing import NoiseFn
 from jax_ddpm.forward import predict_eps_from_xstart
 from jax_ddpm.reverse import Prediction
 from jax_ddpm.schedule import NoiseSchedule, extract
-
-__all__ = ["InitFn", "PredictFn", "Sampler", "StepFn", "ancestral", "ddim", "dpm_solver_pp", "heun"]
 
 PredictFn = Callable[[Array, Array], Prediction]
 """`(x_t, i) -> Prediction`: one run of the network at entry i."""
@@ -81,7 +79,6 @@ class Sampler(NamedTuple):
     step: StepFn
 
 
-@checked
 def ancestral() -> Sampler:
     """Draw x_{t-1} from p_θ(x_{t-1} | x_t): Ho et al. 2020, Algorithm 2. No noise lands on x_0."""
 
@@ -94,15 +91,13 @@ def ancestral() -> Sampler:
     return Sampler(_no_memory, step)
 
 
-@checked
 def ddim(eta: float = 0.0, *, use_clipped_model_output: bool = True) -> Sampler:
     """Song et al. 2021a, eq. 12 and 16: deterministic at `eta` 0, Ho et al.'s chain at 1.
 
     Where x̂_0 is clipped, ε is that of the clipped x̂_0, so that x_t lies on the line through both.
     Without `use_clipped_model_output` (diffusers' word, and its default) it is the network's own.
     """
-    if not 0 <= eta <= 1:
-        raise FieldError("eta", f"expected 0 to 1, got {eta}")
+    check_between("eta", eta, 0, 1)
 
     def step(schedule, predict, noise_fn, i, x_t, memory):
         p = predict(x_t, i)
@@ -122,7 +117,6 @@ def ddim(eta: float = 0.0, *, use_clipped_model_output: bool = True) -> Sampler:
     return Sampler(_no_memory, step)
 
 
-@checked
 def dpm_solver_pp(order: Literal[1, 2, 3] = 2, *, stochastic: bool = False) -> Sampler:
     """Multistep DPM-Solver++ of order 1, 2 or 3 (Lu et al. 2022b, Algorithm 2), or its SDE form.
 
@@ -140,6 +134,8 @@ def dpm_solver_pp(order: Literal[1, 2, 3] = 2, *, stochastic: bool = False) -> S
     one before, and order 2 is better there.
     """
     k = 2 if stochastic else 1
+
+    check_choice("order", order, (1, 2, 3))
 
     def init(x_T):
         if order == 1:
@@ -166,7 +162,6 @@ def dpm_solver_pp(order: Literal[1, 2, 3] = 2, *, stochastic: bool = False) -> S
     return Sampler(init, step)
 
 
-@checked
 def heun(*, max_slope: float = 10.0) -> Sampler:
     """Heun's method of second order, deterministic (Karras et al. 2022, Algorithm 1, S_churn = 0).
 
@@ -180,8 +175,7 @@ def heun(*, max_slope: float = 10.0) -> Sampler:
         It is infinite where σ̂ is, and large in the last entries of a cosine schedule. Short steps
         have less than 1, so the order is 2.
     """
-    if not max_slope > 0:
-        raise ValueError(f"max_slope: expected more than 0, got {max_slope}")
+    check_positive(max_slope=max_slope)
 
     def step(schedule, predict, noise_fn, i, x_t, memory):
         alpha_prev = extract(schedule.alphas_cumprod_prev**0.5, i, x_t)

@@ -26,7 +26,6 @@ float32, and rounded only at the end of a piece: the network alone sees sixteen 
     x_0 = state.x_t
 """
 
-import operator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -36,14 +35,12 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, Int
 
-from jax_ddpm._checks import check_not_negative, check_shape, checked
+from jax_ddpm._errors import FieldTypeError, check_floats, check_schedule, check_whole, described
 from jax_ddpm._typing import DenoiseFn, NoiseFn, Place, PRNGKey, Sample, Shape, ThresholdFn
 from jax_ddpm.noise import noise_source, place, sample_noise
 from jax_ddpm.reverse import PredictionType, VarianceType, in_float32, predict
 from jax_ddpm.samplers import Sampler, ancestral
 from jax_ddpm.schedule import NoiseSchedule, warn_of_signal
-
-__all__ = ["SampleState", "p_sample_init", "p_sample_loop", "p_sample_steps"]
 
 
 class SampleState(NamedTuple):
@@ -54,7 +51,6 @@ class SampleState(NamedTuple):
     memory: Any
 
 
-@checked
 @in_float32
 def p_sample_loop(
     key: PRNGKey | None,
@@ -121,9 +117,7 @@ def p_sample_loop(
     total = schedule.num_timesteps
     if save_every is None:
         return run(state, total).x_t
-    save_every = operator.index(save_every)
-    if not 1 <= save_every <= total:
-        raise ValueError(f"save_every: expected 1 to {total} steps, got {save_every}")
+    check_whole("save_every", save_every, 1, total)
 
     def step(state, _):
         state = run(state, save_every)
@@ -133,7 +127,6 @@ def p_sample_loop(
     return run(state, total % save_every).x_t, states
 
 
-@checked
 def p_sample_init(
     key: PRNGKey | None,
     schedule: NoiseSchedule,
@@ -148,16 +141,16 @@ def p_sample_init(
 
     Warns where the chain does not start in noise: see `warn_of_signal`.
     """
+    check_schedule(schedule)
     total = schedule.num_timesteps
     if x_T is None:
         warn_of_signal(schedule)
         x_T = sample_noise(key, total, shape, first_sample=first_sample, sharding=sharding)
-    check_shape("x_T", x_T, shape)
+    check_floats("x_T", x_T, shape)
     x_T = place(jnp.asarray(x_T), sharding)
-    return SampleState(jnp.int32(total - 1), x_T, (sampler or ancestral()).init(x_T))
+    return SampleState(jnp.int32(total - 1), x_T, _rule(sampler).init(x_T))
 
 
-@checked
 @in_float32
 def p_sample_steps(
     key: PRNGKey | None,
@@ -175,13 +168,10 @@ def p_sample_steps(
     sharding: Place | None = None,
 ) -> SampleState:
     """Take `steps` steps down the chain from `state`; T of them from its start are the whole."""
-    sampler = sampler or ancestral()
-    check_not_negative(first_sample=first_sample)
-    steps = operator.index(steps)
+    check_schedule(schedule)
+    rule = _rule(sampler)
     left = schedule.num_timesteps if isinstance(state.i, Tracer) else int(state.i) + 1
-    if not 0 <= steps <= left:
-        raise ValueError(f"steps: expected 0 to {left}, the entries that are left, got {steps}")
-
+    check_whole("steps", steps, 0, left)
     policy = (prediction_type, variance_type, clip_denoised)
 
     def run_network(x_t, i):
@@ -191,10 +181,18 @@ def p_sample_steps(
 
     def step(state, _):
         i, x_t, memory = state
-        made = sampler.step(schedule, run_network, draw, i, x_t, memory)
+        made = rule.step(schedule, run_network, draw, i, x_t, memory)
         if not isinstance(made, tuple | list) or len(made) != 2:
             raise TypeError(f"sampler.step: expected (x_prev, memory), got {made!r}")
         x_prev, memory = made
         return SampleState(i - 1, place(x_prev, sharding), memory), None
 
     return lax.scan(jax.checkpoint(step, prevent_cse=False), state, length=steps)[0]
+
+
+def _rule(sampler: Sampler | None) -> Sampler:
+    if sampler is not None and not hasattr(sampler, "step"):
+        raise FieldTypeError(
+            "sampler", f"expected a Sampler, such as ddim(), got {described(sampler)}"
+        )
+    return sampler or ancestral()

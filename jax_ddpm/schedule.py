@@ -14,7 +14,7 @@ Tables stay float64 on the host and are rounded once, to the dtype of the images
 
 import re
 import warnings
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -24,25 +24,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int, Real
 
-from jax_ddpm._checks import FieldError, check_between, checked, described
+from jax_ddpm._errors import FieldError, check_choice, check_schedule, check_whole, described
 from jax_ddpm._typing import AnyArray, Shape, Table, Timestep, Weight
-
-__all__ = [
-    "NoiseSchedule",
-    "Spacing",
-    "check_entries",
-    "cosine_beta_schedule",
-    "extract",
-    "linear_beta_schedule",
-    "make_schedule",
-    "per_sample",
-    "rescale_zero_terminal_snr",
-    "respace",
-    "scaled_linear_beta_schedule",
-    "sigmoid_beta_schedule",
-    "spaced_timesteps",
-    "warn_of_signal",
-]
 
 _SIGNAL = 0.05
 """The largest √ᾱ_T that is called noise: Ho et al.'s is 0.006."""
@@ -83,44 +66,39 @@ class NoiseSchedule(NamedTuple):
         return self.betas.shape[0]
 
 
-@checked
 def linear_beta_schedule(timesteps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> Betas:
     """β linear in t (Ho et al. 2020, §4)."""
-    _check_timesteps(timesteps)
+    check_whole("timesteps", timesteps, 1)
     return np.linspace(beta_start, beta_end, timesteps, dtype=np.float64)
 
 
-@checked
 def scaled_linear_beta_schedule(
     timesteps: int, beta_start: float = 1e-4, beta_end: float = 0.02
 ) -> Betas:
     """√β linear in t (Rombach et al. 2022)."""
-    _check_timesteps(timesteps)
+    check_whole("timesteps", timesteps, 1)
     return np.linspace(beta_start**0.5, beta_end**0.5, timesteps, dtype=np.float64) ** 2
 
 
-@checked
 def cosine_beta_schedule(timesteps: int, s: float = 0.008, max_beta: float = 0.999) -> Betas:
     """ᾱ a squared cosine (Nichol & Dhariwal 2021, eq. 17), β clipped at `max_beta`."""
-    _check_timesteps(timesteps)
+    check_whole("timesteps", timesteps, 1)
     time = np.arange(timesteps + 1, dtype=np.float64) / timesteps
     alpha_bar = np.cos((time + s) / (1 + s) * np.pi / 2) ** 2
     return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], max_beta)
 
 
-@checked
 def sigmoid_beta_schedule(
     timesteps: int, start: float = -3.0, end: float = 3.0, tau: float = 1.0
 ) -> Betas:
     """ᾱ a sigmoid scaled to run from 1 to 0 (Jabri et al. 2022, Algorithm 4), β below 0.999."""
-    _check_timesteps(timesteps)
+    check_whole("timesteps", timesteps, 1)
     time = np.arange(timesteps + 1, dtype=np.float64) / timesteps
     sigmoid = 1 / (1 + np.exp(-(start + time * (end - start)) / tau))
     alpha_bar = (sigmoid[-1] - sigmoid) / (sigmoid[-1] - sigmoid[0])
     return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
 
 
-@checked
 def rescale_zero_terminal_snr(betas: Any) -> Betas:
     """Shift and scale √ᾱ so that the last step is pure noise (Lin et al. 2024, Algorithm 1).
 
@@ -147,7 +125,6 @@ def make_schedule(betas: Any) -> NoiseSchedule:
     return _tables(betas, alphas_cumprod, alphas_cumprod_prev, np.arange(betas.size))
 
 
-@checked
 def spaced_timesteps(
     timesteps: int, steps: int | str, spacing: Spacing = "leading"
 ) -> Int[np.ndarray, "steps"]:
@@ -161,11 +138,11 @@ def spaced_timesteps(
     part included, `"ddim25"` counts up from 0 by the stride that makes 25, and `""` is the whole
     chain. Raises `ValueError` where there are no such steps.
     """
-    _check_timesteps(timesteps)
+    check_whole("timesteps", timesteps, 1)
     if isinstance(steps, str):
         return _respacing(timesteps, steps)
-    if not 1 <= steps <= timesteps:
-        raise ValueError(f"steps: expected 1 to {timesteps} (the timesteps), got {steps}")
+    check_whole("steps", steps, 1, timesteps)
+    check_choice("spacing", spacing, get_args(Spacing))
     if spacing == "leading":
         return np.arange(steps) * (timesteps // steps)
     if spacing == "trailing":
@@ -199,7 +176,6 @@ def _respacing(timesteps: int, words: str) -> np.ndarray:
     return np.concatenate(kept)
 
 
-@checked
 def respace(
     schedule: NoiseSchedule, timesteps: Any, *, final_alpha_cumprod: float = 1.0
 ) -> NoiseSchedule:
@@ -213,6 +189,7 @@ def respace(
     is left (that of entry 0 is diffusers' `set_alpha_to_one=False` and `"sigma_min"`). Raises
     `ValueError` unless it lies between ᾱ of the first kept entry and 1.
     """
+    check_schedule(schedule)
     kept = np.asarray(timesteps)
     if kept.ndim != 1 or kept.size == 0 or not np.issubdtype(kept.dtype, np.integer):
         raise ValueError(
@@ -236,7 +213,6 @@ def respace(
     return _tables(betas, alphas_cumprod, alphas_cumprod_prev, timesteps)
 
 
-@checked
 def extract(
     table: Real[_Array, "timesteps"] | Bool[_Array, "timesteps"], t: Timestep, x: AnyArray
 ) -> Array:
@@ -349,14 +325,7 @@ def _tables(
     )
 
 
-def _check_timesteps(timesteps: int) -> None:
-    if timesteps < 1:
-        raise ValueError(f"timesteps: expected at least 1, got {timesteps}")
-
-
 def check_entries(t: Any, size: int, x_shape: Shape) -> None:
-    if not jnp.issubdtype(jnp.result_type(t), jnp.integer):
-        raise TypeError(f"t: expected integers, got {jnp.result_type(t)}")
+    check_whole("t", t, 0, size - 1)
     if jnp.shape(t) not in ((), x_shape[:1]):
         raise ValueError(f"t: expected shape {x_shape[:1]} or (), got {jnp.shape(t)}")
-    check_between("t", t, 0, size - 1)

@@ -10,10 +10,6 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jax_ddpm._checks import checked
-
-__all__ = ["DynamicThreshold", "StaticThreshold", "dynamic_threshold", "static_threshold"]
-
 
 @dataclass(frozen=True)
 class StaticThreshold:
@@ -43,7 +39,6 @@ class DynamicThreshold:
         return jnp.clip(x_start, -s, s) / s
 
 
-@checked
 def static_threshold(limit: float) -> StaticThreshold:
     """Clip x_0 to ±`limit` (diffusers' `clip_sample_range`). `ValueError` unless it is positive."""
     if not limit > 0:
@@ -51,7 +46,6 @@ def static_threshold(limit: float) -> StaticThreshold:
     return StaticThreshold(limit)
 
 
-@checked
 def dynamic_threshold(quantile: float = 0.995, max_value: float = 1.0) -> DynamicThreshold:
     """Clip x_0 to ±s and divide by s (Saharia et al. 2022, §2.3), with s for each sample the
     `quantile` of |x_0|, at least 1 and at most `max_value`.

@@ -20,7 +20,7 @@ import pytest
 
 import jax_ddpm as ddpm
 from jax_ddpm import data, evaluation, interop, runs
-from jax_ddpm._checks import check_type
+from jax_ddpm._errors import check_type
 from jax_ddpm.models import NoisyClassifier
 from jax_ddpm.runs.run import Run
 

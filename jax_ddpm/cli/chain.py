@@ -6,8 +6,6 @@ from jax_ddpm.runs import Run, load_pretrained, load_run
 from jax_ddpm.runs.drawing import with_guidance
 from jax_ddpm.samplers import Sampler, ancestral, ddim, dpm_solver_pp, heun
 
-__all__ = ["SAMPLERS", "load_chain", "make_sampler"]
-
 SAMPLERS = {"ancestral": ancestral, "ddim": ddim, "dpm_solver_pp": dpm_solver_pp, "heun": heun}
 _OPTIONS = {"eta": "ddim", "order": "dpm_solver_pp", "stochastic": "dpm_solver_pp"}
 

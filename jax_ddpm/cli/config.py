@@ -19,19 +19,6 @@ from jax_ddpm.runs.settings import (
 )
 from jax_ddpm.schedule import Spacing
 
-__all__ = [
-    "ChainConfig",
-    "ConvertConfig",
-    "DevicesConfig",
-    "DoctorConfig",
-    "EvaluateConfig",
-    "ExportConfig",
-    "ParityConfig",
-    "PlanConfig",
-    "SampleConfig",
-    "TrainConfig",
-]
-
 DatasetName = Literal["digits", "mnist5k", "photo_crops"]
 RecipeName = Literal["digits", "mnist", "cifar10", "cifar10_iddpm", "celebahq256", "imagenet64_adm"]
 SamplerName = Literal["ddim", "ancestral", "dpm_solver_pp", "heun"]

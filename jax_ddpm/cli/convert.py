@@ -9,8 +9,6 @@ from jax_ddpm.io.arrays import save_tensors
 from jax_ddpm.models import SimpleUNet, UNet
 from jax_ddpm.runs import Run, load_model, load_pretrained, load_state_dict, save_run
 
-__all__ = ["convert"]
-
 
 def convert(config: ConvertConfig) -> None:
     """Read `config.source`, whatever it is, and write it as `config.to` says."""

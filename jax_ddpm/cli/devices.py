@@ -11,8 +11,6 @@ from jax_ddpm.cli.errors import UsageError
 from jax_ddpm.cpu import use_cores
 from jax_ddpm.training.hosts import any_process, connect, is_writer
 
-__all__ = ["say", "start_devices"]
-
 
 def start_devices(config: DevicesConfig) -> None:
     """Call before JAX's first use."""

@@ -18,8 +18,6 @@ from jax_ddpm.cpu import use_cores
 from jax_ddpm.runs import Findings, check_run
 from jax_ddpm.runs.exporting import check_export
 
-__all__ = ["doctor"]
-
 _PACKAGES = ("jax_ddpm", "jax", "jaxlib", "flax", "optax", "numpy", "safetensors", "torch")
 _SECONDS = 20.0
 

@@ -7,9 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from jax_ddpm._checks import Field, FieldError
-
-__all__ = ["UsageError", "check_file", "naming", "warning_lines", "writing"]
+from jax_ddpm._errors import Field, FieldError
 
 
 class UsageError(Exception):

@@ -3,7 +3,7 @@
 from dataclasses import fields, replace
 from typing import Any
 
-from jax_ddpm._checks import FieldError
+from jax_ddpm._errors import FieldError
 from jax_ddpm.cli.chain import load_chain, make_sampler
 from jax_ddpm.cli.config import ChainConfig, DataConfig, EvaluateConfig
 from jax_ddpm.cli.devices import say, start_devices
@@ -17,8 +17,6 @@ from jax_ddpm.runs import Run, evaluate_samples
 from jax_ddpm.runs import evaluate as measure
 from jax_ddpm.runs.samples import kept_samples, open_samples
 from jax_ddpm.training.hosts import on_writer, together
-
-__all__ = ["evaluate"]
 
 _OF_IMAGES = ("data", "image_size", "channels")
 

@@ -1,12 +1,10 @@
 """`jax-ddpm export`: the whole sampler, weights included, as one StableHLO file."""
 
-from jax_ddpm._checks import check_positive
+from jax_ddpm._errors import check_positive
 from jax_ddpm.cli.chain import load_chain, make_sampler
 from jax_ddpm.cli.config import ExportConfig
 from jax_ddpm.cli.errors import check_file, writing
 from jax_ddpm.runs import export as export_run
-
-__all__ = ["export"]
 
 
 def export(config: ExportConfig) -> None:

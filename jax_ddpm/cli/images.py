@@ -8,8 +8,6 @@ from jax_ddpm.data import Dataset, Preparation, load_dataset
 from jax_ddpm.data.parquet import HUB
 from jax_ddpm.runs import Progress
 
-__all__ = ["load_images"]
-
 
 def load_images(config: DataConfig, preparation: Preparation) -> Dataset:
     """Read them as `preparation` says."""

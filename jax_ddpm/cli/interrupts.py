@@ -12,8 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-__all__ = ["STOPPED", "Interrupts"]
-
 STOPPED = 130
 """The exit code of a command that was asked to stop, and did."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)

@@ -11,8 +11,6 @@ from jax_ddpm.cli.config import ParityConfig
 from jax_ddpm.cli.errors import UsageError, check_file, writing
 from jax_ddpm.io.json import write_json
 
-__all__ = ["parity"]
-
 
 def parity(config: ParityConfig) -> None:
     """Run all cases in float64 and float32, print the table; exit code 1 if one fails."""

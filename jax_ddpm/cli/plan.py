@@ -6,7 +6,7 @@ from functools import partial
 
 import jax
 
-from jax_ddpm._checks import check_positive
+from jax_ddpm._errors import check_positive
 from jax_ddpm.cli.config import PlanConfig
 from jax_ddpm.cli.errors import UsageError, check_file, naming, writing
 from jax_ddpm.io.json import write_json
@@ -24,8 +24,6 @@ from jax_ddpm.runs import RECIPES, Run, Settings, load_model
 from jax_ddpm.runs.drawing import make_chain
 from jax_ddpm.runs.settings import LayoutSettings
 from jax_ddpm.runs.starting import untrained
-
-__all__ = ["plan"]
 
 
 def plan(config: PlanConfig) -> None:

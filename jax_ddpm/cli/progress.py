@@ -11,8 +11,6 @@ from jax_ddpm.runs import Progress
 from jax_ddpm.runs.watching import FIGURES
 from jax_ddpm.training.hosts import is_writer
 
-__all__ = ["bar", "bars"]
-
 _SECONDS = 10
 """Between two lines in a log file."""
 

@@ -5,8 +5,6 @@ from typing import Any
 
 from jax_ddpm.cli.config import EvaluateConfig
 
-__all__ = ["report"]
-
 _NAMES = {
     "fid": "FID",
     "fid_768": "FID of 768 features",

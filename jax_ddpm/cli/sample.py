@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from jax_ddpm._checks import check_positive
+from jax_ddpm._errors import check_positive
 from jax_ddpm.cli.chain import load_chain, make_sampler
 from jax_ddpm.cli.config import SampleConfig
 from jax_ddpm.cli.devices import say, start_devices
@@ -13,8 +13,6 @@ from jax_ddpm.runs import Run, draw, save_samples
 from jax_ddpm.runs.drawing import labels_in_turn, make_chain
 from jax_ddpm.schedule import NoiseSchedule
 from jax_ddpm.training.hosts import on_writer, together
-
-__all__ = ["sample"]
 
 
 def sample(config: SampleConfig) -> None:

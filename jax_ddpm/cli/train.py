@@ -24,8 +24,6 @@ from jax_ddpm.runs.run import CHECKPOINTS, FILES, METRICS, is_run
 from jax_ddpm.runs.watching import best_line
 from jax_ddpm.training.hosts import any_process, is_writer, together
 
-__all__ = ["train"]
-
 _UNSAID = vars(Preparation())
 
 

@@ -15,8 +15,6 @@ from jax_ddpm.models import UNet
 from jax_ddpm.runs import unet_fields
 from jax_ddpm.runs.settings import UNET_FIELDS
 
-__all__ = ["UNetConfig", "chosen_fields"]
-
 _HELP = {
     name.strip(): param.description or ""
     for param in parse_from_object(UNet).params

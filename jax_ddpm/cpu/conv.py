@@ -44,8 +44,6 @@ from jax.custom_derivatives import SymbolicZero
 from jax.sharding import AxisType, auto_axes
 from jaxtyping import Array
 
-__all__ = ["conv_general_dilated"]
-
 _PATCHES, _MOST_PIXELS = 9 * 2**16, 4096
 """Numbers of a part's patches, and its pixels: with a kernel and its gradient, a core's cache."""
 

@@ -20,8 +20,6 @@ from typing import Any
 
 import jax
 
-__all__ = ["use_cores"]
-
 _ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/kfd", "/dev/accel*", "/dev/vfio/[0-9]*")
 """What Linux shows of NVIDIA's and AMD's GPUs, and of TPUs."""
 

@@ -1,7 +1,5 @@
 """How many training steps one dispatch holds, where the user does not say."""
 
-__all__ = ["default_steps_per_dispatch"]
-
 
 def default_steps_per_dispatch(backend: str) -> int:
     """10, so that an accelerator never waits for the host; 1 on a CPU, which is the host.

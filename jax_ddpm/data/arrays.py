@@ -6,13 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from jax_ddpm._checks import Field, FieldError
+from jax_ddpm._errors import Field, FieldError
 from jax_ddpm.data.dataset import Dataset, check_finite, numbered, split_of, to_bytes
 from jax_ddpm.data.pictures import reason
 from jax_ddpm.data.preparation import Preparation
 from jax_ddpm.data.rows import FileRows
-
-__all__ = ["read_arrays", "read_labels"]
 
 _IN_MEMORY = 2**28
 """Bytes. A .npy up to this size is read whole; a larger one of uint8 stays on the disk, and must

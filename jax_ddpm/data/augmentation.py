@@ -11,10 +11,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Int
 
-from jax_ddpm._checks import FieldError, checked
+from jax_ddpm._errors import FieldError
 from jax_ddpm._typing import Image, Pixels, PRNGKey
-
-__all__ = ["Augment", "augmentation", "random_crop", "random_flip"]
 
 Images = Image | Pixels
 """[image, height, width, channel], floats or bytes."""
@@ -22,7 +20,6 @@ Augment = Callable[..., Images]
 """`(key, images[, extents]) -> images`."""
 
 
-@checked
 def random_flip(key: PRNGKey, images: Images) -> Array:
     """Mirror each image left to right with probability 1/2."""
 
@@ -32,7 +29,6 @@ def random_flip(key: PRNGKey, images: Images) -> Array:
     return jax.vmap(flip)(_keys(key, images), images)
 
 
-@checked
 def random_crop(
     key: PRNGKey, images: Images, size: int, extents: Int[Array, "image 2"] | None = None
 ) -> Array:
@@ -54,7 +50,6 @@ def random_crop(
     return jax.vmap(crop)(_keys(key, images), images, extents)
 
 
-@checked
 def augmentation(image_size: int | None, flip: bool) -> Augment:
     """The function of (key, images, extents) that cuts out windows, then flips; `image_size` is
     None where nothing is cut."""
@@ -69,4 +64,6 @@ def augmentation(image_size: int | None, flip: bool) -> Augment:
 
 
 def _keys(key: PRNGKey, images: Images) -> Array:
+    if images.ndim != 4:
+        raise FieldError("images", f"expected [image, height, width, channel], got {images.shape}")
     return jax.vmap(lambda sample: jax.random.fold_in(key, sample))(jnp.arange(len(images)))

@@ -26,8 +26,6 @@ from jax_ddpm.data.rows import FileRows
 from jax_ddpm.io.files import make_folder
 from jax_ddpm.io.json import read_json, write_json
 
-__all__ = ["Cached", "cached_pictures"]
-
 _VERSION = 2  # of the decoding
 _ROWS, _ABOUT = "images.bin", "about.json"
 

@@ -9,8 +9,6 @@ from jax_ddpm.data.dataset import Dataset
 from jax_ddpm.data.files import Files
 from jax_ddpm.data.unpickling import safe_loads
 
-__all__ = ["is_cifar", "is_cifar_test", "read_cifar"]
-
 _PIXELS = 3 * 32 * 32
 
 

@@ -7,11 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jax_ddpm._checks import FieldError, checked
+from jax_ddpm._errors import FieldError
 from jax_ddpm._typing import AnyArray
 from jax_ddpm.data.preparation import Preparation
-
-__all__ = ["Dataset", "check_finite", "numbered", "split_of", "to_bytes", "to_float"]
 
 _LEVELS = ((np.arange(256) - 127.5) / 127.5).astype(np.float32)
 """What each byte means."""
@@ -118,14 +116,12 @@ class Dataset(NamedTuple):
         return digest.hexdigest()
 
 
-@checked
 def to_float(images: AnyArray) -> np.ndarray:
     """Bytes as float32 in [-1, 1], (x - 127.5) / 127.5; floats as they are."""
     images = np.asarray(images)
     return _LEVELS[images] if images.dtype == np.uint8 else images
 
 
-@checked
 def to_bytes(images: AnyArray) -> np.ndarray:
     """Images as uint8: of [-1, 1], rounded; bytes as they are. Raises `FieldError` of a NaN."""
     images = np.asarray(images)

@@ -15,8 +15,6 @@ import numpy as np
 
 from jax_ddpm.data.preparation import Preparation
 
-__all__ = ["Encoded", "Survey", "decode", "resized_shape", "survey"]
-
 Encoded = bytes | np.ndarray
 """A file's bytes, or pixels, uint8 [height, width, channel] with 1, 3 or 4 channels."""
 

@@ -10,8 +10,6 @@ import numpy as np
 from jax_ddpm.data.dataset import Dataset
 from jax_ddpm.data.files import Files
 
-__all__ = ["is_idx", "read_idx", "read_mnist"]
-
 _NAME = re.compile(r"(.*/)?(train|t10k)-(images|labels)[-.]idx[13]-ubyte(\.gz)?")
 
 _BYTES = 0x08

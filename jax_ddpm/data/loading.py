@@ -17,8 +17,6 @@ from jax.sharding import NamedSharding
 from jax_ddpm._typing import PRNGKey
 from jax_ddpm.data.order import epoch_order, load_batch, steps_per_epoch
 
-__all__ = ["Order", "prefetched"]
-
 _AHEAD_BYTES = 2**28
 _AHEAD = 16
 _THREADS = 8

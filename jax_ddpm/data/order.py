@@ -11,13 +11,10 @@ from jax import lax
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Int
 
-from jax_ddpm._checks import check_not_negative, checked
+from jax_ddpm._errors import check_whole
 from jax_ddpm._typing import PRNGKey
 
-__all__ = ["batch_indices", "epoch_order", "load_batch", "steps_per_epoch"]
 
-
-@checked
 def batch_indices(
     key: PRNGKey, step: int | Array, dataset_size: int, batch_size: int
 ) -> Int[Array, "batch"]:
@@ -26,7 +23,7 @@ def batch_indices(
     An epoch drops what does not fill a batch. `step` may be traced (the order can live inside
     a scan). Raises `ValueError` if a batch is larger than the data.
     """
-    check_not_negative(step=step)
+    check_whole("step", step, 0)
     per_epoch = steps_per_epoch(dataset_size, batch_size)
     order = epoch_order(key, step // per_epoch, dataset_size)
     return lax.dynamic_slice_in_dim(order, step % per_epoch * batch_size, batch_size)

@@ -7,14 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from jax_ddpm._checks import FieldError
+from jax_ddpm._errors import FieldError
 from jax_ddpm.data.arrays import read_labels
 from jax_ddpm.data.dataset import split_of
 from jax_ddpm.data.files import Unreadable
 from jax_ddpm.data.pictures import EncodedSet
 from jax_ddpm.data.preparing import Source
-
-__all__ = ["HUB", "is_parquet", "read_parquet"]
 
 HUB = "hf://"
 """What a name on the hub begins with: hf://OWNER/NAME."""

@@ -14,12 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jax_ddpm._checks import Field, FieldError
+from jax_ddpm._errors import Field, FieldError
 from jax_ddpm.data.decoding import Encoded, Survey, decode, resized_shape, survey
 from jax_ddpm.data.files import Unreadable
 from jax_ddpm.data.preparation import Preparation
-
-__all__ = ["EncodedSet", "Found", "Pictures", "look_at", "reason", "unreadable"]
 
 _Outcome = bool | str
 """Whether transparency was composed on white; or why a picture cannot be decoded."""

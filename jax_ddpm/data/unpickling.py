@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["safe_loads"]
-
 
 def safe_loads(data: bytes) -> Any:
     """What a pickle holds: arrays of numbers, text, bytes, numbers, tuples, lists and dicts.

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from jax import lax
 
-from jax_ddpm._checks import FieldError, checked
+from jax_ddpm._errors import FieldError
 from jax_ddpm._typing import Label, Pixels
 from jax_ddpm.evaluation.networks import FeatureNetwork
 from jax_ddpm.io.arrays import flatten, from_bytes, to_bytes, unflatten
@@ -22,14 +22,11 @@ from jax_ddpm.models.feature_classifier import FeatureClassifier
 from jax_ddpm.noise import seed_key
 from jax_ddpm.training.hosts import from_writer
 
-__all__ = ["train_classifier"]
-
 _STEPS = 200
 _BATCH = 128
 _RATE = 2e-3
 
 
-@checked
 def train_classifier(
     images: Pixels, labels: Label | None = None, *, seed: int = 0
 ) -> FeatureNetwork:

@@ -13,8 +13,6 @@ from jax_ddpm.evaluation.distances import (
 from jax_ddpm.evaluation.extraction import Extracted
 from jax_ddpm.evaluation.statistics import Statistics
 
-__all__ = ["INCEPTION", "compare", "compare_statistics", "copies", "main_figure"]
-
 INCEPTION = "2048"
 """The name of the features that FID is of."""
 _NEIGHBOUR = 3

@@ -16,20 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jax_ddpm._checks import FieldError, check_positive, checked
+from jax_ddpm._errors import FieldError, check_positive
 from jax_ddpm._typing import AnyArray, Covariance, Mean, Rows
-
-__all__ = [
-    "InceptionScores",
-    "KernelDistance",
-    "PrecisionRecall",
-    "Score",
-    "frechet_distance",
-    "inception_score",
-    "kernel_distance",
-    "nearest_distances",
-    "precision_recall",
-]
 
 _SEED = 2020
 """torch-fidelity's, of its subsets and its order."""
@@ -60,7 +48,6 @@ class PrecisionRecall(NamedTuple):
     """Of the real images, those that generated ones are like."""
 
 
-@checked
 def frechet_distance(mu_1: Mean, sigma_1: Covariance, mu_2: Mean, sigma_2: Covariance) -> float:
     """Fréchet distance of two Gaussians, squared (Heusel et al. 2017, eq. 6; Dowson & Landau
     1982). FID, where they are those of Inception's 2,048 features of many images.
@@ -87,7 +74,6 @@ def frechet_distance(mu_1: Mean, sigma_1: Covariance, mu_2: Mean, sigma_2: Covar
     return max(float(distance), 0.0)  # rounding leaves the distance of equals below 0
 
 
-@checked
 def kernel_distance(
     x: Rows, y: Rows, *, subsets: int = 100, subset_size: int = 1000
 ) -> KernelDistance:
@@ -124,7 +110,6 @@ def kernel_distance(
     return KernelDistance(float(np.mean(distances)), float(np.std(distances)))
 
 
-@checked
 def inception_score(logits: Rows, *, splits: int = 10) -> Score:
     """exp of the mean Kullback-Leibler divergence of p(y | x) from p(y) (Salimans et al. 2016, §4),
     over `splits` parts of the images in random order: its mean and its spread.
@@ -181,7 +166,6 @@ class InceptionScores:
         return Score(float(scores.mean()), float(scores.std()))
 
 
-@checked
 def precision_recall(real: Rows, generated: Rows, k: int = 3) -> PrecisionRecall:
     """Improved precision and recall (Kynkäänniemi et al. 2019, eq. 1 and 2): an image is like those
     of a set if it is no further from one of them than that one's k-th nearest neighbour.
@@ -208,7 +192,6 @@ def precision_recall(real: Rows, generated: Rows, k: int = 3) -> PrecisionRecall
     return PrecisionRecall(share_within(generated, real), share_within(real, generated))
 
 
-@checked
 def nearest_distances(x: Rows, y: Rows | None = None) -> np.ndarray:
     """Euclidean distance of each row of `x` to the nearest of `y`, or without `y` to the nearest
     other row of `x`; float64 [sample].

@@ -15,8 +15,6 @@ from jax_ddpm.evaluation.statistics import Statistics, statistics
 from jax_ddpm.training.hosts import to_hosts
 from jax_ddpm.training.sharding import data_sharding, device_mesh, replicated
 
-__all__ = ["KEPT", "Extracted", "extract", "feature_batches"]
-
 KEPT = 10_000
 """Of so many images the features themselves are kept: what compares image with image needs them."""
 LOGITS = "logits_unbiased"

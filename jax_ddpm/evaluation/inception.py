@@ -9,12 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_ddpm._checks import FieldError, check_choice, checked
+from jax_ddpm._errors import FieldError, check_choice
 from jax_ddpm.evaluation.networks import FeatureNetwork
 from jax_ddpm.interop.tensors import check_tensors, read_state_dict
 from jax_ddpm.models.inception import InceptionV3
-
-__all__ = ["VARIABLE", "WHERE", "load_inception"]
 
 VARIABLE = "JAX_DDPM_INCEPTION"
 """Of the environment: where the weights lie, if nothing else says so."""
@@ -29,7 +27,6 @@ _WITHOUT = "without it, images are compared by the features of a small classifie
 _EPSILON = 1e-3  # of the batch normalisation
 
 
-@checked
 def load_inception(
     path: str | os.PathLike[str] | None = None, *, dtype: Any = jnp.float32
 ) -> FeatureNetwork:

@@ -7,10 +7,7 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import Array
 
-from jax_ddpm._checks import checked
 from jax_ddpm._typing import Pixels
-
-__all__ = ["FeatureNetwork"]
 
 
 class FeatureNetwork(NamedTuple):
@@ -29,7 +26,6 @@ class FeatureNetwork(NamedTuple):
         return _features(self.apply_fn, self.variables, images)
 
 
-@checked
 def _features(apply_fn: Any, variables: Any, images: Pixels) -> dict[str, Array]:
     return _applied(apply_fn, variables, images)
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jax_ddpm._checks import FieldError
+from jax_ddpm._errors import FieldError
 from jax_ddpm.data import Dataset, to_bytes
 from jax_ddpm.evaluation.classifier import train_classifier
 from jax_ddpm.evaluation.comparison import compare, compare_statistics, copies
@@ -20,8 +20,6 @@ from jax_ddpm.evaluation.extraction import KEPT, Extracted, extract
 from jax_ddpm.evaluation.networks import FeatureNetwork
 from jax_ddpm.evaluation.statistics import load_statistics
 from jax_ddpm.models.inception import FEATURES
-
-__all__ = ["Reference", "reference_of_file", "reference_of_images"]
 
 _BATCH = 256
 _LEARNED = 10_000

@@ -10,11 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jax_ddpm._checks import FieldError, checked
+from jax_ddpm._errors import FieldError
 from jax_ddpm._typing import Rows
 from jax_ddpm.io.files import replacing
-
-__all__ = ["Statistics", "load_statistics", "save_statistics", "statistics"]
 
 
 class Statistics(NamedTuple):
@@ -38,7 +36,6 @@ class Statistics(NamedTuple):
         return Statistics(count, self.mu + shift * (other.num / count), squares / (count - 1))
 
 
-@checked
 def statistics(features: Rows) -> Statistics:
     """Mean and covariance of features [sample, feature]; one sample has a covariance of 0."""
     rows = np.asarray(features, np.float64)
@@ -49,14 +46,12 @@ def statistics(features: Rows) -> Statistics:
     return Statistics(len(rows), mu, centered.T @ centered / max(len(rows) - 1, 1))
 
 
-@checked
 def save_statistics(path: str | os.PathLike[str], found: Statistics) -> None:
     """Write `mu` and `sigma` as pytorch-fid does, a .npz, and `num`. Raises `OSError`."""
     with replacing(Path(path)) as file:
         np.savez_compressed(file, mu=found.mu, sigma=found.sigma, num=found.num)
 
 
-@checked
 def load_statistics(path: str | os.PathLike[str]) -> Statistics:
     """Read `mu` and `sigma` from a .npz of `save_statistics`, pytorch-fid or guided-diffusion.
 

@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["complete_config"]
-
 
 def complete_config(
     content: Mapping[str, Any],

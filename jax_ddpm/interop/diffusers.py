@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from jax_ddpm._checks import checked
 from jax_ddpm.interop.configs import complete_config
 from jax_ddpm.interop.hub import from_hub, is_hub_name
 from jax_ddpm.interop.pretrained import Pretrained
@@ -29,15 +28,6 @@ from jax_ddpm.io.arrays import save_tensors
 from jax_ddpm.io.files import new_folder
 from jax_ddpm.io.json import read_json, write_json
 from jax_ddpm.models import UNet
-
-__all__ = [
-    "Pretrained",
-    "check_words",
-    "load_diffusers",
-    "save_diffusers",
-    "unet_config",
-    "unet_from_config",
-]
 
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 _NULL_LABEL = "_null_label"  # in the U-Net's config, where diffusers passes over such names
@@ -92,7 +82,6 @@ _UNET_IGNORED = (
 )
 
 
-@checked
 def load_diffusers(
     folder: str | os.PathLike[str], *, revision: str | None = None, variant: str | None = None
 ) -> Pretrained:
@@ -150,7 +139,6 @@ def load_diffusers(
     return Pretrained(model, variables, **_load_scheduler(folder), null_label=null_label)
 
 
-@checked
 def save_diffusers(folder: str | os.PathLike[str], pretrained: Pretrained) -> None:
     """Write a folder that `DDPMPipeline.from_pretrained` opens, whole or not at all.
 

@@ -7,8 +7,6 @@ from pathlib import Path
 
 from jax_ddpm._extras import install_command
 
-__all__ = ["from_hub", "is_hub_name"]
-
 
 def is_hub_name(name: str | os.PathLike[str]) -> bool:
     """Whether `name` is "owner/name", and no local folder `owner` exists."""

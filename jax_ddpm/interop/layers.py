@@ -21,18 +21,9 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from jax_ddpm._checks import check_choice, checked
+from jax_ddpm._errors import check_choice
 from jax_ddpm.interop.tensors import to_arrays
 from jax_ddpm.io.arrays import unflatten
-
-__all__ = [
-    "LayerKind",
-    "layer_kinds",
-    "layers_from_torch",
-    "torch_shape",
-    "weight_from_torch",
-    "weight_to_torch",
-]
 
 LayerKind = Literal["conv", "conv_transpose", "linear", "embedding", "norm"]
 _LEAVES = {"embedding": "embedding", "norm": "scale"}
@@ -99,7 +90,6 @@ def layer_kinds(module: Any) -> dict[str, LayerKind]:
     return kinds
 
 
-@checked
 def layers_from_torch(
     state_dict: Mapping[str, Any], kinds: Mapping[str, LayerKind]
 ) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jax_ddpm._checks import checked
 from jax_ddpm.interop.openai_flags import Flags, flag_error, is_default, numbers, read_flags
 from jax_ddpm.interop.openai_weights import classifier_from_openai, unet_from_openai
 from jax_ddpm.interop.pretrained import Pretrained
@@ -23,8 +22,6 @@ from jax_ddpm.schedule import (
     spaced_timesteps,
 )
 
-__all__ = ["load_openai", "load_openai_classifier"]
-
 _CHANNEL_MULT = {
     512: (0.5, 1, 1, 2, 2, 4, 4),
     256: (1, 1, 2, 2, 4, 4),
@@ -34,7 +31,6 @@ _CHANNEL_MULT = {
 }
 
 
-@checked
 def load_openai(weights: str | os.PathLike[str] | Mapping[str, Any], flags: Flags) -> Pretrained:
     """Open a diffusion model of guided-diffusion or improved-diffusion.
 
@@ -86,7 +82,6 @@ def load_openai(weights: str | os.PathLike[str] | Mapping[str, Any], flags: Flag
     )
 
 
-@checked
 def load_openai_classifier(
     weights: str | os.PathLike[str] | Mapping[str, Any], flags: Flags
 ) -> tuple[NoisyClassifier, dict[str, Any]]:

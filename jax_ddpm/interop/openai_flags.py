@@ -7,9 +7,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
 
-from jax_ddpm._checks import FieldError
-
-__all__ = ["Flags", "flag_error", "is_default", "numbers", "read_flags"]
+from jax_ddpm._errors import FieldError
 
 _BOTH: dict[str, Any] = {
     "image_size": 64,

@@ -21,8 +21,6 @@ from jax_ddpm.interop.tensors import check_tensors
 from jax_ddpm.io.arrays import unflatten
 from jax_ddpm.models import NoisyClassifier, UNet, parameter_shapes
 
-__all__ = ["classifier_from_openai", "unet_from_openai"]
-
 Order = Literal["head", "kind"]
 
 _RESNET = {

@@ -5,14 +5,12 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from jax_ddpm._checks import check_choice
+from jax_ddpm._errors import check_choice
 from jax_ddpm._typing import ThresholdFn
 from jax_ddpm.models import SimpleUNet, UNet
 from jax_ddpm.reverse import PredictionType, VarianceType
 from jax_ddpm.samplers import Sampler, ancestral, ddim, dpm_solver_pp
 from jax_ddpm.schedule import NoiseSchedule, Spacing, respace, spaced_timesteps
-
-__all__ = ["Pretrained"]
 
 
 class Pretrained(NamedTuple):

@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from jax_ddpm._checks import check_choice
+from jax_ddpm._errors import check_choice
 from jax_ddpm._typing import ThresholdFn
 from jax_ddpm.interop.configs import complete_config
 from jax_ddpm.interop.pretrained import Pretrained
@@ -30,8 +30,6 @@ from jax_ddpm.thresholding import (
     dynamic_threshold,
     static_threshold,
 )
-
-__all__ = ["default_scheduler", "scheduler_config", "scheduler_from_config"]
 
 _COMMON: dict[str, Any] = {
     "num_train_timesteps": 1000,

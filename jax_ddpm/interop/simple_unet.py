@@ -5,11 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from jax_ddpm._checks import checked
 from jax_ddpm.interop.layers import LayerKind, layers_from_torch, weight_to_torch
 from jax_ddpm.interop.tensors import check_tensors, params_of, to_arrays
-
-__all__ = ["simple_unet_from_torch", "simple_unet_to_torch"]
 
 _LAYERS: dict[str, LayerKind] = {
     "down1": "conv",
@@ -20,7 +17,6 @@ _LAYERS: dict[str, LayerKind] = {
 }
 
 
-@checked
 def simple_unet_from_torch(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     """Variables of `SimpleUNet` from the tutorial's `state_dict`.
 
@@ -34,7 +30,6 @@ def simple_unet_from_torch(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     return layers_from_torch(tensors, _LAYERS)
 
 
-@checked
 def simple_unet_to_torch(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The tutorial's state dict, as C-contiguous NumPy arrays, from variables of `SimpleUNet`."""
     params = params_of(variables)

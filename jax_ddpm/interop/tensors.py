@@ -12,8 +12,6 @@ import numpy as np
 
 from jax_ddpm.io.arrays import load_tensors
 
-__all__ = ["check_tensors", "params_of", "read_state_dict", "to_arrays"]
-
 
 def read_state_dict(
     weights: str | os.PathLike[str] | Mapping[str, Any],

@@ -14,13 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from jax_ddpm._checks import checked
 from jax_ddpm.interop.layers import LayerKind, torch_shape, weight_from_torch, weight_to_torch
 from jax_ddpm.interop.tensors import check_tensors, params_of, to_arrays
 from jax_ddpm.io.arrays import flatten, unflatten
 from jax_ddpm.models import UNet, parameter_shapes
-
-__all__ = ["unet_from_torch", "unet_to_torch", "unet_variables"]
 
 _LISTS = re.compile(
     r"\b(down_blocks|up_blocks|resnets|attentions|downsamplers|upsamplers|to_out)_(\d+)"
@@ -30,7 +27,6 @@ _OLD_NAME = re.compile(rf"(attentions\.\d+\.)({'|'.join(_OLD_ATTENTION)})\b")
 _LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
 
 
-@checked
 def unet_from_torch(state_dict: Mapping[str, Any], model: UNet) -> dict[str, Any]:
     """Variables of `model` from a `UNet2DModel`'s `state_dict`.
 
@@ -60,7 +56,6 @@ def unet_variables(arrays: Mapping[str, np.ndarray], model: UNet) -> dict[str, A
     return {"params": unflatten(params)}
 
 
-@checked
 def unet_to_torch(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """A `UNet2DModel`'s state dict, as C-contiguous NumPy arrays, from variables of `UNet`."""
     return {

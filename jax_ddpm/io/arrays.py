@@ -14,15 +14,6 @@ import numpy as np
 
 from jax_ddpm.io.files import replace_file
 
-__all__ = [
-    "flatten",
-    "from_bytes",
-    "load_tensors",
-    "save_tensors",
-    "to_bytes",
-    "unflatten",
-]
-
 _DTYPES = {
     "BF16": jnp.bfloat16,  # which safetensors' own reader of bytes does not know
     "BOOL": bool,

@@ -25,19 +25,6 @@ import numpy as np
 from jax_ddpm.io.arrays import flatten, from_bytes, to_bytes
 from jax_ddpm.io.files import flush_folder, make_folder, write_file
 
-__all__ = [
-    "FORMAT",
-    "LEFTOVERS",
-    "Checkpoint",
-    "Damaged",
-    "list_checkpoints",
-    "load_checkpoint",
-    "prune_checkpoints",
-    "restore",
-    "save_checkpoint",
-    "set_aside",
-]
-
 FORMAT = 1
 """Raised by one whenever an older version could not read what this one writes."""
 LEFTOVERS = (".tmp", ".old", ".gone")

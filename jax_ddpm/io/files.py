@@ -7,15 +7,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = [
-    "flush_folder",
-    "make_folder",
-    "new_folder",
-    "replace_file",
-    "replacing",
-    "write_file",
-]
-
 
 def replace_file(path: Path, data: bytes | bytearray) -> None:
     """Write a file whole or not at all. Raises `OSError`; an older one is then untouched."""

@@ -6,8 +6,6 @@ from typing import Any
 
 from jax_ddpm.io.files import replace_file
 
-__all__ = ["read_json", "write_json"]
-
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in `path`. Raises `ValueError` naming a file that has none."""

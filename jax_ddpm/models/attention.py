@@ -17,8 +17,6 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-__all__ = ["dot_product_attention"]
-
 _SCORES, _SCORES_GPU = 2**17, 2**20
 """Of each head at once: all of 362 tokens, 32 queries of 4,096. More is not faster on a CPU.
 

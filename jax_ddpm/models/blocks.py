@@ -18,8 +18,6 @@ from jax_ddpm.models.layers import (
     halve,
 )
 
-__all__ = ["DOWN_BLOCKS", "DownBlock", "MidBlock", "UpBlock", "resampling", "way_down"]
-
 DOWN_BLOCKS = ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D")
 
 

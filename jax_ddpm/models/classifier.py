@@ -13,13 +13,11 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jax_ddpm._checks import check_choice, check_shape, checked
+from jax_ddpm._errors import check_choice, check_floats
 from jax_ddpm._typing import Image, Time
 from jax_ddpm.models.attention import dot_product_attention
 from jax_ddpm.models.blocks import DOWN_BLOCKS, MidBlock, way_down
 from jax_ddpm.models.layers import BlockConfig, Features, embed_time
-
-__all__ = ["NoisyClassifier"]
 
 _GROUPS = 32
 
@@ -55,7 +53,6 @@ class NoisyClassifier(nn.Module):
     precision: Any = None
 
     @nn.compact
-    @checked
     def __call__(self, x: Image, t: Time) -> Float[Array, "batch classes"]:
         """Logits for `x`, [batch, height, width, in_channels], at step `t`, as in `UNet`.
 
@@ -63,7 +60,7 @@ class NoisyClassifier(nn.Module):
         """
         self.check_fields()
         size = (self.sample_size,) * 2 if self.pool == "attention" else jnp.shape(x)[1:3]
-        check_shape("x", x, (len(x), *size, self.in_channels))
+        check_floats("x", x, (len(x), *size, self.in_channels))
         config = BlockConfig(
             norm_num_groups=_GROUPS,
             norm_eps=1e-5,

@@ -5,10 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jax_ddpm._checks import checked
 from jax_ddpm._typing import Image
-
-__all__ = ["FeatureClassifier"]
 
 _SIZE = 32
 _PATCHES = 8
@@ -26,7 +23,6 @@ class FeatureClassifier(nn.Module):
     num_classes: int
 
     @nn.compact
-    @checked
     def __call__(
         self, images: Image
     ) -> tuple[Float[Array, "batch feature"], Float[Array, "batch class"]]:

@@ -15,11 +15,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from jax_ddpm._checks import FieldError
+from jax_ddpm._errors import FieldError
 from jax_ddpm._typing import Pixels
 from jax_ddpm.models.layers import Features
-
-__all__ = ["FEATURES", "InceptionV3"]
 
 FEATURES = {"64": 64, "192": 192, "768": 768, "2048": 2048, "logits_unbiased": 1008}
 """What comes out, and how many numbers each has for an image."""

@@ -15,24 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jax_ddpm._checks import check_shape
+from jax_ddpm._errors import FieldError
 from jax_ddpm._typing import Image, Time
 from jax_ddpm.cpu import conv_general_dilated
 from jax_ddpm.models.attention import dot_product_attention
-
-__all__ = [
-    "ACTIVATIONS",
-    "Attention",
-    "BlockConfig",
-    "Downsample",
-    "Features",
-    "ResnetBlock",
-    "Upsample",
-    "double",
-    "each_time",
-    "embed_time",
-    "halve",
-]
 
 Features = Float[Array, "batch _ _ _"]
 """NHWC, of a size that changes on the way."""
@@ -135,8 +121,8 @@ def embed_time(
 
 def each_time(t: Time, x: Image) -> Array:
     """The step number of each sample, [batch, 1], from one of each or one for all."""
-    if jnp.ndim(t) > 0:
-        check_shape("t", t, jnp.shape(x)[:1])
+    if jnp.shape(t) not in ((), jnp.shape(x)[:1]):
+        raise FieldError("t", f"expected shape () or {jnp.shape(x)[:1]}, got {jnp.shape(t)}")
     # Sixteen bits have no room for steps near 1,000.
     t = jnp.asarray(t, np.promote_types(x.dtype, np.float32))
     return jnp.broadcast_to(t, jnp.shape(x)[:1])[:, None]

@@ -2,18 +2,7 @@
 
 from typing import Any
 
-from jax_ddpm._checks import checked
 from jax_ddpm.models.unet import UNet
-
-__all__ = [
-    "adm_imagenet128",
-    "adm_imagenet256",
-    "adm_imagenet512",
-    "adm_imagenet64",
-    "ddpm_celebahq",
-    "ddpm_cifar10",
-    "ddpm_digits",
-]
 
 
 def ddpm_cifar10(**fields: Any) -> UNet:
@@ -21,7 +10,6 @@ def ddpm_cifar10(**fields: Any) -> UNet:
     return UNet(**{"sample_size": 32, **fields})
 
 
-@checked
 def ddpm_digits(num_classes: int | None = 10, **fields: Any) -> UNet:
     """A small network for digits, 8×8 to 32×32; with classes, the last label is the null label."""
     settings: dict[str, Any] = {

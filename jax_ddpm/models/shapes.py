@@ -10,8 +10,6 @@ from jax_ddpm.models.blocks import resampling
 from jax_ddpm.models.classifier import NoisyClassifier
 from jax_ddpm.models.unet import UNet
 
-__all__ = ["parameter_shapes"]
-
 Shapes = Iterator[tuple[str, tuple[int, ...]]]
 
 

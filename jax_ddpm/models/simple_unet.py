@@ -11,12 +11,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jax_ddpm._checks import check_shape, checked
+from jax_ddpm._errors import check_floats
 from jax_ddpm._typing import Image, Time
 from jax_ddpm.cpu import conv_general_dilated
 from jax_ddpm.models.layers import each_time
-
-__all__ = ["SimpleUNet"]
 
 # The raw step number, 0 … T - 1, is the layer's one input: the default would start the output
 # near 100 (the tutorial's does, and its untrained loss is about 1e4).
@@ -39,10 +37,9 @@ class SimpleUNet(nn.Module):
     precision: Any = None
 
     @nn.compact
-    @checked
     def __call__(self, x: Image, t: Time) -> Array:
         """Predict the noise in `x`, [batch, height, width, channels], at step `t`, as `UNet`."""
-        check_shape("x", x, (*jnp.shape(x)[:3], self.channels))
+        check_floats("x", x, (*jnp.shape(x)[:3], self.channels))
         policy = {
             "dtype": self.dtype,
             "param_dtype": self.param_dtype,

@@ -16,13 +16,11 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jax_ddpm._checks import check_between, check_choice, check_positive, check_shape, checked
+from jax_ddpm._errors import FieldError, check_choice, check_floats, check_positive, check_whole
 from jax_ddpm._typing import Image, Label, Time
 from jax_ddpm.models.blocks import DOWN_BLOCKS, MidBlock, UpBlock, resampling, way_down
 from jax_ddpm.models.layers import ACTIVATIONS, BlockConfig, embed_time
 from jax_ddpm.schedule import look_up
-
-__all__ = ["UNet"]
 
 
 class UNet(nn.Module):
@@ -106,7 +104,6 @@ class UNet(nn.Module):
     remat: bool = False
 
     @nn.compact
-    @checked
     def __call__(
         self, x: Image, t: Time, labels: Label | None = None, *, train: bool = False
     ) -> Array:
@@ -282,8 +279,8 @@ class UNet(nn.Module):
         return middle + [count for count, kind in (*down, *up) if kind.startswith("Attn")]
 
     def _check_inputs(self, x: Image, labels: Label | None) -> None:
+        check_floats("x", x, (*jnp.shape(x)[:3], self.in_channels))
         batch, height, width, _ = jnp.shape(x)
-        check_shape("x", x, (batch, height, width, self.in_channels))
         halvings = 2 ** (len(self.block_out_channels) - 1)
         if height % halvings or width % halvings:
             raise ValueError(
@@ -295,5 +292,6 @@ class UNet(nn.Module):
             return
         if labels is None:
             raise ValueError("labels: expected integers [batch] for num_class_embeds, got None")
-        check_shape("labels", labels, (batch,))
-        check_between("labels", labels, 0, self.num_class_embeds - 1)
+        check_whole("labels", labels, 0, self.num_class_embeds - 1)
+        if jnp.shape(labels) != (batch,):
+            raise FieldError("labels", f"expected shape {(batch,)}, got {jnp.shape(labels)}")

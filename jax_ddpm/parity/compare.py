@@ -23,8 +23,6 @@ from jax_ddpm.parity.pair import Pair
 from jax_ddpm.parity.tolerances import TOLERANCES, Tolerance
 from torch_reference.schedule import T
 
-__all__ = ["Report", "Row", "compare"]
-
 _RATE, _EPS = 1e-4, 1e-5
 """Adam's. With its usual ε of 1e-8 it makes a whole step of a gradient that is only rounding."""
 

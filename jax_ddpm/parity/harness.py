@@ -18,22 +18,6 @@ from jax_ddpm.io.arrays import flatten
 from jax_ddpm.parity.tolerances import TOLERANCES
 from torch_reference.schedule import T
 
-__all__ = [
-    "Case",
-    "DType",
-    "Result",
-    "both",
-    "from_torch",
-    "images",
-    "relative_error",
-    "run_case",
-    "schedule",
-    "timesteps",
-    "to_torch",
-    "vector",
-    "worst_error",
-]
-
 DType = Literal["float64", "float32"]
 _REFERENCE_MODULES = (
     "schedule",

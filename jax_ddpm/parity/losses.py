@@ -15,8 +15,6 @@ from jax_ddpm.parity.harness import Case, DType, both, images, schedule, timeste
 from jax_ddpm.parity.maths import evaluate, evaluate_function, networks
 from torch_reference.schedule import T, tables
 
-__all__ = ["LOSS_CASES"]
-
 
 def _loss_case(loss_type: str, **policy: Any) -> Case:
     def compare(dtype: DType):

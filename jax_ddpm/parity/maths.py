@@ -25,8 +25,6 @@ from jax_ddpm.parity.harness import (
 )
 from torch_reference.schedule import T, tables
 
-__all__ = ["MATHS_CASES", "evaluate", "evaluate_function", "networks"]
-
 
 def _schedule_case(name: str, timesteps: int) -> Case:
     def compare(dtype: DType):

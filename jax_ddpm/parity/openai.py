@@ -14,8 +14,6 @@ from jax_ddpm.parity.harness import Case, DType, from_torch, images, timesteps, 
 from jax_ddpm.parity.pair import Pair
 from torch_reference.models.openai import Classifier, UNet
 
-__all__ = ["CLASSIFIERS", "OPENAI_CASES", "UNETS", "Network"]
-
 
 class Network(NamedTuple):
     """One network twice: by the flags of OpenAI's code, and as the reference is called."""

@@ -21,8 +21,6 @@ from jax_ddpm.parity.harness import DType, from_torch, images, schedule, to_torc
 from torch_reference.sampling import sample
 from torch_reference.schedule import T
 
-__all__ = ["Draw", "Pair"]
-
 Draw = tuple[Sequence[np.ndarray], np.ndarray]
 """What a training step sees: the inputs, and the target of the output."""
 

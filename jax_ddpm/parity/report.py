@@ -4,8 +4,6 @@ from collections.abc import Sequence
 
 from jax_ddpm.parity.harness import Result
 
-__all__ = ["report"]
-
 _TITLES = {
     "maths": "schedule, q, p, losses",
     "likelihood": "variational bound",

@@ -6,6 +6,4 @@ from jax_ddpm.parity.openai import OPENAI_CASES
 from jax_ddpm.parity.tutorial import TUTORIAL_CASES
 from jax_ddpm.parity.unet import UNET_CASES
 
-__all__ = ["CASES"]
-
 CASES = (*MATHS_CASES, *LOSS_CASES, *TUTORIAL_CASES, *UNET_CASES, *OPENAI_CASES)

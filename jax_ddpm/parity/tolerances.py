@@ -5,8 +5,6 @@ Loosening a number needs its cause found and written beside it.
 
 from typing import NamedTuple
 
-__all__ = ["REDUCED", "TOLERANCES", "Tolerance"]
-
 
 class Tolerance(NamedTuple):
     """The largest error allowed in each precision; 0 means equal to the bit."""

@@ -23,8 +23,6 @@ from jax_ddpm.training import draw_step
 from torch_reference.forward import q_sample
 from torch_reference.schedule import T, tables
 
-__all__ = ["TUTORIAL_CASES", "Setting", "tutorial_cases"]
-
 _EMA_DECAY = 0.99
 
 

@@ -27,8 +27,6 @@ from jax_ddpm.parity.pair import Pair
 from torch_reference.forward import q_sample
 from torch_reference.schedule import tables
 
-__all__ = ["CIFAR10", "CONFIGS", "UNET_CASES", "labels", "reference_unet"]
-
 _TIMESTEPS, _ADAM_STEPS, _DDIM_STEPS = 1000, 10, 50
 _SMALL: dict[str, Any] = {
     "block_out_channels": (16, 32),

@@ -20,8 +20,6 @@ from jax_ddpm.plan.flops import count_flops
 from jax_ddpm.plan.hlo import Collective, collectives, memory_traffic
 from jax_ddpm.plan.targets import Target
 
-__all__ = ["Cost", "Refused", "TooLarge", "compile_for", "prepare", "quiet", "require_slice"]
-
 
 class Cost(NamedTuple):
     """What one run of a program takes, on each of its devices: bytes and operations."""

@@ -10,8 +10,6 @@ from typing import Any
 
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
-__all__ = ["count_flops"]
-
 
 def count_flops(jaxpr: Jaxpr | ClosedJaxpr) -> int:
     """Operations of one run: the body of a scan as often as it runs, of branches the longest."""

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_ddpm._checks import FieldError, check_choice
+from jax_ddpm._errors import FieldError, check_choice
 from jax_ddpm.interop import Pretrained
 from jax_ddpm.models import SimpleUNet, UNet, ddpm_cifar10, ddpm_digits
 from jax_ddpm.plan.compilation import Cost, Refused, TooLarge, compile_for, quiet
@@ -23,14 +23,6 @@ from jax_ddpm.runs.settings import Settings, named_schedule
 from jax_ddpm.runs.starting import computing
 from jax_ddpm.samplers import ancestral
 from jax_ddpm.training.sharding import device_mesh
-
-__all__ = [
-    "largest_training",
-    "measure_sampling",
-    "measure_training",
-    "planned",
-    "preset",
-]
 
 
 def preset(name: str) -> Run:

@@ -3,8 +3,6 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-__all__ = ["line", "notes", "report"]
-
 
 def notes(rows: Sequence[dict[str, Any]], platforms: Sequence[str]) -> Iterator[str]:
     """What a reader of these rows, of these platforms, has to know."""

@@ -3,8 +3,6 @@
 import math
 from collections.abc import Callable
 
-__all__ = ["largest_batch"]
-
 Memory = dict[int, int | float]
 
 _TRIALS = 5

@@ -20,8 +20,6 @@ from typing import Any, NamedTuple
 
 from jax.experimental import topologies
 
-__all__ = ["CHIPS", "Chip", "Target", "parse_target", "require_compiler"]
-
 GiB = 2**30
 _CUDA = ("jax_cuda13_plugin", "jax_cuda12_plugin")
 

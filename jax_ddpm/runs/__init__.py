@@ -9,7 +9,7 @@ Nothing in here prints or ends the process. What is wrong with a setting is a `F
 `ValueError` that names it; what cannot be written is an `OSError`.
 """
 
-from jax_ddpm._checks import FieldError
+from jax_ddpm._errors import FieldError
 from jax_ddpm.runs.checking import Findings, check_run
 from jax_ddpm.runs.drawing import draw
 from jax_ddpm.runs.exporting import export

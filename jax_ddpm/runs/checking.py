@@ -3,13 +3,11 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jax_ddpm._checks import FieldError, checked
+from jax_ddpm._errors import FieldError
 from jax_ddpm.io.checkpoint import LEFTOVERS, Damaged, list_checkpoints, load_checkpoint
 from jax_ddpm.io.json import read_json
 from jax_ddpm.runs.metrics import LOG_EVERY, damaged_lines, read_metrics
 from jax_ddpm.runs.run import CHECKPOINTS, CONFIG, FILES, METRICS, PathLike
-
-__all__ = ["Findings", "check_run", "is_whole"]
 
 
 class Findings(NamedTuple):
@@ -25,7 +23,6 @@ class Findings(NamedTuple):
     """What is wrong, a line for each file."""
 
 
-@checked
 def check_run(folder: PathLike) -> Findings:
     """Read all of a run. Raises `FieldError` if `folder` is not a run's."""
     folder = Path(folder)

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jax_ddpm._checks import Field, FieldError, check_finite, check_positive, checked
+from jax_ddpm._errors import Field, FieldError, check_finite, check_positive
 from jax_ddpm._typing import PRNGKey
 from jax_ddpm.data import load_batch
 from jax_ddpm.runs.programs import draw_programs, pieces
@@ -20,12 +20,9 @@ from jax_ddpm.schedule import NoiseSchedule, warn_of_signal
 from jax_ddpm.training.hosts import to_hosts
 from jax_ddpm.training.sharding import data_sharding, device_mesh
 
-__all__ = ["Drawer", "draw", "labels_in_turn", "make_chain", "warn_of_labels", "with_guidance"]
-
 _STEPS = 50
 
 
-@checked
 def draw(
     key: PRNGKey,
     run: Run,

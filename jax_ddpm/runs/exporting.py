@@ -23,7 +23,7 @@ import numpy as np
 from jax.export import Exported
 
 from jax_ddpm import __version__
-from jax_ddpm._checks import FieldError, check_choice, checked
+from jax_ddpm._errors import FieldError, check_choice
 from jax_ddpm.interop.scheduler import scheduler_config
 from jax_ddpm.io.files import replace_file
 from jax_ddpm.io.json import read_json, write_json
@@ -35,12 +35,9 @@ from jax_ddpm.samplers import Sampler, ddim
 from jax_ddpm.sampling import p_sample_loop
 from jax_ddpm.schedule import NoiseSchedule
 
-__all__ = ["PLATFORMS", "check_export", "export", "export_sampler"]
-
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
-@checked
 def export(
     path: PathLike,
     run: Run,

@@ -14,23 +14,13 @@ from typing import Any, BinaryIO
 import jax
 import numpy as np
 
-from jax_ddpm._checks import FieldError, check_positive, checked
+from jax_ddpm._errors import FieldError, check_positive
 from jax_ddpm._typing import Image, Picture, Pixels
 from jax_ddpm.data import to_bytes
 from jax_ddpm.forward import q_sample
 from jax_ddpm.io.files import new_folder, replacing, write_file
 from jax_ddpm.runs.run import PathLike
 from jax_ddpm.schedule import NoiseSchedule
-
-__all__ = [
-    "image_grid",
-    "save_animation",
-    "save_forward",
-    "save_gif",
-    "save_grid",
-    "save_loss",
-    "save_samples",
-]
 
 _BACKGROUND = 255
 _INK = (60, 60, 60)
@@ -118,7 +108,6 @@ def _font(text: str, size: int) -> Any:
     return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), size)
 
 
-@checked
 def save_grid(
     file: PathLike | BinaryIO,
     images: Image | Pixels,
@@ -131,7 +120,6 @@ def save_grid(
     pillow.fromarray(image_grid(images, columns, titles)).save(file, format="PNG")
 
 
-@checked
 def save_samples(
     path: PathLike,
     images: Image | Pixels,
@@ -205,7 +193,6 @@ def _label_name(label: Any, names: Sequence[str] | None) -> str:
     return re.sub(r"[^\w.]+", "-", str(names[label]))[:_NAME_LENGTH].strip("-.") or str(label)
 
 
-@checked
 def save_gif(
     path: PathLike,
     frames: Sequence[Image | Pixels],
@@ -237,7 +224,6 @@ def save_animation(
     )
 
 
-@checked
 def save_forward(path: PathLike, schedule: NoiseSchedule, image: Picture) -> None:
     """Write one image, and the tutorial's white square, at four steps of noise."""
     from matplotlib.figure import Figure
@@ -263,7 +249,6 @@ def save_forward(path: PathLike, schedule: NoiseSchedule, image: Picture) -> Non
     figure.savefig(path, dpi=120)
 
 
-@checked
 def save_loss(path: PathLike, steps: Sequence[int], losses: Sequence[float]) -> None:
     """Write the training loss against the step, with a running median over it."""
     from matplotlib.figure import Figure

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jax_ddpm._checks import Field, FieldError, checked
+from jax_ddpm._errors import Field, FieldError
 from jax_ddpm.data import Dataset
 from jax_ddpm.data.loading import Order, prefetched
 from jax_ddpm.io.checkpoint import list_checkpoints
@@ -32,8 +32,6 @@ from jax_ddpm.runs.watching import Watch
 from jax_ddpm.training import TrainState
 from jax_ddpm.training.hosts import any_process, everywhere, on_writer, to_hosts
 
-__all__ = ["Fit", "fit", "train"]
-
 
 class Fit(NamedTuple):
     """Where a training ended."""
@@ -46,7 +44,6 @@ class Fit(NamedTuple):
     """Whether it was asked to stop before its last step."""
 
 
-@checked
 def fit(
     folder: PathLike,
     data: Dataset,

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from jax_ddpm import __version__
-from jax_ddpm._checks import Field, FieldError, check_not_negative, check_positive, checked
+from jax_ddpm._errors import Field, FieldError, check_between, check_positive
 from jax_ddpm.data import Dataset, to_bytes, to_float
 from jax_ddpm.evaluation.reference import Reference
 from jax_ddpm.noise import seed_key
@@ -33,8 +33,6 @@ from jax_ddpm.samplers import Sampler, ancestral
 from jax_ddpm.schedule import warn_of_signal
 from jax_ddpm.training.hosts import together
 
-__all__ = ["evaluate", "evaluate_samples", "label_agreement"]
-
 _HELD_OUT = 0.2
 _JUDGED_BY = 10_000
 _JUDGED = 1000
@@ -42,7 +40,6 @@ _OF_EACH = 5
 _SCORED = 1000
 
 
-@checked
 def evaluate(
     run: Run,
     data: Dataset | None = None,
@@ -103,7 +100,8 @@ def evaluate(
       FieldError: naming what does not suit the run.
     """
     check_positive(steps=steps, batch_size=batch_size)
-    check_not_negative(num=num, num_scored=num_scored or 0)
+    check_between("num", num, 0)
+    check_between("num_scored", num_scored or 0, 0)
     key, left_out = seed_key(seed), {}
     run, sampler = with_guidance(run, guidance), sampler or ancestral()
     chain = make_chain(run, run.pretrained.schedule.num_timesteps if steps is None else steps)
@@ -161,7 +159,6 @@ def evaluate(
     return figures | {"left_out": left_out, "recipe": {**made, "versions": versions}}
 
 
-@checked
 def evaluate_samples(
     samples: PathLike,
     data: Dataset | None = None,
@@ -188,7 +185,7 @@ def evaluate_samples(
       FieldError: naming what does not fit.
     """
     check_positive(num=num)
-    check_not_negative(seed=seed)
+    check_between("seed", seed, 0)
     found = together(lambda: open_samples(samples, range))
     count = found.num if num is None else num
     if count > found.num:

@@ -17,13 +17,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jax_ddpm._checks import checked
 from jax_ddpm.io.files import replace_file, write_file
 from jax_ddpm.runs.run import PathLike
 from jax_ddpm.runs.settings import LOG_EVERY
 from jax_ddpm.training.hosts import on_writer, to_hosts
-
-__all__ = ["LOG_EVERY", "MetricsLog", "damaged_lines", "read_metrics"]
 
 _Pending = dict[str, list[Any]]  # numbers or lists of them; None: not finite
 
@@ -155,7 +152,6 @@ class MetricsLog:
         return len(next(iter(self.pending.values()), []))
 
 
-@checked
 def read_metrics(path: PathLike) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl; what is damaged, or was left unfinished, is no line."""
     lines = []

@@ -8,7 +8,6 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jax_ddpm._checks import checked
 from jax_ddpm.data import Dataset, to_float
 from jax_ddpm.noise import seed_key
 from jax_ddpm.runs.drawing import draw
@@ -19,12 +18,9 @@ from jax_ddpm.runs.run import METRICS, PICTURES, PathLike, Run
 from jax_ddpm.samplers import ancestral
 from jax_ddpm.training.hosts import is_writer
 
-__all__ = ["save_pictures"]
-
 _STEPS = 200
 
 
-@checked
 def save_pictures(
     folder: PathLike,
     run: Run,

@@ -17,8 +17,6 @@ from jax_ddpm.runs.settings import Settings
 from jax_ddpm.samplers import ddim
 from jax_ddpm.training.hosts import on_writer
 
-__all__ = ["TRAINING_GIF", "Previews"]
-
 TRAINING_GIF = "training.gif"
 _FOLDER = "samples"
 _ROWS = 2

@@ -29,17 +29,6 @@ from jax_ddpm.schedule import NoiseSchedule
 from jax_ddpm.training import TrainState, ema_warmup, init_train_state, make_train_step
 from jax_ddpm.training.sharding import data_sharding, gather_params, replicated, state_sharding
 
-__all__ = [
-    "DrawPrograms",
-    "FitPrograms",
-    "draw_programs",
-    "fit_programs",
-    "guided_denoise_fn",
-    "learning_rate",
-    "optimizer",
-    "pieces",
-]
-
 _PIECES = 20
 _AUGMENTATION = 2**31 - 1
 """Folded into the key of a training, whose steps fold in their own numbers, below this one."""

@@ -2,8 +2,6 @@
 
 from typing import Any, NamedTuple
 
-__all__ = ["Progress"]
-
 
 class Progress(NamedTuple):
     """How far a piece of work is: of a training or a chain, in steps; of images, in images."""

@@ -5,12 +5,9 @@ Whatever a recipe does not say is the default of `Settings`.
 
 from typing import Any, NamedTuple
 
-from jax_ddpm._checks import checked
 from jax_ddpm.data import Preparation
 from jax_ddpm.models import UNet, adm_imagenet64, ddpm_celebahq, ddpm_cifar10
 from jax_ddpm.runs.settings import UNET_FIELDS, Settings
-
-__all__ = ["RECIPES", "Recipe", "unet_fields"]
 
 
 class Recipe(NamedTuple):
@@ -23,7 +20,6 @@ class Recipe(NamedTuple):
     source: str
 
 
-@checked
 def unet_fields(model: UNet) -> dict[str, Any]:
     """The fields of a network that `Settings.unet` takes."""
     return {name: getattr(model, name) for name in UNET_FIELDS}

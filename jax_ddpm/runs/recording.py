@@ -14,8 +14,6 @@ from jax_ddpm.runs.run import PathLike, Run
 from jax_ddpm.samplers import Sampler
 from jax_ddpm.schedule import NoiseSchedule
 
-__all__ = ["compared", "drawn"]
-
 
 def drawn(run: Run, chain: NoiseSchedule, sampler: Sampler) -> dict[str, Any]:
     """What decides samples, but for the seed and the classes."""

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable
 
-from jax_ddpm._checks import Field, FieldError
+from jax_ddpm._errors import Field, FieldError
 from jax_ddpm.data import Dataset
 from jax_ddpm.evaluation import FeatureNetwork, load_inception, save_statistics
 from jax_ddpm.evaluation.inception import VARIABLE, WHERE
@@ -11,8 +11,6 @@ from jax_ddpm.evaluation.reference import Reference, reference_of_file, referenc
 from jax_ddpm.runs.progress import Progress
 from jax_ddpm.runs.run import PathLike
 from jax_ddpm.training.hosts import on_writer, together
-
-__all__ = ["feature_network", "open_reference"]
 
 
 def feature_network(

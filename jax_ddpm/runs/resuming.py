@@ -20,7 +20,7 @@ import numpy as np
 from jax.sharding import Mesh
 from optax.tree_utils import tree_set
 
-from jax_ddpm._checks import Field, FieldError
+from jax_ddpm._errors import Field, FieldError
 from jax_ddpm.data import Dataset
 from jax_ddpm.io.arrays import flatten, from_bytes, to_bytes
 from jax_ddpm.io.checkpoint import (
@@ -38,8 +38,6 @@ from jax_ddpm.runs.settings import CheckpointSettings, Settings
 from jax_ddpm.runs.starting import computing, new_run
 from jax_ddpm.training.hosts import from_writer, is_writer, same_everywhere, together
 from jax_ddpm.training.sharding import device_mesh
-
-__all__ = ["Change", "Training", "begin", "open_run"]
 
 # How a run is laid out and guarded: its weights do not depend on these.
 _FREE = {*CheckpointSettings.__dataclass_fields__, "fsdp", "steps_per_dispatch", "on_nan"}

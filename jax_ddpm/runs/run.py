@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_ddpm import __version__
-from jax_ddpm._checks import Field, FieldError, checked
+from jax_ddpm._errors import Field, FieldError
 from jax_ddpm.data.dataset import Dataset
 from jax_ddpm.data.preparation import Preparation
 from jax_ddpm.interop.diffusers import load_diffusers, unet_config, unet_from_config
@@ -30,25 +30,6 @@ from jax_ddpm.io.files import new_folder
 from jax_ddpm.io.json import write_json
 from jax_ddpm.models import SimpleUNet, UNet
 from jax_ddpm.schedule import linear_beta_schedule, make_schedule
-
-__all__ = [
-    "CHECKPOINTS",
-    "CONFIG",
-    "FILES",
-    "METRICS",
-    "PICTURES",
-    "Run",
-    "class_number",
-    "describe",
-    "init_variables",
-    "is_run",
-    "load_model",
-    "load_pretrained",
-    "load_run",
-    "load_state_dict",
-    "matched",
-    "save_run",
-]
 
 FILES = {
     "config.json": "what was run",
@@ -180,7 +161,6 @@ def describe(run: Run, train: Any = None, data: Any = None) -> dict[str, Any]:
     return json.loads(json.dumps(description))
 
 
-@checked
 def save_run(folder: PathLike, run: Run) -> None:
     """Write a run of one checkpoint, in a new folder: its weights are their own average.
 
@@ -199,7 +179,6 @@ def is_run(folder: PathLike) -> bool:
     return (Path(folder) / CHECKPOINTS).is_dir() or _is_checkpoint(Path(folder))
 
 
-@checked
 def load_run(folder: PathLike, *, checkpoint: int | None = None, weights: Weights = "ema") -> Run:
     """Read a run that `fit` or `jax-ddpm train` made.
 
@@ -275,7 +254,6 @@ def _read_run(path: Path, weights: str) -> Run:
     return run._replace(class_names=names, learned=learned)
 
 
-@checked
 def load_pretrained(folder: PathLike, *, openai_flags: str | None = None) -> Run:
     """Read a folder of diffusers; where it does not say which label is the null label, it is the
     last, if samples are guided.
@@ -330,7 +308,6 @@ def _from_pretrained(pretrained: Pretrained, folder: Path) -> Run:
     return Run(pretrained, image_shape, classes, None if said == "none" else last, guidance=1.0)
 
 
-@checked
 def load_model(folder: PathLike, *, weights: Weights = "ema") -> Run:
     """A run, one of its checkpoints or a folder of diffusers, whichever `folder` is."""
     folder = Path(folder)
@@ -343,7 +320,6 @@ def load_model(folder: PathLike, *, weights: Weights = "ema") -> Run:
     return load_run(path, weights=weights)
 
 
-@checked
 def load_state_dict(path: PathLike, *, image_size: int = 64) -> Run:
     """Read a state dict of the tutorial's `SimpleUNet`, a .safetensors; its schedule is the
     tutorial's, and `image_size` the height and width of its images, which the file does not say.

@@ -15,14 +15,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jax_ddpm._checks import FieldError
+from jax_ddpm._errors import FieldError
 from jax_ddpm.data import Preparation, load_dataset, to_bytes
 from jax_ddpm.io.files import make_folder, replacing
 from jax_ddpm.io.json import read_json, write_json
 from jax_ddpm.runs.run import PathLike
 from jax_ddpm.training.hosts import everywhere, from_writer, is_writer, on_writer, together
-
-__all__ = ["Samples", "kept_samples", "open_kept", "open_samples", "resumed"]
 
 _RECIPE = "recipe.json"
 _BATCH = 256

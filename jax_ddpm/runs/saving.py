@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jax_ddpm._checks import FieldError, checked
+from jax_ddpm._errors import FieldError
 from jax_ddpm.io.checkpoint import (
     Checkpoint,
     load_checkpoint,
@@ -23,13 +23,10 @@ from jax_ddpm.runs.settings import CheckpointSettings
 from jax_ddpm.training import TrainState
 from jax_ddpm.training.hosts import is_writer, on_writer, to_writer
 
-__all__ = ["Saver", "load_state", "read_state", "save_state"]
-
 _TREES = {"params": "params", "ema": "ema_params", "optimizer": "opt_state"}
 """Names of files, and of the fields of a `TrainState` that they hold."""
 
 
-@checked
 def save_state(folder: str | os.PathLike[str], state: TrainState) -> Path:
     """Write a whole `TrainState`, its typed key included, as the checkpoint of its step.
 
@@ -40,7 +37,6 @@ def save_state(folder: str | os.PathLike[str], state: TrainState) -> Path:
     return save_checkpoint(folder, int(state.step), _arrays(host), {"key": _key(state, host.key)})
 
 
-@checked
 def load_state(path: str | os.PathLike[str], like: TrainState) -> TrainState:
     """Read what `save_state` or a training wrote, onto the default device.
 

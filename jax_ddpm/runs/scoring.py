@@ -6,15 +6,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from jax_ddpm._checks import FieldError
+from jax_ddpm._errors import FieldError
 from jax_ddpm.data import Dataset, load_batch, to_float
 from jax_ddpm.likelihood import bits_per_dim
 from jax_ddpm.runs.progress import Progress
 from jax_ddpm.runs.run import Run
 from jax_ddpm.training.hosts import to_hosts
 from jax_ddpm.training.sharding import data_sharding, device_mesh, replicated
-
-__all__ = ["is_8_bit", "score"]
 
 _BATCH = 250
 

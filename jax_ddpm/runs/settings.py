@@ -12,12 +12,11 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import jax
 
-from jax_ddpm._checks import (
+from jax_ddpm._errors import (
     Field,
     FieldError,
     check_between,
     check_choice,
-    check_not_negative,
     check_positive,
 )
 from jax_ddpm.cpu import default_steps_per_dispatch
@@ -32,18 +31,6 @@ from jax_ddpm.schedule import (
     scaled_linear_beta_schedule,
     sigmoid_beta_schedule,
 )
-
-__all__ = [
-    "LOG_EVERY",
-    "CheckpointSettings",
-    "LayoutSettings",
-    "ModelSettings",
-    "OptimizerSettings",
-    "ScheduleName",
-    "Settings",
-    "UNET_FIELDS",
-    "named_schedule",
-]
 
 LOG_EVERY = 50
 """Steps between two lines of metrics."""
@@ -220,7 +207,8 @@ class Settings(ModelSettings, OptimizerSettings, CheckpointSettings, LayoutSetti
         positive += ("min_snr_gamma", "evaluate_num")
         check_positive(**{name: getattr(self, name) for name in positive})
         more = ("grad_clip", "weight_decay", "warmup_steps", "sample_every", "evaluate_every")
-        check_not_negative(**{name: getattr(self, name) or 0 for name in more})
+        for name in more:
+            check_between(name, getattr(self, name) or 0, 0)
         check_between("seed", self.seed, 0, 2**63 - 1)
         check_between("label_dropout", self.label_dropout, 0, 1)
         if (self.keep_every or 0) % self.checkpoint_every:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_ddpm._checks import Field, FieldError
+from jax_ddpm._errors import Field, FieldError
 from jax_ddpm.data import Dataset
 from jax_ddpm.interop import Pretrained
 from jax_ddpm.losses import check_loss
@@ -15,8 +15,6 @@ from jax_ddpm.models import SimpleUNet, UNet, ddpm_digits
 from jax_ddpm.noise import seed_key
 from jax_ddpm.runs.run import Run, init_variables, load_model, matched
 from jax_ddpm.runs.settings import Settings, named_schedule
-
-__all__ = ["computing", "new_run", "untrained"]
 
 
 def new_run(settings: Settings, data: Dataset) -> Run:

@@ -15,11 +15,9 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from jax_ddpm._checks import FieldError, check_choice, checked
+from jax_ddpm._errors import FieldError, check_choice
 from jax_ddpm.io.files import make_folder, replace_file
 from jax_ddpm.training.hosts import is_writer, together
-
-__all__ = ["Tracker", "open_trackers"]
 
 _PROJECT = "jax_ddpm"
 
@@ -43,7 +41,6 @@ class Tracker(Protocol):
         ...
 
 
-@checked
 @contextmanager
 def open_trackers(
     names: Sequence[Literal["tensorboard", "wandb"]],

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jax_ddpm._checks import FieldError
+from jax_ddpm._errors import FieldError
 from jax_ddpm.data import Dataset, to_bytes
 from jax_ddpm.evaluation.comparison import main_figure
 from jax_ddpm.evaluation.reference import reference_of_images
@@ -19,8 +19,6 @@ from jax_ddpm.runs.run import Run
 from jax_ddpm.runs.settings import Settings
 from jax_ddpm.samplers import ddim
 from jax_ddpm.training.hosts import everywhere, together
-
-__all__ = ["FIGURES", "Watch", "best_line"]
 
 FIGURES = tuple(main_figure(main) for main in ("2048", "features"))
 """What may be in a line of metrics, and decides which is best: the lowest."""

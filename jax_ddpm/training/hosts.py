@@ -17,22 +17,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from jax_ddpm._checks import Field, FieldError
+from jax_ddpm._errors import Field, FieldError
 from jax_ddpm.training.sharding import replicated
-
-__all__ = [
-    "PartnerFailed",
-    "any_process",
-    "connect",
-    "everywhere",
-    "from_writer",
-    "is_writer",
-    "on_writer",
-    "same_everywhere",
-    "to_hosts",
-    "to_writer",
-    "together",
-]
 
 T = TypeVar("T")
 _CHUNK = 2**24

@@ -20,18 +20,9 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jax_ddpm._checks import FieldError, checked
-
-__all__ = [
-    "data_sharding",
-    "device_mesh",
-    "gather_params",
-    "replicated",
-    "state_sharding",
-]
+from jax_ddpm._errors import FieldError
 
 
-@checked
 def device_mesh(batch_size: int, *, fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh of as many of the devices as split `batch_size` evenly, `fsdp` of them to a state.
 
@@ -52,19 +43,16 @@ def device_mesh(batch_size: int, *, fsdp: int = 1, devices: Sequence[Any] | None
     )
 
 
-@checked
 def data_sharding(mesh: Mesh) -> NamedSharding:
     """The leading axis, the batch, split over all devices."""
     return NamedSharding(mesh, P(("data", "fsdp")))
 
 
-@checked
 def replicated(mesh: Mesh) -> NamedSharding:
     """A copy on every device."""
     return NamedSharding(mesh, P())
 
 
-@checked
 def state_sharding(mesh: Mesh, tree: Any) -> Any:
     """Where each array of a state lives, by its shape alone: a tree of `NamedSharding`."""
     parts = mesh.shape["fsdp"]
@@ -79,7 +67,6 @@ def state_sharding(mesh: Mesh, tree: Any) -> Any:
     return jax.tree.map(split, tree)
 
 
-@checked
 def gather_params(apply_fn: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
     """`apply_fn` for parameters that are split over `fsdp`: made whole where they are used.
 

@@ -11,13 +11,21 @@ import optax
 from jax import lax
 from jaxtyping import Array, Int
 
-from jax_ddpm._checks import FieldError, FieldTypeError, check_type, checked, described
-from jax_ddpm._typing import Condition, Output, PRNGKey, Sample
+from jax_ddpm._errors import (
+    FieldError,
+    FieldTypeError,
+    check_apply,
+    check_between,
+    check_floats,
+    check_key,
+    check_schedule,
+    check_whole,
+    described,
+)
+from jax_ddpm._typing import Condition, PRNGKey, Sample
 from jax_ddpm.losses import LossType, Weighting, training_losses
-from jax_ddpm.reverse import PredictionType, VarianceType, check_zero_snr
+from jax_ddpm.reverse import PredictionType, VarianceType, check_prediction
 from jax_ddpm.schedule import NoiseSchedule, warn_of_signal
-
-__all__ = ["TrainState", "draw_step", "ema_warmup", "init_train_state", "make_train_step"]
 
 Params = Any
 Batch = Any
@@ -39,7 +47,6 @@ class TrainState(NamedTuple):
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
 
 
-@checked
 def ema_warmup(decay: float = 0.9999) -> optax.Schedule:
     """A decay of the average of the weights that grows: min(decay, (1 + step) / (10 + step)).
 
@@ -52,11 +59,11 @@ def ema_warmup(decay: float = 0.9999) -> optax.Schedule:
     return lambda step: jnp.minimum(decay, (1 + step) / (10 + step))
 
 
-@checked
 def init_train_state(
     key: PRNGKey, params: Params, optimizer: optax.GradientTransformation
 ) -> TrainState:
     """The state before the first step; the average of the weights starts at the weights."""
+    check_key("key", key)
     leaves = [params] if params is None else jax.tree.leaves(params)
     for leaf in leaves:
         if not isinstance(leaf, jax.Array | np.ndarray | np.generic | float | int):
@@ -73,7 +80,6 @@ def init_train_state(
     )
 
 
-@checked
 def make_train_step(
     schedule: NoiseSchedule,
     apply_fn: ApplyFn,
@@ -125,16 +131,16 @@ def make_train_step(
     Many steps in one dispatch are a scan over batches:
     `jax.jit(lambda state, batches: lax.scan(train_step, state, batches), donate_argnums=0)`.
     """
-    if not 0 <= label_dropout <= 1:
-        raise ValueError(f"label_dropout: expected 0 to 1, got {label_dropout}")
+    check_schedule(schedule)
+    check_apply("apply_fn", apply_fn)
+    check_between("label_dropout", label_dropout, 0, 1)
+    check_whole("accumulate", accumulate, 1)
     warn_of_signal(schedule)
-    check_zero_snr(schedule, prediction_type)
+    check_prediction(schedule, prediction_type)
     if ema_decay is None:
         ema_decay = ema_warmup()
     if not callable(ema_decay) and not 0 <= ema_decay < 1:
         raise ValueError(f"ema_decay: expected 0 to 1, below 1, got {ema_decay}")
-    if accumulate < 1:
-        raise ValueError(f"accumulate: expected at least 1, got {accumulate}")
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         images, *conditions = _unpacked(batch)
@@ -150,14 +156,9 @@ def make_train_step(
             images, t, noise, *conditions = part
             options = {"train": True, "rngs": {"dropout": dropout_key}} if dropout else {}
 
-            def denoise_fn(x_t, t):
-                output = apply_fn(params, x_t, t, *conditions, **options)
-                check_type("output of apply_fn", output, Output)
-                return output
-
             losses = training_losses(
                 schedule,
-                denoise_fn,
+                lambda x_t, t: apply_fn(params, x_t, t, *conditions, **options),
                 images,
                 t,
                 noise,
@@ -211,12 +212,11 @@ def _unpacked(batch: Batch) -> list[Any]:
         raise FieldTypeError("batch", f"expected images or (images, conditions), got {got}")
     images, *conditions = batch if isinstance(batch, tuple | list) else (batch,)
     images = _scaled(images, images)
-    check_type("batch", images, Sample)
+    check_floats("batch", images, jnp.shape(images))
     for leaf in jax.tree.leaves(conditions):
-        check_type("batch: condition", leaf, Condition)
-        if len(leaf) != len(images):
+        if jnp.shape(leaf)[:1] != images.shape[:1]:
             expected = f"expected a condition for each of {len(images)} images"
-            raise FieldError("batch", f"{expected}, got one of shape {leaf.shape}")
+            raise FieldError("batch", f"{expected}, got one of shape {jnp.shape(leaf)}")
     convert = partial(jax.tree.map, lambda leaf: jnp.asarray(_scaled(leaf, images)))
     return [convert(each) for each in (images, *conditions)]
 

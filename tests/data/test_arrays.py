@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jax_ddpm._checks import FieldError
+from jax_ddpm._errors import FieldError
 from jax_ddpm.data import Preparation, load_dataset, to_bytes, to_float
 from jax_ddpm.data.rows import FileRows
 from jax_ddpm.runs import evaluate_samples, save_samples

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jax_ddpm._checks import FieldError
+from jax_ddpm._errors import FieldError
 from jax_ddpm.data import batch_indices, random_crop, random_flip
 from jax_ddpm.data.augmentation import augmentation
 from jax_ddpm.data.loading import Order, prefetched

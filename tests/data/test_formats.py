@@ -11,7 +11,7 @@ import struct
 import numpy as np
 import pytest
 
-from jax_ddpm._checks import FieldError
+from jax_ddpm._errors import FieldError
 from jax_ddpm.data import load_dataset
 from jax_ddpm.data.unpickling import safe_loads
 

@@ -1,0 +1,139 @@
+"""Mistakes that would otherwise be silent, or lead astray: "expected …, got …"."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+
+class Field(NamedTuple):
+    """A setting that a message mentions, and the value that is meant, if any."""
+
+    name: str
+    value: Any = None
+
+    def __str__(self) -> str:
+        return self.name if self.value is None else f"{self.name}={self.value!r}"
+
+
+class FieldError(ValueError):
+    """An argument or a setting is wrong: `field` names it, and is None where it is no single one.
+
+    The problem is text, with a `Field` wherever another setting is mentioned: a command line
+    spells those as its flags.
+    """
+
+    def __init__(self, field: str | None, *problem: str | Field) -> None:
+        self.field, self.problem = field, problem
+        super().__init__(self.spelled(str))
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.field, *self.problem)
+
+    def spelled(self, spell: Callable[[Field], str]) -> str:
+        """The message, with the names of settings as `spell` writes them."""
+        parts = [spell(each) if isinstance(each, Field) else each for each in self.problem]
+        return "".join(parts if self.field is None else [spell(Field(self.field)), ": ", *parts])
+
+
+class FieldTypeError(FieldError, TypeError):
+    """An argument or a setting is of the wrong type."""
+
+
+def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
+    """Raises `FieldError` unless `value` is one of `choices`."""
+    if value not in choices:
+        raise FieldError(name, f"expected one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def check_between(name: str, value: Any, low: float, high: float = np.inf) -> None:
+    """Raises `FieldError` unless a concrete `value`, NaN included, lies in [low, high]."""
+    if isinstance(value, Tracer) or np.size(value) == 0:
+        return
+    value = np.asarray(value)  # before any arithmetic, which a surrounding trace would take over
+    least, most = value.min(), value.max()
+    if not (low <= least and most <= high):
+        got = f"{least:g}" if least == most else f"{least:g} to {most:g}"
+        within = f"{low:g} or more" if high == np.inf else f"values in [{low}, {high}]"
+        raise FieldError(name, f"expected {within}, got {got}")
+
+
+def check_whole(name: str, value: Any, low: int, high: float = np.inf) -> None:
+    """Raises `FieldError` unless `value` is of integers and, where it is concrete, in range."""
+    dtype = value.dtype if isinstance(value, Tracer) else np.asarray(value).dtype
+    if not jnp.issubdtype(dtype, jnp.integer):
+        raise FieldTypeError(name, f"expected whole numbers, got {described(value)}")
+    check_between(name, value, low, high)
+
+
+def check_positive(**values: Any) -> None:
+    """Raises `FieldError` unless each of these is above zero, or None."""
+    for name, value in values.items():
+        if value is not None and not value > 0:
+            raise FieldError(name, f"expected more than 0, got {value}")
+
+
+def check_finite(name: str, value: Any) -> None:
+    """Raises `FieldError` unless `value`, where it is concrete, is finite throughout."""
+    if not isinstance(value, Tracer) and not np.all(np.isfinite(value)):
+        raise FieldError(name, f"expected a finite number, got {value}")
+
+
+def check_floats(name: str, value: Any, shape: Sequence[Any]) -> None:
+    """Raises `FieldError` unless `value` is a floating array of this shape: others broadcast."""
+    dtype = getattr(value, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        raise FieldTypeError(name, f"expected a floating array, got {described(value)}")
+    if value.shape != tuple(shape):
+        raise FieldError(name, f"expected shape {tuple(shape)}, got {value.shape}")
+
+
+def check_key(name: str, value: Any) -> None:
+    """Raises `FieldTypeError` unless `value` is a typed key."""
+    dtype = getattr(value, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key) or value.shape:
+        problem = f"expected a typed key, jax.random.key(seed), got {described(value)}"
+        raise FieldTypeError(name, problem)
+
+
+def check_schedule(value: Any) -> None:
+    """Raises `FieldTypeError` for β, or a name, in place of a schedule."""
+    if not hasattr(value, "sqrt_alphas_cumprod"):
+        raise FieldTypeError("schedule", f"expected make_schedule(betas), got {described(value)}")
+
+
+def check_denoiser(name: str, value: Any) -> None:
+    """Raises `FieldTypeError` for a module, or its `apply`, in place of a function of (x_t, t)."""
+    if not callable(value) or _is_module(value) or _is_module(getattr(value, "__self__", None)):
+        such_as = "such as lambda x_t, t: model.apply(variables, x_t, t)"
+        problem = f"expected a function of (x_t, t), {such_as}, got {described(value)}"
+        raise FieldTypeError(name, problem)
+
+
+def check_apply(name: str, value: Any) -> None:
+    """Raises `FieldTypeError` for a module in place of its `apply`."""
+    if not callable(value) or _is_module(value):
+        problem = f"expected a function, such as model.apply, got {described(value)}"
+        raise FieldTypeError(name, problem)
+
+
+def described(value: Any) -> str:
+    """A value in a message: itself, if it is short, or what it is."""
+    if value is None or isinstance(value, str | bool | int | float):
+        return repr(value)
+    if isinstance(value, np.ndarray | jax.Array):
+        return f"{value.dtype}{list(value.shape)}"
+    kind = type(value)
+    if _is_module(value):
+        return f"the module {kind.__name__}"
+    if callable(value) and hasattr(value, "__name__"):
+        return f"the function {value.__name__}"
+    return f"a {kind.__module__.partition('.')[0]}.{kind.__name__}".replace("builtins.", "")
+
+
+def _is_module(value: Any) -> bool:
+    unbound = hasattr(value, "apply") and getattr(value, "scope", value) is None
+    return unbound or "torch.nn.modules.module" in {each.__module__ for each in type(value).__mro__}
