@@ -49,7 +49,7 @@ def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
         raise FieldError(name, f"expected one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
-def check_between(name: str, value: Any, low: float, high: float = np.inf) -> None:
+def check_between(name: str, value: Any, low: Any, high: Any = np.inf) -> None:
     """Raises `FieldError` unless a concrete `value`, NaN included, lies in [low, high]."""
     if isinstance(value, Tracer) or np.size(value) == 0:
         return
@@ -61,7 +61,7 @@ def check_between(name: str, value: Any, low: float, high: float = np.inf) -> No
         raise FieldError(name, f"expected {within}, got {got}")
 
 
-def check_whole(name: str, value: Any, low: int, high: float = np.inf) -> None:
+def check_whole(name: str, value: Any, low: Any, high: Any = np.inf) -> None:
     """Raises `FieldError` unless `value` is of integers and, where it is concrete, in range."""
     dtype = value.dtype if isinstance(value, Tracer) else np.asarray(value).dtype
     if not jnp.issubdtype(dtype, jnp.integer):

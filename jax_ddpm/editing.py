@@ -1,4 +1,4 @@
-"""Pictures made from pictures: part of the chain from a noisy one, and DDIM there and back.
+"""Pictures made from pictures: part of the chain, DDIM there and back, and inpainting.
 
 DDIM goes down by (Song et al. 2021a, eq. 12 with σ = 0)
 
@@ -11,18 +11,31 @@ with ε = ε_θ(x_i, t_i). Going up is the same equation solved for x_i,
 where x_i stands on both sides, and ε_θ(x_{i-1}, t_i) is put for ε: the timestep is that of where
 the step goes, so the image itself, of which no network knows an ε, needs no rule of its own. The
 error of a step is of second order, that of the way up and down of first.
+
+RePaint (Lugmayr et al. 2022) walks the chain with detours: after a step down to a level it goes
+`jump_length` entries back up and down again, `resamples` - 1 times, so that the two parts come to
+agree. Its walk for T = 5, jump_length = 2, resamples = 2, by the level reached:
+
+    x_T=4   3 2   4 3 2   1 0   2 1 0   x_0        levels 2 and 0 are jumped from
+            └ ┘   └───┘   └ ┘   └───┘
+
+    down    x_{i-1} = m q(x_{i-1} | x_start) + (1 - m) p_θ(x_{i-1} | x_i)            eq. 8
+    up      x_i = √(1 - β_i) x_{i-1} + √β_i ε                                        eq. 1
+
+The walk is made on the host, and one `lax.scan` follows it, so the program does not grow with it.
 """
 
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
-from jaxtyping import Array
+from jaxtyping import Array, Bool, Int
 
-from jax_ddpm._errors import check_floats, check_schedule, check_whole
+from jax_ddpm._errors import check_between, check_floats, check_schedule, check_whole
 from jax_ddpm._typing import (
+    AnyArray,
     DenoiseFn,
     NoiseFn,
     Numbers,
@@ -34,10 +47,10 @@ from jax_ddpm._typing import (
 )
 from jax_ddpm.forward import predict_eps_from_xstart, q_sample
 from jax_ddpm.noise import noise_source, place
-from jax_ddpm.reverse import PredictionType, VarianceType, in_float32, p_mean_variance
-from jax_ddpm.samplers import Sampler, ddim
+from jax_ddpm.reverse import PredictionType, VarianceType, in_float32, predict
+from jax_ddpm.samplers import Sampler, ancestral, ddim
 from jax_ddpm.sampling import p_sample_loop
-from jax_ddpm.schedule import NoiseSchedule, extract, per_sample
+from jax_ddpm.schedule import NoiseSchedule, extract, per_sample, warn_of_signal
 
 
 @in_float32
@@ -69,21 +82,10 @@ def image_to_image(
     x_start = place(jnp.asarray(x_start), sharding)
     draw = noise_source(key, noise_fn, x_start, first_sample, sharding)
     x_T = q_sample(chain, x_start, steps - 1, draw(jnp.int32(steps)))
-    images = p_sample_loop(
-        key,
-        chain,
-        denoise_fn,
-        x_T.shape,
-        sampler=sampler,
-        prediction_type=prediction_type,
-        variance_type=variance_type,
-        clip_denoised=clip_denoised,
-        x_T=x_T,
-        noise_fn=noise_fn,
-        first_sample=first_sample,
-        sharding=sharding,
-    )
-    return jnp.asarray(images)
+    policy: Any = {"prediction_type": prediction_type, "variance_type": variance_type}
+    policy |= {"clip_denoised": clip_denoised, "sampler": sampler, "sharding": sharding}
+    noise: Any = {"x_T": x_T, "noise_fn": noise_fn, "first_sample": first_sample}
+    return jnp.asarray(p_sample_loop(key, chain, denoise_fn, x_T.shape, **noise, **policy))
 
 
 @in_float32
@@ -103,17 +105,11 @@ def ddim_invert(
     that noise. Arguments and errors are those of `p_mean_variance`.
     """
     check_schedule(schedule)
-    predict = partial(
-        p_mean_variance,
-        schedule,
-        denoise_fn,
-        prediction_type=prediction_type,
-        variance_type=variance_type,
-        clip_denoised=clip_denoised,
-    )
+    policy = (prediction_type, variance_type, clip_denoised)
 
     def step(x_prev, i):
-        eps = predict_eps_from_xstart(schedule, x_prev, i, predict(x_prev, i).pred_xstart)
+        x_start = predict(schedule, denoise_fn, x_prev, i, *policy).pred_xstart
+        eps = predict_eps_from_xstart(schedule, x_prev, i, x_start)
         alpha_bar_prev = extract(schedule.alphas_cumprod_prev, i, x_prev)
         x_start = (x_prev - jnp.sqrt(1 - alpha_bar_prev) * eps) / jnp.sqrt(alpha_bar_prev)
         return place(q_sample(schedule, x_start, i, eps), sharding), None
@@ -164,12 +160,8 @@ def interpolate(
     `p_mean_variance`.
     """
     check_floats("x_b", x_b, jnp.shape(x_a))
-    policy: dict[str, Any] = {
-        "prediction_type": prediction_type,
-        "variance_type": variance_type,
-        "clip_denoised": clip_denoised,
-        "sharding": sharding,
-    }
+    policy: Any = {"prediction_type": prediction_type, "variance_type": variance_type}
+    policy |= {"clip_denoised": clip_denoised, "sharding": sharding}
     a, b = (ddim_invert(schedule, denoise_fn, x, **policy) for x in (x_a, x_b))
 
     def decode(weight):
@@ -178,3 +170,112 @@ def interpolate(
 
     # One weight at a time keeps each batch where `sharding` wants it, and the memory of one.
     return lax.map(decode, jnp.asarray(weights, a.dtype))
+
+
+def repaint_walk(
+    timesteps: int, jump_length: int = 10, resamples: int = 10
+) -> tuple[Int[np.ndarray, "visits"], Bool[np.ndarray, "visits"]]:
+    """The steps of RePaint (Lugmayr et al. 2022, App. B): the entry of each, and whether it is up.
+
+    A step of entry i goes down from level i to i - 1, or up from i - 1 to i. Jumps start from the
+    levels 0, `jump_length`, 2 `jump_length`, …, where they stay inside the chain. Raises
+    `ValueError` for less than 1 of anything, or a jump longer than the chain.
+    """
+    check_whole("timesteps", timesteps, 1)
+    check_whole("resamples", resamples, 1)
+    check_whole("jump_length", jump_length, 1, timesteps - 1 if resamples > 1 else np.inf)
+    entries, up = [], []
+    for entry in reversed(range(timesteps)):
+        entries.append(entry)
+        up.append(False)
+        level = entry - 1
+        if level >= 0 and level % jump_length == 0 and level + jump_length < timesteps:
+            climb = list(range(level + 1, level + jump_length + 1))
+            entries += (climb + climb[::-1]) * (resamples - 1)
+            up += ([True] * jump_length + [False] * jump_length) * (resamples - 1)
+    return np.array(entries), np.array(up)
+
+
+@in_float32
+def inpaint(
+    key: PRNGKey | None,
+    schedule: NoiseSchedule,
+    denoise_fn: DenoiseFn,
+    x_start: Sample,
+    mask: AnyArray,
+    *,
+    jump_length: int = 10,
+    resamples: int = 10,
+    prediction_type: PredictionType = "epsilon",
+    variance_type: VarianceType = "fixed_small",
+    clip_denoised: bool | ThresholdFn = True,
+    noise_fn: NoiseFn | None = None,
+    first_sample: int | Array = 0,
+    sharding: Place | None = None,
+) -> Array:
+    """RePaint, Lugmayr et al. 2022 Algorithm 1: `x_start` where `mask` is 1, drawn where it is 0.
+
+    Visits of the walk are numbered downwards, so that the last has number 0, and visit n of the
+    N in all takes the draw that `p_sample_loop` makes for entry n; the start takes draw N. With
+    `resamples=1` the missing part therefore gets the noise that `p_sample_loop` would give it.
+
+    Args:
+      key: typed key; may be None where `noise_fn` is given.
+      x_start: [batch, …]; what it holds where `mask` is 0 is not looked at, but must be finite.
+      mask: broadcastable to `x_start`, booleans or numbers in [0, 1]. Between 0 and 1 it is the
+        share of the known pixel in a mean of both, at every step. A traced one, which cannot be
+        checked, is clipped to [0, 1].
+      jump_length, resamples: as in `repaint_walk`; `resamples=1` never jumps.
+      noise_fn: `n -> noise` of the shape of `x_start`, for visit n and for N.
+      the rest: as in `p_sample_loop`.
+
+    Returns:
+      x_0, equal to `x_start` to the bit where `mask` is 1.
+
+    Raises:
+      ValueError: `mask` does not broadcast, or (where it is concrete) leaves [0, 1], as image
+        files with 0 and 255 do; and as `repaint_walk` and `p_sample_loop` do.
+    """
+    check_schedule(schedule)
+    entries, up = repaint_walk(schedule.num_timesteps, jump_length, resamples)
+    x_start = place(jnp.asarray(x_start), sharding)
+    check_between("mask", mask, 0, 1)
+    mask = jnp.asarray(mask, x_start.dtype)
+    if mask.ndim > x_start.ndim or any(
+        size not in (1, whole)
+        for size, whole in zip(mask.shape[::-1], x_start.shape[::-1], strict=False)
+    ):
+        axis = "; mask[..., None] has a channel" if mask.ndim < x_start.ndim else ""
+        raise ValueError(
+            f"mask: expected a shape that broadcasts to {x_start.shape}, got {mask.shape}{axis}"
+        )
+    mask = jnp.clip(mask, 0, 1)  # what is traced cannot be checked
+    mask = place(jnp.broadcast_to(mask, x_start.shape), sharding)
+    draw = noise_source(key, noise_fn, x_start, first_sample, sharding)
+    policy = (prediction_type, variance_type, clip_denoised)
+    sampler = ancestral()
+
+    def run_network(x_t, i):
+        return predict(schedule, denoise_fn, x_t, i, *policy)
+
+    # One draw serves both parts: a pixel is either known or drawn, so none is used twice.
+    def descend(x_t, i, noise):
+        drawn, _ = sampler.step(schedule, run_network, lambda i: noise, i, x_t, ())
+        known = q_sample(schedule, x_start, jnp.maximum(i - 1, 0), noise)
+        known = jnp.where(i > 0, known, x_start)
+        return mask * known + (1 - mask) * drawn
+
+    def ascend(x_prev, i, noise):
+        beta = extract(schedule.betas, i, x_prev)
+        return jnp.sqrt(1 - beta) * x_prev + jnp.sqrt(beta) * noise
+
+    def step(x_t, visit):
+        number, i, upwards = visit
+        x_t = lax.cond(upwards, ascend, descend, x_t, i, draw(number))
+        return place(x_t, sharding), None
+
+    numbers = np.arange(entries.size)[::-1]
+    visits = (jnp.asarray(numbers, jnp.int32), jnp.asarray(entries, jnp.int32), jnp.asarray(up))
+    warn_of_signal(schedule)
+    x_T = place(draw(jnp.int32(entries.size)), sharding)
+    return lax.scan(jax.checkpoint(step, prevent_cse=False), x_T, visits)[0]

@@ -15,7 +15,7 @@ from typing import Any, get_args
 
 import jax.numpy as jnp
 import numpy as np
-from jax import vjp
+from jax import lax, vjp
 from jax.core import Tracer
 from jaxtyping import Array
 
@@ -52,7 +52,8 @@ def classifier_free_guidance(
       rescale: φ of Lin et al. 2024, eq. 15 and 16: how far each sample's standard deviation is
         led back to that of the conditional output.
       interval: first and last training timestep that are guided, both included; elsewhere the
-        output is the conditional one (Kynkäänniemi et al. 2024).
+        output is the conditional one (Kynkäänniemi et al. 2024), and where no sample of the batch
+        is guided, as outside the interval in all loops here, only that network runs.
 
     Raises:
       ValueError: `scale` is not finite, `rescale` not in [0, 1], or `interval` or a shape is wrong.
@@ -64,19 +65,27 @@ def classifier_free_guidance(
     if interval is not None and interval[0] > interval[1]:
         raise ValueError(f"interval: expected (low, high) with low <= high, got {interval}")
 
+    low, high = (-np.inf, np.inf) if interval is None else interval
+
     def denoise_fn(x_t, t):
-        output = conditional(x_t, t)
-        eps, rest = _split("conditional", output, x_t)
-        eps_unconditional, _ = _split("unconditional", unconditional(x_t, t), x_t)
-        weight = per_sample("scale", scale, x_t) - 1
-        if interval is not None:
-            inside = (interval[0] <= t) & (t <= interval[1])
-            weight = weight * per_sample("t", inside.astype(x_t.dtype), x_t)
-        guided = eps + weight * (eps - eps_unconditional)
-        if rescale:
-            pixels = tuple(range(1, x_t.ndim))
-            ratio = eps.std(pixels, keepdims=True) / guided.std(pixels, keepdims=True)
-            guided = guided * (1 + rescale * (ratio - 1))
+        eps, rest = _split("conditional", conditional(x_t, t), x_t)
+        inside = (low <= t) & (t <= high)
+
+        def guide(eps):
+            eps_unconditional, _ = _split("unconditional", unconditional(x_t, t), x_t)
+            weight = per_sample("t", inside.astype(x_t.dtype), x_t)
+            weight = weight * (per_sample("scale", scale, x_t) - 1)
+            guided = eps + weight * (eps - eps_unconditional)
+            if rescale:
+                pixels = tuple(range(1, x_t.ndim))
+                ratio = eps.std(pixels, keepdims=True) / guided.std(pixels, keepdims=True)
+                guided = guided * (1 + rescale * (ratio - 1))
+            return guided
+
+        if interval is None:
+            guided = guide(eps)
+        else:
+            guided = lax.cond(jnp.any(inside), guide, lambda eps: eps, eps)
         return jnp.concatenate([guided, rest], axis=-1)
 
     return denoise_fn

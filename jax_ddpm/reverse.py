@@ -8,7 +8,9 @@ log Σ itself (`learned`), or the place v of log Σ between log β̃_t and log �
 (`learned_range`, Nichol & Dhariwal 2021, eq. 15).
 """
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import wraps
 from inspect import signature
 from typing import Literal, NamedTuple, ParamSpec, TypeVar, get_args
@@ -19,7 +21,14 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array
 
-from jax_ddpm._errors import check_choice, check_denoiser, check_floats, check_schedule
+from jax_ddpm._errors import (
+    check_between,
+    check_choice,
+    check_denoiser,
+    check_floats,
+    check_positive,
+    check_schedule,
+)
 from jax_ddpm._typing import DenoiseFn, Sample, ThresholdFn, Timestep
 from jax_ddpm.forward import (
     predict_eps_from_xstart,
@@ -220,3 +229,47 @@ def _log_variance(
     assert values is not None
     fraction = (values + 1) / 2
     return fraction * log_beta + (1 - fraction) * log_posterior
+
+
+@dataclass(frozen=True)
+class StaticThreshold:
+    """Clips x_0 to ±`limit`, a positive number (diffusers' `clip_sample_range`)."""
+
+    limit: float
+
+    def __post_init__(self) -> None:
+        check_positive(limit=self.limit)
+
+    def __call__(self, x_start: Array) -> Array:
+        return jnp.clip(x_start, -self.limit, self.limit)
+
+
+@dataclass(frozen=True)
+class DynamicThreshold:
+    """Clips x_0 to ±s and divides by s (Saharia et al. 2022, §2.3), with s for each sample the
+    `quantile` of |x_0|, at least 1 and at most `max_value`.
+
+    The numbers are diffusers' `dynamic_thresholding_ratio` and `sample_max_value`: at its default
+    of 1, s is 1 and this clips to [-1, 1]. Raises `ValueError` for a quantile outside [0, 1] or a
+    `max_value` that is not positive.
+    """
+
+    quantile: float = 0.995
+    max_value: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_between("quantile", self.quantile, 0, 1)
+        check_positive(max_value=self.max_value)
+
+    def __call__(self, x_start: Array) -> Array:
+        magnitude = jnp.sort(jnp.abs(x_start).reshape(x_start.shape[0], -1), axis=-1)
+        # Which pixels it lies between is known on the host, to more digits than float32 has.
+        position = self.quantile * (magnitude.shape[1] - 1)
+        low, high = math.floor(position), math.ceil(position)
+        between = magnitude[:, low] + (position - low) * (magnitude[:, high] - magnitude[:, low])
+        s = jnp.minimum(jnp.maximum(between, 1), self.max_value)
+        s = s.reshape(-1, *(1,) * (x_start.ndim - 1))
+        return jnp.clip(x_start, -s, s) / s
+
+
+static_threshold, dynamic_threshold = StaticThreshold, DynamicThreshold  # as functions are named

@@ -92,28 +92,11 @@ def p_sample_loop(
       ValueError: a shape, a choice or `save_every` does not fit, or noise is needed and there
         is neither `key` nor `noise_fn`.
     """
-    state = p_sample_init(
-        key,
-        schedule,
-        shape,
-        sampler=sampler,
-        x_T=x_T,
-        first_sample=first_sample,
-        sharding=sharding,
-    )
-    run = partial(
-        p_sample_steps,
-        key,
-        schedule,
-        denoise_fn,
-        sampler=sampler,
-        prediction_type=prediction_type,
-        variance_type=variance_type,
-        clip_denoised=clip_denoised,
-        noise_fn=noise_fn,
-        first_sample=first_sample,
-        sharding=sharding,
-    )
+    batch: Any = {"sampler": sampler, "first_sample": first_sample, "sharding": sharding}
+    policy: Any = {"prediction_type": prediction_type, "variance_type": variance_type}
+    policy |= {"clip_denoised": clip_denoised, "noise_fn": noise_fn}
+    state = p_sample_init(key, schedule, shape, x_T=x_T, **batch)
+    run = partial(p_sample_steps, key, schedule, denoise_fn, **batch, **policy)
     total = schedule.num_timesteps
     if save_every is None:
         return run(state, total).x_t

@@ -15,7 +15,14 @@ from jax_ddpm._errors import check_choice
 from jax_ddpm._typing import ThresholdFn
 from jax_ddpm.interop.configs import complete_config
 from jax_ddpm.interop.pretrained import Pretrained
-from jax_ddpm.reverse import PredictionType, VarianceType
+from jax_ddpm.reverse import (
+    DynamicThreshold,
+    PredictionType,
+    StaticThreshold,
+    VarianceType,
+    dynamic_threshold,
+    static_threshold,
+)
 from jax_ddpm.schedule import (
     Spacing,
     cosine_beta_schedule,
@@ -23,12 +30,6 @@ from jax_ddpm.schedule import (
     make_schedule,
     rescale_zero_terminal_snr,
     scaled_linear_beta_schedule,
-)
-from jax_ddpm.thresholding import (
-    DynamicThreshold,
-    StaticThreshold,
-    dynamic_threshold,
-    static_threshold,
 )
 
 _COMMON: dict[str, Any] = {
