@@ -27,6 +27,8 @@ from jax_ddpm.runs.run import Run
 pytestmark = pytest.mark.usefixtures("defaults", "untyped")
 
 SCHEDULE = ddpm.make_schedule(ddpm.cosine_beta_schedule(4))
+SHORT = ddpm.respace(SCHEDULE, [0, 2])
+NO_SIGNAL = ddpm.make_schedule([0.5, 1.0])  # x_T is ε, and says nothing of x_0
 SHAPE = (2, 4, 4, 3)
 X = np.linspace(-0.9, 0.9, 96).reshape(SHAPE).astype(np.float32)
 ROWS = np.random.default_rng(0).standard_normal((12, 3)).astype(np.float32)
@@ -68,7 +70,7 @@ RIGHT = {
 # … what a function needs that uses the name in its own way, …
 OWN = {
     ddpm.respace: {"timesteps": [0, 2]},
-    ddpm.inpaint: {"jump_length": 1, "resamples": 1},
+    ddpm.inpaint: {"jump_length": 1, "resamples": 2},
     evaluation.kernel_distance: {"x": ROWS},
     evaluation.nearest_distances: {"x": ROWS},
 }
@@ -85,17 +87,19 @@ WRONG = {
     **dict.fromkeys(("eta", "quantile", "rescale", "label_dropout"), (300, *NUMBER)),
     **dict.fromkeys(("decay", "ema_decay"), (1.0, np.nan, -3, "x", [1])),
     **dict.fromkeys(("first_sample", "i", "step"), (0.5, True, *NUMBER)),
-    **dict.fromkeys(("accumulate", "jump_length", "resamples", "subsets"), (0, 0.5, *NUMBER)),
-    **dict.fromkeys(("steps", "save_every", "size", "batch_size", "splits", "k"), (300, *NUMBER)),
+    **dict.fromkeys(("accumulate", "resamples", "subsets"), (0, 0.5, *NUMBER)),
+    **dict.fromkeys(("save_every", "size", "batch_size", "splits", "k"), (300, *NUMBER)),
     **{"final_alpha_cumprod": (0, 300, *NUMBER), "subset_size": (0, 0.5, *NUMBER)},
+    **{"steps": (300, "ddim300", "11", "0", *NUMBER), "jump_length": (300, *NUMBER)},
     **{"images": (X.tolist(), "x"), "noise_fn": (X, "x"), "clip_denoised": (None, "x")},
-    **{"params": (None, "x"), "interval": (3, (3,), ("x", 1)), "shape": (5, "x", None, (-1, 4))},
+    **{"params": (None, "x"), "interval": (3, ("x", 1), (9, 3)), "shape": (5, "x", None, (-1, 4))},
     **{"x": (X.astype(int), X.tolist()), "table": ([0.1, 0.2, 0.3, 0.4], SCHEDULE.betas[None])},
     **{"weight": (np.ones(3), "x", None), "weights": (np.ones((1, 2)), "x", None)},
-    "betas": (None, "linear", [[0.1]], [0, 1], [True, True], [0.1, 1.5]),
+    "betas": (None, "linear", [[0.1]], [0, 1], [True, True], [0.1, 1.5], [1.0, 0.1], [np.nan]),
     "key": (jax.random.PRNGKey(0), 0, jax.random.split(KEY), None),
     "mask": (MASK * 255, MASK - 2, np.ones((8, 4, 1)), None),
     "sampler": (ddpm.ddim, "ddim", ddpm.ddim().step),
+    "scale": (np.nan, np.array([1.0, -np.inf]), "x", None),
     "schedule": (SCHEDULE.betas, tuple(SCHEDULE), "cosine", None),
     "t": ([0, 3], T + 0.0, T > 0, T + 1, T - 1, np.arange(3), T[None]),
     "timesteps": (0, -3, 0.5, "x", None, [[0, 1]], [2, 0], [0, 300], [0.5], [True, False]),
@@ -153,13 +157,17 @@ def test_every_annotation_is_checked(function):
         check_named(partial(function, **nothing), parameters[0].name)
 
 
+LATE = RIGHT["state"]._replace(i=jnp.int32(1))
+lead = ddpm.classifier_guidance
+
+
 def loop(**changes):
     call = {"key": KEY, "schedule": SCHEDULE, "denoise_fn": network, "shape": SHAPE, **changes}
     return ddpm.p_sample_loop(**call)
 
 
-def guided(scale=2.0, **options):
-    return ddpm.classifier_free_guidance(network, network, scale, **options)(X, T)
+def guided(scale=2.0, unconditional=network, **options):
+    return ddpm.classifier_free_guidance(network, unconditional, scale, **options)(X, T)
 
 
 class Trainer(partial):
@@ -178,11 +186,20 @@ def labelled(labels, t=T):
     ("name", "call"),
     [
         ("output of denoise_fn", lambda: loop(denoise_fn=lambda x, t: (x, t))),
-        ("output of denoise_fn", lambda: loop(denoise_fn=lambda x, t: None)),
-        ("output of denoise_fn", lambda: loop(denoise_fn=lambda x, t: x > 0)),
         ("output of denoise_fn", lambda: loop(denoise_fn=lambda x, t: x[..., :1])),
+        ("output of denoise_fn", lambda: loop(variance_type="learned")),
         ("denoise_fn", lambda: loop(denoise_fn=MODEL.apply)),
+        ("x_T", lambda: loop(x_T=X[:1])),
+        ("sampler.step", lambda: loop(sampler=ddpm.ddim()._replace(step=lambda *args: args[4]))),
+        ("steps", lambda: ddpm.p_sample_steps(KEY, SCHEDULE, network, LATE, 3)),
         ("scale", lambda: guided(scale=np.ones(3))),
+        ("output of unconditional", lambda: guided(unconditional=lambda x, t: x[:1])),
+        ("output of log_prob_fn", lambda: lead(SCHEDULE, network, network)(X, T)),
+        ("schedule", lambda: lead(SHORT, network, network)),
+        ("schedule", lambda: ddpm.reconstruction_guidance(SHORT, network, network)),
+        ("prediction_type", lambda: loop(schedule=NO_SIGNAL)),
+        ("prediction_type", lambda: ddpm.training_losses(NO_SIGNAL, network, X, T % 2, X)),
+        ("prediction_type", lambda: ddpm.make_train_step(NO_SIGNAL, network, SGD)),
         ("labels", lambda: labelled(np.array([0, 5]))),
         ("labels", lambda: labelled(np.arange(3))),
         ("sigma_1", lambda: evaluation.frechet_distance(T + 0.0, ROWS[:3], ROWS[0], ROWS[:3])),
@@ -206,14 +223,9 @@ RIGHT_TOO = {
     "a list for a shape": lambda: loop(shape=list(SHAPE)),
     "arrays without axes": lambda: loop(first_sample=np.array(3), sampler=ddpm.ddim(np.array(1))),
     "NumPy's True": lambda: loop(clip_denoised=np.bool_(True)),
-    "a partial": lambda: loop(denoise_fn=partial(lambda w, x, t: x * w, 0.5)),
-    "a jitted function": lambda: loop(denoise_fn=jax.jit(network)),
     "a module of Equinox": lambda: loop(denoise_fn=eqx.Partial(network)),
     "a bound module of Flax": lambda: loop(denoise_fn=MODEL.bind(VARIABLES)),
     "another kind of key": lambda: loop(key=jax.random.key(0, impl="rbg")),
-    "keys under vmap": lambda: jax.vmap(lambda key: loop(key=key))(jax.random.split(KEY)),
-    "a traced schedule": lambda: jax.jit(lambda s: loop(schedule=s))(SCHEDULE),
-    "samples of numbers": lambda: loop(shape=(4, 2)),
     "sixteen bits": lambda: ddpm.q_sample(SCHEDULE, jnp.bfloat16(X), 0, jnp.bfloat16(X)),
     "no sign": lambda: ddpm.q_sample(SCHEDULE, X, T.astype(np.uint8), X),
     "whole weights": lambda: ddpm.interpolate(SCHEDULE, network, X, X, (0, 1)),
@@ -259,6 +271,6 @@ def test_an_empty_batch_has_an_empty_result_as_wide_as_its_images(function):
 
 
 def test_a_chain_of_one_step_is_finite():
-    one = {"schedule": ddpm.make_schedule([0.9999]), "t": T * 0, "steps": 1}
+    one = {"schedule": ddpm.make_schedule([0.9999]), "t": T * 0, "steps": 1, "resamples": 1}
     results = jax.jit(lambda: [call_with(function, **one) for function in ON_IMAGES])()
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(results))

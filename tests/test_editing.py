@@ -13,13 +13,7 @@ SHAPE = (8, 2, 2, 3)
 X_START = np.tanh(np.random.default_rng(0).normal(size=SHAPE))
 
 
-def network(x, t):
-    """Sees every pixel of its image and the timestep, but no other image."""
-    mixed = jnp.tanh(x + x.mean(axis=(1, 2, 3), keepdims=True))
-    return mixed * jnp.cos(t.astype(x.dtype) / 200).reshape(-1, 1, 1, 1)
-
-
-def test_image_to_image_is_the_last_part_of_a_chain(key):
+def test_image_to_image_is_the_last_part_of_a_chain(key, network):
     """The same as running the whole chain's last 4 steps from q_sample's x_t, also of one sample
     alone, with draws handed in, with a traced schedule; and where the chain ends in noise."""
     kept, end = SHORT.timesteps, SCHEDULE.alphas_cumprod[5]
@@ -74,7 +68,7 @@ def test_inversion_meets_the_exact_ode_and_comes_back():
     np.testing.assert_allclose(np.divide(coarse, fine), 2, atol=0.2)
 
 
-def test_inversion_is_that_of_diffusers(torch, diffusers):
+def test_inversion_is_that_of_diffusers(torch, diffusers, network):
     """Its `DDIMInverseScheduler`, whose tables are float32."""
     reference = diffusers.DDIMInverseScheduler(200, 1e-4, 0.02, clip_sample=False)
     reference.set_timesteps(20)
@@ -87,7 +81,7 @@ def test_inversion_is_that_of_diffusers(torch, diffusers):
     np.testing.assert_allclose(ours, x.numpy(), rtol=0, atol=2e-5 * np.abs(x.numpy()).max())
 
 
-def test_inversion_has_a_gradient():
+def test_inversion_has_a_gradient(network):
     """Of the picture that goes in, that of finite differences."""
     schedule = ddpm.respace(SCHEDULE, ddpm.spaced_timesteps(200, 4, "trailing"))
     invert = jax.jit(partial(ddpm.ddim_invert, schedule, network))

@@ -1,5 +1,4 @@
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import jax_ddpm as ddpm
@@ -57,10 +56,3 @@ def test_q_sample_has_the_moments_of_q():
     assert np.all(np.abs(x_t.mean(0) - mean) < 4 * np.sqrt(variance / count))
     assert np.all(np.abs(x_t.var(0) - variance) < 4 * variance * np.sqrt(2 / count))
     np.testing.assert_allclose(np.exp(log_variance), variance, rtol=1e-12)
-
-
-def test_dtype_follows_the_images():
-    for dtype in (jnp.float32, jnp.bfloat16, jnp.float64):
-        x = jax.ShapeDtypeStruct(X_START.shape, dtype)
-        made = jax.eval_shape(lambda a, b: ddpm.q_sample(SCHEDULE, a, T, b), x, x)
-        assert made.dtype == dtype

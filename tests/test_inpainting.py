@@ -19,12 +19,6 @@ X_START = np.tanh(np.random.default_rng(0).normal(size=SHAPE))
 QUIET = {"noise_fn": lambda n: jnp.full(SHAPE, 0.1)}
 
 
-def network(x, t):
-    """Sees every pixel of its image and the timestep, but no other image."""
-    mixed = jnp.tanh(x + x.mean(axis=(1, 2, 3), keepdims=True))
-    return mixed * jnp.cos(t.astype(x.dtype) / 200).reshape(-1, 1, 1, 1)
-
-
 @pytest.mark.parametrize(
     ("timesteps", "jump_length", "resamples"),
     [(250, 10, 10), (100, 10, 3), (20, 3, 2), (7, 1, 4), (10, 9, 2), (5, 2, 1)],
@@ -48,27 +42,20 @@ def test_walk_takes_every_step_as_often_as_the_paper_says():
     np.testing.assert_array_equal(np.bincount(entries[up]), [0, *[9] * 240])
 
 
-def test_what_is_known_is_kept_to_the_bit_in_any_batch(key):
-    """And with a traced schedule."""
-    paint = partial(ddpm.inpaint, denoise_fn=network, mask=MASK, **JUMPS)
-    whole = np.asarray(jax.jit(partial(paint, schedule=SHORT))(key, x_start=X_START))
+@pytest.mark.parametrize("dtype", [bool, np.uint8, float])
+def test_what_is_known_is_kept_to_the_bit_in_any_batch(key, dtype, network):
+    """With masks of any dtype, a traced schedule, and where the chain ends in noise."""
+    kept, end = SHORT.timesteps, SCHEDULE.alphas_cumprod[5]
+    noisy = ddpm.respace(SCHEDULE, kept, final_alpha_cumprod=end)
+    paint = partial(ddpm.inpaint, denoise_fn=network, mask=MASK.astype(dtype), **JUMPS)
+    whole = np.asarray(jax.jit(partial(paint, schedule=noisy))(key, x_start=X_START))
     np.testing.assert_array_equal(whole[KNOWN], X_START[KNOWN])
     assert np.all(whole[~KNOWN] != X_START[~KNOWN])
-    alone = jax.jit(partial(paint, first_sample=5))(key, SHORT, x_start=X_START[5:6])
+    alone = jax.jit(partial(paint, first_sample=5))(key, noisy, x_start=X_START[5:6])
     np.testing.assert_allclose(alone[0], whole[5], rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("dtype", [bool, np.uint8, float])
-def test_masks_of_any_dtype_mean_the_same(dtype):
-    """Also where the chain ends in noise: what is known is kept to the bit."""
-    noisy = ddpm.respace(SCHEDULE, [10, 110], final_alpha_cumprod=SCHEDULE.alphas_cumprod[5])
-    policy = dict(mask=MASK.astype(dtype), resamples=1, **QUIET)
-    painted = np.asarray(jax.jit(partial(ddpm.inpaint, None, noisy, network, **policy))(X_START))
-    np.testing.assert_array_equal(painted[KNOWN], X_START[KNOWN])
-    assert np.all(painted[~KNOWN] != X_START[~KNOWN])
-
-
-def test_without_a_mask_and_jumps_it_is_the_sampler():
+def test_without_a_mask_and_jumps_it_is_the_sampler(network):
     """Nothing known, nothing resampled: `p_sample_loop`, with its very draws."""
     noise = np.random.default_rng(1).normal(size=(11, *SHAPE))
     policy = dict(noise_fn=lambda n: jnp.asarray(noise)[n])
@@ -79,7 +66,7 @@ def test_without_a_mask_and_jumps_it_is_the_sampler():
     np.testing.assert_allclose(free, expected, rtol=1e-12, atol=1e-12)
 
 
-def test_every_visit_has_its_own_draw():
+def test_every_visit_has_its_own_draw(network):
     """Numbered downwards: N for the start, N - 1 for the first visit, 0 for the last."""
     visits = len(ddpm.repaint_walk(10, **JUMPS)[0])
     seen = []
@@ -93,7 +80,7 @@ def test_every_visit_has_its_own_draw():
     assert seen == list(range(visits, -1, -1))
 
 
-def test_program_and_memory_do_not_grow_with_the_walk():
+def test_program_and_memory_do_not_grow_with_the_walk(network):
     def compiled(steps, jump_length, resamples):
         schedule = ddpm.respace(SCHEDULE, ddpm.spaced_timesteps(200, steps))
         policy = dict(jump_length=jump_length, resamples=resamples, **QUIET)
@@ -107,7 +94,7 @@ def test_program_and_memory_do_not_grow_with_the_walk():
 
 
 @pytest.mark.slow
-def test_it_has_a_gradient():
+def test_it_has_a_gradient(network):
     """Of the picture that goes in, that of finite differences."""
     schedule = ddpm.respace(SCHEDULE, ddpm.spaced_timesteps(200, 4, "trailing"))
     policy = dict(mask=MASK, jump_length=2, resamples=2, clip_denoised=False, **QUIET)
@@ -180,8 +167,3 @@ def test_two_correlated_pixels(diffusers):
     conditional = mean[1] + correlation * (x - mean[0])
     without, _ = exact_moments(diffusers, schedule, mean, covariance, x, 5, 1)
     assert abs(expected - conditional) < abs(without - conditional) / 2
-
-
-def test_a_jump_as_long_as_the_chain_is_named(untyped, key):
-    with pytest.raises(ValueError, match="^jump_length: expected "):
-        ddpm.inpaint(key, SHORT, network, X_START, MASK, jump_length=10, resamples=2)

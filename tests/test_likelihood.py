@@ -1,3 +1,4 @@
+import math
 from functools import partial
 
 import jax
@@ -12,7 +13,7 @@ from jax_ddpm.likelihood import discretized_gaussian_log_likelihood, gaussian_kl
 SCHEDULE = ddpm.make_schedule(ddpm.linear_beta_schedule(20, 1e-3, 0.2))
 ZERO_SNR = ddpm.make_schedule(ddpm.rescale_zero_terminal_snr(SCHEDULE.betas))
 PIXELS = np.arange(256) / 127.5 - 1
-X_START = np.random.default_rng(0).choice(PIXELS, (3, 4, 4, 2))
+X_START = np.random.default_rng(0).choice(PIXELS[1:-1], (3, 4, 4, 2))
 log_likelihood = jax.jit(discretized_gaussian_log_likelihood)
 
 
@@ -69,6 +70,10 @@ def test_a_perfect_network_pays_only_for_the_prior_and_the_variance(key):
 
     small, large = bits(key)
     np.testing.assert_array_equal(small.vb[:, 1:], np.zeros((3, 19)))
+    # What a bin of 2/255 holds about its centre, by the normal CDF.
+    deviation = np.exp(SCHEDULE.posterior_log_variance_clipped[0] / 2)
+    mass = math.erf(1 / 255 / deviation / math.sqrt(2))
+    np.testing.assert_allclose(small.vb[:, 0], np.full(3, -np.log2(mass)), rtol=2e-3)
     np.testing.assert_array_equal(small.mse < 1e-25, np.full((3, 20), True))
     ratio = SCHEDULE.posterior_variance[1:] / SCHEDULE.betas[1:]
     expected = (ratio - 1 - np.log(ratio)) / 2 / np.log(2)

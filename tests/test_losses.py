@@ -1,10 +1,8 @@
-import math
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 import jax_ddpm as ddpm
@@ -101,18 +99,6 @@ def test_hybrid_trains_the_mean_by_mse_and_the_variance_by_the_bound(
     assert np.all(vb[0][1:] != 0) and np.any(hybrid[1])
 
 
-def test_bound_of_an_exact_x_start_is_zero_but_at_the_pixels():
-    x_start = np.round(np.tanh(X_START) * 127.5) / 127.5
-    policy = {"prediction_type": "sample", "loss_type": "vb"}
-    network = lambda x, t: jnp.asarray(x_start)
-    vb = ddpm.training_losses(SCHEDULE, network, x_start, T, NOISE, **policy)
-    np.testing.assert_array_equal(vb[1:], np.zeros(3))
-    # What a bin of 2/255 holds about its centre, by the normal CDF.
-    deviation = np.exp(SCHEDULE.posterior_log_variance_clipped[0] / 2)
-    mass = math.erf(1 / 255 / deviation / math.sqrt(2))
-    np.testing.assert_allclose(vb[0], -np.log2(mass), rtol=2e-3)
-
-
 def min_snr_weights(schedule, prediction_type, gamma=5.0):
     """What weighs the squares at every entry, seen through a network that is off by 1."""
     entries = np.arange(schedule.num_timesteps)
@@ -122,25 +108,13 @@ def min_snr_weights(schedule, prediction_type, gamma=5.0):
     return np.asarray(ddpm.training_losses(schedule, network, zeros, entries, zeros, **policy))
 
 
-@pytest.mark.parametrize(
-    ("prediction_type", "high", "low"),
-    [("epsilon", 0.05, 1), ("sample", 5, 0.01), ("v_prediction", 5 / 101, 0.01 / 1.01)],
-)
-def test_min_snr_clamps_from_above(prediction_type, high, low):
-    """The clamp the wrong way round, max(SNR, γ), made the easiest steps count most.
-
-    γ = 5 at SNR 100 and 0.01, by hand from Hang et al. 2023, §3.4.
-    """
-    alphas_cumprod = np.array([100 / 101, 0.01 / 1.01])
-    schedule = ddpm.make_schedule(1 - alphas_cumprod / np.append(1.0, alphas_cumprod[:-1]))
-    np.testing.assert_allclose(min_snr_weights(schedule, prediction_type), [high, low], rtol=1e-9)
-
-
 def test_min_snr_weighs_an_error_of_x_start_alike_whatever_is_predicted():
-    """ε is √SNR of it, and v √(SNR + 1)."""
+    """ε is √SNR of it, and v √(SNR + 1): Hang et al. 2023, §3.4, with γ = 5.
+
+    The clamp the wrong way round, max(SNR, γ), made the easiest steps count most.
+    """
     snr = SCHEDULE.alphas_cumprod / (1 - SCHEDULE.alphas_cumprod)
     eps, sample, v = (min_snr_weights(SCHEDULE, name) for name in PREDICTIONS)
-    assert np.all(np.diff(eps) >= 0)  # entries ascend, and the SNR falls
     np.testing.assert_allclose(sample, np.where(snr > 5, 5, snr), rtol=1e-9)
     np.testing.assert_allclose(eps * snr, sample, rtol=1e-9)
     np.testing.assert_allclose(v * (snr + 1), sample, rtol=1e-9)
@@ -176,11 +150,3 @@ def test_zero_terminal_snr_is_finite_and_so_are_gradients(loss_type):
 def test_choices_that_do_not_fit_are_named(untyped, policy, words):
     with pytest.raises(ValueError, match="^" + words):
         ddpm.training_losses(SCHEDULE, lambda x, t: x, X_START, T, NOISE, **policy)
-
-
-@pytest.mark.parametrize("function", [ddpm.training_losses, ddpm.make_train_step])
-def test_eps_is_not_trained_where_the_chain_ends_in_noise_alone(untyped, function):
-    """As it is not sampled: x_T is ε there, and says nothing of x_0."""
-    batch = (X_START, 0 * T, NOISE) if function is ddpm.training_losses else (optax.sgd(0.1),)
-    with pytest.raises(ValueError, match="^prediction_type: .* zero terminal SNR, got 'epsi"):
-        function(ddpm.make_schedule([0.5, 1.0]), lambda x, t: x, *batch)

@@ -24,13 +24,6 @@ def test_draws_are_those_documented(key):
         np.testing.assert_array_equal(drawn, normal(own_key))
 
 
-def test_another_sample_or_entry_or_key_gets_other_noise(key):
-    keys = (key, jax.random.key(1))
-    drawn = np.stack([draw(key, i, 16) for key in keys for i in range(3)])
-    assert np.unique(drawn).size == drawn.size
-    np.testing.assert_array_equal(draw(key, 0, 17)[0], drawn[0, 1])  # the same sample, elsewhere
-
-
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 def test_noise_is_drawn_where_the_sharding_says(key, kind):
     mesh = jax.make_mesh((2,), ("data",), axis_types=(kind,))

@@ -80,16 +80,10 @@ def moments(x_start):
     return offset, np.sum((np.array(others) - offset) ** 2)
 
 
-@pytest.fixture(scope="module")
-def draws():
-    """The library's own, for twenty entries and a start."""
-    draw = jax.vmap(lambda i: ddpm.sample_noise(jax.random.key(0), i, (20_000, 1)))
-    return np.asarray(jax.jit(draw)(np.arange(21)))
-
-
-def test_closed_form_on_gaussian_data(sampler, draws, no_new_program):
+def test_closed_form_on_gaussian_data(sampler, key, no_new_program):
     """The samples have the moments that follow exactly, and one program runs all spacings."""
-    noise = np.concatenate([one_at_a_time(20), draws], axis=1)
+    draw = jax.vmap(lambda i: ddpm.sample_noise(key, i, (20_000, 1)))
+    noise = np.concatenate([one_at_a_time(20), jax.jit(draw)(np.arange(21))], axis=1)
 
     def check(spacing):
         chain = respaced(SCHEDULE, 20, spacing)
@@ -322,17 +316,13 @@ def test_strided_chains_read_alpha_bar_of_the_kept_entry_before(name):
         np.testing.assert_allclose(states, expected, atol=1e-12)
 
 
-@partial(jax.jit, static_argnums=(0, 1), static_argnames="variance_type")
-def one_step(sampler, denoise_fn, schedule, i, noise, **policy):
-    """The x_t after entry `i`, from X_START, where all of the noise is `noise`."""
+@partial(jax.jit, static_argnums=0, static_argnames="variance_type")
+def last_step(sampler, schedule, noise, **policy):
+    """x_0 by one step from X_START, where ε is x / 2 and all of the noise is `noise`."""
     x_t = jnp.asarray(X_START)
-    state = ddpm.SampleState(jnp.int32(i), x_t, sampler.init(x_t))
+    state = ddpm.SampleState(jnp.int32(0), x_t, sampler.init(x_t))
     policy = dict(sampler=sampler, noise_fn=lambda i: jnp.full(x_t.shape, noise), **policy)
-    return ddpm.p_sample_steps(None, schedule, denoise_fn, state, 1, **policy).x_t
-
-
-def halve(x, t):
-    return x / 2
+    return ddpm.p_sample_steps(None, schedule, lambda x, t: x / 2, state, 1, **policy).x_t
 
 
 @pytest.mark.parametrize("name", ["heun", "dpm_3"])
@@ -341,14 +331,14 @@ def test_the_last_step_reads_no_entry_that_wraps(name):
     their last step must not depend on the noisiest entry.
     """
     chains = [ddpm.respace(SCHEDULE, [3, 50, last]) for last in (150, 199)]
-    ends = [one_step(SAMPLERS[name], halve, chain, 0, 0.0) for chain in chains]
+    ends = [last_step(SAMPLERS[name], chain, 0.0) for chain in chains]
     np.testing.assert_array_equal(*ends)
 
 
 @pytest.mark.parametrize("name", ["ancestral", "ddim_full", "dpm_sde_2"])
 def test_no_noise_is_added_at_t_0(name):
     """Noise added at t = 0 left every picture grainy: the last x_t is the mean, E[x_0 | x_1]."""
-    step = partial(one_step, SAMPLERS[name], halve, SCHEDULE, 0, variance_type="fixed_large")
+    step = partial(last_step, SAMPLERS[name], SCHEDULE, variance_type="fixed_large")
     np.testing.assert_array_equal(step(0.0), step(1e3))
     # By hand: x̂_0 = (x - √β_0 ε) / √(1 - β_0), clipped, with ε = x / 2.
     x_start = X_START * (1 - np.sqrt(1e-4) / 2) / np.sqrt(1 - 1e-4)

@@ -11,7 +11,6 @@ BETAS = {
     "cosine": ddpm.cosine_beta_schedule,
     "sigmoid": ddpm.sigmoid_beta_schedule,
 }
-LINEAR = ddpm.make_schedule(ddpm.linear_beta_schedule(50))
 
 
 @pytest.fixture(params=BETAS)
@@ -46,13 +45,6 @@ def test_zero_terminal_snr_is_that_of_diffusers(diffusers):
     schedule = schedule._replace(half_log_snr_prev=schedule.half_log_snr)  # infinite at x_0
     assert all(np.all(np.isfinite(table[:-1])) for table in schedule)
     assert np.all(np.isfinite(schedule.posterior_mean_coef1))
-
-
-def test_tables_are_float64_on_the_host(schedule):
-    for name, table in schedule._asdict().items():
-        assert isinstance(table, np.ndarray) and table.shape == (50,)
-        assert table.dtype == (np.int64 if name == "timesteps" else np.float64)
-    assert schedule.num_timesteps == 50
 
 
 def test_alpha_bar_before_the_first_entry_is_one(schedule):
@@ -134,12 +126,6 @@ def test_respacing_in_openais_words(timesteps, words, expected):
     np.testing.assert_array_equal(ddpm.spaced_timesteps(timesteps, words), expected)
 
 
-@pytest.mark.parametrize("words", ["ddim300", "1001", "2,x", "0"])
-def test_words_that_give_no_chain_are_refused(words):
-    with pytest.raises(ValueError, match=f"^steps: expected .* got '{words}'"):
-        ddpm.spaced_timesteps(1000, words)
-
-
 def test_respaced_chain_has_the_marginals_of_the_long_one(schedule):
     kept = np.array([0, 3, 4, 20, 49])
     short = ddpm.respace(schedule, kept)
@@ -152,6 +138,7 @@ def test_respaced_chain_has_the_marginals_of_the_long_one(schedule):
 
 
 def test_one_step_chain_is_finite(schedule):
+    np.testing.assert_array_equal(ddpm.rescale_zero_terminal_snr([0.3]), [1.0])
     short = ddpm.respace(schedule, [49])._asdict()
     assert short.pop("half_log_snr_prev") == np.inf  # it ends at x_0, where nothing is noise
     assert all(np.all(np.isfinite(table)) for table in short.values())
@@ -175,28 +162,9 @@ def test_half_log_snr(schedule):
     np.testing.assert_array_equal(schedule.half_log_snr_prev[1:], schedule.half_log_snr[:-1])
 
 
-def test_extract_works_traced_and_vmapped():
+def test_extract_of_a_concrete_t_and_a_traced_x():
+    """Arithmetic on t would be traced inside the trace of x, and its check fail."""
     x, t = np.zeros((3, 2, 2, 1)), np.array([0, 7, 49])
-    expected = LINEAR.betas[t].reshape(3, 1, 1, 1)
-    np.testing.assert_array_equal(ddpm.extract(LINEAR.betas, t, x), expected)
-    # The schedule, too, may be an argument of the jitted function.
-    jitted = jax.jit(lambda schedule, t: ddpm.extract(schedule.betas, t, x))
-    np.testing.assert_array_equal(jitted(LINEAR, t), expected)
-    each = jax.vmap(lambda t, x: ddpm.extract(LINEAR.betas, t, x))(t, x)
-    np.testing.assert_array_equal(each, expected)
-    # Arithmetic on a concrete t would be traced inside the trace of x, and its check fail.
-    concrete = jax.jit(lambda x: ddpm.extract(LINEAR.betas, jnp.asarray(t), x))
-    np.testing.assert_array_equal(concrete(x), expected)
-
-
-@pytest.mark.parametrize(
-    ("betas", "words"),
-    [([0.1, np.nan], "betas: expected .* got nan"), ([1.0, 0.1], "betas: .* only at the end")],
-)
-def test_betas_that_make_no_chain_are_named(untyped, betas, words):
-    with pytest.raises(ValueError, match="^" + words):
-        ddpm.make_schedule(betas)
-
-
-def test_zero_terminal_snr_of_one_step():
-    np.testing.assert_array_equal(ddpm.rescale_zero_terminal_snr([0.3]), [1.0])
+    betas = ddpm.linear_beta_schedule(50)
+    extracted = jax.jit(lambda x: ddpm.extract(betas, jnp.asarray(t), x))(x)
+    np.testing.assert_array_equal(extracted, betas[t].reshape(3, 1, 1, 1))

@@ -42,21 +42,15 @@ def written(folder, config, dtype=torch.float32, **options) -> UNet2DModel:
     return network
 
 
-@pytest.fixture(scope="module")
-def original(tmp_path_factory, one_level):
-    folder = tmp_path_factory.mktemp("original")
-    return folder, written(folder, one_level)
+@pytest.fixture
+def network(tmp_path, one_level):
+    return written(tmp_path / "pipeline", one_level)
 
 
 @pytest.fixture
-def network(original):
-    return original[1]
-
-
-@pytest.fixture
-def folder(original, tmp_path):
+def folder(network, tmp_path):
     """A pipeline of `network`, to be edited or damaged."""
-    return Path(shutil.copytree(original[0], tmp_path / "pipeline"))
+    return tmp_path / "pipeline"
 
 
 def edited(path: Path, **changes):
@@ -75,10 +69,7 @@ def check_weights(pretrained, network):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_settings_and_weights_come_and_go(tmp_path, name):
-    """Every setting is read, and every weight comes back to the bit.
-
-    What is converted back may be written to, though the opened weights are views of the file.
-    """
+    """To the bit, and arrays may be written to, though the opened ones are views of the file."""
     network = written(tmp_path / "theirs", CONFIGS[name])
     pretrained = load_diffusers(tmp_path / "theirs")
     for array in ddpm.interop.unet_to_torch(pretrained.variables).values():
@@ -115,27 +106,21 @@ def check_training(pretrained, theirs, atol=3e-6):
 COSINE, V = {"beta_schedule": "squaredcos_cap_v2"}, {"prediction_type": "v_prediction"}
 ZERO_SNR = {"rescale_betas_zero_snr": True} | V
 OFFSET = {"timestep_spacing": "leading", "steps_offset": 1}
+SOLVERS = "UniPCMultistep", "DEISMultistep", "EulerAncestralDiscrete", "LMSDiscrete"
 SCHEDULERS = [
-    ("DDPM", {"variance_type": "fixed_large"}),
-    ("DDPM", {"beta_start": 0.001, "beta_end": 0.012, "beta_schedule": "scaled_linear"}),
     ("DDPM", {"num_train_timesteps": 400} | COSINE | V),
     ("DDPM", {"beta_schedule": "sigmoid", "prediction_type": "sample"}),
     ("DDPM", {"variance_type": "learned_range", "clip_sample": False}),
     ("DDPM", {"num_train_timesteps": 5, "trained_betas": [0.1, 0.2, 0.15, 0.3, 0.5]}),
-    ("DDPM", {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"} | V),
-    ("DDPM", {"variance_type": "fixed_large", "timestep_spacing": "linspace"}),
+    ("DDPM", {"timestep_spacing": "trailing"} | ZERO_SNR),
     ("DDPM", {"thresholding": True, "sample_max_value": 3.0}),
-    ("DDIM", {}),
+    ("DDPMParallel", {"variance_type": "fixed_large", "timestep_spacing": "linspace"}),
     ("DDIM", {"set_alpha_to_one": False} | OFFSET),
     ("DDIMParallel", {"clip_sample": False}),
-    ("PNDM", {"beta_schedule": "scaled_linear", "skip_prk_steps": True}),
-    ("DPMSolverMultistep", {"num_train_timesteps": 500} | V),
+    ("PNDM", {"beta_start": 0.001, "beta_end": 0.012, "beta_schedule": "scaled_linear"}),
     ("DPMSolverSinglestep", {"variance_type": "learned_range"}),
-    ("UniPCMultistep", COSINE),
-    ("DEISMultistep", {"beta_end": 0.01}),
-    ("EulerDiscrete", {"rescale_betas_zero_snr": True} | V),
-    ("EulerAncestralDiscrete", {"beta_start": 2e-4}),
-    ("LMSDiscrete", {"prediction_type": "sample"}),
+    ("EulerDiscrete", ZERO_SNR),
+    *((kind, {"beta_end": 0.01}) for kind in SOLVERS),
 ]
 
 
@@ -162,9 +147,7 @@ def test_schedulers(folder, kind, settings):
     for setting in kept & said.keys() & back.config.keys():
         assert back.config[setting] == said[setting]
     again = load_diffusers(folder / "ours")
-    assert again.policy == pretrained.policy
-    for name in ("timestep_spacing", "steps_offset", "set_alpha_to_one", "timestep_respacing"):
-        assert getattr(again, name) == getattr(pretrained, name)
+    assert again[3:9] == pretrained[3:9]  # from prediction_type to set_alpha_to_one
     jax.tree.map(np.testing.assert_array_equal, again.schedule, pretrained.schedule)
 
 
@@ -224,10 +207,7 @@ def test_what_keeps_noise_in_diffusers_is_said(folder, settings):
 def test_all_steps_of_a_dpm_solver_folder(folder, spacing):
     """Where diffusers would repeat an entry, or leave out the last, the chain is the whole one."""
     DPMSolverMultistepScheduler(100, timestep_spacing=spacing).save_pretrained(folder / "scheduler")
-    pretrained = load_diffusers(folder)
-    np.testing.assert_array_equal(pretrained.chain().timesteps, np.arange(100))
-    with pytest.raises(ValueError, match="steps: expected 1 to 100"):
-        pretrained.chain(101)
+    np.testing.assert_array_equal(load_diffusers(folder).chain().timesteps, np.arange(100))
 
 
 def test_a_solver_that_is_not_here_is_refused_by_name(folder):
@@ -245,7 +225,6 @@ def test_a_solver_that_is_not_here_is_refused_by_name(folder):
     ("dtype", "shards", "safe", "variant"),
     [
         (torch.float16, 1, True, "fp16"),
-        (torch.float32, 4, True, "non_ema"),
         (torch.float64, 8, True, None),
         (torch.bfloat16, 1, False, None),
         (torch.float32, 4, False, "non_ema"),
@@ -293,16 +272,11 @@ def test_an_average_is_read_where_it_is_alone(folder, network):
     after = load_diffusers(folder)
     assert after.model == before.model
     check_weights(after, network)
+    with pytest.warns(UserWarning, match="no scheduler_config.json"):
+        check_weights(load_diffusers(folder / "unet_ema"), network)
     shutil.copytree(folder / "unet_ema", folder / "unet")
     with pytest.warns(UserWarning, match="reading unet/; its average is in .*unet_ema"):
         load_diffusers(folder)
-
-
-def test_the_unet_at_the_root(folder, network):
-    with pytest.warns(UserWarning, match="no scheduler_config.json"):
-        check_weights(load_diffusers(folder / "unet"), network)
-    DDPMScheduler(77).save_pretrained(folder / "unet")
-    assert load_diffusers(folder / "unet").schedule.num_timesteps == 77
 
 
 def test_configs_of_2022(folder):
@@ -318,16 +292,12 @@ def test_configs_of_2022(folder):
     assert after.model == before.model and after.prediction_type == "sample"
 
 
-@pytest.mark.parametrize(
-    ("name", "preset"),
-    [("ddpm-cifar10-32", ddpm.ddpm_cifar10), ("ddpm-celebahq-256", ddpm.ddpm_celebahq)],
-)
-def test_the_repositories_of_google(tmp_path, name, preset):
-    """Network and scheduler at the root, a pickle, and the attention's names of 2022.
+PRESETS = {"ddpm-cifar10-32": ddpm.ddpm_cifar10, "ddpm-celebahq-256": ddpm.ddpm_celebahq}
 
-    `google.json` has the configs as they were published. Here the networks have a quarter of the
-    channels, and are otherwise the presets.
-    """
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_repositories_of_google(tmp_path, name):
+    """Their configs at the root, with a quarter of the channels; a pickle; the names of 2022."""
     published = json.loads(Path(__file__).with_name("google.json").read_text())[name]
     config, scheduler = published.values()
     config["block_out_channels"] = [each // 4 for each in config["block_out_channels"]]
@@ -340,7 +310,8 @@ def test_the_repositories_of_google(tmp_path, name, preset):
     torch.save(tensors, tmp_path / "diffusion_pytorch_model.bin")
 
     pretrained = load_diffusers(tmp_path)
-    assert pretrained.model == preset(block_out_channels=tuple(config["block_out_channels"]))
+    channels = tuple(config["block_out_channels"])
+    assert pretrained.model == PRESETS[name](block_out_channels=channels)
     check_weights(pretrained, network)
     assert list(pretrained.policy.values()) == ["epsilon", "fixed_small", True]
     alpha_bar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
@@ -352,6 +323,7 @@ def test_the_repositories_of_google(tmp_path, name, preset):
     [
         (says(UNET, time_embedding_type="fourier"), "unet.*time_embedding_type: expected 'posit"),
         (says(UNET, _class_name="UNet2DConditionModel"), "unet.*expected _class_name UNet2DModel"),
+        (says(UNET, act_fn="tanh"), "unet.*act_fn: expected one of 'silu', .* got 'tanh'"),
         (says(UNET, layers_per_block=2), r"unet.*expected a tensor down_blocks\S+, got none"),
         (says(UNET, _null_label=3), "unet.*_null_label: expected a label below 0, got 3"),
         (says(SCHEDULER, beta_schedule="laplace"), "scheduler.*beta_schedule: .* got 'laplace'"),
@@ -362,7 +334,6 @@ def test_the_repositories_of_google(tmp_path, name, preset):
         (lambda f: (f / SCHEDULER).unlink(), "expected scheduler/scheduler_config.json, got none"),
         (lambda f: (f / WEIGHTS).rename(f / PICKLE), "a pickle, which can run code; convert .* M"),
         (lambda f: (f / WEIGHTS).rename(f / SHARDS).write_text(OUTSIDE), "to files beside it"),
-        (lambda f: f.rename(f.with_name("gone")), "expected a folder of diffusers, got none"),
         (lambda f: [(f / INDEX).unlink(), (f / "checkpoints").mkdir()], "got a run, which `runs"),
     ],
 )
@@ -423,13 +394,12 @@ def test_without_huggingface_hub_its_names_are_answered_in_a_line(monkeypatch):
         runs.load_pretrained("rnus/digits")
 
 
-def test_names_on_the_hub_come_from_its_cache(original, tmp_path, monkeypatch):
+def test_names_on_the_hub_come_from_its_cache(folder, network, tmp_path, monkeypatch):
     """Offline, and in a folder that has none of that name."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    commit = "0123456789abcdef0123456789abcdef01234567"
+    commit = "0123456789" * 4
     repository = tmp_path / "cache" / "models--owner--tiny.v1"
-    folder, network = original
     shutil.copytree(folder, repository / "snapshots" / commit)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(commit)

@@ -1,4 +1,6 @@
-"""Each of PyTorch's layers computes what its twin in Flax does, and comes back to the bit."""
+"""Each of PyTorch's layers, and the tutorial's network of them, in Flax and back to the bit."""
+
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -8,13 +10,13 @@ import torch
 from torch import nn as tnn
 
 from jax_ddpm.interop import layer_kinds, layers_from_torch
+from jax_ddpm.interop import simple_unet_from_torch as from_torch
+from jax_ddpm.interop import simple_unet_to_torch as to_torch
 from jax_ddpm.interop.layers import weight_to_torch
+from torch_reference.models.simple_unet import SimpleUNet
 
 LAYERS = {
-    "conv": (
-        tnn.Conv2d(4, 6, (3, 5), padding=(1, 2)),
-        nn.Conv(6, (3, 5), padding=((1, 1), (2, 2))),
-    ),
+    "conv": (tnn.Conv2d(4, 6, (3, 5), padding=(1, 2)), nn.Conv(6, (3, 5), padding=(1, 2))),
     "one axis": (tnn.Conv1d(4, 6, 3, padding=1), nn.Conv(6, (3,), padding=1)),
     "depthwise": (
         tnn.Conv2d(4, 8, 3, groups=4, bias=False),
@@ -46,8 +48,7 @@ def test_layer(name):
     expected = np.moveaxis(expected, 1, -1) if images else expected
 
     module = tnn.ModuleDict({"layer": theirs})
-    variables = layers_from_torch(module.state_dict(), layer_kinds(module))
-    params = variables["params"]["layer"]
+    params = layers_from_torch(module.state_dict(), layer_kinds(module))["params"]["layer"]
     with jax.numpy_dtype_promotion("standard"):  # Flax's own norms mix dtypes
         output = ours.apply({"params": params}, x)
     np.testing.assert_allclose(output, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
@@ -63,8 +64,30 @@ def test_lists_are_named_as_in_flax():
     assert set(params) == {"blocks_0", "blocks_1"} and params["blocks_1"]["kernel"].shape == (2, 1)
 
 
+def test_the_tutorials_weights_come_and_go_as_copies():
+    """Parameters that track gradients are taken; training on in torch leaves the copies alone."""
+    parameters = dict(SimpleUNet(1).double().named_parameters())
+    before = {name: each.detach().numpy().copy() for name, each in parameters.items()}
+    variables = from_torch(parameters)
+    with torch.no_grad():
+        for each in parameters.values():
+            each.add_(1)
+    arrays = to_torch(variables)
+    assert arrays.keys() == before.keys()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(array, before[name], strict=True)
+        assert array.flags.c_contiguous
+
+
 def test_what_does_not_fit_is_named():
-    with pytest.raises(ValueError, match="a: expected one of Conv1d, .* got BatchNorm1d"):
-        layer_kinds(tnn.ModuleDict({"a": tnn.BatchNorm1d(1)}))
-    with pytest.raises(ValueError, match="kinds: expected the layer of every tensor, got none for"):
-        layers_from_torch(tnn.Linear(1, 1).state_dict(), {})
+    tensors = SimpleUNet().state_dict()
+    one, four = {"down1.weight": tensors["down1.weight"]}, torch.zeros(4)
+    for function, given, words in (
+        (layer_kinds, tnn.Sequential(tnn.BatchNorm1d(1)), "0: expected one of .* got BatchNorm1d"),
+        (partial(layers_from_torch, kinds={}), one, "kinds: expected the layer of every tensor"),
+        (from_torch, one, "expected a tensor down1.bias, got none"),
+        (from_torch, tensors | {"extra": four}, "only SimpleUNet's tensors, got extra"),
+        (from_torch, tensors | {"up2.bias": four}, r"up2.bias of shape \(3,\), got \(4,\)"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            function(given)

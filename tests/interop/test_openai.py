@@ -1,9 +1,9 @@
 """OpenAI's networks: what their own code gave in float64, and what happens to odd files and flags.
 
 `openai/{unet,classifier}.json` have flags, and the names and shapes of the weights in order, which
-are drawn as `weights` does; `*.npz` have the inputs and outputs of guided-diffusion, NCHW. More
-networks are in `jax-ddpm parity`, against `torch_reference.models.openai`. `published.json` has the
-flags of published networks, as OpenAI's README prints them, and how that reference is called.
+are drawn as `weights` does; `*.npz` have the inputs and outputs of guided-diffusion, NCHW.
+`published.json` has the flags of OpenAI's README, and how `torch_reference.models.openai`, with
+which `jax-ddpm parity` compares more networks, is called.
 """
 
 import json
@@ -16,9 +16,8 @@ import pytest
 
 import jax_ddpm as ddpm
 from jax_ddpm import data, runs
-from jax_ddpm.interop import load_diffusers, load_openai, load_openai_classifier, save_diffusers
+from jax_ddpm.interop import load_openai, load_openai_classifier, save_diffusers
 from jax_ddpm.io.arrays import save_tensors
-from jax_ddpm.models import NoisyClassifier, parameter_shapes
 from jax_ddpm.runs.drawing import make_chain
 
 FOLDER = Path(__file__).parent / "openai"
@@ -50,9 +49,7 @@ def outputs(file, name):
     """Images as NHWC."""
     with np.load(FOLDER / f"{file}.npz") as arrays:
         found = {key.split("/")[1]: arrays[key] for key in arrays if key.startswith(f"{name}/")}
-    return {
-        key: np.moveaxis(each, 1, -1) if each.ndim == 4 else each for key, each in found.items()
-    }
+    return {key: np.moveaxis(x, 1, -1) if x.ndim == 4 else x for key, x in found.items()}
 
 
 def assert_close(ours, theirs, tolerance):
@@ -79,51 +76,36 @@ def test_output_and_ddim_loop(name):
     assert_close(draw(expected["x_T"]), expected["ddim"], 1e-8)
 
 
-def test_logits_of_the_classifier():
+@pytest.mark.parametrize("name", ["logits", pytest.param("score", marks=pytest.mark.patience)])
+def test_the_classifier(name):
     expected = outputs("classifier", "attention_pool")
     model, variables = load_openai_classifier(weights(CLASSIFIER), CLASSIFIER["flags"])
-    logits = jax.jit(model.apply)(variables, expected["x"], expected["t"])
-    assert_close(logits, expected["logits"], 1e-10)
 
-
-@pytest.mark.patience
-def test_score_of_the_classifier():
-    expected = outputs("classifier", "attention_pool")
-    model, variables = load_openai_classifier(weights(CLASSIFIER), CLASSIFIER["flags"])
+    def logits(x):
+        return model.apply(variables, x, expected["t"])
 
     def log_prob(x):
-        logits = model.apply(variables, x, expected["t"])
-        return jax.nn.log_softmax(logits)[0, expected["y"][0]]
+        return jax.nn.log_softmax(logits(x))[0, expected["y"][0]]
 
-    assert_close(jax.jit(jax.grad(log_prob))(expected["x"]), expected["score"], 1e-10)
-
-
-def words(flags):
-    """As OpenAI's READMEs print them."""
-    return " ".join(f"--{name} {value}" for name, value in flags.items())
+    function = {"logits": logits, "score": jax.grad(log_prob)}[name]
+    assert_close(jax.jit(function)(expected["x"]), expected[name], 1e-10)
 
 
 def test_what_the_flags_say_of_the_output():
-    printed = words(ADM["flags"]).replace("--resblock_updown ", "--resblock_updown=")
-    by_words = load_openai(weights(ADM), f"{printed} --use_fp16 True")
-    by_name = load_openai(weights(ADM), ADM["flags"])
-    assert by_words.model == by_name.model and by_words[3:] == by_name[3:]
-    assert list(by_words.policy.values()) == ["epsilon", "learned_range", True]
-    for flags, field, value in (
-        ({"predict_xstart": True}, "prediction_type", "sample"),
-        ({"sigma_small": True}, "variance_type", "fixed_small"),
-        ({}, "variance_type", "fixed_large"),
-        ({}, "timestep_respacing", "20"),
-        ({"clip_denoised": False}, "clip_denoised", False),
+    for network, flags, policy in (
+        (ADM, {}, ["epsilon", "learned_range", True]),
+        (PLAIN, {}, ["epsilon", "fixed_large", True]),
+        (PLAIN, {"predict_xstart": True, "sigma_small": True}, ["sample", "fixed_small", True]),
+        (PLAIN, {"clip_denoised": False}, ["epsilon", "fixed_large", False]),
     ):
-        pretrained = load_openai(weights(PLAIN), PLAIN["flags"] | flags)
-        assert getattr(pretrained, field) == value
+        pretrained = load_openai(weights(network), network["flags"] | flags)
+        assert list(pretrained.policy.values()) == policy
 
 
 @pytest.mark.parametrize(
     ("script", "aside"),
     [
-        ('MODEL_FLAGS="{0}"\nDIFFUSION_FLAGS="{1}"\nTRAIN_FLAGS="--lr 1"', "lr"),
+        ('MODEL_FLAGS="{0}"\nDIFFUSION_FLAGS="{1}"\nTRAIN_FLAGS="--use_fp16 True --lr=1"', "lr"),
         ("X=/tmp mpiexec -n 8 python a/b.py {0} \\\n  {1} \\\r\n --use_ddim True", "use_ddim"),
         ("export MODEL_FLAGS='{0}'; SAMPLE_FLAGS=\"--batch_size 4\"  # few\n"
          "python image_sample.py $MODEL_FLAGS ${{SAMPLE_FLAGS}} {1}", "batch_size"),
@@ -157,11 +139,9 @@ def test_time_scale_by_the_code_that_the_flags_are_of(torch):
     flags = "--image_size 32 --num_channels 32 --num_res_blocks 1 --diffusion_steps 4000"
     tensors = UNet(32, (1, 2, 2, 2), 1, (2, 4)).state_dict()
     for more, time_scale in (
-        ("", 0.25),
         ("--rescale_timesteps False", 1),
         ("--use_fp16 True", 0.25),
         ("--num_head_channels -1", 1),
-        ("--num_head_channels -1 --rescale_timesteps True", 0.25),
     ):
         assert load_openai(tensors, f"{flags} {more}").model.time_scale == time_scale
 
@@ -219,7 +199,8 @@ def test_a_network_that_enlarges_images_is_refused():
 def test_labels_and_chain_go_wherever_the_network_goes(tmp_path):
     """No label stands for no class, and the chain is that of the flags."""
     save_tensors(tmp_path / "adm.safetensors", weights(ADM, np.float32))
-    run = runs.load_pretrained(tmp_path / "adm.safetensors", openai_flags=words(ADM["flags"]))
+    flags = " ".join(f"--{name} {value}" for name, value in ADM["flags"].items())
+    run = runs.load_pretrained(tmp_path / "adm.safetensors", openai_flags=flags)
     runs.save_run(tmp_path / "run", run)
     save_diffusers(tmp_path / "adm", run.pretrained)
     for each in (run, runs.load_run(tmp_path / "run"), runs.load_pretrained(tmp_path / "adm")):
@@ -233,26 +214,15 @@ def test_labels_and_chain_go_wherever_the_network_goes(tmp_path):
             runs.fit(tmp_path / "trained", dataset, settings)
 
 
-def test_fields_of_a_classifier_are_checked():
-    wrong = {"pool": "mean", "down_block_types": ("DownBlock2D",), "attention_head_dim": 48}
-    wrong["block_out_channels"] = (64, 64, 64, 100)
-    for name, value in wrong.items():
-        with pytest.raises(ValueError, match=f"{name}: expected"):
-            parameter_shapes(NoisyClassifier(**{name: value}))
-
-
 def test_diffusers_opens_what_it_has_words_for(tmp_path, torch, diffusers):
     """diffusers' own network, with the weights on their way through here, against OpenAI's."""
     expected = outputs("unet", "adm_cond")
-    pretrained = load_openai(weights(ADM, np.float32), ADM["flags"])
-    save_diffusers(tmp_path / "adm", pretrained)
+    save_diffusers(tmp_path / "adm", load_openai(weights(ADM, np.float32), ADM["flags"]))
     network = diffusers.UNet2DModel.from_pretrained(tmp_path / "adm" / "unet")
     x, t, y = (torch.from_numpy(expected[name]) for name in ("x", "t", "y"))
     with torch.no_grad():
         output = network(x.permute(0, 3, 1, 2).float(), t, class_labels=y).sample
     assert_close(output.permute(0, 2, 3, 1).numpy(), expected["out"], 1e-5)
-    again = load_diffusers(tmp_path / "adm")
-    assert again.model == pretrained.model and again.policy == pretrained.policy
 
 
 README = Path(ddpm.__file__).parent / "interop" / "README.md"

@@ -1,5 +1,6 @@
 """State dicts, in the files and the formats that PyTorch wrote over the years."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -29,8 +30,7 @@ def test_files(tmp_path, torch, tensors, kind, prefix):
     found = read_state_dict(path)
     assert found.keys() == ARRAYS.keys()
     for name, array in ARRAYS.items():
-        assert found[name].dtype == array.dtype
-        np.testing.assert_array_equal(found[name], array)
+        np.testing.assert_array_equal(found[name], array, strict=True)
     path.write_bytes(path.read_bytes()[:-500])
     with pytest.raises(ValueError, match=f"{path}: expected a"):
         read_state_dict(path)
@@ -61,3 +61,9 @@ def test_a_pickle_without_torch(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(ImportError, match="x.pt: .*pip install .torch"):
         read_state_dict(tmp_path / "x.pt")
+
+
+@pytest.mark.slow
+def test_the_library_never_imports_torch():
+    code = "import sys, jax_ddpm, jax_ddpm.io.arrays; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

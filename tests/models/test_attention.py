@@ -27,16 +27,11 @@ def test_is_the_formula_and_so_is_its_gradient(tokens):
     rng = np.random.default_rng(0)
     inputs, directions = rng.standard_normal((2, 3, 2, tokens, 3, 4))
 
-    @jax.jit
-    def out_and_gradients(*inputs):
-        def loss(*inputs):
-            out = attend(*inputs)
-            return jnp.sum(jnp.sin(out)), out
+    def loss(*inputs):
+        out = attend(*inputs)
+        return jnp.sum(jnp.sin(out)), out
 
-        gradients, out = jax.grad(loss, (0, 1, 2), has_aux=True)(*inputs)
-        return out, gradients
-
-    out, gradients = out_and_gradients(*inputs)
+    gradients, out = jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))(*inputs)
     np.testing.assert_allclose(out, formula(*inputs), rtol=0, atol=1e-13)
     # A slope of the formula's, from two of its values.
     slope = np.sum(np.stack(gradients) * directions)

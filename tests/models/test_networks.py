@@ -1,4 +1,4 @@
-"""Values are compared with diffusers in `tests/parity`; here is what a user can do with the net."""
+"""Values are compared with torch in `tests/parity`; here is what users can do with networks."""
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 import jax_ddpm as ddpm
+from jax_ddpm.io.arrays import flatten
+from jax_ddpm.models import NoisyClassifier, parameter_shapes
 
 KEY = jax.random.key(0, impl="unsafe_rbg")  # whose draws compile fast
 X = np.ones((2, 8, 4, 3), np.float32)
@@ -21,22 +23,17 @@ def randomised(model, *inputs):
 
 
 @pytest.fixture(scope="module")
-def network(one_level):
-    """One level, with attention."""
+def plain(one_level):
+    """A network of one level with attention, its variables and its output."""
     with_attention = {"down_block_types": ("AttnDownBlock2D",), "layers_per_block": 1}
-    return ddpm.UNet(**one_level | with_attention)
-
-
-@pytest.fixture(scope="module")
-def plain(network):
-    """The network, its variables and its output."""
+    network = ddpm.UNet(**one_level | with_attention)
     variables = randomised(network, X, T)
     return network, variables, np.asarray(jax.jit(network.apply)(variables, X, T))
 
 
-def test_a_new_network_starts_at_zero(network):
+def test_a_new_network_starts_at_zero(plain):
     """And as nearly the identity: each residual branch ends in zeros."""
-    output, variables = jax.jit(network.init_with_output)(KEY, X, T)
+    output, variables = jax.jit(plain[0].init_with_output)(KEY, X, T)
     np.testing.assert_array_equal(output, np.zeros(X.shape))
     down = variables["params"]["down_blocks_0"]
     for last in (down["resnets_0"]["conv2"], down["attentions_0"]["to_out_0"]):
@@ -81,8 +78,15 @@ def test_bfloat16_computes_near_float32(plain):
     assert error < 0.05 * np.max(np.abs(expected))
 
 
-def test_a_sample_does_not_see_the_others(network):
-    model = network.clone(num_class_embeds=3)
+def test_the_tutorials_network_takes_any_size_and_dtype():
+    model, x = ddpm.SimpleUNet(dtype=jnp.bfloat16), X[:, :5]
+    output, variables = jax.eval_shape(model.init_with_output, KEY, x, T)
+    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(variables))
+    assert output.shape == x.shape and output.dtype == jnp.bfloat16
+
+
+def test_a_sample_does_not_see_the_others(plain):
+    model = plain[0].clone(num_class_embeds=3)
     variables = randomised(model, X, T, LABELS)
     apply = jax.jit(model.apply)
     both = apply(variables, X, T, LABELS)
@@ -95,27 +99,36 @@ def test_a_sample_does_not_see_the_others(network):
     assert np.any(relabelled[0] != both[0])
 
 
-@pytest.mark.parametrize(
-    ("fields", "arguments", "words"),
-    [
-        ({"act_fn": "tanh"}, {}, "act_fn: expected one of 'silu', .* got 'tanh'"),
-        ({"down_block_types": ("DownBlock2D", "SkipDownBlock2D")}, {}, "down_block_types: .*Skip"),
-        ({"up_block_types": ("UpBlock2D",)}, {}, "up_block_types: expected 2 .* got 1"),
-        ({"downsample_padding": 2}, {}, "downsample_padding: expected one of 0, 1, got 2"),
-        ({"norm_num_groups": 3}, {}, "block_out_channels: expected multiples .* 3, got 8"),
-        ({"attention_head_dim": 17}, {}, "attention_head_dim: expected 1 to 16"),
-        ({}, {"x": np.zeros((2, 8, 5, 3))}, "x: expected height and width to be multiples of 2"),
-        ({}, {"x": np.zeros((2, 8, 4, 1))}, r"x: expected shape \(2, 8, 4, 3\)"),
-        ({}, {"t": np.zeros((3,), int)}, r"t: expected shape \(2,\), got \(3,\)"),
-        ({}, {"labels": LABELS}, "labels: expected None where num_class_embeds"),
-        ({"num_class_embeds": 4}, {}, "labels: expected integers .* got None"),
-    ],
-)
-def test_what_does_not_fit_is_named(untyped, one_level, fields, arguments, words):
+def two_levels(**fields):
     down, up = ("DownBlock2D", "AttnDownBlock2D"), ("AttnUpBlock2D", "UpBlock2D")
     levels = {"block_out_channels": (8, 16), "down_block_types": down, "up_block_types": up}
+    return ddpm.UNet(**levels | {"norm_num_groups": 4} | fields)
+
+
+@pytest.mark.parametrize(
+    ("model", "arguments", "words"),
+    [
+        (two_levels(act_fn="tanh"), {}, "act_fn: expected one of 'silu', .* got 'tanh'"),
+        (two_levels(down_block_types=("DownBlock2D", "Skip")), {}, "down_block_types: .*Skip"),
+        (two_levels(up_block_types=("UpBlock2D",)), {}, "up_block_types: expected 2 .* got 1"),
+        (two_levels(downsample_padding=2), {}, "downsample_padding: expected one of 0, 1, got 2"),
+        (two_levels(norm_num_groups=3), {}, "block_out_channels: expected multiples .* 3, got 8"),
+        (two_levels(attention_head_dim=17), {}, "attention_head_dim: expected 1 to 16"),
+        (two_levels(), {"x": X[:, :, :3]}, "x: expected height and width to be multiples of 2"),
+        (two_levels(), {"x": X[..., :1]}, r"x: expected shape \(2, 8, 4, 3\)"),
+        (two_levels(), {"t": np.zeros((3,), int)}, r"t: expected shape \(2,\), got \(3,\)"),
+        (two_levels(), {"labels": LABELS}, "labels: expected None where num_class_embeds"),
+        (two_levels(num_class_embeds=4), {}, "labels: expected integers .* got None"),
+        (ddpm.SimpleUNet(), {"x": X[..., :1]}, r"x: expected shape \(2, 8, 4, 3\), got .* 1\)"),
+        (NoisyClassifier(pool="mean"), {}, "pool: expected"),
+        (NoisyClassifier(down_block_types=("DownBlock2D",)), {}, "down_block_types: expected"),
+        (NoisyClassifier(attention_head_dim=48), {}, "attention_head_dim: expected"),
+        (NoisyClassifier(block_out_channels=(64, 64, 64, 100)), {}, "block_out_channels: expected"),
+    ],
+)
+def test_what_does_not_fit_is_named(untyped, model, arguments, words):
     with pytest.raises(ValueError, match=words):
-        ddpm.UNet(**one_level | levels | fields).init(KEY, **{"x": X, "t": T} | arguments)
+        model.init(KEY, **{"x": X, "t": T} | arguments)
 
 
 def test_timesteps_may_be_fractions_and_one_for_all(plain):
@@ -130,3 +143,35 @@ def test_timesteps_may_be_fractions_and_one_for_all(plain):
     with jax.numpy_dtype_promotion("standard"):  # bfloat16 has one number for 999 and 1,000
         near = [simple.apply(weights, jnp.asarray(X, jnp.bfloat16), t) for t in (999, 1000)]
     assert np.any(near[0] != near[1])
+
+
+POOLS = ("attention", "adaptive", "spatial", "spatial_v2")
+MODELS = {
+    "digits": ddpm.ddpm_digits(sample_size=8),
+    "odd": ddpm.UNet(
+        norm_num_groups=3,
+        layers_per_block=1,
+        out_channels=6,
+        block_out_channels=(9, 15, 21),
+        down_block_types=("AttnDownBlock2D", "DownBlock2D", "ResnetDownsampleBlock2D"),
+        up_block_types=("AttnUpBlock2D", "ResnetUpsampleBlock2D", "UpBlock2D"),
+        attention_head_dim=4,
+        resnet_time_scale_shift="scale_shift",
+        upsample_type="resnet",
+        num_class_embeds=5,
+        time_proj_dim=7,
+        time_embedding_dim=10,
+    ),
+    "no middle": two_levels(mid_block_type=None),
+    **{pool: NoisyClassifier(sample_size=8, layers_per_block=1, pool=pool) for pool in POOLS},
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_shapes_without_tracing_are_those_of_init(name):
+    model = MODELS[name]
+    labels = [LABELS] if name in ("digits", "odd") else []
+    x = np.zeros((2, 8, 8, model.in_channels), np.float32)
+    variables = jax.eval_shape(model.init, KEY, x, T, *labels)
+    expected = {path: leaf.shape for path, leaf in flatten(variables["params"]).items()}
+    assert parameter_shapes(model) == expected
