@@ -133,13 +133,11 @@ def test_other_colours_are_brought_to_srgb(tmp_path, primaries, opacity):
     np.testing.assert_allclose(read(tmp_path, png(pixels, icc)).images[0], 255 * expected, atol=2.5)
 
 
-def test_what_pillow_decodes_is_a_picture_whatever_its_name(tmp_path):
+def test_what_pillow_decodes_is_a_picture_whatever_its_name(tmp_path, write_files):
     kinds = "0.jfif JPEG,1.JPE JPEG,2 TIFF,4.ppm PPM,5.avif AVIF,6.jp2 JPEG2000,8.dat WEBP,a PNG"
     files = {name: saved(NOISE, kind) for name, kind in map(str.split, kinds.split(","))}
     files |= {"P6": b"P6 is a format", "d.txt": b"BMW", "e": b"II*\0raw", "f.mp4": b""}
-    for name, data in files.items():
-        (tmp_path / name).write_bytes(data)
-    data = load_dataset(tmp_path, cache="none")
+    data = load_dataset(write_files(tmp_path / "set", files), cache="none")
     assert "no pictures, left out: .mp4: 1, .txt: 1, P6: 1, e: 1" in data.notes[0]
     assert data.images[:].shape == (8, 20, 30, 3)
     np.testing.assert_array_equal(data.images[7], NOISE)
