@@ -112,9 +112,6 @@ def test_what_is_missing_or_foreign_is_named(tmp_path, monkeypatch):
         save_tensors(file, tensors)
         with pytest.raises(ValueError, match=f"x.safetensors .*{problem}"):
             load_inception(file)
-    file.write_bytes(b"no weights")
-    with pytest.raises(ValueError, match="expected a safetensors file, got a damaged one"):
-        load_inception(file)
 
 
 def test_other_images_are_refused(network):
