@@ -21,9 +21,7 @@ def make_step(apply_fn=apply_fn, optimizer=OPTIMIZER, **options):
     return ddpm.make_train_step(SCHEDULE, apply_fn, optimizer, **options)
 
 
-@jax.jit
-def draw(state, batch):
-    return draw_step(state, SCHEDULE, batch)
+draw = jax.jit(lambda state, batch: draw_step(state, SCHEDULE, batch))
 
 
 @pytest.fixture
