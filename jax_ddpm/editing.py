@@ -77,6 +77,7 @@ def image_to_image(
     outside 1 … T, and as `p_sample_loop` does.
     """
     check_schedule(schedule)
+    check_floats("x_start", x_start, jnp.shape(x_start))
     check_whole("steps", steps, 1, schedule.num_timesteps)
     chain = jax.tree.map(lambda table: table[:steps], schedule)
     x_start = place(jnp.asarray(x_start), sharding)
@@ -105,6 +106,7 @@ def ddim_invert(
     that noise. Arguments and errors are those of `p_mean_variance`.
     """
     check_schedule(schedule)
+    check_floats("x_start", x_start, jnp.shape(x_start))
     policy = (prediction_type, variance_type, clip_denoised)
 
     def step(x_prev, i):
@@ -126,8 +128,9 @@ def slerp(a: Sample, b: Sample, weight: Weight) -> Array:
     A straight line would pass where there is less noise than either has. It is what remains,
     though, for two samples on one line through 0.
     """
+    check_floats("a", a, jnp.shape(a))
+    check_floats("b", b, jnp.shape(a))
     a, b = jnp.asarray(a), jnp.asarray(b)
-    check_floats("b", b, a.shape)
     event = tuple(range(1, a.ndim))
     weight = per_sample("weight", weight, a)
     norms = jnp.sqrt((a * a).sum(event, keepdims=True) * (b * b).sum(event, keepdims=True))
@@ -237,6 +240,7 @@ def inpaint(
         files with 0 and 255 do; and as `repaint_walk` and `p_sample_loop` do.
     """
     check_schedule(schedule)
+    check_floats("x_start", x_start, jnp.shape(x_start))
     entries, up = repaint_walk(schedule.num_timesteps, jump_length, resamples)
     x_start = place(jnp.asarray(x_start), sharding)
     check_between("mask", mask, 0, 1)

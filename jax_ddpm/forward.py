@@ -21,6 +21,7 @@ from jax_ddpm.schedule import NoiseSchedule, extract
 def q_sample(schedule: NoiseSchedule, x_start: Sample, t: Timestep, noise: Sample) -> Array:
     """Sample from q(x_t | x_0), Ho et al. eq. 4, given standard normal `noise`."""
     check_schedule(schedule)
+    check_floats("x_start", x_start, jnp.shape(x_start))
     check_floats("noise", noise, jnp.shape(x_start))
     return (
         extract(schedule.sqrt_alphas_cumprod, t, x_start) * x_start

@@ -113,7 +113,7 @@ def classifier_guidance(
     Raises:
       ValueError: a choice, `scale` or a shape does not fit, or `schedule` is not one of training.
     """
-    _check(schedule, denoise_fn, scale, prediction_type)
+    _check(schedule, denoise_fn, log_prob_fn, scale, prediction_type)
 
     def guided_fn(x_t, t):
         output = denoise_fn(x_t, t)
@@ -150,7 +150,7 @@ def reconstruction_guidance(
     Raises:
       ValueError: a choice, `scale` or a shape does not fit, or `schedule` is not one of training.
     """
-    _check(schedule, denoise_fn, scale, prediction_type)
+    _check(schedule, denoise_fn, log_prob_fn, scale, prediction_type)
 
     def guided_fn(x_t, t):
         def of_reconstruction(x):
@@ -174,10 +174,15 @@ def reconstruction_guidance(
 
 
 def _check(
-    schedule: NoiseSchedule, denoise_fn: DenoiseFn, scale: Weight, prediction_type: PredictionType
+    schedule: NoiseSchedule,
+    denoise_fn: DenoiseFn,
+    log_prob_fn: Any,
+    scale: Weight,
+    prediction_type: PredictionType,
 ) -> None:
     check_schedule(schedule)
     check_denoiser("denoise_fn", denoise_fn)
+    check_denoiser("log_prob_fn", log_prob_fn)
     check_finite("scale", scale)
     check_choice("prediction_type", prediction_type, get_args(PredictionType))
     timesteps = schedule.timesteps

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from jax_ddpm._errors import check_schedule
+from jax_ddpm._errors import check_floats, check_schedule
 from jax_ddpm._typing import DenoiseFn, NoiseFn, PerSample, PRNGKey, Sample, ThresholdFn, Timestep
 from jax_ddpm.forward import (
     predict_eps_from_xstart,
@@ -88,6 +88,7 @@ def bits_per_dim(
       ValueError: a shape or a choice does not fit, or there is neither `key` nor `noise_fn`.
     """
     check_schedule(schedule)
+    check_floats("x_start", x_start, jnp.shape(x_start))
     x_start = jnp.asarray(x_start)
     draw = noise_source(key, noise_fn, x_start, first_sample)
 

@@ -114,6 +114,7 @@ def denoise(
     """
     check_schedule(schedule)
     check_denoiser("denoise_fn", denoise_fn)
+    check_floats("x_t", x_t, jnp.shape(x_t))
     check_choice("variance_type", variance_type, get_args(VarianceType))
     check_entries(t, schedule.num_timesteps, jnp.shape(x_t))
     entries = jnp.broadcast_to(t, jnp.shape(x_t)[:1])

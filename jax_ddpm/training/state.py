@@ -23,7 +23,7 @@ from jax_ddpm._errors import (
     described,
 )
 from jax_ddpm._typing import Condition, PRNGKey, Sample
-from jax_ddpm.losses import LossType, Weighting, training_losses
+from jax_ddpm.losses import LossType, Weighting, check_loss, training_losses
 from jax_ddpm.reverse import PredictionType, VarianceType, check_prediction
 from jax_ddpm.schedule import NoiseSchedule, warn_of_signal
 
@@ -137,6 +137,7 @@ def make_train_step(
     check_whole("accumulate", accumulate, 1)
     warn_of_signal(schedule)
     check_prediction(schedule, prediction_type)
+    check_loss(loss_type, weighting, variance_type)
     if ema_decay is None:
         ema_decay = ema_warmup()
     if not callable(ema_decay) and not 0 <= ema_decay < 1:
