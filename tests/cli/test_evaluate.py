@@ -4,12 +4,18 @@ import json
 import re
 
 import numpy as np
+import pytest
 
 from jax_ddpm import runs
 
 
-def test_samples_get_a_table_and_figures(jax_ddpm_here, monkeypatch, tmp_path):
+@pytest.fixture(autouse=True)
+def briefly(monkeypatch):
+    """The classifier learns for a few steps."""
     monkeypatch.setattr("jax_ddpm.evaluation.classifier._STEPS", 10)
+
+
+def test_samples_get_a_table_and_figures(jax_ddpm_here, tmp_path):
     drawn = np.random.default_rng(0).uniform(-1, 1, (20, 8, 8, 1)).astype(np.float32)
     runs.save_samples(tmp_path / "x.npz", drawn, np.arange(20, dtype=np.int32) % 10)
     command = ["evaluate", "--samples", "x.npz", "--json", "figures.json"]
@@ -20,3 +26,21 @@ def test_samples_get_a_table_and_figures(jax_ddpm_here, monkeypatch, tmp_path):
     assert "so no FID" in result.stdout and "are what was asked for, by an SVC" in result.stdout
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert (figures["num"], figures["samples"]) == (20, "x.npz")
+    distance = "classifier_frechet_distance"
+    assert figures[distance] > figures["held_out"][distance]
+
+
+@pytest.mark.slow
+def test_a_run_is_measured_and_its_samples_are_kept(untrained, jax_ddpm_here, tmp_path):
+    command = ["evaluate", "--run", str(untrained / "runs/digits"), "--steps", "2", "--num", "12"]
+    command += ["--data", "real.npz", "--out", "kept", "--json", "figures.json"]
+    images = np.random.default_rng(0).integers(0, 256, (60, 8, 8), np.uint8)
+    np.savez(tmp_path / "real.npz", images=images, labels=np.arange(60) % 10)
+    result = jax_ddpm_here(*command, "--num-scored", "4", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "bits per dimension at most" in result.stdout
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert 0 <= figures["agreement"] <= 1 and figures["steps"] == 2 and figures["judged"] == 12
+    result = jax_ddpm_here(*command, "--seed", "1", cwd=tmp_path)
+    assert "12 samples are in kept already" in result.stdout
+    assert result.returncode == 2 and "--out: kept holds other samples: seed was" in result.stderr
