@@ -65,16 +65,12 @@ def classifier_free_guidance(
     if interval is not None and interval[0] > interval[1]:
         raise ValueError(f"interval: expected (low, high) with low <= high, got {interval}")
 
-    low, high = (-np.inf, np.inf) if interval is None else interval
-
     def denoise_fn(x_t, t):
         eps, rest = _split("conditional", conditional(x_t, t), x_t)
-        inside = (low <= t) & (t <= high)
+        weight = per_sample("scale", scale, x_t) - 1
 
-        def guide(eps):
+        def guide(eps, weight):
             eps_unconditional, _ = _split("unconditional", unconditional(x_t, t), x_t)
-            weight = per_sample("t", inside.astype(x_t.dtype), x_t)
-            weight = weight * (per_sample("scale", scale, x_t) - 1)
             guided = eps + weight * (eps - eps_unconditional)
             if rescale:
                 pixels = tuple(range(1, x_t.ndim))
@@ -83,9 +79,10 @@ def classifier_free_guidance(
             return guided
 
         if interval is None:
-            guided = guide(eps)
-        else:
-            guided = lax.cond(jnp.any(inside), guide, lambda eps: eps, eps)
+            return jnp.concatenate([guide(eps, weight), rest], axis=-1)
+        inside = (interval[0] <= t) & (t <= interval[1])
+        weight = weight * per_sample("t", inside.astype(x_t.dtype), x_t)
+        guided = lax.cond(jnp.any(inside), guide, lambda eps, weight: eps, eps, weight)
         return jnp.concatenate([guided, rest], axis=-1)
 
     return denoise_fn
