@@ -116,7 +116,7 @@ def two_levels(**fields):
         (two_levels(attention_head_dim=17), {}, "attention_head_dim: expected 1 to 16"),
         (two_levels(), {"x": X[:, :, :3]}, "x: expected height and width to be multiples of 2"),
         (two_levels(), {"x": X[..., :1]}, r"x: expected shape \(2, 8, 4, 3\)"),
-        (two_levels(), {"t": np.zeros((3,), int)}, r"t: expected shape \(2,\), got \(3,\)"),
+        (two_levels(), {"t": np.zeros((3,), int)}, r"t: expected shape \(\) or \(2,\), got \(3,\)"),
         (two_levels(), {"labels": LABELS}, "labels: expected None where num_class_embeds"),
         (two_levels(num_class_embeds=4), {}, "labels: expected integers .* got None"),
         (ddpm.SimpleUNet(), {"x": X[..., :1]}, r"x: expected shape \(2, 8, 4, 3\), got .* 1\)"),
