@@ -33,7 +33,7 @@ _LEARNED = ("learned", "learned_range")
 
 
 def check_loss(loss_type: Any, weighting: Any, variance_type: VarianceType) -> None:
-    """Raises `FieldError` where these do not fit."""
+    """Raises `FieldError` if these options do not fit together."""
     check_choice("variance_type", variance_type, get_args(VarianceType))
     check_choice("loss_type", loss_type, (None, *get_args(LossType)))
     check_choice("weighting", weighting, (None, *get_args(Weighting)))
@@ -58,11 +58,18 @@ def training_losses(
 ) -> PerSample:
     """The loss of each sample at x_t ~ q(x_t | x_0), shape [batch]; runs the network once.
 
-    `noise` is the standard normal draw that makes x_t, and the target where ε is predicted.
-    `"mse"` is Ho et al. eq. 14; `"vb"` the term of the variational bound, bits per dimension,
-    with x̂_0 unclipped; `"hybrid"` Nichol & Dhariwal's, for learned variances. Default: `"hybrid"`
-    where the variance is learned, since the mse would leave it untrained, else `"mse"`. `weighting`
-    weighs the mse (`"min_snr"`, γ = `min_snr_gamma`). Raises `ValueError` where choices do not fit.
+    `noise` is the standard normal draw that makes x_t, and the target of ε-prediction. `loss_type`
+    is `"mse"` (Ho et al. eq. 14), `"vb"`, the term of the variational bound in bits per dimension
+    with x̂_0 unclipped, or `"hybrid"`, Nichol & Dhariwal's for learned variances. The default is
+    `"hybrid"` for a learned variance, which the mse would leave untrained, else `"mse"`.
+    `weighting="min_snr"` weighs the mse, with γ = `min_snr_gamma`. Raises `ValueError` if choices do not fit together.
+
+    >>> schedule = ddpm.make_schedule(ddpm.linear_beta_schedule(1000))
+    >>> images, t = jnp.zeros((2, 8, 8, 1)), jnp.array([0, 999])
+    >>> noise = jax.random.normal(jax.random.key(0), images.shape)
+    >>> perfect = ddpm.training_losses(schedule, lambda x_t, t: noise, images, t, noise)
+    >>> perfect.tolist()
+    [0.0, 0.0]
     """
     if loss_type is None:
         loss_type = "hybrid" if variance_type in _LEARNED else "mse"
