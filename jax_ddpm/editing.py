@@ -25,6 +25,7 @@ agree. The levels of its walk for T = 5, jump_length = 2, resamples = 2:
 The walk is planned on the host and followed by one `lax.scan`, so the program does not grow.
 """
 
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -32,14 +33,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Int, Real
 
 from jax_ddpm._errors import FieldError, check_between, check_floats, check_schedule, check_whole
 from jax_ddpm._typing import (
     AnyArray,
     DenoiseFn,
     NoiseFn,
-    Numbers,
     Place,
     PRNGKey,
     Sample,
@@ -153,7 +153,7 @@ def interpolate(
     denoise_fn: DenoiseFn,
     x_a: Sample,
     x_b: Sample,
-    weights: Numbers,
+    weights: Sequence[float] | Real[AnyArray, "weights"],
     *,
     prediction_type: PredictionType = "epsilon",
     variance_type: VarianceType = "fixed_small",

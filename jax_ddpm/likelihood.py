@@ -32,7 +32,7 @@ from jax_ddpm.forward import (
     q_sample,
 )
 from jax_ddpm.noise import noise_source
-from jax_ddpm.reverse import PredictionType, VarianceType, in_float32, p_mean_variance
+from jax_ddpm.reverse import PredictionType, VarianceType, in_float32, predict
 from jax_ddpm.schedule import NoiseSchedule
 
 _SLOPE, _CUBIC = math.sqrt(2 / math.pi), 0.044715
@@ -97,27 +97,20 @@ def bits_per_dim(
     check_floats("x_start", x_start, jnp.shape(x_start))
     x_start = jnp.asarray(x_start)
     draw = noise_source(key, noise_fn, x_start, first_sample)
+    policy = (prediction_type, variance_type, clip_denoised)
 
     def step(_, i):
         noise = draw(i)
         x_t = q_sample(schedule, x_start, i, noise)
-        bits, pred_xstart = vb_term(
-            schedule,
-            denoise_fn,
-            x_start,
-            x_t,
-            i,
-            prediction_type=prediction_type,
-            variance_type=variance_type,
-            clip_denoised=clip_denoised,
-        )
+        bits, pred_xstart = vb_term(schedule, denoise_fn, x_start, x_t, i, *policy)
         eps = predict_eps_from_xstart(schedule, x_t, i, pred_xstart)
         return None, (bits, mean_over_event((eps - noise) ** 2))
 
     # The gradient recomputes each entry, so that no activations are kept.
     step = jax.checkpoint(step, prevent_cse=False)
     _, (vb, mse) = lax.scan(step, None, jnp.arange(schedule.num_timesteps))
-    prior = _prior(schedule, x_start)
+    mean, _, log_variance = q_mean_variance(schedule, x_start, schedule.num_timesteps - 1)
+    prior = mean_over_event(gaussian_kl(mean, log_variance, 0.0, 0.0)) / math.log(2)
     return BitsPerDim(prior + jnp.sum(vb, axis=0), prior, vb.T, mse.T)
 
 
@@ -128,21 +121,13 @@ def vb_term(
     x_start: Sample,
     x_t: Sample,
     t: Timestep,
-    *,
     prediction_type: PredictionType = "epsilon",
     variance_type: VarianceType = "fixed_small",
     clip_denoised: bool | ThresholdFn = True,
 ) -> VbTerm:
     """Entry t of the bound, bits per dimension, [batch]: L_{t-1} of Ho et al. eq. 5, L_0 at 0."""
-    p = p_mean_variance(
-        schedule,
-        denoise_fn,
-        x_t,
-        t,
-        prediction_type=prediction_type,
-        variance_type=variance_type,
-        clip_denoised=clip_denoised,
-    )
+    policy = (prediction_type, variance_type, clip_denoised)
+    p = predict(schedule, denoise_fn, x_t, t, *policy)
     mean, _, log_variance = q_posterior_mean_variance(schedule, x_start, x_t, t)
     kl = gaussian_kl(mean, log_variance, p.mean, p.log_variance)
     log_likelihood = discretized_gaussian_log_likelihood(x_start, p.mean, p.log_variance / 2)
@@ -187,8 +172,3 @@ def mean_over_event(x: Array) -> Array:
 
 def _logit_cdf(x: Array) -> Array:
     return 2 * _SLOPE * (x + _CUBIC * x**3)
-
-
-def _prior(schedule: NoiseSchedule, x_start: Array) -> Array:
-    mean, _, log_variance = q_mean_variance(schedule, x_start, schedule.num_timesteps - 1)
-    return mean_over_event(gaussian_kl(mean, log_variance, 0.0, 0.0)) / math.log(2)

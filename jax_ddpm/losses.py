@@ -62,7 +62,8 @@ def training_losses(
     is `"mse"` (Ho et al. eq. 14), `"vb"`, the term of the variational bound in bits per dimension
     with x̂_0 unclipped, or `"hybrid"`, Nichol & Dhariwal's for learned variances. The default is
     `"hybrid"` for a learned variance, which the mse would leave untrained, else `"mse"`.
-    `weighting="min_snr"` weighs the mse, with γ = `min_snr_gamma`. Raises `ValueError` if choices do not fit together.
+    `weighting="min_snr"` weighs the mse, with γ = `min_snr_gamma`. Raises `ValueError` for choices
+    that do not fit together.
 
     >>> schedule = ddpm.make_schedule(ddpm.linear_beta_schedule(1000))
     >>> images, t = jnp.zeros((2, 8, 8, 1)), jnp.array([0, 999])
@@ -80,20 +81,12 @@ def training_losses(
     x_t = q_sample(schedule, x_start, t, noise)
 
     def bits(denoise_fn: DenoiseFn) -> Array:
-        return vb_term(
-            schedule,
-            denoise_fn,
-            x_start,
-            x_t,
-            t,
-            prediction_type=prediction_type,
-            variance_type=variance_type,
-            clip_denoised=False,
-        ).bits
+        policy = (prediction_type, variance_type, False)
+        return vb_term(schedule, denoise_fn, x_start, x_t, t, *policy).bits
 
     if loss_type == "vb":
         return bits(denoise_fn)
-    output, values = denoise(schedule, denoise_fn, x_t, t, variance_type=variance_type)
+    output, values = denoise(schedule, denoise_fn, x_t, t, variance_type)
     if prediction_type == "epsilon":
         target = noise
     elif prediction_type == "v_prediction":
@@ -106,7 +99,6 @@ def training_losses(
     mse = mean_over_event(squares)
     if loss_type == "mse":
         return mse
-    assert values is not None
     frozen = jnp.concatenate([lax.stop_gradient(output), values], axis=-1)
     return mse + schedule.num_timesteps / 1000 * bits(lambda x_t, t: frozen)
 

@@ -105,52 +105,26 @@ def denoise(
     denoise_fn: DenoiseFn,
     x_t: Sample,
     t: Timestep,
-    *,
     variance_type: VarianceType = "fixed_small",
-) -> tuple[Array, Array | None]:
-    """Run the network at entry `t` of the chain: its output, and the learned variance.
+) -> tuple[Array, Array]:
+    """Run the network at entry `t`: its output, and the channels of a learned variance.
 
     The network gets the training timestep `schedule.timesteps[t]`, int32 [batch]. Raises
-    `ValueError` unless the output has the shape of `x_t`, with twice its channels for a learned
-    variance.
+    `ValueError` unless the output has the shape of `x_t`, with twice its channels if learned.
     """
     check_schedule(schedule)
     check_denoiser("denoise_fn", denoise_fn)
     check_floats("x_t", x_t, jnp.shape(x_t))
     check_choice("variance_type", variance_type, get_args(VarianceType))
     check_entries(t, schedule.num_timesteps, jnp.shape(x_t))
-    entries = jnp.broadcast_to(t, jnp.shape(x_t)[:1])
-    x_t = jnp.asarray(x_t)
+    x_t, entries = jnp.asarray(x_t), jnp.broadcast_to(t, jnp.shape(x_t)[:1])
     timesteps = jnp.asarray(schedule.timesteps, jnp.int32)
     output = denoise_fn(x_t, look_up(timesteps, entries, x_t))
-    learned = variance_type not in ("fixed_small", "fixed_large")
     *event, channels = x_t.shape
+    learned = variance_type.startswith("learned")
     check_floats("output of denoise_fn", output, (*event, channels * (1 + learned)))
     output = output.astype(x_t.dtype)
-    if not learned:
-        return output, None
     return output[..., :channels], output[..., channels:]
-
-
-def predict_xstart(
-    schedule: NoiseSchedule,
-    x_t: Sample,
-    t: Timestep,
-    output: Sample,
-    *,
-    prediction_type: PredictionType = "epsilon",
-) -> Array:
-    """x̂_0 from the network's output, which is ε, x_0 or v.
-
-    Raises `ValueError` for `"epsilon"` on a schedule of zero terminal SNR, where x_t is ε and holds
-    nothing of x_0.
-    """
-    check_prediction(schedule, prediction_type)
-    if prediction_type == "epsilon":
-        return predict_xstart_from_eps(schedule, x_t, t, output)
-    if prediction_type == "v_prediction":
-        return predict_xstart_from_v(schedule, x_t, t, output)
-    return jnp.asarray(output)
 
 
 @in_float32
@@ -181,7 +155,8 @@ def p_mean_variance(
 
 
 def check_prediction(schedule: NoiseSchedule, prediction_type: PredictionType) -> None:
-    """Raises `FieldError` for an unknown choice, and for ε on a schedule of zero terminal SNR."""
+    """Raises `FieldError` for an unknown choice, and for ε on a schedule of zero terminal SNR: x_T
+    is ε there, and holds nothing of x_0."""
     check_choice("prediction_type", prediction_type, get_args(PredictionType))
     table = schedule.alphas_cumprod
     known = prediction_type == "epsilon" and not isinstance(table, Tracer)
@@ -200,42 +175,33 @@ def predict(
     clip_denoised: bool | ThresholdFn,
 ) -> Prediction:
     """`p_mean_variance`, and the network's ε."""
+    check_prediction(schedule, prediction_type)
     if not callable(clip_denoised):
         check_choice("clip_denoised", clip_denoised, (True, False))
-    output, values = denoise(schedule, denoise_fn, x_t, t, variance_type=variance_type)
-    pred_xstart = predict_xstart(schedule, x_t, t, output, prediction_type=prediction_type)
-    eps = output
-    if prediction_type != "epsilon":
-        eps = predict_eps_from_xstart(schedule, x_t, t, pred_xstart)
+    output, values = denoise(schedule, denoise_fn, x_t, t, variance_type)
+    if prediction_type == "epsilon":
+        eps, x_start = output, predict_xstart_from_eps(schedule, x_t, t, output)
+    else:
+        is_v = prediction_type == "v_prediction"
+        x_start = predict_xstart_from_v(schedule, x_t, t, output) if is_v else output
+        eps = predict_eps_from_xstart(schedule, x_t, t, x_start)
     if callable(clip_denoised):
-        pred_xstart = clip_denoised(pred_xstart)
+        x_start = clip_denoised(x_start)
     elif clip_denoised:
-        pred_xstart = jnp.clip(pred_xstart, -1, 1)
-    mean, variance, log_variance = q_posterior_mean_variance(schedule, pred_xstart, x_t, t)
-    if variance_type != "fixed_small":
-        log_variance = _log_variance(schedule, log_variance, x_t, t, values, variance_type)
-        variance = jnp.exp(log_variance)
-    return Prediction(mean, variance, log_variance, pred_xstart, eps)
-
-
-def _log_variance(
-    schedule: NoiseSchedule,
-    log_posterior: Array,
-    x_t: Sample,
-    t: Timestep,
-    values: Array | None,
-    variance_type: VarianceType,
-) -> Array:
-    if variance_type == "learned":
-        assert values is not None
-        return values
+        x_start = jnp.clip(x_start, -1, 1)
+    mean, variance, log_variance = q_posterior_mean_variance(schedule, x_start, x_t, t)
+    if variance_type == "fixed_small":
+        return Prediction(mean, variance, log_variance, x_start, eps)
     log_beta = extract(schedule.log_betas, t, x_t)
     if variance_type == "fixed_large":
         first = extract(jnp.arange(schedule.num_timesteps) == 0, t, x_t)
-        return jnp.where(first > 0, log_posterior, log_beta)
-    assert values is not None
-    fraction = (values + 1) / 2
-    return fraction * log_beta + (1 - fraction) * log_posterior
+        log_variance = jnp.where(first > 0, log_variance, log_beta)
+    elif variance_type == "learned":
+        log_variance = values
+    else:
+        fraction = (values + 1) / 2
+        log_variance = fraction * log_beta + (1 - fraction) * log_variance
+    return Prediction(mean, jnp.exp(log_variance), log_variance, x_start, eps)
 
 
 @dataclass(frozen=True)

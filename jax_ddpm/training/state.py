@@ -22,7 +22,7 @@ from jax_ddpm._errors import (
     check_whole,
     described,
 )
-from jax_ddpm._typing import Condition, PRNGKey, Sample
+from jax_ddpm._typing import AnyArray, PRNGKey, Sample
 from jax_ddpm.losses import LossType, Weighting, check_loss, training_losses
 from jax_ddpm.reverse import PredictionType, VarianceType, check_prediction
 from jax_ddpm.schedule import NoiseSchedule, warn_of_signal
@@ -229,7 +229,7 @@ def _scaled(x: Any, images: Any) -> Any:
     return (jnp.asarray(x, jnp.float32) - 127.5) / 127.5  # rounded once, as on the host
 
 
-def _dropped(dropped: Array, null_label: Any, condition: Condition) -> Array:
+def _dropped(dropped: Array, null_label: Any, condition: AnyArray) -> Array:
     """The conditions, the null in place of those of samples that are `dropped`."""
     null = np.asarray(null_label)
     if null.shape not in ((), condition.shape[1:]):
