@@ -153,7 +153,7 @@ def interpolate(
     denoise_fn: DenoiseFn,
     x_a: Sample,
     x_b: Sample,
-    weights: Sequence[float] | Real[AnyArray, "weights"],
+    weights: Sequence[float] | Real[Array | np.ndarray, "weights"],
     *,
     prediction_type: PredictionType = "epsilon",
     variance_type: VarianceType = "fixed_small",
