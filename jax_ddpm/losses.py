@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from jax_ddpm._errors import Field, FieldError, check_choice, check_positive, check_schedule
+from jax_ddpm._errors import Field, FieldError, check_choice, check_positive
 from jax_ddpm._typing import DenoiseFn, PerSample, Sample, Timestep
 from jax_ddpm.forward import predict_v, q_sample
 from jax_ddpm.likelihood import mean_over_event, vb_term
@@ -74,7 +74,6 @@ def training_losses(
     """
     if loss_type is None:
         loss_type = "hybrid" if variance_type in _LEARNED else "mse"
-    check_schedule(schedule)
     check_prediction(schedule, prediction_type)
     check_loss(loss_type, weighting, variance_type)
     check_positive(min_snr_gamma=min_snr_gamma)

@@ -112,7 +112,6 @@ def denoise(
     The network gets the training timestep `schedule.timesteps[t]`, int32 [batch]. Raises
     `ValueError` unless the output has the shape of `x_t`, with twice its channels if learned.
     """
-    check_schedule(schedule)
     check_denoiser("denoise_fn", denoise_fn)
     check_floats("x_t", x_t, jnp.shape(x_t))
     check_choice("variance_type", variance_type, get_args(VarianceType))
@@ -157,6 +156,7 @@ def p_mean_variance(
 def check_prediction(schedule: NoiseSchedule, prediction_type: PredictionType) -> None:
     """Raises `FieldError` for an unknown choice, and for ε on a schedule of zero terminal SNR: x_T
     is ε there, and holds nothing of x_0."""
+    check_schedule(schedule)
     check_choice("prediction_type", prediction_type, get_args(PredictionType))
     table = schedule.alphas_cumprod
     known = prediction_type == "epsilon" and not isinstance(table, Tracer)

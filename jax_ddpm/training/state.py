@@ -18,7 +18,6 @@ from jax_ddpm._errors import (
     check_between,
     check_floats,
     check_key,
-    check_schedule,
     check_whole,
     described,
 )
@@ -131,12 +130,11 @@ def make_train_step(
     Many steps in one dispatch are a scan over batches:
     `jax.jit(lambda state, batches: lax.scan(train_step, state, batches), donate_argnums=0)`.
     """
-    check_schedule(schedule)
+    check_prediction(schedule, prediction_type)
     check_apply("apply_fn", apply_fn)
     check_between("label_dropout", label_dropout, 0, 1)
     check_whole("accumulate", accumulate, 1)
     warn_of_signal(schedule)
-    check_prediction(schedule, prediction_type)
     check_loss(loss_type, weighting, variance_type)
     if ema_decay is None:
         ema_decay = ema_warmup()
