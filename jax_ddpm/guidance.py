@@ -53,7 +53,8 @@ def classifier_free_guidance(
       rescale: φ of Lin et al. 2024, eq. 15 and 16: how far each sample's standard deviation is
         brought back to that of the conditional output.
       interval: the first and the last training timestep with guidance (Kynkäänniemi et al. 2024).
-        Where no timestep of the batch is inside, only the conditional network runs.
+        Where no timestep of the batch is inside, only the conditional network runs; devices agree
+        on this by reducing one boolean a step.
 
     Raises:
       ValueError: `scale` is not finite, `rescale` not in [0, 1], or `interval` or a shape is wrong.
