@@ -74,24 +74,16 @@ def test_a_foreign_manifest_is_refused(saved, content):
         load_checkpoint(saved)
 
 
-ENTRY = {"bytes": 1, "sha256": ""}
-
-
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"kind": "another"}, "expected the manifest of a jax_ddpm checkpoint"),
-        ({"format": 2}, "expected format 1, got 2: another version"),
-        ({"step": "1"}, "expected a step and files beside it"),
-        ({"files": {"state.json": ENTRY, "../x.safetensors": ENTRY}}, "files beside it"),
-        ({"files": {"state.json": 3}}, "files beside it"),
-        ({"files": None}, "files beside it"),
+        ({"kind": "another"}, "expected .*'jax_ddpm checkpoint'.*, got .*'another'"),
+        ({"format": 2}, "expected .*'format': 1}, got .*'format': 2}: another version"),
     ],
 )
 def test_a_sealed_but_foreign_manifest_is_refused(saved, changes, words):
-    content = {"kind": "jax_ddpm checkpoint", "format": 1, "step": 1}
-    content |= {"files": {"state.json": ENTRY}} | changes
-    (saved / "manifest.json").write_bytes(_sealed(content))
+    content = {"kind": "jax_ddpm checkpoint", "format": 1, "step": 1, "files": {}}
+    (saved / "manifest.json").write_bytes(_sealed(content | changes))
     with pytest.raises(ValueError, match=f"manifest.json: .*{words}"):
         load_checkpoint(saved)
 
