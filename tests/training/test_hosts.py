@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from jax_ddpm.training.hosts import connect
+from jax_ddpm.training import hosts
 from jax_ddpm.training.sharding import device_mesh
 
 WORKER = str(Path(__file__).with_name("worker.py"))
@@ -169,8 +169,23 @@ def test_launchers_are_joined_when_they_start_several(monkeypatch, name, number,
     initialize = Mock()
     monkeypatch.setattr(jax.distributed, "initialize", initialize)
     monkeypatch.setenv(name, number)
-    connect()
+    hosts.connect()
     assert initialize.call_args_list == [call(None, None, None)] * launched
+
+
+@pytest.mark.parametrize(("vendor", "launched"), [("0x1ae0\n", True), ("0x10de\n", False)])
+def test_a_gpu_that_vfio_passes_through_is_no_tpu(monkeypatch, tmp_path, vendor, launched):
+    """Also where libtpu is installed."""
+    (tmp_path / "0000:00:05.0").mkdir()
+    (tmp_path / "0000:00:05.0/vendor").write_text(vendor)
+    initialize = Mock()
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    monkeypatch.setattr(hosts, "find_spec", lambda name: name)
+    monkeypatch.setattr(hosts, "_VFIO", tmp_path)
+    monkeypatch.setattr(hosts, "_PCI", tmp_path)
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    hosts.connect()
+    assert initialize.called == launched
 
 
 def test_one_flag_of_three_is_not_enough(jax_ddpm_here, tmp_path):
