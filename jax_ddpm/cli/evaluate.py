@@ -52,9 +52,9 @@ def _of_model(config: EvaluateConfig, options: dict[str, Any]) -> dict[str, Any]
     if config.run is None and config.pretrained is None:
         raise UsageError("expected --run, --pretrained or --samples, and one of them only")
     sampler = make_sampler(config)
+    start_devices(config.devices)
     if config.out is not None and (found := kept_samples(config.out)):
         say(f"{found:,} samples are in {config.out} already")
-    start_devices(config.devices)
     run, data = run_on_all(lambda: _prepare(config))
     for note in data.notes if data else ():
         say(note)

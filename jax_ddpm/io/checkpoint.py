@@ -47,8 +47,9 @@ def save_checkpoint(
 ) -> Path:
     """Write trees of arrays by name, and a `state` that JSON can hold, to `folder/00000STEP`.
 
-    Replaces an older checkpoint of that step, and returns the path. Raises `ValueError` if an
-    array holds NaN or infinity, and `OSError`; what was there before is then untouched.
+    Replaces an older checkpoint of that step, which is `.00000STEP.old` while it is renamed, and
+    returns the path. Raises `ValueError` if an array holds NaN or infinity, and `OSError`; what was
+    there before is still there then.
     """
     path = Path(folder) / f"{step:08d}"
     files = {}
@@ -61,17 +62,10 @@ def save_checkpoint(
     files[_STATE] = (json.dumps(state, indent=1, allow_nan=False) + "\n").encode()
     described = {name: _described(data) for name, data in files.items()}
     files[_MANIFEST] = _sealed({**_KIND, "step": step, "files": described})
-    replaced = None
-    try:
-        with new_folder(path) as new:
-            for name, data in files.items():
-                write_file(new / name, data)
-            if path.exists():
-                replaced = set_aside(path, "old")
-    except OSError:
-        if replaced and not path.exists():
-            os.rename(replaced, path)
-        raise
+    with new_folder(path) as new:
+        for name, data in files.items():
+            write_file(new / name, data)
+        replaced = path.exists() and set_aside(path, "old")
     if replaced:
         shutil.rmtree(replaced, ignore_errors=True)
     return path

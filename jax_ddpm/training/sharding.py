@@ -22,10 +22,7 @@ from jax_ddpm._errors import FieldError
 
 
 def device_mesh(batch_size: int, *, fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh of as many devices as divide `batch_size`; `fsdp` of them share a state.
-
-    >>> device_mesh(batch_size=1).shape["data"]
-    1
+    """A mesh of as many devices as divide `batch_size`; each `fsdp` of them share a state.
 
     Raises `FieldError` if `fsdp` does not divide them, or if a process would have no device.
     """
