@@ -34,7 +34,7 @@ def load_tensors(path: str | Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise ValueError(f"{path}: expected a safetensors file, got none")
     try:
-        return from_bytes(np.memmap(path, np.uint8, mode="r"))
+        return from_bytes(np.memmap(path, np.uint8, mode="r") if path.stat().st_size else b"")
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from None
 
@@ -71,7 +71,7 @@ def from_bytes(content: Any) -> dict[str, np.ndarray]:
         if place != len(content):
             raise ValueError(f"expected {place:,} bytes, got {len(content):,}")
     except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
-        raise ValueError(f"cannot be read as a safetensors file: {error}") from None
+        raise ValueError(f"expected a readable safetensors file: {error}") from None
     return tensors
 
 
