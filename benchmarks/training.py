@@ -110,7 +110,7 @@ def checkpoints(settings: Settings, log: Log = print) -> list[Row]:
         jax.block_until_ready(state)
 
     with tempfile.TemporaryDirectory() as folder:
-        saver = Saver(Path(folder), trained, mesh)
+        saver = Saver(Path(folder), trained)
 
         def train_and_save():
             saver.save(state, next(numbers), {})

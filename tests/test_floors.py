@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -63,3 +65,13 @@ def test_below_the_command_line_nothing_prints_exits_or_names_a_flag(path):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             text = node.value.replace("--xla_", "")  # XLA's own flags
             assert not re.search(r"(?<![\w-])--[a-z]", text), f"line {node.lineno}: {text}"
+
+
+def test_the_package_loads_its_maths_and_networks_alone():
+    """Images, runs and what they need are loaded by those who import them."""
+    code = "import sys, jax_ddpm; print(*sys.modules)"
+    command = [sys.executable, "-c", code]
+    loaded = set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+    rooms = {f"jax_ddpm.{name}" for name in ("data", "evaluation", "runs", "plan", "parity", "cli")}
+    assert "jax_ddpm.training" in loaded
+    assert not loaded & (rooms | {"PIL", "grain", "safetensors", "sklearn", "torch", "tyro"})

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.experimental.multihost_utils import sync_global_devices
 
 from jax_ddpm.cli.config import DevicesConfig
 from jax_ddpm.cli.errors import UsageError
 from jax_ddpm.cpu import use_cores
-from jax_ddpm.training.hosts import any_process, connect, is_writer
+from jax_ddpm.training.hosts import connect, is_writer
 
 
 def start_devices(config: DevicesConfig) -> None:
@@ -20,7 +21,7 @@ def start_devices(config: DevicesConfig) -> None:
     connect(config.coordinator, config.num_processes, config.process_id)
     use_cores()
     # Processes may have no more than 30 s to form a group, so they do now, before loading.
-    any_process(False)
+    sync_global_devices("started")
     settings: Any = jax.config
     cache = config.compilation_cache
     if cache.lower() == "none" or settings.jax_compilation_cache_dir is not None:

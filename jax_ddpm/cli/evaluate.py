@@ -12,11 +12,11 @@ from jax_ddpm.cli.images import load_images
 from jax_ddpm.cli.progress import bars
 from jax_ddpm.cli.report import report
 from jax_ddpm.data import Dataset, Preparation
-from jax_ddpm.io.json import write_json
+from jax_ddpm.io.files import write_json
 from jax_ddpm.runs import Run, evaluate_samples
 from jax_ddpm.runs import evaluate as measure
 from jax_ddpm.runs.samples import kept_samples, open_samples
-from jax_ddpm.training.hosts import on_writer, together
+from jax_ddpm.training.hosts import run_on_all, run_on_writer
 
 _OF_IMAGES = ("data", "image_size", "channels")
 
@@ -45,17 +45,17 @@ def evaluate(config: EvaluateConfig) -> None:
         with writing("--json", path):
             source = str(config.samples or config.run or config.pretrained)
             figures = {"samples" if config.samples else "run": source, **figures}
-            on_writer(lambda: write_json(path, figures))
+            run_on_writer(lambda: write_json(path, figures))
 
 
 def _of_model(config: EvaluateConfig, options: dict[str, Any]) -> dict[str, Any]:
     if config.run is None and config.pretrained is None:
         raise UsageError("expected --run, --pretrained or --samples, and one of them only")
     sampler = make_sampler(config)
+    start_devices(config.devices)
     if config.out is not None and (found := kept_samples(config.out)):
         say(f"{found:,} samples are in {config.out} already")
-    start_devices(config.devices)
-    run, data = together(lambda: _prepare(config))
+    run, data = run_on_all(lambda: _prepare(config))
     for note in data.notes if data else ():
         say(note)
     with bars() as show:
@@ -79,7 +79,7 @@ def _of_samples(config: EvaluateConfig, options: dict[str, Any]) -> dict[str, An
             raise UsageError(f"--{name.replace('_', '-')}: cannot be given with --samples")
     start_devices(config.devices)
     try:
-        data = together(lambda: _real_images(config))
+        data = run_on_all(lambda: _real_images(config))
         for note in data.notes if data else ():
             say(note)
         with bars() as show:

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from jax_ddpm.cli.config import ParityConfig
 from jax_ddpm.cli.errors import UsageError, check_file, writing
-from jax_ddpm.io.json import write_json
+from jax_ddpm.io.files import write_json
 
 
 def parity(config: ParityConfig) -> None:

@@ -9,7 +9,7 @@ import jax
 from jax_ddpm._errors import check_positive
 from jax_ddpm.cli.config import PlanConfig
 from jax_ddpm.cli.errors import UsageError, check_file, naming, writing
-from jax_ddpm.io.json import write_json
+from jax_ddpm.io.files import write_json
 from jax_ddpm.plan.compilation import Refused, prepare, quiet, require_slice
 from jax_ddpm.plan.measuring import (
     largest_training,

@@ -12,7 +12,7 @@ from jax_ddpm.noise import seed_key
 from jax_ddpm.runs import Run, draw, save_samples
 from jax_ddpm.runs.drawing import labels_in_turn, make_chain
 from jax_ddpm.schedule import NoiseSchedule
-from jax_ddpm.training.hosts import on_writer, together
+from jax_ddpm.training.hosts import run_on_all, run_on_writer
 
 
 def sample(config: SampleConfig) -> None:
@@ -25,7 +25,7 @@ def sample(config: SampleConfig) -> None:
     sampler = make_sampler(config)
     start_devices(config.devices)
     key = seed_key(config.seed)
-    run, chain, labels = together(lambda: _prepare(config))
+    run, chain, labels = run_on_all(lambda: _prepare(config))
     labels = labels if run.drawn or config.label else None  # the null label is no class
     with bar("sampling") as show:
         samples = draw(
@@ -43,7 +43,7 @@ def sample(config: SampleConfig) -> None:
         several = 1 < len(config.label) <= 16
         columns, titles = (len(config.label), config.label) if several else (None, None)
     with writing("--out", config.out), naming(path="--out", images="samples"):
-        on_writer(
+        run_on_writer(
             lambda: save_samples(config.out, samples, labels, columns, titles, run.class_names)
         )
     steps = f"{chain.num_timesteps} {config.sampler} steps"

@@ -22,7 +22,7 @@ from jax_ddpm.runs.previews import TRAINING_GIF
 from jax_ddpm.runs.resuming import Training, open_run
 from jax_ddpm.runs.run import CHECKPOINTS, FILES, METRICS, is_run
 from jax_ddpm.runs.watching import best_line
-from jax_ddpm.training.hosts import any_process, is_writer, together
+from jax_ddpm.training.hosts import any_process, is_writer, run_on_all
 
 _UNSAID = vars(Preparation())
 
@@ -37,7 +37,7 @@ def train(config: TrainConfig, interrupts: Interrupts) -> None:
     if is_writer():
         interrupts.saved = lambda: _saved(folder)
     with naming(folder="--init"):
-        data = together(lambda: load_images(config.data, _preparation(config)))
+        data = run_on_all(lambda: load_images(config.data, _preparation(config)))
     opened = open_run(folder, data, settings, accept_changes=config.run.accept_changes)
     try:
         with naming(folder="--name", images="samples"), opened as training:

@@ -10,7 +10,7 @@ from docstring_parser import parse_from_object
 
 from jax_ddpm.cli.errors import UsageError
 from jax_ddpm.interop.diffusers import unet_from_config
-from jax_ddpm.io.json import read_json
+from jax_ddpm.io.files import read_json
 from jax_ddpm.models import UNet
 from jax_ddpm.runs import unet_fields
 from jax_ddpm.runs.settings import UNET_FIELDS

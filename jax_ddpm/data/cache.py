@@ -23,8 +23,7 @@ import numpy as np
 from jax_ddpm.data.pictures import Found, Pictures
 from jax_ddpm.data.preparation import Preparation
 from jax_ddpm.data.rows import FileRows
-from jax_ddpm.io.files import make_folder
-from jax_ddpm.io.json import read_json, write_json
+from jax_ddpm.io.files import make_folder, read_json, write_json
 
 _VERSION = 2  # of the decoding
 _ROWS, _ABOUT = "images.bin", "about.json"

@@ -13,14 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
+from jax.experimental.multihost_utils import broadcast_one_to_all
 
 from jax_ddpm._errors import FieldError
 from jax_ddpm._typing import Label, Pixels
 from jax_ddpm.evaluation.networks import FeatureNetwork
-from jax_ddpm.io.arrays import flatten, from_bytes, to_bytes, unflatten
 from jax_ddpm.models.feature_classifier import FeatureClassifier
 from jax_ddpm.noise import seed_key
-from jax_ddpm.training.hosts import from_writer
 
 _STEPS = 200
 _BATCH = 128
@@ -87,8 +86,7 @@ def train_classifier(
     with jax.default_device(jax.local_devices()[0]):
         numbers = (np.asarray(each, np.int32) for each in (classes, order, turned))
         variables = jax.device_get(train(images, *numbers))
-    if jax.process_count() > 1:  # hosts may round otherwise
-        variables = unflatten(from_bytes(from_writer(to_bytes(flatten(variables)))))
+    variables = broadcast_one_to_all(variables)  # hosts may round otherwise
 
     def apply_fn(variables: Any, images: Any) -> dict[str, Any]:
         features, _ = model.apply(variables["classifier"], _floats(images))

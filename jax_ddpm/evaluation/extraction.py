@@ -12,7 +12,7 @@ from jax_ddpm.data.order import load_batch
 from jax_ddpm.evaluation.distances import InceptionScores, Score
 from jax_ddpm.evaluation.networks import FeatureNetwork
 from jax_ddpm.evaluation.statistics import Statistics, statistics
-from jax_ddpm.training.hosts import to_hosts
+from jax_ddpm.training.hosts import gather
 from jax_ddpm.training.sharding import data_sharding, device_mesh, replicated
 
 KEPT = 10_000
@@ -66,7 +66,7 @@ def feature_batches(
     variables, data = to_devices(network.variables), data_sharding(mesh)
 
     def fetched(features: Any, count: int) -> dict[str, np.ndarray]:
-        return {name: rows[:count] for name, rows in to_hosts(features, mesh).items()}
+        return {name: rows[:count] for name, rows in gather(features).items()}
 
     ahead = None  # so that the devices have work while the host gathers
     for images in _of_size(batches, size):

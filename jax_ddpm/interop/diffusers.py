@@ -25,8 +25,7 @@ from jax_ddpm.interop.scheduler import (
 from jax_ddpm.interop.tensors import read_state_dict
 from jax_ddpm.interop.unet import unet_from_torch, unet_to_torch, unet_variables
 from jax_ddpm.io.arrays import save_tensors
-from jax_ddpm.io.files import new_folder
-from jax_ddpm.io.json import read_json, write_json
+from jax_ddpm.io.files import new_folder, read_json, write_json
 from jax_ddpm.models import UNet
 
 _WEIGHTS = "diffusion_pytorch_model.safetensors"

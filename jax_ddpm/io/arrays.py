@@ -1,9 +1,6 @@
-"""Arrays as a safetensors file, by name; those of a tree by path: `params/down1/kernel`.
+"""Arrays by name in safetensors files, and trees of arrays as names: `params/down1/kernel`."""
 
-safetensors is imported when a file is: the core of the library does without it.
-"""
-
-import math
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +12,7 @@ import numpy as np
 from jax_ddpm.io.files import replace_file
 
 _DTYPES = {
-    "BF16": jnp.bfloat16,  # which safetensors' own reader of bytes does not know
+    "BF16": jnp.bfloat16,
     "BOOL": bool,
     **{f"F{bits}": f"float{bits}" for bits in (16, 32, 64)},
     **{f"I{bits}": f"int{bits}" for bits in (8, 16, 32, 64)},
@@ -24,72 +21,72 @@ _DTYPES = {
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Any]) -> None:
-    """Write arrays by name, whole or not at all; PyTorch's readers take the file as theirs."""
+    """Write arrays by name to a safetensors file, which PyTorch can read, whole or not at all."""
     replace_file(Path(path), to_bytes(tensors))
 
 
 def load_tensors(path: str | Path) -> dict[str, np.ndarray]:
-    """Arrays by name, read-only views of the mapped file: what is not used is not read, and who
-    changes the file changes them.
+    """The arrays of a safetensors file by name: read-only views of the memory-mapped file.
 
-    Raises `ValueError` naming a file that cannot be read.
+    Raises `ValueError`, naming the file, if it cannot be read.
     """
-    from safetensors import SafetensorError, safe_open
-
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: expected a safetensors file, got none")
-    tensors = {}
     try:
-        with safe_open(path, framework="np") as file:
-            data = np.asarray(np.memmap(path, np.uint8, mode="r"))
-            end = 8 + int.from_bytes(data[:8].tobytes(), "little")  # of the header
-            for name in file.offset_keys():  # one after the other, without holes
-                entry = file.get_slice(name)
-                kind, shape = entry.get_dtype(), entry.get_shape()
-                if kind not in _DTYPES:
-                    known = ", ".join(_DTYPES)
-                    raise ValueError(f"{path}: {name}: expected one of {known}, got {kind}")
-                dtype = np.dtype(_DTYPES[kind])
-                start, end = end, end + math.prod(shape) * dtype.itemsize
-                tensors[name] = data[start:end].view(dtype).reshape(shape)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"{path}: expected a safetensors file, got a damaged one: {error}"
-        ) from None
-    return tensors
+        return from_bytes(np.memmap(path, np.uint8, mode="r") if path.stat().st_size else b"")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def to_bytes(tensors: Mapping[str, Any]) -> bytes:
-    """A safetensors file of arrays by name."""
+    """Arrays by name as the content of a safetensors file."""
     from safetensors.numpy import save
 
-    # safetensors writes the buffer as it lies: what is not C-contiguous would be garbage.
+    # safetensors writes the buffer in memory order, so arrays must be C-contiguous.
     contiguous = {name: np.asarray(value, order="C") for name, value in tensors.items()}
     return save(contiguous, metadata={"format": "pt"})
 
 
-def from_bytes(data: bytes) -> dict[str, np.ndarray]:
-    """What `to_bytes` was given, read-only. Raises `ValueError` for anything else."""
-    from safetensors import SafetensorError, deserialize
+def from_bytes(content: Any) -> dict[str, np.ndarray]:
+    """The arrays of a safetensors file by name: read-only views of its content, bytes or a buffer.
 
+    The file is the length of the header (8 bytes, little-endian), the header (JSON), and the data
+    of the arrays without gaps. Raises `ValueError` for anything else.
+    """
+    tensors = {}
     try:
-        return {
-            name: np.frombuffer(entry["data"], _DTYPES[entry["dtype"]]).reshape(entry["shape"])
-            for name, entry in deserialize(data)
-        }
-    except (SafetensorError, KeyError, OverflowError) as error:
-        raise ValueError(f"no safetensors: {error}") from None
+        content = np.frombuffer(content, np.uint8)
+        place = start = 8 + int.from_bytes(content[:8].tobytes(), "little")
+        header = json.loads(content[8:start].tobytes())
+        header.pop("__metadata__", None)
+        for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+            kind, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+            if start + begin != place:
+                raise ValueError(f"the data of {name} does not follow the data before it")
+            if kind not in _DTYPES:
+                raise ValueError(f"{name}: expected one of {', '.join(_DTYPES)}, got {kind}")
+            data, place = content[place : start + end], start + end
+            tensors[name] = data.view(_DTYPES[kind]).reshape(shape)
+        if place != len(content):
+            raise ValueError(f"expected {place:,} bytes, got {len(content):,}")
+    except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        raise ValueError(f"expected a readable safetensors file: {error}") from None
+    return tensors
 
 
 def flatten(tree: Any) -> dict[str, Any]:
-    """The leaves of a tree, by path."""
+    """The leaves of a tree by path.
+
+    >>> flatten({"params": {"bias": 0, "kernel": 1}})
+    {'params/bias': 0, 'params/kernel': 1}
+    """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Paths as nested dictionaries."""
+    """Leaves by path as nested dictionaries. Raises `ValueError` if a leaf is also a folder."""
     tree: dict[str, Any] = {}
     for path, value in flat.items():
         *folders, leaf = path.split("/")

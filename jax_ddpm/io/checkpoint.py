@@ -1,14 +1,12 @@
-"""Checkpoints: written whole or not at all, and every byte accounted for when read.
+"""Checkpoints: written whole or not at all, and verified to the last byte when read.
 
     checkpoints/00001500/
       NAME.safetensors    the arrays of one tree, by path
       state.json          everything that is not an array
-      manifest.json       size and SHA-256 of each of them, and of itself
+      manifest.json       size and SHA-256 of each file, and a SHA-256 of itself
 
-A checkpoint is written under a temporary name, flushed to the disk, and renamed. Whenever the
-process or the machine stops, the older ones are as they were, and what is half written begins
-with a dot. Formats of arrays do not notice a flipped bit; `load_checkpoint` does, and names the
-file. Nothing in here is a pickle, or depends on the version of JAX.
+A checkpoint is written under a temporary name that begins with a dot, flushed to the disk, and
+renamed. No pickle, and nothing that depends on the version of JAX.
 """
 
 import hashlib
@@ -16,6 +14,7 @@ import json
 import os
 import shutil
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,23 +22,20 @@ import jax
 import numpy as np
 
 from jax_ddpm.io.arrays import flatten, from_bytes, to_bytes
-from jax_ddpm.io.files import flush_folder, make_folder, write_file
+from jax_ddpm.io.files import new_folder, write_file
 
-FORMAT = 1
-"""Raised by one whenever an older version could not read what this one writes."""
 LEFTOVERS = (".tmp", ".old", ".gone")
-"""How the names of folders end that a stopped process left; they begin with a dot."""
-_KIND = "jax_ddpm checkpoint"
+"""Suffixes of the hidden folders that a stopped process leaves behind."""
+_KIND = {"kind": "jax_ddpm checkpoint", "format": 1}  # plus one when older versions cannot read it
 _MANIFEST, _STATE, _ARRAYS = "manifest.json", "state.json", ".safetensors"
 
 
 class Damaged(ValueError):
-    """A file is not what was written. (What another version wrote, or nothing can read, is
-    another `ValueError`.)"""
+    """A file of a checkpoint is missing or is not what was written."""
 
 
 class Checkpoint(NamedTuple):
-    """What was saved after `step` steps: trees of arrays, each flat by path, and the rest."""
+    """What was saved after `step` steps: trees by name, each flat by path, and the rest."""
 
     step: int
     arrays: dict[str, dict[str, np.ndarray]]
@@ -49,20 +45,13 @@ class Checkpoint(NamedTuple):
 def save_checkpoint(
     folder: str | os.PathLike[str], step: int, arrays: Mapping[str, Any], state: Mapping[str, Any]
 ) -> Path:
-    """Write `folder/00000STEP`, in place of an older one of this step, and return its path.
+    """Write trees of arrays by name, and a `state` that JSON can hold, to `folder/00000STEP`.
 
-    Args:
-      folder: of all checkpoints; made if need be.
-      step: how many steps were taken.
-      arrays: trees by name; a file for each.
-      state: what JSON can hold.
-
-    Raises:
-      ValueError: an array holds NaN or infinity: such a state is never kept.
-      OSError: it cannot be written; whatever was there is untouched.
+    Replaces an older checkpoint of that step, which is `.00000STEP.old` while it is renamed, and
+    returns the path. Raises `ValueError` if an array holds NaN or infinity, and `OSError`; what was
+    there before is still there then.
     """
-    folder = Path(folder)
-    path, temporary = folder / f"{step:08d}", folder / f".{step:08d}.tmp"
+    path = Path(folder) / f"{step:08d}"
     files = {}
     for name, tree in arrays.items():
         flat = {key: np.asarray(leaf) for key, leaf in flatten(tree).items()}
@@ -71,56 +60,52 @@ def save_checkpoint(
                 raise ValueError(f"{name}: expected finite numbers, got NaN or infinity in {key}")
         files[name + _ARRAYS] = to_bytes(flat)
     files[_STATE] = (json.dumps(state, indent=1, allow_nan=False) + "\n").encode()
-    files[_MANIFEST] = _manifest(step, files)
-    aside = _beside(path, "old")
-    try:
-        make_folder(folder)
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
+    described = {name: _described(data) for name, data in files.items()}
+    files[_MANIFEST] = _sealed({**_KIND, "step": step, "files": described})
+    with new_folder(path) as new:
         for name, data in files.items():
-            write_file(temporary / name, data)
-        flush_folder(temporary)
-        if path.exists():
-            set_aside(path, "old")
-        os.rename(temporary, path)
-        flush_folder(folder)
-    except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if aside.exists() and not path.exists():
-            os.rename(aside, path)
-        raise OSError(error.errno, error.strerror, str(path)) from None
-    shutil.rmtree(aside, ignore_errors=True)
+            write_file(new / name, data)
+        replaced = path.exists() and set_aside(path, "old")
+    if replaced:
+        shutil.rmtree(replaced, ignore_errors=True)
     return path
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """Read all of a checkpoint.
+    """Read and verify a checkpoint.
 
-    Raises `ValueError` naming the file: `Damaged` where it is missing or is not to the last bit
-    what was written, another where it cannot be read or is of another version.
+    Raises `Damaged`, naming the file, if one is missing or differs from what was written, and
+    `ValueError` if one cannot be read or another version wrote it.
     """
     path = Path(path)
     if not (path / _MANIFEST).exists() and (several := list_checkpoints(path)):
         names = ", ".join(each.name for each in several)
         raise ValueError(f"{path}: expected one checkpoint, got a folder of several: {names}")
-    step, files = _read_manifest(path / _MANIFEST)
+    data, manifest, intact = _read(path / _MANIFEST), {}, False
+    with suppress(ValueError, RecursionError, KeyError, TypeError):
+        manifest = json.loads(data)
+        del manifest["sha256"]
+        intact = data == _sealed(manifest)
+    if not intact:
+        raise Damaged(f"{path / _MANIFEST}: damaged: its SHA-256 is not that of what it says")
+    if (got := {name: manifest.get(name) for name in _KIND}) != _KIND:
+        raise ValueError(
+            f"{path / _MANIFEST}: expected {_KIND}, got {got}: another version of jax_ddpm wrote it"
+        )
     contents = {}
-    for name, (size, digest) in files.items():
-        data = _read(path / name)
-        if len(data) != size:
-            raise Damaged(f"{path / name}: damaged: expected {size} bytes, got {len(data)}")
-        if hashlib.sha256(data).hexdigest() != digest:
-            raise Damaged(f"{path / name}: damaged: its SHA-256 is not the manifest's")
-        contents[name] = data
+    for name, described in manifest["files"].items():
+        contents[name] = _read(path / name)
+        if _described(contents[name]) != described:
+            raise Damaged(f"{path / name}: damaged: its size or SHA-256 is not the manifest's")
     state = json.loads(contents.pop(_STATE))
     arrays = {name.removesuffix(_ARRAYS): from_bytes(data) for name, data in contents.items()}
-    return Checkpoint(step, arrays, state)
+    return Checkpoint(manifest["step"], arrays, state)
 
 
 def restore(template: Any, flat: Mapping[str, np.ndarray]) -> Any:
-    """The tree of `template`'s structure whose leaves are in `flat`.
+    """Arrays by path as a tree like `template`, whose leaves have a shape and a dtype.
 
-    Raises `ValueError` if a leaf is missing, is one too many, or has another shape or dtype.
+    Raises `ValueError` if an array is missing, unknown, or of another shape or dtype.
     """
     expected = flatten(template)
     for name in sorted(expected.keys() | flat.keys()):
@@ -128,24 +113,16 @@ def restore(template: Any, flat: Mapping[str, np.ndarray]) -> Any:
             raise ValueError(f"expected an array {name}, got none")
         if name not in expected:
             raise ValueError(f"expected only the model's arrays, got {name}")
-        want, got = expected[name], flat[name]
-        if got.shape != want.shape or got.dtype != want.dtype:
-            raise ValueError(
-                f"expected {name} of {want.dtype}{list(want.shape)}, "
-                f"got {got.dtype}{list(got.shape)}"
-            )
+        want, got = (f"{x.dtype}{list(x.shape)}" for x in (expected[name], flat[name]))
+        if got != want:
+            raise ValueError(f"expected {name} of {want}, got {got}")
     return jax.tree.unflatten(jax.tree.structure(template), [flat[name] for name in expected])
 
 
 def list_checkpoints(folder: str | os.PathLike[str]) -> list[Path]:
-    """The checkpoints in `folder`, damaged or not, oldest first."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        return []
-    return sorted(
-        (path for path in folder.iterdir() if path.name.isdecimal() and path.is_dir()),
-        key=lambda path: int(path.name),
-    )
+    """The checkpoints in `folder`, damaged ones among them, oldest first."""
+    folders = (path for path in Path(folder).glob("*") if path.is_dir())
+    return sorted((path for path in folders if path.name.isdecimal()), key=lambda x: int(x.name))
 
 
 def prune_checkpoints(
@@ -155,76 +132,36 @@ def prune_checkpoints(
     keep_every: int | None = None,
     also: Collection[int | None] = (),
 ) -> None:
-    """Remove all but the last `keep`, those at multiples of `keep_every` steps, those `also` at
-    these steps, and leftovers.
-
-    Call it after a save, so that the last is good.
-    """
+    """Remove leftovers, and all checkpoints but the last `keep`, those at multiples of
+    `keep_every` steps, and those at the steps in `also`. To be called after a save."""
     for path in list_checkpoints(folder)[: -max(keep, 1)]:
         step = int(path.name)
         if step not in also and (keep_every is None or step % keep_every):
-            # Under another name first: half a removal must not look like a checkpoint.
+            # Renamed first: a half-removed folder must not look like a checkpoint.
             shutil.rmtree(set_aside(path, "gone"), ignore_errors=True)
     for path in Path(folder).glob(".*"):
         if path.suffix == ".old" and not (original := path.with_name(path.stem[1:])).exists():
-            os.rename(path, original)  # its successor never came
+            os.rename(path, original)  # its replacement was never finished
         elif path.suffix in LEFTOVERS:
             shutil.rmtree(path, ignore_errors=True)
 
 
 def set_aside(path: Path, reason: str) -> Path:
-    """Rename a checkpoint so that it no longer counts as one; its new name begins with a dot."""
-    aside = _beside(path, reason)
+    """Rename a checkpoint `.00000STEP.REASON`, so that it no longer counts as one."""
+    aside = path.with_name(f".{path.name}.{reason}")
     shutil.rmtree(aside, ignore_errors=True)
     os.rename(path, aside)
     return aside
 
 
-def _beside(path: Path, reason: str) -> Path:
-    return path.with_name(f".{path.name}.{reason}")
+def _described(data: bytes) -> dict[str, Any]:
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
-def _manifest(step: int, files: Mapping[str, bytes]) -> bytes:
-    described = {
-        name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        for name, data in files.items()
-    }
-    return _sealed({"kind": _KIND, "format": FORMAT, "step": step, "files": described})
-
-
-def _sealed(content: Mapping[str, Any]) -> bytes:
-    """JSON whose last entry is the SHA-256 of what it says without it."""
-    digest = hashlib.sha256(json.dumps(content, indent=1).encode()).hexdigest()
-    return (json.dumps({**content, "sha256": digest}, indent=1) + "\n").encode()
-
-
-def _read_manifest(path: Path) -> tuple[int, dict[str, tuple[int, str]]]:
-    """The step, and size and digest of each file."""
-    data = _read(path)
-    try:
-        content = json.loads(data)
-        unsealed = {name: value for name, value in content.items() if name != "sha256"}
-    except (ValueError, RecursionError, AttributeError):
-        raise Damaged(f"{path}: damaged: expected a manifest in JSON") from None
-    if data != _sealed(unsealed):
-        raise Damaged(f"{path}: damaged: its SHA-256 is not that of what it says")
-    if unsealed.get("kind") != _KIND:
-        raise ValueError(f"{path}: expected the manifest of a {_KIND}")
-    if unsealed.get("format") != FORMAT:
-        raise ValueError(
-            f"{path}: expected format {FORMAT}, got {unsealed.get('format')}: "
-            "another version of jax_ddpm wrote it"
-        )
-    try:
-        files = {name: (each["bytes"], each["sha256"]) for name, each in unsealed["files"].items()}
-        known = all(
-            Path(name).name == name and name.endswith(_ARRAYS) for name in files if name != _STATE
-        )
-        if not known or _STATE not in files or type(unsealed["step"]) is not int:
-            raise ValueError
-    except (AttributeError, KeyError, TypeError, ValueError):
-        raise ValueError(f"{path}: expected a step and files beside it") from None
-    return unsealed["step"], files
+def _sealed(manifest: dict[str, Any]) -> bytes:
+    """JSON that ends in its own SHA-256."""
+    digest = hashlib.sha256(json.dumps(manifest, indent=1).encode()).hexdigest()
+    return (json.dumps({**manifest, "sha256": digest}, indent=1) + "\n").encode()
 
 
 def _read(path: Path) -> bytes:

@@ -1,32 +1,30 @@
-"""Files that are on the disk when a call returns, whole or not at all. Errors name the file."""
+"""Files and folders that appear on the disk whole or not at all. Errors name the file."""
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 
 def replace_file(path: Path, data: bytes | bytearray) -> None:
-    """Write a file whole or not at all. Raises `OSError`; an older one is then untouched."""
+    """Write a file whole or not at all. If this raises `OSError`, an older file is untouched."""
     with replacing(path) as file:
         file.write(data)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes the place of `path` at the end; where that fails, nothing is left."""
+    """A file that replaces `path` when the block ends; if the block fails, nothing is left."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        flush_folder(path.parent)
-    except OSError as error:
-        raise _naming(error, path) from None
+        with _naming(path):
+            with _flushed(temporary, "wb") as file:
+                yield file
+            os.replace(temporary, path)
+            flush_folder(path.parent)
     finally:
         with suppress(OSError):  # it was renamed, or never made
             temporary.unlink()
@@ -34,35 +32,32 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A folder that becomes `path`, new or empty, at the end; where that fails, nothing is left."""
+    """A folder that becomes `path`, missing or empty before, when the block ends; if the block
+    fails, nothing is left."""
     temporary = path.with_name(f".{path.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        make_folder(temporary)
-        yield temporary
-        if path.exists():
-            path.rmdir()
-        os.replace(temporary, path)
-        flush_folder(path.parent)
-    except OSError as error:
-        raise _naming(error, path) from None
+        with _naming(path):
+            make_folder(path.parent)
+            temporary.mkdir()
+            yield temporary
+            flush_folder(temporary)
+            if path.exists():
+                path.rmdir()
+            os.rename(temporary, path)
+            flush_folder(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_file(path: Path, data: bytes | bytearray, mode: str = "wb") -> None:
-    """Write, or append (`"ab"`), and wait for the disk. Raises `OSError`."""
-    try:
-        with path.open(mode) as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise _naming(error, path) from None
+    """Write, or append with `mode="ab"`, and wait for the disk. Raises `OSError`."""
+    with _naming(path), _flushed(path, mode) as file:
+        file.write(data)
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it."""
+    """Make a folder and its parents."""
     if not path.is_dir():
         make_folder(path.parent)
         path.mkdir(exist_ok=True)
@@ -70,7 +65,7 @@ def make_folder(path: Path) -> None:
 
 
 def flush_folder(path: Path) -> None:
-    """A rename is on the disk only once its folder is. (Windows does that by itself.)"""
+    """Put the renames in a folder on the disk. (Windows does so by itself.)"""
     if os.name == "posix":
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -79,6 +74,37 @@ def flush_folder(path: Path) -> None:
             os.close(descriptor)
 
 
-def _naming(error: OSError, path: Path) -> OSError:
-    # Not every library passes on the reason that the system gave.
-    return OSError(error.errno, error.strerror or str(error), str(path))
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises `ValueError`, naming the file, if there is none."""
+    if not path.is_file():
+        raise ValueError(f"{path}: expected a JSON file, got none")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: expected JSON, got a damaged file: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {type(content).__name__}")
+    return content
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file whole or not at all. Raises `OSError`."""
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    # A lone surrogate, which UTF-8 cannot encode, becomes JSON's own escape.
+    replace_file(path, text.encode(errors="backslashreplace"))
+
+
+@contextmanager
+def _flushed(path: Path, mode: str) -> Iterator[Any]:
+    with path.open(mode) as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:  # some libraries drop the system's reason
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from None

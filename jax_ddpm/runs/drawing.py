@@ -17,7 +17,7 @@ from jax_ddpm.runs.progress import Progress
 from jax_ddpm.runs.run import Run, class_number
 from jax_ddpm.samplers import Sampler, ddim
 from jax_ddpm.schedule import NoiseSchedule, warn_of_signal
-from jax_ddpm.training.hosts import to_hosts
+from jax_ddpm.training.hosts import gather
 from jax_ddpm.training.sharding import data_sharding, device_mesh
 
 _STEPS = 50
@@ -116,7 +116,7 @@ class Drawer:
 
         def show(x_t, first):
             if watch and first == 0:
-                watch(to_hosts(x_t, mesh))
+                watch(gather(x_t))
 
         def tell():
             if progress:
@@ -136,7 +136,7 @@ class Drawer:
                 done += length
                 tell()
             show(state.x_t, first)
-            yield to_hosts(state.x_t, mesh)[: num - first]
+            yield gather(state.x_t)[: num - first]
 
 
 def labels_in_turn(

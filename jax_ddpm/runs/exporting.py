@@ -25,8 +25,7 @@ from jax.export import Exported
 from jax_ddpm import __version__
 from jax_ddpm._errors import FieldError, check_choice
 from jax_ddpm.interop.scheduler import scheduler_config
-from jax_ddpm.io.files import replace_file
-from jax_ddpm.io.json import read_json, write_json
+from jax_ddpm.io.files import read_json, replace_file, write_json
 from jax_ddpm.noise import sample_noise
 from jax_ddpm.runs.drawing import make_chain, with_guidance
 from jax_ddpm.runs.programs import guided_denoise_fn

@@ -12,6 +12,7 @@ from contextlib import closing
 from typing import Any, NamedTuple
 
 import jax
+from jax.experimental.multihost_utils import sync_global_devices
 
 from jax_ddpm._errors import Field, FieldError
 from jax_ddpm.data import Dataset
@@ -30,7 +31,7 @@ from jax_ddpm.runs.starting import computing
 from jax_ddpm.runs.trackers import open_trackers
 from jax_ddpm.runs.watching import Watch
 from jax_ddpm.training import TrainState
-from jax_ddpm.training.hosts import any_process, everywhere, on_writer, to_hosts
+from jax_ddpm.training.hosts import any_process, broadcast, gather, run_on_writer
 
 
 class Fit(NamedTuple):
@@ -134,21 +135,21 @@ def train(
 
     dispatches = _dispatches(done, settings)
     if dispatches:
-        on_writer(lambda: begin(training))
+        run_on_writer(lambda: begin(training))
     tell, asked = progress or (lambda _: None), stop or (lambda: False)
     belongs = {"computed_by": training.computed_by, "run": training.description}
     checkpoints = training.folder / CHECKPOINTS
     trackers = settings.tracker if dispatches else ()
     with (
         open_trackers(trackers, training.folder, training.description, done) as tracker,
-        Saver(checkpoints, settings, mesh, checkpoint and done) as saver,
+        Saver(checkpoints, settings, checkpoint and done) as saver,
         closing(prefetched(arrays, order, dispatches, programs.batch_sharding)) as ahead,
     ):
         compiled = {
             length: programs.advance.lower(state, shapes(length)).compile()
             for length in {len(steps) for steps in dispatches}
         }
-        any_process(False)  # compiled at last everywhere: see `cli.devices`
+        sync_global_devices("compiled")  # see `cli.devices`
         if dispatches:
             tell(Progress(done, settings.steps))
         previews = Previews(training.folder, run, settings, mesh, done) if dispatches else None
@@ -157,7 +158,6 @@ def train(
             settings.steps,
             batch_size=size,
             num_timesteps=run.pretrained.schedule.num_timesteps,
-            mesh=mesh,
             learning_rate=learning_rate(settings),
             step=done,
             pending=pending,
@@ -165,7 +165,7 @@ def train(
         with log.paused():
             here = {int(path.name) for path in list_checkpoints(checkpoints)}
             lines = [line for line in log.lines if line["step"] in here or not settings.keep_best]
-            watch = Watch(run, data, settings, mesh, done, everywhere(lines))
+            watch = Watch(run, data, settings, mesh, done, broadcast(lines))
         for steps in dispatches:
             with log.waiting():
                 batch = next(ahead)
@@ -198,7 +198,7 @@ def train(
                 break
         if previews and done == settings.steps:
             previews.finish()
-    variables = to_hosts(state.ema_params, mesh)
+    variables = gather(state.ema_params)
     average = run._replace(pretrained=run.pretrained._replace(variables=variables))
     return Fit(average, state, done, stopped=done < settings.steps)
 

@@ -31,7 +31,7 @@ from jax_ddpm.runs.samples import Samples, open_kept, open_samples, resumed
 from jax_ddpm.runs.scoring import is_8_bit, score
 from jax_ddpm.samplers import Sampler, ancestral
 from jax_ddpm.schedule import warn_of_signal
-from jax_ddpm.training.hosts import together
+from jax_ddpm.training.hosts import run_on_all
 
 _HELD_OUT = 0.2
 _JUDGED_BY = 10_000
@@ -186,7 +186,7 @@ def evaluate_samples(
     """
     check_positive(num=num)
     check_between("seed", seed, 0)
-    found = together(lambda: open_samples(samples, range))
+    found = run_on_all(lambda: open_samples(samples, range))
     count = found.num if num is None else num
     if count > found.num:
         raise FieldError("num", f"expected at most {found.num:,}, the samples, got {count:,}")

@@ -15,12 +15,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from jax_ddpm.io.files import replace_file, write_file
 from jax_ddpm.runs.run import PathLike
 from jax_ddpm.runs.settings import LOG_EVERY
-from jax_ddpm.training.hosts import on_writer, to_hosts
+from jax_ddpm.training.hosts import gather, run_on_writer
 
 _Pending = dict[str, list[Any]]  # numbers or lists of them; None: not finite
 
@@ -35,7 +34,6 @@ class MetricsLog:
         *,
         batch_size: int,
         num_timesteps: int,
-        mesh: Mesh,
         learning_rate: Callable[[int], Any],
         step: int = 0,
         pending: _Pending | None = None,
@@ -43,7 +41,7 @@ class MetricsLog:
         """Resume after `step` steps with what was `pending` then; later lines are dropped."""
         self._path, self._total, self._step = path, total, step
         self._batch_size, self._learning_rate = batch_size, learning_rate
-        self._num_timesteps, self._mesh, self._waited = num_timesteps, mesh, 0.0
+        self._num_timesteps, self._waited = num_timesteps, 0.0
         self.pending: _Pending = pending or {}
         """What was collected and is in no line yet."""
         self._coming: list[dict[str, jax.Array]] = []
@@ -51,7 +49,7 @@ class MetricsLog:
         self._since = time.perf_counter()
         self.lines: list[dict[str, Any]] = []
         """Those of before, in the process that writes."""
-        on_writer(self._open)
+        run_on_writer(self._open)
 
     def add(self, steps: range, metrics: dict[str, jax.Array]) -> None:
         """What a dispatch will have measured, [step] each; it is not waited for."""
@@ -82,7 +80,7 @@ class MetricsLog:
         """Wait for the steps so far. The first of them that was not finite, if any."""
         bad = None
         first = self._written + self._count
-        for metrics in map(self._by_quarters, to_hosts(self._coming, self._mesh)):
+        for metrics in map(self._by_quarters, gather(self._coming)):
             finite = np.isfinite(metrics["loss"]) & np.isfinite(metrics["grad_norm"])
             if bad is None and not np.all(finite):
                 bad = first + int(np.argmin(finite))
@@ -115,7 +113,7 @@ class MetricsLog:
         line["steps_per_second"] = speed["steps_per_second"]
         line |= figures
         text = (json.dumps(line) + "\n").encode()
-        on_writer(lambda: write_file(self._path, text, "ab"))
+        run_on_writer(lambda: write_file(self._path, text, "ab"))
         self.pending, self._written = {}, self._step
         self._timed, self._since, self._waited = self._step, time.perf_counter(), 0.0
         return line | speed

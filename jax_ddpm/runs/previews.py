@@ -15,7 +15,7 @@ from jax_ddpm.runs.figures import image_grid, save_animation
 from jax_ddpm.runs.run import Run
 from jax_ddpm.runs.settings import Settings
 from jax_ddpm.samplers import ddim
-from jax_ddpm.training.hosts import on_writer
+from jax_ddpm.training.hosts import run_on_writer
 
 TRAINING_GIF = "training.gif"
 _FOLDER = "samples"
@@ -39,7 +39,7 @@ class Previews:
         self._number = _ROWS * self._columns
         self._key = jax.random.fold_in(seed_key(settings.seed), 1)
         self._drawer = None
-        on_writer(self._remove_later)
+        run_on_writer(self._remove_later)
 
     def due(self, step: int) -> bool:
         """Whether a multiple of the interval was passed since this was last asked, or all were."""
@@ -65,7 +65,7 @@ class Previews:
         if not np.isfinite(images).all():
             return warnings.warn(f"step {step:,} has no picture: NaN or infinity", stacklevel=2)
         picture = image_grid(images, self._columns, titles=self._run.titles)
-        on_writer(lambda: self._save(step, picture))
+        run_on_writer(lambda: self._save(step, picture))
         return picture
 
     def _save(self, step: int, picture: np.ndarray) -> None:
@@ -77,7 +77,7 @@ class Previews:
 
     def finish(self) -> None:
         """Write the GIF of all of them, or of 100 evenly among them."""
-        on_writer(self._animate)
+        run_on_writer(self._animate)
 
     def _animate(self) -> None:
         from PIL import Image

@@ -10,7 +10,7 @@ from jax_ddpm.evaluation.inception import VARIABLE, WHERE
 from jax_ddpm.evaluation.reference import Reference, reference_of_file, reference_of_images
 from jax_ddpm.runs.progress import Progress
 from jax_ddpm.runs.run import PathLike
-from jax_ddpm.training.hosts import on_writer, together
+from jax_ddpm.training.hosts import run_on_all, run_on_writer
 
 
 def feature_network(
@@ -45,7 +45,7 @@ def open_reference(
 
     Raises `FieldError` naming what is missing or does not fit.
     """
-    network = together(lambda: feature_network(image_shape, inception))
+    network = run_on_all(lambda: feature_network(image_shape, inception))
     if statistics is not None and (network is None or reference is not None):
         problem = "expected Inception's weights and real images, got"
         problem += " no weights" if network is None else " statistics for these"
@@ -54,7 +54,7 @@ def open_reference(
         if network is None:
             problem = "statistics are of Inception's features, and come with "
             raise FieldError("reference", problem, Field("inception"), f": {WHERE}")
-        return together(lambda: reference_of_file(reference, network))
+        return run_on_all(lambda: reference_of_file(reference, network))
     if data is None:
         raise FieldError("data", "expected real images, or ", Field("reference"), ", got neither")
 
@@ -65,5 +65,5 @@ def open_reference(
     target = reference_of_images(data, network, num, seed=seed, progress=tell)
     if statistics is not None:
         found = target.real.statistics[target.network.main]
-        on_writer(lambda: save_statistics(statistics, found))
+        run_on_writer(lambda: save_statistics(statistics, found))
     return target

@@ -30,13 +30,12 @@ from jax_ddpm.io.checkpoint import (
     load_checkpoint,
     set_aside,
 )
-from jax_ddpm.io.files import make_folder
-from jax_ddpm.io.json import read_json, write_json
+from jax_ddpm.io.files import make_folder, read_json, write_json
 from jax_ddpm.runs.programs import optimizer
 from jax_ddpm.runs.run import CHECKPOINTS, CONFIG, PICTURES, PathLike, Run, describe
 from jax_ddpm.runs.settings import CheckpointSettings, Settings
 from jax_ddpm.runs.starting import computing, new_run
-from jax_ddpm.training.hosts import from_writer, is_writer, same_everywhere, together
+from jax_ddpm.training.hosts import any_process, broadcast, run_on_all, run_on_writer
 from jax_ddpm.training.sharding import device_mesh
 
 # How a run is laid out and guarded: its weights do not depend on these.
@@ -135,18 +134,16 @@ def open_run(
     (and `accept_changes` is not set), or if none of its checkpoints is intact; and `OSError`.
     """
     folder = Path(folder)
-    settings, run, mesh = together(lambda: _prepare(settings, data))
+    settings, run, mesh = run_on_all(lambda: _prepare(settings, data))
     described = data.describe()
     _agree(settings, run, described)
     description = describe(run, settings.record(), described)
 
     with ExitStack() as held:
-        together(lambda: held.enter_context(_locked(folder)) if is_writer() else None)
-        found = together(
-            lambda: _find(folder, description, accept_changes) if is_writer() else None
-        )
+        run_on_writer(lambda: held.enter_context(_locked(folder)))
+        found = run_on_writer(lambda: _find(folder, description, accept_changes))
         checkpoint, changes, damaged = found or (None, (), {})
-        checkpoint = _everywhere(checkpoint)
+        checkpoint = _broadcast(checkpoint)
         if checkpoint is not None:
             checkpoint = _with_optimizer(checkpoint, settings)
         yield Training(folder, settings, data, run, mesh, description, checkpoint, changes, damaged)
@@ -174,13 +171,15 @@ def _agree(settings: Settings, run: Run, data: dict[str, Any]) -> None:
     """Raises `FieldError` where processes have different settings, images or models."""
     if jax.process_count() == 1:
         return
-    if not same_everywhere(json.dumps({**data, "source": None})):
-        raise FieldError("data", "expected the same images in every process")
-    if not same_everywhere(repr(replace(settings, init=None, inception=None))):
-        raise FieldError(None, "expected the same settings in every process")
     weights = to_bytes(flatten(jax.device_get(run.pretrained.variables)))
-    if not same_everywhere(json.dumps([describe(run), hashlib.sha256(weights).hexdigest()])):
-        raise FieldError("init", "expected the same model in every process")
+    for field, what, here in (
+        ("data", "images", {**data, "source": None}),
+        (None, "settings", repr(replace(settings, init=None, inception=None))),
+        ("init", "model", [describe(run), hashlib.sha256(weights).hexdigest()]),
+    ):
+        here = json.dumps(here)
+        if any_process(broadcast(here) != here):
+            raise FieldError(field, f"expected the same {what} in every process")
 
 
 @contextmanager
@@ -255,19 +254,20 @@ def _find(
     return checkpoint, changes, aside
 
 
-def _everywhere(checkpoint: Checkpoint | None) -> Checkpoint | None:
-    """What the process that writes has read."""
+def _broadcast(checkpoint: Checkpoint | None) -> Checkpoint | None:
+    """The checkpoint that the writer has read, in every process."""
     if jax.process_count() == 1:
         return checkpoint
-    content = checkpoint and (checkpoint.step, sorted(checkpoint.arrays), checkpoint.state)
-    content = json.loads(from_writer(json.dumps(content).encode()))
+    content = broadcast(
+        checkpoint and (checkpoint.step, sorted(checkpoint.arrays), checkpoint.state)
+    )
     if content is None:
         return None
     step, names, state = content
     arrays = {}
     for name in names:
         data = to_bytes(checkpoint.arrays[name]) if checkpoint else b""
-        arrays[name] = from_bytes(from_writer(data))
+        arrays[name] = from_bytes(broadcast(data))
     return Checkpoint(step, arrays, state)
 
 

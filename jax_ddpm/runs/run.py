@@ -26,8 +26,7 @@ from jax_ddpm.interop.scheduler import scheduler_config, scheduler_from_config
 from jax_ddpm.interop.simple_unet import simple_unet_from_torch
 from jax_ddpm.io.arrays import flatten, load_tensors, unflatten
 from jax_ddpm.io.checkpoint import list_checkpoints, load_checkpoint, restore, save_checkpoint
-from jax_ddpm.io.files import new_folder
-from jax_ddpm.io.json import write_json
+from jax_ddpm.io.files import new_folder, write_json
 from jax_ddpm.models import SimpleUNet, UNet
 from jax_ddpm.schedule import linear_beta_schedule, make_schedule
 

@@ -17,10 +17,9 @@ import numpy as np
 
 from jax_ddpm._errors import FieldError
 from jax_ddpm.data import Preparation, load_dataset, to_bytes
-from jax_ddpm.io.files import make_folder, replacing
-from jax_ddpm.io.json import read_json, write_json
+from jax_ddpm.io.files import make_folder, read_json, replacing, write_json
 from jax_ddpm.runs.run import PathLike
-from jax_ddpm.training.hosts import everywhere, from_writer, is_writer, on_writer, together
+from jax_ddpm.training.hosts import broadcast, run_on_writer
 
 _RECIPE = "recipe.json"
 _BATCH = 256
@@ -98,7 +97,7 @@ def open_kept(folder: PathLike, recipe: dict[str, Any]) -> list[Path]:
         except ValueError as error:
             raise FieldError("folder", f"{error}; choose another folder") from None
 
-    on_writer(look)
+    run_on_writer(look)
     return found
 
 
@@ -120,16 +119,16 @@ def resumed(
     `draw(first_sample=…)`,
     each batch written before it is given. Raises `OSError`."""
     done = 0
-    for number in range(everywhere(len(found))):
+    for number in range(broadcast(len(found))):
         if done >= total:
             return
-        read = together(lambda number=number: found[number].read_bytes() if is_writer() else b"")
-        batch = np.load(io.BytesIO(from_writer(read)))
+        read = run_on_writer(lambda number=number: found[number].read_bytes())
+        batch = np.load(io.BytesIO(broadcast(read or b"")))
         yield batch[: total - done]
         done += len(batch)
     for images in draw(first_sample=done) if done < total else ():
         batch, path = to_bytes(images), Path(folder) / f"{done:08d}.npy"
-        on_writer(lambda batch=batch, path=path: _save(path, batch))
+        run_on_writer(lambda batch=batch, path=path: _save(path, batch))
         done += len(batch)
         yield batch
 

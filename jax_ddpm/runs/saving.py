@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from jax_ddpm._errors import FieldError
 from jax_ddpm.io.checkpoint import (
@@ -21,7 +20,7 @@ from jax_ddpm.io.checkpoint import (
 )
 from jax_ddpm.runs.settings import CheckpointSettings
 from jax_ddpm.training import TrainState
-from jax_ddpm.training.hosts import is_writer, on_writer, to_writer
+from jax_ddpm.training.hosts import gather_to_writer, is_writer, run_on_writer
 
 _TREES = {"params": "params", "ema": "ema_params", "optimizer": "opt_state"}
 """Names of files, and of the fields of a `TrainState` that they hold."""
@@ -70,10 +69,8 @@ class Saver:
     last: int | None
     """The step of the newest checkpoint that is on the disk or on its way there."""
 
-    def __init__(
-        self, folder: Path, settings: CheckpointSettings, mesh: Mesh, last: int | None = None
-    ) -> None:
-        self._folder, self._settings, self._mesh, self.last = folder, settings, mesh, last
+    def __init__(self, folder: Path, settings: CheckpointSettings, last: int | None = None) -> None:
+        self._folder, self._settings, self.last = folder, settings, last
         self._threads = ThreadPoolExecutor(1)
         self._writing: Future[None] | None = None
 
@@ -92,8 +89,8 @@ class Saver:
         of the step `best` is kept."""
         self.wait()
         # Copies: the next step writes into the buffers of this one.
-        arrays = to_writer(_arrays(state), self._mesh)
-        key_data = to_writer(jax.random.key_data(state.key), self._mesh)
+        arrays = gather_to_writer(_arrays(state))
+        key_data = gather_to_writer(jax.random.key_data(state.key))
         if is_writer():
             rest = {"key": _key(state, key_data), **extra}
             self._writing = self._threads.submit(self._write, step, arrays, rest, best)
@@ -102,7 +99,7 @@ class Saver:
     def wait(self) -> None:
         """Until what was saved is on the disk. Raises what kept it from being written."""
         writing, self._writing = self._writing, None
-        on_writer(lambda: writing.result() if writing else None)
+        run_on_writer(lambda: writing.result() if writing else None)
 
     def _write(
         self, step: int, arrays: Mapping[str, Any], state: Mapping[str, Any], best: int | None

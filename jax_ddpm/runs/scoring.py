@@ -11,7 +11,7 @@ from jax_ddpm.data import Dataset, load_batch, to_float
 from jax_ddpm.likelihood import bits_per_dim
 from jax_ddpm.runs.progress import Progress
 from jax_ddpm.runs.run import Run
-from jax_ddpm.training.hosts import to_hosts
+from jax_ddpm.training.hosts import gather
 from jax_ddpm.training.sharding import data_sharding, device_mesh, replicated
 
 _BATCH = 250
@@ -65,7 +65,7 @@ def score(
         filled = np.arange(size) % len(rows)
         images = load_batch(to_float(data.whole(rows)), filled, split)
         labels = None if classes is None else load_batch(classes[rows], filled, split)
-        bits = to_hosts(program(weights, images, labels, np.int32(first)), mesh)
+        bits = gather(program(weights, images, labels, np.int32(first)))
         totals.append(bits[: len(rows)])
         if progress:
             progress(Progress(first + len(rows), len(chosen), what="bits per dimension"))

@@ -17,7 +17,7 @@ import numpy as np
 
 from jax_ddpm._errors import FieldError, check_choice
 from jax_ddpm.io.files import make_folder, replace_file
-from jax_ddpm.training.hosts import is_writer, together
+from jax_ddpm.training.hosts import is_writer, run_on_all
 
 _PROJECT = "jax_ddpm"
 
@@ -69,7 +69,7 @@ def open_trackers(
     trackers = _Trackers()
     try:
         if names:
-            together(lambda: trackers.open(names, folder, description, step))
+            run_on_all(lambda: trackers.open(names, folder, description, step))
         yield trackers
     finally:
         trackers.close()

@@ -18,7 +18,7 @@ from jax_ddpm.runs.references import feature_network
 from jax_ddpm.runs.run import Run
 from jax_ddpm.runs.settings import Settings
 from jax_ddpm.samplers import ddim
-from jax_ddpm.training.hosts import everywhere, together
+from jax_ddpm.training.hosts import broadcast, run_on_all
 
 FIGURES = tuple(main_figure(main) for main in ("2048", "features"))
 """What may be in a line of metrics, and decides which is best: the lowest."""
@@ -58,7 +58,7 @@ class Watch:
         if not settings.evaluate_every or done == settings.steps:
             return
         num = settings.evaluate_num
-        network = together(lambda: feature_network(run.image_shape, settings.inception))
+        network = run_on_all(lambda: feature_network(run.image_shape, settings.inception))
         self._figure = main_figure("features" if network is None else network.main)
         for line in lines:
             self._compare(line["step"], line)
@@ -81,7 +81,7 @@ class Watch:
         key = jax.random.fold_in(seed_key(self._settings.seed), 2)
         samples = map(to_bytes, self._drawer.batches(key, params, num, self._labels))
         try:
-            figures = everywhere(self._reference.measure(samples, num))
+            figures = broadcast(self._reference.measure(samples, num))
         except FieldError as error:
             warnings.warn(f"step {step:,} is not measured: {error}", stacklevel=2)
             return {}

@@ -1,42 +1,39 @@
-"""Many hosts: a process on each, one program. Every process runs the same lines; one writes.
+"""One program on several hosts, a process on each; process 0, the writer, owns files and terminal.
 
-Collectives must be entered by all: but for `is_writer`, nothing here may be called by some
-processes only.
+Every process runs the same lines. All functions but `is_writer` communicate, so all processes
+must call them, in the same order.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Callable
-from functools import lru_cache
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh
 
 from jax_ddpm._errors import Field, FieldError
-from jax_ddpm.training.sharding import replicated
 
 T = TypeVar("T")
-_CHUNK = 2**24
+_CHUNK = 2**24  # bytes of a broadcast that are on the devices at once
+_VFIO, _PCI = Path("/dev/vfio/0"), Path("/sys/bus/pci/devices")
 
 
 class PartnerFailed(Exception):
-    """Raised where nothing is wrong, because something is in another process."""
+    """Raised in healthy processes when another process has failed."""
 
 
 def connect(
     coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
 ) -> None:
-    """Join the other processes, if there are any. Call before JAX's first use.
+    """Join the other processes, if there are any. Call it before JAX's first use.
 
-    Without arguments SLURM (`srun`), Open MPI (`mpirun`) and TPU pods say what is needed;
-    elsewhere `coordinator` is the host and port of process 0. Raises `FieldError` if only some
-    of the three are given, or JAX refuses them. Where the others do not come, JAX's runtime ends
-    the process after five minutes.
+    SLURM (`srun`), Open MPI (`mpirun`) and TPU pods supply the arguments. Elsewhere `coordinator`
+    is the host and port of process 0. JAX ends the process if the others do not join within five
+    minutes. Raises `FieldError` if only some arguments are given, or JAX refuses them.
     """
     given = (coordinator, num_processes, process_id)
     names = (Field("coordinator"), ", ", Field("num_processes"), ", ", Field("process_id"), ": ")
@@ -47,7 +44,7 @@ def connect(
         raise FieldError(None, *names, "expected all three or none")
     if coordinator is not None and not coordinator.rpartition(":")[2].isdecimal():
         raise FieldError("coordinator", f"expected HOST:PORT, got {coordinator}")
-    # XLA's own handling of SIGTERM would keep it from the command.
+    # XLA's own handling of SIGTERM would hide the signal from the command.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(*given)
@@ -56,30 +53,32 @@ def connect(
 
 
 def _is_launched() -> bool:
-    """Whether a launcher started several processes, or this is a TPU host, maybe of a pod."""
+    """Whether a launcher started several processes, or this host has TPUs, perhaps of a pod."""
     tasks = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
     if any(int(os.environ.get(name, 1)) > 1 for name in tasks):
         return True
-    wanted = os.environ.get("JAX_PLATFORMS", "tpu")
-    return "tpu" in wanted and os.path.exists("/dev/vfio/0") and find_spec("libtpu") is not None
+    if "tpu" not in os.environ.get("JAX_PLATFORMS", "tpu") or find_spec("libtpu") is None:
+        return False
+    vendors = (path.read_text().strip() for path in _PCI.glob("*/vendor"))
+    return _VFIO.exists() and "0x1ae0" in vendors  # Google; VFIO alone may pass a GPU through
 
 
 def is_writer() -> bool:
-    """Whether this process writes files and speaks to the user."""
+    """Whether this process writes files and prints."""
     return jax.process_index() == 0
 
 
 def any_process(flag: bool) -> bool:
-    """Whether `flag` is set in any process."""
+    """Whether `flag` is true in any process."""
     if jax.process_count() == 1:
         return flag
     return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
 
 
-def together(action: Callable[[], T]) -> T:
-    """What `action` returns, once it has succeeded in every process; if it fails in one, all stop.
+def run_on_all(action: Callable[[], T]) -> T:
+    """Call `action` in every process and return its own result to each.
 
-    Raises what `action` raised here, or else `PartnerFailed`.
+    If it fails in one, it raises there, and `PartnerFailed` is raised in the others.
     """
     result: Any = None
     error = None
@@ -92,58 +91,32 @@ def together(action: Callable[[], T]) -> T:
     return result
 
 
-def on_writer(action: Callable[[], None]) -> None:
-    """Run `action` in the process that writes; the others wait, and stop too if it fails."""
-    together(lambda: action() if is_writer() else None)
+def run_on_writer(action: Callable[[], T]) -> T | None:
+    """Call `action` in the writer while the others, which return None, wait; see `run_on_all`."""
+    return run_on_all(lambda: action() if is_writer() else None)
 
 
-def from_writer(data: bytes) -> bytes:
-    """The bytes that the process which writes has, everywhere."""
-    if jax.process_count() == 1:
-        return data
-    high, low = multihost_utils.broadcast_one_to_all(np.array(divmod(len(data), _CHUNK), np.int32))
-    size, chunks = int(high) * _CHUNK + int(low), []
-    for start in range(0, size, _CHUNK):  # through the devices: in small pieces
-        chunk = np.zeros(_CHUNK, np.uint8)
-        part = np.frombuffer(data[start : start + _CHUNK], np.uint8)
-        chunk[: len(part)] = part
-        chunks.append(multihost_utils.broadcast_one_to_all(chunk).tobytes())
-    return b"".join(chunks)[:size]
-
-
-def everywhere(content: T) -> T:
-    """What the process that writes has, everywhere; JSON holds it."""
+def broadcast(content: T) -> T:
+    """The writer's `content`, in every process: bytes everywhere, or anything JSON can hold."""
     if jax.process_count() == 1:
         return content
-    return json.loads(from_writer(json.dumps(content).encode()))
+    raw = isinstance(content, bytes)
+    data = content if raw else json.dumps(content).encode()
+    high, low = multihost_utils.broadcast_one_to_all(np.array(divmod(len(data), _CHUNK), np.int32))
+    size, received = int(high) * _CHUNK + int(low), bytearray()
+    for start in range(0, size, _CHUNK):
+        chunk = data[start : start + _CHUNK].ljust(_CHUNK, b"\0")
+        received += multihost_utils.broadcast_one_to_all(np.frombuffer(chunk, np.uint8)).tobytes()
+    whole: Any = bytes(received[:size])
+    return whole if raw else json.loads(whole)
 
 
-def same_everywhere(text: str) -> bool:
-    """Whether all processes call this with the same text."""
-    if jax.process_count() == 1:
-        return True
-    digest = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
-    digests = multihost_utils.process_allgather(digest)
-    return bool(np.all(digests == digest))
+def gather(tree: Any) -> Any:
+    """The global arrays of `tree`, whole, as NumPy arrays in every process."""
+    return multihost_utils.process_allgather(tree, tiled=True)
 
 
-def to_hosts(tree: Any, mesh: Mesh) -> Any:
-    """The arrays of `tree`, whole, in the memory of every process; one at a time on the devices."""
-    return jax.tree.map(lambda array: np.asarray(_whole(mesh)(array)), tree)
-
-
-def to_writer(tree: Any, mesh: Mesh) -> Any:
-    """Copies of the arrays of `tree`, whole, in the process that writes; nothing in the others."""
-
-    def fetch(array):
-        whole = _whole(mesh)(array)
-        return np.array(whole) if is_writer() else None
-
-    return jax.tree.map(fetch, tree)
-
-
-@lru_cache
-def _whole(mesh: Mesh) -> Callable[[Any], Any]:
-    if jax.process_count() == 1:
-        return lambda array: array
-    return jax.jit(lambda array: array, out_shardings=replicated(mesh))
+def gather_to_writer(tree: Any) -> Any:
+    """Copies of the global arrays of `tree`, whole, in the writer; None for each elsewhere."""
+    copy = np.array if is_writer() else lambda array: None
+    return jax.tree.map(lambda array: copy(gather(array)), tree)

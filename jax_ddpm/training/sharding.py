@@ -1,14 +1,12 @@
-"""Where arrays live: one mesh, and one rule for each kind of array.
+"""Where arrays live: one mesh of devices, `data` × `fsdp`, and one rule for each kind of array.
 
-    mesh          devices as a rectangle, `data` × `fsdp`
-    batch         split over both axes: every device has images of its own
-    state         (weights, their average, the optimizer's moments) split over `fsdp`, along each
-                  array's longest axis that `fsdp` divides; whole on every device where none is
+    batch    split over both axes: every device has its own images
+    state    (weights, their average, the optimizer's moments) split over `fsdp` along the longest
+             axis of each array that `fsdp` divides; arrays without such an axis are replicated
 
-With `fsdp` 1, the default, every device holds the whole state and only gradients travel. With
-more, what a device keeps between steps shrinks `fsdp` times: the weights are gathered where the
-network uses them, and their gradients leave it scattered as the weights lie (Rajbhandari et al.
-2020, "ZeRO").
+By default `fsdp` is 1: every device holds the whole state, and only gradients are communicated.
+With `fsdp` = n, a device stores 1/n of the state. Weights are gathered where the network uses
+them, and their gradients are scattered back (Rajbhandari et al. 2020, "ZeRO").
 """
 
 import math
@@ -24,9 +22,9 @@ from jax_ddpm._errors import FieldError
 
 
 def device_mesh(batch_size: int, *, fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh of as many of the devices as split `batch_size` evenly, `fsdp` of them to a state.
+    """A mesh of as many devices as divide `batch_size`; each `fsdp` of them share a state.
 
-    Raises `FieldError` if `fsdp` does not divide them, or if a process would be left without.
+    Raises `FieldError` if `fsdp` does not divide them, or if a process would have no device.
     """
     devices = jax.devices() if devices is None else devices
     count = math.gcd(batch_size, len(devices))
@@ -44,17 +42,17 @@ def device_mesh(batch_size: int, *, fsdp: int = 1, devices: Sequence[Any] | None
 
 
 def data_sharding(mesh: Mesh) -> NamedSharding:
-    """The leading axis, the batch, split over all devices."""
+    """The leading axis, the batch, is split over all devices."""
     return NamedSharding(mesh, P(("data", "fsdp")))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """A copy on every device."""
+    """Every device has a copy."""
     return NamedSharding(mesh, P())
 
 
 def state_sharding(mesh: Mesh, tree: Any) -> Any:
-    """Where each array of a state lives, by its shape alone: a tree of `NamedSharding`."""
+    """The `NamedSharding` of each array of a state, which depends on its shape only."""
     parts = mesh.shape["fsdp"]
 
     def split(array) -> NamedSharding:
@@ -68,10 +66,10 @@ def state_sharding(mesh: Mesh, tree: Any) -> Any:
 
 
 def gather_params(apply_fn: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
-    """`apply_fn` for parameters that are split over `fsdp`: made whole where they are used.
+    """`apply_fn` for parameters split over `fsdp`, which are gathered before the call.
 
-    Left to itself, XLA may split the layers instead of the batch. The gradients go back to where
-    the parameters are: TPUs and GPUs reduce-scatter them. Only reverse mode passes through.
+    Without it, XLA may split the layers instead of the batch. The gradients return to the devices
+    of the parameters; on TPUs and GPUs that is a reduce-scatter. Reverse mode only.
     """
     if mesh.shape["fsdp"] == 1:
         return apply_fn

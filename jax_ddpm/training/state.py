@@ -1,4 +1,4 @@
-"""One training step, pure: Ho et al. 2020, Algorithm 1, with an average of the weights."""
+"""A pure training step with an average of the weights: Ho et al. 2020, Algorithm 1."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -21,20 +21,20 @@ from jax_ddpm._errors import (
     check_whole,
     described,
 )
-from jax_ddpm._typing import AnyArray, PRNGKey, Sample
+from jax_ddpm._typing import PRNGKey, Sample
 from jax_ddpm.losses import LossType, Weighting, check_loss, training_losses
 from jax_ddpm.reverse import PredictionType, VarianceType, check_prediction
 from jax_ddpm.schedule import NoiseSchedule, warn_of_signal
 
 Params = Any
 Batch = Any
-"""Images [batch, …], float in [-1, 1] or uint8, or `(images, conditions)`, as loaders give them."""
+"""Images [batch, …], float in [-1, 1] or uint8, or a tuple or list `(images, conditions)`."""
 ApplyFn = Callable[..., Any]
-"""`(params, x_t, t[, conditions]) -> output`: a Flax module's `apply`, or any function like it."""
+"""`(params, x_t, t[, conditions]) -> output`, such as the `apply` of a Flax module."""
 
 
 class TrainState(NamedTuple):
-    """What the next step needs. `key` never changes: each step folds its own number into it."""
+    """The input of the next step. `key` never changes: each step folds its number into it."""
 
     step: Int[Array, ""]
     params: Params
@@ -43,40 +43,37 @@ class TrainState(NamedTuple):
     key: PRNGKey
 
 
-TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
-
-
 def ema_warmup(decay: float = 0.9999) -> optax.Schedule:
-    """A decay of the average of the weights that grows: min(decay, (1 + step) / (10 + step)).
+    """An EMA decay that grows with the step: min(decay, (1 + step) / (10 + step)).
 
-    The average then forgets its start, the initial weights, within a tenth of the steps taken. At
-    0.9999 from the first step on, they would still be 94 % of it after 600 steps. (diffusers'
-    `EMAModel` has such a warm-up; this one is that of TensorFlow's `ExponentialMovingAverage`.)
+    The average forgets the initial weights within a tenth of the steps taken. With a constant
+    0.9999, they would still make up 94 % of it after 600 steps. TensorFlow's
+    `ExponentialMovingAverage` has the same warm-up.
     """
-    if not 0 <= decay < 1:
-        raise ValueError(f"decay: expected 0 to 1, below 1, got {decay}")
+    _check_decay("decay", decay)
     return lambda step: jnp.minimum(decay, (1 + step) / (10 + step))
+
+
+def _check_decay(name: str, decay: float) -> None:
+    if not 0 <= decay < 1:
+        raise FieldError(name, f"expected 0 to 1, below 1, got {decay}")
 
 
 def init_train_state(
     key: PRNGKey, params: Params, optimizer: optax.GradientTransformation
 ) -> TrainState:
-    """The state before the first step; the average of the weights starts at the weights."""
+    """The state before the first step, whose average of the weights is `params`.
+
+    All arrays are copies, so the state can be donated. An example is in `make_train_step`.
+    """
     check_key("key", key)
-    leaves = [params] if params is None else jax.tree.leaves(params)
-    for leaf in leaves:
+    for leaf in [params] if params is None else jax.tree.leaves(params):
         if not isinstance(leaf, jax.Array | np.ndarray | np.generic | float | int):
             expected = "expected a tree of arrays, as model.init makes"
             raise FieldError("params", f"{expected}, got {described(leaf)}")
-    # Copies throughout: the state is meant to be donated, and no buffer can be donated twice.
-    copy = jax.tree.map(jnp.array, params)
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=copy,
-        ema_params=jax.tree.map(jnp.array, params),
-        opt_state=optimizer.init(copy),
-        key=jax.random.clone(key),
-    )
+    params, ema_params = (jax.tree.map(jnp.array, params) for _ in range(2))
+    opt_state = optimizer.init(params)
+    return TrainState(jnp.int32(0), params, ema_params, opt_state, jax.random.clone(key))
 
 
 def make_train_step(
@@ -96,39 +93,37 @@ def make_train_step(
     accumulate: int = 1,
     skip_nonfinite: bool = False,
     per_sample: bool = False,
-) -> TrainStep:
-    """`(state, batch) -> (state, metrics)`, Ho et al. Algorithm 1, for a batch of images, or of
-    `(images, conditions)`; images of uint8, also as conditions, are scaled to [-1, 1], and floats
-    are in it already.
-    Warns where samples of `schedule` will not start in noise.
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
+    """A training step, `(state, batch) -> (state, metrics)`: Ho et al. 2020, Algorithm 1.
 
-    Jit it with the state donated: `jax.jit(train_step, donate_argnums=0)`. Clip gradients in
-    the optimizer (`optax.chain(optax.clip_by_global_norm(1.0), …)`). The metrics are the batch's
-    mean `loss` and the gradient's global `grad_norm`, both of the weights before the step; with
-    `per_sample` also the `losses` [batch] and `t` [batch] of its samples. The loss options are
-    those of `training_losses`.
+    >>> schedule = ddpm.make_schedule(ddpm.linear_beta_schedule(1000))
+    >>> apply_fn, optimizer = lambda params, x_t, t: params * x_t, optax.sgd(0.1)
+    >>> state = init_train_state(jax.random.key(0), jnp.ones(()), optimizer)
+    >>> train_step = jax.jit(make_train_step(schedule, apply_fn, optimizer), donate_argnums=0)
+    >>> state, metrics = train_step(state, np.zeros((4, 8, 8, 3)))
+    >>> int(state.step), sorted(metrics)
+    (1, ['grad_norm', 'loss'])
 
-    `ema_decay` d averages the weights as `ema = d * ema + (1 - d) * params` (Ho et al. §4); it
-    may depend on the number of the step, from 0, as an Optax schedule does. Default:
-    `ema_warmup(0.9999)`, Ho et al.'s 0.9999 but for the first steps.
+    Images and conditions of uint8 are scaled to [-1, 1]; floats must be in [-1, 1]. The metrics
+    are the batch's mean `loss` and the global norm of its gradient, both before the update. Clip
+    gradients in the optimizer. `lax.scan(train_step, state, batches)` takes many steps in one
+    dispatch. Warns if samples of `schedule` will not start from noise.
 
-    Conditions are what the network is told of each sample: its label [batch], or an array [batch,
-    …] such as another image. Where there is a `null_label`, one number, or an array of the shape
-    of one sample's condition, the share `label_dropout` of the samples get it for their own, so
-    that one network learns both sides of classifier-free guidance (Ho & Salimans 2022,
-    Algorithm 1); where labels count the classes from 0, it is their number, for which an embedding
-    needs one more row. With `dropout`, `apply_fn` also gets `train=True` and a key of the step's
-    own in `rngs={"dropout": …}`.
-
-    `accumulate` takes the batch in so many parts, one after the other, for the memory of one:
-    loss and gradient are the means over the parts, so the step is the same. (Dropout draws anew,
-    and over several devices each part's gradient is summed on its own.)
-
-    With `skip_nonfinite`, a step whose loss, gradient or update is not finite leaves weights,
-    average and optimizer as they were, to the bit, and its `grad_norm` is not finite.
-
-    Many steps in one dispatch are a scan over batches:
-    `jax.jit(lambda state, batches: lax.scan(train_step, state, batches), donate_argnums=0)`.
+    Args:
+      ema_decay: d in `ema = d * ema + (1 - d) * params` (§4), a number or a function of the step
+        number, from 0. Default: `ema_warmup(0.9999)`.
+      prediction_type, variance_type, loss_type, weighting, min_snr_gamma: as in
+        `training_losses`.
+      null_label: the condition that stands for none, a number or an array like one sample's
+        condition, for classifier-free guidance (Ho & Salimans 2022, Algorithm 1). For labels
+        0 … K - 1 it is K, and an embedding needs K + 1 rows.
+      label_dropout: the share of samples that get `null_label` in place of their condition.
+      dropout: also pass `train=True` and `rngs={"dropout": key}` to `apply_fn`.
+      accumulate: the number of parts of the batch, computed in turn to save memory. Loss and
+        gradient are the means over the parts. (Dropout draws other numbers.)
+      skip_nonfinite: a step whose loss, gradient or update is not finite changes nothing but the
+        step number, and its `grad_norm` is not finite.
+      per_sample: also return the `losses` [batch] and `t` [batch].
     """
     check_prediction(schedule, prediction_type)
     check_apply("apply_fn", apply_fn)
@@ -136,45 +131,45 @@ def make_train_step(
     check_whole("accumulate", accumulate, 1)
     warn_of_signal(schedule)
     check_loss(loss_type, weighting, variance_type)
-    if ema_decay is None:
-        ema_decay = ema_warmup()
-    if not callable(ema_decay) and not 0 <= ema_decay < 1:
-        raise ValueError(f"ema_decay: expected 0 to 1, below 1, got {ema_decay}")
+    ema_decay = ema_warmup() if ema_decay is None else ema_decay
+    if not callable(ema_decay):
+        _check_decay("ema_decay", ema_decay)
+    losses_of = partial(
+        training_losses,
+        schedule,
+        prediction_type=prediction_type,
+        variance_type=variance_type,
+        loss_type=loss_type,
+        weighting=weighting,
+        min_snr_gamma=min_snr_gamma,
+    )
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         images, *conditions = _unpacked(batch)
         t, noise = draw_step(state, schedule, images)
-        _, _, label_key, dropout_key = _keys(state)
+        *_, label_key, dropout_key = _keys(state)
         if null_label is not None:
             if not conditions:
                 raise FieldError("null_label", "the batch has no conditions that it could replace")
             dropped = jax.random.bernoulli(label_key, label_dropout, images.shape[:1])
             conditions = jax.tree.map(partial(_dropped, dropped, null_label), conditions)
 
-        def loss_fn(params, part, dropout_key):
+        def loss_and_grads(part, key):
             images, t, noise, *conditions = part
-            options = {"train": True, "rngs": {"dropout": dropout_key}} if dropout else {}
+            options = {"train": True, "rngs": {"dropout": key}} if dropout else {}
 
-            losses = training_losses(
-                schedule,
-                lambda x_t, t: apply_fn(params, x_t, t, *conditions, **options),
-                images,
-                t,
-                noise,
-                prediction_type=prediction_type,
-                variance_type=variance_type,
-                loss_type=loss_type,
-                weighting=weighting,
-                min_snr_gamma=min_snr_gamma,
-            )
-            return jnp.mean(losses), losses
+            def loss_fn(params):
+                def denoise_fn(x_t, t):
+                    return apply_fn(params, x_t, t, *conditions, **options)
 
-        (loss, grads), losses = _mean_over_parts(
-            partial(_loss_and_grads, loss_fn, state.params),
-            (images, t, noise, *conditions),
-            dropout_key,
-            accumulate,
-        )
+                losses = losses_of(denoise_fn, images, t, noise)
+                return jnp.mean(losses), losses
+
+            (loss, losses), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+            return (loss, grads), losses
+
+        parts = (images, t, noise, *conditions)
+        (loss, grads), losses = _mean_over_parts(loss_and_grads, parts, dropout_key, accumulate)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         decay = ema_decay(state.step) if callable(ema_decay) else ema_decay
@@ -197,80 +192,69 @@ def make_train_step(
     return train_step
 
 
-def _loss_and_grads(
-    loss_fn: Callable, params: Params, part: Any, key: PRNGKey
-) -> tuple[tuple[Array, Params], Array]:
-    (loss, losses), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, part, key)
-    return (loss, grads), losses
-
-
 def _unpacked(batch: Batch) -> list[Any]:
-    """Images as floats in [-1, 1], and the conditions, each a tree of arrays."""
+    """Images as floats in [-1, 1], and the conditions, if any, as a tree of arrays."""
     if isinstance(batch, Mapping):
         got = f"a dict of {', '.join(map(str, batch))}"
         raise FieldTypeError("batch", f"expected images or (images, conditions), got {got}")
     images, *conditions = batch if isinstance(batch, tuple | list) else (batch,)
-    images = _scaled(images, images)
+    rank = getattr(images, "ndim", None)
+
+    def scaled(x):
+        if getattr(x, "dtype", None) != np.uint8 or x.ndim != rank:
+            return x  # bytes of another rank are labels
+        return (jnp.asarray(x, jnp.float32) - 127.5) / 127.5  # rounded once, as on the host
+
+    images, *conditions = jax.tree.map(scaled, [images, *conditions])
     check_floats("batch", images, jnp.shape(images))
     for leaf in jax.tree.leaves(conditions):
         if jnp.shape(leaf)[:1] != images.shape[:1]:
             expected = f"expected a condition for each of {len(images)} images"
             raise FieldError("batch", f"{expected}, got one of shape {jnp.shape(leaf)}")
-    convert = partial(jax.tree.map, lambda leaf: jnp.asarray(_scaled(leaf, images)))
-    return [convert(each) for each in (images, *conditions)]
+    return jax.tree.map(jnp.asarray, [images, *conditions])
 
 
-def _scaled(x: Any, images: Any) -> Any:
-    """Bytes that are images as floats in [-1, 1]; whatever else as it is."""
-    if getattr(x, "dtype", None) != np.uint8 or x.ndim != images.ndim:
-        return x
-    return (jnp.asarray(x, jnp.float32) - 127.5) / 127.5  # rounded once, as on the host
-
-
-def _dropped(dropped: Array, null_label: Any, condition: AnyArray) -> Array:
-    """The conditions, the null in place of those of samples that are `dropped`."""
-    null = np.asarray(null_label)
-    if null.shape not in ((), condition.shape[1:]):
-        expected = f"expected shape () or {condition.shape[1:]}, as one condition's"
-        raise FieldError("null_label", f"{expected}, got {null.shape}")
+def _dropped(dropped: Array, null_label: Any, condition: Array) -> Array:
+    """The conditions, with the null label for the samples that are `dropped` [batch]."""
+    null, shape = np.asarray(null_label), condition.shape[1:]
+    if null.shape not in ((), shape):
+        raise FieldError("null_label", f"expected shape () or {shape}, got {null.shape}")
     if not np.array_equal(null, null.astype(condition.dtype)):
         raise FieldError("null_label", f"expected {condition.dtype}, got {null_label!r}")
-    dropped = dropped.reshape(-1, *[1] * (condition.ndim - 1))
+    dropped = dropped.reshape(-1, *[1] * len(shape))
     return jnp.where(dropped, null.astype(condition.dtype), condition)
 
 
 def _mean_over_parts(function: Callable, batch: Any, key: PRNGKey, parts: int) -> Any:
-    """The mean of `function(part, key)` over `parts` equal parts of the batch, one at a time. It
-    returns a pair, of means and of values per sample; the second are joined in batch order."""
+    """`function(batch, key) -> (means, values per sample)` over equal parts of the batch in turn:
+    the average of the means, and the values in the order of the batch."""
     if parts == 1:
         return function(batch, key)
     size = len(batch[0])
     if size % parts:
-        raise ValueError(f"accumulate: expected a divisor of the batch of {size}, got {parts}")
+        raise FieldError("accumulate", f"expected a divisor of the batch of {size}, got {parts}")
 
-    def split(x):  # part k takes samples k, k + parts, …, so that every device has its share
+    def split(x):  # part k takes samples k, k + parts, …: a share of every device's
         return jnp.swapaxes(x.reshape(size // parts, parts, *x.shape[1:]), 0, 1)
 
-    def step(total, part_and_key):
-        summed, of_samples = function(*part_and_key)
-        return jax.tree.map(jnp.add, total, summed), of_samples
+    def step(total, inputs):
+        means, values = function(*inputs)
+        return jax.tree.map(jnp.add, total, means), values
 
     inputs = (jax.tree.map(split, batch), jax.random.split(key, parts))
-    first = jax.tree.map(lambda x: x[0], inputs)
-    shapes, _ = jax.eval_shape(function, *first)
+    shapes, _ = jax.eval_shape(function, *jax.tree.map(lambda x: x[0], inputs))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    total, of_samples = lax.scan(step, zeros, inputs)
-    joined = jnp.swapaxes(of_samples, 0, 1).reshape(size)
-    return jax.tree.map(lambda x: x / parts, total), joined
+    total, values = lax.scan(step, zeros, inputs)
+    return jax.tree.map(lambda x: x / parts, total), jnp.swapaxes(values, 0, 1).reshape(size)
 
 
 def draw_step(state: TrainState, schedule: NoiseSchedule, batch: Sample) -> tuple[Array, Array]:
-    """What the step at `state` draws for `batch`: t uniform in 0 … T - 1, and the noise."""
+    """The draws of the step at `state`: t [batch], uniform in 0 … T - 1, and the noise."""
     t_key, noise_key, _, _ = _keys(state)
     t = jax.random.randint(t_key, batch.shape[:1], 0, schedule.num_timesteps)
     return t, jax.random.normal(noise_key, batch.shape, batch.dtype)
 
 
 def _keys(state: TrainState) -> Array:
-    """One key each for t, the noise, the labels and dropout."""
+    """The keys of t, the noise, the dropped labels and dropout."""
     return jax.random.split(jax.random.fold_in(state.key, state.step), 4)

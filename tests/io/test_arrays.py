@@ -27,11 +27,15 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
         load_tensors(path)
     for content in (b"", b"no safetensors at all", b"\xff" * 99, to_bytes({"a": np.ones(9)})[:-8]):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match="x.safetensors: .* got a damaged one"):
+        with pytest.raises(
+            ValueError, match="x.safetensors: expected a readable safetensors file: "
+        ):
             load_tensors(path)
-        with pytest.raises(ValueError, match="no safetensors: "):
+        with pytest.raises(ValueError, match="^expected a readable safetensors file: "):
             from_bytes(content)
     header = b'{"a": {"dtype": "F8_E4M3", "shape": [8], "data_offsets": [0, 8]}}'
     path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
-    with pytest.raises(ValueError, match="x.safetensors: a: expected one of BF16, .* got F8_E4M3"):
+    with pytest.raises(
+        ValueError, match="x.safetensors: .* a: expected one of BF16, .* got F8_E4M3"
+    ):
         load_tensors(path)

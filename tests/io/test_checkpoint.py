@@ -62,24 +62,25 @@ def test_every_damage_to_every_file_is_named(saved):
     load_checkpoint(saved)
 
 
-def test_a_foreign_manifest_is_refused(saved):
-    entry = {"bytes": 1, "sha256": ""}
-    right = {"kind": "jax_ddpm checkpoint", "format": 1, "step": 1, "files": {"state.json": entry}}
-    for content, words in (
-        (b"null", "damaged"),
-        (b"[" * 100_000, "damaged"),
-        (b"\xff\xfe{}", "damaged"),
-        ({"kind": "another"}, "expected the manifest of a jax_ddpm checkpoint"),
-        ({"format": 2}, "expected format 1, got 2: another version"),
-        ({"step": "1"}, "expected a step and files beside it"),
-        ({"files": {"state.json": entry, "../x.safetensors": entry}}, "files beside it"),
-        ({"files": {"state.json": 3}}, "files beside it"),
-        ({"files": None}, "files beside it"),
-    ):
-        content = _sealed(right | content) if isinstance(content, dict) else content
-        (saved / "manifest.json").write_bytes(content)
-        with pytest.raises(ValueError, match=f"manifest.json: .*{words}"):
-            load_checkpoint(saved)
+@pytest.mark.parametrize("content", [b"null", b"[" * 100_000, b'{"format": 1}', b"\xff\xfe{}"])
+def test_a_foreign_manifest_is_refused(saved, content):
+    (saved / "manifest.json").write_bytes(content)
+    with pytest.raises(ValueError, match="manifest.json: damaged"):
+        load_checkpoint(saved)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"kind": "another"}, "expected .*'jax_ddpm checkpoint'.*, got .*'another'"),
+        ({"format": 2}, "expected .*'format': 1}, got .*'format': 2}: another version"),
+    ],
+)
+def test_a_sealed_but_foreign_manifest_is_refused(saved, changes, words):
+    content = {"kind": "jax_ddpm checkpoint", "format": 1, "step": 1, "files": {}}
+    (saved / "manifest.json").write_bytes(_sealed(content | changes))
+    with pytest.raises(ValueError, match=f"manifest.json: .*{words}"):
+        load_checkpoint(saved)
 
 
 def test_what_is_not_finite_is_never_kept(saved):

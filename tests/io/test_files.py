@@ -5,8 +5,7 @@ import os
 import pytest
 
 from jax_ddpm.io.checkpoint import save_checkpoint
-from jax_ddpm.io.files import new_folder, replace_file, write_file
-from jax_ddpm.io.json import read_json
+from jax_ddpm.io.files import new_folder, read_json, replace_file, write_file
 
 
 def test_a_new_folder_takes_the_place_of_an_empty_one(tmp_path):

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from jax_ddpm.runs.metrics import MetricsLog, read_metrics
-from jax_ddpm.training.sharding import device_mesh
 
 pytestmark = pytest.mark.usefixtures("defaults", "untyped")
 
@@ -19,7 +18,7 @@ LOSSES[7, 1] = np.nan
 
 def open_log(path, **options):
     """A log of sixty steps, of two images each."""
-    options |= {"batch_size": 2, "num_timesteps": 8, "mesh": device_mesh(2)}
+    options |= {"batch_size": 2, "num_timesteps": 8}
     return MetricsLog(path, 60, learning_rate=lambda step: 0.1 * step, **options)
 
 

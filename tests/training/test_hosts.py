@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from jax_ddpm.training.hosts import connect
+from jax_ddpm.training import hosts
 from jax_ddpm.training.sharding import device_mesh
 
 WORKER = str(Path(__file__).with_name("worker.py"))
@@ -163,7 +163,22 @@ def test_launchers_that_start_several_are_joined(monkeypatch):
         ("OMPI_COMM_WORLD_SIZE", "2", [call(None, None, None)]),
     ):
         monkeypatch.setenv(name, number)
-        connect()
+        hosts.connect()
         assert initialize.call_args_list == calls
     with pytest.raises(ValueError, match="expected all three or none"):
-        connect(num_processes=2)
+        hosts.connect(num_processes=2)
+
+
+@pytest.mark.parametrize(("vendor", "launched"), [("0x1ae0\n", True), ("0x10de\n", False)])
+def test_a_gpu_that_vfio_passes_through_is_no_tpu(monkeypatch, tmp_path, vendor, launched):
+    """Also where libtpu is installed."""
+    (tmp_path / "0000:00:05.0").mkdir()
+    (tmp_path / "0000:00:05.0/vendor").write_text(vendor)
+    initialize = Mock()
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    monkeypatch.setattr(hosts, "find_spec", lambda name: name)
+    monkeypatch.setattr(hosts, "_VFIO", tmp_path)
+    monkeypatch.setattr(hosts, "_PCI", tmp_path)
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    hosts.connect()
+    assert initialize.called == launched

@@ -16,8 +16,11 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 import jax_ddpm as ddpm
-from jax_ddpm.training import load_batch, sharding
-from jax_ddpm.training.hosts import connect, from_writer, on_writer, to_hosts, together
+from jax_ddpm.data import load_batch
+from jax_ddpm.training.hosts import broadcast, connect, gather, run_on_all, run_on_writer
+from jax_ddpm.training.sharding import (
+    device_mesh,
+)
 
 STEPS, BATCH, SHAPE = 6, 8, (4, 4, 1)
 SHAPES = {"in": (16, 32), "time": (10, 32), "label": (11, 32), "out": (32, 16)}
@@ -60,20 +63,20 @@ def train_and_sample(mesh):
 
     results = {"losses": metrics["loss"], "samples": sample(state.ema_params), **state.params}
     bytes_here = sum(leaf.addressable_shards[0].data.nbytes for leaf in state.params.values())
-    return {**to_hosts(results, mesh), "bytes_here": bytes_here}
+    return {**gather(results), "bytes_here": bytes_here}
 
 
 def main(fsdp, coordinator, processes, number):
     jax.config.update("jax_enable_x64", True)
     connect(coordinator, int(processes), int(number))
-    results = train_and_sample(sharding.device_mesh(BATCH, fsdp=int(fsdp)))
-    on_writer(lambda: np.savez(f"results-{number}.npz", **results))
+    results = train_and_sample(device_mesh(BATCH, fsdp=int(fsdp)))
+    run_on_writer(lambda: np.savez(f"results-{number}.npz", **results))
 
     # More than one piece of what is broadcast at a time, and no whole number of them.
-    told = from_writer(np.random.default_rng(int(number)).bytes(2**24 + 3))
+    told = broadcast(np.random.default_rng(int(number)).bytes(2**24 + 3))
     seen = {"told": hashlib.sha256(told).hexdigest()}
     try:
-        together(lambda: 1 // (jax.process_index() - 1))  # fails in the second process
+        run_on_all(lambda: 1 // (jax.process_index() - 1))  # fails in the second process
     except Exception as error:
         seen["failure"] = type(error).__name__
     print(json.dumps(seen))
