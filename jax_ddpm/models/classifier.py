@@ -21,8 +21,6 @@ from jax_ddpm.models.attention import dot_product_attention
 from jax_ddpm.models.layers import BlockConfig, Features, TimeEmbedding
 from jax_ddpm.models.unet import Block, Level, Levels, check_blocks, way, way_down
 
-_GROUPS = 32
-
 
 class NoisyClassifier(nn.Module):
     """p(y | x_t) of Dhariwal & Nichol 2021, in NHWC. The defaults are those for 64×64 images.
@@ -74,16 +72,14 @@ class NoisyClassifier(nn.Module):
         if self.pool.startswith("spatial"):
             hidden = jnp.concatenate([state.mean((1, 2)) for state in states], axis=-1)
             hidden = config.dense(2048, "hidden")(hidden)
-            if self.pool == "spatial":
-                hidden = nn.relu(hidden)
-            else:
-                hidden = nn.silu(config.norm("norm_out")(hidden))
+            normed = self.pool == "spatial_v2"
+            hidden = nn.silu(config.norm("norm_out")(hidden)) if normed else nn.relu(hidden)
             return config.dense(self.num_classes, "out")(hidden)
         hidden = nn.silu(config.norm("norm_out")(states[-1]))
         if self.pool == "adaptive":
             return config.dense(self.num_classes, "out")(hidden.mean((1, 2)))
-        pool = _AttentionPool(config, self.attention_head_dim, self.num_classes, name="out")
-        return pool(hidden)
+        head_dim, classes = self.attention_head_dim, self.num_classes
+        return _AttentionPool(config, head_dim, classes, name="out")(hidden)
 
     def levels(self) -> Levels:
         """The blocks of the network."""
@@ -94,7 +90,8 @@ class NoisyClassifier(nn.Module):
 
     def check_fields(self) -> None:
         """Raises `FieldError` naming a field that does not fit."""
-        check_blocks(self, _GROUPS, pool=("attention", "adaptive", "spatial", "spatial_v2"))
+        pools = ("attention", "adaptive", "spatial", "spatial_v2")
+        check_blocks(self, BlockConfig.norm_num_groups, pool=pools)
         head_dim = self.attention_head_dim
         for level in itertools.chain(*self.levels()):
             if level.attentions and level.features % head_dim:
@@ -117,10 +114,9 @@ class _AttentionPool(nn.Module):
         normal, shape = nn.initializers.normal(channels**-0.5), tokens.shape[1:]
         positions = self.param("positions", normal, shape, config.param_dtype)
         tokens = tokens + positions.astype(tokens.dtype)[None]
+        heads = (channels // self.head_dim, self.head_dim)
         query, key, value = (
-            config.dense(channels, name)(each).reshape(
-                batch, -1, channels // self.head_dim, self.head_dim
-            )
+            config.dense(channels, name)(each).reshape(batch, -1, *heads)
             for name, each in (("to_q", tokens[:, :1]), ("to_k", tokens), ("to_v", tokens))
         )
         mixed = dot_product_attention(query, key, value, precision=config.precision)
@@ -137,10 +133,8 @@ class FeatureClassifier(nn.Module):
     num_classes: int
 
     @nn.compact
-    def __call__(
-        self, images: Image
-    ) -> tuple[Float[Array, "batch feature"], Float[Array, "batch class"]]:
-        """The 64 features (the last hidden layer before its ReLU) and the logits of `images`."""
+    def __call__(self, images: Image) -> tuple[Array, Array]:
+        """Features [batch, 64], the last hidden layer before its ReLU, and logits of images."""
         batch, height, width, channels = images.shape
         size = (batch, min(height, 32), min(width, 32), channels)
         x = jnp.asarray(images)

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from jax_ddpm._errors import FieldError
 from jax_ddpm._typing import Pixels
@@ -47,6 +47,7 @@ class InceptionV3(nn.Module):
 
         def block(x: Features, name: str, kind: Callable[..., list[Features]], *widths: int):
             def branch(x: Features, *layers: tuple) -> Features:
+                """A chain of convolutions, each as (name, features[, size[, stride]])."""
                 for layer, *options in layers:
                     x = conv(x, f"{name}.{layer}", *options)
                 return x
@@ -78,9 +79,7 @@ class InceptionV3(nn.Module):
         return dict(zip(FEATURES, [*means, logits(means[-1])], strict=True))
 
 
-def _resize_like_tensorflow1(
-    images: Float[Array, "batch _ _ channel"], size: int
-) -> Float[Array, "batch size size channel"]:
+def _resize_like_tensorflow1(images: Features, size: int) -> Features:
     """Bilinear interpolation as in TensorFlow 1: pixel i is taken at i · length / size, without
     the half-pixel offset, and nothing is averaged when images shrink."""
     for axis in (2, 1):
@@ -95,9 +94,6 @@ def _resize_like_tensorflow1(
         above = jnp.take(images, np.minimum(low + 1, length - 1), axis)
         images = below + (above - below) * share
     return images
-
-
-# In the blocks below, a branch is a chain of convolutions: (name, features[, size[, stride]]).
 
 
 def _five(branch, x: Features, pooled: int) -> list[Features]:

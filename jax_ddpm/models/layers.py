@@ -69,15 +69,10 @@ class BlockConfig:
         return nn.Dense(features, name=name, **self._policy(), **options)
 
     def norm(self, name: str, num_groups: int | None = None) -> nn.GroupNorm:
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         # The fast variance, E[x²] - E[x]², is not accurate enough for the parity tests.
-        return nn.GroupNorm(
-            num_groups or self.norm_num_groups,
-            epsilon=self.norm_eps,
-            use_fast_variance=False,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            name=name,
-        )
+        options = {"epsilon": self.norm_eps, "use_fast_variance": False, **dtypes}
+        return nn.GroupNorm(num_groups or self.norm_num_groups, name=name, **options)
 
     def resnet(self, features: int, name: str, resample: Any = None) -> nn.Module:
         block = nn.remat(ResnetBlock) if self.remat else ResnetBlock
@@ -91,8 +86,7 @@ class BlockConfig:
         return ACTIVATIONS[self.act_fn](x)
 
     def _policy(self) -> dict[str, Any]:
-        names = ("dtype", "param_dtype", "precision")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in ("dtype", "param_dtype", "precision")}
 
 
 class TimeEmbedding(nn.Module):

@@ -4,9 +4,8 @@
                       └─────── skips ───────────▲
     t ─ sinusoids ─ time_embedding (+ class_embedding of the label) ─▶ every residual block
 
-Submodules have diffusers' names (`down_blocks_0/resnets_1/conv1`), which is all that
-`interop.unet` needs to know. `UNet.levels` describes the blocks; the network is built from that
-description, and `interop` numbers OpenAI's tensors by it.
+Submodules have diffusers' names (`down_blocks_0/resnets_1/conv1`). `UNet.levels` describes the
+blocks; the network is built from that description, and `interop` can number tensors by it.
 """
 
 import itertools
@@ -64,7 +63,7 @@ class Level(NamedTuple):
 
 
 class Levels(NamedTuple):
-    """All blocks, in the order of the data: at most one is in the middle."""
+    """All blocks, in the order of the data; the middle has one or none."""
 
     down: list[Level]
     middle: list[Level]
@@ -82,10 +81,9 @@ class UNet(nn.Module):
       in_channels, out_channels: channels of the images and of the output (twice as many for a
         learned variance).
       block_out_channels: channels at each resolution, from the highest down.
-      down_block_types: `"DownBlock2D"`, `"AttnDownBlock2D"` or `"ResnetDownsampleBlock2D"` at each
-        resolution, from the highest down.
-      up_block_types: `"UpBlock2D"`, `"AttnUpBlock2D"` or `"ResnetUpsampleBlock2D"` at each
-        resolution, from the lowest up.
+      down_block_types, up_block_types: a block for each resolution, from the highest down and from
+        the lowest up: `"DownBlock2D"`, `"AttnDownBlock2D"` or `"ResnetDownsampleBlock2D"`, and
+        `"UpBlock2D"`, `"AttnUpBlock2D"` or `"ResnetUpsampleBlock2D"`.
       layers_per_block: residual blocks at each resolution on the way down; one more on the way up.
       mid_block_type: `"UNetMidBlock2D"`, or None for no middle block.
       mid_block_scale_factor: divisor of the middle block's outputs.
@@ -100,9 +98,7 @@ class UNet(nn.Module):
         shifts (`"scale_shift"`).
       downsample_padding: 1, or 0 to pad only the last row and column.
       downsample_type, upsample_type: how blocks with attention change the size: by a convolution
-        (`"conv"`) or inside a residual block (`"resnet"`). `"ResnetDownsampleBlock2D"` and
-        `"ResnetUpsampleBlock2D"` always use a residual block, `"DownBlock2D"` and `"UpBlock2D"`
-        always a convolution.
+        (`"conv"`) or in a residual block (`"resnet"`). Other blocks' names decide that.
       act_fn: `"silu"`, `"swish"`, `"mish"`, `"gelu"` or `"relu"`, inside residual blocks.
       dropout: dropout rate inside residual blocks, in training.
       time_embedding_dim: channels of the time embedding; None means 4 × `block_out_channels[0]`.
@@ -118,10 +114,11 @@ class UNet(nn.Module):
 
     >>> import jax, jax.numpy as jnp
     >>> kinds = {"down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"]}
-    >>> model = UNet(block_out_channels=[32], mid_block_type=None, **kinds)
-    >>> x, t = jnp.zeros((2, 8, 8, 3)), jnp.array([0, 999])
-    >>> variables = model.init(jax.random.key(0), x, t)
-    >>> model.apply(variables, x, t).shape
+    >>> model = UNet(block_out_channels=[32], num_class_embeds=11, **kinds)
+    >>> x, t, labels = jnp.zeros((2, 8, 8, 3)), jnp.array([0, 999]), jnp.array([3, 10])
+    >>> init = lambda key: model.init(key, x, t, labels)  # call jax.jit(init)(key) for weights
+    >>> variables = jax.eval_shape(init, jax.random.key(0))
+    >>> jax.eval_shape(model.apply, variables, x, t, labels).shape
     (2, 8, 8, 3)
     """
 
@@ -182,8 +179,7 @@ class UNet(nn.Module):
         first = self.block_out_channels[0]
         waves, features = self.time_proj_dim or first, self.time_embedding_dim or 4 * first
         sinusoids = (self.flip_sin_to_cos, self.freq_shift, self.time_scale)
-        embed = TimeEmbedding(config, waves, features, *sinusoids, name="time_embedding")
-        embedding = embed(t, x)
+        embedding = TimeEmbedding(config, waves, features, *sinusoids, name="time_embedding")(t, x)
         if self.num_class_embeds is not None:
             dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
             table = nn.Embed(self.num_class_embeds, features, name="class_embedding", **dtypes)
@@ -288,8 +284,7 @@ def size_of_head(features: int, heads: int | None, head_dim: int | None) -> int:
 
 
 def check_blocks(network: Any, groups: int, **more_choices: Sequence[Any]) -> None:
-    """Raises `FieldError` naming a field with a wrong choice, a wrong length, or channels that
-    `groups` does not divide."""
+    """Raises `FieldError` naming a field with a wrong choice, length or number of channels."""
     channels, choices_of = network.block_out_channels, {**_CHOICES, **more_choices}
     for name in filter(partial(hasattr, network), choices_of):
         value, several = getattr(network, name), name.endswith("block_types")
@@ -332,9 +327,7 @@ class Block(nn.Module):
         return states
 
 
-def way_down(
-    config: BlockConfig, x: Array, embedding: Embedding, down: list[Level]
-) -> list[Features]:
+def way_down(config: BlockConfig, x: Array, embedding: Array, down: list[Level]) -> list[Array]:
     """The output of `conv_in` and of every layer after it, the lowest resolution last."""
     states = [config.conv(down[0].features, "conv_in")(x)]
     for level in down:
