@@ -229,18 +229,16 @@ class UNet(nn.Module):
             raise FieldError("time_proj_dim", problem)
         blocks = itertools.chain(*self.levels())
         attended = sorted({each.features for each in blocks if each.attentions})
-        for name in ("num_attention_heads", "num_attention_heads_upsample"):
-            heads = getattr(self, name)
-            if heads is not None and (self.attention_head_dim or not self.num_attention_heads):
-                problem = "expected num_attention_heads and no attention_head_dim beside it"
-                raise FieldError(name, f"{problem}, got {heads}")
-            if heads is not None and (heads < 1 or any(each % heads for each in attended)):
-                problem = f"expected a divisor of the channels with attention, {attended}"
-                raise FieldError(name, f"{problem}, got {heads}")
-        head_dim = self.attention_head_dim
-        if attended and head_dim is not None and not 1 <= head_dim <= attended[0]:
-            problem = f"expected 1 to {attended[0]}, the fewest channels with attention"
-            raise FieldError("attention_head_dim", f"{problem}, got {head_dim}")
+        head_dim, heads_up = self.attention_head_dim, self.num_attention_heads_upsample
+        if head_dim is not None and (self.num_attention_heads or heads_up):
+            raise FieldError("attention_head_dim", f"expected None beside heads, got {head_dim}")
+        for name in ("attention_head_dim", "num_attention_heads", "num_attention_heads_upsample"):
+            value, divides = getattr(self, name), name != "attention_head_dim"
+            if value is None:
+                continue
+            if any(not 1 <= value <= each or (divides and each % value) for each in attended):
+                kind = f", and a divisor of {attended}" if divides else ""
+                raise FieldError(name, f"expected 1 to {attended[0]}{kind}, got {value}")
 
     def _check_inputs(self, x: Image, labels: Label | None) -> None:
         check_floats("x", x, (*jnp.shape(x)[:3], self.in_channels))
