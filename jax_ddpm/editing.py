@@ -8,13 +8,13 @@ with ε = ε_θ(x_i, t_i). Going up is the same equation solved for x_i,
 
     x̂_0 = (x_{i-1} - √(1 - ᾱ_{i-1}) ε) / √ᾱ_{i-1},    x_i = √ᾱ_i x̂_0 + √(1 - ᾱ_i) ε
 
-where x_i stands on both sides, and ε_θ(x_{i-1}, t_i) is put for ε: the timestep is that of where
-the step goes, so the image itself, of which no network knows an ε, needs no rule of its own. The
-error of a step is of second order, that of the way up and down of first.
+where x_i stands on both sides, so ε_θ(x_{i-1}, t_i) replaces ε. It takes the timestep of the step's
+end, so the clean image, whose ε no network has learned, needs no rule of its own. Each step has an
+error of second order; the way up and down has one of first order.
 
-RePaint (Lugmayr et al. 2022) walks the chain with detours: after a step down to a level it goes
-`jump_length` entries back up and down again, `resamples` - 1 times, so that the two parts come to
-agree. Its walk for T = 5, jump_length = 2, resamples = 2, by the level reached:
+RePaint (Lugmayr et al. 2022) walks the chain with detours: from some levels it goes `jump_length`
+entries back up and down again, `resamples` - 1 times, so that the known and the drawn part come to
+agree. The levels of its walk for T = 5, jump_length = 2, resamples = 2:
 
     x_T=4   3 2   4 3 2   1 0   2 1 0   x_0        levels 2 and 0 are jumped from
             └ ┘   └───┘   └ ┘   └───┘
@@ -22,23 +22,24 @@ agree. Its walk for T = 5, jump_length = 2, resamples = 2, by the level reached:
     down    x_{i-1} = m q(x_{i-1} | x_start) + (1 - m) p_θ(x_{i-1} | x_i)            eq. 8
     up      x_i = √(1 - β_i) x_{i-1} + √β_i ε                                        eq. 1
 
-The walk is made on the host, and one `lax.scan` follows it, so the program does not grow with it.
+The walk is planned on the host and followed by one `lax.scan`, so the program does not grow.
 """
 
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Int, Real
 
-from jax_ddpm._errors import check_between, check_floats, check_schedule, check_whole
+from jax_ddpm._errors import FieldError, check_between, check_floats, check_schedule, check_whole
 from jax_ddpm._typing import (
     AnyArray,
     DenoiseFn,
     NoiseFn,
-    Numbers,
     Place,
     PRNGKey,
     Sample,
@@ -71,12 +72,17 @@ def image_to_image(
 ) -> Array:
     """SDEdit (Meng et al. 2022): noise `x_start` up to entry `steps` - 1, and run the chain down.
 
-    The first entries of a chain are a chain of their own, and this is `p_sample_loop` on it with
-    x_T from q(x_T | x_start): the arguments are those there, and the start's noise is that of
-    `i = steps`. Few steps keep the picture, all T forget it. Raises `ValueError` for `steps`
-    outside 1 … T, and as `p_sample_loop` does.
+    This is `p_sample_loop` on the chain's first `steps` entries, with x_T from q(x_T | x_start) and
+    the noise of entry `i = steps`. The arguments are those of `p_sample_loop`. Few steps keep the
+    picture; all T forget it. Raises `ValueError` for `steps` outside 1 … T, and as `p_sample_loop`.
+
+    >>> chain = ddpm.make_schedule(ddpm.cosine_beta_schedule(10))
+    >>> images, denoise_fn = jnp.zeros((2, 8, 8, 1)), lambda x_t, t: 0.1 * x_t
+    >>> ddpm.image_to_image(jax.random.key(0), chain, denoise_fn, images, 4).shape
+    (2, 8, 8, 1)
     """
     check_schedule(schedule)
+    check_floats("x_start", x_start, jnp.shape(x_start))
     check_whole("steps", steps, 1, schedule.num_timesteps)
     chain = jax.tree.map(lambda table: table[:steps], schedule)
     x_start = place(jnp.asarray(x_start), sharding)
@@ -99,12 +105,13 @@ def ddim_invert(
     clip_denoised: bool | ThresholdFn = False,
     sharding: Place | None = None,
 ) -> Array:
-    """The x_T from which `ddim()` comes back to `x_start` (Dhariwal & Nichol 2021, App. F).
+    """The x_T from which `ddim()` returns to `x_start` (Dhariwal & Nichol 2021, App. F).
 
-    One scan from entry 0 to T - 1. On a schedule that ends in noise, `x_start` is taken to have
-    that noise. Arguments and errors are those of `p_mean_variance`.
+    One scan from entry 0 to T - 1. If the schedule ends in noise, `x_start` should hold that noise.
+    Arguments and errors are those of `p_mean_variance`.
     """
     check_schedule(schedule)
+    check_floats("x_start", x_start, jnp.shape(x_start))
     policy = (prediction_type, variance_type, clip_denoised)
 
     def step(x_prev, i):
@@ -121,18 +128,19 @@ def ddim_invert(
 
 @in_float32
 def slerp(a: Sample, b: Sample, weight: Weight) -> Array:
-    """From `a` (`weight` 0) to `b` (1) along the sphere (Shoemake 1985), each sample by itself.
+    """From `a` (`weight` 0) to `b` (1) along the sphere (Shoemake 1985), sample by sample.
 
-    A straight line would pass where there is less noise than either has. It is what remains,
-    though, for two samples on one line through 0.
+    A straight line would pass through points with less noise than either end. Two samples on one
+    line through 0 have no such arc, and are joined by the line.
     """
+    check_floats("a", a, jnp.shape(a))
+    check_floats("b", b, jnp.shape(a))
     a, b = jnp.asarray(a), jnp.asarray(b)
-    check_floats("b", b, a.shape)
     event = tuple(range(1, a.ndim))
     weight = per_sample("weight", weight, a)
     norms = jnp.sqrt((a * a).sum(event, keepdims=True) * (b * b).sum(event, keepdims=True))
     cosine = (a * b).sum(event, keepdims=True) / norms
-    # Written so that a NaN, of a sample that is 0, counts as parallel.
+    # A sample of zeros gives NaN, which this comparison counts as parallel.
     apart = jnp.abs(cosine) < 1 - 4 * jnp.finfo(a.dtype).eps
     angle = jnp.arccos(jnp.where(apart, cosine, 0))
     on_sphere = jnp.sin((1 - weight) * angle) * a + jnp.sin(weight * angle) * b
@@ -145,19 +153,23 @@ def interpolate(
     denoise_fn: DenoiseFn,
     x_a: Sample,
     x_b: Sample,
-    weights: Numbers,
+    weights: Sequence[float] | Real[Array | np.ndarray, "weights"],
     *,
     prediction_type: PredictionType = "epsilon",
     variance_type: VarianceType = "fixed_small",
     clip_denoised: bool | ThresholdFn = True,
     sharding: Place | None = None,
 ) -> Array:
-    """Pictures between `x_a` and `x_b`, [weights, batch, …]: `slerp` between their x_T.
+    """Images between `x_a` and `x_b`, [weights, batch, …], by `slerp` between their x_T.
 
-    Song et al. 2021a, App. D.5, with x_T from `ddim_invert`, so that weights 0 and 1 give `x_a`
-    and `x_b` back up to DDIM's error, which halves as the steps double: of an exact network, 0.08
-    of a pixel at most with 20 steps, 0.009 with 200. Arguments and errors are those of
-    `p_mean_variance`.
+    As in Song et al. 2021a, App. D.5. x_T comes from `ddim_invert`, so weights 0 and 1 return `x_a`
+    and `x_b` up to DDIM's error, which halves as the steps double: with an exact network, at most
+    0.08 of a pixel in 20 steps, 0.009 in 200. Arguments and errors are those of `p_mean_variance`.
+
+    >>> chain = ddpm.make_schedule(ddpm.cosine_beta_schedule(10))
+    >>> x, denoise_fn = jnp.full((2, 8, 8, 1), 0.5), lambda x_t, t: 0.1 * x_t
+    >>> ddpm.interpolate(chain, denoise_fn, x, -x, [0, 0.5, 1]).shape
+    (3, 2, 8, 8, 1)
     """
     check_floats("x_b", x_b, jnp.shape(x_a))
     policy: Any = {"prediction_type": prediction_type, "variance_type": variance_type}
@@ -168,18 +180,18 @@ def interpolate(
         start = {"sampler": ddim(), "x_T": slerp(a, b, weight)}
         return p_sample_loop(None, schedule, denoise_fn, a.shape, **start, **policy)
 
-    # One weight at a time keeps each batch where `sharding` wants it, and the memory of one.
+    # One weight at a time keeps the sharding of each batch, and the memory of one.
     return lax.map(decode, jnp.asarray(weights, a.dtype))
 
 
 def repaint_walk(
     timesteps: int, jump_length: int = 10, resamples: int = 10
 ) -> tuple[Int[np.ndarray, "visits"], Bool[np.ndarray, "visits"]]:
-    """The steps of RePaint (Lugmayr et al. 2022, App. B): the entry of each, and whether it is up.
+    """The entry of each of RePaint's steps, and whether it leads up (Lugmayr et al. 2022, App. B).
 
-    A step of entry i goes down from level i to i - 1, or up from i - 1 to i. Jumps start from the
-    levels 0, `jump_length`, 2 `jump_length`, …, where they stay inside the chain. Raises
-    `ValueError` for less than 1 of anything, or a jump longer than the chain.
+    A step of entry i leads down from level i to i - 1, or up from i - 1 to i. Jumps start from the
+    levels 0, `jump_length`, 2 `jump_length`, … unless they would leave the chain. Raises
+    `ValueError` for an argument below 1 or a jump longer than the chain.
     """
     check_whole("timesteps", timesteps, 1)
     check_whole("resamples", resamples, 1)
@@ -213,17 +225,17 @@ def inpaint(
     first_sample: int | Array = 0,
     sharding: Place | None = None,
 ) -> Array:
-    """RePaint, Lugmayr et al. 2022 Algorithm 1: `x_start` where `mask` is 1, drawn where it is 0.
+    """RePaint, Lugmayr et al. 2022 Algorithm 1: `x_start` where `mask` is 1, samples where it is 0.
 
-    Visits of the walk are numbered downwards, so that the last has number 0, and visit n of the
-    N in all takes the draw that `p_sample_loop` makes for entry n; the start takes draw N. With
-    `resamples=1` the missing part therefore gets the noise that `p_sample_loop` would give it.
+    The N visits of the walk are numbered downwards to 0. Visit n takes the draw of entry n in
+    `p_sample_loop`, and the start takes draw N. So with `resamples=1` the missing part gets the
+    noise that `p_sample_loop` would give it.
 
     Args:
-      key: typed key; may be None where `noise_fn` is given.
-      x_start: [batch, …]; what it holds where `mask` is 0 is not looked at, but must be finite.
-      mask: broadcastable to `x_start`, booleans or numbers in [0, 1]. Between 0 and 1 it is the
-        share of the known pixel in a mean of both, at every step. A traced one, which cannot be
+      key: typed key; may be None with `noise_fn`.
+      x_start: [batch, …]; its values where `mask` is 0 are ignored, but must be finite.
+      mask: broadcastable to `x_start`, booleans or numbers in [0, 1]. A value between 0 and 1 is
+        the known pixel's share in a mean of both, at every step. A traced mask, which cannot be
         checked, is clipped to [0, 1].
       jump_length, resamples: as in `repaint_walk`; `resamples=1` never jumps.
       noise_fn: `n -> noise` of the shape of `x_start`, for visit n and for N.
@@ -233,24 +245,29 @@ def inpaint(
       x_0, equal to `x_start` to the bit where `mask` is 1.
 
     Raises:
-      ValueError: `mask` does not broadcast, or (where it is concrete) leaves [0, 1], as image
-        files with 0 and 255 do; and as `repaint_walk` and `p_sample_loop` do.
+      ValueError: `mask` does not broadcast, or a concrete one leaves [0, 1], as masks of 0 and 255
+        do; and as `repaint_walk` and `p_sample_loop` do.
+
+    >>> chain = ddpm.make_schedule(ddpm.cosine_beta_schedule(10))
+    >>> images, denoise_fn = jnp.ones((2, 8, 8, 1)), lambda x_t, t: 0.1 * x_t
+    >>> left = jnp.arange(8)[:, None] < 4  # [width, channel]: the left half is known
+    >>> filled = ddpm.inpaint(jax.random.key(0), chain, denoise_fn, images, left, jump_length=2)
+    >>> bool((filled == images)[:, :, :4].all())
+    True
     """
     check_schedule(schedule)
+    check_floats("x_start", x_start, jnp.shape(x_start))
     entries, up = repaint_walk(schedule.num_timesteps, jump_length, resamples)
     x_start = place(jnp.asarray(x_start), sharding)
     check_between("mask", mask, 0, 1)
-    mask = jnp.asarray(mask, x_start.dtype)
-    if mask.ndim > x_start.ndim or any(
-        size not in (1, whole)
-        for size, whole in zip(mask.shape[::-1], x_start.shape[::-1], strict=False)
-    ):
+    mask = jnp.clip(jnp.asarray(mask, x_start.dtype), 0, 1)  # a traced one cannot be checked
+    with suppress(ValueError):
+        mask = jnp.broadcast_to(mask, x_start.shape)
+    if mask.shape != x_start.shape:
         axis = "; mask[..., None] has a channel" if mask.ndim < x_start.ndim else ""
-        raise ValueError(
-            f"mask: expected a shape that broadcasts to {x_start.shape}, got {mask.shape}{axis}"
-        )
-    mask = jnp.clip(mask, 0, 1)  # what is traced cannot be checked
-    mask = place(jnp.broadcast_to(mask, x_start.shape), sharding)
+        problem = f"expected a shape that broadcasts to {x_start.shape}, got {mask.shape}{axis}"
+        raise FieldError("mask", problem)
+    mask = place(mask, sharding)
     draw = noise_source(key, noise_fn, x_start, first_sample, sharding)
     policy = (prediction_type, variance_type, clip_denoised)
     sampler = ancestral()
@@ -258,7 +275,7 @@ def inpaint(
     def run_network(x_t, i):
         return predict(schedule, denoise_fn, x_t, i, *policy)
 
-    # One draw serves both parts: a pixel is either known or drawn, so none is used twice.
+    # One draw serves both parts: each pixel is either known or drawn.
     def descend(x_t, i, noise):
         drawn, _ = sampler.step(schedule, run_network, lambda i: noise, i, x_t, ())
         known = q_sample(schedule, x_start, jnp.maximum(i - 1, 0), noise)

@@ -1,4 +1,4 @@
-"""The forward process q, its posterior, and what ε, x_0 and v say of one another.
+"""The forward process q, its posterior, and conversions between ε, x_0 and v.
 
     q(x_t | x_0) = N(√ᾱ_t x_0, (1 - ᾱ_t) I)                          Ho et al. 2020, eq. 4
     q(x_{t-1} | x_t, x_0) = N(μ̃_t(x_t, x_0), β̃_t I)                 eq. 6, 7
@@ -19,8 +19,15 @@ from jax_ddpm.schedule import NoiseSchedule, extract
 
 
 def q_sample(schedule: NoiseSchedule, x_start: Sample, t: Timestep, noise: Sample) -> Array:
-    """Sample from q(x_t | x_0), Ho et al. eq. 4, given standard normal `noise`."""
+    """Sample from q(x_t | x_0), Ho et al. eq. 4, given standard normal `noise`.
+
+    >>> schedule = ddpm.make_schedule(ddpm.linear_beta_schedule(1000))
+    >>> images, noise = jnp.ones((2, 8, 8, 1)), jax.random.normal(jax.random.key(0), (2, 8, 8, 1))
+    >>> ddpm.q_sample(schedule, images, jnp.array([0, 999]), noise).shape
+    (2, 8, 8, 1)
+    """
     check_schedule(schedule)
+    check_floats("x_start", x_start, jnp.shape(x_start))
     check_floats("noise", noise, jnp.shape(x_start))
     return (
         extract(schedule.sqrt_alphas_cumprod, t, x_start) * x_start
@@ -47,7 +54,7 @@ def q_posterior_mean_variance(
 ) -> tuple[Array, Array, Array]:
     """Mean, variance and log-variance of q(x_{t-1} | x_t, x_0), Ho et al. eq. 6 and 7.
 
-    At t = 0 the variance is 0; the log-variance there is that of entry 1 (as OpenAI's).
+    At t = 0 the variance is 0 and the log-variance is that of entry 1, as in OpenAI's code.
     """
     check_floats("x_start", x_start, jnp.shape(x_t))
     mean = (

@@ -1,12 +1,12 @@
-"""Guidance: a denoiser made of others, `DenoiseFn -> DenoiseFn`. No sampler knows of it.
+"""Guidance: denoisers made of denoisers, which every sampler takes as they are.
 
     ε̃ = ε(x_t, y) + w (ε(x_t, y) - ε(x_t))                      Ho & Salimans 2022, eq. 6
     ε̂ = ε(x_t) - s √(1 - ᾱ_t) ∇ log p(y | x_t)                  Dhariwal & Nichol 2021, Alg. 2
     p(y | x_t) ≈ p(y | x̂_0(x_t))                                Chung et al. 2023, Theorem 1
 
-The first is linear, so it holds for x_0 and v as it stands. The third needs no classifier of noisy
-images, and is what inverse problems are solved with. Where the network also predicts a
-variance (2C channels for C of x_t), only the first C are guided.
+The first is linear, so it also holds for x_0 and v. The third needs no classifier of noisy images,
+and solves inverse problems. If the network also predicts a variance (2C channels for C of x_t),
+only the first C channels are guided.
 """
 
 from collections.abc import Callable
@@ -20,6 +20,7 @@ from jax.core import Tracer
 from jaxtyping import Array
 
 from jax_ddpm._errors import (
+    FieldError,
     check_between,
     check_choice,
     check_denoiser,
@@ -43,38 +44,38 @@ def classifier_free_guidance(
     """Ho & Salimans 2022, eq. 6, with `scale` = w + 1 (as diffusers'): 1 is the conditional
     network, 0 the unconditional one.
 
-    Each network is run on the batch as it is. Doubling the batch, to run one network once, would
-    move samples between the devices that it is sharded over, twice a step.
+    The two networks run one after the other. One run on a doubled batch would move samples between
+    devices twice a step.
 
     Args:
       conditional, unconditional: any output type, the same for both.
       scale: one number, or one a sample; may be traced.
       rescale: φ of Lin et al. 2024, eq. 15 and 16: how far each sample's standard deviation is
-        led back to that of the conditional output.
-      interval: first and last training timestep that are guided, both included; elsewhere the
-        output is the conditional one (Kynkäänniemi et al. 2024), and where no sample of the batch
-        is guided, as outside the interval in all loops here, only that network runs.
+        brought back to that of the conditional output.
+      interval: the first and the last training timestep with guidance (Kynkäänniemi et al. 2024).
+        Where no timestep of the batch is inside, only the conditional network runs.
 
     Raises:
       ValueError: `scale` is not finite, `rescale` not in [0, 1], or `interval` or a shape is wrong.
+
+    >>> labelled, unlabelled = lambda x_t, t: 0.2 * x_t, lambda x_t, t: 0.1 * x_t
+    >>> guided = ddpm.classifier_free_guidance(labelled, unlabelled, 3.0)
+    >>> guided(jnp.ones((1, 1, 1, 1)), jnp.array([5])).item()  # 0.2 + (3 - 1) (0.2 - 0.1)
+    0.4000000059604645
     """
     check_denoiser("conditional", conditional)
     check_denoiser("unconditional", unconditional)
     check_finite("scale", scale)
     check_between("rescale", rescale, 0, 1)
     if interval is not None and interval[0] > interval[1]:
-        raise ValueError(f"interval: expected (low, high) with low <= high, got {interval}")
-
-    low, high = (-np.inf, np.inf) if interval is None else interval
+        raise FieldError("interval", f"expected (low, high) with low <= high, got {interval}")
 
     def denoise_fn(x_t, t):
         eps, rest = _split("conditional", conditional(x_t, t), x_t)
-        inside = (low <= t) & (t <= high)
+        weight = per_sample("scale", scale, x_t) - 1
 
-        def guide(eps):
+        def guide(eps, weight):
             eps_unconditional, _ = _split("unconditional", unconditional(x_t, t), x_t)
-            weight = per_sample("t", inside.astype(x_t.dtype), x_t)
-            weight = weight * (per_sample("scale", scale, x_t) - 1)
             guided = eps + weight * (eps - eps_unconditional)
             if rescale:
                 pixels = tuple(range(1, x_t.ndim))
@@ -83,9 +84,10 @@ def classifier_free_guidance(
             return guided
 
         if interval is None:
-            guided = guide(eps)
-        else:
-            guided = lax.cond(jnp.any(inside), guide, lambda eps: eps, eps)
+            return jnp.concatenate([guide(eps, weight), rest], axis=-1)
+        inside = (interval[0] <= t) & (t <= interval[1])
+        weight = weight * per_sample("t", inside.astype(x_t.dtype), x_t)
+        guided = lax.cond(jnp.any(inside), guide, lambda eps, weight: eps, eps, weight)
         return jnp.concatenate([guided, rest], axis=-1)
 
     return denoise_fn
@@ -99,21 +101,21 @@ def classifier_guidance(
     *,
     prediction_type: PredictionType = "epsilon",
 ) -> DenoiseFn:
-    """Dhariwal & Nichol 2021, Algorithm 2: lead x_t where a classifier finds its label.
+    """Guidance by the gradient of a classifier, Dhariwal & Nichol 2021, Algorithm 2.
 
-    Shifting ε by δ shifts the x_0 that it stands for by -δ √(1 - ᾱ_t) / √ᾱ_t, and v by δ / √ᾱ_t.
-    Where ᾱ_t = 0, x_t says nothing of the label, and nothing is shifted.
+    A shift of ε by δ shifts x_0 by -δ √(1 - ᾱ_t) / √ᾱ_t and v by δ / √ᾱ_t. Where ᾱ_t = 0, x_t holds
+    nothing of the label, and the output is not shifted.
 
     Args:
-      schedule: the one of training, not a `respace`d one, since t is the training timestep.
+      schedule: the training schedule, not a `respace`d one, since t is the training timestep.
       denoise_fn: the network, of output `prediction_type`.
-      log_prob_fn: `(x_t, t) -> log p(y | x_t)`, [batch], of a classifier that knows noise.
+      log_prob_fn: `(x_t, t) -> log p(y | x_t)`, [batch], of a classifier of noisy images.
       scale: s, one number or one a sample; may be traced.
 
     Raises:
       ValueError: a choice, `scale` or a shape does not fit, or `schedule` is not one of training.
     """
-    _check(schedule, denoise_fn, scale, prediction_type)
+    _check(schedule, denoise_fn, log_prob_fn, scale, prediction_type)
 
     def guided_fn(x_t, t):
         output = denoise_fn(x_t, t)
@@ -133,24 +135,23 @@ def reconstruction_guidance(
     prediction_type: PredictionType = "epsilon",
     clip_denoised: bool | ThresholdFn = True,
 ) -> DenoiseFn:
-    """Lead x_t where its x̂_0 agrees with a measurement: Chung et al. 2023 (DPS), Theorem 1; Ho
-    et al. 2022b, eq. 7.
+    """Guidance by a measurement of x̂_0: Chung et al. 2023 (DPS), Theorem 1; Ho et al. 2022b, eq. 7.
 
-    The gradient goes through the network, which is run once. DPS follows the gradient of
-    -‖y - A(x̂_0)‖ with a step size of its own; Ho et al. that of -‖y - A(x̂_0)‖² ᾱ_t / 2(1 - ᾱ_t).
+    The network runs once, and the gradient passes through it. DPS follows the gradient of
+    -‖y - A(x̂_0)‖ with its own step size; Ho et al. that of -‖y - A(x̂_0)‖² ᾱ_t / 2(1 - ᾱ_t).
 
     Args:
-      schedule: the one of training, not a `respace`d one, since t is the training timestep.
+      schedule: the training schedule, not a `respace`d one, since t is the training timestep.
       denoise_fn: the network, of output `prediction_type`.
       log_prob_fn: `(x_start, t) -> log p(y | x_0)`, [batch], up to a constant.
       scale: s, one number or one a sample; may be traced.
-      clip_denoised: whether `log_prob_fn` sees x̂_0 clipped, or by what, as in `p_mean_variance`.
-        Where it is clipped its gradient is 0.
+      clip_denoised: as in `p_mean_variance`; `log_prob_fn` sees the clipped x̂_0, whose gradient is
+        0 where it is clipped.
 
     Raises:
       ValueError: a choice, `scale` or a shape does not fit, or `schedule` is not one of training.
     """
-    _check(schedule, denoise_fn, scale, prediction_type)
+    _check(schedule, denoise_fn, log_prob_fn, scale, prediction_type)
 
     def guided_fn(x_t, t):
         def of_reconstruction(x):
@@ -174,15 +175,20 @@ def reconstruction_guidance(
 
 
 def _check(
-    schedule: NoiseSchedule, denoise_fn: DenoiseFn, scale: Weight, prediction_type: PredictionType
+    schedule: NoiseSchedule,
+    denoise_fn: DenoiseFn,
+    log_prob_fn: Any,
+    scale: Weight,
+    prediction_type: PredictionType,
 ) -> None:
     check_schedule(schedule)
     check_denoiser("denoise_fn", denoise_fn)
+    check_denoiser("log_prob_fn", log_prob_fn)
     check_finite("scale", scale)
     check_choice("prediction_type", prediction_type, get_args(PredictionType))
     timesteps = schedule.timesteps
     if not isinstance(timesteps, Tracer) and np.any(timesteps != np.arange(timesteps.size)):
-        raise ValueError(f"schedule: expected the training schedule, got timesteps {timesteps}")
+        raise FieldError("schedule", f"expected that of training, got timesteps {timesteps}")
 
 
 def _score(log_prob: Array, pullback: Callable[[Array], Any], x_t: Array) -> Array:
@@ -202,7 +208,7 @@ def _shifted(
     score: Array,
     prediction_type: PredictionType,
 ) -> Array:
-    """The output, led along the score: Algorithm 2, in ε, x_0 or v."""
+    """The output shifted along the score: Algorithm 2, for ε, x_0 or v."""
     predicted, rest = _split("denoise_fn", output, x_t)
     wide = x_t.astype(np.promote_types(x_t.dtype, np.float32))  # 1/√ᾱ may not fit sixteen bits
     sigma = extract(schedule.sqrt_one_minus_alphas_cumprod, t, wide)
@@ -219,7 +225,7 @@ def _shifted(
 
 
 def _split(name: str, output: Array, x_t: Array) -> tuple[Array, Array]:
-    """The channels of x_t and the rest, in the dtype of x_t, in which guidance is computed."""
+    """The channels of x_t and those of the variance, in the dtype of x_t."""
     *event, channels = x_t.shape
     learned = jnp.shape(output) == (*event, 2 * channels)
     check_floats(f"output of {name}", output, (*event, 2 * channels) if learned else x_t.shape)

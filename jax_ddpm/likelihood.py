@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from jax_ddpm._errors import check_schedule
+from jax_ddpm._errors import check_floats, check_schedule
 from jax_ddpm._typing import DenoiseFn, NoiseFn, PerSample, PRNGKey, Sample, ThresholdFn, Timestep
 from jax_ddpm.forward import (
     predict_eps_from_xstart,
@@ -32,7 +32,7 @@ from jax_ddpm.forward import (
     q_sample,
 )
 from jax_ddpm.noise import noise_source
-from jax_ddpm.reverse import PredictionType, VarianceType, in_float32, p_mean_variance
+from jax_ddpm.reverse import PredictionType, VarianceType, in_float32, predict
 from jax_ddpm.schedule import NoiseSchedule
 
 _SLOPE, _CUBIC = math.sqrt(2 / math.pi), 0.044715
@@ -76,41 +76,41 @@ def bits_per_dim(
     The T entries are one `lax.scan`: beyond the results [batch, T], memory does not grow with T.
 
     Args:
-      key: typed key; may be None where `noise_fn` is given.
+      key: typed key; may be None with `noise_fn`.
       schedule: the chain; the bound of a `respace`d one is its own, and looser.
       denoise_fn: `(x_t, t) -> output`, with t the training timestep, int32 [batch].
-      x_start: images whose pixels are 8 bits in [-1, 1]; their dtype is that of the result.
+      x_start: images of 8 bits, scaled to [-1, 1]; the result has their dtype.
       prediction_type, variance_type, clip_denoised: as in `p_mean_variance`.
       noise_fn: `i -> noise` in the shape of `x_start`, instead of the draws at entry i.
       first_sample: the number of the batch's first sample, which decides its randomness.
 
     Raises:
       ValueError: a shape or a choice does not fit, or there is neither `key` nor `noise_fn`.
+
+    >>> chain = ddpm.make_schedule(ddpm.cosine_beta_schedule(10))
+    >>> images, denoise_fn = jnp.zeros((2, 8, 8, 1)), lambda x_t, t: 0.1 * x_t
+    >>> bound = ddpm.bits_per_dim(jax.random.key(0), chain, denoise_fn, images)
+    >>> bound.total.shape, bound.vb.shape
+    ((2,), (2, 10))
     """
     check_schedule(schedule)
+    check_floats("x_start", x_start, jnp.shape(x_start))
     x_start = jnp.asarray(x_start)
     draw = noise_source(key, noise_fn, x_start, first_sample)
+    policy = (prediction_type, variance_type, clip_denoised)
 
     def step(_, i):
         noise = draw(i)
         x_t = q_sample(schedule, x_start, i, noise)
-        bits, pred_xstart = vb_term(
-            schedule,
-            denoise_fn,
-            x_start,
-            x_t,
-            i,
-            prediction_type=prediction_type,
-            variance_type=variance_type,
-            clip_denoised=clip_denoised,
-        )
+        bits, pred_xstart = vb_term(schedule, denoise_fn, x_start, x_t, i, *policy)
         eps = predict_eps_from_xstart(schedule, x_t, i, pred_xstart)
         return None, (bits, mean_over_event((eps - noise) ** 2))
 
-    # Going back through the bound recomputes each entry, so that no activations are kept.
+    # The gradient recomputes each entry, so that no activations are kept.
     step = jax.checkpoint(step, prevent_cse=False)
     _, (vb, mse) = lax.scan(step, None, jnp.arange(schedule.num_timesteps))
-    prior = _prior(schedule, x_start)
+    mean, _, log_variance = q_mean_variance(schedule, x_start, schedule.num_timesteps - 1)
+    prior = mean_over_event(gaussian_kl(mean, log_variance, 0.0, 0.0)) / math.log(2)
     return BitsPerDim(prior + jnp.sum(vb, axis=0), prior, vb.T, mse.T)
 
 
@@ -121,32 +121,24 @@ def vb_term(
     x_start: Sample,
     x_t: Sample,
     t: Timestep,
-    *,
     prediction_type: PredictionType = "epsilon",
     variance_type: VarianceType = "fixed_small",
     clip_denoised: bool | ThresholdFn = True,
 ) -> VbTerm:
     """Entry t of the bound, bits per dimension, [batch]: L_{t-1} of Ho et al. eq. 5, L_0 at 0."""
-    p = p_mean_variance(
-        schedule,
-        denoise_fn,
-        x_t,
-        t,
-        prediction_type=prediction_type,
-        variance_type=variance_type,
-        clip_denoised=clip_denoised,
-    )
+    policy = (prediction_type, variance_type, clip_denoised)
+    p = predict(schedule, denoise_fn, x_t, t, *policy)
     mean, _, log_variance = q_posterior_mean_variance(schedule, x_start, x_t, t)
     kl = gaussian_kl(mean, log_variance, p.mean, p.log_variance)
     log_likelihood = discretized_gaussian_log_likelihood(x_start, p.mean, p.log_variance / 2)
-    # Both are finite at every entry, so that the one not chosen leaves no NaN in a gradient.
+    # Both are finite at every entry: a NaN in the unused one would reach the gradient.
     nats = jnp.where(jnp.equal(t, 0), -mean_over_event(log_likelihood), mean_over_event(kl))
     return VbTerm(nats / math.log(2), p.pred_xstart)
 
 
 def gaussian_kl(mean_1: Any, log_variance_1: Any, mean_2: Any, log_variance_2: Any) -> Array:
     """KL(N(mean_1, exp(log_variance_1)) ‖ N(mean_2, exp(log_variance_2))), elementwise, nats."""
-    # expm1: of two variances that are nearly equal, exp(…) - 1 would leave rounding only.
+    # expm1: of nearly equal variances, exp(…) - 1 would leave only rounding.
     log_ratio = log_variance_1 - log_variance_2
     distance = (mean_1 - mean_2) ** 2 * jnp.exp(-log_variance_2)
     return (jnp.expm1(log_ratio) - log_ratio + distance) / 2
@@ -180,8 +172,3 @@ def mean_over_event(x: Array) -> Array:
 
 def _logit_cdf(x: Array) -> Array:
     return 2 * _SLOPE * (x + _CUBIC * x**3)
-
-
-def _prior(schedule: NoiseSchedule, x_start: Array) -> Array:
-    mean, _, log_variance = q_mean_variance(schedule, x_start, schedule.num_timesteps - 1)
-    return mean_over_event(gaussian_kl(mean, log_variance, 0.0, 0.0)) / math.log(2)

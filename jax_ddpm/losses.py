@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from jax_ddpm._errors import Field, FieldError, check_choice, check_positive, check_schedule
+from jax_ddpm._errors import Field, FieldError, check_choice, check_positive
 from jax_ddpm._typing import DenoiseFn, PerSample, Sample, Timestep
 from jax_ddpm.forward import predict_v, q_sample
 from jax_ddpm.likelihood import mean_over_event, vb_term
@@ -33,7 +33,8 @@ _LEARNED = ("learned", "learned_range")
 
 
 def check_loss(loss_type: Any, weighting: Any, variance_type: VarianceType) -> None:
-    """Raises `FieldError` where these do not fit."""
+    """Raises `FieldError` if these options do not fit together."""
+    check_choice("variance_type", variance_type, get_args(VarianceType))
     check_choice("loss_type", loss_type, (None, *get_args(LossType)))
     check_choice("weighting", weighting, (None, *get_args(Weighting)))
     if loss_type == "vb" and weighting is not None:
@@ -57,35 +58,34 @@ def training_losses(
 ) -> PerSample:
     """The loss of each sample at x_t ~ q(x_t | x_0), shape [batch]; runs the network once.
 
-    `noise` is the standard normal draw that makes x_t, and the target where ε is predicted.
-    `"mse"` is Ho et al. eq. 14; `"vb"` the term of the variational bound, bits per dimension,
-    with x̂_0 unclipped; `"hybrid"` Nichol & Dhariwal's, for learned variances. Default: `"hybrid"`
-    where the variance is learned, since the mse would leave it untrained, else `"mse"`. `weighting`
-    weighs the mse (`"min_snr"`, γ = `min_snr_gamma`). Raises `ValueError` where choices do not fit.
+    `noise` is the standard normal draw that makes x_t, and the target of ε-prediction. `loss_type`
+    is `"mse"` (Ho et al. eq. 14), `"vb"`, the term of the variational bound in bits per dimension
+    with x̂_0 unclipped, or `"hybrid"`, Nichol & Dhariwal's for learned variances. The default is
+    `"hybrid"` for a learned variance, which the mse would leave untrained, else `"mse"`.
+    `weighting="min_snr"` weighs the mse, with γ = `min_snr_gamma`. Raises `ValueError` for choices
+    that do not fit together.
+
+    >>> schedule = ddpm.make_schedule(ddpm.linear_beta_schedule(1000))
+    >>> images, t = jnp.zeros((2, 8, 8, 1)), jnp.array([0, 999])
+    >>> noise = jax.random.normal(jax.random.key(0), images.shape)
+    >>> perfect = ddpm.training_losses(schedule, lambda x_t, t: noise, images, t, noise)
+    >>> perfect.tolist()
+    [0.0, 0.0]
     """
     if loss_type is None:
         loss_type = "hybrid" if variance_type in _LEARNED else "mse"
-    check_schedule(schedule)
     check_prediction(schedule, prediction_type)
     check_loss(loss_type, weighting, variance_type)
     check_positive(min_snr_gamma=min_snr_gamma)
     x_t = q_sample(schedule, x_start, t, noise)
 
     def bits(denoise_fn: DenoiseFn) -> Array:
-        return vb_term(
-            schedule,
-            denoise_fn,
-            x_start,
-            x_t,
-            t,
-            prediction_type=prediction_type,
-            variance_type=variance_type,
-            clip_denoised=False,
-        ).bits
+        policy = (prediction_type, variance_type, False)
+        return vb_term(schedule, denoise_fn, x_start, x_t, t, *policy).bits
 
     if loss_type == "vb":
         return bits(denoise_fn)
-    output, values = denoise(schedule, denoise_fn, x_t, t, variance_type=variance_type)
+    output, values = denoise(schedule, denoise_fn, x_t, t, variance_type)
     if prediction_type == "epsilon":
         target = noise
     elif prediction_type == "v_prediction":
@@ -98,7 +98,6 @@ def training_losses(
     mse = mean_over_event(squares)
     if loss_type == "mse":
         return mse
-    assert values is not None
     frozen = jnp.concatenate([lax.stop_gradient(output), values], axis=-1)
     return mse + schedule.num_timesteps / 1000 * bits(lambda x_t, t: frozen)
 

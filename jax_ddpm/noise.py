@@ -14,7 +14,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
-from jax_ddpm._errors import check_between, check_floats, check_key, check_whole
+from jax_ddpm._errors import FieldError, check_between, check_floats, check_key, check_whole
 from jax_ddpm._typing import AnyArray, NoiseFn, Place, PRNGKey, Shape
 
 
@@ -27,9 +27,9 @@ def sample_noise(
     sharding: Place | None = None,
     dtype: Any = float,
 ) -> Array:
-    """Standard normal noise of `shape` for entry `i`, each sample's own whatever the batch."""
+    """Standard normal noise of `shape` for entry `i`; a sample's noise is the same in any batch."""
     if key is None:
-        raise ValueError("key: expected a key, or both x_T and noise_fn, got None")
+        raise FieldError("key", "expected a key, or both x_T and noise_fn, got None")
 
     check_key("key", key)
     check_whole("i", i, 0)
@@ -45,7 +45,7 @@ def sample_noise(
 
 
 def seed_key(seed: int) -> Array:
-    """The typed key of a seed, each another's; below 2**32 it is `jax.random.key(seed)`."""
+    """A typed key for each seed below 2**63; below 2**32 it is `jax.random.key(seed)`."""
     check_between("seed", seed, 0, 2**63 - 1)
     with jax.enable_x64(True):  # or JAX drops the upper half
         return jax.random.key(int(seed))
@@ -58,7 +58,7 @@ def noise_source(
     first_sample: int | Array = 0,
     sharding: Place | None = None,
 ) -> NoiseFn:
-    """`i -> noise` for `x`: the caller's `noise_fn`, or draws of each sample's own."""
+    """`i -> noise` for `x`: the caller's `noise_fn`, or `sample_noise`."""
     options = {"first_sample": first_sample, "sharding": sharding, "dtype": x.dtype}
 
     def draw(i):
@@ -72,11 +72,11 @@ def noise_source(
 
 
 def place(x: Array, sharding: Place | None) -> Array:
-    """Keep `x` where `sharding` says, on a mesh with Auto axes or with Explicit ones."""
+    """Constrain `x` to `sharding`, on a mesh with Auto or Explicit axes."""
     if sharding is None:
         return x
     mesh = jax.sharding.get_abstract_mesh()
-    if isinstance(sharding, NamedSharding):  # that of images is also that of their numbers
+    if isinstance(sharding, NamedSharding):  # given for images, also used for [batch] arrays
         mesh, sharding = sharding.mesh, NamedSharding(sharding.mesh, P(*sharding.spec[: x.ndim]))
     if AxisType.Explicit in mesh.axis_types:
         return jax.device_put(x, sharding)

@@ -22,6 +22,7 @@ from jax.core import Tracer
 from jaxtyping import Array
 
 from jax_ddpm._errors import (
+    FieldError,
     check_between,
     check_choice,
     check_denoiser,
@@ -47,9 +48,9 @@ _SAMPLES = ("state", "x_T", "x_t", "x_start", "x_a", "x_b", "a", "b")
 
 
 def in_float32(function: Callable[P, R]) -> Callable[P, R]:
-    """Computes samples of sixteen bits in float32; the network sees, and results have, sixteen.
+    """Computes samples of sixteen bits in float32; the network's input and the result keep theirs.
 
-    A step of a long chain is less than sixteen bits resolve, and 1/√ᾱ more than float16 holds.
+    Sixteen bits do not resolve a step of a long chain, and float16 overflows at 1/√ᾱ.
     """
 
     @wraps(function)
@@ -80,7 +81,7 @@ def in_float32(function: Callable[P, R]) -> Callable[P, R]:
 
 
 class PMeanVariance(NamedTuple):
-    """Moments of p_θ(x_{t-1} | x_t) and the x_0 they rest on, each in the shape of x_t."""
+    """Moments of p_θ(x_{t-1} | x_t) and their x̂_0, each in the shape of x_t."""
 
     mean: Array
     variance: Array
@@ -89,14 +90,14 @@ class PMeanVariance(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """What one run of the network says: the moments of `PMeanVariance`, and its ε."""
+    """The fields of `PMeanVariance`, and the network's ε, which rules of sampling may need."""
 
     mean: Array
     variance: Array
     log_variance: Array
     pred_xstart: Array
     eps: Array
-    """The network's own: that of x̂_0 before `clip_denoised`."""
+    """From x̂_0 before `clip_denoised`."""
 
 
 def denoise(
@@ -104,50 +105,25 @@ def denoise(
     denoise_fn: DenoiseFn,
     x_t: Sample,
     t: Timestep,
-    *,
     variance_type: VarianceType = "fixed_small",
-) -> tuple[Array, Array | None]:
-    """Run the network at entry `t` of the chain: its output, and the variance channels if learned.
+) -> tuple[Array, Array]:
+    """Run the network at entry `t`: its output, and the channels of a learned variance.
 
-    The network is shown the training timestep `schedule.timesteps[t]`, int32 [batch]. Raises
-    `ValueError` unless the output has the shape of `x_t`, or twice its channels if learned.
+    The network gets the training timestep `schedule.timesteps[t]`, int32 [batch]. Raises
+    `ValueError` unless the output has the shape of `x_t`, with twice its channels if learned.
     """
-    check_schedule(schedule)
     check_denoiser("denoise_fn", denoise_fn)
+    check_floats("x_t", x_t, jnp.shape(x_t))
     check_choice("variance_type", variance_type, get_args(VarianceType))
     check_entries(t, schedule.num_timesteps, jnp.shape(x_t))
-    entries = jnp.broadcast_to(t, jnp.shape(x_t)[:1])
-    x_t = jnp.asarray(x_t)
+    x_t, entries = jnp.asarray(x_t), jnp.broadcast_to(t, jnp.shape(x_t)[:1])
     timesteps = jnp.asarray(schedule.timesteps, jnp.int32)
     output = denoise_fn(x_t, look_up(timesteps, entries, x_t))
-    learned = variance_type not in ("fixed_small", "fixed_large")
     *event, channels = x_t.shape
+    learned = variance_type.startswith("learned")
     check_floats("output of denoise_fn", output, (*event, channels * (1 + learned)))
     output = output.astype(x_t.dtype)
-    if not learned:
-        return output, None
     return output[..., :channels], output[..., channels:]
-
-
-def predict_xstart(
-    schedule: NoiseSchedule,
-    x_t: Sample,
-    t: Timestep,
-    output: Sample,
-    *,
-    prediction_type: PredictionType = "epsilon",
-) -> Array:
-    """x̂_0 from the network's output, by what the network was trained to predict.
-
-    Raises `ValueError` for `"epsilon"` on a schedule of zero terminal SNR: x_t is ε there, and
-    says nothing of x_0.
-    """
-    check_prediction(schedule, prediction_type)
-    if prediction_type == "epsilon":
-        return predict_xstart_from_eps(schedule, x_t, t, output)
-    if prediction_type == "v_prediction":
-        return predict_xstart_from_v(schedule, x_t, t, output)
-    return jnp.asarray(output)
 
 
 @in_float32
@@ -163,24 +139,30 @@ def p_mean_variance(
 ) -> PMeanVariance:
     """Moments of p_θ(x_{t-1} | x_t), Ho et al. eq. 1 with the mean of eq. 7.
 
-    `clip_denoised` clips x̂_0 to [-1, 1], or is the function that x̂_0 goes through. At t = 0,
-    `fixed_small` has variance 0 and the log-variance of entry 1; `fixed_large` takes both from
-    entry 1 (as OpenAI's).
+    `clip_denoised=True` clips x̂_0 to [-1, 1]; a function, such as `dynamic_threshold()`, replaces
+    that clipping. At t = 0, `fixed_small` has variance 0 and the log-variance of entry 1;
+    `fixed_large` takes both from entry 1, as OpenAI's code does.
+
+    >>> schedule = ddpm.make_schedule(ddpm.linear_beta_schedule(1000))
+    >>> x_t, t = jnp.ones((2, 8, 8, 1)), jnp.array([0, 999])
+    >>> p = ddpm.p_mean_variance(schedule, lambda x_t, t: 0.1 * x_t, x_t, t)
+    >>> p.mean.shape, float(p.variance[0].max())
+    ((2, 8, 8, 1), 0.0)
     """
     policy = (prediction_type, variance_type, clip_denoised)
     return PMeanVariance(*predict(schedule, denoise_fn, x_t, t, *policy)[:4])
 
 
 def check_prediction(schedule: NoiseSchedule, prediction_type: PredictionType) -> None:
-    """Raises `ValueError` for ε on a schedule of zero terminal SNR, where that is concrete."""
+    """Raises `FieldError` for an unknown choice, and for ε on a schedule of zero terminal SNR: x_T
+    is ε there, and holds nothing of x_0."""
+    check_schedule(schedule)
     check_choice("prediction_type", prediction_type, get_args(PredictionType))
     table = schedule.alphas_cumprod
     known = prediction_type == "epsilon" and not isinstance(table, Tracer)
     if known and np.asarray(table)[-1] == 0:
-        raise ValueError(
-            "prediction_type: expected 'sample' or 'v_prediction' on a schedule of zero terminal "
-            "SNR, got 'epsilon'"
-        )
+        problem = "expected 'sample' or 'v_prediction' on a schedule of zero terminal SNR"
+        raise FieldError("prediction_type", f"{problem}, got 'epsilon'")
 
 
 def predict(
@@ -193,42 +175,33 @@ def predict(
     clip_denoised: bool | ThresholdFn,
 ) -> Prediction:
     """`p_mean_variance`, and the network's ε."""
+    check_prediction(schedule, prediction_type)
     if not callable(clip_denoised):
         check_choice("clip_denoised", clip_denoised, (True, False))
-    output, values = denoise(schedule, denoise_fn, x_t, t, variance_type=variance_type)
-    pred_xstart = predict_xstart(schedule, x_t, t, output, prediction_type=prediction_type)
-    eps = output
-    if prediction_type != "epsilon":
-        eps = predict_eps_from_xstart(schedule, x_t, t, pred_xstart)
+    output, values = denoise(schedule, denoise_fn, x_t, t, variance_type)
+    if prediction_type == "epsilon":
+        eps, x_start = output, predict_xstart_from_eps(schedule, x_t, t, output)
+    else:
+        is_v = prediction_type == "v_prediction"
+        x_start = predict_xstart_from_v(schedule, x_t, t, output) if is_v else output
+        eps = predict_eps_from_xstart(schedule, x_t, t, x_start)
     if callable(clip_denoised):
-        pred_xstart = clip_denoised(pred_xstart)
+        x_start = clip_denoised(x_start)
     elif clip_denoised:
-        pred_xstart = jnp.clip(pred_xstart, -1, 1)
-    mean, variance, log_variance = q_posterior_mean_variance(schedule, pred_xstart, x_t, t)
-    if variance_type != "fixed_small":
-        log_variance = _log_variance(schedule, log_variance, x_t, t, values, variance_type)
-        variance = jnp.exp(log_variance)
-    return Prediction(mean, variance, log_variance, pred_xstart, eps)
-
-
-def _log_variance(
-    schedule: NoiseSchedule,
-    log_posterior: Array,
-    x_t: Sample,
-    t: Timestep,
-    values: Array | None,
-    variance_type: VarianceType,
-) -> Array:
-    if variance_type == "learned":
-        assert values is not None
-        return values
+        x_start = jnp.clip(x_start, -1, 1)
+    mean, variance, log_variance = q_posterior_mean_variance(schedule, x_start, x_t, t)
+    if variance_type == "fixed_small":
+        return Prediction(mean, variance, log_variance, x_start, eps)
     log_beta = extract(schedule.log_betas, t, x_t)
     if variance_type == "fixed_large":
         first = extract(jnp.arange(schedule.num_timesteps) == 0, t, x_t)
-        return jnp.where(first > 0, log_posterior, log_beta)
-    assert values is not None
-    fraction = (values + 1) / 2
-    return fraction * log_beta + (1 - fraction) * log_posterior
+        log_variance = jnp.where(first > 0, log_variance, log_beta)
+    elif variance_type == "learned":
+        log_variance = values
+    else:
+        fraction = (values + 1) / 2
+        log_variance = fraction * log_beta + (1 - fraction) * log_variance
+    return Prediction(mean, jnp.exp(log_variance), log_variance, x_start, eps)
 
 
 @dataclass(frozen=True)
@@ -263,7 +236,7 @@ class DynamicThreshold:
 
     def __call__(self, x_start: Array) -> Array:
         magnitude = jnp.sort(jnp.abs(x_start).reshape(x_start.shape[0], -1), axis=-1)
-        # Which pixels it lies between is known on the host, to more digits than float32 has.
+        # The position is computed on the host, with more digits than float32 has.
         position = self.quantile * (magnitude.shape[1] - 1)
         low, high = math.floor(position), math.ceil(position)
         between = magnitude[:, low] + (position - low) * (magnitude[:, high] - magnitude[:, low])

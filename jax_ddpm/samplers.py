@@ -1,7 +1,7 @@
 """Update rules: how one entry of the chain becomes the one before it.
 
-A `Sampler` is two pure functions, as an Optax transformation is: `InitFn` and `StepFn`. What there
-is, with x_{t-1} from x_t alone unless it says "multistep":
+A `Sampler` is two pure functions, like an Optax transformation: `InitFn` and `StepFn`. All but the
+multistep rule take x_{t-1} from x_t alone:
 
     ancestral()                    Ho et al. 2020, Algorithm 2: a draw from p_θ
     ddim(eta)                      Song et al. 2021a, eq. 12
@@ -35,7 +35,7 @@ PredictFn = Callable[[Array, Array], Prediction]
 
 
 class InitFn(Protocol):
-    """What a rule remembers between steps, before the first: `()` for a one-step rule."""
+    """The memory of a rule before its first step: `()` for a one-step rule."""
 
     def __call__(self, x_T: Array, /) -> Any:
         """The memory: a pytree of arrays, from the start of the chain."""
@@ -73,7 +73,7 @@ class StepFn(Protocol):
 
 
 class Sampler(NamedTuple):
-    """An update rule as a pair of pure functions; `InitFn` and `StepFn` say what they are given."""
+    """An update rule as a pair of pure functions, an `InitFn` and a `StepFn`."""
 
     init: InitFn
     step: StepFn
@@ -94,8 +94,8 @@ def ancestral() -> Sampler:
 def ddim(eta: float = 0.0, *, use_clipped_model_output: bool = True) -> Sampler:
     """Song et al. 2021a, eq. 12 and 16: deterministic at `eta` 0, Ho et al.'s chain at 1.
 
-    Where x̂_0 is clipped, ε is that of the clipped x̂_0, so that x_t lies on the line through both.
-    Without `use_clipped_model_output` (diffusers' word, and its default) it is the network's own.
+    If x̂_0 is clipped, ε is recomputed from it, so that x_t still mixes the two. With
+    `use_clipped_model_output=False`, diffusers' default, ε stays the network's own.
     """
     check_between("eta", eta, 0, 1)
 
@@ -165,15 +165,14 @@ def dpm_solver_pp(order: Literal[1, 2, 3] = 2, *, stochastic: bool = False) -> S
 def heun(*, max_slope: float = 10.0) -> Sampler:
     """Heun's method of second order, deterministic (Karras et al. 2022, Algorithm 1, S_churn = 0).
 
-    In x̂ = x / √ᾱ and σ̂ = √(1 - ᾱ) / √ᾱ the ODE is dx̂ / dσ̂ = ε. A step is DDIM's, and then its
-    correction by ε at the entry where that lands: two runs of the network. The correction is left
-    out, and its run with it, at the end of the chain (also of one that ends in noise), where there
-    is no such entry; and where σ̂ falls too steeply.
+    In x̂ = x / √ᾱ and σ̂ = √(1 - ᾱ) / √ᾱ the ODE is dx̂ / dσ̂ = ε. A step is DDIM's, corrected by ε at
+    the entry where it lands: two runs of the network. The correction and its run are skipped at the
+    end of the chain, which has no next entry, and where σ̂ falls too steeply.
 
     Args:
       max_slope: the largest √ᾱ' σ̂ with a correction, which multiplies an error of ε by half of it.
-        It is infinite where σ̂ is, and large in the last entries of a cosine schedule. Short steps
-        have less than 1, so the order is 2.
+        This slope is infinite where σ̂ is, and large in the last entries of a cosine schedule. Short
+        steps have less than 1, so the order is 2.
     """
     check_positive(max_slope=max_slope)
 
@@ -202,8 +201,8 @@ def heun(*, max_slope: float = 10.0) -> Sampler:
 def _higher_order(schedule, i, k, A, done, m_0, m_1, m_2=None):
     """k ∫ e^{-k(λ' - s)} (x̂_0(s) - m_0) ds, by the polynomial through m_0, m_1 (and m_2).
 
-    `done` steps were taken. What a case that does not apply would make infinite is replaced
-    before it divides: a NaN that is only selected away still poisons gradients.
+    `done` is the number of steps taken. Divisors of cases that do not apply are replaced before
+    dividing, since a NaN that `where` discards would still poison gradients.
     """
     last = schedule.num_timesteps - 1
     h, h_0, h_1 = (_log_snr_step(schedule, jnp.minimum(i + n, last), m_0) for n in range(3))

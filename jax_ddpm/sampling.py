@@ -10,14 +10,14 @@ The loop holds one state and nothing of the trajectory, and its program does not
 Randomness belongs to the sample (see `noise`): sample `j` at entry `i` draws from
 `fold_in(fold_in(key, first_sample + j), i)`, and its x_T uses `i = T`.
 
-The loop is differentiable. Going back through it recomputes each step from its x_t, so that what
-is kept is T states, not T times the network's activations.
+The loop is differentiable. Its gradient recomputes each step from its x_t, so memory holds T
+states, not T times the network's activations.
 
-`p_sample_loop` is `p_sample_init` and then `p_sample_steps` for all T. Use the two yourself to
-run a long chain in pieces, for a progress bar, say. The random bits are the same, and the result
-is the same within rounding (1e-15 of a pixel in float64, 1e-6 in float32): each piece is a program
-of its own, which the compiler may fuse in its own way. A state of sixteen bits is updated in
-float32, and rounded only at the end of a piece: the network alone sees sixteen bits inside.
+`p_sample_loop` is `p_sample_init` and then `p_sample_steps` for all T. Call the two yourself to run
+a long chain in pieces, for a progress bar for example. The random bits are the same, and the result
+is the same within rounding (1e-15 of a pixel in float64, 1e-6 in float32), since the compiler may
+fuse each piece differently. A state of sixteen bits is updated in float32 and rounded at the end of
+a piece; only the network sees sixteen bits in between.
 
     state = p_sample_init(key, schedule, shape)
     run = jax.jit(lambda state: p_sample_steps(key, schedule, denoise_fn, state, 100))
@@ -71,18 +71,18 @@ def p_sample_loop(
     """Run the whole reverse chain, Ho et al. 2020 Algorithm 2 for the default `ancestral()`.
 
     Args:
-      key: typed key; may be None where `x_T` is given and no noise has to be drawn.
+      key: typed key; may be None with `x_T` if the rest needs no draws.
       schedule: the chain; a `respace`d one runs fewer steps.
       denoise_fn: `(x_t, t) -> output`, with t the training timestep, int32 [batch].
       shape: [batch, height, width, channel] of the result.
-      sampler: the update rule; `ancestral()` where None.
+      sampler: the update rule. Default: `ancestral()`.
       prediction_type, variance_type, clip_denoised: as in `p_mean_variance`.
-      x_T: the start, instead of a draw; the network sees its dtype, which is that of the result.
+      x_T: the start, instead of a draw. The network's input and the result have its dtype.
       noise_fn: `i -> noise` of `shape`, instead of the draws at entry i.
       first_sample: the number of the batch's first sample, which decides its randomness.
-      save_every: also return the states after every so many steps.
-      sharding: where noise is drawn and the state kept. Without it XLA replicates the loop
-        over the devices of a mesh.
+      save_every: also return the state after every `save_every` steps.
+      sharding: of the noise and the state. Without it XLA replicates the loop over the devices of
+        a mesh.
 
     Returns:
       x_0 of `shape`; with `save_every`, `(x_0, states)` with states [T // save_every, *shape],
@@ -91,6 +91,13 @@ def p_sample_loop(
     Raises:
       ValueError: a shape, a choice or `save_every` does not fit, or noise is needed and there
         is neither `key` nor `noise_fn`.
+
+    >>> schedule = ddpm.make_schedule(ddpm.cosine_beta_schedule(1000))
+    >>> chain = ddpm.respace(schedule, ddpm.spaced_timesteps(1000, 10, "trailing"))
+    >>> denoise_fn = lambda x_t, t: 0.1 * x_t  # your network
+    >>> draw = lambda key: ddpm.p_sample_loop(key, chain, denoise_fn, (4, 8, 8, 1))
+    >>> jax.jit(draw)(jax.random.key(0)).shape
+    (4, 8, 8, 1)
     """
     batch: Any = {"sampler": sampler, "first_sample": first_sample, "sharding": sharding}
     policy: Any = {"prediction_type": prediction_type, "variance_type": variance_type}
@@ -122,7 +129,7 @@ def p_sample_init(
 ) -> SampleState:
     """The state before the first step: x_T, drawn from N(0, I) unless given.
 
-    Warns where the chain does not start in noise: see `warn_of_signal`.
+    Warns if the chain does not start in noise: see `warn_of_signal`.
     """
     check_schedule(schedule)
     total = schedule.num_timesteps
@@ -150,7 +157,7 @@ def p_sample_steps(
     first_sample: int | Array = 0,
     sharding: Place | None = None,
 ) -> SampleState:
-    """Take `steps` steps down the chain from `state`; T of them from its start are the whole."""
+    """Take `steps` steps down the chain from `state`; T steps from the start are all of it."""
     check_schedule(schedule)
     rule = _rule(sampler)
     left = schedule.num_timesteps if isinstance(state.i, Tracer) else int(state.i) + 1

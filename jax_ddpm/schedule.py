@@ -24,11 +24,19 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int, Real
 
-from jax_ddpm._errors import FieldError, check_choice, check_schedule, check_whole, described
+from jax_ddpm._errors import (
+    FieldError,
+    FieldTypeError,
+    check_between,
+    check_choice,
+    check_schedule,
+    check_whole,
+    described,
+)
 from jax_ddpm._typing import AnyArray, Shape, Table, Timestep, Weight
 
 _SIGNAL = 0.05
-"""The largest √ᾱ_T that is called noise: Ho et al.'s is 0.006."""
+"""The largest √ᾱ_T that counts as noise; Ho et al.'s is 0.006."""
 
 Spacing = Literal["leading", "trailing", "linspace"]
 _Array = Array | np.ndarray
@@ -116,8 +124,8 @@ def rescale_zero_terminal_snr(betas: Any) -> Betas:
 def make_schedule(betas: Any) -> NoiseSchedule:
     """All tables of the forward process and its posterior, from β of shape [T].
 
-    Raises `ValueError` unless every β lies in (0, 1], and is large enough for 1 - β to be less
-    than 1 in float64. A β of 1, which forgets the image, may only come last.
+    Raises `ValueError` unless every β lies in (0, 1] and 1 - β is below 1 in float64. Only the last
+    β may be 1: it forgets the image.
     """
     betas = _valid(betas)
     alphas_cumprod = np.cumprod(1 - betas)
@@ -182,31 +190,24 @@ def respace(
     """The schedule of the chain that visits only the entries `timesteps` (ascending) of this one.
 
     A strided chain is a shorter chain with β_i = 1 - ᾱ_i / ᾱ_{i-1} over the kept entries
-    (Nichol & Dhariwal 2021, §4): every sampler runs on it unchanged, since "the previous
-    timestep" is always entry i - 1.
+    (Nichol & Dhariwal 2021, §4). Every sampler runs on it unchanged, since "the previous timestep"
+    is always entry i - 1.
 
-    `final_alpha_cumprod` is ᾱ where the chain ends: 1 is the image itself; below it, some noise
-    is left (that of entry 0 is diffusers' `set_alpha_to_one=False` and `"sigma_min"`). Raises
-    `ValueError` unless it lies between ᾱ of the first kept entry and 1.
+    `final_alpha_cumprod` is ᾱ at the end of the chain: 1 is the image itself; a smaller value, not
+    below ᾱ of the first kept entry, leaves some noise (ᾱ_0 is diffusers' `set_alpha_to_one=False`
+    and `"sigma_min"`). Raises `ValueError` for values out of range or not ascending.
+
+    >>> schedule = ddpm.make_schedule(ddpm.linear_beta_schedule(1000))
+    >>> ddpm.respace(schedule, ddpm.spaced_timesteps(1000, 4, "trailing")).timesteps
+    array([249, 499, 749, 999])
     """
     check_schedule(schedule)
     kept = np.asarray(timesteps)
-    if kept.ndim != 1 or kept.size == 0 or not np.issubdtype(kept.dtype, np.integer):
-        raise ValueError(
-            f"timesteps: expected integers [steps], got {described(kept)}; "
-            "spaced_timesteps(T, steps) makes some"
-        )
-    if np.any(np.diff(kept) <= 0):
-        raise ValueError(f"timesteps: expected strictly ascending entries, got {kept}")
-    last = schedule.num_timesteps - 1
-    if kept[0] < 0 or kept[-1] > last:
-        raise ValueError(f"timesteps: expected entries in [0, {last}], got {kept}")
+    check_whole("timesteps", kept, 0, schedule.num_timesteps - 1)
+    if kept.ndim != 1 or not kept.size or np.any(np.diff(kept) <= 0):
+        raise FieldError("timesteps", f"expected ascending entries [steps], got {kept}")
     alphas_cumprod = np.asarray(schedule.alphas_cumprod)[kept]
-    if not alphas_cumprod[0] <= final_alpha_cumprod <= 1:
-        raise ValueError(
-            f"final_alpha_cumprod: expected {alphas_cumprod[0]:.6g} (that of entry {kept[0]}) to "
-            f"1, got {final_alpha_cumprod}"
-        )
+    check_between("final_alpha_cumprod", final_alpha_cumprod, alphas_cumprod[0], 1)
     alphas_cumprod_prev = np.append(final_alpha_cumprod, alphas_cumprod[:-1])
     betas = 1 - alphas_cumprod / alphas_cumprod_prev
     timesteps = np.asarray(schedule.timesteps)[kept]
@@ -218,28 +219,28 @@ def extract(
 ) -> Array:
     """`table[t]` in the dtype of `x`, shaped [batch, 1, 1, …] to meet it.
 
-    Gathered on the device. Out-of-range entries, which JAX would clamp in silence, raise
-    `ValueError` where `t` is concrete.
+    The gather runs on the device. Concrete entries out of range, which JAX would clamp in silence,
+    raise `ValueError`.
     """
     dtype = jnp.result_type(x)
     if not jnp.issubdtype(dtype, jnp.floating):
-        raise TypeError(f"x: expected a floating dtype, got {dtype}")
+        raise FieldTypeError("x", f"expected a floating dtype, got {dtype}")
     check_entries(t, table.shape[0], jnp.shape(x))
     return _aligned(look_up(jnp.asarray(table, dtype=dtype), t, t), x)
 
 
 def look_up(table: Any, index: Any, like: Any, mode: str | None = None) -> Array:
-    """`table[index]`, placed as the first axis of `like` is: a mesh of Explicit axes asks where."""
+    """`table[index]`, sharded as the first axis of `like`: meshes of Explicit axes demand it."""
     sharding = jax.typeof(like).sharding
     placed = NamedSharding(sharding.mesh, P(*sharding.spec[:1]))
     return table.at[index].get(mode=mode, out_sharding=placed)
 
 
 def warn_of_signal(schedule: NoiseSchedule) -> None:
-    """Warns of a chain that starts before all is noise (Lin et al. 2024, §3.1).
+    """Warns if x_T still holds some of the image (Lin et al. 2024, §3.1).
 
-    Its start is drawn from N(0, I), but the network has only seen x_T with √ᾱ_T of an image in it:
-    it takes the mean of the noise, near 0, for the brightness of one.
+    The chain starts from N(0, I), but the network was trained on x_T with √ᾱ_T of an image in it,
+    and reads the image's brightness from the mean of the noise, near 0.
     """
     if isinstance(schedule.sqrt_alphas_cumprod, Tracer):
         return
@@ -266,20 +267,15 @@ def per_sample(name: str, value: Weight, x: Array) -> Array:
 
 
 def _valid(betas: Any) -> Betas:
-    try:
-        values = np.asarray(betas)
-        if values.dtype.kind not in "fiu":
-            raise TypeError
-    except (TypeError, ValueError):
-        expected = "expected an array of shape [timesteps], such as linear_beta_schedule(1000)"
-        raise TypeError(f"betas: {expected}, got {described(betas)}") from None
-    if values.ndim != 1 or values.size == 0:
-        raise ValueError(f"betas: expected shape [timesteps], got {values.shape}")
+    values = np.asarray(betas)
+    if values.dtype.kind not in "fiu" or values.ndim != 1 or not values.size:
+        expected = "expected an array [timesteps], such as linear_beta_schedule(1000)"
+        raise FieldTypeError("betas", f"{expected}, got {described(betas)}")
     values = values.astype(np.float64)
     valid = (1 - values < 1) & (values <= 1) & np.append(values[:-1] < 1, True)
     if not np.all(valid):
         worst = values[np.argmin(valid)]
-        raise ValueError(f"betas: expected values in (0, 1], 1 only at the end, got {worst}")
+        raise FieldError("betas", f"expected values in (0, 1], 1 only at the end, got {worst}")
     return values
 
 
@@ -328,4 +324,4 @@ def _tables(
 def check_entries(t: Any, size: int, x_shape: Shape) -> None:
     check_whole("t", t, 0, size - 1)
     if jnp.shape(t) not in ((), x_shape[:1]):
-        raise ValueError(f"t: expected shape {x_shape[:1]} or (), got {jnp.shape(t)}")
+        raise FieldError("t", f"expected shape {x_shape[:1]} or (), got {jnp.shape(t)}")

@@ -68,6 +68,21 @@ def test_interval_includes_both_ends():
     exact(within(outside, rescale=0.3), CONDITIONAL(X_T, outside))  # nor rescaled
 
 
+def test_outside_the_interval_only_the_conditional_network_runs():
+    ran = []
+
+    def unconditional(x, t):
+        jax.debug.callback(lambda: ran.append(1))
+        return x
+
+    guided = ddpm.classifier_free_guidance(lambda x, t: 2 * x, unconditional, 3.0, interval=(5, 9))
+    x = jnp.ones((2, 4, 4, 1))
+    for t, expected in ([4, 4], 0), ([4, 5], 1), ([10, 10], 1):
+        guided(x, jnp.array(t))
+        jax.effects_barrier()
+        assert len(ran) == expected
+
+
 def test_a_learned_variance_is_the_conditional_one():
     networks = with_variance(CONDITIONAL, 0.25), with_variance(UNCONDITIONAL, -1.0)
     guided = jax.jit(ddpm.classifier_free_guidance(*networks, 3.0, rescale=0.3))(X_T, T)

@@ -144,7 +144,7 @@ def test_zero_terminal_snr_is_finite_and_so_are_gradients(loss_type):
     [
         ({"loss_type": "vb", "weighting": "min_snr"}, "weighting: expected None"),
         ({"loss_type": "hybrid"}, "loss_type: 'hybrid' comes with a learned variance_type"),
-        ({"min_snr_gamma": 0.0}, "min_snr_gamma: expected a number above 0"),
+        ({"min_snr_gamma": 0.0}, "min_snr_gamma: expected more than 0"),
     ],
 )
 def test_choices_that_do_not_fit_are_named(untyped, policy, words):

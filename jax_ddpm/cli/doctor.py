@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_ddpm._extras import install_command
 from jax_ddpm.cli.config import DoctorConfig
 from jax_ddpm.cli.errors import UsageError, naming
 from jax_ddpm.cpu import use_cores
@@ -71,7 +70,7 @@ def _precision() -> str:
 def _parity() -> int:
     """As many comparisons with PyTorch as 20 seconds hold; how many fail."""
     if find_spec("torch") is None or find_spec("diffusers") is None:
-        print(f"parity     not compared: {install_command('parity')}")
+        print('parity     not compared: pip install "jax_ddpm[parity]"')
         return 0
     from jax_ddpm.parity import CASES, run_case
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Int
 
-from jax_ddpm._errors import FieldError
+from jax_ddpm._errors import FieldError, check_key
 from jax_ddpm._typing import Image, Pixels, PRNGKey
 
 Images = Image | Pixels
@@ -64,6 +64,7 @@ def augmentation(image_size: int | None, flip: bool) -> Augment:
 
 
 def _keys(key: PRNGKey, images: Images) -> Array:
+    check_key("key", key)
     if images.ndim != 4:
         raise FieldError("images", f"expected [image, height, width, channel], got {images.shape}")
     return jax.vmap(lambda sample: jax.random.fold_in(key, sample))(jnp.arange(len(images)))

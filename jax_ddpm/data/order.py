@@ -11,7 +11,7 @@ from jax import lax
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Int
 
-from jax_ddpm._errors import check_whole
+from jax_ddpm._errors import check_key, check_whole
 from jax_ddpm._typing import PRNGKey
 
 
@@ -23,6 +23,7 @@ def batch_indices(
     An epoch drops what does not fill a batch. `step` may be traced (the order can live inside
     a scan). Raises `ValueError` if a batch is larger than the data.
     """
+    check_key("key", key)
     check_whole("step", step, 0)
     per_epoch = steps_per_epoch(dataset_size, batch_size)
     order = epoch_order(key, step // per_epoch, dataset_size)

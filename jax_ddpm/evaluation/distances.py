@@ -12,12 +12,12 @@ and so on; of other features they are other figures.
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jax_ddpm._errors import FieldError, check_positive
-from jax_ddpm._typing import AnyArray, Covariance, Mean, Rows
+from jax_ddpm._typing import AnyArray, Rows
 
 _SEED = 2020
 """torch-fidelity's, of its subsets and its order."""
@@ -48,7 +48,7 @@ class PrecisionRecall(NamedTuple):
     """Of the real images, those that generated ones are like."""
 
 
-def frechet_distance(mu_1: Mean, sigma_1: Covariance, mu_2: Mean, sigma_2: Covariance) -> float:
+def frechet_distance(mu_1: Any, sigma_1: Any, mu_2: Any, sigma_2: Any) -> float:
     """Fréchet distance of two Gaussians, squared (Heusel et al. 2017, eq. 6; Dowson & Landau
     1982). FID, where they are those of Inception's 2,048 features of many images.
 

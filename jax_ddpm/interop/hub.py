@@ -5,8 +5,6 @@ import re
 from importlib import import_module
 from pathlib import Path
 
-from jax_ddpm._extras import install_command
-
 
 def is_hub_name(name: str | os.PathLike[str]) -> bool:
     """Whether `name` is "owner/name", and no local folder `owner` exists."""
@@ -25,7 +23,7 @@ def from_hub(name: str, revision: str | None, variant: str | None) -> Path:
     except ImportError:
         raise ImportError(
             f"{name}: no such folder here; if it is a name on Hugging Face's hub: "
-            f"{install_command('hub')}"
+            'pip install "jax_ddpm[hub]"'
         ) from None
 
     def get(*patterns: str) -> Path:

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from jax_ddpm._errors import FieldError, check_positive
-from jax_ddpm._typing import Image, Picture, Pixels
+from jax_ddpm._typing import Image, Pixels
 from jax_ddpm.data import to_bytes
 from jax_ddpm.forward import q_sample
 from jax_ddpm.io.files import new_folder, replacing, write_file
@@ -224,7 +224,7 @@ def save_animation(
     )
 
 
-def save_forward(path: PathLike, schedule: NoiseSchedule, image: Picture) -> None:
+def save_forward(path: PathLike, schedule: NoiseSchedule, image: Any) -> None:
     """Write one image, and the tutorial's white square, at four steps of noise."""
     from matplotlib.figure import Figure
 

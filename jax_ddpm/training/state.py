@@ -18,12 +18,11 @@ from jax_ddpm._errors import (
     check_between,
     check_floats,
     check_key,
-    check_schedule,
     check_whole,
     described,
 )
-from jax_ddpm._typing import Condition, PRNGKey, Sample
-from jax_ddpm.losses import LossType, Weighting, training_losses
+from jax_ddpm._typing import AnyArray, PRNGKey, Sample
+from jax_ddpm.losses import LossType, Weighting, check_loss, training_losses
 from jax_ddpm.reverse import PredictionType, VarianceType, check_prediction
 from jax_ddpm.schedule import NoiseSchedule, warn_of_signal
 
@@ -131,12 +130,12 @@ def make_train_step(
     Many steps in one dispatch are a scan over batches:
     `jax.jit(lambda state, batches: lax.scan(train_step, state, batches), donate_argnums=0)`.
     """
-    check_schedule(schedule)
+    check_prediction(schedule, prediction_type)
     check_apply("apply_fn", apply_fn)
     check_between("label_dropout", label_dropout, 0, 1)
     check_whole("accumulate", accumulate, 1)
     warn_of_signal(schedule)
-    check_prediction(schedule, prediction_type)
+    check_loss(loss_type, weighting, variance_type)
     if ema_decay is None:
         ema_decay = ema_warmup()
     if not callable(ema_decay) and not 0 <= ema_decay < 1:
@@ -228,7 +227,7 @@ def _scaled(x: Any, images: Any) -> Any:
     return (jnp.asarray(x, jnp.float32) - 127.5) / 127.5  # rounded once, as on the host
 
 
-def _dropped(dropped: Array, null_label: Any, condition: Condition) -> Array:
+def _dropped(dropped: Array, null_label: Any, condition: AnyArray) -> Array:
     """The conditions, the null in place of those of samples that are `dropped`."""
     null = np.asarray(null_label)
     if null.shape not in ((), condition.shape[1:]):

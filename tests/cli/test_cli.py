@@ -38,28 +38,26 @@ def here(tmp_path_factory, untrained, write_run, defaults):
         ("train --unet-config no.json", "--unet-config: no.json: expected a JSON file"),
         ("train --seed -1", "--seed: expected values in [0, 922337"),
         ("train --weighting min_snr --loss-type vb", "--weighting: expected None with --loss-type"),
-        ("train --loss-type hybrid", "--loss-type: 'hybrid' comes with a learned --variance"),
         ("train --unet.dropout 1.5", "dropout: expected 0 to 1, below 1, got 1.5"),
         ("train --data grey.npy --batch-size 64", "--batch-size: expected at most 20, the number"),
         ("train --lr 3", "--lr: no such flag of train; did you mean --learning-rate?"),
         ("doctor --xyz", "--xyz: no such flag of doctor; see jax-ddpm doctor --help"),
         ("parity --json no/where.json", "--json: no such folder: no"),
         ("train --data weights.pt", "--data: expected a .npz, a .npy or a folder of pictures"),
+        ("train --init grey.npy", "--init: grey.npy is a file; `jax-ddpm convert`"),
         ("sample --run DIGITS --pretrained empty", "expected --run or --pretrained, and one of"),
         ("sample --pretrained nowhere", "--pretrained: nowhere: expected a folder of diffusers"),
         ("sample --pretrained weights.pt", "one of OpenAI's comes with --openai-flags"),
         ("sample --run DIGITS --openai-flags b", "--openai-flags: comes with --pretrained"),
-        ("sample --run DIGITS --label 10", "--label: expected 0 to 9, got 10"),
+        ("sample --pretrained weights.pt --openai-flags b", "--openai-flags: expected "),
         ("sample --run DIGITS --seed 9223372036854775808", "--seed: expected values in [0, 922337"),
         ("evaluate --run DIGITS --seed -1", "--seed: expected values in [0, 922337"),
         ("sample --run DIGITS --guidance nan", "--guidance: expected a finite number, got nan"),
-        ("train --guidance inf", "--guidance: expected a finite number, got inf"),
         ("train --label-dropout 0 --guidance 2", "--label-dropout 0 trains but one side: expected"),
         ("train --label-dropout 1 --guidance 3", "--label-dropout 1 trains but one side: expected"),
         ("train --data grey.npy --out /proc", "--out: cannot write /proc/grey"),
         ("sample --run DIGITS --out DIGITS", "--out: expected a new or empty folder, got DIGITS"),
         ("sample --run DIGITS --order 3", "--order: comes with --sampler dpm_solver_pp"),
-        ("sample --run DIGITS --out /proc/x.png", "--out: cannot write /proc/x.png: "),
         ("convert nowhere x --to run", "SOURCE: no such file or folder: nowhere"),
         ("convert weights.pt x --to run", "SOURCE: weights.pt is a pickle, which"),
         ("convert SIMPLE x --to diffusers", "--to diffusers: model: expected a UNet, got SimpleU"),
@@ -70,9 +68,9 @@ def here(tmp_path_factory, untrained, write_run, defaults):
         ("export --run DIGITS --out x.bin", "--out: expected a .jaxexport, got x.bin"),
         ("evaluate", "expected --run, --pretrained or --samples, and one of them only"),
         ("evaluate --run DIGITS --json empty", "--json: expected a file, got the folder empty"),
+        ("evaluate --run DIGITS --out .", "--out: expected a new or empty folder, got ."),
         ("evaluate --run DIGITS --num 0", "--num: expected more than 0, since no images"),
         ("evaluate --run DIGITS --samples grey.npy", "--run: cannot be given with --samples"),
-        ("evaluate --samples grey.npy --steps 3", "--steps: "),
         ("evaluate --samples grey.npy --num 21", "--num: expected at most 20, the samples"),
         ("evaluate --samples rgb.npy", "--dataset: digits cannot be prepared as the samples are"),
         ("evaluate --samples rgb.npy --data rgb.npy --inception w.pth",
@@ -94,11 +92,10 @@ def test_a_missing_package_names_its_extra(here, capsys, monkeypatch):
     code = "import sys; sys.modules['tyro'] = None\nfrom jax_ddpm.__main__ import main; main()"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     monkeypatch.setitem(sys.modules, "flatbuffers", None)
-    monkeypatch.setattr(sys, "argv", ["jax-ddpm", "export", "--run", "DIGITS"])
-    monkeypatch.chdir(here)
-    with pytest.raises(SystemExit) as stop:
+    monkeypatch.setattr(sys, "argv", ["jax-ddpm", "export", "--run", f"{here}/DIGITS"])
+    with pytest.raises(SystemExit, match="2"):
         main()
-    assert (result.returncode, stop.value.code) == (2, 2)
+    assert result.returncode == 2
     for said, package in ((result.stderr, "tyro>=1.0"), (capsys.readouterr().err, "flatbuffers>=")):
         assert said.startswith(f"jax-ddpm: this command needs {package.partition('>')[0]}: pip ins")
         assert f'"{package}' in said and len(said.splitlines()) == 1

@@ -1,6 +1,7 @@
-"""`jax-ddpm evaluate`: what it prints and writes, of runs and of samples."""
+"""`jax-ddpm evaluate`: what it prints and writes."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -20,10 +21,8 @@ def test_samples_get_a_table_and_figures(jax_ddpm_here, tmp_path):
     command = ["evaluate", "--samples", "x.npz", "--json", "figures.json"]
     result = jax_ddpm_here(*command, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    lines = result.stdout.splitlines()
-    title = next(line for line in lines if "samples" in line and "real images" in line)
-    (row,) = [line for line in lines if line.startswith("Fréchet distance (classifier)")]
-    assert title.index("samples") < title.index("real images") and len(row.split()) == 5
+    assert re.search(r"samples +real images\n", result.stdout)
+    assert re.search(r"\nFréchet distance \(classifier\) +[\d.]+ +[\d.]+\n", result.stdout)
     assert "so no FID" in result.stdout and "are what was asked for, by an SVC" in result.stdout
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert (figures["num"], figures["samples"]) == (20, "x.npz")
@@ -42,7 +41,6 @@ def test_a_run_is_measured_and_its_samples_are_kept(untrained, jax_ddpm_here, tm
     assert "bits per dimension at most" in result.stdout
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert 0 <= figures["agreement"] <= 1 and figures["steps"] == 2 and figures["judged"] == 12
-    assert figures["recipe"]["scored"].startswith("4 images of ")
     result = jax_ddpm_here(*command, "--seed", "1", cwd=tmp_path)
     assert "12 samples are in kept already" in result.stdout
     assert result.returncode == 2 and "--out: kept holds other samples: seed was" in result.stderr

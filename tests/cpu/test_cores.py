@@ -54,6 +54,5 @@ print(jax.device_count(), os.environ == before)
 """
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     del environment["JAX_NUM_CPU_DEVICES"]
-    command = [sys.executable, "-c", code]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert result.stdout == "3 True\n"
+    output = subprocess.check_output([sys.executable, "-c", code], env=environment, text=True)
+    assert output == "3 True\n"

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-CLASSES = ("bright", "dark", "striped ones")
 MODES = {
     "png": ("L", "RGB", "RGBA", "LA", "P", "transparent P", "1", "I;16"),
     "jpg": ("L", "RGB", "CMYK", *(f"turned {k}" for k in range(1, 9))),
@@ -33,24 +32,34 @@ def write_files():
                 (path / name).write_bytes(data)
         elif suffix == ".zip":
             with zipfile.ZipFile(path, "w") as archive:
-                archive.mkdir("cats")
                 for name, data in files.items():
                     member = zipfile.ZipInfo(name)
                     member.external_attr = 0o120777 << 16 if isinstance(data, str) else 0
                     archive.writestr(member, data, zipfile.ZIP_DEFLATED)
         else:
             with tarfile.open(path, f"w:{re.search('gz|bz2|xz|$', suffix)[0]}") as archive:
-                for name, data in {"cats": "", **files}.items():
+                for name, data in files.items():
                     member = tarfile.TarInfo(name)
                     if isinstance(data, str):
-                        link = tarfile.LNKTYPE if "hard" in name else tarfile.SYMTYPE
-                        member.type, member.linkname = link if data else tarfile.DIRTYPE, data
-                        data = b""
+                        member.type = tarfile.LNKTYPE if "hard" in name else tarfile.SYMTYPE
+                        member.linkname, data = data, b""
                     member.size = len(data)
                     archive.addfile(member, io.BytesIO(data))
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def zoo(tmp_path_factory):
+    """A folder of 105 pictures, three of each kind, in three subfolders and deeper ones."""
+    folder, rng = tmp_path_factory.mktemp("zoo"), np.random.default_rng(0)
+    modes = [(end, mode) for end in MODES for mode in MODES[end]]
+    for number, (end, mode) in enumerate(modes * 3):
+        place = folder / ("bright", "dark", "striped ones")[number % 3] / ("deeper" * (number % 2))
+        place.mkdir(parents=True, exist_ok=True)
+        save_picture(rng, mode, place / f"{number:03} {mode.replace(';', '')}.{end}")
+    return folder
 
 
 def save_picture(rng, mode, path):
@@ -71,27 +80,3 @@ def save_picture(rng, mode, path):
     else:
         picture = picture.convert(mode)
     picture.save(path, **options)
-
-
-def write_pictures(folder, of_each):
-    """In three subfolders and deeper ones."""
-    rng, modes = np.random.default_rng(0), [(end, mode) for end in MODES for mode in MODES[end]]
-    for number, (end, mode) in enumerate(modes * of_each):
-        place = folder / CLASSES[number % 3] / ("deeper" if number % 2 else "")
-        place.mkdir(parents=True, exist_ok=True)
-        save_picture(rng, mode, place / f"{number:03} {mode.replace(';', '')}.{end}")
-    (folder / "bright" / ".hidden.png").write_bytes(b"not a picture")
-    (folder / "bright" / "notes.txt").write_text("not a picture")
-    return folder
-
-
-@pytest.fixture(scope="session")
-def few(tmp_path_factory):
-    """A folder of 35 pictures, one of each kind."""
-    return write_pictures(tmp_path_factory.mktemp("few"), 1)
-
-
-@pytest.fixture(scope="session")
-def zoo(tmp_path_factory):
-    """A folder of 315 pictures, nine of each kind."""
-    return write_pictures(tmp_path_factory.mktemp("zoo"), 9)

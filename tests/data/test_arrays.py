@@ -22,14 +22,22 @@ def load(folder, **arrays):
     return load_dataset(folder / "x.npz")
 
 
-def test_bytes_stay_bytes_and_labels_may_stand_in_a_column(tmp_path):
-    labels = np.array([3, 1, 2, 1, 0])
-    for column in (labels, labels[:, None]):
-        data = load(tmp_path, x=BYTES, y=column)
-        np.testing.assert_array_equal(data.images, BYTES[..., None], strict=True)
-        np.testing.assert_array_equal(data.labels, labels)
+# An array of images and one of labels, Keras' names, others, and MedMNIST's.
+PARTS = ["x y", "x_train y_train x_test y_test", "Xtrain ytrain testX testY"]
+PARTS += ["train_images train_labels val_images val_labels test_images test_labels"]
+
+
+@pytest.mark.parametrize("names", PARTS)
+def test_bytes_stay_bytes_and_of_the_parts_of_a_file_the_training_is_read(tmp_path, names):
+    labels = np.array([[1], [0], [2], [1], [0]], np.uint8)
+    first, second, *others = names.split()
+    rest = {name: (BYTES[:2] // 2, labels[:2])[k % 2] for k, name in enumerate(others)}
+    data = load(tmp_path, **rest, **{first: BYTES, second: labels})
+    np.testing.assert_array_equal(data.images, BYTES[..., None], strict=True)
     np.testing.assert_array_equal(to_float(data.images[..., 0]), (BYTES / 127.5 - 1).astype("f4"))
-    assert "no pixel is above 1 of 255" in load(tmp_path, x=BYTES % 2).notes[0]
+    assert data.labels.tolist() == [1, 0, 2, 1, 0] and data.class_names is None
+    said = f"other parts of the data, left out: {', '.join(others)}"
+    assert data.notes == ((said,) if others else ())
 
 
 REFUSED = {
@@ -37,9 +45,9 @@ REFUSED = {
     "an integer label for each of 5 images .* int64.4.": {"y": np.zeros(4, int)},
     "an integer label for each of 5 images .* float64.5.": {"y": np.zeros(5)},
     "labels from 0 .*, got -1": {"y": np.arange(5) - 1},
+    "Object arrays": {"y": np.array([{}] * 5)},
     r"one picture, got \[8, 8, 3\]": {"x": np.zeros((8, 8, 3))},
     r"one picture, got \[3, 8, 8\]": {"x": BYTES[:3]},
-    r"one picture, got \[64, 64, 1\]": {"x": np.zeros((64, 64, 1), "u1")},
     r"one image or more, .* got \[0, 8, 8\]": {"x": BYTES[:0]},
     r"1 to 4 channels last, got \[5, 3, 8, 8\]": {"x": np.zeros((5, 3, 8, 8), "u1")},
     "uint8 or float images, got int64": {"x": BYTES.astype(int)},
@@ -50,19 +58,11 @@ REFUSED = {
 
 @pytest.mark.parametrize("problem", REFUSED)
 def test_what_is_not_understood_is_named(tmp_path, problem):
-    with pytest.raises(FieldError, match=f"^data: expected .*{problem}"):
+    with pytest.raises(FieldError, match=f"^data: .*{problem}"):
         load(tmp_path, **{"x": BYTES, **REFUSED[problem]})
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_a_rounding_does_not_change_what_pixels_mean(tmp_path, dtype):
-    pixels = np.linspace(0, 1, 128, dtype=dtype).reshape(2, 8, 8)
-    pixels[:, 3, 3] = -1e-7, 1 + 1.2e-7
-    data = load(tmp_path, x=pixels)
-    expected = (2 * np.clip(pixels, 0, 1) - 1)[..., None]
-    np.testing.assert_allclose(data.images, expected, atol=1e-6)
-    assert np.max(np.abs(data.images)) == 1
-    assert data.notes[0].startswith("pixels in [0, 1], since none is below 0")
+    if "y" in REFUSED[problem]:
+        data = load_dataset(tmp_path / "x.npz", Preparation(labels="none"))
+        assert data.labels is None and data.images.shape == (5, 8, 8, 1)
 
 
 @pytest.mark.slow
@@ -87,7 +87,6 @@ def test_rows_of_a_large_file_are_those_of_the_array(tmp_path, monkeypatch, orde
     for index in (np.array([[3, 3], [0, 4]]), 2, slice(1, 3), slice(None)):
         np.testing.assert_array_equal(rows[index], BYTES[..., None][index])
     assert (rows.shape, rows.dtype, len(rows)) == ((5, 8, 8, 1), np.uint8, 5)
-    assert rows[0].flags.writeable
     if order == "C":
         os.truncate(tmp_path / "x.npy", os.path.getsize(tmp_path / "x.npy") - 63)
         np.testing.assert_array_equal(rows[3], BYTES[3, ..., None])
@@ -102,8 +101,8 @@ def test_samples_of_ours_are_read_as_their_bytes_say(tmp_path, low, high, dtype)
     save_samples(tmp_path / "x.npz", images)
     saved, data = dict(np.load(tmp_path / "x.npz")), load_dataset(tmp_path / "x.npz")
     np.testing.assert_allclose(to_bytes(data.images), saved["arr_0"], atol=dtype == np.float16)
-    (drawn,) = open_samples(tmp_path / "x.npz").batches()
-    np.testing.assert_array_equal(drawn, to_bytes(data.images))
+    samples = open_samples(tmp_path / "x.npz")
+    np.testing.assert_array_equal(*samples.batches(), to_bytes(data.images))
     assert np.max(np.abs(data.images)) <= 1
     assert ("beyond [-1, 1], clipped" in data.notes[0]) == (high > 1)
     with pytest.raises(FieldError, match="data: expected arr_0 to hold the samples as bytes"):
@@ -112,12 +111,14 @@ def test_samples_of_ours_are_read_as_their_bytes_say(tmp_path, low, high, dtype)
 
 def test_a_range_is_set_or_said(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    light = np.random.default_rng(0).uniform(0.2, 0.9, (4, 8, 8, 1)).astype(np.float32)
+    light = np.random.default_rng(0).uniform(0.2, 0.9, (4, 8, 8, 1))
+    light[:2, 3, 3, 0] = -1e-7, 1 + 1.2e-7  # roundings
     for name, pixels in (("light", light), ("dark", -light), ("far", 3 * light)):
         np.save(tmp_path / f"{name}.npy", pixels)
     for given, expected in ((None, 2 * light - 1), ("unit", 2 * light - 1), ("signed", light)):
         data = load_dataset("~/light.npy", Preparation(range=given))
         np.testing.assert_allclose(data.images, expected, atol=1e-6)
+        assert np.max(np.abs(data.images)) == 1
         assert data.preparation.range == (given or "unit")  # what else a run reads is read so
         assert ("none is below 0" in data.notes[0]) == (given is None)
         samples = open_samples("~/light.npy", given)
@@ -128,33 +129,7 @@ def test_a_range_is_set_or_said(tmp_path, monkeypatch):
             load_dataset(tmp_path / f"{name}.npy", Preparation(range=given))
     with pytest.raises(FieldError, match="samples: expected pixels in .* as range='unit' says"):
         evaluate_samples(tmp_path / "dark.npy", load_dataset("digits"), range="unit")
-
-
-PARTS = """x_train y_train x_test y_test
-train_images train_labels val_images val_labels test_images test_labels
-X_TRAIN Y_TRAIN X_VAL Y_VAL
-trainX trainY testX testY
-Xtrain ytrain Xtest ytest"""
-
-
-@pytest.mark.parametrize("names", PARTS.splitlines())  # those of Keras, MedMNIST and others
-def test_of_the_parts_of_a_file_the_training_is_read(tmp_path, names):
-    labels = np.array([[1], [0], [2], [1], [0]], np.uint8)
-    first, second, *others = names.split()
-    rest = {name: (BYTES[:2] // 2, labels[:2])[k % 2] for k, name in enumerate(others)}
-    data = load(tmp_path, **rest, **{first: BYTES, second: labels})
-    np.testing.assert_array_equal(data.images[..., 0], BYTES)
-    assert data.labels.tolist() == [1, 0, 2, 1, 0] and data.class_names is None
-    assert data.notes == (f"other parts of the data, left out: {', '.join(others)}",)
-
-
-@pytest.mark.parametrize("labels", [np.eye(5), np.zeros(4, int), np.array([{}] * 5), list("abcde")])
-def test_labels_that_cannot_be_used_are_left_out_when_asked(tmp_path, labels):
-    with pytest.raises(FieldError, match="^data: "):
-        load(tmp_path, x=BYTES, y=labels)
-    data = load_dataset(tmp_path / "x.npz", Preparation(labels="none"))
-    assert data.labels is None and data.images.shape == (5, 8, 8, 1)
-    assert "labels are left out, as asked" in data.notes
+    assert "no pixel is above 1 of 255" in load(tmp_path, x=BYTES % 2).notes[0]
 
 
 @pytest.mark.parametrize("labels", [[1, 2, 3, 10, 2], [0, 1, 100_000, 1, 0], [2**40, 7, 7, 7, 9]])

@@ -1,6 +1,5 @@
 """The same files, whether in a folder, a zip or a tar."""
 
-import gzip
 import os
 import re
 import tarfile
@@ -10,14 +9,8 @@ import pytest
 
 from jax_ddpm.data.files import ARCHIVES, open_files
 
-FILES = {
-    "b.txt": b"text",
-    "cats/10.png": b"ten",
-    "cats/9.png": b"nine" * 1000,
-    "cats/old/1.png": b"",
-    "cats-2/1.png": b"dash",
-    "dögs/ü.png": b"umlauts",
-}
+FILES = {"b.txt": b"text", "cats/10.png": b"ten", "cats/9.png": b"nine" * 1000}
+FILES |= {"cats/old/1.png": b"", "cats-2/1.png": b"dash", "dögs/ü.png": b"umlauts"}
 HIDDEN = [".a", "cats/.DS_Store", ".git/x.png", "__MACOSX/cats/._1.png", "cats/__MACOSX/1.png"]
 
 
@@ -26,9 +19,8 @@ def test_every_kind_holds_the_same(tmp_path, name, write_files):
     reversed_names = dict(reversed(FILES.items()))
     path = write_files(tmp_path / name, reversed_names | dict.fromkeys(HIDDEN, b"hidden"))
     files = open_files(str(path))
-    assert files.path == path and files.names == tuple(FILES)
-    as_they_lie = reversed_names if path.suffix else FILES
-    assert list(files.stream()) == list(as_they_lie.items())
+    assert files.names == tuple(FILES)
+    assert [*files.stream()] == [*(reversed_names if path.suffix else FILES).items()]
     assert dict(files.stream(["dögs/ü.png", "b.txt"] * 2)).keys() == {"b.txt", "dögs/ü.png"}
     for unknown in ("c.txt", "../x", "cats/.DS_Store", "cats"):
         with pytest.raises(ValueError, match=re.escape(f"no file {unknown} in {path}")):
@@ -79,27 +71,14 @@ def test_links_in_a_folder_are_followed_once(tmp_path, write_files):
 def test_damaged_archives_are_named_in_one_line(tmp_path, suffix, damage, write_files):
     path = write_files(tmp_path / f"x{suffix}", {f"{n}.png": os.urandom(5000) for n in range(20)})
     content = bytearray(path.read_bytes())
-    # A tar has no checksums of what lies in it, only of names.
-    flipped = content.index(b"7.png") if suffix == ".tar" else len(content) // 2
-    if damage == "flip":
-        content[flipped] ^= 16
+    if damage == "flip":  # a tar has no checksums of what lies in it, only of names
+        content[content.index(b"7.png") if suffix == ".tar" else len(content) // 2] ^= 16
     # A tar that is not compressed ends with 10,240 bytes at most, which say nothing.
     cut = {"flip": 0, "end": 12_000 if suffix == ".tar" else 4, "empty": len(content)}[damage]
     path.write_bytes(content[: len(content) - cut])
     with pytest.raises(ValueError, match=f"^cannot read .*{re.escape(str(path))}: [^\n]+$"):
         files = open_files(path)
         files.read_all(files.names)  # a zip says it here
-
-
-@pytest.mark.parametrize("pack", [bytes, gzip.compress])
-def test_a_tar_with_a_damaged_header_does_not_end_there(tmp_path, write_files, pack):
-    path = write_files(tmp_path / "x.tar", {"1": b"1", "2": b"2"})
-    content = bytearray(path.read_bytes())
-    start = content.index(b"2" + bytes(99))
-    content[start] ^= 1
-    path.write_bytes(pack(bytes(content)))  # what it is packed with shows inside
-    with pytest.raises(ValueError, match=f"x.tar: expected a header at byte {start}"):
-        open_files(path)
 
 
 def test_a_tar_that_was_cut_since_and_sparse_files_are_named(tmp_path, write_files):

@@ -1,7 +1,6 @@
 """Figures from features: torch-fidelity's on the same features, closed forms, SciPy.
 
-The figures were computed by torch-fidelity 0.4.0 (`fid_statistics_to_metric`,
-`kid_features_to_metric`, `isc_features_to_metric`, `prc_features_to_metric`, with its defaults
+The figures were computed by torch-fidelity 0.4.0 (its functions `*_to_metric`, with defaults
 unless something is said), which imports torchvision and so is no package of these tests.
 """
 
@@ -22,18 +21,12 @@ from jax_ddpm.evaluation.distances import InceptionScores
 RANDOM = np.random.default_rng(0)
 MIX = RANDOM.standard_normal((32, 32)) / np.sqrt(32)
 X = np.maximum(RANDOM.standard_normal((1200, 32)) @ MIX, 0)
+FEW = {"subsets": 10, "subset_size": 50}
 Y = np.maximum(0.1 + 0.9 * RANDOM.standard_normal((1100, 32)) @ MIX, 0)
 
 
 def frechet(x, y):
-    one, other = statistics(x), statistics(y)
-    return frechet_distance(one.mu, one.sigma, other.mu, other.sigma)
-
-
-def test_frechet_distance_is_torch_fidelitys():
-    assert frechet(X, Y) == pytest.approx(0.16267167556366502, rel=1e-6)
-    # Fewer samples than features: singular covariances.
-    assert frechet(X[:20], Y[:25]) == pytest.approx(6.9414359813226145, rel=1e-6)
+    return frechet_distance(*statistics(x)[1:], *statistics(y)[1:])
 
 
 def test_frechet_distance_by_scipys_square_root_and_in_closed_form():
@@ -50,33 +43,31 @@ def test_frechet_distance_by_scipys_square_root_and_in_closed_form():
     assert frechet_distance(mu, one, 0 * mu, other) == pytest.approx(5 + 4 + 2.25, rel=1e-12)
 
 
-def test_kernel_distance_is_torch_fidelitys():
-    few = (-0.001975110112102074, 0.012471694974378332)
-    assert kernel_distance(X, Y, subsets=10, subset_size=50) == pytest.approx(few, rel=1e-9)
-    usual = (0.00162388397431378, 0.00044016471015564094)
-    assert kernel_distance(X, Y) == pytest.approx(usual, rel=1e-9)
+@pytest.mark.parametrize(
+    ("found", "expected", "rel"),
+    [
+        (lambda: frechet(X, Y), 0.16267167556366502, 1e-6),
+        # Fewer samples than features: singular covariances.
+        (lambda: frechet(X[:20], Y[:25]), 6.9414359813226145, 1e-6),
+        (lambda: kernel_distance(X, Y), (0.00162388397431378, 0.00044016471015564094), 1e-9),
+        (lambda: kernel_distance(X, Y, **FEW), (-0.001975110112102074, 0.012471694974378332), 1e-9),
+        (lambda: inception_score(4 * X), (8.450509689583127, 0.3908754216285297), 1e-6),
+        (lambda: inception_score(4 * X, splits=3).mean, 8.77598410405962, 1e-6),
+        (lambda: precision_recall(Y, X), (0.7833333611488342, 0.8681818246841431), 1e-6),
+        (lambda: precision_recall(Y, X, 5), (0.8583333492279053, 0.9272727370262146), 1e-6),
+    ],
+)
+def test_figures_are_torch_fidelitys(found, expected, rel):
+    assert found() == pytest.approx(expected, rel=rel)
 
 
 def test_kernel_distance_of_all_samples_by_its_definition():
-    """Sums over pairs, Bińkowski et al. 2018, eq. 4, each pair by itself."""
+    """Sums over pairs of different samples, Bińkowski et al. 2018, eq. 4."""
     x, y = X[:5], Y[:5]
-
-    def kernel(one, other):
-        return (np.dot(one, other) / 32 + 1) ** 3
-
-    within = [
-        np.mean([kernel(a, b) for i, a in enumerate(each) for j, b in enumerate(each) if i != j])
-        for each in (x, y)
-    ]
-    between = np.mean([kernel(a, b) for a in x for b in y])
-    assert kernel_distance(x, y).mean == pytest.approx(sum(within) - 2 * between, rel=1e-9)
-
-
-def test_inception_score_is_torch_fidelitys():
-    score = inception_score(4 * X)
-    assert score.mean == pytest.approx(8.450509689583127, rel=1e-6)
-    assert score.std == pytest.approx(0.3908754216285297, rel=1e-6)
-    assert inception_score(4 * X, splits=3).mean == pytest.approx(8.77598410405962, rel=1e-6)
+    kernel = lambda one, other: (np.einsum("if,jf->ij", one, other) / 32 + 1) ** 3
+    within = sum(kernel(each, each)[~np.eye(5, dtype=bool)].mean() for each in (x, y))
+    expected = within - 2 * kernel(x, y).mean()
+    assert kernel_distance(x, y).mean == pytest.approx(expected, rel=1e-9)
 
 
 def test_inception_score_in_closed_form_and_in_batches():
@@ -89,13 +80,6 @@ def test_inception_score_in_closed_form_and_in_batches():
     for first in range(0, len(x), 77):
         scores.add(x[first : first + 77])
     assert scores.score == pytest.approx(inception_score(x), rel=1e-12)
-
-
-def test_precision_and_recall_are_torch_fidelitys():
-    three = (0.7833333611488342, 0.8681818246841431)
-    assert precision_recall(Y, X) == pytest.approx(three, rel=1e-6)
-    five = (0.8583333492279053, 0.9272727370262146)
-    assert precision_recall(Y, X, 5) == pytest.approx(five, rel=1e-6)
 
 
 def test_precision_and_recall_of_points_on_a_line():
@@ -118,17 +102,14 @@ def test_nearest_distances():
     assert (nearest_distances(copies, X) < 1e-6).tolist() == [True] * 3 + [False] * 3
 
 
-ONE = statistics(X)
-WRONG = {
-    "x: expected finite numbers": lambda: kernel_distance(np.where(X > 2, np.nan, X), Y),
-    "generated: expected 32 features, as real, got 31": lambda: precision_recall(X, Y[:, 1:]),
-    "mu_2: expected 32": lambda: frechet_distance(*ONE[1:], ONE.mu[1:], ONE.sigma[1:, 1:]),
-    "sigma_2: exp.* symmetric": lambda: frechet_distance(*ONE[1:], ONE.mu, np.triu(ONE.sigma)),
-}
-
-
 @pytest.mark.usefixtures("untyped")
-@pytest.mark.parametrize("problem", WRONG)
-def test_what_does_not_fit_is_named(problem):
-    with pytest.raises(ValueError, match=problem):
-        WRONG[problem]()
+def test_what_does_not_fit_is_named():
+    _, mu, sigma = statistics(X)
+    for problem, call in {
+        "x: expected finite numbers": lambda: kernel_distance(np.where(X > 2, np.nan, X), Y),
+        "generated: expected 32 features, as real, got 31": lambda: precision_recall(X, Y[:, 1:]),
+        "mu_2: expected 32": lambda: frechet_distance(mu, sigma, mu[1:], sigma[1:, 1:]),
+        "sigma_2: exp.* symmetric": lambda: frechet_distance(mu, sigma, mu, np.triu(sigma)),
+    }.items():
+        with pytest.raises(ValueError, match=problem):
+            call()

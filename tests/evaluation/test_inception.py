@@ -1,8 +1,7 @@
 """Features of FID's Inception, against torch-fidelity's.
 
-`inception/` holds features that torch-fidelity's network, with the seeded weights below, gave in
-float64, rounded to float32: `features.npz` of four images of 32×32, and `other_sizes.npz`
-(torch-fidelity 0.4.0) of the image that `picture` makes for each size.
+`inception/` holds what torch-fidelity 0.4.0, with the seeded weights below, gave in float64,
+rounded to float32: of four images of 32×32, and of what `picture` makes for each other size.
 """
 
 import json
@@ -55,10 +54,6 @@ def network(path):
     return load_inception(path)
 
 
-def slow(*each):
-    return pytest.param(*each, marks=pytest.mark.slow)
-
-
 def picture(height, width):
     """Sixteen colours and noise, uint8 [1, height, width, 3]."""
     random = np.random.default_rng(1000 * height + width)
@@ -68,7 +63,7 @@ def picture(height, width):
 
 
 def check(got, expected, tolerance, dtype=np.float32):
-    assert tuple(sorted(got)) == tuple(sorted(NAMES))
+    assert sorted(got) == sorted(NAMES)
     for name in NAMES:
         assert got[name].dtype == dtype and got[name].shape == expected[name].shape
         error = np.abs(np.asarray(got[name], np.float64) - expected[name]).max()
@@ -80,7 +75,10 @@ def test_features_are_torch_fidelitys(path):
     check(load_inception(path, dtype="float64")(known["images"]), known, 1e-6, np.float64)
 
 
-@pytest.mark.parametrize("size", [slow("8x8"), slow("48x64"), slow("299x299"), "300x413"])
+SLOW = [pytest.param(size, marks=pytest.mark.slow) for size in ("8x8", "48x64", "299x299")]
+
+
+@pytest.mark.parametrize("size", [*SLOW, "300x413"])
 def test_of_other_sizes_too(network, size):
     """Enlarged, as it is, and made smaller without averaging."""
     parts = np.split(np.load(HERE / "other_sizes.npz")[size][None], ENDS, axis=1)
@@ -102,8 +100,6 @@ def test_what_is_missing_or_foreign_is_named(tmp_path, monkeypatch):
     published = "weights-inception-2015-12-05-6726825d.pth"
     with pytest.raises(ValueError, match=f"path: expected a file, got none: .*{published}"):
         load_inception()
-    with pytest.raises(ValueError, match=f"path: no such file: .*nowhere.*{published}"):
-        load_inception(tmp_path / "nowhere.pth")
     file = tmp_path / "x.safetensors"
     for tensors, problem in (
         ({}, "not FID's Inception: expected a tensor Conv2d_1a_3x3.bn.bias, got none"),
@@ -112,9 +108,6 @@ def test_what_is_missing_or_foreign_is_named(tmp_path, monkeypatch):
         save_tensors(file, tensors)
         with pytest.raises(ValueError, match=f"x.safetensors .*{problem}"):
             load_inception(file)
-    file.write_bytes(b"no weights")
-    with pytest.raises(ValueError, match="expected a safetensors file, got a damaged one"):
-        load_inception(file)
 
 
 def test_other_images_are_refused(network):

@@ -32,16 +32,11 @@ def load_and_look(path):
         assert images.ndim == 4 and (images.dtype == np.uint8 or np.max(np.abs(images)) <= 1)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "diffusers/unet/config.json",
-        "diffusers/scheduler/scheduler_config.json",
-        "diffusers/unet/diffusion_pytorch_model.safetensors",
-        "x.npy",
-        "x.npz",
-    ],
-)
+FILES = "diffusers/unet/config.json", "diffusers/scheduler/scheduler_config.json"
+FILES += "diffusers/unet/diffusion_pytorch_model.safetensors", "x.npy", "x.npz"
+
+
+@pytest.mark.parametrize("name", FILES)
 def test_an_edited_file_is_named_or_makes_sense(untyped, folder, name):
     """Bytes put in, taken away or changed at a few places."""
     path = folder / name

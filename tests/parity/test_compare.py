@@ -43,67 +43,49 @@ class Flax(nn.Module):
         return nn.Conv(3, (3, 3), padding=1, name="conv_out")(h)
 
 
-@pytest.fixture(scope="module")
-def module():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return Torch()
+with torch.random.fork_rng():
+    torch.manual_seed(0)
+    MODULE = Torch()
+convert = partial(layers_from_torch, kinds=layer_kinds(MODULE))
 
 
-@pytest.fixture
-def convert(module):
-    return partial(layers_from_torch, kinds=layer_kinds(module))
-
-
-@pytest.fixture
-def output_and_gradients(module, convert):
+def output_and_gradients(apply_fn):
     """The two rows, for another function on the JAX side."""
     options = {"adam_steps": 0, "chain": False, "dtypes": ("float64",)}
-    return lambda apply_fn: compare(module, apply_fn, convert, (X, T), **options).rows
+    return compare(MODULE, apply_fn, convert, (X, T), **options).rows
 
 
-def test_a_network_that_is_the_same_passes(module, convert):
+def test_a_network_that_is_the_same_passes():
     """In float64, although x64 is off outside: rounding is 1e-14, not 1e-7. The README's example
     compares in float32 too."""
     assert jnp.ones(1, float).dtype == jnp.float32
-    report = compare(module, Flax().apply, convert, (X, T), dtypes=("float64",))
+    report = compare(MODULE, Flax().apply, convert, (X, T), dtypes=("float64",))
     assert report.passed, str(report)
-    assert [row.what for row in report.rows] == [
-        "output",
-        "gradient of every parameter",
-        "10 Adam steps: every weight and loss",
-        "reverse chain: each of 200 states",
-    ]
+    compared = ["output", "gradient of every parameter", "10 Adam steps", "reverse chain"]
+    assert [row.what.partition(":")[0] for row in report.rows] == compared
     assert all(row.dtype == "float64" and row.error < 1e-9 for row in report.rows)
-    assert "reverse chain: each of 200 states" in str(report) and "FAILED" not in str(report)
-    assert all(parameter.grad is None for parameter in module.parameters())  # a copy was used
+    assert "FAILED" not in str(report)
+    assert all(parameter.grad is None for parameter in MODULE.parameters())  # a copy was used
 
 
-@pytest.mark.parametrize(
-    "apply_fn",
-    [Flax(epsilon=1e-6).apply, lambda *given: jnp.nan * Flax().apply(*given)],
-    ids=["epsilon", "NaN"],
-)
-def test_what_is_wrong_fails(output_and_gradients, apply_fn):
+def test_what_is_wrong_fails_and_the_layer_is_named():
     """Flax's default ε beside PyTorch's is an error that float32 could be blamed for."""
-    rows = output_and_gradients(apply_fn)
-    assert [row.what for row in rows] == ["output", "gradient of every parameter"]
-    assert not any(row.passed for row in rows) and not Report(rows).passed
-    assert str(Report(rows)).count("FAILED") == 2
 
-
-def test_the_layer_that_is_wrong_is_named(output_and_gradients):
-    def wrong(variables, x, t):
+    def doubled(variables, x, t):
         params = dict(variables["params"])
         params["conv_in"] = {**params["conv_in"], "bias": 2 * params["conv_in"]["bias"]}
         return Flax().apply({"params": params}, x, t)
 
-    output, gradients = output_and_gradients(wrong)
-    assert (output.worst, output.passed) == ("output", False)
-    assert gradients.worst == "params/conv_in/bias" and gradients.error == pytest.approx(1, rel=0.2)
+    for wrong in (lambda *given: jnp.nan * Flax().apply(*given), Flax(1e-6).apply, doubled):
+        rows = output, gradients = output_and_gradients(wrong)
+        assert [row.what for row in rows] == ["output", "gradient of every parameter"]
+        assert not output.passed and not gradients.passed and not Report(rows).passed
+        assert str(Report(rows)).count("FAILED") == 2
+    assert (output.worst, gradients.worst) == ("output", "params/conv_in/bias")
+    assert gradients.error == pytest.approx(1, rel=0.2)
 
 
-def test_what_does_not_fit_is_named(module, convert):
+def test_what_does_not_fit_is_named():
     wide = lambda *given: jnp.tile(Flax().apply(*given), 2)
     single = lambda tensors: jax.tree.map(np.float32, convert(tensors))
     for apply_fn, from_torch, words in (
@@ -112,4 +94,4 @@ def test_what_does_not_fit_is_named(module, convert):
         (Flax().apply, lambda tensors: {}, "variables_from_torch: expected arrays, got an empty"),
     ):
         with pytest.raises(ValueError, match=words):
-            compare(module, apply_fn, from_torch, (X, T))
+            compare(MODULE, apply_fn, from_torch, (X, T))

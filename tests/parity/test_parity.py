@@ -1,7 +1,7 @@
 """The table that `jax-ddpm parity` prints, one test a cell; and that a cell can fail.
 
-The first circle compares in float64, where a wrong formula stands out from rounding; the second
-adds float32. Programs are compiled fast, not well; `jax-ddpm parity` compiles them as users do.
+The first circle (see conftest.py) compares in float64, where a wrong formula stands out from
+rounding; the second adds float32.
 """
 
 import jax
@@ -20,8 +20,7 @@ def standard_promotion():
         yield
 
 
-# Slow rows, whose formulas other rows compare too: the circle (see conftest.py) of their float64
-# test, and that of their float32 test.
+# Slow rows, whose formulas other rows compare too: the circles of their float64 and float32 tests.
 CIRCLES = {
     "10 Adam steps: weights, EMA, losses": ("first", "patience"),
     "100 Adam steps: weights, EMA, losses": ("slow", "patience"),

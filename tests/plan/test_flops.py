@@ -8,7 +8,6 @@ from jax import lax
 import jax_ddpm as ddpm
 from jax_ddpm.plan.flops import count_flops
 
-# What is planned is what users run: JAX's defaults.
 pytestmark = pytest.mark.usefixtures("defaults")
 
 

@@ -11,7 +11,6 @@ from jax.sharding import PartitionSpec as P
 import jax_ddpm as ddpm
 from jax_ddpm.plan.hlo import collectives, memory_traffic
 
-# What is planned is what users run: JAX's defaults.
 pytestmark = pytest.mark.usefixtures("defaults")
 
 
@@ -87,24 +86,21 @@ ENTRY %main (p: f32[64]) -> f32[512] {
 """
 
 
-@pytest.mark.parametrize(
-    ("groups", "size"),
-    [
+def test_a_program_of_a_tpu_and_every_spelling_of_groups():
+    """The loop's bound is in its condition; what lives in S(1) is not the main memory's; and an
+    asynchronous pair counts once."""
+    for groups, size in (
         ("{{0,1},{2,3},{4,5},{6,7}}", 2),
         ("[2,4]<=[8]", 4),
         ("[4,2]<=[2,4]T(1,0)", 2),
         ("mesh['x'=4,'y'=2] {'x'}", 4),
         ("{}", 8),
-    ],
-)
-def test_a_program_of_a_tpu_and_every_spelling_of_groups(groups, size):
-    """The loop's bound is in its condition; what lives in S(1) is not the main memory's; and an
-    asynchronous pair counts once."""
-    text = PROGRAM.replace("GROUPS", groups)
-    gathered, reduced = collectives(text)
-    assert (reduced.kind, reduced.times, reduced.nbytes) == ("all-reduce", 12 + 1, 13 * 256)
-    assert reduced.sent == pytest.approx(13 * 256 * 2 * (size - 1) / size)
-    assert gathered == ("all-gather", 1, 8 * 256, 8 * 256 * 7 / 8)
+    ):
+        text = PROGRAM.replace("GROUPS", groups)
+        gathered, reduced = collectives(text)
+        assert (reduced.kind, reduced.times, reduced.nbytes) == ("all-reduce", 12 + 1, 13 * 256)
+        assert reduced.sent == pytest.approx(13 * 256 * 2 * (size - 1) / size)
+        assert gathered == ("all-gather", 1, 8 * 256, 8 * 256 * 7 / 8)
     # Copied from, summed from and to, and two integers compared; then summed and gathered.
     loop = 12 * (256 + 2 * 256 + 2 * 4 + 1)
     assert memory_traffic(text) == loop + 2 * 256 + (256 + 8 * 256)

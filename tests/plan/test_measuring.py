@@ -25,54 +25,52 @@ class Compiled(Exception):
 
 
 @pytest.fixture
-def texts(monkeypatch):
-    """The texts of the programs `advance`, of which none is compiled."""
+def same_program(monkeypatch):
+    """Two calls have one text of the program `advance`, which is never compiled."""
     texts = []
-
-    class Recorder:
-        def __init__(self, program):
-            self.program = program
-
-        def __call__(self, *arguments):
-            texts.append(self.program.lower(*arguments).as_text())
-            raise Compiled
-
-        lower = trace = __call__
 
     def recorded(make, *arguments):
         programs = make(*arguments)
-        return programs._replace(advance=Recorder(programs.advance))
+
+        def advance(*arguments):
+            texts.append(programs.advance.lower(*arguments).as_text())
+            raise Compiled
+
+        advance.lower = advance.trace = advance
+        return programs._replace(advance=advance)
 
     for module in (fitting, drawing, measuring):
         for name in vars(module).keys() & {"fit_programs", "draw_programs"}:
             monkeypatch.setattr(module, name, partial(recorded, getattr(module, name)))
-    return texts
+
+    def check(*calls):
+        for each in calls:
+            with pytest.raises(Compiled):
+                each()
+        first, second = texts
+        assert first == second
+
+    return check
 
 
-def test_a_planned_step_is_the_trained_one(tmp_path, texts, untrained):
+def test_a_planned_step_is_the_trained_one(tmp_path, same_program, untrained):
     images = np.random.default_rng(0).uniform(-1, 1, (20, 8, 8, 1)).astype(np.float32)
     data = Dataset(images, np.arange(20, dtype=np.int32) % 10)
     layout = {"fsdp": 2, "accumulate": 2, "steps_per_dispatch": 2}
     small = untrained / "runs/digits"
     settings = Settings(steps=2, batch_size=4, checkpoint_every=2, init=small, **layout)
-    with pytest.raises(Compiled):
-        fit(tmp_path / "run", data, settings)
     run = planned(new_run(settings, data), dtype="float32", remat=False)
-    with pytest.raises(Compiled):
-        measure_training(run, settings, HERE)
-    trained, planned_text = texts
-    assert trained == planned_text
+    train = lambda: fit(tmp_path / "run", data, settings)
+    same_program(train, lambda: measure_training(run, settings, HERE))
 
 
-def test_a_planned_chain_is_the_drawn_one(texts, untrained):
+def test_a_planned_chain_is_the_drawn_one(same_program, untrained):
     run = load_run(untrained / "runs/digits")
-    with pytest.raises(Compiled):
-        draw(jax.random.key(3), run, 4, steps=2, sampler=ancestral())
     shapes = planned(run, dtype="float32", remat=False)
-    with pytest.raises(Compiled):
-        measure_sampling(shapes, 4, HERE, steps=2, dtype="float32")
-    drawn, planned_text = texts
-    assert drawn == planned_text
+    same_program(
+        lambda: draw(jax.random.key(3), run, 4, steps=2, sampler=ancestral()),
+        lambda: measure_sampling(shapes, 4, HERE, steps=2, dtype="float32"),
+    )
 
 
 def test_a_batch_that_the_devices_do_not_share_is_named(untrained):

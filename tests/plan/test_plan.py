@@ -2,13 +2,12 @@
 
 import json
 import re
-import shlex
 import subprocess
 import sys
+from functools import partial
 from importlib.util import find_spec
 
 import pytest
-from packaging.requirements import Requirement
 
 from jax_ddpm.__main__ import main
 from jax_ddpm.plan import measuring
@@ -48,12 +47,11 @@ def test_a_tpu_slice(tmp_path):
     assert "train on v5e:2x2, 4 devices: 128 images, 32 images per device" in result.stdout
     assert "sample on v5e:2x2, 4 devices: 256 images × 20 steps" in result.stdout
     assert re.search(r"fits +\d+\.\d MiB +of 15\.75 GiB per device", result.stdout)
-    assert result.stdout.count("bound by") == 2
     assert train["fits"] and sample["fits"] and not sample["collectives"]
     assert train["estimate"] == max(train["seconds"].values())
-    # The donated state is 4 copies of the weights, which tiles pad, and comes back in place.
+    # The donated state is 4 copies of the weights, which tiles pad, and comes back in place;
+    # beside it are the ten batches of a dispatch, padded too.
     assert train["aliased"] > 4 * 4 * 702_753
-    # Beside it are the ten batches of a dispatch, padded too.
     assert train["arguments"] - train["aliased"] < 400_000
     # Forward, and twice as much for the gradient; in sampling, guidance runs the network twice.
     assert sample["flops"] / (64 * 20 * 2) == pytest.approx(train["flops"] / (32 * 3), rel=0.02)
@@ -111,22 +109,18 @@ def test_fsdp_scatters_the_gradient(tmp_path):
     assert nbytes["all-reduce"] < 100
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--target"], "--target: expected one or several, such as v5e:2x2 h100:8"),
-        (["--target", "v9"], "--target: expected one of v3:2x2, v4:2x2x1, v5e:2x2, "),
-        (["--target", "h100:zero"], "--target: expected a shape such as h100:1, got h100:zero"),
-        (["--target", "h100:9"], "--target: expected at most 8 chips, those of one host: "),
-        (["--target", "v5e:1x64"], "--target: expected sides of at most 16 chips, those of a pod"),
-        (["--batch-size", "0"], "--batch-size: expected more than 0, got 0"),
-        (["--json", "no/where.json"], "--json: no such folder: no"),
-    ],
-)
-def test_bad_input_is_one_line(jax_ddpm_here, tmp_path, arguments, words):
-    result = jax_ddpm_here("plan", *arguments, cwd=tmp_path)
-    assert result.returncode == 2 and words in result.stderr
-    assert len(result.stderr.splitlines()) == 1 and not list(tmp_path.iterdir())
+def test_bad_input_is_one_line(jax_ddpm_here, tmp_path):
+    for arguments, words in (
+        ("--target", "--target: expected one or several, such as v5e:2x2 h100:8"),
+        ("--target v9", "--target: expected one of v3:2x2, v4:2x2x1, v5e:2x2, "),
+        ("--target h100:zero", "--target: expected a shape such as h100:1, got h100:zero"),
+        ("--target h100:9", "--target: expected at most 8 chips, those of one host: "),
+        ("--target v5e:1x64", "--target: expected sides of at most 16 chips, those of a pod"),
+        ("--batch-size 0", "--batch-size: expected more than 0, got 0"),
+    ):
+        result = jax_ddpm_here("plan", *arguments.split(), cwd=tmp_path)
+        assert result.returncode == 2 and words in result.stderr
+        assert len(result.stderr.splitlines()) == 1 and not list(tmp_path.iterdir())
 
 
 @needs_tpu
@@ -136,49 +130,42 @@ def test_a_slice_that_the_compiler_refuses_is_one_line(tmp_path):
     assert len(result.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize(("target", "package"), [("v5e", "libtpu"), ("h100", "jax_cuda13_plugin")])
-def test_a_missing_compiler_names_what_to_install(monkeypatch, capsys, target, package):
+def test_a_missing_compiler_names_what_to_install(monkeypatch, capsys):
     monkeypatch.setattr("jax_ddpm.plan.targets.find_spec", lambda name: None)
-    monkeypatch.setattr(sys, "argv", ["jax-ddpm", "plan", "--target", target])
-    with pytest.raises(SystemExit) as end:
-        main()
-    line, _, packages = capsys.readouterr().err.partition(" pip install ")
-    assert (end.value.code, line) == (2, f"jax-ddpm: this command needs {package}:")
-    needed = [Requirement(each) for each in shlex.split(packages)]
-    assert Requirement("jax[tpu,cuda13-local]>=0.10") in needed
+    for target, package in (("v5e", "libtpu"), ("h100", "jax_cuda13_plugin")):
+        monkeypatch.setattr(sys, "argv", ["jax-ddpm", "plan", "--target", target])
+        with pytest.raises(SystemExit) as end:
+            main()
+        said = f'jax-ddpm: this command needs {package}: pip install "jax_ddpm[plan]"\n'
+        assert (end.value.code, capsys.readouterr().err) == (2, said)
 
 
-@pytest.mark.parametrize(
-    ("limit", "line"),
-    [
-        (1000, "980   fit, in 98 % of the memory; more were not tried"),
-        (100, "96   fit, in 96 % of the memory; 128 do not fit"),
-        (2, "0   8 do not fit"),
-    ],
-)
-def test_what_the_search_says(monkeypatch, limit, line):
+def test_what_the_search_says(monkeypatch):
     """On a device of `limit` bytes where an image takes one."""
 
-    def measured(run, settings, target):
+    def measured(limit, run, settings, target):
         images, fits = settings.batch_size, settings.batch_size <= limit
         row = {"images": images, "devices": 4, "available": limit, "fits": fits}
         return {**row, "needed": images if fits else None}
 
-    monkeypatch.setattr(measuring, "measure_training", measured)
     arguments = preset("simple"), Settings(batch_size=128), parse_target("v5e")
-    first = measured(*arguments)
-    tried = []
-    found, text = measuring.largest_training(*arguments, first, tried.append)
-    assert text.endswith(line) and tried
-    assert [each["images"] for each in found] == [n for n in first["largest_batch"][:1] if n]
+    for limit, found, line in (
+        (1000, [980], "980   fit, in 98 % of the memory; more were not tried"),
+        (100, [96], "96   fit, in 96 % of the memory; 128 do not fit"),
+        (2, [], "0   8 do not fit"),
+    ):
+        tried, measure = [], partial(measured, limit)
+        monkeypatch.setattr(measuring, "measure_training", measure)
+        rows, text = measuring.largest_training(*arguments, measure(*arguments), tried.append)
+        assert text.endswith(line) and tried and [each["images"] for each in rows] == found
 
 
-@pytest.mark.parametrize("name", CHIPS)
-def test_the_table_of_chips(name):
+def test_the_table_of_chips():
     """A product of float32 is never faster, and a device is a chip or half of one."""
-    target = parse_target(name.upper())
-    assert target.name == f"{name}:{target.chip.default_shape}"
-    single, half = target.rates("float32"), target.rates("bfloat16")
-    assert single["compute"] <= half["compute"]
-    assert 50e12 < half["compute"] < 3e15 and 2e11 < half["memory"] < 1e13
-    assert 10 * 2**30 < target.memory < 200 * 2**30
+    for name, chip in CHIPS.items():
+        target = parse_target(name.upper())
+        assert target.name == f"{name}:{chip.default_shape}"
+        single, half = target.rates("float32"), target.rates("bfloat16")
+        assert single["compute"] <= half["compute"]
+        assert 50e12 < half["compute"] < 3e15 and 2e11 < half["memory"] < 1e13
+        assert 10 * 2**30 < target.memory < 200 * 2**30

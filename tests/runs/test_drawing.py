@@ -9,33 +9,31 @@ from PIL import Image
 import jax_ddpm as ddpm
 from jax_ddpm import runs
 from jax_ddpm.data import to_bytes
-from jax_ddpm.models import SimpleUNet
 from jax_ddpm.runs.drawing import labels_in_turn, warn_of_labels
 from jax_ddpm.runs.figures import image_grid
 
 pytestmark = pytest.mark.usefixtures("defaults", "untyped")
 
 RNG = np.random.default_rng(0)
+IMAGES = RNG.uniform(-1.1, 1.1, (4, 8, 8, 1)).astype(np.float32)
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
 
 @pytest.fixture(scope="module")
 def digits(untrained):
-    return runs.load_run(untrained / "runs/digits")
+    run = runs.load_run(untrained / "runs/digits")
+    pretrained = run.pretrained._replace(prediction_type="v_prediction")  # or all pixels are ±1
+    return run._replace(pretrained=pretrained)
 
 
 @pytest.mark.parametrize("sampler", [ddpm.ddim(eta=1.0), ddpm.heun()], ids=["ddim", "heun"])
-def test_a_sample_is_its_own_however_many_are_drawn(tmp_path, write_run, sampler):
+def test_a_sample_is_its_own_however_many_are_drawn(digits, sampler):
     """In one batch or in several, the last of them not full."""
-    run, key = write_run(tmp_path / "run", SimpleUNet(channels=1)), jax.random.key(3)
-    small = jax.tree.map(lambda x: 0.3 * x, run.pretrained.variables)  # or all pixels are ±1
-    pretrained = run.pretrained._replace(variables=small, prediction_type="v_prediction")
-    run, seen = run._replace(pretrained=pretrained), []
-    whole = runs.draw(key, run, 6, steps=2, sampler=sampler, watch=seen.append)
-    parts = runs.draw(key, run, 5, steps=2, sampler=sampler, batch_size=2)
-    assert whole.shape == (6, 8, 8, 1) and whole.dtype == np.float32
+    options, seen = {"labels": [3, 4, 5], "steps": 2, "sampler": sampler}, []
+    whole = runs.draw(jax.random.key(3), digits, 6, watch=seen.append, **options)
+    parts = runs.draw(jax.random.key(3), digits, 5, batch_size=2, **options)
     np.testing.assert_allclose(parts, whole[:5], atol=1e-4)
-    assert np.std(whole, axis=0).mean() > 0.1, "each another"
+    assert np.abs(whole[:3] - whole[3:]).mean() > 0.1, "each another"
     np.testing.assert_array_equal(seen[-1], whole)
     assert len(seen) == 3, "noise, and the states after each piece of the chain"
 
@@ -67,21 +65,16 @@ def test_classes_have_columns_and_what_does_not_suit_a_run_is_named(digits):
     chain, none = digits.pretrained.schedule, digits._replace(num_classes=None, null_label=None)
     numbers = digits._replace(num_classes=4, class_names=("0", "1", "2", "10"))
     for arguments, words in (
-        ({"num": 0}, "num: expected more than 0"),
         ({"labels": [-1, 3]}, "labels: expected 0 to 9, got -1"),
+        ({"labels": [3, 10]}, "labels: expected 0 to 9, got 10"),
         ({"labels": [0.5]}, "labels: expected whole numbers"),
         ({"labels": "cat"}, "labels: expected numbers, as the run knows no names"),
         ({"steps": 2, "chain": chain}, "steps: cannot be given with chain"),
         ({"run": numbers, "labels": "3"}, "labels: expected 0, 1, 2, 10, got '3'"),
-        ({"guidance": -np.inf}, "guidance: expected a finite number, got -inf"),
         ({"run": none, "labels": 1}, "labels: the model has no classes"),
     ):
         with pytest.raises(runs.FieldError, match=f"^{words}"):
             runs.draw(**{"key": jax.random.key(0), "run": digits, "num": 2, **arguments})
-
-
-def floats(count, size, channels):
-    return RNG.uniform(-1.1, 1.1, (count, size, size, channels)).astype(np.float32)
 
 
 @pytest.mark.parametrize("channels", MODES)
@@ -103,8 +96,7 @@ def test_pixels_are_those_of_pillow(channels, tmp_path):
 
 @pytest.mark.parametrize(("size", "columns"), [(8, 10), (64, 2)])
 def test_titles_stand_above_their_columns(size, columns):
-    """And change nothing below."""
-    images = floats(columns + 1, size, 1)
+    images = RNG.uniform(-1, 1, (columns + 1, size, size, 1)).astype(np.float32)
     titles = ["Gänse", "a long name of several words", *map(str, range(13))][:columns]
     titled, plain = image_grid(images, columns, titles), image_grid(images, columns)
     above, below = np.split(titled, [len(titled) - len(plain)])
@@ -113,8 +105,6 @@ def test_titles_stand_above_their_columns(size, columns):
     for part in np.split(above[:, : columns * cell], columns, axis=1):
         inked = np.flatnonzero(np.any(part < 128, (0, 2)))
         assert abs((inked[0] + inked[-1]) / 2 - cell / 2) < max(8, cell / 10), "centred"
-    with pytest.raises(runs.FieldError, match=f"titles: expected {columns}, one for each column"):
-        image_grid(images, columns, ["a"])
 
 
 @pytest.mark.parametrize("count", [1, 60])
@@ -127,43 +117,42 @@ def test_a_loss_is_drawn_without_a_warning(tmp_path, count):
 
 
 def test_files_of_grids_and_of_numbers(tmp_path):
-    images, labels = floats(4, 8, 1), np.arange(4, dtype=np.int32)
-    runs.save_samples(tmp_path / "x.png", images, columns=2, titles=["a", "b"])
-    grid = image_grid(images, titles=["a", "b"])  # as many columns as titles
+    labels, grid = np.arange(4, dtype=np.int32), image_grid(IMAGES, titles=["a", "b"])
+    runs.save_samples(tmp_path / "x.png", IMAGES, columns=2, titles=["a", "b"])
     np.testing.assert_array_equal(Image.open(tmp_path / "x.png"), grid)
-    runs.save_gif(tmp_path / "x.gif", [images, images / 2], titles=["a", "b"])
+    runs.save_gif(tmp_path / "x.gif", [IMAGES, IMAGES / 2], titles=["a", "b"])
     with Image.open(tmp_path / "x.gif") as gif:
         assert gif.n_frames == 2 and gif.size == grid.shape[1::-1]
         gif.seek(1)
         assert gif.info["duration"] == 60 * 25, "the last one is held"
-    runs.save_samples(tmp_path / "x.npz", images, labels)
-    expected = {"samples": images, "labels": labels, "arr_0": to_bytes(images)}
+    runs.save_samples(tmp_path / "x.npz", IMAGES, labels)
+    expected = {"samples": IMAGES, "labels": labels, "arr_0": to_bytes(IMAGES)}
     assert eqx.tree_equal(dict(np.load(tmp_path / "x.npz")), expected)
     names = ["../cat, big", "Gänse", "?", "x"]
     for given, expected in ((None, "0 1 2 3"), (names, "cat-big Gänse 2 x")):
-        runs.save_samples(tmp_path / expected, images, labels, names=given)
+        runs.save_samples(tmp_path / expected, IMAGES, labels, names=given)
         found = sorted(file.stem for file in (tmp_path / expected).iterdir())
         assert found == [f"0000{k}-{name}" for k, name in enumerate(expected.split())]
 
 
 def test_no_folder_is_overwritten(tmp_path, monkeypatch):
-    images = floats(2, 8, 1)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "full").mkdir()
-    for name in ("file", "full/x"):
-        (tmp_path / name).write_text("mine")
+    (tmp_path / "file").touch()
+    (tmp_path / "full/x").touch()
     before = sorted(tmp_path.rglob("*"))
-    holed = np.where(images == images[1, 2, 3], np.float32(np.inf), images)
+    holed = np.where(IMAGES == IMAGES[1, 2, 3], np.float32(np.inf), IMAGES)
     with pytest.raises(runs.FieldError, match="^images: expected finite pixels, got NaN or inf"):
-        runs.save_gif("x.gif", [images, holed * np.float32(np.nan)])
+        runs.save_gif("x.gif", [IMAGES, holed * np.float32(np.nan)])
     for field, wrong in (
         *(("path", {"path": path}) for path in ("full", "file", ".", "x.jpg")),
         ("labels", {"labels": np.arange(3)}),
-        ("names", {"labels": np.arange(2), "names": ["one"]}),
-        ("images", {"images": floats(2, 8, 5)}),
-        ("images", {"images": images[:0], "path": "x.png"}),
+        ("names", {"labels": np.arange(4), "names": ["one"]}),
+        ("images", {"images": IMAGES.repeat(5, axis=3)}),
+        ("images", {"images": IMAGES[:0], "path": "x.png"}),
+        ("titles", {"columns": 2, "titles": ["a"], "path": "x.png"}),
         *(("images", {"images": holed, "path": path}) for path in ("x.png", "x.npz", "new")),
     ):
         with pytest.raises(runs.FieldError, match=f"^{field}: expected "):
-            runs.save_samples(**{"path": "new", "images": images, **wrong})
+            runs.save_samples(**{"path": "new", "images": IMAGES, **wrong})
     assert sorted(tmp_path.rglob("*")) == before

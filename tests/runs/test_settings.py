@@ -1,6 +1,7 @@
 """Settings of a training, the network that they make or take from a run, and the recipes."""
 
 import re
+from dataclasses import replace
 
 import equinox as eqx
 import jax
@@ -29,6 +30,7 @@ PUBLISHED = {
     "imagenet64_adm":
         ((1000, "cosine"), "learned_range", "hybrid", 2048, 3e-4, 0, 0.0, 540_000, 0.1, True, 296),
 }  # fmt: skip
+BLACK, LABELS = np.zeros((12, 8, 8, 1), np.uint8), np.arange(12, dtype=np.int32)
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("celebahq256", "imagenet64_adm")]
 
 
@@ -36,8 +38,7 @@ SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("celebahq256", "
     ("options", "words"),
     [
         ({"steps": 10.5}, "steps: expected a whole number"),
-        ({"learning_rate": np.inf}, "learning_rate: expected a finite number"),
-        ({"seed": 2**63}, "seed: expected values in"),
+        ({"guidance": np.inf}, "guidance: expected a finite number"),
         ({"unet": {"width": 3}}, "unet: expected one of"),
         ({"ema_decay": 1.0}, "ema_decay: expected 0 to 1, below 1"),
         ({"accumulate": 3}, "accumulate: expected a divisor of batch_size=64"),
@@ -67,33 +68,19 @@ def test_the_network_grows_with_the_images(shape, levels):
 
 def test_it_starts_from_a_run(untrained):
     """With its weights; the images may have fewer classes, and say how they are read."""
-    settings = runs.Settings(init=untrained / "runs/digits", batch_size=4, guidance=3)
-    images, labels = np.zeros((70, 8, 8, 1), np.uint8), np.arange(70, dtype=np.int32) % 9
-    data = Dataset(images, labels, preparation=Preparation(flip=True))
+    settings = runs.Settings(init=untrained / "runs/digits", guidance=3)
+    data = Dataset(BLACK, LABELS % 9, preparation=Preparation(flip=True))
     before, run = runs.load_run(settings.init).pretrained, starting.new_run(settings, data)
     assert eqx.tree_equal(run.pretrained.variables, before.variables)
     assert run.pretrained.model == before.model and run.preparation.flip
     assert (run.num_classes, run.null_label, run.guidance) == (9, 10, 3)
     for wrong, words in (
-        ({"labels": labels + 3}, "its network has 10 classes, the images 12"),
+        ({"labels": LABELS}, "its network has 10 classes, the images 12"),
         ({"labels": None}, "its network has 10 classes, the images none"),
-        ({"images": images[:, :4]}, r"expected images of \(8, 8, 1\)"),
+        ({"images": BLACK[:, :4]}, r"expected images of \(8, 8, 1\)"),
     ):
         with pytest.raises(runs.FieldError, match=f"^init: {words}"):
             starting.new_run(settings, data._replace(**wrong))
-
-
-def test_what_is_no_run_is_named(untrained, tmp_path):
-    run = untrained / "runs/digits"
-    weights = run / "checkpoints/00000000/ema.safetensors"
-    for call, words in (
-        (lambda: runs.load_run(tmp_path / "nowhere"), "folder: expected a run's folder, got"),
-        (lambda: runs.load_run(run, checkpoint=1), "checkpoint: expected one of 0 in"),
-        (lambda: runs.load_pretrained(weights, openai_flags="--x 1"), "openai_flags: .* got x"),
-        (lambda: runs.load_model(run / "config.json"), "folder: .* is a file"),
-    ):
-        with pytest.raises(runs.FieldError, match=f"^{words}"):
-            call()
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar10_iddpm", *SLOW])
@@ -117,30 +104,23 @@ def test_defaults_suit_the_images_and_large_seeds_do_not_wrap(one_level):
     """A batch is 64, or the largest power of two that there are images for."""
     sizes = [(1, 1), (3, 2), (62, 32), (64, 64), (60_000, 64)]
     assert [(count, runs.Settings().batched(count)) for count, _ in sizes] == sizes
-    data, kernels = Dataset(np.zeros((2, 8, 8, 1), np.uint8)), set()
-    for seed in (0, 2**32, 2**63 - 1):
-        run = starting.new_run(runs.Settings(seed=seed, batch_size=1, unet=one_level), data)
-        kernels.add(run.pretrained.variables["params"]["conv_in"]["kernel"].tobytes())
-    assert len(kernels) == 3
-
-
-LETTERS = (*"abcdefghi\u01f0",)  # the last is one character, or j and a caron
+    settings, data = runs.Settings(unet=one_level), Dataset(np.zeros((2, 8, 8, 1), np.uint8))
+    first, second = (starting.new_run(replace(settings, seed=seed), data) for seed in (0, 2**32))
+    assert not eqx.tree_equal(first.pretrained.variables, second.pretrained.variables)
 
 
 @pytest.mark.parametrize(
-    ("names", "rows", "said"),
+    ("names", "rows", "said"),  # of ten classes: the last is one character, or j and a caron
     [
         ("bc", (1, 2, 10), "no image shows, left out: a, d, e, f, g, h, i"),
         (("c", "a", "dog", "j\u030c"), (2, 0, None, 9, 10), "only images show: dog"),
         ("xy", (None, None), "left out: a, b, .* only images show: x, y"),  # without a null label
     ],
 )
-def test_a_training_goes_on_by_the_names_of_classes(
-    untrained, tmp_path, recwarn, names, rows, said
-):
-    before, labels = runs.load_run(untrained / "runs/digits"), np.arange(12, dtype=np.int32)
-    runs.save_run(tmp_path / "run", before._replace(class_names=LETTERS))
-    data = Dataset(np.zeros((12, 8, 8, 1), np.uint8), labels % len(names), class_names=(*names,))
+def test_training_goes_on_by_names(untrained, tmp_path, recwarn, names, rows, said):
+    before = runs.load_run(untrained / "runs/digits")
+    runs.save_run(tmp_path / "run", before._replace(class_names=(*"abcdefghi\u01f0",)))
+    data = Dataset(BLACK, LABELS % len(names), class_names=(*names,))
     null_label = len(names) if 10 in rows else None
     options = {"init": tmp_path / "run", "label_dropout": 0.1 if null_label else 0}
     run = starting.new_run(runs.Settings(**options), data)
@@ -165,11 +145,10 @@ def test_a_training_goes_on_by_the_names_of_classes(
 )
 def test_only_what_was_trained_is_drawn(tmp_path, one_level, options, labels, null, scale, drawn):
     """By default: classes that no image shows, and a null label that stays untrained, do not."""
-    labels = np.resize(labels, 12).astype(np.int32)
-    data = Dataset(np.zeros((12, 8, 8, 1), np.uint8), labels, class_names=("a", "b", "c"))
+    data = Dataset(BLACK, np.resize(np.int32(labels), 12), class_names=("a", "b", "c"))
     run = starting.new_run(runs.Settings(unet=one_level, **options), data)
-    runs.save_run(tmp_path / "run", run)
-    run = runs.load_run(tmp_path / "run")
+    runs.save_run(tmp_path, run)
+    run = runs.load_run(tmp_path)
     assert (run.num_classes, run.null_label, run.guidance) == (3, null, scale)
     assert labels_in_turn(run, 6).tolist() == (drawn * 6)[:6]
     assert run.pretrained.model.num_class_embeds == 3 + (null is not None)

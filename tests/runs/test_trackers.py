@@ -2,103 +2,91 @@
 
 import io
 import sys
-from types import SimpleNamespace
 from unittest.mock import Mock, call
 
 import numpy as np
 import pytest
 from PIL import Image
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.record_writer import RecordWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import SessionLog
 
 from jax_ddpm import runs
 from jax_ddpm.runs.trackers import open_trackers
 
+BOTH = ["tensorboard", "wandb"]
 LINE = {"step": 50, "loss": 0.5, "grad_norm": None, "loss_quarters": [0.1, None, 0.3, 0.4]}
 NUMBERS = {"loss": 0.5, "loss_quarters/0": 0.1, "loss_quarters/2": 0.3, "loss_quarters/3": 0.4}
 PICTURE = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
 
 
-def events(path):
-    """Of an event file: records of length, its checksum, the event, its checksum."""
-    data, found = path.read_bytes(), []
-    while data:
-        length = int.from_bytes(data[:8], "little")
-        found.append(Event.FromString(data[12 : 12 + length]))
-        data = data[16 + length :]
-    return found
-
-
-def scalars(path):
-    values = [(event.step, value) for event in events(path) for value in event.summary.value]
-    return {(step, value.tag): value.simple_value for step, value in values}
-
-
 @pytest.fixture
 def wandb(monkeypatch):
     """In place of the package: a run that counts steps as wandb's does."""
-    run = Mock(step=0)
-    run.log.side_effect = lambda values, step: setattr(run, "step", step)
-    module = SimpleNamespace(run=run, init=Mock(return_value=run), Image=lambda array: ("I", array))
+    module = Mock(Image=lambda array: ("I", array))
+    module.init.return_value = module.run = Mock(step=0)
+    module.run.log.side_effect = lambda values, step: setattr(module.run, "step", step)
     monkeypatch.setitem(sys.modules, "wandb", module)
     return module
 
 
-def test_tensorboard(tmp_path):
-    """A resumed run hides what was written of later steps, and not what was before."""
-    with open_trackers(["tensorboard"], tmp_path, {}, 0) as tracker:
-        tracker.log(LINE)
-        tracker.picture(50, "samples", PICTURE)
-        (first,) = (tmp_path / "tensorboard").iterdir()
-        assert len(events(first)) == 7, "written at once"
-    with open_trackers(["tensorboard"], tmp_path, {}, 100) as tracker:
-        tracker.log({"step": 150, "loss": 1.0})
-    first, second = sorted((tmp_path / "tensorboard").iterdir())
-    expected = {(50, name): pytest.approx(x) for name, x in {**NUMBERS, "samples": 0}.items()}
-    assert scalars(first) == expected and scalars(second) == {(150, "loss"): 1.0}
-    encoded = events(first)[-1].summary.value[0].image.encoded_image_string
-    np.testing.assert_array_equal(Image.open(io.BytesIO(encoded)), PICTURE)
-    for file, purged in ((first, 0), (second, 101)):
-        version, start, *_ = events(file)
-        assert version.file_version == "brain.Event:2"
-        assert (start.session_log.status, start.step) == (SessionLog.START, purged)
+@pytest.fixture
+def events(monkeypatch):
+    """Those written to files, but for the version of each file."""
+    written, write = [], EventsWriter.write_event
+
+    def record(self, event):
+        write(self, event)
+        written.extend([] if event.file_version else [event])
+
+    monkeypatch.setattr(EventsWriter, "write_event", record)
+    return written
 
 
-def test_wandb(tmp_path, wandb):
-    """It is the same run wherever the folder is; wandb refuses steps that it has."""
+def test_both_get_numbers_and_pictures_and_resume(tmp_path, wandb, events):
+    """TensorBoard hides what it has of later steps; wandb, which refuses steps that it has, goes on
+    with the same run wherever the folder is."""
     folder, description = tmp_path / "digits", {"model": {"channels": 1}}
-    with open_trackers(["wandb"], folder, description, 0) as tracker:
+    with open_trackers(BOTH, folder, description, 0) as tracker:
         tracker.log(LINE)
         tracker.picture(50, "samples", PICTURE)
+        (file,) = (folder / "tensorboard").iterdir()
+        assert b"PNG" in file.read_bytes(), "written at once"
     given = wandb.init.call_args.kwargs
     expected = {"dir": str(folder), "name": "digits", "config": description, "resume": "allow"}
     assert given.items() >= expected.items()
-    logged = [call(NUMBERS, step=50), call({"samples": ("I", PICTURE)}, step=50)]
-    assert wandb.run.log.call_args_list == logged
-    wandb.run.finish.assert_called_once_with()
     wandb.run.step = 151
     moved = folder.rename(tmp_path / "moved")
-    with pytest.raises(ZeroDivisionError), open_trackers(["wandb"], moved, {}, 100) as tracker:
+    with pytest.raises(ZeroDivisionError), open_trackers(BOTH, moved, {}, 100) as tracker:
         tracker.log({"step": 150, "loss": 1.0})
         tracker.log({"step": 200, "loss": 2.0})
         raise ZeroDivisionError
     assert wandb.init.call_args.kwargs["id"] == given["id"] and len(given["id"]) == 16
-    assert wandb.run.log.call_args_list == [*logged, call({"loss": 2.0}, step=200)]
+    logged = [(NUMBERS, 50), ({"samples": ("I", PICTURE)}, 50), ({"loss": 2.0}, 200)]
+    assert wandb.run.log.call_args_list == [call(values, step=step) for values, step in logged]
     assert wandb.run.finish.call_count == 2, "also where the training fails"
+
+    assert [event.step for event in events] == [0, *[50] * 5, 101, 150, 200]
+    assert events[0].session_log.status == events[6].session_log.status == SessionLog.START
+    values = [event.summary.value[0] for event in events[1:6]]
+    expected = pytest.approx({**NUMBERS, "samples": 0})
+    assert {value.tag: value.simple_value for value in values} == expected
+    encoded = io.BytesIO(values[-1].image.encoded_image_string)
+    np.testing.assert_array_equal(Image.open(encoded), PICTURE)
     wandb.init.side_effect = RuntimeError("api_key not configured")
     with pytest.raises(runs.FieldError, match="tracker: wandb: api_key not configured"):
-        open_trackers(["tensorboard", "wandb"], tmp_path, {}, 0).__enter__()
+        open_trackers(BOTH, moved, {}, 0).__enter__()
 
 
-def test_what_fails_is_left_out(tmp_path, wandb, monkeypatch):
+def test_what_fails_is_left_out(tmp_path, wandb, events, monkeypatch):
     """The training goes on, with those that work."""
     wandb.run.log.side_effect = ConnectionError("no network\nand more")
-    with open_trackers(["wandb", "tensorboard"], tmp_path, {}, 0) as tracker:
+    with open_trackers(BOTH, tmp_path, {}, 0) as tracker:
         with pytest.warns(UserWarning, match="^wandb is left out from here on: no network$"):
             tracker.log(LINE)
         tracker.log({"step": 100, "loss": 1.0})
-        assert scalars(*(tmp_path / "tensorboard").iterdir())[100, "loss"] == 1.0
-        monkeypatch.setattr(RecordWriter, "write", Mock(side_effect=OSError(28, "No space left")))
+        assert events[-1].step == 100
+        full = Mock(side_effect=OSError(28, "No space left"))
+        monkeypatch.setattr(EventsWriter, "write_event", full)
         with pytest.warns(UserWarning, match="^tensorboard is left out .* No space left"):
             tracker.log(LINE)
         tracker.log(LINE)

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from unittest.mock import Mock, call
 
@@ -29,11 +30,11 @@ NAMES = ("one", "two")
 def start(tmp_path):
     """Start Python commands at the same time."""
     started = []
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": tmp_path}
 
     def run(*commands, devices=2):
-        options["env"] = {**environment, "JAX_NUM_CPU_DEVICES": str(devices)}
+        platform = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
+        options["env"] = {**os.environ, **platform}
         processes = [subprocess.Popen([sys.executable, *each], **options) for each in commands]
         started.extend(processes)
         return processes
@@ -90,23 +91,22 @@ def data(tmp_path):
 @pytest.mark.patience
 def test_the_command_runs_on_two_hosts(start, data, tmp_path):
     """Each with two devices: the metrics of one process with one device, and its pictures."""
-    unet = {"block-out-channels": "8", "down-block-types": "DownBlock2D"}
-    unet |= {"up-block-types": "UpBlock2D", "mid-block-type": "none", "norm-num-groups": "4"}
-    train = ["train", "--data", "x.npz", "--batch-size", "8", "--steps", "4", "--timesteps", "8"]
+    unet = {"block-out-channels": 8, "down-block-types": "DownBlock2D", "norm-num-groups": 4}
+    unet |= {"up-block-types": "UpBlock2D", "mid-block-type": "none"}
+    train = "train --data x.npz --batch-size 8 --steps 4 --timesteps 8 --name NAME".split()
     train += [f"--unet.{name}={value}" for name, value in unet.items()]
     runs = tmp_path / "runs"
 
     def both(*arguments):
         """On one device, as NAME "one", and on four of two hosts; what the first of them says."""
-        one, two = ([each.replace("NAME", name) for each in arguments] for name in ("one", "two"))
-        outputs = ended(start((*COMMAND, *one), devices=1)) + ended(
-            start(*on_two_hosts(*COMMAND, *two))
-        )
+        one, two = ([each.replace("NAME", name) for each in arguments] for name in NAMES)
+        outputs = ended(start((*COMMAND, *one), devices=1))
+        outputs += ended(start(*on_two_hosts(*COMMAND, *two)))
         assert [code for *_, code in outputs] == [0] * 3, outputs
         assert "wrote" not in outputs[2][0]
         return outputs[1][0]
 
-    said = both(*train, "--name", "NAME")
+    said = both(*train)
     assert "4 cpu device(s)" in said and "wrote runs/two/" in said
     losses = [json.loads((runs / name / "metrics.jsonl").read_text())["loss"] for name in NAMES]
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
@@ -115,19 +115,16 @@ def test_the_command_runs_on_two_hosts(start, data, tmp_path):
     np.testing.assert_allclose(two, one, atol=1e-4)
 
     # Both resume from their checkpoints: the same weights again.
-    said = both(*train, "--name", "NAME", "--steps", "6", "--accept-changes")
-    assert "resuming from step 4" in said
+    assert "resuming from step 4" in both(*train, "--steps", "6", "--accept-changes")
     last = "checkpoints/00000006/params.safetensors"
     one, two = (load_file(runs / name / last) for name in NAMES)
-    for name, value in one.items():
-        np.testing.assert_allclose(two[name], value, atol=1e-4, err_msg=name)
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-4), two, one)
 
 
 @pytest.mark.patience
 def test_asked_to_stop_two_hosts_save_and_go_on(start, data, tmp_path):
     """SIGTERM to both, as schedulers send it; they agree on the step, and one of them saves."""
-    train = ("train", "--data", "x.npz", "--batch-size", "8", "--model", "simple")
-    train += ("--steps", "30000", "--timesteps", "4")
+    train = "train --data x.npz --batch-size 8 --model simple --steps 30000 --timesteps 4".split()
     metrics, reached = tmp_path / "runs/x/metrics.jsonl", 0
     for _ in range(2):
         processes = start(*on_two_hosts(*COMMAND, *train), devices=1)
@@ -158,21 +155,15 @@ def test_what_is_wrong_in_one_process_stops_all(start, data):
     assert "--data: no such file or folder: y.npz" in outputs[1][1]
 
 
-@pytest.mark.parametrize(
-    ("name", "number", "launched"),
-    [
-        ("SLURM_STEP_NUM_TASKS", "1", False),
-        ("OMPI_COMM_WORLD_SIZE", "2", True),
-    ],
-)
-def test_launchers_are_joined_when_they_start_several(monkeypatch, name, number, launched):
+def test_launchers_that_start_several_are_joined(monkeypatch):
     initialize = Mock()
     monkeypatch.setattr(jax.distributed, "initialize", initialize)
-    monkeypatch.setenv(name, number)
-    connect()
-    assert initialize.call_args_list == [call(None, None, None)] * launched
-
-
-def test_one_flag_of_three_is_not_enough(jax_ddpm_here, tmp_path):
-    result = jax_ddpm_here("train", "--num-processes", "2", cwd=tmp_path)
-    assert result.returncode == 2 and "expected all three or none" in result.stderr
+    for name, number, calls in (
+        ("SLURM_STEP_NUM_TASKS", "1", []),
+        ("OMPI_COMM_WORLD_SIZE", "2", [call(None, None, None)]),
+    ):
+        monkeypatch.setenv(name, number)
+        connect()
+        assert initialize.call_args_list == calls
+    with pytest.raises(ValueError, match="expected all three or none"):
+        connect(num_processes=2)

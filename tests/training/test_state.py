@@ -21,9 +21,7 @@ def make_step(apply_fn=apply_fn, optimizer=OPTIMIZER, **options):
     return ddpm.make_train_step(SCHEDULE, apply_fn, optimizer, **options)
 
 
-@jax.jit
-def draw(state, batch):
-    return draw_step(state, SCHEDULE, batch)
+draw = jax.jit(lambda state, batch: draw_step(state, SCHEDULE, batch))
 
 
 @pytest.fixture
@@ -137,12 +135,12 @@ def test_what_is_wrong_is_named(untyped, state, batch):
     for step, given, words in (
         (make_step(accumulate=3), batch, "accumulate: expected a divisor of the batch of 16"),
         (make_step(), {"images": batch}, "batch: expected images or .*, got a dict of images"),
-        (make_step(), batch.astype(int), "batch: expected a floating array .*, got int"),
+        (make_step(), batch.astype(int), "batch: expected a floating array, got int"),
         (make_step(), (batch, np.arange(3)), "batch: expected a condition for each of 16 images"),
         (make_step(null_label=0.5), (batch, np.arange(16)), r"null_label: expected int\d\d, got 0"),
         (make_step(null_label=np.zeros(2)), pictures, r"null_label: expected shape \(\) or \(3,\)"),
         (make_step(null_label=0), batch, "null_label: the batch has no conditions"),
-        (make_step(both), batch, "output of apply_fn: expected a .* array, got a tuple"),
+        (make_step(both), batch, "output of denoise_fn: expected a .* array, got a tuple"),
     ):
         with pytest.raises((TypeError, ValueError), match=words):
             jax.eval_shape(step, state, given)

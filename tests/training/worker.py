@@ -1,7 +1,6 @@
 """One process of a training job: `worker.py FSDP`, and the flags of `jax-ddpm` for many hosts.
 
-Trains a small network in float64 on made-up images, and samples from it. The process that writes
-does, and each prints what it saw of the others.
+Trains a small network in float64, and samples from it; prints what it saw of the others.
 """
 
 import hashlib
@@ -17,15 +16,8 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 import jax_ddpm as ddpm
-from jax_ddpm.training import load_batch
+from jax_ddpm.training import load_batch, sharding
 from jax_ddpm.training.hosts import connect, from_writer, on_writer, to_hosts, together
-from jax_ddpm.training.sharding import (
-    data_sharding,
-    device_mesh,
-    gather_params,
-    replicated,
-    state_sharding,
-)
 
 STEPS, BATCH, SHAPE = 6, 8, (4, 4, 1)
 SHAPES = {"in": (16, 32), "time": (10, 32), "label": (11, 32), "out": (32, 16)}
@@ -48,22 +40,23 @@ def train_and_sample(mesh):
     def init(weights):
         return ddpm.init_train_state(key, weights, optimizer)
 
-    placement = state_sharding(mesh, jax.eval_shape(init, weights))
+    placement = sharding.state_sharding(mesh, jax.eval_shape(init, weights))
     state = jax.jit(init, out_shardings=placement)(weights)
-    gathered, options = gather_params(apply_fn, mesh), {"null_label": 10, "accumulate": 2}
-    step = ddpm.make_train_step(schedule, gathered, optimizer, **options)
+    gathered = sharding.gather_params(apply_fn, mesh)
+    step = ddpm.make_train_step(schedule, gathered, optimizer, null_label=10, accumulate=2)
     indices = rng.integers(0, 20, (STEPS, BATCH))
-    sharding = NamedSharding(mesh, PartitionSpec(None, *data_sharding(mesh).spec))
-    batches = tuple(load_batch(array, indices, sharding) for array in (images, labels))
-    placements = (placement, replicated(mesh))
+    split = sharding.data_sharding(mesh)
+    of_steps = NamedSharding(mesh, PartitionSpec(None, *split.spec))
+    batches = tuple(load_batch(array, indices, of_steps) for array in (images, labels))
+    placements = (placement, sharding.replicated(mesh))
     train = jax.jit(partial(lax.scan, step), donate_argnums=0, out_shardings=placements)
     state, metrics = train(state, batches)
 
     @jax.jit
     def sample(params):
         denoise_fn = lambda x_t, t: apply_fn(params, x_t, t, jnp.arange(BATCH))
-        shape, sharding = (BATCH, *SHAPE), data_sharding(mesh)
-        return ddpm.p_sample_loop(jax.random.key(1), schedule, denoise_fn, shape, sharding=sharding)
+        chain = (jax.random.key(1), schedule, denoise_fn, (BATCH, *SHAPE))
+        return ddpm.p_sample_loop(*chain, sharding=split)
 
     results = {"losses": metrics["loss"], "samples": sample(state.ema_params), **state.params}
     bytes_here = sum(leaf.addressable_shards[0].data.nbytes for leaf in state.params.values())
@@ -73,7 +66,7 @@ def train_and_sample(mesh):
 def main(fsdp, coordinator, processes, number):
     jax.config.update("jax_enable_x64", True)
     connect(coordinator, int(processes), int(number))
-    results = train_and_sample(device_mesh(BATCH, fsdp=int(fsdp)))
+    results = train_and_sample(sharding.device_mesh(BATCH, fsdp=int(fsdp)))
     on_writer(lambda: np.savez(f"results-{number}.npz", **results))
 
     # More than one piece of what is broadcast at a time, and no whole number of them.
