@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from jax_ddpm._errors import FieldError
+from jax_ddpm._errors import FieldError, described
 from jax_ddpm._typing import Pixels
 from jax_ddpm.models.layers import Features
 
@@ -36,8 +36,9 @@ class InceptionV3(nn.Module):
 
     @nn.compact
     def __call__(self, images: Pixels) -> dict[str, Array]:
-        if images.shape[-1] != 3:
-            raise FieldError("images", f"expected 3 channels, got {images.shape[-1]}")
+        if images.dtype != np.uint8 or images.shape[3:] != (3,):
+            expected = "expected uint8 [batch, height, width, 3]"
+            raise FieldError("images", f"{expected}, got {described(images)}")
         policy = {"dtype": self.dtype, "param_dtype": self.dtype, "precision": self.precision}
 
         def conv(x: Features, name: str, features: int, size: Any = 1, stride: int = 1, pad=None):
