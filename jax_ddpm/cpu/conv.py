@@ -1,11 +1,10 @@
-"""The convolution of all layers: XLA's own, with a derivative that its CPU backend runs as fast.
+"""XLA's convolution, with a derivative that runs fast on its CPU backend.
 
-A convolution's two gradients are convolutions too, of the same arrays seen with other axes as
-batch and channels. GPUs and TPUs choose layouts for themselves. XLA's CPU backend is fast for one
-layout alone, NHWC with HWIO, into which it turns what it finds outside of loops only: inside a
-scan a gradient takes 4 to 40 times as long, or more. And its filter gradients are slow everywhere.
-Milliseconds on two AMD EPYC cores (Zen 5), images × size², channels in → out, of the gradients
-as JAX derives them:
+Both gradients of a convolution are convolutions, of the same arrays with other axes as batch and
+channels. GPUs and TPUs choose their own layouts. XLA's CPU backend is fast only for NHWC with HWIO,
+and converts to that layout only outside loops: inside a scan a gradient takes 4 to 40 times as
+long, or more. Its filter gradients are slow everywhere. Milliseconds of the gradients that JAX
+derives, on two AMD EPYC cores (Zen 5), for images × size², channels in → out:
 
                                     filter gradient      image gradient
                                     in a scan  outside   in a scan  outside
@@ -16,19 +15,18 @@ as JAX derives them:
     0.10.2     16 × 64², 64 → 128     >2250       96         66        63
                 4 × 32², 128 → 128      160      5.9        7.6       2.9
 
-With those below, a scan of ten steps of `SimpleUNet`, 16 images at 64×64, takes 161 ms for each
-over two devices on 0.12.0.1. (Those two filter gradients alone would be 4,500.)
+With the gradients below, each of ten `SimpleUNet` steps in a scan (16 images at 64×64, two devices,
+0.12.0.1) takes 161 ms; the first two filter gradients above alone would take 4,500.
 
-So on a CPU the derivative is written as the functions below, whose transposes are what runs
-backwards. It is a JVP, not a VJP, so that forward mode and higher derivatives remain.
+On a CPU the derivative is therefore given by the functions below, and the backward pass runs their
+transposes. It is a JVP, not a VJP, so forward mode and higher derivatives still work.
 
-The filter gradient is a product of matrices, summed over a few hundred pixels at a time:
+The filter gradient is a matrix product, summed over a few hundred pixels at a time:
 
     dw[i, j] = Σ x[i, j around the pixel]ᵀ dy[pixel]
 
-where the side with fewer channels is the one whose neighbourhoods (`_patches`) are laid out. The
-image gradient is a convolution, but a product too where pixels are few, since turning the whole
-kernel round would take longer than the rest.
+The neighbourhoods (`_patches`) are those of the side with fewer channels. The image gradient is a
+convolution, or for few pixels also a product, where flipping the kernel would dominate the time.
 """
 
 import math
@@ -45,14 +43,15 @@ from jax.sharding import AxisType, auto_axes
 from jaxtyping import Array
 
 _PATCHES, _MOST_PIXELS = 9 * 2**16, 4096
-"""Numbers of a part's patches, and its pixels: with a kernel and its gradient, a core's cache."""
+"""Limits on a part: numbers in its patches, and pixels. With a kernel and its gradient, a part fits
+in the cache of a core."""
 
 _WIDE = 32
-"""Rows of fewer pixels are too short to be laid out one by one."""
+"""Rows with fewer pixels are too short for patches of the output."""
 
 _FEW = 2
-"""Up to so many output pixels for each output channel, adding up the gradients of their patches
-takes less time than turning the kernel round."""
+"""Up to this many output pixels per output channel, summing the gradients of their patches takes
+less time than flipping the kernel."""
 
 Padding = tuple[tuple[int, int], ...]
 
@@ -62,7 +61,7 @@ def conv_general_dilated(
 ) -> Array:
     """`lax.conv_general_dilated` for NHWC images and HWIO kernels, as `flax.linen.Conv` calls it.
 
-    Raises `ValueError` for dilations and groups: no layer here has any.
+    Raises `ValueError` for other layouts, dilations and groups.
     """
     precision = options.pop("precision", None)
     layout = lax.conv_dimension_numbers(lhs.shape, rhs.shape, ("NHWC", "HWIO", "NHWC"))
@@ -98,7 +97,7 @@ def _conv_jvp(strides, padding, precision, primals, tangents):
 
     def term(on_cpu, *operands):
         on_cpu = partial(on_cpu, strides=strides, padding=padding, precision=precision)
-        if AxisType.Explicit in sharding.mesh.axis_types:  # whose rules know no such layouts
+        if AxisType.Explicit in sharding.mesh.axis_types:  # no rules for these layouts
             on_cpu = auto_axes(on_cpu, out_sharding=sharding)
         return lax.platform_dependent(*operands, cpu=on_cpu, default=plain)
 
@@ -111,7 +110,7 @@ def _conv_jvp(strides, padding, precision, primals, tangents):
 
 
 def _by_image(x: Array, kernel: Array, strides, padding, precision) -> Array:
-    """The convolution, whose transpose by `x` is the image gradient."""
+    """The convolution; its transpose with respect to `x` is the image gradient."""
     size = _output_size(x, kernel, strides, padding)
     if len(x) // _groups(x) * math.prod(size) > _FEW * kernel.shape[3]:
         kernel = jnp.swapaxes(kernel, 2, 3)
@@ -121,9 +120,9 @@ def _by_image(x: Array, kernel: Array, strides, padding, precision) -> Array:
 
 
 def _by_kernel(x: Array, kernel: Array, strides, padding, precision) -> Array:
-    """The convolution, whose transpose by `kernel` is the filter gradient."""
+    """The convolution; its transpose with respect to `kernel` is the filter gradient."""
     if kernel.dtype.itemsize < 4:
-        kernel = kernel.astype(jnp.float32)  # what the parts are summed into
+        kernel = kernel.astype(jnp.float32)  # the dtype of the sum over parts
     channels, features = kernel.shape[2:]
     if strides == (1, 1) and features < channels and x.shape[2] >= _WIDE:
         return _with_patches_of_output(x, kernel, padding, precision)
@@ -148,14 +147,14 @@ def _with_patches_of_input(x, kernel, strides, padding, precision, size) -> Arra
         return flat, _dot(flat, patches.reshape(groups, -1, flat.shape[1]), precision)
 
     parts = lax.scan(step, flat, starts)[1]
-    parts = parts.reshape(-1, groups, features, images, rows, width)
-    return _join(parts, len(x), height // rows)
+    parts = parts.reshape(-1, height // rows, groups, features, images, rows, width)
+    return parts.transpose(2, 0, 4, 1, 5, 6, 3).reshape(len(x), height, width, features)
 
 
 def _with_patches_of_output(x, kernel, padding, precision) -> Array:
-    """The same, of stride 1, as each pixel of x adds to the outputs around it.
+    """The same for stride 1: each pixel of x adds to the outputs around it.
 
-    Rows of x in a part add to more rows of y; where those of two parts meet, they are added up.
+    The rows of a part add to a larger band of output rows; overlapping bands are summed.
     """
     (high, wide, channels, features), (batch, height, width, _) = kernel.shape, x.shape
     groups, images, rows = _part(x, (height, width), high * wide * features)
@@ -179,7 +178,7 @@ def _with_patches_of_output(x, kernel, padding, precision) -> Array:
     whole = (height + high - 1, width + wide - 1)
     y = reduce(jnp.add, map(partial(_at, whole=whole), offsets, bands))
     y = y.transpose(1, 0, 3, 4, 5, 2).reshape(batch, *y.shape[-2:], features)
-    # Of the outputs that x reaches, those that the padding leaves.
+    # Padding decides which of the outputs that x reaches exist.
     edges = [
         (before - taps + 1, after - taps + 1)
         for taps, (before, after) in zip((high, wide), padding, strict=True)
@@ -188,10 +187,10 @@ def _with_patches_of_output(x, kernel, padding, precision) -> Array:
 
 
 def _part(x: Array, size: Sequence[int], patch: int) -> tuple[int, int, int]:
-    """How a sum over pixels is cut: groups of images, images of each in a part, and their rows.
+    """The split of a sum over pixels: groups of images, images of a group in a part, and rows.
 
-    As many groups as divide images and devices alike, each with a copy of the kernel: read
-    backwards, devices that share a batch meet once, after the loop.
+    Each group has a copy of the kernel, so that in the backward pass devices that share a batch
+    communicate once, after the loop.
     """
     height, width = size
     pixels = min(_PATCHES // patch, _MOST_PIXELS)
@@ -201,27 +200,21 @@ def _part(x: Array, size: Sequence[int], patch: int) -> tuple[int, int, int]:
 
 
 def _groups(x: Array) -> int:
+    """The number of groups, which divides both images and devices.
+
+    It depends on the devices of the process, used or not: so does the rounding of gradients.
+    """
     return math.gcd(len(x), jax.device_count())
 
 
-def _join(parts: Array, batch: int, blocks: int) -> Array:
-    """[parts, groups, features, images, rows, width] as [batch, height, width, features]."""
-    *_, features, _, rows, width = parts.shape
-    parts = parts.reshape(-1, blocks, *parts.shape[1:]).transpose(2, 0, 4, 1, 5, 6, 3)
-    return parts.reshape(batch, blocks * rows, width, features)
-
-
 def _dot(kernels: Array, x: Array, precision) -> Array:
-    """[groups, m, pixels] from [groups, n, m] and [groups, pixels, n].
-
-    Pixels come last: summing over the last axis of the left side is the fastest product.
-    """
+    """[groups, m, pixels] from [groups, n, m] and [groups, pixels, n], the fastest order."""
     product = (((1,), (2,)), ((0,), (0,)))
     return lax.dot_general(kernels.astype(x.dtype), x, product, precision=precision)
 
 
 def _at(offset: Sequence[int], x: Array, *, whole: Sequence[int]) -> Array:
-    """`x` at `offset` in zeros, `whole` pixels high and wide, which are its last axes."""
+    """`x` at `offset` in an array of zeros, whose last axes have the size `whole`."""
     edges = [
         (start, size - length - start, 0)
         for start, length, size in zip(offset, x.shape[-2:], whole, strict=True)
@@ -230,15 +223,12 @@ def _at(offset: Sequence[int], x: Array, *, whole: Sequence[int]) -> Array:
 
 
 def _padded(x: Array, padding: Sequence[Sequence[int]]) -> Array:
-    return lax.pad(
-        x,
-        jnp.zeros((), x.dtype),
-        [(0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0)],
-    )
+    edges = [(low, high, 0) for low, high in ((0, 0), *padding, (0, 0))]
+    return lax.pad(x, jnp.zeros((), x.dtype), edges)
 
 
 def _patches(x: Array, taps: Sequence[int], strides: Sequence[int], size: Sequence[int]) -> Array:
-    """What lies under the kernel at each output pixel: last, and in the kernel's order."""
+    """The inputs under the kernel at each output pixel, in the kernel's order on the last axis."""
     (high, wide), (down, right), (height, width) = taps, strides, size
     shifted = [
         x[..., i : i + height * down : down, j : j + width * right : right, :]
@@ -253,5 +243,5 @@ def _output_size(x: Array, kernel: Array, strides: tuple[int, ...], padding: Pad
 
 
 def _divisor(number: int, *, at_most: int) -> int:
-    """The largest there is, or 1."""
+    """The largest divisor of `number` up to `at_most`, or 1."""
     return max(n for n in range(1, number + 1) if number % n == 0 and n <= max(at_most, 1))

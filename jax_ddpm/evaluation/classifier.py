@@ -18,7 +18,7 @@ from jax.experimental.multihost_utils import broadcast_one_to_all
 from jax_ddpm._errors import FieldError
 from jax_ddpm._typing import Label, Pixels
 from jax_ddpm.evaluation.networks import FeatureNetwork
-from jax_ddpm.models.feature_classifier import FeatureClassifier
+from jax_ddpm.models.classifier import FeatureClassifier
 from jax_ddpm.noise import seed_key
 
 _STEPS = 200

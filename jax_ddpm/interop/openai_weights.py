@@ -17,9 +17,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from jax_ddpm.interop.layers import LayerKind, torch_shape, weight_from_torch
-from jax_ddpm.interop.tensors import check_tensors
+from jax_ddpm.interop.tensors import check_tensors, parameter_shapes
 from jax_ddpm.io.arrays import unflatten
-from jax_ddpm.models import NoisyClassifier, UNet, parameter_shapes
+from jax_ddpm.models import NoisyClassifier, UNet
 
 Order = Literal["head", "kind"]
 

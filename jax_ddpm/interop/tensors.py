@@ -7,10 +7,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_ddpm.io.arrays import load_tensors
+from jax_ddpm.io.arrays import flatten, load_tensors
+from jax_ddpm.models import NoisyClassifier, UNet
 
 
 def read_state_dict(
@@ -93,6 +95,21 @@ def params_of(variables: Mapping[str, Any]) -> Mapping[str, Any]:
         got = ", ".join(map(str, variables)) or "nothing"
         raise ValueError(f"variables: expected a tree of 'params', as model.init gives, got {got}")
     return variables["params"]
+
+
+def parameter_shapes(model: UNet | NoisyClassifier) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter, by its path: a trace of `model.init`, without its arithmetic.
+
+    Raises `ValueError` naming a field of `model` that does not fit.
+    """
+    side = 2 ** (len(model.block_out_channels) - 1)
+    if isinstance(model, NoisyClassifier):
+        side = model.sample_size
+    inputs: list[Any] = [np.zeros((1, side, side, model.in_channels), np.float32), 0]
+    if isinstance(model, UNet) and model.num_class_embeds is not None:
+        inputs.append(np.zeros(1, np.int32))
+    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), *inputs))
+    return {path: leaf.shape for path, leaf in flatten(variables["params"]).items()}
 
 
 def check_tensors(

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from jax_ddpm.interop.layers import LayerKind, torch_shape, weight_from_torch, weight_to_torch
-from jax_ddpm.interop.tensors import check_tensors, params_of, to_arrays
+from jax_ddpm.interop.tensors import check_tensors, parameter_shapes, params_of, to_arrays
 from jax_ddpm.io.arrays import flatten, unflatten
-from jax_ddpm.models import UNet, parameter_shapes
+from jax_ddpm.models import UNet
 
 _LISTS = re.compile(
     r"\b(down_blocks|up_blocks|resnets|attentions|downsamplers|upsamplers|to_out)_(\d+)"

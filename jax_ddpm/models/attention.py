@@ -2,11 +2,11 @@
 
     softmax(q kᵀ / √d) v      Vaswani et al. 2017, eq. 1
 
-A row of scores needs one query and all keys, so the queries are taken in blocks, one after the
-other, and a gradient computes each block's scores again (Rabe & Staats 2021, "Self-attention Does
-Not Need O(n²) Memory"). Few tokens are one block, which is the plain formula.
+A row of scores needs one query and all keys, so queries are processed in blocks, one after the
+other, and gradients recompute the scores of each block (Rabe & Staats 2021, "Self-attention Does
+Not Need O(n²) Memory"). Few tokens fit in one block, which is the plain formula.
 
-On NVIDIA GPUs sixteen-bit attention is cuDNN's, where it takes the head's size.
+On NVIDIA GPUs, 16-bit attention uses cuDNN where it supports the head's size.
 """
 
 from functools import partial
@@ -18,19 +18,18 @@ from jax import lax
 from jaxtyping import Array, Float
 
 _SCORES, _SCORES_GPU = 2**17, 2**20
-"""Of each head at once: all of 362 tokens, 32 queries of 4,096. More is not faster on a CPU.
-
-A GPU waits between small blocks; larger ones still, a little faster, would take hundreds of MiB an
-image. Forward of 4,096 tokens, 8 heads of 64 channels, on an H200 in
-float32 at "highest": 4.4 ms in blocks of 2**17 scores, 2.0 of 2**20, 1.6 of 2**23, 1.2 in one. In
-bfloat16: 1.7, 0.7, 0.5, 0.5, and cuDNN 0.1."""
+"""Scores of each head in a block: all of 362 tokens, or 32 queries of 4,096. Larger blocks are not
+faster on a CPU. A GPU idles between small blocks; blocks beyond 2**20 are a little faster, but take
+hundreds of MiB an image. Forward pass of 4,096 tokens, 8 heads of 64 channels, on an H200, for
+blocks of 2**17, 2**20, 2**23 scores and a single block: 4.4, 2.0, 1.6, 1.2 ms in float32 at
+"highest"; 1.7, 0.7, 0.5, 0.5 ms in bfloat16 (cuDNN: 0.1)."""
 
 Heads = Float[Array, "batch tokens heads channels"]
 Block = Float[Array, "batch queries heads channels"]
 
 
 def dot_product_attention(query: Block, key: Heads, value: Heads, *, precision: Any) -> Block:
-    """Every query's mean of the values, weighted by the softmax of its products with the keys."""
+    """For each query, the mean of the values weighted by the softmax of its scores."""
     plain = partial(_in_blocks, precision=precision)
     if not _suits_cudnn(query):
         return plain(query, key, value)
@@ -39,7 +38,7 @@ def dot_product_attention(query: Block, key: Heads, value: Heads, *, precision: 
 
 
 def _suits_cudnn(query: Block) -> bool:
-    """Whether the limits hold that JAX gives for cuDNN on any GPU; its own default never asks."""
+    """Whether JAX's limits for cuDNN on any GPU hold; `jax.nn`'s default does not check them."""
     channels = query.shape[-1]
     sizes = channels % 8 == 0 and channels <= 128
     return jax.default_backend() == "gpu" and query.dtype.itemsize == 2 and sizes
@@ -55,14 +54,14 @@ def _in_blocks(query: Block, key: Heads, value: Heads, *, precision: Any) -> Blo
     blocks = -(-queries // size)
     padded = jnp.pad(query, ((0, 0), (0, blocks * size - queries), (0, 0), (0, 0)))
     padded = padded.reshape(batch, blocks, size, heads, channels).swapaxes(0, 1)
-    # XLA removes a loop of one step, and would then keep what is to be computed again.
+    # XLA removes a loop of one step, and would then keep the scores.
     attend = jax.checkpoint(attend, prevent_cse=blocks == 1)
     mixed = lax.map(lambda block: attend(block, key, value), padded)
     return mixed.swapaxes(0, 1).reshape(batch, blocks * size, heads, channels)[:, :queries]
 
 
 def _attend(query: Block, key: Heads, value: Heads, *, precision: Any) -> Block:
-    # Sixteen bits are too few for scores and for a sum of exponentials.
+    # Scores and the sum of their exponentials need more than 16 bits.
     kept = query.dtype if query.dtype.itemsize >= 4 else jnp.float32
     product = partial(jnp.einsum, precision=precision, preferred_element_type=kept)
     scores = product("bqhd,bkhd->bhqk", query, key)

@@ -1,39 +1,39 @@
-"""The classifier of noisy images that guides a diffusion: Dhariwal & Nichol 2021, §4.
+"""Classifiers: of noisy images, to guide samples, and of clean images, to compare features.
+
+`NoisyClassifier` is that of Dhariwal & Nichol 2021, §4; its way down is that of `UNet`:
 
     x ─ conv_in ─ down_blocks ─ mid_block ─ pool ─▶ logits of the classes
     t ─ sinusoids ─ time_embedding ─▶ every residual block
-
-The way down is that of `UNet`, with its names.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jax_ddpm._errors import check_choice, check_floats
+from jax_ddpm._errors import FieldError, check_floats
 from jax_ddpm._typing import Image, Time
 from jax_ddpm.models.attention import dot_product_attention
-from jax_ddpm.models.blocks import DOWN_BLOCKS, MidBlock, way_down
-from jax_ddpm.models.layers import BlockConfig, Features, embed_time
-
-_GROUPS = 32
+from jax_ddpm.models.layers import BlockConfig, Features, TimeEmbedding
+from jax_ddpm.models.unet import Block, Level, Levels, check_blocks, way, way_down
 
 
 class NoisyClassifier(nn.Module):
-    """p(y | x_t) of Dhariwal & Nichol 2021, NHWC. The defaults are those of their 64×64 images.
+    """p(y | x_t) of Dhariwal & Nichol 2021, in NHWC. The defaults are those for 64×64 images.
 
     Attributes:
-      sample_size: height and width; the pool `"attention"` takes no other, other pools take any.
-      in_channels, num_classes: of the images, and of the output.
+      sample_size: image size; only the pool `"attention"` depends on it.
+      in_channels, num_classes: channels of the images, and number of classes.
       block_out_channels, down_block_types, layers_per_block, attention_head_dim,
         resnet_time_scale_shift, downsample_type, time_embedding_dim, time_proj_dim, dtype,
-        param_dtype, precision: as those of `UNet`.
+        param_dtype, precision: as in `UNet`.
       pool: how the last features become one vector per image. `"attention"`: a token attends to
-        all pixels; `"adaptive"`: their mean; `"spatial"` or `"spatial_v2"`: the means of the
-        features of all blocks, then a hidden layer with ReLU, or with a norm and SiLU.
+        all pixels; `"adaptive"`: their mean; `"spatial"`, `"spatial_v2"`: the means of all blocks'
+        features, then a hidden layer with ReLU, or with a norm and SiLU.
     """
 
     sample_size: int = 64
@@ -54,112 +54,99 @@ class NoisyClassifier(nn.Module):
 
     @nn.compact
     def __call__(self, x: Image, t: Time) -> Float[Array, "batch classes"]:
-        """Logits for `x`, [batch, height, width, in_channels], at step `t`, as in `UNet`.
+        """Logits of `x`, [batch, height, width, in_channels], at step `t`, a number or [batch].
 
         Raises `ValueError` naming a field or a shape that does not fit.
         """
         self.check_fields()
         size = (self.sample_size,) * 2 if self.pool == "attention" else jnp.shape(x)[1:3]
         check_floats("x", x, (len(x), *size, self.in_channels))
-        config = BlockConfig(
-            norm_num_groups=_GROUPS,
-            norm_eps=1e-5,
-            act_fn="silu",
-            dropout=0.0,
-            resnet_time_scale_shift=self.resnet_time_scale_shift,
-            attention_head_dim=self.attention_head_dim,
-            num_attention_heads=None,
-            deterministic=True,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            precision=self.precision,
-        )
+        config = BlockConfig.of(self)
+        down, middle, _ = self.levels()
         first = self.block_out_channels[0]
-        embedding = embed_time(
-            config,
-            t,
-            x,
-            waves=self.time_proj_dim or first,
-            features=self.time_embedding_dim or 4 * first,
-            flip_sin_to_cos=True,
-            freq_shift=0,
-        )
-        states = way_down(
-            config,
-            config.conv(first, "conv_in")(x),
-            embedding,
-            channels=self.block_out_channels,
-            kinds=self.down_block_types,
-            layers=self.layers_per_block,
-            downsample_type=self.downsample_type,
-            downsample_padding=1,
-            remat=False,
-        )
-        middle = MidBlock(config, True, _GROUPS, 1, remat=False, name="mid_block")
-        states.append(middle(states[-1], embedding))
+        waves, features = self.time_proj_dim or first, self.time_embedding_dim or 4 * first
+        embedding = TimeEmbedding(config, waves, features, name="time_embedding")(t, x)
+        states = way_down(config, jnp.asarray(x), embedding, down)
+        for level in middle:
+            states.append(Block(config, level, name=level.name)(states[-1], embedding)[-1])
         if self.pool.startswith("spatial"):
             hidden = jnp.concatenate([state.mean((1, 2)) for state in states], axis=-1)
             hidden = config.dense(2048, "hidden")(hidden)
-            if self.pool == "spatial":
-                hidden = nn.relu(hidden)
-            else:
-                hidden = nn.silu(config.norm("norm_out")(hidden))
+            normed = self.pool == "spatial_v2"
+            hidden = nn.silu(config.norm("norm_out")(hidden)) if normed else nn.relu(hidden)
             return config.dense(self.num_classes, "out")(hidden)
         hidden = nn.silu(config.norm("norm_out")(states[-1]))
         if self.pool == "adaptive":
             return config.dense(self.num_classes, "out")(hidden.mean((1, 2)))
-        return _AttentionPool(config, self.num_classes, name="out")(hidden)
+        head_dim, classes = self.attention_head_dim, self.num_classes
+        return _AttentionPool(config, head_dim, classes, name="out")(hidden)
+
+    def levels(self) -> Levels:
+        """The blocks of the network."""
+        channels, kinds = self.block_out_channels, self.down_block_types
+        resample, head_dim = self.downsample_type, self.attention_head_dim
+        down = way("down", channels, kinds, self.layers_per_block, resample, None, head_dim)
+        return Levels(down, [Level("mid_block", channels[-1], 2, 1, head_dim, None)], [])
 
     def check_fields(self) -> None:
-        """Raises `ValueError` naming a field that does not fit."""
-        check_choice("pool", self.pool, ("attention", "adaptive", "spatial", "spatial_v2"))
-        for name, choices in (
-            ("downsample_type", ("conv", "resnet")),
-            ("resnet_time_scale_shift", ("default", "scale_shift")),
-        ):
-            check_choice(name, getattr(self, name), choices)
-        levels, kinds = len(self.block_out_channels), self.down_block_types
-        if len(kinds) != levels:
-            raise ValueError(
-                f"down_block_types: expected {levels} (one for each of block_out_channels), "
-                f"got {len(kinds)}"
-            )
-        for channels, kind in zip(self.block_out_channels, kinds, strict=True):
-            check_choice("down_block_types", kind, DOWN_BLOCKS)
-            if channels % _GROUPS:
-                raise ValueError(
-                    f"block_out_channels: expected multiples of {_GROUPS}, got {channels}"
-                )
-            attended = kind.startswith("Attn") or channels == self.block_out_channels[-1]
-            if attended and channels % self.attention_head_dim:
-                raise ValueError(
-                    f"attention_head_dim: expected a divisor of {channels}, "
-                    f"got {self.attention_head_dim}"
-                )
+        """Raises `FieldError` naming a field that does not fit."""
+        pools = ("attention", "adaptive", "spatial", "spatial_v2")
+        check_blocks(self, BlockConfig.norm_num_groups, pool=pools)
+        head_dim = self.attention_head_dim
+        for level in itertools.chain(*self.levels()):
+            if level.attentions and level.features % head_dim:
+                problem = f"expected a divisor of {level.features}, got {head_dim}"
+                raise FieldError("attention_head_dim", problem)
 
 
 class _AttentionPool(nn.Module):
     """The mean of all pixels attends to them and to itself (Radford et al. 2021, CLIP)."""
 
     config: BlockConfig
+    head_dim: int
     features: int
 
     @nn.compact
     def __call__(self, x: Features) -> Float[Array, "batch features"]:
-        config, channels = self.config, x.shape[-1]
-        tokens = x.reshape(len(x), -1, channels)
+        config, (batch, *_, channels) = self.config, x.shape
+        tokens = x.reshape(batch, -1, channels)
         tokens = jnp.concatenate([tokens.mean(1, keepdims=True), tokens], axis=1)
-        positions = self.param(
-            "positions",
-            nn.initializers.normal(channels**-0.5),
-            tokens.shape[1:],
-            config.param_dtype,
-        )
+        normal, shape = nn.initializers.normal(channels**-0.5), tokens.shape[1:]
+        positions = self.param("positions", normal, shape, config.param_dtype)
         tokens = tokens + positions.astype(tokens.dtype)[None]
-        heads, head_dim = config.heads(channels)
+        heads = (channels // self.head_dim, self.head_dim)
         query, key, value = (
-            config.dense(channels, name)(each).reshape(len(x), -1, heads, head_dim)
+            config.dense(channels, name)(each).reshape(batch, -1, *heads)
             for name, each in (("to_q", tokens[:, :1]), ("to_k", tokens), ("to_v", tokens))
         )
         mixed = dot_product_attention(query, key, value, precision=config.precision)
-        return config.dense(self.features, "to_out")(mixed.reshape(len(x), channels))
+        return config.dense(self.features, "to_out")(mixed.reshape(batch, channels))
+
+
+class FeatureClassifier(nn.Module):
+    """A small classifier of clean images; its last hidden layer is a feature vector.
+
+    One dense layer over patches, at most 8×8 of them, then three over all patches together.
+    Images larger than 32×32 are shrunk first.
+    """
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, images: Image) -> tuple[Array, Array]:
+        """Features [batch, 64], the last hidden layer before its ReLU, and logits of images."""
+        batch, height, width, channels = images.shape
+        size = (batch, min(height, 32), min(width, 32), channels)
+        x = jnp.asarray(images)
+        if size != x.shape:
+            x = jax.image.resize(x, size, "linear")
+        side = -(-max(size[1:3]) // 8)
+        # Whole patches: the last row and column are repeated.
+        rest = [(0, -length % side) for length in size[1:3]]
+        x = jnp.pad(x, ((0, 0), *rest, (0, 0)), "edge")
+        rows, columns = x.shape[1] // side, x.shape[2] // side
+        x = x.reshape(batch, rows, side, columns, side, channels).swapaxes(2, 3)
+        x = nn.relu(nn.Dense(64)(x.reshape(batch, rows * columns, -1)))
+        x = nn.relu(nn.Dense(256)(x.reshape(batch, -1)))
+        features = nn.Dense(64)(x)
+        return features, nn.Dense(self.num_classes)(nn.relu(features))

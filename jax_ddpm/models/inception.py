@@ -1,8 +1,8 @@
 """InceptionV3 as FID uses it: the graph that TensorFlow published in 2015 (Szegedy et al. 2015).
 
-It differs from the paper's and from torchvision's in what it does at borders and at the top: images
-are resized as TensorFlow 1 did, averages leave padding out, and the last block takes a maximum
-where the others average. Names are PyTorch's; batch normalisation is part of each convolution.
+It differs from the paper and from torchvision in three places: images are resized as in
+TensorFlow 1, average pooling excludes padding, and the last block uses maximum pooling where the
+others use averages. Names are PyTorch's; batch normalisation is folded into each convolution.
 """
 
 from collections.abc import Callable
@@ -13,23 +13,22 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
-from jax_ddpm._errors import FieldError
+from jax_ddpm._errors import FieldError, described
 from jax_ddpm._typing import Pixels
 from jax_ddpm.models.layers import Features
 
 FEATURES = {"64": 64, "192": 192, "768": 768, "2048": 2048, "logits_unbiased": 1008}
-"""What comes out, and how many numbers each has for an image."""
-_SIZE = 299
+"""Names of the outputs, and the length of each."""
 
 
 class InceptionV3(nn.Module):
-    """uint8 images of any size to features by name: the means over what the first, second, third
-    and last stage see, and the logits of 1,008 classes without their bias.
+    """Features of uint8 images of any size, by name.
 
-    `precision` is that of its products. The default is full, since features of TF32 or bfloat16
-    are other features.
+    These are the spatial means after the first, second, third and last stage, and the logits of
+    1,008 classes without bias. `precision` is that of matrix products; by default it is the
+    highest, since TF32 and bfloat16 change the features.
     """
 
     dtype: Any = jnp.float32
@@ -37,45 +36,33 @@ class InceptionV3(nn.Module):
 
     @nn.compact
     def __call__(self, images: Pixels) -> dict[str, Array]:
-        if images.shape[-1] != 3:
-            raise FieldError("images", f"expected 3 channels, got {images.shape[-1]}")
-        policy: dict[str, Any] = {
-            "dtype": self.dtype,
-            "param_dtype": self.dtype,
-            "precision": self.precision,
-        }
+        if images.dtype != np.uint8 or images.shape[3:] != (3,):
+            expected = "expected uint8 [batch, height, width, 3]"
+            raise FieldError("images", f"{expected}, got {described(images)}")
+        policy = {"dtype": self.dtype, "param_dtype": self.dtype, "precision": self.precision}
 
-        def conv(
-            x: Features,
-            name: str,
-            features: int,
-            size: int | tuple[int, int] = 1,
-            stride: int = 1,
-            *,
-            padding: str = "SAME",
-        ) -> Features:
+        def conv(x: Features, name: str, features: int, size: Any = 1, stride: int = 1, pad=None):
             size = (size, size) if isinstance(size, int) else size
-            layer = nn.Conv(
-                features,
-                size,
-                stride,
-                padding if stride == 1 else "VALID",
-                name=name,
-                **policy,
-            )
-            return nn.relu(layer(x))
+            pad = pad or ("SAME" if stride == 1 else "VALID")
+            return nn.relu(nn.Conv(features, size, stride, pad, name=name, **policy)(x))
 
         def block(x: Features, name: str, kind: Callable[..., list[Features]], *widths: int):
-            return jnp.concatenate(kind(partial(_named, conv, name), x, *widths), axis=-1)
+            def branch(x: Features, *layers: tuple) -> Features:
+                """A chain of convolutions, each as (name, features[, size[, stride]])."""
+                for layer, *options in layers:
+                    x = conv(x, f"{name}.{layer}", *options)
+                return x
 
-        x = _resize_like_tensorflow1(jnp.asarray(images, self.dtype), _SIZE)
+            return jnp.concatenate(kind(branch, x, *widths), axis=-1)
+
+        x = _resize_like_tensorflow1(jnp.asarray(images, self.dtype), 299)
         x = (x - 128) / 128
         x = conv(x, "Conv2d_1a_3x3", 32, 3, 2)
-        x = conv(x, "Conv2d_2a_3x3", 32, 3, padding="VALID")
+        x = conv(x, "Conv2d_2a_3x3", 32, 3, pad="VALID")
         x = conv(x, "Conv2d_2b_3x3", 64, 3)
         first = x = _maximum(x)
         x = conv(x, "Conv2d_3b_1x1", 80)
-        x = conv(x, "Conv2d_4a_3x3", 192, 3, padding="VALID")
+        x = conv(x, "Conv2d_4a_3x3", 192, 3, pad="VALID")
         second = x = _maximum(x)
         x = block(x, "Mixed_5b", _five, 32)
         x = block(x, "Mixed_5c", _five, 64)
@@ -89,23 +76,16 @@ class InceptionV3(nn.Module):
         x = block(x, "Mixed_7b", partial(_wide, pool=_average))
         x = block(x, "Mixed_7c", partial(_wide, pool=partial(_maximum, stride=1, padding="SAME")))
         means = [each.mean((1, 2)) for each in (first, second, third, x)]
-        logits = nn.Dense(
-            FEATURES["logits_unbiased"],
-            use_bias=False,
-            name="fc",
-            **policy,
-        )(means[-1])
-        return dict(zip(FEATURES, [*means, logits], strict=True))
+        logits = nn.Dense(FEATURES["logits_unbiased"], use_bias=False, name="fc", **policy)
+        return dict(zip(FEATURES, [*means, logits(means[-1])], strict=True))
 
 
-def _resize_like_tensorflow1(
-    images: Float[Array, "batch _ _ channel"], size: int
-) -> Float[Array, "batch size size channel"]:
-    """Bilinear, as TensorFlow 1 did by default: pixel i of `size` lies at i · length / size of the
-    image, not in the middle of what it covers, and nothing is averaged where images shrink."""
+def _resize_like_tensorflow1(images: Features, size: int) -> Features:
+    """Bilinear interpolation as in TensorFlow 1: pixel i is taken at i · length / size, without
+    the half-pixel offset, and nothing is averaged when images shrink."""
     for axis in (2, 1):
         length = images.shape[axis]
-        # TensorFlow's scale has 32 bits, whatever the images have.
+        # TensorFlow's scale is float32, whatever the dtype of the images.
         places = np.arange(size, dtype=images.dtype) * np.float32(length / size)
         low = places.astype(np.int32)
         shape = [1] * 4
@@ -115,13 +95,6 @@ def _resize_like_tensorflow1(
         above = jnp.take(images, np.minimum(low + 1, length - 1), axis)
         images = below + (above - below) * share
     return images
-
-
-def _named(conv: Callable[..., Features], block: str, x: Features, *layers: tuple) -> Features:
-    """Convolutions one after the other, each a name within the block, a width, and more."""
-    for name, *options in layers:
-        x = conv(x, f"{block}.{name}", *options)
-    return x
 
 
 def _five(branch, x: Features, pooled: int) -> list[Features]:
@@ -145,12 +118,7 @@ def _seven(branch, x: Features, width: int) -> list[Features]:
     wide, tall = (1, 7), (7, 1)
     return [
         branch(x, ("branch1x1", 192)),
-        branch(
-            x,
-            ("branch7x7_1", width),
-            ("branch7x7_2", width, wide),
-            ("branch7x7_3", 192, tall),
-        ),
+        branch(x, ("branch7x7_1", width), ("branch7x7_2", width, wide), ("branch7x7_3", 192, tall)),
         branch(
             x,
             ("branch7x7dbl_1", width),
@@ -192,12 +160,12 @@ def _wide(branch, x: Features, pool: Callable[[Features], Features]) -> list[Fea
 
 
 def _maximum(x: Features, stride: int = 2, padding: str = "VALID") -> Features:
-    """Of 3×3 pixels."""
+    """Maximum pooling over 3×3 pixels."""
     return nn.max_pool(x, (3, 3), (stride, stride), padding)
 
 
 def _average(x: Features) -> Features:
-    """Of 3×3 pixels, without those beyond the border."""
+    """Average pooling over 3×3 pixels, excluding padding."""
     count = [np.convolve(np.ones(length), np.ones(3), "same") for length in x.shape[1:3]]
     total = nn.pooling.pool(x, 0.0, lax.add, (3, 3), (1, 1), "SAME")
     return total / jnp.asarray(np.outer(*count)[None, :, :, None], x.dtype)

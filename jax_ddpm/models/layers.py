@@ -1,12 +1,12 @@
-"""What a diffusion U-Net is made of: residual blocks that see the time, attention, resampling.
+"""Layers of a diffusion U-Net: time embedding, residual block, attention, resampling.
 
-Names and arithmetic are those of diffusers' `UNet2DModel`, so that its weights fit; arrays are
-NHWC. Layers that end a residual branch start at zero, as Ho et al.'s do: a new network begins as
+Names and arithmetic are those of diffusers' `UNet2DModel`, so its weights fit; arrays are NHWC.
+The last layer of each residual branch starts at zero, as in Ho et al.'s code: a new network is
 nearly the identity.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import flax.linen as nn
@@ -21,7 +21,7 @@ from jax_ddpm.cpu import conv_general_dilated
 from jax_ddpm.models.attention import dot_product_attention
 
 Features = Float[Array, "batch _ _ _"]
-"""NHWC, of a size that changes on the way."""
+"""NHWC; the size changes from layer to layer."""
 
 Embedding = Float[Array, "batch embedding"]
 
@@ -38,117 +38,106 @@ _ZEROS = nn.initializers.zeros_init()
 
 @dataclass(frozen=True, kw_only=True)
 class BlockConfig:
-    """What all blocks of one network share, and the layers that follow from it."""
+    """Settings that all blocks of a network share, and the layers made from them."""
 
-    norm_num_groups: int
-    norm_eps: int | float
-    act_fn: str
-    dropout: int | float
+    norm_num_groups: int = 32
+    attention_groups: int | None = None
+    """Groups of the norms before attention; None for `norm_num_groups`, 0 for no norm."""
+    norm_eps: int | float = 1e-5
+    act_fn: str = "silu"
+    dropout: int | float = 0.0
     resnet_time_scale_shift: str
-    attention_head_dim: int | None
-    num_attention_heads: int | None
-    deterministic: bool
+    output_scale_factor: int | float = 1
+    downsample_padding: int = 1
+    deterministic: bool = True
+    remat: bool = False
     dtype: Any
     param_dtype: Any
     precision: Any
 
+    @classmethod
+    def of(cls, network: nn.Module, **others: Any) -> "BlockConfig":
+        """The settings among the fields of `network`, and `others`."""
+        names = [each.name for each in fields(cls) if hasattr(network, each.name)]
+        return cls(**{name: getattr(network, name) for name in names}, **others)
+
     def conv(self, features: int, name: str, size: int = 3, **options: Any) -> nn.Conv:
-        options = {
-            "padding": size // 2,
-            "conv_general_dilated": conv_general_dilated,
-            **options,
-        }
+        options = {"padding": size // 2, "conv_general_dilated": conv_general_dilated, **options}
         return nn.Conv(features, (size, size), name=name, **self._policy(), **options)
 
     def dense(self, features: int, name: str, **options: Any) -> nn.Dense:
         return nn.Dense(features, name=name, **self._policy(), **options)
 
     def norm(self, name: str, num_groups: int | None = None) -> nn.GroupNorm:
-        # The fast variance, E[x²] - E[x]², loses what the parity tests look for.
-        return nn.GroupNorm(
-            num_groups or self.norm_num_groups,
-            epsilon=self.norm_eps,
-            use_fast_variance=False,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            name=name,
-        )
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        # The fast variance, E[x²] - E[x]², is not accurate enough for the parity tests.
+        options = {"epsilon": self.norm_eps, "use_fast_variance": False, **dtypes}
+        return nn.GroupNorm(num_groups or self.norm_num_groups, name=name, **options)
+
+    def resnet(self, features: int, name: str, resample: Any = None) -> nn.Module:
+        block = nn.remat(ResnetBlock) if self.remat else ResnetBlock
+        return block(self, features, resample, name=name)
+
+    def attention(self, head_dim: int, name: str) -> nn.Module:
+        block = nn.remat(Attention) if self.remat else Attention
+        return block(self, head_dim, name=name)
 
     def act(self, x: Array) -> Array:
         return ACTIVATIONS[self.act_fn](x)
 
-    def heads(self, channels: int) -> tuple[int, int]:
-        """The number of attention heads over `channels`, and the channels of each."""
-        head_dim = self.attention_head_dim or channels
-        heads = self.num_attention_heads or channels // head_dim
-        return heads, channels // heads if self.num_attention_heads else head_dim
-
     def _policy(self) -> dict[str, Any]:
-        return {
-            "dtype": self.dtype,
-            "param_dtype": self.param_dtype,
-            "precision": self.precision,
-        }
+        return {name: getattr(self, name) for name in ("dtype", "param_dtype", "precision")}
 
 
-def embed_time(
-    config: BlockConfig,
-    t: Time,
-    x: Image,
-    *,
-    waves: int,
-    features: int,
-    flip_sin_to_cos: bool,
-    freq_shift: int,
-    scale: int | float = 1,
-) -> Embedding:
-    """`time_embedding`: two dense layers over `waves` sinusoids of t × `scale`; [batch, features].
+class TimeEmbedding(nn.Module):
+    """Two dense layers over sinusoids of the step number (Vaswani et al. 2017).
 
-    sin and cos have frequencies from 1 to 1e-4 (Vaswani et al. 2017). Cosines come first with
-    `flip_sin_to_cos`; the last frequency is reached with `freq_shift` 1. `x` are the images.
+    Attributes:
+      waves: the number of sinusoids.
+      features: channels of the embedding.
+      flip_sin_to_cos: whether cosines come before sines.
+      freq_shift: 1 makes the last frequency exactly 1e-4; 0 stops just above it.
+      scale: factor on the step number.
     """
-    time = each_time(t, x)
-    half = waves // 2
-    frequencies = np.exp(-np.log(10_000) * np.arange(half) / (half - freq_shift))
-    angles = time * jnp.asarray(scale * frequencies, time.dtype)[None, :]
-    pair = [jnp.sin(angles), jnp.cos(angles)]
-    hidden = jnp.concatenate(pair[::-1] if flip_sin_to_cos else pair, axis=-1)
-    hidden = jnp.pad(hidden, ((0, 0), (0, waves % 2)))
-    if config.dtype is not None:
-        hidden = hidden.astype(config.dtype)
-    return TimestepEmbedding(config, features, name="time_embedding")(hidden)
+
+    config: BlockConfig
+    waves: int
+    features: int
+    flip_sin_to_cos: bool = True
+    freq_shift: int = 0
+    scale: int | float = 1
+
+    @nn.compact
+    def __call__(self, t: Time, x: Image) -> Embedding:
+        time, half = each_time(t, x), self.waves // 2
+        frequencies = np.exp(-np.log(10_000) * np.arange(half) / (half - self.freq_shift))
+        angles = time * jnp.asarray(self.scale * frequencies, time.dtype)[None, :]
+        pair = [jnp.sin(angles), jnp.cos(angles)]
+        hidden = jnp.concatenate(pair[::-1] if self.flip_sin_to_cos else pair, axis=-1)
+        hidden = jnp.pad(hidden, ((0, 0), (0, self.waves % 2)))
+        if self.config.dtype is not None:
+            hidden = hidden.astype(self.config.dtype)
+        hidden = nn.silu(self.config.dense(self.features, "linear_1")(hidden))
+        return self.config.dense(self.features, "linear_2")(hidden)
 
 
 def each_time(t: Time, x: Image) -> Array:
-    """The step number of each sample, [batch, 1], from one of each or one for all."""
+    """The step number of each image, [batch, 1]; `t` is a number or [batch]."""
     if jnp.shape(t) not in ((), jnp.shape(x)[:1]):
         raise FieldError("t", f"expected shape () or {jnp.shape(x)[:1]}, got {jnp.shape(t)}")
-    # Sixteen bits have no room for steps near 1,000.
+    # bfloat16 cannot tell 999 from 1,000.
     t = jnp.asarray(t, np.promote_types(x.dtype, np.float32))
     return jnp.broadcast_to(t, jnp.shape(x)[:1])[:, None]
 
 
-class TimestepEmbedding(nn.Module):
-    """Two dense layers."""
-
-    config: BlockConfig
-    features: int
-
-    @nn.compact
-    def __call__(self, waves: Embedding) -> Array:
-        hidden = nn.silu(self.config.dense(self.features, "linear_1")(waves))
-        return self.config.dense(self.features, "linear_2")(hidden)
-
-
 class ResnetBlock(nn.Module):
-    """Two convolutions with the time added, or scaling and shifting, between them.
+    """Two convolutions; the time embedding is added, or scales and shifts, between them.
 
-    `resample`, `halve` or `double`, changes the size on both branches (Brock et al. 2019).
+    `resample`, `halve` or `double`, changes the size of both branches (Brock et al. 2019).
     """
 
     config: BlockConfig
     features: int
-    output_scale_factor: int | float = 1
     resample: Callable[[Features], Features] | None = None
 
     @nn.compact
@@ -170,65 +159,57 @@ class ResnetBlock(nn.Module):
         hidden = config.conv(self.features, "conv2", kernel_init=_ZEROS)(hidden)
         if x.shape[-1] != self.features:
             x = config.conv(self.features, "conv_shortcut", size=1)(x)
-        return (x + hidden) / self.output_scale_factor
+        return (x + hidden) / config.output_scale_factor
 
 
 class Attention(nn.Module):
-    """Self-attention over all pixels; `norm_num_groups` None means no normalisation before it."""
+    """Self-attention over all pixels, in heads of `head_dim` channels.
+
+    Channels that do not fill a head are left out.
+    """
 
     config: BlockConfig
-    norm_num_groups: int | None
-    output_scale_factor: int | float = 1
+    head_dim: int
 
     @nn.compact
     def __call__(self, x: Features) -> Features:
-        config, (batch, height, width, channels) = self.config, x.shape
-        heads, head_dim = config.heads(channels)
-        hidden = x
-        if self.norm_num_groups is not None:
-            hidden = config.norm("group_norm", self.norm_num_groups)(hidden)
+        config, head_dim, (batch, height, width, channels) = self.config, self.head_dim, x.shape
+        heads, hidden = channels // head_dim, x
+        if config.attention_groups != 0:
+            hidden = config.norm("group_norm", config.attention_groups)(hidden)
         hidden = hidden.reshape(batch, height * width, channels)
         query, key, value = (
             config.dense(heads * head_dim, name)(hidden).reshape(batch, -1, heads, head_dim)
             for name in ("to_q", "to_k", "to_v")
         )
         mixed = dot_product_attention(query, key, value, precision=config.precision)
-        # One axis at a time: a mesh of Explicit axes knows no other reshape.
+        # Meshes with Explicit axes can only reshape one axis at a time.
         mixed = mixed.reshape(batch, height * width, -1).reshape(batch, height, width, -1)
         hidden = config.dense(channels, "to_out_0", kernel_init=_ZEROS)(mixed)
-        return (x + hidden) / self.output_scale_factor
+        return (x + hidden) / config.output_scale_factor
 
 
-class Downsample(nn.Module):
-    """A convolution of stride 2. `padding` 0 pads one row below and one column to the right."""
+class Resample(nn.Module):
+    """Nearest-neighbour upsampling and a convolution, or a convolution of stride 2."""
 
     config: BlockConfig
-    padding: int
+    upward: bool
 
     @nn.compact
     def __call__(self, x: Features) -> Features:
-        padding = (0, 1) if self.padding == 0 else (1, 1)
-        conv = self.config.conv(x.shape[-1], "conv", strides=2, padding=(padding, padding))
-        return conv(x)
-
-
-class Upsample(nn.Module):
-    """Every pixel four times, then a convolution."""
-
-    config: BlockConfig
-
-    @nn.compact
-    def __call__(self, x: Features) -> Features:
-        return self.config.conv(x.shape[-1], "conv")(double(x))
+        if self.upward:
+            return self.config.conv(x.shape[-1], "conv")(double(x))
+        edges = (self.config.downsample_padding, 1)  # 0 pads only the last row and column
+        return self.config.conv(x.shape[-1], "conv", strides=2, padding=(edges, edges))(x)
 
 
 def halve(x: Features) -> Features:
-    """The mean of every 2×2 pixels."""
+    """Average pooling over 2×2 pixels."""
     batch, height, width, channels = x.shape
     rows = x.reshape(batch, height // 2, 2, width, channels)  # one axis at a time, as above
     return rows.reshape(batch, height // 2, 2, width // 2, 2, channels).mean((2, 4))
 
 
 def double(x: Features) -> Features:
-    """Every pixel four times."""
+    """Nearest-neighbour upsampling by 2."""
     return x.repeat(2, axis=1).repeat(2, axis=2)

@@ -1,4 +1,4 @@
-"""Configurations with a name."""
+"""Configurations of `UNet` with a name. The keywords `fields` replace fields of the network."""
 
 from typing import Any
 
@@ -6,12 +6,16 @@ from jax_ddpm.models.unet import UNet
 
 
 def ddpm_cifar10(**fields: Any) -> UNet:
-    """Ho et al.'s CIFAR-10 network, 35,746,307 parameters; `fields` replace its own."""
+    """Ho et al.'s CIFAR-10 network, 35,746,307 parameters."""
     return UNet(**{"sample_size": 32, **fields})
 
 
 def ddpm_digits(num_classes: int | None = 10, **fields: Any) -> UNet:
-    """A small network for digits, 8×8 to 32×32; with classes, the last label is the null label."""
+    """A small network for digits, 8×8 to 32×32. With classes, the last label is the null label.
+
+    >>> ddpm_digits(num_classes=26, dropout=0.1).num_class_embeds
+    27
+    """
     settings: dict[str, Any] = {
         "in_channels": 1,
         "out_channels": 1,
@@ -26,9 +30,9 @@ def ddpm_digits(num_classes: int | None = 10, **fields: Any) -> UNet:
 
 
 def ddpm_celebahq(**fields: Any) -> UNet:
-    """Ho et al.'s network for 256×256, 113,673,219 parameters; `fields` replace its own.
+    """Ho et al.'s network for 256×256 images (Appendix B), 113,673,219 parameters.
 
-    Their Appendix B, in the settings of Google's `ddpm-celebahq-256`, whose weights fit.
+    The settings are those of Google's `ddpm-celebahq-256`, whose weights fit.
     """
     settings: dict[str, Any] = {
         "sample_size": 256,
@@ -42,10 +46,10 @@ def ddpm_celebahq(**fields: Any) -> UNet:
 def adm_imagenet64(**fields: Any) -> UNet:
     """Dhariwal & Nichol's ADM for ImageNet at 64×64, 295,904,454 parameters (their 296 M).
 
-    `fields` replace its own. As its larger kin it learns the variance, and has 1,000 classes and no
-    null label (their guidance is a classifier's): `num_class_embeds=1001` adds one. All of the
-    original is there but its mixture of precisions: norms, dense layers and the last convolution
-    stay float32, where `dtype` is of everything.
+    Like the larger ones, it learns the variance and has 1,000 classes but no null label, since its
+    guidance comes from a classifier; `num_class_embeds=1001` adds one. The original also mixes
+    precisions: its norms, dense layers and last convolution stay float32. Here `dtype` applies to
+    all layers.
     """
     channels = (192, 384, 576, 768)
     own = {"layers_per_block": 3, "attention_head_dim": 64, "dropout": 0.1}
@@ -61,7 +65,7 @@ def adm_imagenet128(**fields: Any) -> UNet:
 def adm_imagenet256(**fields: Any) -> UNet:
     """Dhariwal & Nichol's ADM for ImageNet at 256×256, 553,838,086 parameters (their 554 M).
 
-    The unconditional ones, of ImageNet and LSUN, are it with `num_class_embeds=None`.
+    The unconditional networks, of ImageNet and LSUN, have `num_class_embeds=None`.
     """
     channels = (256, 256, 512, 512, 1024, 1024)
     return _adm(256, channels, plain=3, **{"attention_head_dim": 64, **fields})
@@ -77,17 +81,15 @@ def adm_imagenet512(**fields: Any) -> UNet:
 def _adm(size: int, channels: tuple[int, ...], *, plain: int, **fields: Any) -> UNet:
     """Attention at all levels but the first `plain`."""
     attended = len(channels) - plain
+    down, up = ("ResnetDownsampleBlock2D",) * plain, ("ResnetUpsampleBlock2D",) * plain
     settings: dict[str, Any] = {
         "sample_size": size,
         "out_channels": 6,
         "block_out_channels": channels,
-        "down_block_types": (
-            *("ResnetDownsampleBlock2D",) * plain,
-            *("AttnDownBlock2D",) * attended,
-        ),
-        "up_block_types": (*("AttnUpBlock2D",) * attended, *("ResnetUpsampleBlock2D",) * plain),
+        "down_block_types": (*down, *("AttnDownBlock2D",) * attended),
+        "up_block_types": (*("AttnUpBlock2D",) * attended, *up),
         "norm_eps": 1e-5,
-        "attn_norm_num_groups": 32,  # without it, none in the middle under "scale_shift"
+        "attn_norm_num_groups": 32,  # None would mean no norm with "scale_shift"
         "resnet_time_scale_shift": "scale_shift",
         "downsample_padding": 1,
         "downsample_type": "resnet",

@@ -1,8 +1,8 @@
 """The tutorial's network: four 3×3 convolutions and the step number.
 
 Despite its name it has no resampling and no skips. Its transposed convolutions (stride 1,
-padding 1) are convolutions whose kernel is flipped, so here they are plain convolutions, and
-the flip happens where weights come from PyTorch (`interop.simple_unet`).
+padding 1) are convolutions with a flipped kernel. Here they are plain convolutions;
+`interop.simple_unet` flips the kernels that come from PyTorch.
 """
 
 from typing import Any
@@ -16,8 +16,8 @@ from jax_ddpm._typing import Image, Time
 from jax_ddpm.cpu import conv_general_dilated
 from jax_ddpm.models.layers import each_time
 
-# The raw step number, 0 … T - 1, is the layer's one input: the default would start the output
-# near 100 (the tutorial's does, and its untrained loss is about 1e4).
+# The layer's only input is the raw step number, 0 … T - 1. With the default initialisation the
+# output would start near 100 (the tutorial's does, and its untrained loss is about 1e4).
 _time_init = nn.initializers.variance_scaling(1e-4, "fan_in", "uniform")
 
 
@@ -25,10 +25,8 @@ class SimpleUNet(nn.Module):
     """The tutorial's SimpleUNet, NHWC: 151,427 parameters at 3 channels.
 
     Attributes:
-      channels: of the images.
-      dtype: of the computation; that of the inputs and parameters where None.
-      param_dtype: of the parameters.
-      precision: of the convolutions; GPUs and TPUs drop to TF32 or bfloat16 unless `"highest"`.
+      channels: channels of the images.
+      dtype, param_dtype, precision: as in `UNet`.
     """
 
     channels: int = 3
@@ -38,13 +36,9 @@ class SimpleUNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: Image, t: Time) -> Array:
-        """Predict the noise in `x`, [batch, height, width, channels], at step `t`, as `UNet`."""
+        """Predict the noise in `x`, [batch, height, width, channels], at step `t`, as in `UNet`."""
         check_floats("x", x, (*jnp.shape(x)[:3], self.channels))
-        policy = {
-            "dtype": self.dtype,
-            "param_dtype": self.param_dtype,
-            "precision": self.precision,
-        }
+        policy = {name: getattr(self, name) for name in ("dtype", "param_dtype", "precision")}
 
         def conv(features: int, name: str) -> nn.Conv:
             options = {"conv_general_dilated": conv_general_dilated, **policy}

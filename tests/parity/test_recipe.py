@@ -16,8 +16,8 @@ from jax_ddpm.data.augmentation import augmentation
 from jax_ddpm.data.loading import Order
 from jax_ddpm.interop import unet_to_torch
 from jax_ddpm.interop.diffusers import unet_config
+from jax_ddpm.interop.tensors import parameter_shapes
 from jax_ddpm.io.arrays import load_tensors, unflatten
-from jax_ddpm.models import parameter_shapes
 from jax_ddpm.parity.harness import relative_error, vector
 from jax_ddpm.parity.tolerances import TOLERANCES
 from jax_ddpm.runs import starting
