@@ -17,7 +17,7 @@ from jax_ddpm.data.arrays import read_arrays
 from jax_ddpm.data.cifar import is_cifar, is_cifar_test, read_cifar
 from jax_ddpm.data.dataset import Dataset, numbered, split_of
 from jax_ddpm.data.decoding import survey
-from jax_ddpm.data.files import ARCHIVES, Files, open_beside, open_files
+from jax_ddpm.data.files import ARCHIVES, Files, open_files
 from jax_ddpm.data.idx import is_idx, read_mnist
 from jax_ddpm.data.parquet import HUB, is_parquet, read_parquet
 from jax_ddpm.data.pictures import EncodedSet
@@ -129,12 +129,13 @@ def _from_files(path: Path, *, labelled: bool) -> Dataset | Source:
     if path.is_file() and is_parquet([path.name]):
         return read_parquet(str(path), labelled=labelled)
     if path.is_file() and is_idx([path.name]):
-        files = open_beside(path)  # its labels, or its images
+        files = open_files(path.parent, deep=False)  # its labels, or its images
         split = path.name.partition("-")[0]
         files.names = tuple(name for name in files.names if name.startswith(f"{split}-"))
         return read_mnist(files)
-    if path.is_file() and is_cifar_test(path.name) and is_cifar(open_beside(path).names):
-        return read_cifar(open_beside(path), test=True)
+    if path.is_file() and is_cifar_test(path.name):
+        if is_cifar((files := open_files(path.parent, deep=False)).names):
+            return read_cifar(files, test=True)
     if path.is_file() and not path.name.lower().endswith(ARCHIVES):
         expected = "expected a .npz, a .npy or a folder of pictures, or a .zip, .tar or .parquet"
         raise FieldError("data", f"{expected}, got {path}")
