@@ -120,7 +120,7 @@ def _find(data: str, preparation: Preparation) -> Dataset | Source:
         if path.name == data and not path.suffix:
             hint = f"; data sets with a name are {', '.join(DATASETS)}"
         raise FieldError("data", f"no such file or folder: {path}{hint}")
-    if path.suffix in (".npy", ".npz"):
+    if path.suffix.lower() in (".npy", ".npz"):
         return read_arrays(path, preparation)
     return _from_files(path, labelled=labelled)
 
