@@ -172,18 +172,26 @@ def _from_pictures(path: Path, files: Files, *, labelled: bool) -> Source:
 
 def _training(names: list[str]) -> tuple[list[str], list[str]]:
     """Pictures of the part for training, where the folders of a level tell parts, and the folders
-    of the others. Raises `ValueError` where none is for training."""
+    of the others; among more folders that tell none, they are classes. Raises `ValueError` where
+    fewer such folders are beside them, or no part is for training."""
     folders = [name.split("/")[:-1] for name in names]
     for level in range(max(map(len, folders), default=0)):
-        here = ["".join(each[level : level + 1]) or "no folder" for each in folders]
-        # What lies beside the parts at the top is of none of them.
-        parts = {name: split_of(name) for name in here if level or name != "no folder"}
-        if None in parts.values() or len({*parts.values()}) < 2:
+        places = [("/".join(each[:level]), "".join(each[level : level + 1])) for each in folders]
+        parts = {folder: split_of(folder) for _, folder in places if folder}
+        copies = [name for name in parts if "(" in name and name.split("(")[0].rstrip() in parts]
+        parts |= dict.fromkeys(copies)  # such as "train (1)"
+        known = sorted(name for name in parts if parts[name])
+        kinds = {parts[name] for name in known}
+        divided = {above for above, folder in places if parts.get(folder)}
+        beside = {folder for above, folder in places if folder and above in divided} - {*known}
+        if len(kinds) < 2 or len(beside) > len(known) * ("train" in kinds):
             continue
-        if "train" not in parts.values():
-            raise ValueError(f"expected a folder for training beside {', '.join(sorted(parts))}")
-        kept = [names[k] for k, folder in enumerate(here) if parts.get(folder) == "train"]
-        return kept, [folder for folder in here if parts.get(folder) != "train"]
+        if beside or "train" not in kinds:
+            got = f"got {', '.join([*known, *sorted(beside)])}: give one of them by itself"
+            raise ValueError(f"expected parts, with one for training, or classes, {got}")
+        kept = [above not in divided or parts.get(name) == "train" for above, name in places]
+        rest = [name or "no folder" for k, (_, name) in enumerate(places) if not kept[k]]
+        return [name for k, name in enumerate(names) if kept[k]], rest
     return names, []
 
 
