@@ -82,7 +82,7 @@ def _load(path: Path, labelled: bool) -> tuple[dict[str, np.ndarray], tuple[str,
     arrays: dict[str, np.ndarray] = {}
     unusable = () if labelled else (ValueError,)  # pickled labels
     try:
-        if path.suffix == ".npy" and path.stat().st_size > _IN_MEMORY:
+        if path.suffix.lower() == ".npy" and path.stat().st_size > _IN_MEMORY:
             mapped = np.load(path, mmap_mode="r", allow_pickle=False)
             return {"images": mapped if mapped.flags.c_contiguous else np.array(mapped)}, ()
         with path.open("rb") as file:  # NumPy leaves a damaged one open

@@ -28,7 +28,7 @@ from jax_ddpm.io.json import read_json, write_json
 
 __all__ = ["Cached", "cached_pictures"]
 
-_VERSION = 2  # of the decoding
+_VERSION = 3  # of the decoding
 _ROWS, _ABOUT = "images.bin", "about.json"
 
 

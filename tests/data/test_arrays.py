@@ -32,7 +32,8 @@ def test_bytes_stay_bytes_and_of_the_parts_of_a_file_the_training_is_read(tmp_pa
     labels = np.array([[1], [0], [2], [1], [0]], np.uint8)
     first, second, *others = names.split()
     rest = {name: (BYTES[:2] // 2, labels[:2])[k % 2] for k, name in enumerate(others)}
-    data = load(tmp_path, **rest, **{first: BYTES, second: labels})
+    load(tmp_path, **rest, **{first: BYTES, second: labels})
+    data = load_dataset((tmp_path / "x.npz").rename(tmp_path / "X.NPZ"))
     np.testing.assert_array_equal(data.images, BYTES[..., None], strict=True)
     np.testing.assert_array_equal(to_float(data.images[..., 0]), (BYTES / 127.5 - 1).astype("f4"))
     assert data.labels.tolist() == [1, 0, 2, 1, 0] and data.class_names is None
