@@ -171,9 +171,9 @@ def _from_pictures(path: Path, files: Files, *, labelled: bool) -> Source:
 
 
 def _training(names: list[str]) -> tuple[list[str], list[str]]:
-    """Pictures of the part for training, where the folders of a level tell parts, and the folders
-    of the others; among more folders that tell none, they are classes. Raises `ValueError` where
-    fewer such folders are beside them, or no part is for training."""
+    """The pictures of the training part, if the folders of a level are parts, and the folders of
+    the other pictures. A level where most folders name no part holds classes. Raises `ValueError`
+    if a few name none, or if no part is for training."""
     folders = [name.split("/")[:-1] for name in names]
     for level in range(max(map(len, folders), default=0)):
         places = [("/".join(each[:level]), "".join(each[level : level + 1])) for each in folders]
@@ -187,8 +187,8 @@ def _training(names: list[str]) -> tuple[list[str], list[str]]:
         if len(kinds) < 2 or len(beside) > len(known) * ("train" in kinds):
             continue
         if beside or "train" not in kinds:
-            got = f"got {', '.join([*known, *sorted(beside)])}: give one of them by itself"
-            raise ValueError(f"expected parts, with one for training, or classes, {got}")
+            got = f"got {', '.join([*known, *sorted(beside)])}: give the folder to train on"
+            raise ValueError(f"expected classes, or parts with one for training, {got}")
         kept = [above not in divided or parts.get(name) == "train" for above, name in places]
         rest = [name or "no folder" for k, (_, name) in enumerate(places) if not kept[k]]
         return [name for k, name in enumerate(names) if kept[k]], rest

@@ -183,7 +183,7 @@ def test_sets_that_cannot_be_are_named(zoo, tmp_path, monkeypatch):
         ("test/1 train/1 a/1 b/1", "test, train, a, b: give one of them by"),
         ("test/1 train/1 train(1)/1", r"test, train, train\(1\): give one"),
     ):
-        with pytest.raises(FieldError, match=f"parts, with one for training, .*, got {problem}"):
+        with pytest.raises(FieldError, match=f"parts with one for training, got {problem}"):
             make(tmp_path / names.replace("/", ""), names)
     denied = PermissionError(13, "Permission denied", str(zoo))
     monkeypatch.setattr(os, "scandir", Mock(side_effect=denied))
