@@ -179,9 +179,9 @@ def test_sets_that_cannot_be_are_named(zoo, tmp_path, monkeypatch):
         with pytest.raises(FieldError, match=f"data: {problem}"):
             load_dataset(data, cache=tmp_path)
     for names, problem in (
-        ("test/1 val/1", "test, val: give one"),
-        ("test/1 train/1 a/1 b/1", "test, train, a, b: give one of them by"),
-        ("test/1 train/1 train(1)/1", r"test, train, train\(1\): give one"),
+        ("test/1 val/1", "test, val: give the"),
+        ("test/1 train/1 a/1 b/1", "test, train, a, b: give the"),
+        ("test/1 train/1 train(1)/1", r"test, train, train\(1\): give the"),
     ):
         with pytest.raises(FieldError, match=f"parts with one for training, got {problem}"):
             make(tmp_path / names.replace("/", ""), names)
