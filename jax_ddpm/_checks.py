@@ -42,6 +42,7 @@ __all__ = [
 
 P = ParamSpec("P")
 R = TypeVar("R")
+_ARRAYS = np.ndarray | np.generic | jax.Array
 
 
 class Field(NamedTuple):
@@ -100,7 +101,8 @@ def check_between(name: str, value: Any, low: int, high: int) -> None:
     value = np.asarray(value)  # before any arithmetic, which a surrounding trace would take over
     least, most = value.min(), value.max()
     if not (low <= least and most <= high):
-        got = f"{least:g}" if least == most else f"{least:g} to {most:g}"
+        ends = [str(x) if isinstance(x, Integral) else f"{x:g}" for x in (least, most)]
+        got = " to ".join(dict.fromkeys(ends))
         raise FieldError(name, f"expected values in [{low}, {high}], got {got}")
 
 
@@ -132,7 +134,7 @@ def check_not_negative(**values: Any) -> None:
 
 
 def checked(function: Callable[P, R]) -> Callable[P, R]:
-    """Checks each argument of a public function against its annotation.
+    """Checks arguments of a public function against their annotations; whole numbers become `int`.
 
     Of shapes it checks the rank alone: how arguments fit together, the function says. Raises
     `FieldTypeError`, or `FieldError` where only a rank or a choice is wrong.
@@ -141,13 +143,17 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        plain: Callable[..., R] = function
         try:
-            arguments = signature.bind(*args, **kwargs).arguments
+            bound = signature.bind(*args, **kwargs)
         except TypeError:
-            return inspect.unwrap(function)(*args, **kwargs)  # Python says what is missing
-        for name, value in arguments.items():
-            check_type(name, value, signature.parameters[name].annotation)
-        return function(*args, **kwargs)
+            return inspect.unwrap(plain)(*args, **kwargs)  # Python says what is missing
+        for name, value in bound.arguments.items():
+            annotation = signature.parameters[name].annotation
+            check_type(name, value, annotation)
+            if isinstance(value, _ARRAYS) and {*_kinds(annotation)} <= {int, NoneType}:
+                bound.arguments[name] = value.item()
+        return plain(*bound.args, **bound.kwargs)
 
     return call
 
@@ -219,7 +225,7 @@ def _is_module(value: Any) -> bool:
 
 def _is_number(value: Any, kind: type, dtype: Any) -> bool:
     """Whether it is one of Python's, or of NumPy's or JAX's without axes."""
-    if isinstance(value, np.ndarray | np.generic | jax.Array):
+    if isinstance(value, _ARRAYS):
         known = not isinstance(value, Tracer)
         return known and value.ndim == 0 and bool(jnp.issubdtype(value.dtype, dtype))
     return isinstance(value, kind) and not isinstance(value, bool)

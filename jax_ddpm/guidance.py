@@ -56,7 +56,7 @@ def classifier_free_guidance(
     check_finite("scale", scale)
     if not 0 <= rescale <= 1:
         raise ValueError(f"rescale: expected 0 to 1, got {rescale}")
-    if interval is not None and interval[0] > interval[1]:
+    if interval is not None and not interval[0] <= interval[1]:
         raise ValueError(f"interval: expected (low, high) with low <= high, got {interval}")
 
     def denoise_fn(x_t, t):

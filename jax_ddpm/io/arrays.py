@@ -12,9 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jax_ddpm._checks import FieldError
 from jax_ddpm.io.files import replace_file
 
 __all__ = [
+    "check_weights",
     "flatten",
     "from_bytes",
     "load_tensors",
@@ -32,8 +34,16 @@ _DTYPES = {
 }
 
 
+def check_weights(tensors: Mapping[str, Any], what: str = "weights") -> None:
+    """Raises `FieldError` if a number is not finite: such weights are never kept."""
+    for key, value in tensors.items():
+        if not np.all(np.isfinite(value)):
+            raise FieldError(None, f"{what}: expected finite numbers, got NaN or infinity in {key}")
+
+
 def save_tensors(path: str | Path, tensors: Mapping[str, Any]) -> None:
     """Write arrays by name, whole or not at all; PyTorch's readers take the file as theirs."""
+    check_weights(tensors)
     replace_file(Path(path), to_bytes(tensors))
 
 
