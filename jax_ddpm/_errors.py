@@ -1,6 +1,7 @@
 """Mistakes that would otherwise be silent, or lead astray: "expected …, got …"."""
 
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import jax
@@ -56,7 +57,8 @@ def check_between(name: str, value: Any, low: Any, high: Any = np.inf) -> None:
     value = np.asarray(value)  # before any arithmetic, which a surrounding trace would take over
     least, most = value.min(), value.max()
     if not (low <= least and most <= high):
-        got = f"{least:g}" if least == most else f"{least:g} to {most:g}"
+        ends = (str(x) if isinstance(x, Integral) else f"{x:g}" for x in (least, most))
+        got = " to ".join(dict.fromkeys(ends))
         within = f"{low:g} or more" if high == np.inf else f"values in [{low}, {high}]"
         raise FieldError(name, f"expected {within}, got {got}")
 

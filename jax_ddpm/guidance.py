@@ -68,7 +68,7 @@ def classifier_free_guidance(
     check_denoiser("unconditional", unconditional)
     check_finite("scale", scale)
     check_between("rescale", rescale, 0, 1)
-    if interval is not None and interval[0] > interval[1]:
+    if interval is not None and not interval[0] <= interval[1]:
         raise FieldError("interval", f"expected (low, high) with low <= high, got {interval}")
 
     def denoise_fn(x_t, t):

@@ -45,6 +45,7 @@ class Half(nn.Module):
 ONE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 MODEL, VARIABLES = Half(), {"params": {"weight": np.float32(0.5)}}
 RUN = Run(interop.Pretrained(MODEL, VARIABLES, SCHEDULE), SHAPE[1:], None, None, 1.0)
+NAN = RUN.pretrained._replace(variables={"params": {"weight": np.float32(np.nan)}})
 
 # For each name of an argument of a public function: what is right, …
 SAMPLES = ("x_start", "x_t", "noise", "eps", "v", "x_a", "x_b", "a", "b", "x_T")
@@ -86,7 +87,7 @@ WRONG = {
     **dict.fromkeys(("size", "batch_size", "splits", "k"), (300, -3)),
     **{"final_alpha_cumprod": (0, *SHARE), "subset_size": (0, -3), "subsets": (0, -3)},
     **{"steps": (300, "ddim300", "11", "0", *COUNT[1:]), "clip_denoised": (None, "x")},
-    **{"params": (None, "x"), "interval": ((9, 3),)},
+    **{"params": (None, "x"), "interval": ((9, 3), (np.nan, 5))},
     "betas": (None, "linear", [[0.1]], [0, 1], [True, True], [0.1, 1.5], [1.0, 0.1], [np.nan]),
     "key": (jax.random.PRNGKey(0), 0, jax.random.split(KEY), None),
     "mask": (MASK * 255, MASK - 2, np.ones((8, 4, 1))),
@@ -190,6 +191,7 @@ def labelled(labels, t=T):
         ("labels", lambda: runs.draw(KEY, RUN, 2, labels="x")),
         ("num", lambda: runs.evaluate(RUN, data.Dataset(X), num=0)),
         ("platforms", lambda: runs.export("x", RUN, platforms=("x",))),
+        ("weights", lambda: runs.export("x", RUN._replace(pretrained=NAN))),
         ("on_nan", lambda: runs.Settings(on_nan=None)),
         (r"kinds\['x'\]", lambda: interop.layers_from_torch({"x.weight": X}, {"x": "dense"})),
         ("state_dict", lambda: interop.layers_from_torch({}, {"x": "linear"})),
@@ -205,6 +207,7 @@ RIGHT_TOO = {
     "NumPy's whole numbers": lambda: ddpm.spaced_timesteps(np.int32(10), np.int64(5)),
     "a list for a shape": lambda: loop(shape=list(SHAPE)),
     "arrays without axes": lambda: loop(first_sample=np.array(3), sampler=ddpm.ddim(np.array(1))),
+    "a seed of JAX's": lambda: runs.Settings(seed=LATE.i).seed,
     "NumPy's True": lambda: loop(clip_denoised=np.bool_(True)),
     "a module of Equinox": lambda: loop(denoise_fn=eqx.Partial(network)),
     "a bound module of Flax": lambda: loop(denoise_fn=MODEL.bind(VARIABLES)),

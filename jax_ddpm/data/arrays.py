@@ -27,7 +27,10 @@ def read_arrays(path: Path, preparation: Preparation) -> Dataset:
     """
     labelled, names = preparation.labels == "folders", None
     arrays, notes = _load(path, labelled)
-    in_bytes = arrays.pop("arr_0", None) if "samples" in arrays else None  # of `save_samples`
+    # Of `save_samples`: what the classes are called, and the samples as bytes.
+    called = arrays.pop("class_names", None)
+    shapes = [arrays[name].shape for name in ("samples", "arr_0") if name in arrays]
+    in_bytes = arrays.pop("arr_0") if len(shapes) == 2 and shapes[0] == shapes[1] else None
     pictures = [array for array in arrays.values() if array.ndim in (3, 4)]
     columns = [array for array in arrays.values() if array.ndim == 1 or array.shape[1:] == (1,)]
     unknown = len(arrays) > len(pictures) + len(columns) or len(columns) > 1
@@ -49,7 +52,7 @@ def read_arrays(path: Path, preparation: Preparation) -> Dataset:
         if labels.shape != shape[:1] or not np.issubdtype(labels.dtype, np.integer):
             problem = f"expected an integer label for each of {len(images)} images in {path}"
             raise FieldError("data", f"{problem}, got {labels.dtype}{list(labels.shape)}")
-        labels, names, said = read_labels(labels, str(path))
+        labels, names, said = read_labels(labels, str(path), called)
         notes += said
     taken, note = None, ()
     if images.dtype != np.uint8:
@@ -63,12 +66,20 @@ def read_arrays(path: Path, preparation: Preparation) -> Dataset:
 
 
 def read_labels(
-    labels: np.ndarray, where: str
+    labels: np.ndarray, where: str, called: np.ndarray | None = None
 ) -> tuple[np.ndarray, tuple[str, ...] | None, tuple[str, ...]]:
-    """Whole numbers as int32 labels. Where some are missing between 0 and the largest, they are the
-    names of the classes, and a line says so."""
+    """Whole numbers as int32 labels, of the classes `called` so. Where some are missing between 0
+    and the largest, they are the names of the classes, and a line says so."""
     if labels.min() < 0:
         raise FieldError("data", f"expected labels from 0 in {where}, got {labels.min()}")
+    if called is not None:
+        names, shown = tuple(called.astype(str).reshape(-1).tolist()), {*labels.tolist()}
+        if (most := max(shown)) >= len(names):
+            problem = f"expected labels of the {len(names)} class_names in {where}, got {most}"
+            raise FieldError("data", problem)
+        idle = ", ".join([name for k, name in enumerate(names) if k not in shown][:20])
+        said = (f"classes that no image shows: {idle}",) if idle else ()
+        return labels.astype(np.int32), names, said
     if int(labels.max()) < len(np.unique(labels)):
         return labels.astype(np.int32), None, ()
     labels, names, said = numbered(list(map(str, labels.tolist())), "label")
@@ -80,7 +91,7 @@ def _load(path: Path, labelled: bool) -> tuple[dict[str, np.ndarray], tuple[str,
     arrays: dict[str, np.ndarray] = {}
     unusable = () if labelled else (ValueError,)  # pickled labels
     try:
-        if path.suffix == ".npy" and path.stat().st_size > _IN_MEMORY:
+        if path.suffix.lower() == ".npy" and path.stat().st_size > _IN_MEMORY:
             mapped = np.load(path, mmap_mode="r", allow_pickle=False)
             return {"images": mapped if mapped.flags.c_contiguous else np.array(mapped)}, ()
         with path.open("rb") as file:  # NumPy leaves a damaged one open
@@ -90,8 +101,7 @@ def _load(path: Path, labelled: bool) -> tuple[dict[str, np.ndarray], tuple[str,
             parts = {name: split_of(name) for name in loaded.files}
             others = [name for name, part in parts.items() if part not in (None, "train")]
             others = others if "train" in parts.values() else []
-            # `open_samples` reads the names.
-            for name in [name for name in parts if name not in (*others, "class_names")]:
+            for name in [name for name in parts if name not in others]:
                 with suppress(*unusable):
                     arrays[name] = loaded[name]
     except Exception as error:  # NumPy's, zipfile's and zlib's errors share no nearer base

@@ -25,7 +25,7 @@ from jax_ddpm.data.preparation import Preparation
 from jax_ddpm.data.rows import FileRows
 from jax_ddpm.io.files import make_folder, read_json, write_json
 
-_VERSION = 2  # of the decoding
+_VERSION = 3  # of the decoding
 _ROWS, _ABOUT = "images.bin", "about.json"
 
 

@@ -15,8 +15,9 @@ _LEVELS = ((np.arange(256) - 127.5) / 127.5).astype(np.float32)
 """What each byte means."""
 _BLOCK = 2**24
 _SPLIT = re.compile(
-    r"(?<![a-z])[xy]?(train|val|test|dev|eval|pred|hold-?out|unlabell?ed)"
-    r"(ing|id|idation|uation|set|data)?[abxy]?(?![a-z])"
+    r"(?<![a-z])[xy]?(train|trn|val|test|tst|dev|eval|pred|hold[-_ ]?out|unlabell?ed|extra|query"
+    r"|crossval|(?<=[a-z]_)t[rs])(ing|id|idate|idation|idierung|uation|iction|val)?"
+    r"(s?daten|set|data)?[abxy]?(?![a-z])"
 )
 
 
@@ -134,8 +135,8 @@ def to_bytes(images: AnyArray) -> np.ndarray:
 
 def split_of(name: str) -> str | None:
     """Which part of a set a name tells, "train" or another; None if it tells none."""
-    found = _SPLIT.search(name.lower())
-    return found and found[1]
+    found = _SPLIT.search(re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower())
+    return found and ("train" if found[1].startswith("tr") else found[1])
 
 
 def numbered(of_each: Sequence[str], by: str) -> tuple[np.ndarray, tuple[str, ...], str]:

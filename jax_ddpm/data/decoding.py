@@ -19,15 +19,14 @@ Encoded = bytes | np.ndarray
 """A file's bytes, or pixels, uint8 [height, width, channel] with 1, 3 or 4 channels."""
 
 _ORIENTATION = 0x0112
-# Without EPS, for which Pillow runs Ghostscript.
-_FORMATS = ("AVIF", "BMP", "DDS", "GIF", "ICO", "JPEG", "JPEG2000", "PNG")
-_FORMATS += ("PPM", "PSD", "QOI", "SGI", "TGA", "TIFF", "WEBP")
+# EPS, for which Pillow runs Ghostscript, formats that it only names, films, and measurements.
+_REFUSED = {"BUFR", "EPS", "FITS", "FLI", "GRIB", "HDF5", "IPTC", "MCIDAS", "MPEG", "SPIDER", "WMF"}
 _PNG = b"\x89PNG\r\n\x1a\n"
 _METADATA = (None, (b"tRNS", b"iCCP", b"eXIf"), (b"eXIf",))
 """The chunks of a PNG that are read beside its pixels, the more the better; None is all."""
 _MAY_TURN = (b"eXIf", b"tiff:Orientation", b"Raw profile type exif")
 _TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # Pillow's `Transpose` for an orientation
-_BITS, _COLOURS = 258, 262  # tags of a TIFF
+_BITS, _COLOURS, _SIGNS = 258, 262, 339  # tags of a TIFF
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
@@ -40,7 +39,7 @@ class Survey(NamedTuple):
     several: bool
     """Whether other frames or pages follow the first."""
     largest: int | None = None
-    """Of grey of 16 bits, the largest value."""
+    """Of grey of 16 bits, the largest value, whether 0 is black or white."""
 
 
 def survey(encoded: Encoded) -> Survey:
@@ -52,7 +51,7 @@ def survey(encoded: Encoded) -> Survey:
     picture = _open(encoded, decoded=is_png and any(mark in encoded for mark in _MAY_TURN))
     several = getattr(picture, "is_animated", False)
     sixteen = picture.mode.startswith("I")
-    largest = round(65535 * _grey_of_sixteen_bits(picture).max()) if sixteen else None
+    largest = round(65535 * _sixteen_bits(picture).max()) if sixteen else None
     width, height = picture.size
     if _orientation(picture) >= 5:  # it lies on its side
         height, width = width, height
@@ -91,11 +90,13 @@ def decode(
 def _open(data: bytes, *, decoded: bool) -> Any:
     from PIL import Image
 
+    Image.init()
+    formats = [each for each in Image.ID if each not in _REFUSED]
     problem: Any = None
     for kinds in _METADATA if data.startswith(_PNG) else [None]:
         try:
             file = io.BytesIO(data if kinds is None else _with_chunks(data, kinds))
-            picture: Any = Image.open(file, formats=_FORMATS)
+            picture: Any = Image.open(file, formats=formats)
             if decoded or picture.format == "TIFF":  # which Pillow turns as it decodes
                 picture.load()
             break
@@ -104,12 +105,16 @@ def _open(data: bytes, *, decoded: bool) -> Any:
     else:
         raise problem
     transparent = picture.info.get("transparency")
-    if isinstance(transparent, tuple) and data[24] == 16:  # of which Pillow keeps the upper 8
-        picture.info["transparency"] = tuple(value >> 8 for value in transparent)
+    if decoded and isinstance(transparent, tuple) and data[24] == 16:  # Pillow keeps the upper 8
+        lower: Any = Image.open(io.BytesIO(_with_chunks(data, ())), formats=["PNG"])
+        lower.tile = [tile._replace(args="RGB;16L") for tile in lower.tile]
+        seen = (np.asarray(picture, int) * 256 + np.asarray(lower) != transparent).any(axis=2)
+        picture.putalpha(Image.fromarray(seen).convert("L"))
+    tags = getattr(picture, "tag_v2", {})
+    got = {"F": "floating-point pixels", "I": "32"}.get(picture.mode)
+    got = f"signed {tags[_BITS][0]}" if 2 in tags.get(_SIGNS, ()) else got
     # Pillow has no other mode for 16 bits in a PNG or PGM.
-    if picture.mode == "F" or picture.mode == "I" and picture.format == "TIFF":
-        got = "floating-point pixels" if picture.mode == "F" else "32"
-        got = "signed 16" if picture.mode == "I" and picture.tag_v2[_BITS] == (16,) else got
+    if got and (got != "32" or picture.format not in ("PNG", "PPM")):
         raise ValueError(f"expected 8 bits a channel, or 16, got {got}")
     return picture
 
@@ -144,17 +149,16 @@ def _eight_bits(picture: Any) -> Any:
 
     if not picture.mode.startswith("I"):
         return picture
-    grey = Image.fromarray(np.round(255 * _grey_of_sixteen_bits(picture)).astype(np.uint8))
+    white = getattr(picture, "tag_v2", {}).get(_COLOURS) == 0  # where 0 is white
+    grey = Image.fromarray(np.round(255 * np.abs(white - _sixteen_bits(picture))).astype(np.uint8))
     if (transparent := picture.info.get("transparency")) is not None:
         grey.putalpha(Image.fromarray(np.asarray(picture) != transparent).convert("L"))
     return grey
 
 
-def _grey_of_sixteen_bits(picture: Any) -> np.ndarray:
-    """In [0, 1]. A TIFF says how many bits its values have, and whether 0 is white."""
-    tags = getattr(picture, "tag_v2", {})
-    grey = np.asarray(picture) / (2 ** tags.get(_BITS, (16,))[0] - 1)
-    return 1 - grey if tags.get(_COLOURS) == 0 else grey
+def _sixteen_bits(picture: Any) -> np.ndarray:
+    """In [0, 1], where 0 may be white. A TIFF says how many bits its values have."""
+    return np.asarray(picture) / (2 ** getattr(picture, "tag_v2", {}).get(_BITS, (16,))[0] - 1)
 
 
 def _in_srgb(picture: Any, profile: bytes | None) -> Any:

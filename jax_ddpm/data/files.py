@@ -7,8 +7,10 @@ import re
 import stat
 import tarfile
 import zipfile
+from bisect import bisect_left
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import accumulate
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -26,10 +28,10 @@ class Unreadable(ValueError):
 
 
 class Files:
-    """Files by their names in `path`, without the hidden ones and those of `__MACOSX`.
+    """Files by their names in `path`, without hidden ones, `__MACOSX` and Synology's `@eaDir`.
 
     `names` are relative, such as "cats/1.png", and in the order of their parts; `left_out` are the
-    names of an archive's links that lead nowhere in it, and of what would lie outside.
+    names of an archive's links to no file in it, and of what is no file or would lie outside.
     """
 
     left_out: tuple[str, ...] = ()
@@ -77,8 +79,8 @@ class Files:
         raise NotImplementedError
 
 
-def open_files(path: str | os.PathLike[str]) -> Files:
-    """The files of a folder, with those below it and behind links, or of a .zip or a .tar.
+def open_files(path: str | os.PathLike[str], *, deep: bool = True) -> Files:
+    """The files of a folder, with those behind links and below it if `deep`, or of a .zip or .tar.
 
     A tar may be compressed with gzip, bzip2 or xz: it is then read from beginning to end, by
     `stream`, and `read` refuses. An archive's names may be those of Windows, or begin at a root;
@@ -86,17 +88,12 @@ def open_files(path: str | os.PathLike[str]) -> Files:
     """
     path = Path(path)
     if path.is_dir():
-        return _Folder(path)
+        return _Folder(path, deep=deep)
     return _Zip(path) if path.suffix.lower() == ".zip" else _Tar(path)
 
 
-def open_beside(path: Path) -> Files:
-    """The files in the folder that a file lies in, without those of its subfolders."""
-    return _Folder(path.parent, deep=False)
-
-
 class _Folder(Files):
-    def __init__(self, path: Path, *, deep: bool = True) -> None:
+    def __init__(self, path: Path, *, deep: bool) -> None:
         try:
             names = sorted(_walk(str(path), deep), key=_parts)
         except OSError as error:
@@ -186,7 +183,7 @@ class _Tar(Files):
 
     def _read(self, name: str, place: Any, most: int) -> bytes:
         if not self._is_plain:
-            raise ValueError("the archive is compressed; unpack it")
+            raise ValueError("the archive is compressed: unpack it, or name a cache (--data-cache)")
         offset, size = place
         size = size if most < 0 else min(size, most)
         with self.path.open("rb") as file:  # each its own: threads do not wait for one another
@@ -212,17 +209,31 @@ def _placed(
     places, links, left_out = {}, {}, []
     for raw, place, target in members:
         name = _cleaned(raw)
-        if name.startswith("../"):
+        if name.startswith("../") or target == "":
             left_out.append(name)
-        elif raw.endswith(("/", "\\")) or any(map(_is_hidden, _parts(name))):
-            continue
-        elif target is None:
-            places[name] = place
-        else:
+        elif target is not None:
             links[name] = _cleaned(posixpath.join(posixpath.dirname(name), target))
-    left_out += [name for name, target in links.items() if target not in places]
-    links = {name: places[target] for name, target in links.items() if target in places}
-    return links | places, tuple(left_out)
+        elif not raw.endswith(("/", "\\")):
+            places[name] = place
+    every, aliases = sorted({*places, *links}), {}
+    for name in links:
+        end = _followed(name, links)
+        below = every[bisect_left(every, f"{end}/") : bisect_left(every, f"{end}0")]
+        if not below or f"{name}/".startswith(f"{end}/"):  # no folder, or one that it lies in
+            below = [end]
+        aliases |= {name + each[len(end) :]: _followed(each, links) for each in below}
+    left_out += sorted(name for name, end in aliases.items() if end not in places)
+    places = {name: places[end] for name, end in aliases.items() if end in places} | places
+    shown = [name for name in places if not any(map(_is_hidden, _parts(name)))]
+    return {name: places[name] for name in shown}, tuple(left_out)
+
+
+def _followed(name: str, links: dict[str, str], most: int = 40) -> str:
+    """Where a path leads within an archive, by as many links as Linux follows."""
+    for top in accumulate(_parts(name), posixpath.join):
+        if top in links and most:
+            return _followed(posixpath.normpath(links[top] + name[len(top) :]), links, most - 1)
+    return name
 
 
 def _cleaned(name: str) -> str:
@@ -236,7 +247,7 @@ def _parts(name: str) -> list[str]:
 
 
 def _is_hidden(part: str) -> bool:
-    return part.startswith(".") or part == "__MACOSX"  # which holds for ".." too
+    return part.startswith(".") or part in ("__MACOSX", "@eaDir")  # which holds for ".." too
 
 
 @contextmanager
@@ -245,4 +256,5 @@ def _naming(what: object) -> Iterator[None]:
         yield
     except Exception as error:  # zipfile's, tarfile's and zlib's errors share no nearer base
         reason = (isinstance(error, OSError) and error.strerror) or str(error).partition("\n")[0]
+        reason = re.sub("^File <.*> is ", "it is ", reason)  # as zipfile says what is encrypted
         raise Unreadable(what, reason or type(error).__name__) from None

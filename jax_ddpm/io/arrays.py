@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jax_ddpm._errors import FieldError
 from jax_ddpm.io.files import replace_file
 
 _DTYPES = {
@@ -20,8 +21,16 @@ _DTYPES = {
 }
 
 
+def check_weights(tensors: Mapping[str, Any], what: str = "weights") -> None:
+    """Raises `FieldError` if a number is not finite: such weights are never kept."""
+    for key, value in tensors.items():
+        if not np.all(np.isfinite(value)):
+            raise FieldError(None, f"{what}: expected finite numbers, got NaN or infinity in {key}")
+
+
 def save_tensors(path: str | Path, tensors: Mapping[str, Any]) -> None:
     """Write arrays by name to a safetensors file, which PyTorch can read, whole or not at all."""
+    check_weights(tensors)
     replace_file(Path(path), to_bytes(tensors))
 
 

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jax_ddpm.io.arrays import flatten, from_bytes, to_bytes
+from jax_ddpm.io.arrays import check_weights, flatten, from_bytes, to_bytes
 from jax_ddpm.io.files import new_folder, write_file
 
 LEFTOVERS = (".tmp", ".old", ".gone")
@@ -55,9 +55,7 @@ def save_checkpoint(
     files = {}
     for name, tree in arrays.items():
         flat = {key: np.asarray(leaf) for key, leaf in flatten(tree).items()}
-        for key, array in flat.items():
-            if not np.all(np.isfinite(array)):
-                raise ValueError(f"{name}: expected finite numbers, got NaN or infinity in {key}")
+        check_weights(flat, name)
         files[name + _ARRAYS] = to_bytes(flat)
     files[_STATE] = (json.dumps(state, indent=1, allow_nan=False) + "\n").encode()
     described = {name: _described(data) for name, data in files.items()}

@@ -146,16 +146,16 @@ def labels_in_turn(
 ) -> np.ndarray | None:
     """Labels of `num` images: all that were learned in turn, or these. None for a model without
     classes."""
-    several: Any = [labels] if isinstance(labels, str) else labels
-    if isinstance(several, Sequence):
-        several = [_number(run, each) if isinstance(each, str) else each for each in several]
-    if several is None:
-        if run.num_classes is None:
-            return None
-        return np.resize(np.asarray(run.drawn or [run.null_label], np.int32), num)
     if run.num_classes is None:
-        raise FieldError("labels", "the model has no classes")
-    labels = np.atleast_1d(np.asarray(several))
+        if labels is None:
+            return None
+        raise FieldError("labels", "expected none: the model has no classes")
+    given: Any = np.atleast_1d(labels).tolist() if isinstance(labels, str | np.ndarray) else labels
+    if isinstance(given, Sequence):
+        given = [_number(run, each) if isinstance(each, str) else each for each in given]
+    if given is None:
+        return np.resize(np.asarray(run.drawn or [run.null_label], np.int32), num)
+    labels = np.atleast_1d(np.asarray(given))
     if not labels.size or labels.ndim > 1 or not np.issubdtype(labels.dtype, np.integer):
         raise FieldError("labels", f"expected whole numbers, got {labels.tolist()}")
     if labels.min() < 0 or labels.max() >= run.num_classes:

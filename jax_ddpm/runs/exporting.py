@@ -25,6 +25,7 @@ from jax.export import Exported
 from jax_ddpm import __version__
 from jax_ddpm._errors import FieldError, check_choice
 from jax_ddpm.interop.scheduler import scheduler_config
+from jax_ddpm.io.arrays import check_weights, flatten
 from jax_ddpm.io.files import read_json, replace_file, write_json
 from jax_ddpm.noise import sample_noise
 from jax_ddpm.runs.drawing import make_chain, with_guidance
@@ -59,7 +60,7 @@ def export(
       extra: also goes into the JSON.
 
     Raises:
-      FieldError: naming the argument that is wrong.
+      FieldError: naming the argument that is wrong, or a weight that is not finite.
       OSError: a file cannot be written.
     """
     if isinstance(platforms, str):
@@ -70,6 +71,7 @@ def export(
         check_choice("platforms", each, PLATFORMS)
     import_module("flatbuffers")  # JAX would ask for it only after the work
     run = with_guidance(run, guidance)
+    check_weights(flatten(run.pretrained.variables))
     path, chain = Path(path), make_chain(run, steps)
     exported = export_sampler(run, chain, sampler or ddim(), platforms)
     data = exported.serialize()

@@ -145,6 +145,9 @@ def save_samples(
     path = Path(path)
     if path.suffix not in (".png", ".npz", "") or not path.name:
         raise FieldError("path", f"expected a .png, a .npz or a new folder, got {path}")
+    images = np.asarray(images)
+    if images.dtype.itemsize == 2:  # NumPy's files know no bfloat16
+        images = images.astype(np.float32)
     if not path.suffix:
         _save_each(path, images, labels, names)
         return

@@ -71,8 +71,8 @@ def evaluate(
     | `left_out`: why, by the figure's name | always: of what cannot be had |
     | `steps`, `recipe` | always: all that is needed to measure again |
 
-    Classes are matched by name where run and images both have names, else by number. Only those
-    that the run learned and the images show are drawn; it warns of the others.
+    Classes are matched by name where both sides have names, or those of one are numbers, else by
+    number. Drawn are those learned that the images show, or all if none is; it warns of the others.
 
     What ends in `_std` is a spread. The names are explained in `evaluation`.
 
@@ -111,14 +111,14 @@ def evaluate(
     there, labels, asked = {label: label for label in run.drawn}, None, None
     if data is not None and data.labels is not None and run.num_classes is not None:
         there = matched(run.class_names, run.drawn, data)
-        if run.drawn and not there:
-            raise FieldError("data", "expected some of the run's classes, got none of them")
+    turn = [*there] or [*run.drawn]
     of_samples = {"reference": reference, "statistics": statistics, "folder": folder}
     for name, value in of_samples.items() if num == 0 else ():
         if value is not None:
             raise FieldError("num", "expected more than 0 with ", Field(name), ", got 0")
     scored = min(num, _SCORED) if num_scored is None else num_scored
-    if data is None or not is_8_bit(data) or (run.num_classes and data.labels is None):
+    no_label = (data is not None and data.labels is None) or not there and run.null_label is None
+    if data is None or not is_8_bit(data) or (run.num_classes and no_label):
         expected = "expected images of 8 bits, with labels where the model has classes"
         if num_scored:
             raise FieldError("num_scored", f"{expected}, got {num_scored} to score")
@@ -132,13 +132,13 @@ def evaluate(
     if num:
         kept = []
         if folder is not None:
-            kept = open_kept(folder, made | {"class_names": run.class_names, "labels": [*there]})
+            kept = open_kept(folder, made | {"class_names": run.class_names, "labels": turn})
         target = open_reference(
             run.image_shape, data, inception, reference, statistics, num, seed, progress
         )
         if run.num_classes is not None:
-            labels = np.resize(np.asarray([*there] or [run.null_label], np.int32), num)
-            asked = np.asarray([there[each] for each in labels.tolist()]) if there else None
+            labels = np.resize(np.asarray(turn or [run.null_label], np.int32), num)
+            asked = np.asarray([there.get(k, -1) for k in labels.tolist()]) if turn else None
         drawer = Drawer(run, chain, sampler, min(num, batch_size))
         weights = run.pretrained.variables
         draw = partial(drawer.batches, key, weights, num, labels, progress=progress)
@@ -199,7 +199,6 @@ def evaluate_samples(
     if data is not None and data.labels is not None and found.labels is not None:
         there = matched(found.class_names, np.unique(found.labels).tolist(), data, some=True)
         labels = np.asarray([there.get(each, -1) for each in found.labels[:count].tolist()])
-        labels = labels if labels.max() >= 0 else None
     digest = hashlib.sha256()
     batches = _told(found, count, digest.update, progress)
     figures = _measure(target, batches, count, data, labels, seed, left_out)
@@ -225,6 +224,8 @@ def _measure(
     """Distances, and label agreement of the first samples; what cannot be had is `left_out`."""
     if data is None or data.labels is None or labels is None:
         labels, left_out["agreement"] = None, "the samples or the images have no classes"
+    elif labels.max() < 0:
+        labels, left_out["agreement"] = None, "the samples and the images have no class in common"
     else:
         import_module("sklearn")  # before the work
     judged: list[np.ndarray] = []

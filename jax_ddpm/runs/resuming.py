@@ -310,7 +310,7 @@ def _changes(recorded: dict[str, Any], now: dict[str, Any]) -> Iterator[Change]:
     elif was["sha256"] != data["sha256"]:
         yield Change("data", "the images or their labels are others")
     known, classes = (each["class_names"] or each["num_classes"] for each in (recorded, now))
-    if (was["shape"], was["sha256"]) != (data["shape"], data["sha256"]) and known != classes:
+    if known != classes:
         yield Change("data", f"the classes were {known}, are {classes}")
     if after["init"] and any(recorded[name] != now[name] for name in _FROM_INIT):
         yield Change("init", "its network or its schedule is another")

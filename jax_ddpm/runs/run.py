@@ -94,29 +94,31 @@ class Run(NamedTuple):
 
 
 def class_number(name: str, names: Sequence[str] | None) -> int | None:
-    """The label of the class `name`, in any form of Unicode; where no class has a number for a
-    name, that of a number is itself. None where there is no such class."""
-    numbers = {_plain(each): label for label, each in enumerate(names or ())}
-    if isinstance(plain := _plain(name), int) and not any(isinstance(x, int) for x in numbers):
-        return plain
-    return numbers.get(plain)
+    """The label of the class `name`, in any form of Unicode, or else of the same number; where no
+    class has a number for a name, that of a number is itself. None where there is no such class."""
+    labels = {unicodedata.normalize("NFC", each): k for k, each in enumerate(names or ())}
+    if (plain := unicodedata.normalize("NFC", name)) in labels or not name.isdecimal():
+        return labels.get(plain)
+    numbers = {int(each): label for each, label in labels.items() if each.isdecimal()}
+    return numbers.get(int(name)) if numbers else int(name)
 
 
-def _plain(name: str) -> str | int:
-    return int(name) if name.isdecimal() else unicodedata.normalize("NFC", name)
+def by_name(names: Sequence[str] | None, others: Sequence[str] | None) -> bool:
+    """Whether classes are matched by name: both sides have names, or those of one are numbers, and
+    so the other's numbers are its names."""
+    return bool(names and others) or all(map(str.isdecimal, names or others or ("none",)))
 
 
 def matched(
     names: Sequence[str] | None, labels: Sequence[int], data: Dataset, *, some: bool = False
 ) -> dict[int, int]:
-    """The images' own label of each of `labels` whose class they show: by name where both have
-    names, else by number. Warns of `labels` that no image has, and of classes that only the images
+    """The images' own label of each of `labels` whose class they show, by name or by number, as
+    `by_name` says. Warns of `labels` that no image has, and of classes that only the images
     have, unless `labels` may be `some` of theirs."""
     called, shown = data.class_names, np.unique(np.asarray(data.labels)).tolist()
-    names = names or ()
-    by_name = names and (called or all(map(str.isdecimal, names)))
-    found: Any = {k: class_number(names[k], called) if by_name else k for k in labels}
-    lacked = [str(names[k] if names else k) for k in labels if found[k] not in shown]
+    name_of, named = {k: names[k] if names else str(k) for k in labels}, by_name(names, called)
+    found: Any = {k: class_number(name_of[k], called) if named else k for k in labels}
+    lacked = [name_of[k] for k in labels if found[k] not in shown]
     known = shown if some else found.values()
     strange = [str(called[k] if called else k) for k in shown if k not in known]
     for what, few in (("no image shows, left out", lacked), ("only images show", strange)):

@@ -50,11 +50,6 @@ def open_samples(path: PathLike, range: Any = None) -> Samples:
         if (path / _RECIPE).is_file():
             return _of_folder(path)
         data = load_dataset(path, Preparation(range=range))
-        labels, names = data.labels, data.class_names
-        if path.suffix == ".npz":
-            with np.load(path) as file:
-                if {"labels", "class_names"} <= {*file}:  # labels with gaps too are of these names
-                    labels, names = file["labels"], tuple(file["class_names"].tolist())
     except FieldError as error:
         raise FieldError("samples", *error.problem) from None
     except ValueError as error:
@@ -65,7 +60,8 @@ def open_samples(path: PathLike, range: Any = None) -> Samples:
             yield to_bytes(data.images[first : first + _BATCH])
 
     recipe = {"read as": "; ".join(data.notes)} if data.notes else {}
-    return Samples(len(data.images), data.image_shape, labels, names, recipe, batches)
+    shape, labels, names = data.image_shape, data.labels, data.class_names
+    return Samples(len(data.images), shape, labels, names, recipe, batches)
 
 
 def _of_folder(path: Path) -> Samples:

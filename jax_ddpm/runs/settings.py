@@ -5,7 +5,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from numbers import Integral, Real
+from numbers import Real
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -18,6 +18,7 @@ from jax_ddpm._errors import (
     check_between,
     check_choice,
     check_positive,
+    check_whole,
 )
 from jax_ddpm.losses import LossType, Weighting
 from jax_ddpm.models import UNet
@@ -260,13 +261,13 @@ def _plain(name: str, value: Any, hint: Any) -> Any:
     kind = kinds[0] if optional else hint
     if value is None and optional:
         return None
+    content: Any = value
     if get_origin(kind) is Literal:
         return _plain(name, value, kind)
     if get_origin(kind) is tuple:
         several = (value,) if value is None or isinstance(value, str) else value
         return tuple(_plain(name, each, kinds[0]) for each in several)
     if get_origin(kind) is Mapping:
-        content: Any = value
         try:  # as JSON gives it back: lists for tuples
             return json.loads(json.dumps(dict(content)))
         except (TypeError, ValueError) as error:
@@ -274,11 +275,12 @@ def _plain(name: str, value: Any, hint: Any) -> Any:
             raise FieldError(name, problem) from None
     if kind is Path and isinstance(value, str | PathLike):
         return Path(value)
-    if kind is int and isinstance(value, Integral) and not isinstance(value, bool):
-        return int(value)
+    if kind is int:
+        check_whole(name, value, -math.inf)
+        return int(content)
     if kind is float and isinstance(value, Real) and math.isfinite(value):
         return float(value)
     if kind is bool and isinstance(value, bool):
         return value
-    words = {int: "a whole number", float: "a finite number", bool: "True or False", Path: "a path"}
+    words = {float: "a finite number", bool: "True or False", Path: "a path"}
     raise FieldError(name, f"expected {words[kind]}, got {value!r}")

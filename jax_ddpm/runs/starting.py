@@ -1,5 +1,6 @@
 """The model before the first step: a new one that suits the images, or a trained one."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from jax_ddpm.interop import Pretrained
 from jax_ddpm.losses import check_loss
 from jax_ddpm.models import SimpleUNet, UNet, ddpm_digits
 from jax_ddpm.noise import seed_key
-from jax_ddpm.runs.run import Run, init_variables, load_model, matched
+from jax_ddpm.runs.run import Run, by_name, init_variables, load_model, matched
 from jax_ddpm.runs.settings import Settings, named_schedule
 
 
@@ -37,7 +38,7 @@ def new_run(settings: Settings, data: Dataset) -> Run:
     if run.num_classes is None:
         return run
     learned = np.unique(np.asarray(data.labels)).tolist() if settings.label_dropout < 1 else ()
-    return run._replace(class_names=data.class_names, learned=tuple(learned))
+    return run._replace(class_names=data.class_names or run.class_names, learned=tuple(learned))
 
 
 def untrained(
@@ -89,25 +90,28 @@ def _from_init(settings: Settings, init: Path, data: Dataset) -> Run:
         problem = f"expected images of {run.image_shape}, as its network, got {data.image_shape}"
         raise FieldError("init", problem)
     if run.num_classes is None:
+        if data.labels is not None:
+            warnings.warn("labels are left out: the network of init has no classes", stacklevel=2)
         return run
-    by_name = None not in (run.class_names, data.class_names)
-    if data.num_classes is None or (data.num_classes > run.num_classes and not by_name):
+    named = by_name(run.class_names, data.class_names)
+    if data.num_classes is None or (data.num_classes > run.num_classes and not named):
         problem = f"its network has {run.num_classes} classes"
         raise FieldError("init", f"{problem}, the images {data.num_classes or 'none'}")
-    rows: list[int | None] = [*range(data.num_classes)]
-    if by_name:
-        found = matched(run.class_names, range(run.num_classes), data)
-        known = {there: label for label, there in found.items()}
-        rows = [known.get(label) for label in range(data.num_classes)]
+    # With fewer classes than the network has, its null label is none of them.
+    null = run.null_label if data.num_classes < run.num_classes else None
+    found = matched(run.class_names, [k for k in range(run.num_classes) if k != null], data)
+    known = {there: label for label, there in found.items()}
+    rows = [known.get(label) if named else label for label in range(data.num_classes)]
+    names = run.class_names[: len(rows)] if run.class_names and not named else None
     # A checkpoint whose every label is a class has none left to stand for no class.
     null_label = run.null_label if settings.label_dropout and run.null_label not in rows else None
     if null_label is None and settings.label_dropout not in (Settings.label_dropout, 0):
         raise FieldError("label_dropout", "the network has no label that stands for no class")
-    if by_name or null_label is None:
+    if named or null_label is None:
         run = _relabelled(run, rows + [null_label] * (null_label is not None), settings.seed)
         null_label = None if null_label is None else len(rows)
-    guidance = _guidance(settings, null_label)
-    return run._replace(num_classes=len(rows), null_label=null_label, guidance=guidance)
+    run = run._replace(class_names=names, guidance=_guidance(settings, null_label))
+    return run._replace(num_classes=len(rows), null_label=null_label)
 
 
 def _relabelled(run: Run, rows: list[int | None], seed: int) -> Run:

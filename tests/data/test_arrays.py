@@ -4,6 +4,7 @@ import os
 import tracemalloc
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -23,7 +24,7 @@ def load(folder, **arrays):
 
 
 # An array of images and one of labels, Keras' names, others, and MedMNIST's.
-PARTS = ["x y", "x_train y_train x_test y_test", "Xtrain ytrain testX testY"]
+PARTS = ["x y", "samples arr_0", "x_train y_train x_test y_test", "Xtrain ytrain testX testY"]
 PARTS += ["train_images train_labels val_images val_labels test_images test_labels"]
 
 
@@ -32,7 +33,8 @@ def test_bytes_stay_bytes_and_of_the_parts_of_a_file_the_training_is_read(tmp_pa
     labels = np.array([[1], [0], [2], [1], [0]], np.uint8)
     first, second, *others = names.split()
     rest = {name: (BYTES[:2] // 2, labels[:2])[k % 2] for k, name in enumerate(others)}
-    data = load(tmp_path, **rest, **{first: BYTES, second: labels})
+    load(tmp_path, **rest, **{first: BYTES, second: labels})
+    data = load_dataset((tmp_path / "x.npz").rename(tmp_path / "X.NPZ"))
     np.testing.assert_array_equal(data.images, BYTES[..., None], strict=True)
     np.testing.assert_array_equal(to_float(data.images[..., 0]), (BYTES / 127.5 - 1).astype("f4"))
     assert data.labels.tolist() == [1, 0, 2, 1, 0] and data.class_names is None
@@ -45,6 +47,7 @@ REFUSED = {
     "an integer label for each of 5 images .* int64.4.": {"y": np.zeros(4, int)},
     "an integer label for each of 5 images .* float64.5.": {"y": np.zeros(5)},
     "labels from 0 .*, got -1": {"y": np.arange(5) - 1},
+    "the 2 class_names in .*x.npz, got 2": {"y": np.arange(5) % 3, "class_names": [*"ab"]},
     "Object arrays": {"y": np.array([{}] * 5)},
     r"one picture, got \[8, 8, 3\]": {"x": np.zeros((8, 8, 3))},
     r"one picture, got \[3, 8, 8\]": {"x": BYTES[:3]},
@@ -95,12 +98,12 @@ def test_rows_of_a_large_file_are_those_of_the_array(tmp_path, monkeypatch, orde
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.2, 0.9), (-1, 1), (-1.7, 2.1), (2, 3)])
-@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.float64])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.float64, jnp.bfloat16])
 def test_samples_of_ours_are_read_as_their_bytes_say(tmp_path, low, high, dtype):
     images = np.random.default_rng(0).uniform(low, high, (4, 8, 8, 3)).astype(dtype)
     save_samples(tmp_path / "x.npz", images)
     saved, data = dict(np.load(tmp_path / "x.npz")), load_dataset(tmp_path / "x.npz")
-    np.testing.assert_allclose(to_bytes(data.images), saved["arr_0"], atol=dtype == np.float16)
+    np.testing.assert_array_equal(to_bytes(data.images), saved["arr_0"])
     samples = open_samples(tmp_path / "x.npz")
     np.testing.assert_array_equal(*samples.batches(), to_bytes(data.images))
     assert np.max(np.abs(data.images)) <= 1
@@ -130,6 +133,17 @@ def test_a_range_is_set_or_said(tmp_path, monkeypatch):
     with pytest.raises(FieldError, match="samples: expected pixels in .* as range='unit' says"):
         evaluate_samples(tmp_path / "dark.npy", load_dataset("digits"), range="unit")
     assert "no pixel is above 1 of 255" in load(tmp_path, x=BYTES % 2).notes[0]
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "idle"),
+    [([2, 0, 2, 0, 0], ("ant", "bee", "cat"), "bee"), ([[1], [0], [1], [0], [1]], (5, 7), "")],
+)
+def test_classes_of_our_files_have_names(tmp_path, labels, names, idle):
+    data = load(tmp_path, samples=BYTES, arr_0=BYTES, labels=labels, class_names=names)
+    for found in (data, open_samples(tmp_path / "x.npz")):
+        assert [*found.labels] == [*np.ravel(labels)] and found.class_names == (*map(str, names),)
+    assert data.notes == (f"classes that no image shows: {idle}",) * bool(idle)
 
 
 @pytest.mark.parametrize("labels", [[1, 2, 3, 10, 2], [0, 1, 100_000, 1, 0], [2**40, 7, 7, 7, 9]])

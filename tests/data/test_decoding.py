@@ -76,8 +76,8 @@ def test_broken_metadata_cost_no_picture(tmp_path, what):
 
 SIXTEEN = np.arange(65536, step=77, dtype=np.uint16)[:600].reshape(20, 30, 1)
 VALUE = SIXTEEN[3, 4].astype(">u2").tobytes()
-GREY, UPPER, CLEAR = np.round(SIXTEEN / 257), SIXTEEN >> 8, SIXTEEN == SIXTEEN[3, 4]
-COLOUR, UPPER = np.repeat(SIXTEEN, 3, 2), np.where(UPPER == UPPER[3, 4], 255, UPPER)
+GREY, CLEAR = np.round(SIXTEEN / 257), SIXTEEN == SIXTEEN[3, 4]
+COLOUR, UPPER = np.repeat(SIXTEEN, 3, 2), np.where(CLEAR, 255, SIXTEEN >> 8)  # of all 16 bits
 HIDDEN = np.array([[[255, 0, 0, 0], [0, 0, 0, 51], [9, 8, 7, 255]]], np.uint8)
 DEEP = {
     "opacity": (png(np.concatenate([SIXTEEN, 65535 + 0 * SIXTEEN], 2)), GREY),
@@ -98,8 +98,10 @@ def test_sixteen_bits_and_opacity_are_read_right(tmp_path, what):
 
 
 def test_twelve_bits_in_sixteen_are_said(tmp_path):
-    (note,) = read(tmp_path, png(SIXTEEN >> 4), png(SIXTEEN >> 5)).notes
-    assert "no value is above 2,882 of 65,535; times 22, they would be bright" in note
+    light = saved(SIXTEEN[..., 0] >> 5, "TIFF", tiffinfo={262: 0})
+    for other in (png(SIXTEEN >> 5), light):
+        (note,) = read(tmp_path, png(SIXTEEN >> 4), other).notes
+        assert "no value is above 2,882 of 65,535 in 16 bits; times 22, they would" in note
     assert not read(tmp_path, png(SIXTEEN >> 4), png(SIXTEEN)).notes
 
 
@@ -134,23 +136,27 @@ def test_other_colours_are_brought_to_srgb(tmp_path, primaries, opacity):
 
 
 def test_what_pillow_decodes_is_a_picture_whatever_its_name(tmp_path, write_files):
-    kinds = "0.jfif JPEG,1.JPE JPEG,2 TIFF,4.ppm PPM,5.avif AVIF,6.jp2 JPEG2000,8.dat WEBP,a PNG"
+    kinds = "0.jfif JPEG,1.JPE JPEG,2 TIFF,3 PCX,4.ppm PPM,5.avif AVIF,6 JPEG2000,8.dat WEBP,a PNG"
     files = {name: saved(NOISE, kind) for name, kind in map(str.split, kinds.split(","))}
     files |= {"P6": b"P6 is a format", "d.txt": b"BMW", "e": b"II*\0raw", "f.mp4": b""}
     data = load_dataset(write_files(tmp_path / "set", files), cache="none")
     assert "no pictures, left out: .mp4: 1, .txt: 1, P6: 1, e: 1" in data.notes[0]
-    assert data.images[:].shape == (8, 20, 30, 3)
-    np.testing.assert_array_equal(data.images[7], NOISE)
+    assert data.images[:].shape == (9, 20, 30, 3)
+    np.testing.assert_array_equal(data.images[8], NOISE)
 
 
 def test_what_is_refused_and_large_pictures_when_asked(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 650)
     for data, problem in (
         (saved(SIXTEEN[..., 0], "TIFF", tiffinfo={339: 2}), "expected 8 bits .* got signed 16"),
+        (saved(NOISE[..., 0], "TIFF", tiffinfo={339: 2}), "expected 8 bits .* got signed 8"),
         (saved(np.ones((8, 8), np.float32), "TIFF"), "expected 8 bits .* got floating"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EOF\n", "cannot identify image file"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EOF\n", "no picture that Pillow"),
         (saved(np.zeros((40, 40), np.uint8), "PNG"), ".*; max_pixels reads larger ones"),
     ):
         with pytest.raises(FieldError, match=f"data: cannot read 0.png: {problem}"):
             read(tmp_path, data)
     assert read(tmp_path, data, max_pixels=1600).images[0].shape == (40, 40, 1)
+    (tmp_path / "pictures/1.pfm").write_bytes(b"Pf\n1 1\n-1.0\n" + bytes(4))
+    with pytest.raises(FieldError, match="cannot read 1.pfm: expected 8 bits .* got floating"):
+        load_dataset(tmp_path / "pictures")

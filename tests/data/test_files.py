@@ -12,6 +12,7 @@ from jax_ddpm.data.files import ARCHIVES, open_files
 FILES = {"b.txt": b"text", "cats/10.png": b"ten", "cats/9.png": b"nine" * 1000}
 FILES |= {"cats/old/1.png": b"", "cats-2/1.png": b"dash", "dögs/ü.png": b"umlauts"}
 HIDDEN = [".a", "cats/.DS_Store", ".git/x.png", "__MACOSX/cats/._1.png", "cats/__MACOSX/1.png"]
+HIDDEN += ["cats/@eaDir/9.png/SYNOPHOTO_THUMB_M.png"]
 
 
 @pytest.mark.parametrize("name", ["folder", *("x" + each for each in ARCHIVES), "X.ZIP", "X.TAR"])
@@ -30,7 +31,7 @@ def test_every_kind_holds_the_same(tmp_path, name, write_files):
         with ThreadPoolExecutor(8) as threads:
             assert list(threads.map(files.read, names)) == [FILES[name] for name in names]
     else:
-        with pytest.raises(ValueError, match=f"{re.escape(str(path))}.*unpack it"):
+        with pytest.raises(ValueError, match=f"{re.escape(str(path))}.*unpack it, or name a cache"):
             files.read("b.txt")
 
 
@@ -42,12 +43,19 @@ def test_names_and_links_are_those_within_the_archive(tmp_path, name, write_file
     files |= {"C:\\pics\\4.png": b"4", "\\\\host\\5.png": b"5", **dict.fromkeys(evil, b"evil")}
     hard = "../a/1.png" if name == "x.zip" else "a/1.png"  # named as from the root
     links = {"b/hard.png": hard, "b/sym.png": "../a/1.png", "b/out.png": "../../a/1.png"}
-    found = open_files(write_files(tmp_path / name, files | links | {"root.png": "/etc/passwd"}))
+    links |= {"chain.png": "b/sym.png", "c/old": "../a", "c/now": "old", "c/pool.png": "../.pool/6"}
+    links |= {"c/up": "../c", "loop": "pool", "pool": "loop", "root.png": "/etc/passwd"}
+    links |= {"d/deep": "../c", "b/hard2.png": "hard.png" if name == "x.zip" else "b/hard.png"}
+    found = open_files(write_files(tmp_path / name, files | links | {".pool/6": b"6"}))
     inside = {"a/1.png": b"1", "a/2.png": b"2", "b/hard.png": b"1", "b/sym.png": b"1"}
+    inside["b/hard2.png"] = inside["chain.png"] = b"1"
+    inside |= {f"c/{each}/{k}.png": b"%d" % k for each in ("now", "old") for k in (1, 2)}
+    inside |= {"c/pool.png": b"6", "d/deep/pool.png": b"6"}
     inside |= {"home/3.png": b"3", "host/5.png": b"5", "pics/4.png": b"4"}
-    assert found.names == tuple(inside) and dict(found.stream()) == inside
+    assert dict(found.stream()) == inside
     assert list(found.stream(["b/sym.png"])) == [("b/sym.png", b"1")]
-    assert set(found.left_out) == {"../evil.png", "../b.png", "b/out.png", "root.png"}
+    loops = {"c/up", "loop", "pool", "d/deep/now", "d/deep/old", "d/deep/up"}
+    assert {*found.left_out} == {"../evil.png", "../b.png", "b/out.png", "root.png", *loops}
 
 
 def test_links_in_a_folder_are_followed_once(tmp_path, write_files):
@@ -81,7 +89,11 @@ def test_damaged_archives_are_named_in_one_line(tmp_path, suffix, damage, write_
         files.read_all(files.names)  # a zip says it here
 
 
-def test_a_tar_that_was_cut_since_and_sparse_files_are_named(tmp_path, write_files):
+def test_a_tar_that_was_cut_since_and_sparse_and_encrypted_files_are_named(tmp_path, write_files):
+    path = write_files(tmp_path / "x.zip", {"1.png": bytes(5000)})
+    path.write_bytes(path.read_bytes().replace(b"\x14\0\0\0\x08", b"\x14\0\1\0\x08"))
+    with pytest.raises(ValueError, match=f"^cannot read 1.png in {path}: it is encrypted, pass"):
+        open_files(path).read("1.png")
     path = write_files(tmp_path / "x.tar", {"1.png": bytes(5000)})
     files = open_files(path)
     os.truncate(path, 4000)

@@ -104,7 +104,7 @@ def test_unreadable_pictures_are_named_or_counted(zoo, tmp_path):
     cut.write_bytes(next(folder.rglob("*RGB.png")).read_bytes()[:-60])
     gone.symlink_to(folder / "nowhere.png")
     for cache in ("none", tmp_path / "cache"):
-        with pytest.raises(FieldError, match=r"data: cannot read bright/00.png: cannot identify"):
+        with pytest.raises(FieldError, match=r"data: cannot read bright/00.png: no picture that"):
             load_dataset(folder, preparation, cache=cache)
         data = load_dataset(folder, skipping, cache=cache)
         said = r"left out: 3 \(bright/00.png: .*; dark/z.png: No such file .*; dark/y.png: "
@@ -137,7 +137,9 @@ def make(folder, names, **options):
 
 FOLDERS = {
     "set/train/cat/1 set/train/dog/a/1 set/train/dog/b/1": ("cat dog", "011", ""),
-    "meta/1 train/1 test.bin/1": ("meta test.bin train", "012", ""),  # as files of CIFAR are called
+    # As files of CIFAR are called, and beside more classes.
+    "bus/1 car/1 meta/1 test.bin/1 train/1": ("bus car meta test.bin train", "01234", ""),
+    "bullet_train/1 bus/1 car/1 train/1": ("bullet_train bus car train", "0123", ""),
     "1 cat/2": (None, "..", "no classes: not every picture lies in a subfolder"),
     "1/1 2/1 10/1": ("1 2 10", "021", "2 10; their numbers are not those in their names"),
     "cafe\u0301/2 caf\u00e9/1 tea/1": ("caf\u00e9 tea", "001", ""),
@@ -147,7 +149,11 @@ FOLDERS = {
     "a/train/1 a/test/2 b/train/3 b/valid/4": ("a b", "01", "test: 1, valid: 1"),
     "seg_train2017/1 seg_train2017/2 seg_val2017/1": (None, "..", "seg_val2017: 1"),
     "trainA/1 trainB/1 testA/1 testB/1": ("trainA trainB", "01", "testA: 1, testB: 1"),
-    "a/1 b/train/1 b/test/1": ("a b", "011", ""),
+    "a/1 b/train/1 b/test/1 c/holdout/2": ("a b", "01", "holdout: 1, test: 1"),
+    "trainval/a/1 trainval/b/1 extra/1 hold_out/1 query/1 tst/1": ("a b", "01", "1, query: 1, tst"),
+    "trn/1 trn/2 crossval/1 prediction/1 validate/1": (None, "..", "prediction: 1, validate: 1"),
+    "imagesTr/1 imagesTr/2 imagesTs/1": (None, "..", "imagesTs: 1"),
+    "Trainingsdaten/1 Testdaten/1 Validierungsdaten/1": (None, ".", "Testdaten: 1, Vali"),
 }
 
 
@@ -172,8 +178,13 @@ def test_sets_that_cannot_be_are_named(zoo, tmp_path, monkeypatch):
     ):
         with pytest.raises(FieldError, match=f"data: {problem}"):
             load_dataset(data, cache=tmp_path)
-    with pytest.raises(FieldError, match="data: expected a folder for training beside test, val"):
-        make(tmp_path / "parts", "test/1 val/1")
+    for names, problem in (
+        ("test/1 val/1", "test, val: give the"),
+        ("test/1 train/1 a/1 b/1", "test, train, a, b: give the"),
+        ("test/1 train/1 train(1)/1", r"test, train, train\(1\): give the"),
+    ):
+        with pytest.raises(FieldError, match=f"parts with one for training, got {problem}"):
+            make(tmp_path / names.replace("/", ""), names)
     denied = PermissionError(13, "Permission denied", str(zoo))
     monkeypatch.setattr(os, "scandir", Mock(side_effect=denied))
     with pytest.raises(FieldError, match=f"data: cannot read {zoo}: Permission denied"):

@@ -47,6 +47,8 @@ def test_a_sample_is_its_own_however_many_are_drawn(digits, sampler):
         (("0", "1", "10", "2"), "2", 3, "label 3 is the class named '2'"),
         (("0", "1", "10", "2"), 2, 2, "label 2 is the class named '10'"),
         (("ant", "bee"), ["1", "ant"], 1, ""),
+        (("ant", "bee"), np.array(["bee"]), 1, ""),
+        (("1", "01"), "1", 0, "label 0 is the class named '1'"),
     ],
 )
 def test_a_class_goes_by_its_name(digits, recwarn, names, label, number, said):
@@ -71,7 +73,7 @@ def test_classes_have_columns_and_what_does_not_suit_a_run_is_named(digits):
         ({"labels": "cat"}, "labels: expected numbers, as the run knows no names"),
         ({"steps": 2, "chain": chain}, "steps: cannot be given with chain"),
         ({"run": numbers, "labels": "3"}, "labels: expected 0, 1, 2, 10, got '3'"),
-        ({"run": none, "labels": 1}, "labels: the model has no classes"),
+        ({"run": none, "labels": "cat"}, "labels: expected none: the model has no classes"),
     ):
         with pytest.raises(runs.FieldError, match=f"^{words}"):
             runs.draw(**{"key": jax.random.key(0), "run": digits, "num": 2, **arguments})

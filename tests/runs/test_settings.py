@@ -31,6 +31,7 @@ PUBLISHED = {
         ((1000, "cosine"), "learned_range", "hybrid", 2048, 3e-4, 0, 0.0, 540_000, 0.1, True, 296),
 }  # fmt: skip
 BLACK, LABELS = np.zeros((12, 8, 8, 1), np.uint8), np.arange(12, dtype=np.int32)
+LETTERS = "abcdefghi\u01f0"  # the last is one character, or j and a caron
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("celebahq256", "imagenet64_adm")]
 
 
@@ -38,6 +39,7 @@ SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("celebahq256", "
     ("options", "words"),
     [
         ({"steps": 10.5}, "steps: expected a whole number"),
+        ({"seed": 2**63}, r"seed: expected values in .* got 9223372036854775808$"),
         ({"guidance": np.inf}, "guidance: expected a finite number"),
         ({"unet": {"width": 3}}, "unet: expected one of"),
         ({"ema_decay": 1.0}, "ema_decay: expected 0 to 1, below 1"),
@@ -66,11 +68,13 @@ def test_the_network_grows_with_the_images(shape, levels):
     assert (model.num_class_embeds, run.num_classes, run.null_label) == (4, 3, 3)
 
 
-def test_it_starts_from_a_run(untrained):
+def test_it_starts_from_a_run(untrained, tmp_path):
     """With its weights; the images may have fewer classes, and say how they are read."""
     settings = runs.Settings(init=untrained / "runs/digits", guidance=3)
     data = Dataset(BLACK, LABELS % 9, preparation=Preparation(flip=True))
-    before, run = runs.load_run(settings.init).pretrained, starting.new_run(settings, data)
+    before = runs.load_run(settings.init).pretrained
+    with pytest.warns(UserWarning, match="no image shows, left out: 9$"):
+        run = starting.new_run(settings, data)
     assert eqx.tree_equal(run.pretrained.variables, before.variables)
     assert run.pretrained.model == before.model and run.preparation.flip
     assert (run.num_classes, run.null_label, run.guidance) == (9, 10, 3)
@@ -81,6 +85,9 @@ def test_it_starts_from_a_run(untrained):
     ):
         with pytest.raises(runs.FieldError, match=f"^init: {words}"):
             starting.new_run(settings, data._replace(**wrong))
+    runs.save_run(tmp_path, run._replace(num_classes=None, null_label=None))
+    with pytest.warns(UserWarning, match="^labels are left out: the network of init has no class"):
+        starting.new_run(runs.Settings(init=tmp_path), data)
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar10_iddpm", *SLOW])
@@ -110,24 +117,29 @@ def test_defaults_suit_the_images_and_large_seeds_do_not_wrap(one_level):
 
 
 @pytest.mark.parametrize(
-    ("names", "rows", "said"),  # of ten classes: the last is one character, or j and a caron
+    ("known", "names", "rows", "said"),  # without row 10: without a null label
     [
-        ("bc", (1, 2, 10), "no image shows, left out: a, d, e, f, g, h, i"),
-        (("c", "a", "dog", "j\u030c"), (2, 0, None, 9, 10), "only images show: dog"),
-        ("xy", (None, None), "left out: a, b, .* only images show: x, y"),  # without a null label
+        (LETTERS, "bc", (1, 2, 10), "no image shows, left out: a, d, e, f, g, h, i"),
+        (LETTERS, ("c", "a", "dog", "j\u030c"), (2, 0, None, 9, 10), "only images show: dog"),
+        (LETTERS, "xy", (None, None), "left out: a, b, .* only images show: x, y"),
+        (LETTERS, None, (0, 1), "no image shows, left out: c, d, "),
+        (None, "12", (1, 2, 10), "no image shows, left out: 0, 3, 4"),
+        (range(1, 11), None, (None, 0, 1, 10), "left out: 3, 4, .* only images show: 0"),
     ],
 )
-def test_training_goes_on_by_names(untrained, tmp_path, recwarn, names, rows, said):
+def test_training_goes_on_by_names(untrained, tmp_path, recwarn, known, names, rows, said):
     before = runs.load_run(untrained / "runs/digits")
-    runs.save_run(tmp_path / "run", before._replace(class_names=(*"abcdefghi\u01f0",)))
-    data = Dataset(BLACK, LABELS % len(names), class_names=(*names,))
-    null_label = len(names) if 10 in rows else None
+    runs.save_run(tmp_path / "run", before._replace(class_names=known and (*map(str, known),)))
+    classes = len(rows) - (10 in rows)
+    data = Dataset(BLACK, LABELS % classes, class_names=names and (*names,))
+    null_label = classes if 10 in rows else None
     options = {"init": tmp_path / "run", "label_dropout": 0.1 if null_label else 0}
     run = starting.new_run(runs.Settings(**options), data)
     assert re.search(said, " ".join(str(each.message) for each in recwarn))
     both = (each.pretrained.variables["params"] for each in (before, run))
     old, new = (params["class_embedding"]["embedding"] for params in both)
-    assert (run.num_classes, run.null_label) == (len(names), null_label)
+    assert (run.num_classes, run.null_label) == (classes, null_label)
+    assert run.class_names == (("a", "b") if rows == (0, 1) else data.class_names)
     assert run.pretrained.model.num_class_embeds == len(new) == len(rows)
     for row, source in zip(new, rows, strict=True):
         assert np.any(np.all(row == old, axis=1)) == (source is not None) and np.any(row)
