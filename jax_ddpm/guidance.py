@@ -11,7 +11,7 @@ only the first C channels are guided.
 
 from collections.abc import Callable
 from numbers import Real
-from typing import Any, get_args
+from typing import get_args
 
 import jax.numpy as jnp
 import numpy as np
@@ -29,7 +29,7 @@ from jax_ddpm._errors import (
     check_schedule,
 )
 from jax_ddpm._typing import DenoiseFn, ThresholdFn, Weight
-from jax_ddpm.reverse import PredictionType, p_mean_variance
+from jax_ddpm.reverse import PredictionType, predict
 from jax_ddpm.schedule import NoiseSchedule, extract, per_sample
 
 
@@ -116,15 +116,13 @@ def classifier_guidance(
     Raises:
       ValueError: a choice, `scale` or a shape does not fit, or `schedule` is not one of training.
     """
-    _check(schedule, denoise_fn, log_prob_fn, scale, prediction_type)
+    check_denoiser("denoise_fn", denoise_fn)
+    check_denoiser("log_prob_fn", log_prob_fn)
 
-    def guided_fn(x_t, t):
-        output = denoise_fn(x_t, t)
-        log_prob, pullback = vjp(lambda x: log_prob_fn(x, t), x_t)
-        score = _score(log_prob, pullback, x_t)
-        return _shifted(schedule, output, x_t, t, scale, score, prediction_type)
+    def run(x, t):
+        return log_prob_fn(x, t), denoise_fn(lax.stop_gradient(x), t)
 
-    return guided_fn
+    return _along_the_score(schedule, run, scale, prediction_type)
 
 
 def reconstruction_guidance(
@@ -152,77 +150,53 @@ def reconstruction_guidance(
     Raises:
       ValueError: a choice, `scale` or a shape does not fit, or `schedule` is not one of training.
     """
-    _check(schedule, denoise_fn, log_prob_fn, scale, prediction_type)
-
-    def guided_fn(x_t, t):
-        def of_reconstruction(x):
-            output = denoise_fn(x, t)
-            eps, _ = _split("denoise_fn", output, x)
-            x_start = p_mean_variance(
-                schedule,
-                lambda x, t: eps,
-                x,
-                t,
-                prediction_type=prediction_type,
-                clip_denoised=clip_denoised,
-            ).pred_xstart
-            return log_prob_fn(x_start, t), output
-
-        log_prob, pullback, output = vjp(of_reconstruction, x_t, has_aux=True)
-        score = _score(log_prob, pullback, x_t)
-        return _shifted(schedule, output, x_t, t, scale, score, prediction_type)
-
-    return guided_fn
-
-
-def _check(
-    schedule: NoiseSchedule,
-    denoise_fn: DenoiseFn,
-    log_prob_fn: Any,
-    scale: Weight,
-    prediction_type: PredictionType,
-) -> None:
-    check_schedule(schedule)
     check_denoiser("denoise_fn", denoise_fn)
     check_denoiser("log_prob_fn", log_prob_fn)
+    policy = (prediction_type, "fixed_small", clip_denoised)
+
+    def run(x, t):
+        output = denoise_fn(x, t)
+        eps, _ = _split("denoise_fn", output, x)
+        x_start = predict(schedule, lambda x, t: eps, x, t, *policy).pred_xstart
+        return log_prob_fn(x_start, t), output
+
+    return _along_the_score(schedule, run, scale, prediction_type)
+
+
+def _along_the_score(
+    schedule: NoiseSchedule,
+    run: Callable[[Array, Array], tuple[Array, Array]],
+    scale: Weight,
+    prediction_type: PredictionType,
+) -> DenoiseFn:
+    """Algorithm 2 for ε, x_0 or v: of `run(x_t, t) -> (log p, output)` the output, shifted."""
+    check_schedule(schedule)
     check_finite("scale", scale)
     check_choice("prediction_type", prediction_type, get_args(PredictionType))
     timesteps = schedule.timesteps
     if not isinstance(timesteps, Tracer) and np.any(timesteps != np.arange(timesteps.size)):
         raise FieldError("schedule", f"expected that of training, got timesteps {timesteps}")
 
+    def guided_fn(x_t, t):
+        log_prob, pullback, output = vjp(lambda x: run(x, t), x_t, has_aux=True)
+        check_floats("output of log_prob_fn", log_prob, x_t.shape[:1])
+        # A pullback of ones, not the gradient of a sum over the batch, which devices share.
+        (score,) = pullback(jnp.ones_like(log_prob))
+        predicted, rest = _split("denoise_fn", output, x_t)
+        wide = x_t.astype(np.promote_types(x_t.dtype, np.float32))  # 1/√ᾱ may not fit sixteen bits
+        sigma = extract(schedule.sqrt_one_minus_alphas_cumprod, t, wide)
+        recip_alpha = extract(schedule.sqrt_recip_alphas_cumprod, t, wide)
+        recip_alpha = jnp.where(jnp.isfinite(recip_alpha), recip_alpha, 0)
+        shift = {
+            "epsilon": -sigma,
+            "sample": sigma * sigma * recip_alpha,
+            "v_prediction": -sigma * recip_alpha,
+        }[prediction_type]
+        shift = per_sample("scale", scale, wide) * shift * score.astype(wide.dtype)
+        guided = predicted.astype(wide.dtype) + shift
+        return jnp.concatenate([guided.astype(x_t.dtype), rest], axis=-1)
 
-def _score(log_prob: Array, pullback: Callable[[Array], Any], x_t: Array) -> Array:
-    """∇ log p of every sample."""
-    check_floats("output of log_prob_fn", log_prob, x_t.shape[:1])
-    # A pullback of ones, not the gradient of a sum over the batch, which devices share.
-    (score,) = pullback(jnp.ones_like(log_prob))
-    return score
-
-
-def _shifted(
-    schedule: NoiseSchedule,
-    output: Any,
-    x_t: Array,
-    t: Array,
-    scale: Weight,
-    score: Array,
-    prediction_type: PredictionType,
-) -> Array:
-    """The output shifted along the score: Algorithm 2, for ε, x_0 or v."""
-    predicted, rest = _split("denoise_fn", output, x_t)
-    wide = x_t.astype(np.promote_types(x_t.dtype, np.float32))  # 1/√ᾱ may not fit sixteen bits
-    sigma = extract(schedule.sqrt_one_minus_alphas_cumprod, t, wide)
-    recip_alpha = extract(schedule.sqrt_recip_alphas_cumprod, t, wide)
-    recip_alpha = jnp.where(jnp.isfinite(recip_alpha), recip_alpha, 0)
-    shift = {
-        "epsilon": -sigma,
-        "sample": sigma * sigma * recip_alpha,
-        "v_prediction": -sigma * recip_alpha,
-    }[prediction_type]
-    shift = per_sample("scale", scale, wide) * shift * score.astype(wide.dtype)
-    guided = predicted.astype(wide.dtype) + shift
-    return jnp.concatenate([guided.astype(x_t.dtype), rest], axis=-1)
+    return guided_fn
 
 
 def _split(name: str, output: Array, x_t: Array) -> tuple[Array, Array]:
