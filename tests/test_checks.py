@@ -22,7 +22,6 @@ import jax_ddpm as ddpm
 from jax_ddpm import data, evaluation, interop, runs
 from jax_ddpm._errors import check_type
 from jax_ddpm.models import NoisyClassifier
-from jax_ddpm.runs.run import Run
 
 pytestmark = pytest.mark.usefixtures("defaults", "untyped")
 
@@ -51,7 +50,7 @@ class Half(nn.Module):
 
 ONE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 MODEL, VARIABLES = Half(), {"params": {"weight": np.float32(0.5)}}
-RUN = Run(interop.Pretrained(MODEL, VARIABLES, SCHEDULE), SHAPE[1:], None, None, 1.0)
+RUN = interop.DiffusionModel(MODEL, VARIABLES, SCHEDULE, SHAPE[1:])
 
 # For each name of an argument of a public function: what is right, …
 SAMPLES = ("x_start", "x_t", "noise", "eps", "v", "x_a", "x_b", "a", "b", "x_T")

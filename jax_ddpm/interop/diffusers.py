@@ -16,7 +16,7 @@ import numpy as np
 
 from jax_ddpm.interop.configs import complete_config
 from jax_ddpm.interop.hub import from_hub, is_hub_name
-from jax_ddpm.interop.pretrained import Pretrained
+from jax_ddpm.interop.model import DiffusionModel
 from jax_ddpm.interop.scheduler import (
     default_scheduler,
     scheduler_config,
@@ -84,7 +84,7 @@ _UNET_IGNORED = (
 
 def load_diffusers(
     folder: str | os.PathLike[str], *, revision: str | None = None, variant: str | None = None
-) -> Pretrained:
+) -> DiffusionModel:
     """Open a folder that `DDPMPipeline.save_pretrained` wrote, or one with the U-Net at its root.
 
     Weights keep their dtype, and are read-only views of the mapped file: leave it as it is while
@@ -131,15 +131,25 @@ def load_diffusers(
         variables = unet_variables(tensors, model)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{unet}: {error}") from None
-    null_label = content.get(_NULL_LABEL)
-    labels = range(model.num_class_embeds or 0)
-    if null_label not in (None, "none", *labels):
-        expected = f"expected a label below {model.num_class_embeds or 0}"
-        raise ValueError(f"{path}: {_NULL_LABEL}: {expected}, got {null_label!r}")
-    return Pretrained(model, variables, **_load_scheduler(folder), null_label=null_label)
+    said, labels = content.get(_NULL_LABEL), model.num_class_embeds
+    last = None if labels is None else labels - 1
+    if said not in (None, "none", last):
+        expected = f"expected the last label, {last}, or 'none'"
+        raise ValueError(f"{path}: {_NULL_LABEL}: {expected}, got {said!r}")
+    size: Any = model.sample_size
+    size = (size, size) if isinstance(size, int) else size
+    return DiffusionModel(
+        model,
+        variables,
+        image_shape=None if size is None else (*size, model.in_channels),
+        # If it is not said whether the last label is the null label, it can be drawn and guide.
+        num_classes=labels if said in (None, "none") else last,
+        null_label=None if said == "none" else last,
+        **_load_scheduler(folder),
+    )
 
 
-def save_diffusers(folder: str | os.PathLike[str], pretrained: Pretrained) -> None:
+def save_diffusers(folder: str | os.PathLike[str], model: DiffusionModel) -> None:
     """Write a folder that `DDPMPipeline.from_pretrained` opens, whole or not at all.
 
     β go by name where they have one, otherwise one by one; the null label goes beside diffusers'
@@ -147,24 +157,29 @@ def save_diffusers(folder: str | os.PathLike[str], pretrained: Pretrained) -> No
     noise, whichever the model came with. Raises `ValueError` if the folder holds anything, if the
     variables are not the model's, or if diffusers has no word for a setting.
     """
-    model, variables, *_ = pretrained
-    if not isinstance(model, UNet):
-        raise ValueError(f"model: expected a UNet, got {type(model).__name__}")
-    check_words(model)
+    network = model.model
+    if not isinstance(network, UNet):
+        raise ValueError(f"model: expected a UNet, got {type(network).__name__}")
+    check_words(network)
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder}: expected a new or empty folder, got one that holds something")
-    config = {"_diffusers_version": _WRITTEN_FOR, **scheduler_config(pretrained)}
-    spacing, offset = pretrained.timestep_spacing, pretrained.steps_offset
-    if pretrained.variance_type != "fixed_small" and (spacing == "trailing" or offset):
+    config = {"_diffusers_version": _WRITTEN_FOR, **scheduler_config(model)}
+    spacing, offset = model.timestep_spacing, model.steps_offset
+    if model.variance_type != "fixed_small" and (spacing == "trailing" or offset):
         warnings.warn(
-            f"variance_type: diffusers adds the noise of {pretrained.variance_type!r} in the last "
+            f"variance_type: diffusers adds the noise of {model.variance_type!r} in the last "
             f"step of a shortened {spacing!r} chain too, and samples keep it; DDIMScheduler and "
             "timestep_spacing 'linspace' add none",
             stacklevel=4,
         )
-    tensors = unet_to_torch(variables)
-    unet_from_torch(tensors, model)  # raises unless they are the model's
+    tensors = unet_to_torch(model.variables)
+    unet_from_torch(tensors, network)  # raises unless they are the model's
+    unet = unet_config(network)
+    if network.num_class_embeds is not None and model.null_label is None:
+        unet[_NULL_LABEL] = "none"
+    elif model.null_label is not None and model.null_label == model.num_classes:
+        unet[_NULL_LABEL] = model.null_label
     index = {
         "_class_name": "DDPMPipeline",
         "_diffusers_version": _WRITTEN_FOR,
@@ -175,8 +190,7 @@ def save_diffusers(folder: str | os.PathLike[str], pretrained: Pretrained) -> No
         (new / "unet").mkdir()
         (new / "scheduler").mkdir()
         save_tensors(new / "unet" / _WEIGHTS, tensors)
-        null_label = {} if pretrained.null_label is None else {_NULL_LABEL: pretrained.null_label}
-        write_json(new / "unet" / "config.json", unet_config(model) | null_label)
+        write_json(new / "unet" / "config.json", unet)
         write_json(new / "scheduler" / "scheduler_config.json", config)
         write_json(new / "model_index.json", index)
 

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jax_ddpm.interop.model import DiffusionModel
 from jax_ddpm.interop.openai_flags import Flags, flag_error, is_default, numbers, read_flags
 from jax_ddpm.interop.openai_weights import classifier_from_openai, unet_from_openai
-from jax_ddpm.interop.pretrained import Pretrained
 from jax_ddpm.interop.tensors import read_state_dict
 from jax_ddpm.models import NoisyClassifier, UNet
 from jax_ddpm.schedule import (
@@ -31,7 +31,9 @@ _CHANNEL_MULT = {
 }
 
 
-def load_openai(weights: str | os.PathLike[str] | Mapping[str, Any], flags: Flags) -> Pretrained:
+def load_openai(
+    weights: str | os.PathLike[str] | Mapping[str, Any], flags: Flags
+) -> DiffusionModel:
     """Open a diffusion model of guided-diffusion or improved-diffusion.
 
     `model.apply(variables, x, t[, y])` takes the original training timestep. Weights keep their
@@ -69,15 +71,16 @@ def load_openai(weights: str | os.PathLike[str] | Mapping[str, Any], flags: Flag
         spaced_timesteps(schedule.num_timesteps, settings["timestep_respacing"])
     except ValueError as error:
         raise flag_error("timestep_respacing", str(error)) from None
-    return Pretrained(
+    return DiffusionModel(
         model,
         variables,
         schedule,
+        (settings["image_size"], settings["image_size"], 3),
         prediction_type="sample" if settings["predict_xstart"] else "epsilon",
         variance_type="learned_range" if settings["learn_sigma"] else variance_type,
         clip_denoised=settings["clip_denoised"],
         timestep_spacing="linspace",
-        null_label="none" if settings["class_cond"] else None,
+        num_classes=model.num_class_embeds,
         timestep_respacing=settings["timestep_respacing"],
     )
 

@@ -1,8 +1,8 @@
 """diffusers' scheduler configs: schedule, parametrisation and clipping, in and out.
 
 What says how the network was trained is read, whichever scheduler the config is of, and for
-`Pretrained.sampler()` how some of them sample. The caller may still choose any sampler:
-`p_sample_loop(…, sampler=…)` over `Pretrained.chain(steps)`.
+`DiffusionModel.sampler()` how some of them sample. The caller may still choose any sampler:
+`p_sample_loop(…, sampler=…)` over `DiffusionModel.chain(steps)`.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ import numpy as np
 from jax_ddpm._errors import check_choice
 from jax_ddpm._typing import ThresholdFn
 from jax_ddpm.interop.configs import complete_config
-from jax_ddpm.interop.pretrained import Pretrained
+from jax_ddpm.interop.model import DiffusionModel
 from jax_ddpm.reverse import (
     DynamicThreshold,
     PredictionType,
@@ -93,8 +93,10 @@ def default_scheduler() -> dict[str, Any]:
 
 
 def scheduler_from_config(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """The fields of a `Pretrained`, from `schedule` on, that the config `content` read from `path`
-    says. Raises `ValueError` for what is not supported."""
+    """Fields of a `DiffusionModel` from the config `content`, read from `path`.
+
+    Raises `ValueError` for what is not supported.
+    """
     settings = complete_config(content, path, _DEFAULTS, _IGNORED)
     try:
         kind = content.get("_class_name", "DDPMScheduler")
@@ -107,7 +109,7 @@ def scheduler_from_config(content: Mapping[str, Any], path: Path) -> dict[str, A
         raise ValueError(f"{path}: {error}") from None
 
 
-def scheduler_config(pretrained: Pretrained) -> dict[str, Any]:
+def scheduler_config(pretrained: DiffusionModel) -> dict[str, Any]:
     """The config that diffusers reads back as the same. Raises `ValueError` if none says it."""
     schedule = pretrained.schedule
     if not np.array_equal(schedule.timesteps, np.arange(schedule.num_timesteps)):

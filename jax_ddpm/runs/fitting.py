@@ -16,6 +16,7 @@ import jax
 from jax_ddpm._errors import Field, FieldError
 from jax_ddpm.data import Dataset
 from jax_ddpm.data.loading import Order, prefetched
+from jax_ddpm.interop import DiffusionModel
 from jax_ddpm.io.checkpoint import list_checkpoints
 from jax_ddpm.noise import seed_key
 from jax_ddpm.runs.metrics import MetricsLog
@@ -23,7 +24,7 @@ from jax_ddpm.runs.previews import Previews
 from jax_ddpm.runs.programs import fit_programs, learning_rate
 from jax_ddpm.runs.progress import Progress
 from jax_ddpm.runs.resuming import Training, begin, open_run
-from jax_ddpm.runs.run import CHECKPOINTS, METRICS, PathLike, Run
+from jax_ddpm.runs.run import CHECKPOINTS, METRICS, PathLike
 from jax_ddpm.runs.saving import Saver, read_state
 from jax_ddpm.runs.settings import Settings
 from jax_ddpm.runs.starting import computing
@@ -36,7 +37,7 @@ from jax_ddpm.training.hosts import any_process, everywhere, on_writer, to_hosts
 class Fit(NamedTuple):
     """Where a training ended."""
 
-    run: Run
+    run: DiffusionModel
     """The model, with the average of the weights."""
     state: TrainState
     step: int
@@ -92,7 +93,7 @@ def train(
     programs = fit_programs(computed, settings, mesh, train_key)
     checkpoint, done = training.checkpoint, training.step
     if checkpoint is None:
-        state, pending = programs.init(jax.device_get(run.pretrained.variables)), {}
+        state, pending = programs.init(jax.device_get(run.variables)), {}
     else:
         pending = checkpoint.state["pending"]
         try:
@@ -156,7 +157,7 @@ def train(
             training.folder / METRICS,
             settings.steps,
             batch_size=size,
-            num_timesteps=run.pretrained.schedule.num_timesteps,
+            num_timesteps=run.schedule.num_timesteps,
             mesh=mesh,
             learning_rate=learning_rate(settings),
             step=done,
@@ -199,7 +200,7 @@ def train(
         if previews and done == settings.steps:
             previews.finish()
     variables = to_hosts(state.ema_params, mesh)
-    average = run._replace(pretrained=run.pretrained._replace(variables=variables))
+    average = run._replace(variables=variables)
     return Fit(average, state, done, stopped=done < settings.steps)
 
 

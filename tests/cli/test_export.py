@@ -27,10 +27,10 @@ def folder(tmp_path_factory, defaults, write_run, small_unet):
     for name, model, classes in (("digits", attention, 10), ("simple", simple, None)):
         run = write_run(folder / "written" / name, model, num_classes=classes)
         # Otherwise almost every pixel would be ±1.
-        small = jax.tree.map(lambda x: 0.3 * x, run.pretrained.variables)
-        pretrained = run.pretrained._replace(variables=small, prediction_type="v_prediction")
-        runs.save_run(folder / name, run._replace(pretrained=pretrained))
-    save_diffusers(folder / "diffusers", runs.load_run(folder / "digits").pretrained)
+        small = jax.tree.map(lambda x: 0.3 * x, run.variables)
+        changed = run._replace(variables=small, prediction_type="v_prediction")
+        runs.save_run(folder / name, changed)
+    save_diffusers(folder / "diffusers", runs.load_run(folder / "digits"))
     export(folder, "--run", "digits", "--out", "digits.jaxexport")
     return folder
 
@@ -48,7 +48,7 @@ def load(path):
 def library(run, num, sampler, first_sample=0):
     """The pictures of key 7, from the functions that the other tests hold to PyTorch; labels are
     0, 1, 2, …, as far as there are any."""
-    model = runs.load_run(run).pretrained.model
+    model = runs.load_run(run).model
     variables = unflatten(load_tensors(run / "checkpoints/00000000/ema.safetensors"))
     labels = jnp.arange(num)
 
@@ -110,7 +110,7 @@ def test_the_manifest_is_true(folder):
     manifest = json.loads((folder / "digits.jaxexport.json").read_text())
     data = (folder / "digits.jaxexport").read_bytes()
     assert manifest["sha256"] == hashlib.sha256(data).hexdigest()
-    weights = runs.load_run(folder / "digits").pretrained.variables
+    weights = runs.load_run(folder / "digits").variables
     assert manifest["parameters"] == sum(x.size for x in jax.tree.leaves(weights))
     assert 4 * manifest["parameters"] < len(data) < 4 * manifest["parameters"] + 200_000, "once"
     sampler = load(folder / "digits.jaxexport")

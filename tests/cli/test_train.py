@@ -137,7 +137,7 @@ def test_a_network_from_a_config_of_diffusers(asked, trained, one_level):
     (trained[0] / "network.json").write_text(json.dumps(config))
     flags = ["--unet-config", "network.json", "--unet.layers-per-block", "1"]
     _, data, settings = asked(*READ, *flags, "--unet.act-fn", "gelu")
-    model = untrained(settings, data.image_shape, data.num_classes).pretrained.model
+    model = untrained(settings, data.image_shape, data.num_classes).model
     assert model.block_out_channels == (8,) and model.layers_per_block == 1
     assert (model.in_channels, model.num_class_embeds, model.act_fn) == (3, 3, "gelu")
 
@@ -171,5 +171,5 @@ def test_other_trainings(flags, trained, jax_ddpm_here, tmp_path):
     line = runs.read_metrics(tmp_path / "runs/x/metrics.jsonl")[-1]
     assert np.isfinite(line["loss"]) and ("best: step" in result.stdout) == ("--keep-best" in flags)
     assert any((tmp_path / "runs/x").glob("tensorboard/*")) == ("--tracker" in flags)
-    weights = jax.tree.leaves(runs.load_run(tmp_path / "runs/x").pretrained.variables)
+    weights = jax.tree.leaves(runs.load_run(tmp_path / "runs/x").variables)
     assert all(x.dtype == np.float32 and np.all(np.isfinite(x)) for x in weights)

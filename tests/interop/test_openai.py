@@ -202,7 +202,7 @@ def test_labels_and_chain_go_wherever_the_network_goes(tmp_path):
     flags = " ".join(f"--{name} {value}" for name, value in ADM["flags"].items())
     run = runs.load_pretrained(tmp_path / "adm.safetensors", openai_flags=flags)
     runs.save_run(tmp_path / "run", run)
-    save_diffusers(tmp_path / "adm", run.pretrained)
+    save_diffusers(tmp_path / "adm", run)
     for each in (run, runs.load_run(tmp_path / "run"), runs.load_pretrained(tmp_path / "adm")):
         assert (each.num_classes, each.null_label, each.guidance) == (1000, None, 1.0)
         assert list(make_chain(each).timesteps) == ADM["timesteps"]

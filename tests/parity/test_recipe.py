@@ -51,7 +51,7 @@ def test_twenty_steps_of_the_recipe(tmp_path, monkeypatch, one_level, torch, dif
     )
     pixels = np.random.default_rng(0).integers(0, 256, (STEPS * BATCH, 8, 8, 3), np.uint8)
     data = Dataset(pixels, preparation=recipe.preparation)
-    start = starting.new_run(settings, data).pretrained
+    start = starting.new_run(settings, data)
     end = runs.fit(tmp_path / "run", data, settings)
 
     # What the steps draw, from the keys that `fit` says it uses.
@@ -99,4 +99,4 @@ def test_twenty_steps_of_the_recipe(tmp_path, monkeypatch, one_level, torch, dif
     (line,) = runs.read_metrics(tmp_path / "run/metrics.jsonl")
     np.testing.assert_allclose(line["loss"], np.mean(losses), rtol=1e-4)
     assert line["learning_rate"] == pytest.approx(2e-4)
-    assert end.run.pretrained.variance_type == "fixed_large"
+    assert end.run.variance_type == "fixed_large"

@@ -11,7 +11,7 @@ from jax_ddpm import runs
 from jax_ddpm.data import to_bytes
 from jax_ddpm.models import SimpleUNet
 from jax_ddpm.runs.drawing import labels_in_turn, warn_of_labels
-from jax_ddpm.runs.figures import image_grid
+from jax_ddpm.runs.figures import class_columns, image_grid
 
 pytestmark = pytest.mark.usefixtures("defaults", "untyped")
 
@@ -28,9 +28,8 @@ def digits(untrained):
 def test_a_sample_is_its_own_however_many_are_drawn(tmp_path, write_run, sampler):
     """In one batch or in several, the last of them not full."""
     run, key = write_run(tmp_path / "run", SimpleUNet(channels=1)), jax.random.key(3)
-    small = jax.tree.map(lambda x: 0.3 * x, run.pretrained.variables)  # or all pixels are ±1
-    pretrained = run.pretrained._replace(variables=small, prediction_type="v_prediction")
-    run, seen = run._replace(pretrained=pretrained), []
+    small = jax.tree.map(lambda x: 0.3 * x, run.variables)  # or all pixels are ±1
+    run, seen = run._replace(variables=small, prediction_type="v_prediction"), []
     whole = runs.draw(key, run, 6, steps=2, sampler=sampler, watch=seen.append)
     parts = runs.draw(key, run, 5, steps=2, sampler=sampler, batch_size=2)
     assert whole.shape == (6, 8, 8, 1) and whole.dtype == np.float32
@@ -63,8 +62,8 @@ def test_a_class_goes_by_its_name(digits, recwarn, names, label, number, said):
 def test_classes_have_columns_and_what_does_not_suit_a_run_is_named(digits):
     # A grid has one class in each column, several times all of them where they are few.
     for classes, columns in ((2, 8), (3, 6), (10, 10), (16, 16), (17, None), (None, None)):
-        assert digits._replace(num_classes=classes).class_columns == columns
-    chain, none = digits.pretrained.schedule, digits._replace(num_classes=None, null_label=None)
+        assert class_columns(digits._replace(num_classes=classes)) == columns
+    chain, none = digits.schedule, digits._replace(num_classes=None, null_label=None)
     numbers = digits._replace(num_classes=4, class_names=("0", "1", "2", "10"))
     for arguments, words in (
         ({"num": 0}, "num: expected more than 0"),
@@ -72,12 +71,12 @@ def test_classes_have_columns_and_what_does_not_suit_a_run_is_named(digits):
         ({"labels": [0.5]}, "labels: expected whole numbers"),
         ({"labels": "cat"}, "labels: expected numbers, as the run knows no names"),
         ({"steps": 2, "chain": chain}, "steps: cannot be given with chain"),
-        ({"run": numbers, "labels": "3"}, "labels: expected 0, 1, 2, 10, got '3'"),
+        ({"model": numbers, "labels": "3"}, "labels: expected 0, 1, 2, 10, got '3'"),
         ({"guidance": -np.inf}, "guidance: expected a finite number, got -inf"),
-        ({"run": none, "labels": 1}, "labels: the model has no classes"),
+        ({"model": none, "labels": 1}, "labels: the model has no classes"),
     ):
         with pytest.raises(runs.FieldError, match=f"^{words}"):
-            runs.draw(**{"key": jax.random.key(0), "run": digits, "num": 2, **arguments})
+            runs.draw(**{"key": jax.random.key(0), "model": digits, "num": 2, **arguments})
 
 
 def floats(count, size, channels):

@@ -63,7 +63,7 @@ def test_a_whole_state_is_saved_and_restored(whole, tmp_path):
         assert path.name == "00000100"
         loaded = runs.load_state(path, like=jax.eval_shape(lambda: end.state))
         assert eqx.tree_equal(loaded, end.state)
-    assert eqx.tree_equal(end.run.pretrained.variables, end.state.ema_params)
+    assert eqx.tree_equal(end.run.variables, end.state.ema_params)
     ema, params = (load_file(path / f"{name}.safetensors") for name in ("ema", "params"))
     assert any(np.any(ema[name] != params[name]) for name in ema)
     with pytest.raises(ValueError, match="params: expected an array x, got none"):

@@ -29,8 +29,7 @@ def briefly(monkeypatch):
 @pytest.fixture(scope="module")
 def run(untrained):
     run = runs.load_run(untrained / "runs/digits")
-    pretrained = run.pretrained._replace(prediction_type="v_prediction")  # or all pixels are ±1
-    return run._replace(pretrained=pretrained)
+    return run._replace(prediction_type="v_prediction")  # or all pixels are ±1
 
 
 @pytest.fixture(scope="module")

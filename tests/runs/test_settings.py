@@ -58,7 +58,7 @@ def test_what_makes_no_sense_is_named(options, words):
 def test_the_network_grows_with_the_images(shape, levels):
     """A level more for every doubling from 32 pixels on; one label more stands for none."""
     run = starting.untrained(runs.Settings(variance_type="learned_range"), shape, 3)
-    model = run.pretrained.model
+    model = run.model
     assert model.block_out_channels == (32, 64, 64, 64)[:levels]
     assert model.down_block_types == (*("DownBlock2D",) * (levels - 1), "AttnDownBlock2D")
     assert (model.in_channels, model.out_channels) == (shape[2], 2 * shape[2])
@@ -70,9 +70,9 @@ def test_it_starts_from_a_run(untrained):
     settings = runs.Settings(init=untrained / "runs/digits", batch_size=4, guidance=3)
     images, labels = np.zeros((70, 8, 8, 1), np.uint8), np.arange(70, dtype=np.int32) % 9
     data = Dataset(images, labels, preparation=Preparation(flip=True))
-    before, run = runs.load_run(settings.init).pretrained, starting.new_run(settings, data)
-    assert eqx.tree_equal(run.pretrained.variables, before.variables)
-    assert run.pretrained.model == before.model and run.preparation.flip
+    before, run = runs.load_run(settings.init), starting.new_run(settings, data)
+    assert eqx.tree_equal(run.variables, before.variables)
+    assert run.model == before.model and run.preparation["flip"]
     assert (run.num_classes, run.null_label, run.guidance) == (9, 10, 3)
     for wrong, words in (
         ({"labels": labels + 3}, "its network has 10 classes, the images 12"),
@@ -109,7 +109,7 @@ def test_a_recipes_values_are_those_that_were_published(name):
     assert settings.ema_decay == 0.9999 and not settings.ema_warmup
     assert preparation.image_size in (None, size) and settings.learning_rate_schedule == "constant"
     run = starting.untrained(settings, (size, *rest), num_classes)
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(run.pretrained.variables))
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(run.variables))
     assert parameters / 1e6 == pytest.approx(millions, abs=0.05 if millions < 100 else 0.5)
 
 
@@ -120,7 +120,7 @@ def test_defaults_suit_the_images_and_large_seeds_do_not_wrap(one_level):
     data, kernels = Dataset(np.zeros((2, 8, 8, 1), np.uint8)), set()
     for seed in (0, 2**32, 2**63 - 1):
         run = starting.new_run(runs.Settings(seed=seed, batch_size=1, unet=one_level), data)
-        kernels.add(run.pretrained.variables["params"]["conv_in"]["kernel"].tobytes())
+        kernels.add(run.variables["params"]["conv_in"]["kernel"].tobytes())
     assert len(kernels) == 3
 
 
@@ -145,10 +145,10 @@ def test_a_training_goes_on_by_the_names_of_classes(
     options = {"init": tmp_path / "run", "label_dropout": 0.1 if null_label else 0}
     run = starting.new_run(runs.Settings(**options), data)
     assert re.search(said, " ".join(str(each.message) for each in recwarn))
-    both = (each.pretrained.variables["params"] for each in (before, run))
+    both = (each.variables["params"] for each in (before, run))
     old, new = (params["class_embedding"]["embedding"] for params in both)
     assert (run.num_classes, run.null_label) == (len(names), null_label)
-    assert run.pretrained.model.num_class_embeds == len(new) == len(rows)
+    assert run.model.num_class_embeds == len(new) == len(rows)
     for row, source in zip(new, rows, strict=True):
         assert np.any(np.all(row == old, axis=1)) == (source is not None) and np.any(row)
         assert source is None or np.array_equal(row, old[source])
@@ -172,7 +172,7 @@ def test_only_what_was_trained_is_drawn(tmp_path, one_level, options, labels, nu
     run = runs.load_run(tmp_path / "run")
     assert (run.num_classes, run.null_label, run.guidance) == (3, null, scale)
     assert labels_in_turn(run, 6).tolist() == (drawn * 6)[:6]
-    assert run.pretrained.model.num_class_embeds == 3 + (null is not None)
+    assert run.model.num_class_embeds == 3 + (null is not None)
     if scale == 1:
         with pytest.raises(runs.FieldError, match="^guidance: .* no trained label that stands"):
             with_guidance(run, 2.5)
