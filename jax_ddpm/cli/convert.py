@@ -3,8 +3,7 @@
 from jax_ddpm.cli.config import ConvertConfig
 from jax_ddpm.cli.errors import UsageError, naming, writing
 from jax_ddpm.interop import DiffusionModel, save_diffusers, simple_unet_to_torch, unet_to_torch
-from jax_ddpm.interop.diffusers import check_words
-from jax_ddpm.interop.hub import is_hub_name
+from jax_ddpm.interop.diffusers import check_words, is_hub_name
 from jax_ddpm.io.arrays import save_tensors
 from jax_ddpm.models import SimpleUNet, UNet
 from jax_ddpm.runs import load_model, load_pretrained, load_state_dict, save_run

@@ -4,11 +4,13 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jax_ddpm._errors import FieldError, check_choice
 from jax_ddpm._typing import ThresholdFn
-from jax_ddpm.models import SimpleUNet, UNet
+from jax_ddpm.io.arrays import flatten
+from jax_ddpm.models import NoisyClassifier, SimpleUNet, UNet
 from jax_ddpm.reverse import PredictionType, VarianceType
 from jax_ddpm.samplers import Sampler, ancestral, ddim, dpm_solver_pp
 from jax_ddpm.schedule import NoiseSchedule, Spacing, respace, spaced_timesteps
@@ -126,6 +128,30 @@ class DiffusionModel(NamedTuple):
             alphas[-1] = 2**-24
             schedule = schedule._replace(alphas_cumprod=alphas)
         return respace(schedule, spaced, final_alpha_cumprod=final)
+
+
+def init_variables(
+    network: UNet | SimpleUNet | NoisyClassifier, key: Any, image_shape: tuple[int, ...]
+) -> Any:
+    """Initial variables of a network. Raises `ValueError` if the images do not suit it."""
+    arguments = [jnp.zeros((1, *image_shape), jnp.float32), jnp.zeros((1,), jnp.int32)]
+    if isinstance(network, UNet) and network.num_class_embeds is not None:
+        arguments.append(jnp.zeros((1,), jnp.int32))
+    return jax.jit(network.init)(key, *arguments)
+
+
+def parameter_shapes(network: UNet | SimpleUNet | NoisyClassifier) -> dict[str, tuple[int, ...]]:
+    """The shape of each parameter by its path, from a trace of `network.init`."""
+    if isinstance(network, SimpleUNet):
+        image_shape = (1, 1, network.channels)
+    else:
+        side = 2 ** (len(network.block_out_channels) - 1)
+        if isinstance(network, NoisyClassifier):
+            side = network.sample_size
+        image_shape = (side, side, network.in_channels)
+    key = jax.random.key(0)
+    variables = jax.eval_shape(lambda: init_variables(network, key, image_shape))
+    return {path: leaf.shape for path, leaf in flatten(variables["params"]).items()}
 
 
 # The one implemented value of each; `lambda_min_clipped` would shorten the chain.

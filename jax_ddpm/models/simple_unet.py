@@ -2,7 +2,7 @@
 
 Despite its name it has no resampling and no skips. Its transposed convolutions (stride 1,
 padding 1) are convolutions whose kernel is flipped, so here they are plain convolutions, and
-the flip happens where weights come from PyTorch (`interop.simple_unet`).
+the flip happens where weights come from PyTorch (`interop.torch`).
 """
 
 from typing import Any

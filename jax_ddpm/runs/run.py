@@ -23,7 +23,7 @@ from jax_ddpm.interop.diffusers import load_diffusers, unet_config, unet_from_co
 from jax_ddpm.interop.model import DiffusionModel
 from jax_ddpm.interop.openai import load_openai
 from jax_ddpm.interop.scheduler import scheduler_config, scheduler_from_config
-from jax_ddpm.interop.simple_unet import simple_unet_from_torch
+from jax_ddpm.interop.torch import simple_unet_from_torch
 from jax_ddpm.io.arrays import flatten, load_tensors, unflatten
 from jax_ddpm.io.checkpoint import list_checkpoints, load_checkpoint, restore, save_checkpoint
 from jax_ddpm.io.files import new_folder

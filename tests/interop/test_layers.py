@@ -12,7 +12,7 @@ from torch import nn as tnn
 from jax_ddpm.interop import layer_kinds, layers_from_torch
 from jax_ddpm.interop import simple_unet_from_torch as from_torch
 from jax_ddpm.interop import simple_unet_to_torch as to_torch
-from jax_ddpm.interop.layers import weight_to_torch
+from jax_ddpm.interop.torch import weight_to_torch
 from torch_reference.models.simple_unet import SimpleUNet
 
 LAYERS = {

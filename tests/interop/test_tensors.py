@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jax_ddpm.interop.tensors import read_state_dict
+from jax_ddpm.interop.torch import read_state_dict
 from jax_ddpm.io.arrays import save_tensors
 
 ARRAYS = {"a.weight": np.arange(600, dtype=np.float32).reshape(20, 30), "a.bias": np.ones(20)}
