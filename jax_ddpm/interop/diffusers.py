@@ -20,12 +20,7 @@ import numpy as np
 from jax_ddpm._extras import install_command
 from jax_ddpm.interop.model import DiffusionModel
 from jax_ddpm.interop.scheduler import complete_config, scheduler_config, scheduler_from_config
-from jax_ddpm.interop.torch import (
-    read_state_dict,
-    unet_from_torch,
-    unet_to_torch,
-    unet_variables,
-)
+from jax_ddpm.interop.torch import read_state_dict, unet_from_torch, unet_to_torch
 from jax_ddpm.io.arrays import save_tensors
 from jax_ddpm.io.files import new_folder
 from jax_ddpm.io.json import read_json, write_json
@@ -118,7 +113,7 @@ def load_diffusers(
         raise ValueError(f"{path}: {error}") from None
     tensors = _load_weights(unet, variant)
     try:
-        variables = unet_variables(tensors, network)
+        variables = unet_from_torch(tensors, network, copy=False)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{unet}: {error}") from None
     said, labels = content.get(_NULL_LABEL), network.num_class_embeds
@@ -164,7 +159,7 @@ def save_diffusers(folder: str | os.PathLike[str], model: DiffusionModel) -> Non
             stacklevel=2,
         )
     tensors = unet_to_torch(model.variables)
-    unet_from_torch(tensors, network)  # raises unless they are the model's
+    unet_from_torch(tensors, network, copy=False)  # raises unless they are the model's
     unet = unet_config(network)
     if network.num_class_embeds is not None and model.null_label is None:
         unet[_NULL_LABEL] = "none"

@@ -62,8 +62,8 @@ class DiffusionModel(NamedTuple):
             f"null_label={self.null_label}, guidance={self.guidance:g})"
         )
 
-    def shape(self, batch: int) -> tuple[int, int, int, int]:
-        """Shape of a batch of images. Raises `FieldError` if `image_shape` is None."""
+    def shape(self, batch: Any) -> tuple[Any, int, int, int]:
+        """Shape of `batch` images, a number or a symbol. Raises `FieldError` without a shape."""
         if self.image_shape is None:
             raise FieldError("image_shape", "expected height, width and channels, got None")
         return (batch, *self.image_shape)
@@ -109,6 +109,12 @@ class DiffusionModel(NamedTuple):
         The offset is left out where it would lead out of the chain (there diffusers fails). A
         string is OpenAI's chain, as in `spaced_timesteps`, which ends at the image. None is
         `timestep_respacing`, or all steps.
+
+        >>> import jax_ddpm as ddpm
+        >>> schedule = ddpm.make_schedule(ddpm.linear_beta_schedule(1000))
+        >>> model = DiffusionModel(SimpleUNet(), {}, schedule, (64, 64, 3))
+        >>> model.chain(4).timesteps.tolist(), model.chain("ddim2").timesteps.tolist()
+        ([0, 250, 500, 750], [0, 500])
         """
         timesteps = self.schedule.num_timesteps
         steps = (self.timestep_respacing or timesteps) if steps is None else steps

@@ -28,6 +28,7 @@ from jax_ddpm._errors import FieldError
 from jax_ddpm.interop.model import DiffusionModel, parameter_shapes
 from jax_ddpm.interop.torch import (
     LEAVES,
+    Weights,
     check_tensors,
     leaf_kind,
     read_state_dict,
@@ -120,9 +121,7 @@ _POOLS = {
     "spatial": {"hidden": "out.0", "out": "out.2"},
     "spatial_v2": {"hidden": "out.0", "norm_out": "out.1", "out": "out.3"},
 }
-_BLOCK = re.compile(
-    r"(?:(mid)_block|(down|up)_blocks_(\d+))/(resnets|attentions|downsamplers|upsamplers)_(\d+)/(\w+)"
-)
+_BLOCK = re.compile(r"(down|mid|up)_blocks?(?:_(\d+))?/([a-z]+)_(\d+)/(\w+)")
 _IN_BLOCK = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",
@@ -136,9 +135,7 @@ _IN_BLOCK = {
 }
 
 
-def load_openai(
-    weights: str | os.PathLike[str] | Mapping[str, Any], flags: Flags
-) -> DiffusionModel:
+def load_openai(weights: Weights, flags: Flags) -> DiffusionModel:
     """Open a diffusion model of guided-diffusion or improved-diffusion.
 
     `model.apply(variables, x, t[, y])` takes the original training timestep. Weights keep their
@@ -206,7 +203,7 @@ def load_openai(
 
 
 def load_openai_classifier(
-    weights: str | os.PathLike[str] | Mapping[str, Any], flags: Flags
+    weights: Weights, flags: Flags
 ) -> tuple[NoisyClassifier, dict[str, Any]]:
     """Open a classifier of guided-diffusion: the module, and its variables.
 
@@ -228,9 +225,10 @@ def _read_flags(flags: Flags) -> dict[str, Any]:
     if isinstance(flags, str):
         words = _words(flags)
     else:
-        values = {k: ",".join(map(str, v)) if isinstance(v, list | tuple) else v
-                  for k, v in flags.items()}  # fmt: skip
-        words = [f"--{name}={value}" for name, value in values.items()]
+        words = []
+        for name, value in flags.items():
+            value = ",".join(map(str, value)) if isinstance(value, list | tuple) else value
+            words.append(f"--{name}={value}")
     parser = argparse.ArgumentParser(
         add_help=False, allow_abbrev=False, exit_on_error=False, argument_default=argparse.SUPPRESS
     )
@@ -244,7 +242,8 @@ def _read_flags(flags: Flags) -> dict[str, Any]:
         parsed, others = parser.parse_known_args(words)
     except argparse.ArgumentError as error:
         raise _flag_error(str(error.argument_name).lstrip("-"), error.message) from None
-    for name in (each.lstrip("-").partition("=")[0] for each in others):
+    if others:
+        name = others[0].lstrip("-").partition("=")[0]
         close = get_close_matches(name, _DEFAULTS, n=1, cutoff=0.8)
         hint = f"; did you mean {close[0]}?" if close else ""
         if name in ("large_size", "small_size"):
@@ -369,7 +368,7 @@ def _heads(settings: Mapping[str, Any], attended: set[int]) -> dict[str, Any]:
 
 
 def _variables(
-    weights: Any,
+    weights: Weights,
     tensors: Mapping[str, np.ndarray],
     network: UNet | NoisyClassifier,
     new_order: bool,
@@ -411,22 +410,18 @@ def _openai_name(path: str, network: UNet | NoisyClassifier) -> str:
     if not (match := _BLOCK.fullmatch(module)):
         top = _TOP if isinstance(network, UNet) else _TOP | _POOLS[network.pool]
         return f"{top[module]}.{leaf}"
-    mid, way, level, kind, layer, inside = match.groups()
-    if mid:
-        place = 1 if kind == "attentions" else 2 * int(layer)
-        return f"middle_block.{place}.{_IN_BLOCK[inside]}.{leaf}"
-    # A level has one block for each layer and, on the way down, one that halves the size.
+    way, level, kind, layer, inside = match.groups()
     layers, place = network.layers_per_block, int(kind == "attentions")
     inside = _IN_BLOCK.get(inside, "op" if way == "down" else "conv")
+    if way == "mid":
+        return f"middle_block.{place or 2 * int(layer)}.{inside}.{leaf}"
     if kind.endswith("samplers"):
         layer = layers
-    if kind == "upsamplers":  # in the same block as the last layer, behind its attention
-        assert isinstance(network, UNet)
-        place = 2 if network.up_block_types[int(level)].startswith("Attn") else 1
-    block = int(level) * (layers + 1) + int(layer)
-    if way == "down":
-        return f"input_blocks.{block + 1}.{place}.{inside}.{leaf}"
-    return f"output_blocks.{block}.{place}.{inside}.{leaf}"
+    if kind == "upsamplers":  # in the block of the last layer, behind its attention
+        place = 1 + network.up_block_types[int(level)].startswith("Attn")  # pyright: ignore
+    # The first block on the way down is `conv_in`; then come layers + 1 blocks a level, each way.
+    block = int(level) * (layers + 1) + int(layer) + (way == "down")
+    return f"{'input' if way == 'down' else 'output'}_blocks.{block}.{place}.{inside}.{leaf}"
 
 
 def _num_heads(network: UNet | NoisyClassifier, channels: int, path: str) -> int:

@@ -48,6 +48,10 @@ _COMMON: dict[str, Any] = {
 }
 _CLIPPING = {**_COMMON, "clip_sample": True, "clip_sample_range": 1.0}
 _DDIM = {**_CLIPPING, "set_alpha_to_one": True}
+_SOLVERS = (
+    *("DPMSolverSinglestep", "DPMSolverMultistep", "DEISMultistep", "UniPCMultistep"),
+    *("EulerDiscrete", "EulerAncestralDiscrete", "LMSDiscrete"),
+)
 _SOLVER = {**_COMMON, "timestep_spacing": "linspace"}  # which never clips
 # Each class's defaults.
 _DEFAULTS = {
@@ -56,13 +60,7 @@ _DEFAULTS = {
     "DDPMParallelScheduler": _CLIPPING,
     "DDIMParallelScheduler": _DDIM,
     "PNDMScheduler": {**_COMMON, "set_alpha_to_one": False},
-    "DPMSolverSinglestepScheduler": _SOLVER,
-    "DPMSolverMultistepScheduler": _SOLVER,
-    "DEISMultistepScheduler": _SOLVER,
-    "UniPCMultistepScheduler": _SOLVER,
-    "EulerDiscreteScheduler": _SOLVER,
-    "EulerAncestralDiscreteScheduler": _SOLVER,
-    "LMSDiscreteScheduler": _SOLVER,
+    **{f"{solver}Scheduler": _SOLVER for solver in _SOLVERS},
 }
 
 # How other classes sample, or what this one does not have: configs keep such leftovers.

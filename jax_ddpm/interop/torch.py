@@ -32,6 +32,7 @@ from jax_ddpm.interop.model import parameter_shapes
 from jax_ddpm.io.arrays import flatten, load_tensors, unflatten
 from jax_ddpm.models import SimpleUNet, UNet
 
+Weights = str | os.PathLike[str] | Mapping[str, Any]
 LayerKind = Literal["conv", "conv_transpose", "linear", "embedding", "norm"]
 _LAYERS: dict[str, LayerKind] = {
     **{f"Conv{axes}d": "conv" for axes in (1, 2, 3)},
@@ -52,9 +53,7 @@ _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": 
 _OLD_NAME = re.compile(rf"(attentions\.\d+\.)({'|'.join(_OLD_ATTENTION)})\b")
 
 
-def read_state_dict(
-    weights: str | os.PathLike[str] | Mapping[str, Any],
-) -> dict[str, np.ndarray]:
+def read_state_dict(weights: Weights) -> dict[str, np.ndarray]:
     """Read arrays by name from a `.safetensors`, a pickle (by torch), or tensors by name.
 
     torch is imported for a pickle alone, and executes nothing in it (`weights_only`, safe since
@@ -223,22 +222,19 @@ def simple_unet_from_torch(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     return _variables(tensors, model, "SimpleUNet's")
 
 
-def unet_from_torch(state_dict: Mapping[str, Any], model: UNet) -> dict[str, Any]:
+def unet_from_torch(
+    state_dict: Mapping[str, Any], model: UNet, *, copy: bool = True
+) -> dict[str, Any]:
     """Variables of `model` from a `UNet2DModel`'s `state_dict`.
 
-    Accepts tensors (on the CPU) or arrays and keeps their dtype. Raises `ValueError` naming any
-    tensor that is missing, unknown or misshapen.
+    Accepts tensors (on the CPU) or arrays and keeps their dtype; without `copy` the variables are
+    views of them. Raises `ValueError` naming any tensor that is missing, unknown or misshapen.
     """
-    return unet_variables(to_arrays(state_dict), model)
-
-
-def unet_variables(arrays: Mapping[str, np.ndarray], model: UNet) -> dict[str, Any]:
-    """As `unet_from_torch`, but views of `arrays`, not copies."""
-
-    def current(name: str) -> str:
-        return _OLD_NAME.sub(lambda match: match[1] + _OLD_ATTENTION[match[2]], name)
-
-    return _variables({current(name): each for name, each in arrays.items()}, model, "the U-Net's")
+    tensors = {
+        _OLD_NAME.sub(lambda match: match[1] + _OLD_ATTENTION[match[2]], name): array
+        for name, array in to_arrays(state_dict, copy=copy).items()
+    }
+    return _variables(tensors, model, "the U-Net's")
 
 
 def simple_unet_to_torch(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:

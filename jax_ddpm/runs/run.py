@@ -12,18 +12,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jax_ddpm import __version__
 from jax_ddpm._errors import Field, FieldError
 from jax_ddpm.data.dataset import Dataset
 from jax_ddpm.data.preparation import Preparation
-from jax_ddpm.interop.diffusers import load_diffusers, unet_config, unet_from_config
-from jax_ddpm.interop.model import DiffusionModel
-from jax_ddpm.interop.openai import load_openai
+from jax_ddpm.interop import DiffusionModel, load_diffusers, load_openai, simple_unet_from_torch
+from jax_ddpm.interop import model as interop
+from jax_ddpm.interop.diffusers import unet_config, unet_from_config
 from jax_ddpm.interop.scheduler import scheduler_config, scheduler_from_config
-from jax_ddpm.interop.torch import simple_unet_from_torch
 from jax_ddpm.io.arrays import flatten, load_tensors, unflatten
 from jax_ddpm.io.checkpoint import list_checkpoints, load_checkpoint, restore, save_checkpoint
 from jax_ddpm.io.files import new_folder
@@ -83,11 +81,8 @@ def matched(
 
 def init_variables(model: UNet | SimpleUNet, key: Any, image_shape: tuple[int, ...]) -> Any:
     """Initial variables. Raises `ValueError` if images of this shape do not suit the network."""
-    arguments = [jnp.zeros((1, *image_shape), jnp.float32), jnp.zeros((1,), jnp.int32)]
-    if isinstance(model, UNet) and model.num_class_embeds is not None:
-        arguments.append(jnp.zeros((1,), jnp.int32))
     try:
-        return jax.jit(model.init)(key, *arguments)
+        return interop.init_variables(model, key, image_shape)
     except ValueError as error:
         raise ValueError(f"the network refuses images of {image_shape}: {error}") from None
 
@@ -190,7 +185,8 @@ def _read_run(path: Path, weights: str) -> DiffusionModel:
         scheduler = scheduler_from_config(description["scheduler"], path / "state.json")
         labels = {name: description[name] for name in ("num_classes", "null_label", "guidance")}
         for name in ("class_names", "learned"):
-            labels[name] = None if description[name] is None else tuple(description[name])
+            named = description.get(name)
+            labels[name] = None if named is None else tuple(named)
         preparation = Preparation(**description["preparation"]).record()
         image_shape = (height, width, channels)
         flat = checkpoint.arrays[weights]
