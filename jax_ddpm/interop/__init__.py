@@ -11,17 +11,3 @@ from jax_ddpm.interop.torch import simple_unet_from_torch as simple_unet_from_to
 from jax_ddpm.interop.torch import simple_unet_to_torch as simple_unet_to_torch
 from jax_ddpm.interop.torch import unet_from_torch as unet_from_torch
 from jax_ddpm.interop.torch import unet_to_torch as unet_to_torch
-
-__all__ = [
-    "DiffusionModel",
-    "layer_kinds",
-    "layers_from_torch",
-    "load_diffusers",
-    "load_openai",
-    "load_openai_classifier",
-    "save_diffusers",
-    "simple_unet_from_torch",
-    "simple_unet_to_torch",
-    "unet_from_torch",
-    "unet_to_torch",
-]

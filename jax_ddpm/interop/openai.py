@@ -138,9 +138,9 @@ _IN_BLOCK = {
 def load_openai(weights: Weights, flags: Flags) -> DiffusionModel:
     """Open a diffusion model of guided-diffusion or improved-diffusion.
 
-    `model.apply(variables, x, t[, y])` takes the original training timestep. Weights keep their
-    dtype. The network computes in the dtype of the images, whatever `use_fp16` says;
-    `model.clone(dtype=…)` changes that. `chain()` is the chain of `timestep_respacing`,
+    Its network, `model.apply(variables, x, t[, y])`, takes the original training timestep. Weights
+    keep their dtype. The network computes in the dtype of the images, whatever `use_fp16` says;
+    `clone(dtype=…)` of it changes that. `chain()` is the chain of `timestep_respacing`,
     `chain("ddim25")` another. Fixed variances are `"fixed_large"`, as in OpenAI's code.
 
     The variables are read-only views of the mapped file: leave it as it is while they are in use,
