@@ -16,7 +16,7 @@ from torch import Tensor
 import jax_ddpm as ddpm
 from benchmarks.harness import available, on_gpu
 from jax_ddpm.interop.diffusers import unet_config
-from jax_ddpm.interop.unet import unet_from_torch
+from jax_ddpm.interop.torch import unet_from_torch
 from jax_ddpm.models import ddpm_cifar10
 from torch_reference.models.simple_unet import SimpleUNet
 

@@ -19,7 +19,7 @@ import numpy as np
 
 import jax_ddpm as ddpm
 from benchmarks.harness import cores, resident_bytes, summary
-from jax_ddpm.interop import Pretrained, save_diffusers
+from jax_ddpm.interop import DiffusionModel, save_diffusers
 
 __all__ = ["main"]
 
@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
         )
 
 
-def _pretrained() -> Pretrained:
+def _pretrained() -> DiffusionModel:
     model, random = ddpm.ddpm_celebahq(), np.random.default_rng(0)
     x, t = np.zeros((1, 32, 32, 3), np.float32), np.zeros(1, np.int32)
     variables = jax.tree.map(
@@ -63,7 +63,7 @@ def _pretrained() -> Pretrained:
         jax.eval_shape(model.init, jax.random.key(0), x, t),
     )
     schedule = ddpm.make_schedule(ddpm.linear_beta_schedule(1000))
-    return Pretrained(model, variables, schedule)
+    return DiffusionModel(model, variables, schedule, (256, 256, 3))
 
 
 def _measured(side: str, folder: Path) -> list[float]:

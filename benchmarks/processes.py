@@ -127,15 +127,17 @@ def _new(*arguments: str, flags: str = "", timeout: float | None = None) -> dict
 def _write_run(folder: Path) -> None:
     import jax
 
-    from jax_ddpm.interop import Pretrained
+    from jax_ddpm.interop import DiffusionModel
     from jax_ddpm.models import ddpm_digits
-    from jax_ddpm.runs.run import Run, init_variables, save_run
+    from jax_ddpm.runs.run import init_variables, save_run
     from jax_ddpm.runs.settings import named_schedule
 
     model, shape = ddpm_digits(), (8, 8, 1)
     variables = jax.device_get(init_variables(model, jax.random.key(0), shape))
-    pretrained = Pretrained(model, variables, named_schedule("cosine", 200))
-    save_run(folder, Run(pretrained, shape, 10, 10, guidance=2.0))
+    classes = {"num_classes": 10, "null_label": 10, "guidance": 2.0}
+    save_run(
+        folder, DiffusionModel(model, variables, named_schedule("cosine", 200), shape, **classes)
+    )
 
 
 def _start(folder: str, cache: str) -> dict[str, float]:

@@ -54,28 +54,28 @@ def main() -> None:
     assert labels is not None
 
     shape = (arguments.num, *run.image_shape)
-    key, pretrained = jax.random.key(0), run.pretrained
+    key = jax.random.key(0)
     sharding = data_sharding(device_mesh(arguments.num))
     # The start that `p_sample_loop` would draw depends on the length of the chain.
-    x_T = sample_noise(key, pretrained.schedule.num_timesteps, shape)
+    x_T = sample_noise(key, run.schedule.num_timesteps, shape)
 
     def draw(name: str, steps: int) -> np.ndarray:
         @jax.jit
         def loop(variables, labels, x_T):
             return p_sample_loop(
                 key,
-                pretrained.chain(steps),
+                run.chain(steps),
                 guided_denoise_fn(run, variables, labels),
                 shape,
                 sampler=SAMPLERS[name][0],
-                prediction_type=pretrained.prediction_type,
+                prediction_type=run.prediction_type,
                 x_T=x_T,
                 sharding=sharding,
             )
 
-        return np.asarray(loop(pretrained.variables, labels, x_T))
+        return np.asarray(loop(run.variables, labels, x_T))
 
-    limit = draw("ddim()", run.pretrained.schedule.num_timesteps)
+    limit = draw("ddim()", run.schedule.num_timesteps)
     rows, pictures = [], {}
     for name, (_, evaluations) in SAMPLERS.items():
         for steps in STEPS:

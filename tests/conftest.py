@@ -161,8 +161,8 @@ def defaults():
 @pytest.fixture(scope="session")
 def write_run():
     """Writes a run of 8×8 images, T = 20, with random weights, as `jax-ddpm train` would."""
-    from jax_ddpm.interop import Pretrained
-    from jax_ddpm.runs.run import Run, init_variables, save_run
+    from jax_ddpm.interop import DiffusionModel
+    from jax_ddpm.runs.run import init_variables, save_run
     from jax_ddpm.runs.settings import named_schedule
 
     def write(folder, model, num_classes=None):
@@ -172,8 +172,16 @@ def write_run():
             jax.eval_shape(lambda: init_variables(model, jax.random.key(0), shape)),
         )
         schedule = named_schedule("cosine", 20)
-        pretrained = Pretrained(model, variables, schedule, timestep_spacing="trailing")
-        run = Run(pretrained, shape, num_classes, null_label=num_classes, guidance=2.0)
+        run = DiffusionModel(
+            model,
+            variables,
+            schedule,
+            shape,
+            timestep_spacing="trailing",
+            num_classes=num_classes,
+            null_label=num_classes,
+            guidance=2.0,
+        )
         save_run(folder, run)
         return run
 

@@ -15,7 +15,6 @@ import pytest
 import jax_ddpm as ddpm
 from jax_ddpm import data, evaluation, interop, runs
 from jax_ddpm.models import NoisyClassifier
-from jax_ddpm.runs.run import Run
 
 pytestmark = pytest.mark.usefixtures("defaults", "untyped")
 
@@ -44,8 +43,8 @@ class Half(nn.Module):
 
 ONE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 MODEL, VARIABLES = Half(), {"params": {"weight": np.float32(0.5)}}
-RUN = Run(interop.Pretrained(MODEL, VARIABLES, SCHEDULE), SHAPE[1:], None, None, 1.0)
-NAN = RUN.pretrained._replace(variables={"params": {"weight": np.float32(np.nan)}})
+RUN = interop.DiffusionModel(MODEL, VARIABLES, SCHEDULE, SHAPE[1:])
+NAN = RUN._replace(variables={"params": {"weight": np.float32(np.nan)}})
 
 # For each name of an argument of a public function: what is right, …
 SAMPLES = ("x_start", "x_t", "noise", "eps", "v", "x_a", "x_b", "a", "b", "x_T")
@@ -191,7 +190,7 @@ def labelled(labels, t=T):
         ("labels", lambda: runs.draw(KEY, RUN, 2, labels="x")),
         ("num", lambda: runs.evaluate(RUN, data.Dataset(X), num=0)),
         ("platforms", lambda: runs.export("x", RUN, platforms=("x",))),
-        ("weights", lambda: runs.export("x", RUN._replace(pretrained=NAN))),
+        ("weights", lambda: runs.export("x", NAN)),
         ("on_nan", lambda: runs.Settings(on_nan=None)),
         (r"kinds\['x'\]", lambda: interop.layers_from_torch({"x.weight": X}, {"x": "dense"})),
         ("state_dict", lambda: interop.layers_from_torch({}, {"x": "linear"})),

@@ -2,7 +2,8 @@
 
 from jax_ddpm.cli.config import ChainConfig
 from jax_ddpm.cli.errors import UsageError, naming
-from jax_ddpm.runs import Run, load_pretrained, load_run
+from jax_ddpm.interop import DiffusionModel
+from jax_ddpm.runs import load_pretrained, load_run
 from jax_ddpm.runs.drawing import with_guidance
 from jax_ddpm.samplers import Sampler, ancestral, ddim, dpm_solver_pp, heun
 
@@ -23,7 +24,7 @@ def make_sampler(config: ChainConfig) -> Sampler:
     return SAMPLERS[config.sampler](**options)
 
 
-def load_chain(config: ChainConfig) -> Run:
+def load_chain(config: ChainConfig) -> DiffusionModel:
     """The model under its guidance, with its spacing."""
     if (config.run is None) == (config.pretrained is None):
         raise UsageError("expected --run or --pretrained, and one of them only")
@@ -40,5 +41,5 @@ def load_chain(config: ChainConfig) -> Run:
             run = load_pretrained(config.pretrained, openai_flags=config.openai_flags)
     run = with_guidance(run, config.guidance)
     if config.spacing is not None:
-        run = run._replace(pretrained=run.pretrained._replace(timestep_spacing=config.spacing))
+        run = run._replace(timestep_spacing=config.spacing)
     return run

@@ -2,24 +2,27 @@
 
 from jax_ddpm.cli.config import ConvertConfig
 from jax_ddpm.cli.errors import UsageError, naming, writing
-from jax_ddpm.interop import save_diffusers, simple_unet_to_torch, unet_to_torch
-from jax_ddpm.interop.diffusers import check_words
-from jax_ddpm.interop.hub import is_hub_name
+from jax_ddpm.interop import DiffusionModel, save_diffusers, simple_unet_to_torch, unet_to_torch
+from jax_ddpm.interop.diffusers import check_words, is_hub_name
 from jax_ddpm.io.arrays import save_tensors
 from jax_ddpm.models import SimpleUNet, UNet
-from jax_ddpm.runs import Run, load_model, load_pretrained, load_state_dict, save_run
+from jax_ddpm.runs import load_model, load_pretrained, load_state_dict, save_run
+from jax_ddpm.runs.run import is_run
 
 
 def convert(config: ConvertConfig) -> None:
     """Read `config.source`, whatever it is, and write it as `config.to` says."""
     if not config.source.exists() and not is_hub_name(config.source):
         raise UsageError(f"SOURCE: no such file or folder: {config.source}")
+    if config.weights != ConvertConfig.weights and not is_run(config.source):
+        raise UsageError("--weights: comes with a run")
+    is_tutorials = config.source.is_file() and config.openai_flags is None
+    if config.image_size != ConvertConfig.image_size and not is_tutorials:
+        raise UsageError("--image-size: comes with a state dict of the tutorial's SimpleUNet")
     with naming(folder="SOURCE", path="SOURCE"):
         if config.openai_flags is not None:
-            if config.image_size != ConvertConfig.image_size:
-                raise UsageError("--image-size: cannot be given with --openai-flags")
             run = load_pretrained(config.source, openai_flags=config.openai_flags)
-        elif config.source.is_file():
+        elif is_tutorials:
             run = load_state_dict(config.source, image_size=config.image_size)
         else:
             run = load_model(config.source, weights=config.weights)
@@ -35,27 +38,24 @@ def convert(config: ConvertConfig) -> None:
     print(f"wrote {config.out}\n\nnext: {hint}")
 
 
-def _write(config: ConvertConfig, run: Run) -> str:
+def _write(config: ConvertConfig, run: DiffusionModel) -> str:
     """What to do with it next."""
     if config.to == "run":
         save_run(config.out, run)
         return f"jax-ddpm sample --run {config.out}"
     if config.to == "diffusers":
-        null_label = run.null_label
-        if null_label is None and run.num_classes is not None:
-            null_label = "none"
-        save_diffusers(config.out, run.pretrained._replace(null_label=null_label))
+        save_diffusers(config.out, run)
         hint = f"DDPMPipeline.from_pretrained({str(config.out)!r})"
         # The pipeline itself draws no classes.
         return hint if run.num_classes is None else f"{hint}.unet(x, t, class_labels=labels)"
     if config.out.suffix != ".safetensors":
         raise UsageError(f"OUT: expected a .safetensors file, got {config.out}")
-    model = run.pretrained.model
+    model = run.model
     simple = isinstance(model, SimpleUNet)
     if isinstance(model, UNet):
         check_words(model)
     to_torch = simple_unet_to_torch if simple else unet_to_torch
-    save_tensors(config.out, to_torch(run.pretrained.variables))
+    save_tensors(config.out, to_torch(run.variables))
     network = "SimpleUNet" if simple else "UNet2DModel"
     file = f"safetensors.torch.load_file({str(config.out)!r})"
     return f"model.load_state_dict({file}), of a {network}"

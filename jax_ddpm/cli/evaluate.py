@@ -12,9 +12,10 @@ from jax_ddpm.cli.images import load_images
 from jax_ddpm.cli.progress import bars
 from jax_ddpm.cli.report import report
 from jax_ddpm.data import Dataset, Preparation
+from jax_ddpm.interop import DiffusionModel
 from jax_ddpm.io.files import write_json
-from jax_ddpm.runs import Run, evaluate_samples
 from jax_ddpm.runs import evaluate as measure
+from jax_ddpm.runs import evaluate_samples
 from jax_ddpm.runs.samples import kept_samples, open_samples
 from jax_ddpm.training.hosts import run_on_all, run_on_writer
 
@@ -109,12 +110,13 @@ def _wants_images(config: EvaluateConfig) -> bool:
     return config.reference == "data" or config.data.data is not None
 
 
-def _prepare(config: EvaluateConfig) -> tuple[Run, Dataset | None]:
+def _prepare(config: EvaluateConfig) -> tuple[DiffusionModel, Dataset | None]:
     """The run, and its images as it read them, whole and not mirrored."""
     run = load_chain(config)
     if not _wants_images(config):
         return run, None
-    prepared = replace(run.preparation, flip=False, range=config.range or run.preparation.range)
+    prepared = Preparation(**run.preparation)
+    prepared = replace(prepared, flip=False, range=config.range or prepared.range)
     if prepared.crop == "random":
         prepared = replace(prepared, crop="center")
     try:

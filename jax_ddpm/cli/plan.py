@@ -9,6 +9,7 @@ import jax
 from jax_ddpm._errors import check_positive
 from jax_ddpm.cli.config import PlanConfig
 from jax_ddpm.cli.errors import UsageError, check_file, naming, writing
+from jax_ddpm.interop import DiffusionModel
 from jax_ddpm.io.files import write_json
 from jax_ddpm.plan.compilation import Refused, prepare, quiet, require_slice
 from jax_ddpm.plan.measuring import (
@@ -20,7 +21,7 @@ from jax_ddpm.plan.measuring import (
 )
 from jax_ddpm.plan.report import notes, report
 from jax_ddpm.plan.targets import Target, parse_target, require_compiler
-from jax_ddpm.runs import RECIPES, Run, Settings, load_model
+from jax_ddpm.runs import RECIPES, Settings, load_model
 from jax_ddpm.runs.drawing import make_chain
 from jax_ddpm.runs.settings import LayoutSettings
 from jax_ddpm.runs.starting import untrained
@@ -38,10 +39,10 @@ def plan(config: PlanConfig) -> None:
         raise UsageError("--largest-batch: expected --work train or both, got sample")
     targets = _targets(config)
     run = _load(config)
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(run.pretrained.variables))
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(run.variables))
     print(
-        f"{config.run or config.recipe or config.model}: {type(run.pretrained.model).__name__} "
-        f"of {parameters:,} parameters, {'×'.join(map(str, run.image_shape))}, {config.dtype}"
+        f"{config.run or config.recipe or config.model}: {type(run.model).__name__} "
+        f"of {parameters:,} parameters, {'×'.join(map(str, run.shape(1)[1:]))}, {config.dtype}"
     )
     say = partial(print, "trying this many images:", file=sys.stderr, flush=True)
     rows = []
@@ -93,7 +94,7 @@ def _targets(config: PlanConfig) -> list[Target]:
     return targets
 
 
-def _load(config: PlanConfig) -> Run:
+def _load(config: PlanConfig) -> DiffusionModel:
     """The network, its weights as shapes, under `--dtype` and `--remat`."""
     if config.run is not None:
         with naming(folder="--run"):
@@ -101,7 +102,7 @@ def _load(config: PlanConfig) -> Run:
     elif config.recipe is not None:
         recipe = RECIPES[config.recipe]
         run = untrained(recipe.settings, recipe.image_shape, recipe.num_classes)
-        run = run._replace(preparation=recipe.preparation)
+        run = run._replace(preparation=recipe.preparation.record())
     else:
         run = preset(config.model)
     make_chain(run, config.steps)  # refuses too many

@@ -8,9 +8,11 @@ from jax_ddpm.cli.config import SampleConfig
 from jax_ddpm.cli.devices import say, start_devices
 from jax_ddpm.cli.errors import UsageError, check_file, naming, writing
 from jax_ddpm.cli.progress import bar
+from jax_ddpm.interop import DiffusionModel
 from jax_ddpm.noise import seed_key
-from jax_ddpm.runs import Run, draw, save_samples
+from jax_ddpm.runs import draw, save_samples
 from jax_ddpm.runs.drawing import labels_in_turn, make_chain
+from jax_ddpm.runs.figures import class_columns, class_titles
 from jax_ddpm.schedule import NoiseSchedule
 from jax_ddpm.training.hosts import run_on_all, run_on_writer
 
@@ -38,7 +40,7 @@ def sample(config: SampleConfig) -> None:
             batch_size=config.batch_size,
             progress=show,
         )
-    columns, titles = run.class_columns, run.titles
+    columns, titles = class_columns(run), class_titles(run)
     if config.label:
         several = 1 < len(config.label) <= 16
         columns, titles = (len(config.label), config.label) if several else (None, None)
@@ -50,7 +52,7 @@ def sample(config: SampleConfig) -> None:
     say(f"wrote {config.out}: {config.num} images, {steps} each")
 
 
-def _prepare(config: SampleConfig) -> tuple[Run, NoiseSchedule, np.ndarray | None]:
+def _prepare(config: SampleConfig) -> tuple[DiffusionModel, NoiseSchedule, np.ndarray | None]:
     run = load_chain(config)
     with naming(labels="--label"):
         labels = labels_in_turn(run, config.num, config.label or None)

@@ -15,6 +15,7 @@ from jax_ddpm.data import Preparation
 from jax_ddpm.io.checkpoint import list_checkpoints
 from jax_ddpm.runs import Fit, Progress, load_model
 from jax_ddpm.runs.checking import is_whole
+from jax_ddpm.runs.figures import class_columns
 from jax_ddpm.runs.fitting import train as run_training
 from jax_ddpm.runs.metrics import read_metrics
 from jax_ddpm.runs.pictures import save_pictures
@@ -71,7 +72,7 @@ def _preparation(config: TrainConfig) -> Preparation:
     if init is None or not is_run(init):
         return given
     flags = {name: value for name, value in vars(given).items() if value != _UNSAID[name]}
-    return replace(load_model(init).preparation, **flags)
+    return replace(Preparation(**load_model(init).preparation), **flags)
 
 
 def _run(training: Training, interrupts: Interrupts) -> Fit:
@@ -96,7 +97,7 @@ def _saved(folder: Path) -> str:
 
 
 def _report(training: Training) -> None:
-    folder, in_columns = training.folder, training.run.class_columns is not None
+    folder, in_columns = training.folder, class_columns(training.run) is not None
     print(f"\nwrote {folder}/")
     for name, content in FILES.items():
         sorted_by = ", one class in each column" if name == "samples.png" and in_columns else ""

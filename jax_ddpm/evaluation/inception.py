@@ -11,7 +11,7 @@ import numpy as np
 
 from jax_ddpm._errors import FieldError, check_choice
 from jax_ddpm.evaluation.networks import FeatureNetwork
-from jax_ddpm.interop.tensors import check_tensors, read_state_dict
+from jax_ddpm.interop.torch import check_tensors, read_state_dict
 from jax_ddpm.models.inception import InceptionV3
 
 VARIABLE = "JAX_DDPM_INCEPTION"

@@ -2,26 +2,12 @@
 
 from jax_ddpm.interop.diffusers import load_diffusers as load_diffusers
 from jax_ddpm.interop.diffusers import save_diffusers as save_diffusers
-from jax_ddpm.interop.layers import layer_kinds as layer_kinds
-from jax_ddpm.interop.layers import layers_from_torch as layers_from_torch
+from jax_ddpm.interop.model import DiffusionModel as DiffusionModel
 from jax_ddpm.interop.openai import load_openai as load_openai
 from jax_ddpm.interop.openai import load_openai_classifier as load_openai_classifier
-from jax_ddpm.interop.pretrained import Pretrained as Pretrained
-from jax_ddpm.interop.simple_unet import simple_unet_from_torch as simple_unet_from_torch
-from jax_ddpm.interop.simple_unet import simple_unet_to_torch as simple_unet_to_torch
-from jax_ddpm.interop.unet import unet_from_torch as unet_from_torch
-from jax_ddpm.interop.unet import unet_to_torch as unet_to_torch
-
-__all__ = [
-    "Pretrained",
-    "layer_kinds",
-    "layers_from_torch",
-    "load_diffusers",
-    "load_openai",
-    "load_openai_classifier",
-    "save_diffusers",
-    "simple_unet_from_torch",
-    "simple_unet_to_torch",
-    "unet_from_torch",
-    "unet_to_torch",
-]
+from jax_ddpm.interop.torch import layer_kinds as layer_kinds
+from jax_ddpm.interop.torch import layers_from_torch as layers_from_torch
+from jax_ddpm.interop.torch import simple_unet_from_torch as simple_unet_from_torch
+from jax_ddpm.interop.torch import simple_unet_to_torch as simple_unet_to_torch
+from jax_ddpm.interop.torch import unet_from_torch as unet_from_torch
+from jax_ddpm.interop.torch import unet_to_torch as unet_to_torch

@@ -1,27 +1,99 @@
 """The networks of OpenAI's guided-diffusion and improved-diffusion (Dhariwal & Nichol 2021; Nichol
-& Dhariwal 2021), from their state dicts and the flags that their READMEs print.
+& Dhariwal 2021), from their state dicts and the flags in their READMEs.
+
+| PyTorch                                   | Flax                                          |
+|-------------------------------------------|-----------------------------------------------|
+| `input_blocks.4.0`, `input_blocks.4.1`    | `down_blocks_1/resnets_0`, `…/attentions_0`   |
+| … `.in_layers.2`, `.emb_layers.1`         | … `/conv1`, `/time_emb_proj`                  |
+| … `.qkv` [3 × channels, channels, 1]      | … `/to_q`, `/to_k`, `/to_v`                   |
+
+OpenAI numbers all blocks on the way down in one list, and all on the way up in another. `qkv` holds
+query, key and value of the first head, then of the next, or (`use_new_attention_order`) all
+queries, then all keys, then all values.
 """
 
+import argparse
 import os
 import re
+import shlex
+import warnings
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from difflib import get_close_matches
+from functools import partial
+from typing import Any
 
 import numpy as np
 
-from jax_ddpm.interop.openai_flags import Flags, flag_error, is_default, numbers, read_flags
-from jax_ddpm.interop.openai_weights import classifier_from_openai, unet_from_openai
-from jax_ddpm.interop.pretrained import Pretrained
-from jax_ddpm.interop.tensors import read_state_dict
+from jax_ddpm._errors import FieldError
+from jax_ddpm.interop.model import DiffusionModel, parameter_shapes
+from jax_ddpm.interop.torch import (
+    LEAVES,
+    Weights,
+    check_tensors,
+    leaf_kind,
+    read_state_dict,
+    torch_axes,
+    weight_from_torch,
+)
+from jax_ddpm.io.arrays import unflatten
 from jax_ddpm.models import NoisyClassifier, UNet
 from jax_ddpm.schedule import (
-    NoiseSchedule,
     cosine_beta_schedule,
     linear_beta_schedule,
     make_schedule,
     spaced_timesteps,
 )
 
+Flags = str | Mapping[str, Any]
+
+_DEFAULTS: dict[str, Any] = {
+    "image_size": 64,
+    "num_channels": 128,
+    "num_res_blocks": 2,
+    "num_heads": 4,
+    "num_heads_upsample": -1,
+    "num_head_channels": -1,
+    "attention_resolutions": (16, 8),
+    "channel_mult": (),
+    "dropout": 0.0,
+    "class_cond": False,
+    "use_checkpoint": False,
+    "use_scale_shift_norm": True,
+    "resblock_updown": False,
+    "use_fp16": False,  # improved-diffusion has it for training
+    "use_new_attention_order": False,
+    "learn_sigma": False,
+    "sigma_small": False,
+    "diffusion_steps": 1000,
+    "noise_schedule": "linear",
+    "timestep_respacing": "",
+    "rescale_timesteps": False,
+    "predict_xstart": False,
+    "clip_denoised": True,
+    # How it was trained, which changes nothing here.
+    "use_kl": False,
+    "rescale_learned_sigmas": False,
+    "classifier_width": 128,
+    "classifier_depth": 2,
+    "classifier_attention_resolutions": (32, 16, 8),
+    "classifier_use_scale_shift_norm": True,
+    "classifier_resblock_updown": True,
+    "classifier_pool": "attention",
+    "classifier_use_fp16": False,
+    "classifier_scale": 1.0,
+}
+_GUIDED_ONLY = {"num_head_channels", "channel_mult", "resblock_updown", "use_new_attention_order"}
+_CHOICES = {
+    "noise_schedule": ("linear", "cosine"),
+    "classifier_pool": ("attention", "adaptive", "spatial", "spatial_v2"),
+}
+# What their scripts take beside the network's and the diffusion's.
+_ASIDE = (
+    *("anneal_lr", "base_samples", "batch_size", "classifier_path", "data_dir", "ema_rate"),
+    *("eval_interval", "fp16_scale_growth", "iterations", "log_interval", "lr", "lr_anneal_steps"),
+    *("microbatch", "model_path", "noised", "num_samples", "resume_checkpoint", "save_interval"),
+    *("schedule_sampler", "use_ddim", "val_data_dir", "weight_decay"),
+)
 _CHANNEL_MULT = {
     512: (0.5, 1, 1, 2, 2, 4, 4),
     256: (1, 1, 2, 2, 4, 4),
@@ -30,243 +102,330 @@ _CHANNEL_MULT = {
     32: (1, 2, 2, 2),
 }
 
+_TOP = {
+    "time_embedding/linear_1": "time_embed.0",
+    "time_embedding/linear_2": "time_embed.2",
+    "conv_in": "input_blocks.0.0",
+    "class_embedding": "label_emb",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+}
+_POOLS = {
+    "attention": {
+        "norm_out": "out.0",
+        "out": "out.2",
+        **{f"out/to_{each}": "out.2.qkv_proj" for each in "qkv"},
+        "out/to_out": "out.2.c_proj",
+    },
+    "adaptive": {"norm_out": "out.0", "out": "out.3"},
+    "spatial": {"hidden": "out.0", "out": "out.2"},
+    "spatial_v2": {"hidden": "out.0", "norm_out": "out.1", "out": "out.3"},
+}
+_BLOCK = re.compile(r"(down|mid|up)_blocks?(?:_(\d+))?/([a-z]+)_(\d+)/(\w+)")
+_IN_BLOCK = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+    "group_norm": "norm",
+    **{f"to_{each}": "qkv" for each in "qkv"},
+    "to_out_0": "proj_out",
+}
 
-def load_openai(weights: str | os.PathLike[str] | Mapping[str, Any], flags: Flags) -> Pretrained:
+
+def load_openai(weights: Weights, flags: Flags) -> DiffusionModel:
     """Open a diffusion model of guided-diffusion or improved-diffusion.
 
-    `model.apply(variables, x, t[, y])` takes the original training timestep. Weights keep their
-    dtype. The network computes in the dtype of the images, whatever `use_fp16` says;
-    `model.clone(dtype=…)` changes that. `chain()` is the one that `timestep_respacing` names,
+    Its network, `model.apply(variables, x, t[, y])`, takes the original training timestep. Weights
+    keep their dtype. The network computes in the dtype of the images, whatever `use_fp16` says;
+    `clone(dtype=…)` of it changes that. `chain()` is the chain of `timestep_respacing`,
     `chain("ddim25")` another. Fixed variances are `"fixed_large"`, as in OpenAI's code.
 
     The variables are read-only views of the mapped file: leave it as it is while they are in use,
     or copy them, `jax.tree.map(np.array, variables)`.
 
     Args:
-      weights: their state dict: a `.safetensors`, a `.pt` (read by torch where it is installed), or
-        tensors by name.
-      flags: their MODEL_FLAGS and DIFFUSION_FLAGS, as one string or by name; those of a classifier
-        may stand among them. What is left out has the default of guided-diffusion. One default
-        differs: where no flag is of guided-diffusion alone (`num_head_channels`, `channel_mult`,
-        `resblock_updown`, `use_new_attention_order`, a classifier's), `rescale_timesteps` is True,
-        as in improved-diffusion. It matters where `diffusion_steps` is not 1,000. Some flags leave
-        no trace in the file, so that a wrong one gives wrong pictures and no error: `num_heads`,
-        `num_head_channels`, `use_new_attention_order`, `predict_xstart` and all of the diffusion.
+      weights: a state dict: a `.safetensors`, a `.pt` (read by torch, if installed), or tensors by
+        name.
+      flags: MODEL_FLAGS and DIFFUSION_FLAGS, as one string or by name; those of a classifier may
+        stand among them. The defaults are guided-diffusion's. One differs: if no flag is of
+        guided-diffusion alone (`num_head_channels`, `channel_mult`, `resblock_updown`,
+        `use_new_attention_order`, a classifier's), `rescale_timesteps` is True, as in
+        improved-diffusion. It matters where `diffusion_steps` is not 1,000. Some flags leave no
+        trace in the file, so a wrong value gives wrong images and no error: `num_heads`,
+        `num_head_channels`, `use_new_attention_order`, `predict_xstart` and those of the diffusion.
 
     Raises:
-      ValueError: a flag is unknown or has no such value; the file contradicts a flag; a tensor is
-        missing, unknown or misshapen. The message names it.
+      ValueError: a flag is unknown or has no such value; a tensor is missing, unknown or misshapen.
+        The message names it, and the flags that decide it.
       ImportError: `weights` is a `.pt` and torch is not installed.
     """
-    settings = read_flags(flags)
+    settings = _read_flags(flags)
     tensors = read_state_dict(weights)
-    model = _unet(settings, tensors)
-    order = "kind" if settings["use_new_attention_order"] else "head"
-    variables = _named(weights, unet_from_openai, tensors, model, order=order)
-    variance_type = "fixed_small" if settings["sigma_small"] else "fixed_large"
-    schedule = _schedule(settings)
+    first = tensors.get("input_blocks.0.0.weight")
+    if first is not None and first.shape[1:2] == (6,):
+        raise ValueError(
+            "weights: expected a network that sees 3 channels, got one that sees 6: it enlarges "
+            "images, which is not supported"
+        )
+    labels = tensors.get("label_emb.weight", np.empty(1000))
+    network = _unet(settings, len(labels) if settings["class_cond"] else None)
+    variables = _variables(weights, tensors, network, settings["use_new_attention_order"])
+
+    steps, scale = settings["diffusion_steps"], 1000 / settings["diffusion_steps"]
     try:
-        spaced_timesteps(schedule.num_timesteps, settings["timestep_respacing"])
+        if settings["noise_schedule"] == "cosine":
+            betas = cosine_beta_schedule(steps)
+        else:
+            betas = linear_beta_schedule(steps, scale * 1e-4, scale * 0.02)
+        schedule = make_schedule(betas)
     except ValueError as error:
-        raise flag_error("timestep_respacing", str(error)) from None
-    return Pretrained(
-        model,
+        raise _flag_error("diffusion_steps", f"{steps} is too few: {error}") from None
+    try:
+        spaced_timesteps(steps, settings["timestep_respacing"])
+    except ValueError as error:
+        raise _flag_error("timestep_respacing", str(error)) from None
+    variance_type = "fixed_small" if settings["sigma_small"] else "fixed_large"
+    return DiffusionModel(
+        network,
         variables,
         schedule,
+        (settings["image_size"], settings["image_size"], 3),
         prediction_type="sample" if settings["predict_xstart"] else "epsilon",
         variance_type="learned_range" if settings["learn_sigma"] else variance_type,
         clip_denoised=settings["clip_denoised"],
         timestep_spacing="linspace",
-        null_label="none" if settings["class_cond"] else None,
         timestep_respacing=settings["timestep_respacing"],
+        num_classes=network.num_class_embeds,
     )
 
 
 def load_openai_classifier(
-    weights: str | os.PathLike[str] | Mapping[str, Any], flags: Flags
+    weights: Weights, flags: Flags
 ) -> tuple[NoisyClassifier, dict[str, Any]]:
     """Open a classifier of guided-diffusion: the module, and its variables.
 
-    `model.apply(variables, x, t)` gives logits, for `classifier_guidance`. `weights` and what is
-    raised are as of `load_openai`; `flags` are their CLASSIFIER_FLAGS, those of the diffusion may
-    stand among them. `classifier_scale` is the caller's to pass on, as `scale`.
+    `model.apply(variables, x, t)` gives logits, for `classifier_guidance`. `weights` and the errors
+    are those of `load_openai`; `flags` are the CLASSIFIER_FLAGS, and may include those of the
+    diffusion. `classifier_scale` is left to the caller, who passes it as `scale`.
     """
-    settings = read_flags(flags)
-    tensors = read_state_dict(weights)
-    model = _classifier(settings, tensors)
-    return model, _named(weights, classifier_from_openai, tensors, model)
-
-
-def _named(weights: Any, convert: Any, *arguments: Any, **keywords: Any) -> dict[str, Any]:
-    """What `convert` gives; what it raises names the file, and the flags that it follows from."""
-    try:
-        return convert(*arguments, **keywords)
-    except ValueError as error:
-        where = "" if isinstance(weights, Mapping) else f"{os.fspath(weights)}: "
-        shape = "image_size, channel_mult, num_res_blocks and attention_resolutions"
-        raise ValueError(f"{where}{error}; the flags that decide it: {shape}") from None
-
-
-def _schedule(settings: Mapping[str, Any]) -> NoiseSchedule:
-    steps = settings["diffusion_steps"]
-    if settings["noise_schedule"] == "cosine":
-        return make_schedule(cosine_beta_schedule(steps))
-    scale = 1000 / steps
-    try:
-        return make_schedule(linear_beta_schedule(steps, scale * 1e-4, scale * 0.02))
-    except ValueError as error:
-        raise flag_error("diffusion_steps", f"{steps} is too few: {error}") from None
-
-
-class _Levels(NamedTuple):
-    channels: tuple[int, ...]
-    attention: tuple[bool, ...]
-
-    def kinds(self, plain: str, attention: str) -> tuple[str, ...]:
-        return tuple(attention if attends else plain for attends in self.attention)
-
-
-def _levels(
-    size: int, width: int, resolutions: tuple[int, ...], multipliers: tuple[float | int, ...]
-) -> _Levels:
-    """The channels of each resolution, and whether it has attention."""
-    halvings = [size // resolution for resolution in resolutions]
-    attention = tuple(2**level in halvings for level in range(len(multipliers)))
-    return _Levels(tuple(int(each * width) for each in multipliers), attention)
-
-
-def _multipliers(settings: Mapping[str, Any]) -> tuple[float | int, ...]:
-    if settings["channel_mult"]:
-        return numbers(settings, "channel_mult", float)
-    size = settings["image_size"]
-    if size not in _CHANNEL_MULT:
-        known = ", ".join(map(str, _CHANNEL_MULT))
-        raise flag_error("image_size", f"expected one of {known} without channel_mult, got {size}")
-    return _CHANNEL_MULT[size]
-
-
-def _unet(settings: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> UNet:
-    size, width = settings["image_size"], settings["num_channels"]
-    labels = tensors.get("label_emb.weight")
-    _check_file(
-        tensors,
-        num_channels=width,
-        learn_sigma=settings["learn_sigma"],
-        class_cond=settings["class_cond"],
-        use_scale_shift_norm=settings["use_scale_shift_norm"],
-        resblock_updown=settings["resblock_updown"],
+    settings = _read_flags(flags)
+    network = NoisyClassifier(
+        **_shared_fields(settings, "classifier_", settings["classifier_width"], ()),
+        layers_per_block=settings["classifier_depth"],
+        pool=settings["classifier_pool"],
     )
-    resolutions = numbers(settings, "attention_resolutions", int)
-    levels = _levels(size, width, resolutions, _multipliers(settings))
-    resampling = "resnet" if settings["resblock_updown"] else "conv"
-    plain = "ResnetDownsampleBlock2D" if settings["resblock_updown"] else "DownBlock2D"
-    plain_up = "ResnetUpsampleBlock2D" if settings["resblock_updown"] else "UpBlock2D"
+    return network, _variables(weights, read_state_dict(weights), network, False)
+
+
+def _read_flags(flags: Flags) -> dict[str, Any]:
+    """All flags, typed as their defaults. Raises `FieldError` naming one that does not fit."""
+    if isinstance(flags, str):
+        words = _words(flags)
+    else:
+        words = []
+        for name, value in flags.items():
+            value = ",".join(map(str, value)) if isinstance(value, list | tuple) else value
+            words.append(f"--{name}={value}")
+    parser = argparse.ArgumentParser(
+        add_help=False, allow_abbrev=False, exit_on_error=False, argument_default=argparse.SUPPRESS
+    )
+    for name, default in _DEFAULTS.items():
+        numbers = partial(_numbers, float if name == "channel_mult" else int)
+        kind = {bool: _boolean, tuple: numbers}.get(type(default), type(default))
+        parser.add_argument(f"--{name}", type=kind, choices=_CHOICES.get(name))
+    for name in _ASIDE:
+        parser.add_argument(f"--{name}")
+    try:
+        parsed, others = parser.parse_known_args(words)
+    except argparse.ArgumentError as error:
+        raise _flag_error(str(error.argument_name).lstrip("-"), error.message) from None
+    if others:
+        name = others[0].lstrip("-").partition("=")[0]
+        close = get_close_matches(name, _DEFAULTS, n=1, cutoff=0.8)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        if name in ("large_size", "small_size"):
+            hint = ", of a network that enlarges images (not supported)"
+        problem = "expected names of the model and the diffusion, each with its value"
+        raise FieldError("flags", f"{problem}, got {name}{hint}")
+    given = vars(parsed)
+    if aside := sorted(given.keys() & set(_ASIDE)):
+        warnings.warn(f"flags: left aside, not of the network: {', '.join(aside)}", stacklevel=3)
+    given = {name: value for name, value in given.items() if name in _DEFAULTS}
+    for name, value in given.items():
+        if type(value) is int and value < 1 and not value == _DEFAULTS[name] == -1:
+            raise _flag_error(name, f"expected more than 0, got {value}")
+    guided = any(name in _GUIDED_ONLY or name.startswith("classifier_") for name in given)
+    return {**_DEFAULTS, "rescale_timesteps": not guided, **given}
+
+
+def _words(flags: str) -> list[str]:
+    """The flags in a string, or in a script: `MODEL_FLAGS="…"`, `python x.py $MODEL_FLAGS --…`."""
+    text = re.sub(r"\\\s*\n", " ", flags)
+    text = re.sub(r"(?:export\s+)?\b\w*FLAGS=(['\"])(.*?)\1;?", r"\2", text, flags=re.DOTALL)
+    text = re.sub(r"(?:\w+=\S+\s+)*\b(?:mpiexec|mpirun|torchrun|python)\b.*?\.py\b", " ", text)
+    text = re.sub(r"\$\{?\w+\}?", " ", text)
+    try:
+        return shlex.split(text, comments=True)
+    except ValueError as error:
+        raise FieldError("flags", f"expected names, each with its value: {error}") from None
+
+
+def _boolean(word: str) -> bool:
+    if word.lower() in ("yes", "true", "t", "y", "1"):
+        return True
+    if word.lower() in ("no", "false", "f", "n", "0"):
+        return False
+    raise argparse.ArgumentTypeError(f"expected True or False, got {word!r}")
+
+
+def _numbers(kind: type, word: str) -> tuple[Any, ...]:
+    if not word and kind is float:
+        return ()  # `channel_mult` follows from the image size
+    try:
+        found = tuple(map(kind, word.split(",")))
+    except ValueError:
+        found = (0,)
+    if min(found) <= 0:
+        problem = f"expected numbers above 0 between commas, got {word!r}"
+        raise argparse.ArgumentTypeError(problem)
+    return found
+
+
+def _flag_error(name: str, problem: str) -> FieldError:
+    return FieldError("flags", f"{name}: {problem}")
+
+
+def _unet(settings: Mapping[str, Any], num_classes: int | None) -> UNet:
+    width = settings["num_channels"]
+    fields = _shared_fields(settings, "", width, settings["channel_mult"])
+    channels, kinds = fields["block_out_channels"], fields["down_block_types"]
+    attended = {count for count, kind in zip(channels, kinds, strict=True) if "Attn" in kind}
+    attended.add(channels[-1])
     return UNet(
-        sample_size=size,
+        **fields,
+        **_heads(settings, attended),
         out_channels=6 if settings["learn_sigma"] else 3,
-        block_out_channels=levels.channels,
-        down_block_types=levels.kinds(plain, "AttnDownBlock2D"),
-        up_block_types=levels.kinds(plain_up, "AttnUpBlock2D")[::-1],
+        up_block_types=tuple(kind.replace("Down", "Up") for kind in reversed(kinds)),
         layers_per_block=settings["num_res_blocks"],
-        **_heads(settings, levels),
         norm_eps=1e-5,
         attn_norm_num_groups=32,
-        resnet_time_scale_shift="scale_shift" if settings["use_scale_shift_norm"] else "default",
         downsample_padding=1,
-        downsample_type=resampling,
-        upsample_type=resampling,
+        upsample_type=fields["downsample_type"],
         dropout=settings["dropout"],
-        **_time(width, levels),
         time_scale=1000 / settings["diffusion_steps"] if settings["rescale_timesteps"] else 1,
         flip_sin_to_cos=True,
         freq_shift=0,
-        num_class_embeds=None if labels is None else labels.shape[0],
+        num_class_embeds=num_classes,
         remat=settings["use_checkpoint"],
     )
 
 
-def _time(width: int, levels: _Levels) -> dict[str, Any]:
-    """The features of the time, where they do not follow from the first channels."""
-    if width == levels.channels[0]:
-        return {}
-    return {"time_proj_dim": width, "time_embedding_dim": 4 * width}
+def _shared_fields(
+    settings: Mapping[str, Any], prefix: str, width: int, multipliers: tuple[float, ...]
+) -> dict[str, Any]:
+    """Fields that the U-Net and the classifier have in common."""
+    size, resnets = settings["image_size"], settings[f"{prefix}resblock_updown"]
+    if not multipliers and size not in _CHANNEL_MULT:
+        known = ", ".join(map(str, _CHANNEL_MULT))
+        raise _flag_error("image_size", f"expected one of {known} without channel_mult, got {size}")
+    channels = tuple(int(each * width) for each in multipliers or _CHANNEL_MULT[size])
+    halvings = [size // each for each in settings[f"{prefix}attention_resolutions"]]
+    plain = "ResnetDownsampleBlock2D" if resnets else "DownBlock2D"
+    scale_shift = settings[f"{prefix}use_scale_shift_norm"]
+    fields = {
+        "sample_size": size,
+        "block_out_channels": channels,
+        "down_block_types": tuple(
+            "AttnDownBlock2D" if 2**level in halvings else plain for level in range(len(channels))
+        ),
+        "downsample_type": "resnet" if resnets else "conv",
+        "resnet_time_scale_shift": "scale_shift" if scale_shift else "default",
+    }
+    if width != channels[0]:
+        fields |= {"time_proj_dim": width, "time_embedding_dim": 4 * width}
+    return fields
 
 
-def _heads(settings: Mapping[str, Any], levels: _Levels) -> dict[str, Any]:
+def _heads(settings: Mapping[str, Any], attended: set[int]) -> dict[str, Any]:
     """The heads, as channels of each where one number says it: diffusers has no other word."""
-    pairs = zip(levels.channels, levels.attention, strict=True)
-    attended = {channels for channels, attends in pairs if attends} | {levels.channels[-1]}
     head_dim = settings["num_head_channels"]
     used = ("num_heads", "num_heads_upsample") if head_dim == -1 else ("num_head_channels",)
     for name in used:
         if settings[name] != -1 and any(channels % settings[name] for channels in attended):
             channels = ", ".join(map(str, sorted(attended)))
-            raise flag_error(name, f"expected a divisor of {channels}, got {settings[name]}")
+            raise _flag_error(name, f"expected a divisor of {channels}, got {settings[name]}")
     if head_dim != -1:
         return {"attention_head_dim": head_dim}
     heads, upward = settings["num_heads"], settings["num_heads_upsample"]
-    upward = heads if upward == -1 else upward
-    if heads != upward:
+    if upward not in (-1, heads):
         return {"num_attention_heads": heads, "num_attention_heads_upsample": upward}
     if len(attended) == 1:
         return {"attention_head_dim": min(attended) // heads}
     return {"num_attention_heads": heads}
 
 
-def _classifier(settings: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> NoisyClassifier:
-    size, width = settings["image_size"], settings["classifier_width"]
-    resnets = settings["classifier_resblock_updown"]
-    scale_shift = settings["classifier_use_scale_shift_norm"]
-    _check_file(
-        tensors,
-        classifier_width=width,
-        classifier_use_scale_shift_norm=scale_shift,
-        classifier_resblock_updown=resnets,
-    )
-    resolutions = numbers(settings, "classifier_attention_resolutions", int)
-    levels = _levels(size, width, resolutions, _multipliers({**settings, "channel_mult": ""}))
-    plain = "ResnetDownsampleBlock2D" if resnets else "DownBlock2D"
-    return NoisyClassifier(
-        sample_size=size,
-        block_out_channels=levels.channels,
-        down_block_types=levels.kinds(plain, "AttnDownBlock2D"),
-        layers_per_block=settings["classifier_depth"],
-        resnet_time_scale_shift="scale_shift" if scale_shift else "default",
-        downsample_type="resnet" if resnets else "conv",
-        **_time(width, levels),
-        pool=settings["classifier_pool"],
-    )
-
-
-def _check_file(tensors: Mapping[str, np.ndarray], **flags: Any) -> None:
-    """Raises `ValueError` naming the first flag that the file contradicts, where it shows."""
-    shapes = {name: value.shape for name, value in tensors.items()}
+def _variables(
+    weights: Weights,
+    tensors: Mapping[str, np.ndarray],
+    network: UNet | NoisyClassifier,
+    new_order: bool,
+) -> dict[str, Any]:
+    """Variables of `network`. Raises `ValueError` naming a tensor that does not fit."""
+    shapes, names, expected = parameter_shapes(network), {}, {}
+    for path, shape in shapes.items():
+        names[path] = name = _openai_name(path, network)
+        first, *rest = (shape[axis] for axis in torch_axes(leaf_kind(path, len(shape)), len(shape)))
+        expected[name] = (3 * first if "qkv" in name else first, *rest)
+    dense = {}  # some are convolutions of one pixel there
+    for name, tensor in tensors.items():
+        is_dense = len(expected.get(name, ())) == 2 and set(tensor.shape[2:]) == {1}
+        dense[name] = tensor.reshape(tensor.shape[:2]) if is_dense else tensor
     try:
-        width = shapes["time_embed.0.weight"][1]
-        image_channels = shapes["input_blocks.0.0.weight"][1]
-        time_features = shapes["input_blocks.1.0.emb_layers.1.weight"][0]
-        features = shapes["input_blocks.1.0.out_layers.0.weight"][0]
-    except (KeyError, IndexError):
-        return  # whose network it is, the names of its tensors will tell
-    if image_channels == 6:
-        raise ValueError(
-            "weights: expected a network that sees 3 channels, got one that sees 6: it enlarges "
-            "images, which is not supported"
-        )
-    found = {
-        "num_channels": width,
-        "width": width,
-        "class_cond": "label_emb.weight" in shapes,
-        "use_scale_shift_norm": time_features == 2 * features,
-    }
-    if any(".op." in name for name in shapes):
-        found["resblock_updown"] = False
-    elif any(re.match(r"output_blocks\.\d+\.[12]\.in_layers", name) for name in shapes):
-        found["resblock_updown"] = True
-    if "out.2.weight" in shapes:
-        found["learn_sigma"] = shapes["out.2.weight"][0] == 6
-    for name, value in flags.items():
-        there = found.get(name.removeprefix("classifier_"), value)
-        if there != value:
-            default = " (the default)" if is_default(name, value) else ""
-            raise flag_error(name, f"expected {there}, as in weights, got {value}{default}")
+        check_tensors(dense, expected, "the network's")
+    except ValueError as error:
+        where = "" if isinstance(weights, Mapping) else f"{os.fspath(weights)}: "
+        shared = "attention_resolutions, resblock_updown, use_scale_shift_norm, image_size"
+        if isinstance(network, UNet):
+            shared += ", num_channels, channel_mult, num_res_blocks, class_cond, learn_sigma"
+        raise ValueError(f"{where}{error}; the flags that decide it: {shared}") from None
+    params = {}
+    for path, name in names.items():
+        tensor = dense[name]
+        if "qkv" in name:
+            part, rest = "qkv".index(path.split("/to_")[1][0]), tensor.shape[1:]
+            by_kind = new_order or not name.endswith(("qkv.weight", "qkv.bias"))
+            groups = 1 if by_kind else _num_heads(network, len(tensor) // 3, path)
+            tensor = tensor.reshape(groups, 3, -1, *rest)[:, part].reshape(-1, *rest)
+        params[path] = weight_from_torch(leaf_kind(path, tensor.ndim), tensor)
+    return {"params": unflatten(params)}
+
+
+def _openai_name(path: str, network: UNet | NoisyClassifier) -> str:
+    """OpenAI's name of the parameter at `path`."""
+    module, _, leaf = path.rpartition("/")
+    leaf = (LEAVES | {"positions": "positional_embedding"})[leaf]
+    if not (match := _BLOCK.fullmatch(module)):
+        top = _TOP if isinstance(network, UNet) else _TOP | _POOLS[network.pool]
+        return f"{top[module]}.{leaf}"
+    way, level, kind, layer, inside = match.groups()
+    layers, place = network.layers_per_block, int(kind == "attentions")
+    inside = _IN_BLOCK.get(inside, "op" if way == "down" else "conv")
+    if way == "mid":
+        return f"middle_block.{place or 2 * int(layer)}.{inside}.{leaf}"
+    if kind.endswith("samplers"):
+        layer = layers
+    if kind == "upsamplers":  # in the block of the last layer, behind its attention
+        place = 1 + network.up_block_types[int(level)].startswith("Attn")  # pyright: ignore
+    # The first block on the way down is `conv_in`; then come layers + 1 blocks a level, each way.
+    block = int(level) * (layers + 1) + int(layer) + (way == "down")
+    return f"{'input' if way == 'down' else 'output'}_blocks.{block}.{place}.{inside}.{leaf}"
+
+
+def _num_heads(network: UNet | NoisyClassifier, channels: int, path: str) -> int:
+    if isinstance(network, UNet) and network.num_attention_heads is not None:
+        upward = path.startswith("up_") and network.num_attention_heads_upsample
+        return upward or network.num_attention_heads
+    return channels // (network.attention_head_dim or channels)

@@ -1,11 +1,10 @@
 """diffusers' scheduler configs: schedule, parametrisation and clipping, in and out.
 
-What says how the network was trained is read, whichever scheduler the config is of, and for
-`Pretrained.sampler()` how some of them sample. The caller may still choose any sampler:
-`p_sample_loop(…, sampler=…)` over `Pretrained.chain(steps)`.
+How the network was trained is read from the config of any scheduler, and how it samples from some,
+for `DiffusionModel.sampler()`. Any other sampler can run over `DiffusionModel.chain(steps)`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,8 +12,7 @@ import numpy as np
 
 from jax_ddpm._errors import check_choice
 from jax_ddpm._typing import ThresholdFn
-from jax_ddpm.interop.configs import complete_config
-from jax_ddpm.interop.pretrained import Pretrained
+from jax_ddpm.interop.model import DiffusionModel
 from jax_ddpm.reverse import (
     DynamicThreshold,
     PredictionType,
@@ -50,22 +48,20 @@ _COMMON: dict[str, Any] = {
 }
 _CLIPPING = {**_COMMON, "clip_sample": True, "clip_sample_range": 1.0}
 _DDIM = {**_CLIPPING, "set_alpha_to_one": True}
+_SOLVERS = (
+    *("DPMSolverSinglestep", "DPMSolverMultistep", "DEISMultistep", "UniPCMultistep"),
+    *("EulerDiscrete", "EulerAncestralDiscrete", "LMSDiscrete"),
+)
 _SOLVER = {**_COMMON, "timestep_spacing": "linspace"}  # which never clips
+# Each class's defaults.
 _DEFAULTS = {
     "DDPMScheduler": _CLIPPING,
     "DDIMScheduler": _DDIM,
     "DDPMParallelScheduler": _CLIPPING,
     "DDIMParallelScheduler": _DDIM,
     "PNDMScheduler": {**_COMMON, "set_alpha_to_one": False},
-    "DPMSolverSinglestepScheduler": _SOLVER,
-    "DPMSolverMultistepScheduler": _SOLVER,
-    "DEISMultistepScheduler": _SOLVER,
-    "UniPCMultistepScheduler": _SOLVER,
-    "EulerDiscreteScheduler": _SOLVER,
-    "EulerAncestralDiscreteScheduler": _SOLVER,
-    "LMSDiscreteScheduler": _SOLVER,
+    **{f"{solver}Scheduler": _SOLVER for solver in _SOLVERS},
 }
-"""What each class takes for a setting that its config leaves out."""
 
 # How other classes sample, or what this one does not have: configs keep such leftovers.
 _IGNORED = (
@@ -77,6 +73,7 @@ _IGNORED = (
     "tensor_format",  # of 2022: which framework the scheduler computed in
 )
 _RESPACING = "_timestep_respacing"  # of a run; diffusers passes over such names
+# How `DPMSolverMultistepScheduler` samples.
 _MULTISTEP: dict[str, Any] = {
     "solver_order": 2,
     "algorithm_type": "dpmsolver++",
@@ -84,74 +81,111 @@ _MULTISTEP: dict[str, Any] = {
     "final_sigmas_type": "zero",
     "lambda_min_clipped": -np.inf,
 }
-"""How `DPMSolverMultistepScheduler` samples."""
+_CHOICES = {
+    "prediction_type": PredictionType,
+    "variance_type": VarianceType,
+    "timestep_spacing": Spacing,
+}
 
 
-def default_scheduler() -> dict[str, Any]:
-    """That of diffusers' `DDPMScheduler()`: Ho et al.'s schedule and parametrisation."""
-    return _scheduler(_DEFAULTS["DDPMScheduler"])
+def complete_config(
+    content: Mapping[str, Any],
+    path: Path,
+    defaults: Mapping[str, Mapping[str, Any]],
+    ignored: Sequence[str] = (),
+) -> dict[str, Any]:
+    """The settings in `content`, completed from `defaults` of its class.
+
+    Raises `ValueError` naming `path`, for another class and for a setting that the class lacks.
+    """
+    kind = content.get("_class_name", next(iter(defaults)))
+    if kind not in defaults:
+        raise ValueError(f"{path}: expected _class_name {' or '.join(defaults)}, got {kind}")
+    settings: dict[str, Any] = dict(defaults[kind])
+    for name, value in content.items():
+        if name in settings:
+            settings[name] = tuple(value) if isinstance(value, list) else value
+        # An unknown setting that is off changes nothing.
+        elif not (name.startswith("_") or name in ignored or value is None or value is False):
+            raise ValueError(f"{path}: expected only settings of {kind}, got {name}: {value!r}")
+    return settings
 
 
 def scheduler_from_config(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """The fields of a `Pretrained`, from `schedule` on, that the config `content` read from `path`
-    says. Raises `ValueError` for what is not supported."""
+    """Fields of a `DiffusionModel` from the scheduler config `content`, read from `path`.
+
+    Raises `ValueError` for what is not supported.
+    """
     settings = complete_config(content, path, _DEFAULTS, _IGNORED)
-    try:
-        kind = content.get("_class_name", "DDPMScheduler")
-        fields = {**_scheduler(settings), "scheduler": kind}
-        fields["timestep_respacing"] = content.get(_RESPACING, "")
-        if kind == "DPMSolverMultistepScheduler":
-            fields["solver"] = {name: content.get(name, _MULTISTEP[name]) for name in _MULTISTEP}
-        return fields
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from None
-
-
-def scheduler_config(pretrained: Pretrained) -> dict[str, Any]:
-    """The config that diffusers reads back as the same. Raises `ValueError` if none says it."""
-    schedule = pretrained.schedule
-    if not np.array_equal(schedule.timesteps, np.arange(schedule.num_timesteps)):
-        raise ValueError("schedule: expected the one of training, got a respaced one")
-    config: dict[str, Any] = {
-        "_class_name": "DDPMScheduler",
-        **_betas_config(np.asarray(schedule.betas)),
-        "prediction_type": pretrained.prediction_type,
-        "timestep_spacing": pretrained.timestep_spacing,
-        "steps_offset": pretrained.steps_offset,
-        "rescale_betas_zero_snr": False,
-        **_clip_config(pretrained.clip_denoised),
-    }
-    if pretrained.timestep_respacing:
-        config[_RESPACING] = pretrained.timestep_respacing
-    if pretrained.set_alpha_to_one:
-        return {**config, "variance_type": pretrained.variance_type}
-    if pretrained.variance_type != "fixed_small":
-        raise ValueError(
-            "variance_type: expected 'fixed_small' where set_alpha_to_one is False (only "
-            f"DDIMScheduler has that), got {pretrained.variance_type!r}"
-        )
-    return {**config, "_class_name": "DDIMScheduler", "set_alpha_to_one": False}
-
-
-def _scheduler(settings: dict[str, Any]) -> dict[str, Any]:
-    prediction_type = settings["prediction_type"]
-    if settings["predict_epsilon"] is False:
-        prediction_type = "sample"
+    kind = content.get("_class_name", "DDPMScheduler")
+    is_sample = settings["predict_epsilon"] is False
     # "…_log" is the same variance, by way of its logarithm.
     variance_type = (settings["variance_type"] or "fixed_small").removesuffix("_log")
-    check_choice("prediction_type", prediction_type, get_args(PredictionType))
-    check_choice("variance_type", variance_type, get_args(VarianceType))
-    spacing = settings["timestep_spacing"]
-    check_choice("timestep_spacing", spacing, get_args(Spacing))
-    return dict(
-        schedule=make_schedule(_betas(settings)),
-        prediction_type=prediction_type,
-        variance_type=variance_type,
-        clip_denoised=_clip(settings),
-        timestep_spacing=spacing,
-        steps_offset=settings["steps_offset"],
-        set_alpha_to_one=settings.get("set_alpha_to_one", True),
-    )
+    fields = {
+        "prediction_type": "sample" if is_sample else settings["prediction_type"],
+        "variance_type": variance_type,
+        "timestep_spacing": settings["timestep_spacing"],
+    }
+    try:
+        for name, choices in _CHOICES.items():
+            check_choice(name, fields[name], get_args(choices))
+        fields |= {"schedule": make_schedule(_betas(settings)), "clip_denoised": _clip(settings)}
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from None
+    if kind == "DPMSolverMultistepScheduler":
+        fields["solver"] = {name: content.get(name, _MULTISTEP[name]) for name in _MULTISTEP}
+    return fields | {
+        "steps_offset": settings["steps_offset"],
+        "set_alpha_to_one": settings.get("set_alpha_to_one", True),
+        "scheduler": kind,
+        "timestep_respacing": content.get(_RESPACING, ""),
+    }
+
+
+def scheduler_config(model: DiffusionModel) -> dict[str, Any]:
+    """The config that diffusers reads back as the same. Raises `ValueError` if there is none."""
+    schedule, clip = model.schedule, model.clip_denoised
+    if not np.array_equal(schedule.timesteps, np.arange(schedule.num_timesteps)):
+        raise ValueError("schedule: expected the one of training, got a respaced one")
+    betas = np.asarray(schedule.betas)
+    start, end, steps = float(betas[0]), float(betas[-1]), betas.size
+    name, trained = "linear", None
+    if np.array_equal(betas, cosine_beta_schedule(steps)):
+        name = "squaredcos_cap_v2"
+    elif not np.array_equal(betas, linear_beta_schedule(steps, start, end)):
+        trained = betas.tolist()
+    config: dict[str, Any] = {
+        "_class_name": "DDPMScheduler",
+        "num_train_timesteps": steps,
+        "beta_start": start,
+        "beta_end": end,
+        "beta_schedule": name,
+        "trained_betas": trained,
+        "prediction_type": model.prediction_type,
+        "timestep_spacing": model.timestep_spacing,
+        "steps_offset": model.steps_offset,
+        "rescale_betas_zero_snr": False,
+        "clip_sample": isinstance(clip, StaticThreshold) or clip is True,
+        "thresholding": isinstance(clip, DynamicThreshold),
+    }
+    if isinstance(clip, StaticThreshold):
+        config["clip_sample_range"] = clip.limit
+    elif isinstance(clip, DynamicThreshold):
+        config["dynamic_thresholding_ratio"] = clip.quantile
+        config["sample_max_value"] = clip.max_value
+    elif not isinstance(clip, bool):
+        expected = "expected True, False, static_threshold(…) or dynamic_threshold(…)"
+        raise ValueError(f"clip_denoised: {expected}, got {clip!r}")
+    if model.timestep_respacing:
+        config[_RESPACING] = model.timestep_respacing
+    if model.set_alpha_to_one:
+        return {**config, "variance_type": model.variance_type}
+    if model.variance_type != "fixed_small":
+        raise ValueError(
+            "variance_type: expected 'fixed_small' where set_alpha_to_one is False (only "
+            f"DDIMScheduler has that), got {model.variance_type!r}"
+        )
+    return {**config, "_class_name": "DDIMScheduler", "set_alpha_to_one": False}
 
 
 def _betas(settings: dict[str, Any]) -> np.ndarray:
@@ -175,16 +209,6 @@ def _betas(settings: dict[str, Any]) -> np.ndarray:
     return rescale_zero_terminal_snr(betas) if settings["rescale_betas_zero_snr"] else betas
 
 
-def _betas_config(betas: np.ndarray) -> dict[str, Any]:
-    start, end, steps = float(betas[0]), float(betas[-1]), betas.size
-    config = {"num_train_timesteps": steps, "beta_start": start, "beta_end": end}
-    if np.array_equal(betas, linear_beta_schedule(steps, start, end)):
-        return {**config, "beta_schedule": "linear", "trained_betas": None}
-    if np.array_equal(betas, cosine_beta_schedule(steps)):
-        return {**config, "beta_schedule": "squaredcos_cap_v2", "trained_betas": None}
-    return {**config, "beta_schedule": "linear", "trained_betas": betas.tolist()}
-
-
 def _clip(settings: dict[str, Any]) -> bool | ThresholdFn:
     if settings["thresholding"]:
         quantile, limit = settings["dynamic_thresholding_ratio"], settings["sample_max_value"]
@@ -193,22 +217,3 @@ def _clip(settings: dict[str, Any]) -> bool | ThresholdFn:
     if clips and settings["clip_sample_range"] != 1:
         return static_threshold(settings["clip_sample_range"])
     return clips
-
-
-def _clip_config(clip_denoised: bool | ThresholdFn) -> dict[str, Any]:
-    if isinstance(clip_denoised, bool):
-        return {"clip_sample": clip_denoised, "thresholding": False}
-    if isinstance(clip_denoised, StaticThreshold):
-        limit = clip_denoised.limit
-        return {"clip_sample": True, "clip_sample_range": limit, "thresholding": False}
-    if isinstance(clip_denoised, DynamicThreshold):
-        return {
-            "clip_sample": False,
-            "thresholding": True,
-            "dynamic_thresholding_ratio": clip_denoised.quantile,
-            "sample_max_value": clip_denoised.max_value,
-        }
-    raise ValueError(
-        "clip_denoised: expected True, False, static_threshold(…) or dynamic_threshold(…), "
-        f"got {clip_denoised!r}"
-    )

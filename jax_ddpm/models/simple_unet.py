@@ -2,7 +2,7 @@
 
 Despite its name it has no resampling and no skips. Its transposed convolutions (stride 1,
 padding 1) are convolutions with a flipped kernel. Here they are plain convolutions;
-`interop.simple_unet` flips the kernels that come from PyTorch.
+`interop.torch` flips the kernels that come from PyTorch.
 """
 
 from typing import Any

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_ddpm._errors import FieldError, check_choice
-from jax_ddpm.interop import Pretrained
+from jax_ddpm.interop import DiffusionModel
 from jax_ddpm.models import SimpleUNet, UNet, ddpm_cifar10, ddpm_digits
 from jax_ddpm.plan.compilation import Cost, Refused, TooLarge, compile_for, quiet
 from jax_ddpm.plan.report import line
@@ -18,14 +18,14 @@ from jax_ddpm.plan.search import largest_batch
 from jax_ddpm.plan.targets import Target
 from jax_ddpm.runs.drawing import make_chain
 from jax_ddpm.runs.programs import draw_programs, fit_programs, pieces
-from jax_ddpm.runs.run import Run, init_variables
+from jax_ddpm.runs.run import init_variables
 from jax_ddpm.runs.settings import Settings, named_schedule
 from jax_ddpm.runs.starting import computing
 from jax_ddpm.samplers import ancestral
 from jax_ddpm.training.sharding import device_mesh
 
 
-def preset(name: str) -> Run:
+def preset(name: str) -> DiffusionModel:
     """A network by name ("cifar10", "digits", "simple"), its weights as shapes."""
     check_choice("name", name, ("cifar10", "digits", "simple"))
     model: UNet | SimpleUNet
@@ -37,20 +37,26 @@ def preset(name: str) -> Run:
         model, shape, schedule = SimpleUNet(), (64, 64, 3), named_schedule("linear", 200)
     variables = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), shape))
     classes = 10 if name == "digits" else None
-    pretrained = Pretrained(model, variables, schedule, timestep_spacing="trailing")
-    return Run(pretrained, shape, classes, null_label=classes, guidance=2.0)
+    return DiffusionModel(
+        model,
+        variables,
+        schedule,
+        shape,
+        timestep_spacing="trailing",
+        num_classes=classes,
+        null_label=classes,
+        guidance=2.0,
+    )
 
 
-def planned(run: Run, *, dtype: str, remat: bool) -> Run:
+def planned(run: DiffusionModel, *, dtype: str, remat: bool) -> DiffusionModel:
     """A run to plan with: it computes in `dtype`, and its weights are shapes of float32."""
     run = computing(run, dtype=dtype, remat=remat)
-    shapes = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, np.float32), run.pretrained.variables
-    )
-    return run._replace(pretrained=run.pretrained._replace(variables=shapes))
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, np.float32), run.variables)
+    return run._replace(variables=shapes)
 
 
-def measure_training(run: Run, settings: Settings, target: Target) -> dict[str, Any]:
+def measure_training(run: DiffusionModel, settings: Settings, target: Target) -> dict[str, Any]:
     """What a training step takes, in bytes, operations and seconds: a dispatch's share.
 
     Raises `FieldError` where batch or `fsdp` do not suit the target, and where its compiler refuses
@@ -71,14 +77,14 @@ def measure_training(run: Run, settings: Settings, target: Target) -> dict[str, 
 
 
 def measure_sampling(
-    run: Run, num: int, target: Target, *, dtype: str, steps: int | None = None
+    run: DiffusionModel, num: int, target: Target, *, dtype: str, steps: int | None = None
 ) -> dict[str, Any]:
     """What a chain of `num` images at once takes (ancestral): that of a piece, times the pieces.
 
     Raises `FieldError` where `num` or `steps` do not suit the target or the run, and where its
     compiler refuses the program.
     """
-    chain = make_chain(run, run.pretrained.schedule.num_timesteps if steps is None else steps)
+    chain = make_chain(run, run.schedule.num_timesteps if steps is None else steps)
     with quiet():
         devices = _devices(target, "num", num)
         mesh = device_mesh(num, devices=devices)
@@ -91,7 +97,7 @@ def measure_sampling(
 
 
 def largest_training(
-    run: Run,
+    run: DiffusionModel,
     settings: Settings,
     target: Target,
     row: dict[str, Any],
@@ -135,11 +141,11 @@ def _devices(target: Target, field: str, size: int, parts: int = 1) -> list[Any]
     return devices
 
 
-def _batches(run: Run, steps: int, size: int, programs: Any) -> Any:
+def _batches(run: DiffusionModel, steps: int, size: int, programs: Any) -> Any:
     place = {"sharding": programs.batch_sharding}
     # A recipe names its channels: its images are pictures, which stay bytes.
-    pixels = np.float32 if run.preparation.channels is None else np.uint8
-    images = jax.ShapeDtypeStruct((steps, size, *run.image_shape), pixels, **place)
+    pixels = np.float32 if run.preparation.get("channels") is None else np.uint8
+    images = jax.ShapeDtypeStruct((steps, *run.shape(size)), pixels, **place)
     if run.num_classes is None:
         return {"images": images}
     labels = jax.ShapeDtypeStruct((steps, size), jnp.int32, **place)

@@ -20,7 +20,7 @@ from jax_ddpm.runs.metrics import read_metrics
 from jax_ddpm.runs.pictures import save_pictures
 from jax_ddpm.runs.progress import Progress
 from jax_ddpm.runs.recipes import RECIPES, Recipe, unet_fields
-from jax_ddpm.runs.run import Run, load_model, load_pretrained, load_run, load_state_dict, save_run
+from jax_ddpm.runs.run import load_model, load_pretrained, load_run, load_state_dict, save_run
 from jax_ddpm.runs.saving import load_state, save_state
 from jax_ddpm.runs.settings import Settings
 
@@ -31,7 +31,6 @@ __all__ = [
     "Fit",
     "Progress",
     "Recipe",
-    "Run",
     "Settings",
     "check_run",
     "draw",

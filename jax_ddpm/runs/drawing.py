@@ -12,9 +12,10 @@ from jax.sharding import Mesh
 from jax_ddpm._errors import Field, FieldError, check_finite, check_positive
 from jax_ddpm._typing import PRNGKey
 from jax_ddpm.data import load_batch
+from jax_ddpm.interop import DiffusionModel
 from jax_ddpm.runs.programs import draw_programs, pieces
 from jax_ddpm.runs.progress import Progress
-from jax_ddpm.runs.run import Run, class_number
+from jax_ddpm.runs.run import class_number
 from jax_ddpm.samplers import Sampler, ddim
 from jax_ddpm.schedule import NoiseSchedule, warn_of_signal
 from jax_ddpm.training.hosts import gather
@@ -25,7 +26,7 @@ _STEPS = 50
 
 def draw(
     key: PRNGKey,
-    run: Run,
+    model: DiffusionModel,
     num: int,
     *,
     labels: int | str | Sequence[int] | Sequence[str] | np.ndarray | None = None,
@@ -37,13 +38,13 @@ def draw(
     progress: Callable[[Progress], None] | None = None,
     watch: Callable[[np.ndarray], None] | None = None,
 ) -> np.ndarray:
-    """Draw images from a run, as `jax-ddpm sample` does: `draw(key, run, 10, labels=7)`.
+    """Draw images from a model, as `jax-ddpm sample` does: `draw(key, model, 10, labels=7)`.
 
     Image k of a key is the same whatever `num` and `batch_size` are.
 
     Args:
       key: typed key.
-      run: from `load_run`, `load_pretrained` or `fit`.
+      model: from `load_run`, `load_diffusers` or `load_openai`.
       num: how many images.
       labels: the class of all images, or several classes, taken in turn: a number is a label, 0
         to num_classes - 1, and a text a name, where the run knows names. Default: all classes that
@@ -66,14 +67,14 @@ def draw(
     check_positive(num=num, batch_size=batch_size)
     if chain is not None and steps is not None:
         raise FieldError("steps", "cannot be given with ", Field("chain"))
-    run = with_guidance(run, guidance)
+    run = with_guidance(model, guidance)
     asked, labels = labels is not None, labels_in_turn(run, num, labels)
     if asked and labels is not None:
         warn_of_labels(run, labels)
     chain = make_chain(run, steps) if chain is None else chain
     warn_of_signal(chain)
     drawer = Drawer(run, chain, sampler or ddim(), min(num, batch_size))
-    weights = run.pretrained.variables
+    weights = run.variables
     batches = drawer.batches(key, weights, num, labels, progress=progress, watch=watch)
     return np.concatenate(list(batches))
 
@@ -84,7 +85,7 @@ class Drawer:
 
     def __init__(
         self,
-        run: Run,
+        run: DiffusionModel,
         chain: NoiseSchedule,
         sampler: Sampler,
         batch_size: int,
@@ -140,7 +141,7 @@ class Drawer:
 
 
 def labels_in_turn(
-    run: Run,
+    run: DiffusionModel,
     num: int,
     labels: int | str | Sequence[int] | Sequence[str] | np.ndarray | None = None,
 ) -> np.ndarray | None:
@@ -164,7 +165,7 @@ def labels_in_turn(
     return np.resize(labels.astype(np.int32), num)
 
 
-def warn_of_labels(run: Run, labels: np.ndarray) -> None:
+def warn_of_labels(run: DiffusionModel, labels: np.ndarray) -> None:
     """Warn of labels that were not learned, or whose class has another number for a name."""
     for label in np.unique(labels).tolist():
         name = run.class_names[label] if run.class_names else str(label)
@@ -174,7 +175,7 @@ def warn_of_labels(run: Run, labels: np.ndarray) -> None:
             warnings.warn(f"labels: label {label} is the class named {name!r}", stacklevel=4)
 
 
-def _number(run: Run, label: str) -> int:
+def _number(run: DiffusionModel, label: str) -> int:
     """The class of this name, or of this number."""
     if (number := class_number(label, run.class_names)) is not None:
         return number
@@ -182,20 +183,20 @@ def _number(run: Run, label: str) -> int:
     raise FieldError("labels", f"expected {names}, got {label!r}")
 
 
-def make_chain(run: Run, steps: int | None = None) -> NoiseSchedule:
+def make_chain(run: DiffusionModel, steps: int | None = None) -> NoiseSchedule:
     """The run's chain of `steps`, with its spacing. Default: that of its checkpoint, where it says
     one, otherwise 50 steps, or all if fewer."""
     check_positive(steps=steps)
-    timesteps = run.pretrained.schedule.num_timesteps
+    timesteps = run.schedule.num_timesteps
     if steps is not None and steps > timesteps:
         problem = f"expected at most {timesteps}, the model's timesteps, got {steps}"
         raise FieldError("steps", problem)
-    if steps is None and run.pretrained.timestep_respacing:
-        return run.pretrained.chain()
-    return run.pretrained.chain(steps or min(_STEPS, timesteps))
+    if steps is None and run.timestep_respacing:
+        return run.chain()
+    return run.chain(steps or min(_STEPS, timesteps))
 
 
-def with_guidance(run: Run, guidance: float | None) -> Run:
+def with_guidance(run: DiffusionModel, guidance: float | None) -> DiffusionModel:
     """The run under this scale of guidance; as it is where that is None or the run's own."""
     if guidance is None or guidance == run.guidance or (guidance == 1 and not run.num_classes):
         return run

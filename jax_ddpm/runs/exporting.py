@@ -24,13 +24,14 @@ from jax.export import Exported
 
 from jax_ddpm import __version__
 from jax_ddpm._errors import FieldError, check_choice
+from jax_ddpm.interop import DiffusionModel
 from jax_ddpm.interop.scheduler import scheduler_config
 from jax_ddpm.io.arrays import check_weights, flatten
 from jax_ddpm.io.files import read_json, replace_file, write_json
 from jax_ddpm.noise import sample_noise
 from jax_ddpm.runs.drawing import make_chain, with_guidance
 from jax_ddpm.runs.programs import guided_denoise_fn
-from jax_ddpm.runs.run import PathLike, Run
+from jax_ddpm.runs.run import PathLike
 from jax_ddpm.samplers import Sampler, ddim
 from jax_ddpm.sampling import p_sample_loop
 from jax_ddpm.schedule import NoiseSchedule
@@ -40,7 +41,7 @@ PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 def export(
     path: PathLike,
-    run: Run,
+    model: DiffusionModel,
     *,
     steps: int | None = None,
     guidance: float | None = None,
@@ -52,7 +53,7 @@ def export(
 
     Args:
       path: of the file; both are written over.
-      run: from `load_run`, `load_pretrained` or `fit`.
+      model: from `load_run`, `load_diffusers` or `load_openai`.
       steps: of the reverse chain. Default: 50, or all if fewer.
       guidance: scale of classifier-free guidance, 1 for none. Default: the run's.
       sampler: the update rule. Default: `ddim()`.
@@ -70,8 +71,8 @@ def export(
     for each in platforms:
         check_choice("platforms", each, PLATFORMS)
     import_module("flatbuffers")  # JAX would ask for it only after the work
-    run = with_guidance(run, guidance)
-    check_weights(flatten(run.pretrained.variables))
+    run = with_guidance(model, guidance)
+    check_weights(flatten(run.variables))
     path, chain = Path(path), make_chain(run, steps)
     exported = export_sampler(run, chain, sampler or ddim(), platforms)
     data = exported.serialize()
@@ -89,7 +90,7 @@ def export(
 
 
 def export_sampler(
-    run: Run, schedule: NoiseSchedule, sampler: Sampler, platforms: Sequence[str]
+    run: DiffusionModel, schedule: NoiseSchedule, sampler: Sampler, platforms: Sequence[str]
 ) -> Exported:
     """`(key, samples, labels) -> images` of any batch size; no labels if the run has none.
 
@@ -100,22 +101,22 @@ def export_sampler(
     def sample(key, samples, labels=None):
         def noise_fn(i):
             def draw(j):
-                shape = (1, *run.image_shape)
+                shape = run.shape(1)
                 return sample_noise(key, i, shape, first_sample=j, dtype=jnp.float32)[0]
 
             return jax.vmap(draw)(samples)
 
         # Constants that the compiler sees through are folded, and then it rounds otherwise.
-        variables = jax.lax.optimization_barrier(run.pretrained.variables)
+        variables = jax.lax.optimization_barrier(run.variables)
         return p_sample_loop(
             None,
             schedule,
             guided_denoise_fn(run, variables, labels),
-            (samples.shape[0], *run.image_shape),
+            run.shape(samples.shape[0]),
             sampler=sampler,
             x_T=noise_fn(schedule.num_timesteps),
             noise_fn=noise_fn,
-            **run.pretrained.policy,
+            **run.policy,
         )
 
     key = jax.eval_shape(lambda: jax.random.key(0))
@@ -144,14 +145,14 @@ def _beside(path: Path) -> Path:
     return path.with_name(f"{path.name}.json")
 
 
-def _manifest(run: Run, exported: Exported) -> dict[str, Any]:
+def _manifest(run: DiffusionModel, exported: Exported) -> dict[str, Any]:
     meaning = {
         "key": "a typed key: jax.random.key(seed)",
         "samples": "int32 [batch], each sample's number, which decides its noise",
     }
     if run.num_classes is not None:
         meaning["labels"] = f"int32 [batch], classes 0 to {run.num_classes - 1}"
-    sizes = [int(np.size(leaf)) for leaf in jax.tree.leaves(run.pretrained.variables)]
+    sizes = [int(np.size(leaf)) for leaf in jax.tree.leaves(run.variables)]
     return {
         "format": "jax.export (StableHLO)",
         "calling_convention_version": exported.calling_convention_version,
@@ -164,7 +165,7 @@ def _manifest(run: Run, exported: Exported) -> dict[str, Any]:
         },
         "output": _describe(exported.out_avals[0], "images, pixels in [-1, 1]"),
         "parameters": sum(sizes),
-        "scheduler": scheduler_config(run.pretrained),
+        "scheduler": scheduler_config(run),
         "num_classes": run.num_classes,
         "null_label": run.null_label,
         "guidance": run.guidance,

@@ -18,6 +18,7 @@ from jax_ddpm._errors import FieldError, check_positive
 from jax_ddpm._typing import Image, Pixels
 from jax_ddpm.data import to_bytes
 from jax_ddpm.forward import q_sample
+from jax_ddpm.interop import DiffusionModel
 from jax_ddpm.io.files import new_folder, replacing, write_file
 from jax_ddpm.runs.run import PathLike
 from jax_ddpm.schedule import NoiseSchedule
@@ -59,6 +60,22 @@ def image_grid(
         return canvas
     texts = tuple(str(title) for title in titles[:columns])
     return np.concatenate([_header(texts, width * scale, gap), canvas])
+
+
+def class_columns(run: DiffusionModel) -> int | None:
+    """Columns of a grid with one class each, repeated where the classes are few; None if there are
+    no classes, or more than 16."""
+    count = len(run.drawn)
+    return count * max(1, 8 // count) if 0 < count <= 16 else None
+
+
+def class_titles(run: DiffusionModel) -> tuple[str, ...] | None:
+    """Class names, one for each of these columns."""
+    columns = class_columns(run)
+    if run.class_names is None or columns is None:
+        return None
+    names = tuple(run.class_names[label] for label in run.drawn)
+    return names * (columns // len(names))
 
 
 def _on_white(pixels: np.ndarray) -> np.ndarray:

@@ -17,6 +17,7 @@ from jax.experimental.multihost_utils import sync_global_devices
 from jax_ddpm._errors import Field, FieldError
 from jax_ddpm.data import Dataset
 from jax_ddpm.data.loading import Order, prefetched
+from jax_ddpm.interop import DiffusionModel
 from jax_ddpm.io.checkpoint import list_checkpoints
 from jax_ddpm.noise import seed_key
 from jax_ddpm.runs.metrics import MetricsLog
@@ -24,7 +25,7 @@ from jax_ddpm.runs.previews import Previews
 from jax_ddpm.runs.programs import fit_programs, learning_rate
 from jax_ddpm.runs.progress import Progress
 from jax_ddpm.runs.resuming import Training, begin, open_run
-from jax_ddpm.runs.run import CHECKPOINTS, METRICS, PathLike, Run
+from jax_ddpm.runs.run import CHECKPOINTS, METRICS, PathLike
 from jax_ddpm.runs.saving import Saver, read_state
 from jax_ddpm.runs.settings import Settings
 from jax_ddpm.runs.starting import computing
@@ -37,7 +38,7 @@ from jax_ddpm.training.hosts import any_process, broadcast, gather, run_on_write
 class Fit(NamedTuple):
     """Where a training ended."""
 
-    run: Run
+    run: DiffusionModel
     """The model, with the average of the weights."""
     state: TrainState
     step: int
@@ -93,7 +94,7 @@ def train(
     programs = fit_programs(computed, settings, mesh, train_key)
     checkpoint, done = training.checkpoint, training.step
     if checkpoint is None:
-        state, pending = programs.init(jax.device_get(run.pretrained.variables)), {}
+        state, pending = programs.init(jax.device_get(run.variables)), {}
     else:
         pending = checkpoint.state["pending"]
         try:
@@ -157,7 +158,7 @@ def train(
             training.folder / METRICS,
             settings.steps,
             batch_size=size,
-            num_timesteps=run.pretrained.schedule.num_timesteps,
+            num_timesteps=run.schedule.num_timesteps,
             learning_rate=learning_rate(settings),
             step=done,
             pending=pending,
@@ -198,8 +199,7 @@ def train(
                 break
         if previews and done == settings.steps:
             previews.finish()
-    variables = gather(state.ema_params)
-    average = run._replace(pretrained=run.pretrained._replace(variables=variables))
+    average = run._replace(variables=gather(state.ema_params))
     return Fit(average, state, done, stopped=done < settings.steps)
 
 

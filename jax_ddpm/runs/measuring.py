@@ -21,12 +21,13 @@ from jax_ddpm import __version__
 from jax_ddpm._errors import Field, FieldError, check_between, check_positive
 from jax_ddpm.data import Dataset, to_bytes, to_float
 from jax_ddpm.evaluation.reference import Reference
+from jax_ddpm.interop import DiffusionModel
 from jax_ddpm.noise import seed_key
 from jax_ddpm.runs.drawing import Drawer, make_chain, with_guidance
 from jax_ddpm.runs.progress import Progress
 from jax_ddpm.runs.recording import compared, drawn
 from jax_ddpm.runs.references import open_reference
-from jax_ddpm.runs.run import PathLike, Run, matched
+from jax_ddpm.runs.run import PathLike, matched
 from jax_ddpm.runs.samples import Samples, open_kept, open_samples, resumed
 from jax_ddpm.runs.scoring import is_8_bit, score
 from jax_ddpm.samplers import Sampler, ancestral
@@ -41,7 +42,7 @@ _SCORED = 1000
 
 
 def evaluate(
-    run: Run,
+    model: DiffusionModel,
     data: Dataset | None = None,
     *,
     num: int = 1000,
@@ -77,7 +78,7 @@ def evaluate(
     What ends in `_std` is a spread. The names are explained in `evaluation`.
 
     Args:
-      run: what is measured.
+      model: the model to evaluate, from `load_run`, `load_diffusers` or `load_openai`.
       data: the images that it learned. None: `reference` stands for them.
       num: how many samples are drawn; 0 for none, and then no figures of them.
       steps: of the reverse chain. Default: all.
@@ -103,11 +104,12 @@ def evaluate(
     check_between("num", num, 0)
     check_between("num_scored", num_scored or 0, 0)
     key, left_out = seed_key(seed), {}
-    run, sampler = with_guidance(run, guidance), sampler or ancestral()
-    chain = make_chain(run, run.pretrained.schedule.num_timesteps if steps is None else steps)
+    run, sampler = with_guidance(model, guidance), sampler or ancestral()
+    image_shape = run.shape(1)[1:]
+    chain = make_chain(run, run.schedule.num_timesteps if steps is None else steps)
     warn_of_signal(chain)
     if data is not None:
-        _check(data, run.image_shape, "the run's")
+        _check(data, image_shape, "the run's")
     there, labels, asked = {label: label for label in run.drawn}, None, None
     if data is not None and data.labels is not None and run.num_classes is not None:
         there = matched(run.class_names, run.drawn, data)
@@ -134,13 +136,13 @@ def evaluate(
         if folder is not None:
             kept = open_kept(folder, made | {"class_names": run.class_names, "labels": turn})
         target = open_reference(
-            run.image_shape, data, inception, reference, statistics, num, seed, progress
+            image_shape, data, inception, reference, statistics, num, seed, progress
         )
         if run.num_classes is not None:
             labels = np.resize(np.asarray(turn or [run.null_label], np.int32), num)
             asked = np.asarray([there.get(k, -1) for k in labels.tolist()]) if turn else None
         drawer = Drawer(run, chain, sampler, min(num, batch_size))
-        weights = run.pretrained.variables
+        weights = run.variables
         draw = partial(drawer.batches, key, weights, num, labels, progress=progress)
         batches = map(to_bytes, draw())
         if folder is not None:

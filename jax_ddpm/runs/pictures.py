@@ -9,12 +9,20 @@ import jax
 import numpy as np
 
 from jax_ddpm.data import Dataset, to_float
+from jax_ddpm.interop import DiffusionModel
 from jax_ddpm.noise import seed_key
 from jax_ddpm.runs.drawing import draw
-from jax_ddpm.runs.figures import save_forward, save_gif, save_grid, save_loss
+from jax_ddpm.runs.figures import (
+    class_columns,
+    class_titles,
+    save_forward,
+    save_gif,
+    save_grid,
+    save_loss,
+)
 from jax_ddpm.runs.metrics import read_metrics
 from jax_ddpm.runs.progress import Progress
-from jax_ddpm.runs.run import METRICS, PICTURES, PathLike, Run
+from jax_ddpm.runs.run import METRICS, PICTURES, PathLike
 from jax_ddpm.samplers import ancestral
 from jax_ddpm.training.hosts import is_writer
 
@@ -23,7 +31,7 @@ _STEPS = 200
 
 def save_pictures(
     folder: PathLike,
-    run: Run,
+    run: DiffusionModel,
     data: Dataset,
     *,
     seed: int = 0,
@@ -33,12 +41,12 @@ def save_pictures(
 
     `progress` is that of `draw`. Raises `OSError`.
     """
-    frames, columns, schedule = [], run.class_columns or 8, run.pretrained.schedule
+    frames, columns, schedule = [], class_columns(run) or 8, run.schedule
     samples = draw(
         jax.random.fold_in(seed_key(seed), 1),
         run,
         8 * columns,
-        chain=schedule if schedule.num_timesteps <= _STEPS else run.pretrained.chain(_STEPS),
+        chain=schedule if schedule.num_timesteps <= _STEPS else run.chain(_STEPS),
         sampler=ancestral(),
         progress=progress,
         watch=lambda x_t: frames.append(x_t[: 2 * columns]),
@@ -49,8 +57,8 @@ def save_pictures(
     lines = [line for line in read_metrics(folder / METRICS) if line["loss"] is not None]
     steps, losses = [line["step"] for line in lines], [line["loss"] for line in lines]
     with tempfile.TemporaryDirectory(prefix=".pictures", dir=folder) as new:
-        save_grid(Path(new, "samples.png"), samples, columns, run.titles)
-        save_gif(Path(new, "reverse.gif"), frames, columns, titles=run.titles)
+        save_grid(Path(new, "samples.png"), samples, columns, class_titles(run))
+        save_gif(Path(new, "reverse.gif"), frames, columns, titles=class_titles(run))
         save_forward(Path(new, "forward.png"), schedule, _first(data))
         save_loss(Path(new, "loss.png"), steps, losses)
         for name in PICTURES:

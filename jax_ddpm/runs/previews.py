@@ -8,11 +8,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from jax_ddpm.interop import DiffusionModel
 from jax_ddpm.io.files import make_folder, replacing
 from jax_ddpm.noise import seed_key
 from jax_ddpm.runs.drawing import Drawer, labels_in_turn, make_chain
-from jax_ddpm.runs.figures import image_grid, save_animation
-from jax_ddpm.runs.run import Run
+from jax_ddpm.runs.figures import class_columns, class_titles, image_grid, save_animation
 from jax_ddpm.runs.settings import Settings
 from jax_ddpm.samplers import ddim
 from jax_ddpm.training.hosts import run_on_writer
@@ -30,12 +30,14 @@ class Previews:
     with and without them.
     """
 
-    def __init__(self, folder: Path, run: Run, settings: Settings, mesh: Mesh, done: int) -> None:
+    def __init__(
+        self, folder: Path, run: DiffusionModel, settings: Settings, mesh: Mesh, done: int
+    ) -> None:
         """Of a training that resumes after `done` steps: what was drawn later is removed."""
         self._folder, self._run, self._mesh = folder, run, mesh
         self._done, self._total = done, settings.steps
         self._every = settings.sampled(self._total)
-        self._columns = run.class_columns or 8
+        self._columns = class_columns(run) or 8
         self._number = _ROWS * self._columns
         self._key = jax.random.fold_in(seed_key(settings.seed), 1)
         self._drawer = None
@@ -64,7 +66,7 @@ class Previews:
         (images,) = self._drawer.batches(self._key, params, self._number, labels)
         if not np.isfinite(images).all():
             return warnings.warn(f"step {step:,} has no picture: NaN or infinity", stacklevel=2)
-        picture = image_grid(images, self._columns, titles=self._run.titles)
+        picture = image_grid(images, self._columns, titles=class_titles(self._run))
         run_on_writer(lambda: self._save(step, picture))
         return picture
 

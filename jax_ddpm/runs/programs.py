@@ -17,11 +17,12 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jax_ddpm._typing import PRNGKey
+from jax_ddpm.data import Preparation
 from jax_ddpm.data.augmentation import augmentation
 from jax_ddpm.guidance import classifier_free_guidance
+from jax_ddpm.interop import DiffusionModel
 from jax_ddpm.models import UNet
 from jax_ddpm.noise import sample_noise
-from jax_ddpm.runs.run import Run
 from jax_ddpm.runs.settings import Settings
 from jax_ddpm.samplers import Sampler
 from jax_ddpm.sampling import SampleState, p_sample_init, p_sample_steps
@@ -49,18 +50,17 @@ class FitPrograms(NamedTuple):
     batch_sharding: NamedSharding
 
 
-def fit_programs(run: Run, settings: Settings, mesh: Mesh, key: PRNGKey) -> FitPrograms:
+def fit_programs(run: DiffusionModel, settings: Settings, mesh: Mesh, key: PRNGKey) -> FitPrograms:
     """Training as `settings` say, from `key`, with the state split over the mesh's `fsdp`."""
-    pretrained, prepared = run.pretrained, run.preparation
-    model: Any = pretrained.model
+    model, prepared = run.model, Preparation(**run.preparation)
     transformation = optimizer(settings)
     train_step = make_train_step(
-        pretrained.schedule,
+        run.schedule,
         gather_params(model.apply, mesh),
         transformation,
         ema_decay=ema_warmup(settings.ema_decay) if settings.ema_warmup else settings.ema_decay,
-        prediction_type=pretrained.prediction_type,
-        variance_type=pretrained.variance_type,
+        prediction_type=run.prediction_type,
+        variance_type=run.variance_type,
         loss_type=settings.loss_type,
         weighting=settings.weighting,
         min_snr_gamma=settings.min_snr_gamma,
@@ -85,7 +85,7 @@ def fit_programs(run: Run, settings: Settings, mesh: Mesh, key: PRNGKey) -> FitP
     def init(params):
         return init_train_state(key, params, transformation)
 
-    shapes = jax.eval_shape(init, pretrained.variables)
+    shapes = jax.eval_shape(init, run.variables)
     placement = state_sharding(mesh, shapes)
     batches = NamedSharding(mesh, P(None, *data_sharding(mesh).spec))
     whole = replicated(mesh)
@@ -148,11 +148,11 @@ class DrawPrograms(NamedTuple):
 
 
 def draw_programs(
-    run: Run, chain: NoiseSchedule, sampler: Sampler, batch_size: int, mesh: Mesh
+    run: DiffusionModel, chain: NoiseSchedule, sampler: Sampler, batch_size: int, mesh: Mesh
 ) -> DrawPrograms:
     """The reverse chain of `batch_size` samples at once, split over the mesh."""
     data, whole = data_sharding(mesh), replicated(mesh)
-    shape = (batch_size, *run.image_shape)
+    shape = run.shape(batch_size)
 
     def init(key, first_sample):
         x_T = sample_noise(
@@ -175,7 +175,7 @@ def draw_programs(
             sampler=sampler,
             first_sample=first_sample,
             sharding=data,
-            **run.pretrained.policy,
+            **run.policy,
         )
 
     key = jax.eval_shape(lambda: jax.random.key(0))
@@ -184,7 +184,7 @@ def draw_programs(
     state = jax.eval_shape(init, key, number)
     # A rule may remember arrays of the batch, such as the step before, and numbers.
     states = jax.tree.map(lambda x: data if x.shape[:1] == (batch_size,) else whole, state)
-    weights = run.pretrained.variables
+    weights = run.variables
     places = (
         whole,
         jax.tree.map(lambda _: whole, weights),
@@ -207,9 +207,9 @@ def pieces(chain: NoiseSchedule) -> list[int]:
     return [piece] * whole + [rest] * (rest > 0)
 
 
-def guided_denoise_fn(run: Run, weights: Any, labels: Any) -> Callable[[Any, Any], Any]:
+def guided_denoise_fn(run: DiffusionModel, weights: Any, labels: Any) -> Callable[[Any, Any], Any]:
     """The run's network under its guidance, for these labels if it knows any."""
-    model: Any = run.pretrained.model
+    model: Any = run.model
     if labels is None:
         return partial(model.apply, weights)
 

@@ -9,20 +9,21 @@ import numpy as np
 
 from jax_ddpm.data import Dataset
 from jax_ddpm.evaluation.reference import Reference
+from jax_ddpm.interop import DiffusionModel
 from jax_ddpm.io.arrays import flatten
-from jax_ddpm.runs.run import PathLike, Run
+from jax_ddpm.runs.run import PathLike
 from jax_ddpm.samplers import Sampler
 from jax_ddpm.schedule import NoiseSchedule
 
 
-def drawn(run: Run, chain: NoiseSchedule, sampler: Sampler) -> dict[str, Any]:
+def drawn(run: DiffusionModel, chain: NoiseSchedule, sampler: Sampler) -> dict[str, Any]:
     """What decides samples, but for the seed and the classes."""
     rule: Any = inspect.unwrap(sampler.step)
     nonlocals = inspect.getclosurevars(rule).nonlocals if inspect.isfunction(rule) else {}
     options = {name: x for name, x in nonlocals.items() if isinstance(x, bool | int | float | str)}
     called = getattr(rule, "__qualname__", type(rule).__name__).partition(".")[0]
     weights = hashlib.sha256()
-    for name, leaf in flatten(run.pretrained.variables).items():
+    for name, leaf in flatten(run.variables).items():
         weights.update(name.encode())
         weights.update(np.ascontiguousarray(leaf).data)
     tables = hashlib.sha256(np.asarray([chain.betas, chain.timesteps], np.float64).tobytes())
@@ -31,7 +32,7 @@ def drawn(run: Run, chain: NoiseSchedule, sampler: Sampler) -> dict[str, Any]:
         "steps": chain.num_timesteps,
         "chain": f"SHA-256 {tables.hexdigest()} of β and t",
         "guidance": run.guidance,
-        **{option: str(value) for option, value in run.pretrained.policy.items()},
+        **{option: str(value) for option, value in run.policy.items()},
         "weights": f"SHA-256 {weights.hexdigest()}",
     }
 

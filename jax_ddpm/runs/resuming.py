@@ -22,6 +22,7 @@ from optax.tree_utils import tree_set
 
 from jax_ddpm._errors import Field, FieldError
 from jax_ddpm.data import Dataset
+from jax_ddpm.interop import DiffusionModel
 from jax_ddpm.io.arrays import flatten, from_bytes, to_bytes
 from jax_ddpm.io.checkpoint import (
     Checkpoint,
@@ -32,7 +33,7 @@ from jax_ddpm.io.checkpoint import (
 )
 from jax_ddpm.io.files import make_folder, read_json, write_json
 from jax_ddpm.runs.programs import optimizer
-from jax_ddpm.runs.run import CHECKPOINTS, CONFIG, PICTURES, PathLike, Run, describe
+from jax_ddpm.runs.run import CHECKPOINTS, CONFIG, PICTURES, PathLike, describe
 from jax_ddpm.runs.settings import CheckpointSettings, Settings
 from jax_ddpm.runs.starting import computing, new_run
 from jax_ddpm.training.hosts import any_process, broadcast, run_on_all, run_on_writer
@@ -58,7 +59,7 @@ class Training(NamedTuple):
     folder: Path
     settings: Settings
     data: Dataset
-    run: Run
+    run: DiffusionModel
     """The model before the first step."""
     mesh: Mesh
     description: dict[str, Any]
@@ -103,7 +104,7 @@ class Training(NamedTuple):
         """What is trained, on what, and from where: lines to read."""
         count, image_shape = len(self.data.images), self.data.image_shape
         classes = f" in {self.run.num_classes} classes" if self.run.num_classes else ""
-        parameters = sum(leaf.size for leaf in jax.tree.leaves(self.run.pretrained.variables))
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(self.run.variables))
         names = self.run.class_names or range(self.run.num_classes or 0)
         unseen = [str(name) for k, name in enumerate(names) if k not in self.run.drawn]
         idle = jax.device_count() - self.mesh.size
@@ -157,7 +158,7 @@ def begin(training: Training) -> None:
         (training.folder / name).unlink(missing_ok=True)
 
 
-def _prepare(settings: Settings, data: Dataset) -> tuple[Settings, Run, Mesh]:
+def _prepare(settings: Settings, data: Dataset) -> tuple[Settings, DiffusionModel, Mesh]:
     data.check()
     settings = replace(settings, batch_size=settings.batched(len(data.images)))
     run = new_run(settings, data)
@@ -167,11 +168,11 @@ def _prepare(settings: Settings, data: Dataset) -> tuple[Settings, Run, Mesh]:
     return settings, run, device_mesh(batch, fsdp=settings.fsdp)
 
 
-def _agree(settings: Settings, run: Run, data: dict[str, Any]) -> None:
+def _agree(settings: Settings, run: DiffusionModel, data: dict[str, Any]) -> None:
     """Raises `FieldError` where processes have different settings, images or models."""
     if jax.process_count() == 1:
         return
-    weights = to_bytes(flatten(jax.device_get(run.pretrained.variables)))
+    weights = to_bytes(flatten(jax.device_get(run.variables)))
     for field, what, here in (
         ("data", "images", {**data, "source": None}),
         (None, "settings", repr(replace(settings, init=None, inception=None))),

@@ -1,4 +1,4 @@
-"""A run: a trained model, and the folder that holds it.
+"""The folder of a run, and the model in it.
 
 Network and schedule are written in the words of diffusers' configs, as `interop` reads them.
 """
@@ -9,25 +9,24 @@ import unicodedata
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jax_ddpm import __version__
 from jax_ddpm._errors import Field, FieldError
 from jax_ddpm.data.dataset import Dataset
 from jax_ddpm.data.preparation import Preparation
-from jax_ddpm.interop.diffusers import load_diffusers, unet_config, unet_from_config
-from jax_ddpm.interop.openai import load_openai
-from jax_ddpm.interop.pretrained import Pretrained
+from jax_ddpm.interop import DiffusionModel, load_diffusers, load_openai, simple_unet_from_torch
+from jax_ddpm.interop import model as interop
+from jax_ddpm.interop.diffusers import unet_config, unet_from_config
 from jax_ddpm.interop.scheduler import scheduler_config, scheduler_from_config
-from jax_ddpm.interop.simple_unet import simple_unet_from_torch
 from jax_ddpm.io.arrays import flatten, load_tensors, unflatten
 from jax_ddpm.io.checkpoint import list_checkpoints, load_checkpoint, restore, save_checkpoint
 from jax_ddpm.io.files import new_folder, write_json
 from jax_ddpm.models import SimpleUNet, UNet
+from jax_ddpm.reverse import check_prediction
 from jax_ddpm.schedule import linear_beta_schedule, make_schedule
 
 FILES = {
@@ -45,52 +44,6 @@ CONFIG, METRICS, CHECKPOINTS, *PICTURES = FILES
 _TUTORIAL_TIMESTEPS = 200
 PathLike = str | os.PathLike[str]
 Weights = Literal["ema", "params"]
-
-
-class Run(NamedTuple):
-    """A model and what is needed to draw from it."""
-
-    pretrained: Pretrained
-    """Its weights are the average (EMA), unless others were asked for."""
-    image_shape: tuple[int, int, int]
-    num_classes: int | None
-    """Labels 0 … num_classes - 1 stand for something; None without classes."""
-    null_label: int | None
-    guidance: float
-    class_names: tuple[str, ...] | None = None
-    """What each label is called, if it is known."""
-    preparation: Preparation = Preparation()
-    """How its images were read."""
-    learned: tuple[int, ...] | None = None
-    """The labels that images taught it; None: all of them."""
-
-    def __repr__(self) -> str:
-        sizes = [np.size(leaf) for leaf in jax.tree.leaves(self.pretrained.variables)]
-        return (
-            f"Run({type(self.pretrained.model).__name__} of {sum(sizes):,} parameters, "
-            f"image_shape={self.image_shape}, num_classes={self.num_classes}, "
-            f"null_label={self.null_label}, guidance={self.guidance:g})"
-        )
-
-    @property
-    def drawn(self) -> tuple[int, ...]:
-        """The labels that are drawn in turn by default. Without any, the null label is drawn."""
-        return tuple(range(self.num_classes or 0)) if self.learned is None else self.learned
-
-    @property
-    def titles(self) -> tuple[str, ...] | None:
-        """Names of the columns of a grid with one class in each."""
-        if self.class_names is None or self.class_columns is None:
-            return None
-        names = tuple(self.class_names[label] for label in self.drawn)
-        return names * (self.class_columns // len(names))
-
-    @property
-    def class_columns(self) -> int | None:
-        """Columns of a grid with one class in each, several times all of them where they are few;
-        None where there are no classes, or too many."""
-        count = len(self.drawn)
-        return count * max(1, 8 // count) if 0 < count <= 16 else None
 
 
 def class_number(name: str, names: Sequence[str] | None) -> int | None:
@@ -129,32 +82,29 @@ def matched(
 
 def init_variables(model: UNet | SimpleUNet, key: Any, image_shape: tuple[int, ...]) -> Any:
     """Initial variables. Raises `ValueError` if images of this shape do not suit the network."""
-    arguments = [jnp.zeros((1, *image_shape), jnp.float32), jnp.zeros((1,), jnp.int32)]
-    if isinstance(model, UNet) and model.num_class_embeds is not None:
-        arguments.append(jnp.zeros((1,), jnp.int32))
     try:
-        return jax.jit(model.init)(key, *arguments)
+        return interop.init_variables(model, key, image_shape)
     except ValueError as error:
         raise ValueError(f"the network refuses images of {image_shape}: {error}") from None
 
 
-def describe(run: Run, train: Any = None, data: Any = None) -> dict[str, Any]:
+def describe(run: DiffusionModel, train: Any = None, data: Any = None) -> dict[str, Any]:
     """All of a run that is not an array, as JSON: its config.json, and part of each checkpoint."""
-    model = run.pretrained.model
+    model = run.model
     if isinstance(model, UNet):
         network = unet_config(model)
     else:
         network = {"_class_name": "SimpleUNet", "channels": model.channels}
     description = {
         "model": network,
-        "scheduler": scheduler_config(run.pretrained),
-        "image_shape": run.image_shape,
+        "scheduler": scheduler_config(run),
+        "image_shape": run.shape(1)[1:],
         "num_classes": run.num_classes,
         "null_label": run.null_label,
         "guidance": run.guidance,
         "class_names": run.class_names,
         "learned": run.learned,
-        "preparation": run.preparation.record(),
+        "preparation": Preparation(**run.preparation).record(),
         "train": train,
         "data": data,
         "versions": {"jax_ddpm": __version__, "jax": jax.__version__, "numpy": np.__version__},
@@ -162,12 +112,12 @@ def describe(run: Run, train: Any = None, data: Any = None) -> dict[str, Any]:
     return json.loads(json.dumps(description))
 
 
-def save_run(folder: PathLike, run: Run) -> None:
+def save_run(folder: PathLike, model: DiffusionModel) -> None:
     """Write a run of one checkpoint, in a new folder: its weights are their own average.
 
     Raises `ValueError` if a weight is not finite, and `OSError`; nothing is left behind then.
     """
-    description, weights = describe(run), run.pretrained.variables
+    description, weights = describe(model), model.variables
     with new_folder(Path(folder)) as new:
         save_checkpoint(
             new / CHECKPOINTS, 0, {"params": weights, "ema": weights}, {"run": description}
@@ -180,7 +130,9 @@ def is_run(folder: PathLike) -> bool:
     return (Path(folder) / CHECKPOINTS).is_dir() or _is_checkpoint(Path(folder))
 
 
-def load_run(folder: PathLike, *, checkpoint: int | None = None, weights: Weights = "ema") -> Run:
+def load_run(
+    folder: PathLike, *, checkpoint: int | None = None, weights: Weights = "ema"
+) -> DiffusionModel:
     """Read a run that `fit` or `jax-ddpm train` made.
 
     Args:
@@ -225,16 +177,18 @@ def _find_checkpoint(folder: Path, step: int | None = None) -> Path:
     return paths[max(paths) if step is None else step]
 
 
-def _read_run(path: Path, weights: str) -> Run:
+def _read_run(path: Path, weights: str) -> DiffusionModel:
     checkpoint = load_checkpoint(path)
     try:
         description = checkpoint.state["run"]
         height, width, channels = description["image_shape"]
         model = _model(description["model"], path / "state.json")
         scheduler = scheduler_from_config(description["scheduler"], path / "state.json")
-        labelling = [description[name] for name in ("num_classes", "null_label", "guidance")]
-        names, learned = (description[name] for name in ("class_names", "learned"))
-        preparation = Preparation(**description["preparation"])
+        labels = {name: description[name] for name in ("num_classes", "null_label", "guidance")}
+        for name in ("class_names", "learned"):
+            named = description.get(name)
+            labels[name] = None if named is None else tuple(named)
+        preparation = Preparation(**description["preparation"]).record()
         image_shape = (height, width, channels)
         flat = checkpoint.arrays[weights]
         expected = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), image_shape))
@@ -249,13 +203,11 @@ def _read_run(path: Path, weights: str) -> Run:
         variables = restore(unflatten(template), flat)
     except ValueError as error:
         raise ValueError(f"{path / weights}.safetensors: {error}") from None
-    pretrained = Pretrained(model, variables, **scheduler)
-    run = Run(pretrained, image_shape, *labelling, preparation=preparation)
-    names, learned = (each if each is None else tuple(each) for each in (names, learned))
-    return run._replace(class_names=names, learned=learned)
+    scheduler |= {"image_shape": image_shape, "preparation": preparation}
+    return DiffusionModel(model, variables, **scheduler, **labels)
 
 
-def load_pretrained(folder: PathLike, *, openai_flags: str | None = None) -> Run:
+def load_pretrained(folder: PathLike, *, openai_flags: str | None = None) -> DiffusionModel:
     """Read a folder of diffusers; where it does not say which label is the null label, it is the
     last, if samples are guided.
 
@@ -273,55 +225,53 @@ def load_pretrained(folder: PathLike, *, openai_flags: str | None = None) -> Run
         raise FieldError("folder", *problem)
     try:
         if openai_flags is None:
-            return _from_pretrained(load_diffusers(folder), folder)
-        return _from_pretrained(load_openai(folder, openai_flags), folder)
+            model = load_diffusers(folder)
+        else:
+            model = load_openai(folder, openai_flags)
     except (ImportError, ValueError) as error:
         if isinstance(error, FieldError) and error.field == "flags":
             raise FieldError("openai_flags", *error.problem) from None
         raise FieldError("folder", str(error)) from None
-
-
-def _from_pretrained(pretrained: Pretrained, folder: Path) -> Run:
-    model: Any = pretrained.model
-    size = model.sample_size
-    if size is None:
-        raise ValueError(f"{folder}: expected sample_size in the U-Net's config, got null")
-    height, width = (size, size) if isinstance(size, int) else size
-    image_shape = (height, width, model.in_channels)
-    channels = model.in_channels * (2 if pretrained.variance_type.startswith("learned") else 1)
-    if model.out_channels != channels:
-        raise ValueError(
-            f"{folder}: expected {channels} output channels for variance_type "
-            f"{pretrained.variance_type!r}, got {model.out_channels}"
-        )
-    if pretrained.prediction_type == "epsilon" and pretrained.schedule.alphas_cumprod[-1] == 0:
-        raise ValueError(f"{folder}: zero terminal SNR says nothing to a network that predicts ε")
     try:
-        jax.eval_shape(lambda: init_variables(model, jax.random.key(0), image_shape))
+        _check_drawable(model)
     except ValueError as error:
-        raise ValueError(f"{folder}: sample_size: {error}") from None
-    said, classes = pretrained.null_label, model.num_class_embeds
-    last = None if classes is None else classes - 1
-    if said not in (None, "none", last):
-        expected = f"expected the network's last label, {last}, for the null label"
-        raise ValueError(f"{folder}: {expected}, got {said}")
-    classes = classes if said in (None, "none") else last
-    return Run(pretrained, image_shape, classes, None if said == "none" else last, guidance=1.0)
+        raise FieldError("folder", f"{folder}: {error}") from None
+    return model
 
 
-def load_model(folder: PathLike, *, weights: Weights = "ema") -> Run:
+def _check_drawable(model: DiffusionModel) -> None:
+    """Raises `ValueError` if schedule, network and image size contradict each other."""
+    network: Any = model.model
+    if model.image_shape is None:
+        raise ValueError("expected sample_size in the U-Net's config, got null")
+    channels = network.in_channels * (2 if model.variance_type.startswith("learned") else 1)
+    if network.out_channels != channels:
+        raise ValueError(
+            f"expected {channels} output channels for variance_type {model.variance_type!r}, "
+            f"got {network.out_channels}"
+        )
+    check_prediction(model.schedule, model.prediction_type)
+    try:
+        jax.eval_shape(lambda: init_variables(network, jax.random.key(0), model.shape(1)[1:]))
+    except ValueError as error:
+        raise ValueError(f"sample_size: {error}") from None
+
+
+def load_model(folder: PathLike, *, weights: Weights = "ema") -> DiffusionModel:
     """A run, one of its checkpoints or a folder of diffusers, whichever `folder` is."""
     folder = Path(folder)
     if folder.is_file():
         raise FieldError("folder", f"{folder} is a file; `jax-ddpm convert` makes a run of it")
     if not is_run(folder):
+        if weights != "ema":
+            raise FieldError("weights", f"a folder of diffusers has no choice, got {weights!r}")
         return load_pretrained(folder)
     # By its own folder, which then also names the one before it.
     path = folder if _is_checkpoint(folder) else _find_checkpoint(folder)
     return load_run(path, weights=weights)
 
 
-def load_state_dict(path: PathLike, *, image_size: int = 64) -> Run:
+def load_state_dict(path: PathLike, *, image_size: int = 64) -> DiffusionModel:
     """Read a state dict of the tutorial's `SimpleUNet`, a .safetensors; its schedule is the
     tutorial's, and `image_size` the height and width of its images, which the file does not say.
 
@@ -343,9 +293,8 @@ def load_state_dict(path: PathLike, *, image_size: int = 64) -> Run:
         raise FieldError("path", str(error)) from None
     channels = int(np.shape(variables["params"]["down1"]["kernel"])[2])
     schedule = make_schedule(linear_beta_schedule(_TUTORIAL_TIMESTEPS))
-    model = SimpleUNet(channels=channels)
-    pretrained = Pretrained(model, variables, schedule, timestep_spacing="trailing")
-    return Run(pretrained, (image_size, image_size, channels), None, null_label=None, guidance=1.0)
+    model, shape = SimpleUNet(channels=channels), (image_size, image_size, channels)
+    return DiffusionModel(model, variables, schedule, shape, timestep_spacing="trailing")
 
 
 def _model(content: Mapping[str, Any], path: Path) -> UNet | SimpleUNet:

@@ -8,9 +8,9 @@ import numpy as np
 
 from jax_ddpm._errors import FieldError
 from jax_ddpm.data import Dataset, load_batch, to_float
+from jax_ddpm.interop import DiffusionModel
 from jax_ddpm.likelihood import bits_per_dim
 from jax_ddpm.runs.progress import Progress
-from jax_ddpm.runs.run import Run
 from jax_ddpm.training.hosts import gather
 from jax_ddpm.training.sharding import data_sharding, device_mesh, replicated
 
@@ -28,10 +28,15 @@ def is_8_bit(data: Dataset) -> bool:
 
 
 def score(
-    key: Any, run: Run, data: Dataset, num: int, seed: int, progress: Callable[..., Any] | None
+    key: Any,
+    run: DiffusionModel,
+    data: Dataset,
+    num: int,
+    seed: int,
+    progress: Callable[..., Any] | None,
 ) -> float:
     """The bound in bits per dimension, a mean over `num` of the images, labels below 0 left out."""
-    model: Any = run.pretrained.model
+    model: Any = run.model
     # Files are often sorted by class.
     chosen = np.random.default_rng(seed).permutation(len(data.images))
     classes = data.labels if run.num_classes else None
@@ -49,16 +54,16 @@ def score(
 
         return bits_per_dim(
             key,
-            run.pretrained.schedule,
+            run.schedule,
             denoise_fn,
             images,
             first_sample=first_sample,
-            **run.pretrained.policy,
+            **run.policy,
         ).total
 
     places = (whole, split, None if classes is None else split, whole)
     program = jax.jit(bound, in_shardings=places, out_shardings=split)
-    weights = jax.jit(lambda tree: tree, out_shardings=whole)(run.pretrained.variables)
+    weights = jax.jit(lambda tree: tree, out_shardings=whole)(run.variables)
     totals = []
     for first in range(0, len(chosen), size):
         rows = chosen[first : first + size]

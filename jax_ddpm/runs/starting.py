@@ -10,15 +10,15 @@ import numpy as np
 
 from jax_ddpm._errors import Field, FieldError
 from jax_ddpm.data import Dataset
-from jax_ddpm.interop import Pretrained
+from jax_ddpm.interop import DiffusionModel
 from jax_ddpm.losses import check_loss
 from jax_ddpm.models import SimpleUNet, UNet, ddpm_digits
 from jax_ddpm.noise import seed_key
-from jax_ddpm.runs.run import Run, by_name, init_variables, load_model, matched
+from jax_ddpm.runs.run import by_name, init_variables, load_model, matched
 from jax_ddpm.runs.settings import Settings, named_schedule
 
 
-def new_run(settings: Settings, data: Dataset) -> Run:
+def new_run(settings: Settings, data: Dataset) -> DiffusionModel:
     """The model that `settings` ask for, for these images, not yet trained on them.
 
     Raises `FieldError` where they do not suit one another.
@@ -31,10 +31,10 @@ def new_run(settings: Settings, data: Dataset) -> Run:
     else:
         run = untrained(settings, data.image_shape, data.num_classes)
         key = seed_key(settings.seed)
-        variables = init_variables(run.pretrained.model, key, run.image_shape)
-        run = run._replace(pretrained=run.pretrained._replace(variables=variables))
-    check_loss(settings.loss_type, settings.weighting, run.pretrained.variance_type)
-    run = run._replace(preparation=data.preparation)
+        variables = init_variables(run.model, key, data.image_shape)
+        run = run._replace(variables=variables)
+    check_loss(settings.loss_type, settings.weighting, run.variance_type)
+    run = run._replace(preparation=data.preparation.record())
     if run.num_classes is None:
         return run
     learned = np.unique(np.asarray(data.labels)).tolist() if settings.label_dropout < 1 else ()
@@ -43,7 +43,7 @@ def new_run(settings: Settings, data: Dataset) -> Run:
 
 def untrained(
     settings: Settings, image_shape: tuple[int, int, int], num_classes: int | None
-) -> Run:
+) -> DiffusionModel:
     """The model that `settings` ask for; its weights are shapes.
 
     Raises `FieldError` where the network does not suit the images.
@@ -55,37 +55,40 @@ def untrained(
         variables = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), image_shape))
     except ValueError as error:
         raise FieldError("unet" if settings.unet else "data", str(error)) from None
-    pretrained = Pretrained(
+    return DiffusionModel(
         model,
         variables,
         named_schedule(settings.schedule, settings.timesteps),
+        image_shape,
         prediction_type=settings.prediction_type,
         variance_type=settings.variance_type,
         timestep_spacing="trailing",
+        num_classes=classes,
+        null_label=null_label,
+        guidance=_guidance(settings, null_label),
     )
-    return Run(pretrained, image_shape, classes, null_label, _guidance(settings, null_label))
 
 
-def computing(run: Run, *, dtype: str, remat: bool) -> Run:
+def computing(run: DiffusionModel, *, dtype: str, remat: bool) -> DiffusionModel:
     """The run, its network with this dtype and rematerialisation."""
-    model = run.pretrained.model
+    model = run.model
     if remat:
         if not isinstance(model, UNet):
             raise FieldError("remat", "the tutorial's network has no blocks to recompute")
         model = model.clone(remat=True)
     if dtype != "float32":
         model = model.clone(dtype=jnp.dtype(dtype))
-    return run._replace(pretrained=run.pretrained._replace(model=model))
+    return run._replace(model=model)
 
 
-def _from_init(settings: Settings, init: Path, data: Dataset) -> Run:
+def _from_init(settings: Settings, init: Path, data: Dataset) -> DiffusionModel:
     try:
         run = load_model(init)
     except FieldError as error:
         raise FieldError("init", *error.problem) from None
     # Sixteen bits hold a network, but not the small steps that train it.
-    variables = jax.tree.map(lambda x: np.asarray(x, np.float32), run.pretrained.variables)
-    run = run._replace(pretrained=run.pretrained._replace(variables=variables))
+    variables = jax.tree.map(lambda x: np.asarray(x, np.float32), run.variables)
+    run = run._replace(variables=variables)
     if run.image_shape != data.image_shape:
         problem = f"expected images of {run.image_shape}, as its network, got {data.image_shape}"
         raise FieldError("init", problem)
@@ -114,15 +117,15 @@ def _from_init(settings: Settings, init: Path, data: Dataset) -> Run:
     return run._replace(num_classes=len(rows), null_label=null_label)
 
 
-def _relabelled(run: Run, rows: list[int | None], seed: int) -> Run:
+def _relabelled(run: DiffusionModel, rows: list[int | None], seed: int) -> DiffusionModel:
     """The run with a network whose label k is its own label `rows[k]`, or a new one for None."""
-    model: Any = run.pretrained.model.clone(num_class_embeds=len(rows))
-    new = init_variables(model, jax.random.key(seed), run.image_shape)["params"]
-    params = run.pretrained.variables["params"]
+    model: Any = run.model.clone(num_class_embeds=len(rows))
+    new = init_variables(model, jax.random.key(seed), run.shape(1)[1:])["params"]
+    params = run.variables["params"]
     new, old = (each["class_embedding"]["embedding"] for each in (new, params))
     table = np.stack([new[k] if row is None else old[row] for k, row in enumerate(rows)])
     variables = {"params": {**params, "class_embedding": {"embedding": table}}}
-    return run._replace(pretrained=run.pretrained._replace(model=model, variables=variables))
+    return run._replace(model=model, variables=variables)
 
 
 def _guidance(settings: Settings, null_label: int | None) -> float:

@@ -12,10 +12,10 @@ from jax_ddpm._errors import FieldError
 from jax_ddpm.data import Dataset, to_bytes
 from jax_ddpm.evaluation.comparison import main_figure
 from jax_ddpm.evaluation.reference import reference_of_images
+from jax_ddpm.interop import DiffusionModel
 from jax_ddpm.noise import seed_key
 from jax_ddpm.runs.drawing import Drawer, labels_in_turn, make_chain
 from jax_ddpm.runs.references import feature_network
-from jax_ddpm.runs.run import Run
 from jax_ddpm.runs.settings import Settings
 from jax_ddpm.samplers import ddim
 from jax_ddpm.training.hosts import broadcast, run_on_all
@@ -45,7 +45,7 @@ class Watch:
 
     def __init__(
         self,
-        run: Run,
+        run: DiffusionModel,
         data: Dataset,
         settings: Settings,
         mesh: Mesh,
@@ -58,7 +58,7 @@ class Watch:
         if not settings.evaluate_every or done == settings.steps:
             return
         num = settings.evaluate_num
-        network = run_on_all(lambda: feature_network(run.image_shape, settings.inception))
+        network = run_on_all(lambda: feature_network(data.image_shape, settings.inception))
         self._figure = main_figure("features" if network is None else network.main)
         for line in lines:
             self._compare(line["step"], line)

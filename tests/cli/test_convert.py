@@ -42,9 +42,9 @@ def test_a_run_goes_to_diffusers_and_comes_back(untrained, convert, jax_ddpm_her
     # Where every label is a class, that is said there.
     plain = runs.load_run(run)._replace(null_label=None, guidance=1.0)
     runs.save_run(tmp_path / "plain", plain._replace(num_classes=11))
-    bad = jax.tree.map(lambda x: x * np.float32("nan"), plain.pretrained.variables)
+    bad = jax.tree.map(lambda x: x * np.float32("nan"), plain.variables)
     with pytest.raises(ValueError, match="^weights: expected finite numbers, got NaN or infinity"):
-        save_diffusers(tmp_path / "nan", plain.pretrained._replace(variables=bad))
+        save_diffusers(tmp_path / "nan", plain._replace(variables=bad))
     convert("plain", "classes", "--to", "diffusers")
     again = runs.load_pretrained(tmp_path / "classes")
     assert (again.num_classes, again.null_label) == (11, None)
@@ -79,7 +79,7 @@ def test_openais_files(convert, jax_ddpm_here, tmp_path):
     one = runs.load_run(tmp_path / "run")
     other = runs.load_pretrained(tmp_path / source[0], openai_flags=flags)
     assert describe(one) == describe(other) and one.null_label is None
-    assert eqx.tree_equal(one.pretrained.variables, other.pretrained.variables)
+    assert eqx.tree_equal(one.variables, other.variables)
     result = jax_ddpm_here("convert", *source, "x", "--to", "diffusers", cwd=tmp_path)
     words = "--to diffusers: num_attention_heads: expected None (`UNet2DModel` has no such setting)"
     assert result.returncode == 2 and words in result.stderr

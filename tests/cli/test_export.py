@@ -26,10 +26,10 @@ def folder(tmp_path_factory, defaults, write_run, small_unet):
     simple = ddpm.SimpleUNet(channels=1)
     for name, *network in (("digits", attention, 10), ("simple", simple)):
         run = write_run(folder / "written" / name, *network)
-        small = jax.tree.map(lambda x: 0.3 * x, run.pretrained.variables)  # or all pixels are ±1
-        pretrained = run.pretrained._replace(variables=small, prediction_type="v_prediction")
-        runs.save_run(folder / name, run._replace(pretrained=pretrained))
-    save_diffusers(folder / "diffusers", runs.load_run(folder / "digits").pretrained)
+        small = jax.tree.map(lambda x: 0.3 * x, run.variables)  # or all pixels are ±1
+        changed = run._replace(variables=small, prediction_type="v_prediction")
+        runs.save_run(folder / name, changed)
+    save_diffusers(folder / "diffusers", runs.load_run(folder / "digits"))
     export(folder, "--run", "digits", "--out", "digits.jaxexport")
     return folder
 
@@ -56,7 +56,7 @@ def library(folder, num, sampler, first_sample=0):
             prediction_type="v_prediction",
         )
 
-    images = np.asarray(draw(run.pretrained.variables))
+    images = np.asarray(draw(run.variables))
     assert np.mean(np.abs(images) < 1) > 0.1 and np.std(images, axis=0).mean() > 1e-3
     return images
 
@@ -92,7 +92,7 @@ def test_the_manifest_is_true(folder):
     manifest = json.loads((folder / "digits.jaxexport.json").read_text())
     data = (folder / "digits.jaxexport").read_bytes()
     sampler = jax.export.deserialize(bytearray(data))
-    weights = jax.tree.leaves(runs.load_run(folder / "digits").pretrained.variables)
+    weights = jax.tree.leaves(runs.load_run(folder / "digits").variables)
     expected = {"sampler": "ddim", "steps": 2, "guidance": 2.0}
     assert manifest["call"] == "call(key, samples, labels)"
     expected["sha256"] = hashlib.sha256(data).hexdigest()

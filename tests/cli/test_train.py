@@ -160,5 +160,5 @@ def test_other_trainings(flags, trained, jax_ddpm_here, tmp_path):
     line = runs.read_metrics(tmp_path / "runs/x/metrics.jsonl")[-1]
     assert np.isfinite(line["loss"]) and ("best: step" in result.stdout) == ("--keep-best" in flags)
     assert any((tmp_path / "runs/x").glob("tensorboard/*")) == ("--tracker" in flags)
-    weights = jax.tree.leaves(runs.load_run(tmp_path / "runs/x").pretrained.variables)
+    weights = jax.tree.leaves(runs.load_run(tmp_path / "runs/x").variables)
     assert all(x.dtype == np.float32 and np.all(np.isfinite(x)) for x in weights)

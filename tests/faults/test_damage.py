@@ -102,7 +102,7 @@ def test_a_flipped_setting_in_config_json_misleads_nobody(copy):
     config = json.loads((copy / "runs/x/config.json").read_text())
     config["scheduler"]["prediction_type"] = "sample"
     (copy / "runs/x/config.json").write_text(json.dumps(config))
-    assert load_run(copy / "runs/x").pretrained.prediction_type == "epsilon"
+    assert load_run(copy / "runs/x").prediction_type == "epsilon"
 
 
 def test_the_doctor_says_which_comparison_fails(diffusers, jax_ddpm_here, copy, monkeypatch):

@@ -16,7 +16,7 @@ def folder(tmp_path_factory, write_run, small_unet):
     """A folder of diffusers, and images."""
     folder = tmp_path_factory.mktemp("files")
     run = write_run(folder / "run", small_unet, num_classes=10)
-    save_diffusers(folder / "diffusers", run.pretrained)
+    save_diffusers(folder / "diffusers", run)
     images = np.random.default_rng(0).integers(0, 256, (4, 3, 3, 1), np.uint8)
     np.save(folder / "x.npy", images)
     np.savez(folder / "x.npz", images=images, labels=np.arange(4))

@@ -18,8 +18,7 @@ from diffusers import DDPMPipeline, DDPMScheduler, DPMSolverMultistepScheduler, 
 import jax_ddpm as ddpm
 from jax_ddpm import runs
 from jax_ddpm.interop import load_diffusers, save_diffusers
-from jax_ddpm.interop.diffusers import unet_config, unet_from_config
-from jax_ddpm.interop.hub import from_hub
+from jax_ddpm.interop.diffusers import from_hub, unet_config, unet_from_config
 from jax_ddpm.parity.harness import from_torch, images, to_torch
 from jax_ddpm.parity.unet import CONFIGS, reference_unet
 
@@ -147,7 +146,7 @@ def test_schedulers(folder, kind, settings):
     for setting in kept & said.keys() & back.config.keys():
         assert back.config[setting] == said[setting]
     again = load_diffusers(folder / "ours")
-    assert again[3:9] == pretrained[3:9]  # from prediction_type to set_alpha_to_one
+    assert again[3:10] == pretrained[3:10]  # from image_shape to set_alpha_to_one
     jax.tree.map(np.testing.assert_array_equal, again.schedule, pretrained.schedule)
 
 
@@ -246,6 +245,24 @@ def test_files_of_weights(tmp_path, one_level, dtype, shards, safe, variant):
         load_diffusers(tmp_path / "theirs", variant=variant)
 
 
+def test_labels_and_image_size(folder, one_level):
+    """The last label is a class and guides, unless the folder says which of both it is."""
+    written(folder, one_level | {"num_class_embeds": 4})
+    opened = load_diffusers(folder)
+    assert opened.image_shape == (8, 8, 3)
+    for said, expected in ((None, (4, 3)), ("none", (4, None)), (3, (3, 3))):
+        edited(folder / UNET, _null_label=said)
+        opened = load_diffusers(folder)
+        assert (opened.num_classes, opened.null_label) == expected
+        save_diffusers(folder / "ours", opened)
+        assert load_diffusers(folder / "ours")[3:-1] == opened[3:-1]
+        shutil.rmtree(folder / "ours")
+    edited(folder / UNET, sample_size=None)
+    opened = load_diffusers(folder)
+    with pytest.raises(ValueError, match="image_shape: expected height, width and channels, got N"):
+        runs.draw(jax.random.key(0), opened, 1)
+
+
 def test_which_variant_is_read(folder, network):
     whole = folder / WEIGHTS
     half = {name: each.half() for name, each in network.state_dict().items()}
@@ -325,7 +342,7 @@ def test_the_repositories_of_google(tmp_path, name):
         (says(UNET, _class_name="UNet2DConditionModel"), "unet.*expected _class_name UNet2DModel"),
         (says(UNET, act_fn="tanh"), "unet.*act_fn: expected one of 'silu', .* got 'tanh'"),
         (says(UNET, layers_per_block=2), r"unet.*expected a tensor down_blocks\S+, got none"),
-        (says(UNET, _null_label=3), "unet.*_null_label: expected a label below 0, got 3"),
+        (says(UNET, _null_label=3), "unet.*_null_label: expected the last label.*, got 3"),
         (says(SCHEDULER, beta_schedule="laplace"), "scheduler.*beta_schedule: .* got 'laplace'"),
         (says(SCHEDULER, prediction_type="flow"), "scheduler.*prediction_type: expected one of"),
         (says(SCHEDULER, use_karras_sigmas=True), "scheduler.*got use_karras_sigmas: True"),
@@ -409,7 +426,7 @@ def test_names_on_the_hub_come_from_its_cache(folder, network, tmp_path, monkeyp
     with pytest.raises(ValueError, match="owner/other: expected a folder .*, and on the hub: "):
         load_diffusers("owner/other")
     (tmp_path / "owner").mkdir()
-    with pytest.raises(ValueError, match="owner/tiny.v1: expected a folder .* nothing is download"):
+    with pytest.raises(ValueError, match="owner/tiny.v1: expected a folder .*, got none$"):
         load_diffusers("owner/tiny.v1")
     with pytest.raises(ValueError, match="revision: expected None for a folder, got 'main'"):
         load_diffusers(tmp_path, revision="main")

@@ -9,6 +9,7 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
+from jax_ddpm.interop.model import parameter_shapes
 
 from jax_ddpm import runs
 from jax_ddpm.data import Dataset, to_float
@@ -16,7 +17,6 @@ from jax_ddpm.data.augmentation import augmentation
 from jax_ddpm.data.loading import Order
 from jax_ddpm.interop import unet_to_torch
 from jax_ddpm.interop.diffusers import unet_config
-from jax_ddpm.interop.tensors import parameter_shapes
 from jax_ddpm.io.arrays import load_tensors, unflatten
 from jax_ddpm.parity.harness import relative_error, vector
 from jax_ddpm.parity.tolerances import TOLERANCES
@@ -45,7 +45,7 @@ def test_twenty_steps_of_the_recipe(tmp_path, monkeypatch, one_level, torch, dif
     settings = replace(recipe.settings, unet=unet, **changes)
     pixels = np.random.default_rng(0).integers(0, 256, (STEPS * BATCH, 8, 8, 3), np.uint8)
     data = Dataset(pixels, preparation=recipe.preparation)
-    start = starting.new_run(settings, data).pretrained
+    start = starting.new_run(settings, data)
     end = runs.fit(tmp_path / "run", data, settings)
 
     # What the steps draw, from the keys that `fit` says it uses.
@@ -92,4 +92,4 @@ def test_twenty_steps_of_the_recipe(tmp_path, monkeypatch, one_level, torch, dif
     (line,) = runs.read_metrics(tmp_path / "run/metrics.jsonl")
     np.testing.assert_allclose(line["loss"], np.mean(losses), rtol=1e-4)
     assert line["learning_rate"] == pytest.approx(2e-4)
-    assert end.run.pretrained.variance_type == "fixed_large"
+    assert end.run.variance_type == "fixed_large"

@@ -10,7 +10,7 @@ import jax_ddpm as ddpm
 from jax_ddpm import runs
 from jax_ddpm.data import to_bytes
 from jax_ddpm.runs.drawing import labels_in_turn, warn_of_labels
-from jax_ddpm.runs.figures import image_grid
+from jax_ddpm.runs.figures import class_columns, image_grid
 
 pytestmark = pytest.mark.usefixtures("defaults", "untyped")
 
@@ -22,8 +22,7 @@ MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 @pytest.fixture(scope="module")
 def digits(untrained):
     run = runs.load_run(untrained / "runs/digits")
-    pretrained = run.pretrained._replace(prediction_type="v_prediction")  # or all pixels are ±1
-    return run._replace(pretrained=pretrained)
+    return run._replace(prediction_type="v_prediction")  # or all pixels are ±1
 
 
 @pytest.mark.parametrize("sampler", [ddpm.ddim(eta=1.0), ddpm.heun()], ids=["ddim", "heun"])
@@ -63,8 +62,8 @@ def test_a_class_goes_by_its_name(digits, recwarn, names, label, number, said):
 def test_classes_have_columns_and_what_does_not_suit_a_run_is_named(digits):
     # A grid has one class in each column, several times all of them where they are few.
     for classes, columns in ((2, 8), (3, 6), (10, 10), (16, 16), (17, None), (None, None)):
-        assert digits._replace(num_classes=classes).class_columns == columns
-    chain, none = digits.pretrained.schedule, digits._replace(num_classes=None, null_label=None)
+        assert class_columns(digits._replace(num_classes=classes)) == columns
+    chain, none = digits.schedule, digits._replace(num_classes=None, null_label=None)
     numbers = digits._replace(num_classes=4, class_names=("0", "1", "2", "10"))
     for arguments, words in (
         ({"labels": [-1, 3]}, "labels: expected 0 to 9, got -1"),
@@ -76,7 +75,7 @@ def test_classes_have_columns_and_what_does_not_suit_a_run_is_named(digits):
         ({"run": none, "labels": "cat"}, "labels: expected none: the model has no classes"),
     ):
         with pytest.raises(runs.FieldError, match=f"^{words}"):
-            runs.draw(**{"key": jax.random.key(0), "run": digits, "num": 2, **arguments})
+            runs.draw(**{"key": jax.random.key(0), "model": digits, "num": 2, **arguments})
 
 
 @pytest.mark.parametrize("channels", MODES)

@@ -62,7 +62,7 @@ def test_a_whole_state_is_saved_and_restored(whole, tmp_path):
         assert path.name == "00000100"
         loaded = runs.load_state(path, like=jax.eval_shape(lambda: end.state))
         assert eqx.tree_equal(loaded, end.state)
-    assert eqx.tree_equal(end.run.pretrained.variables, end.state.ema_params)
+    assert eqx.tree_equal(end.run.variables, end.state.ema_params)
     assert not eqx.tree_equal(end.state.params, end.state.ema_params)
     with pytest.raises(ValueError, match="params: expected an array x, got none"):
         runs.load_state(path, like=end.state._replace(params={**end.state.params, "x": 1}))

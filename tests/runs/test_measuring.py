@@ -30,8 +30,7 @@ def briefly(monkeypatch):
 def run(untrained):
     """Of ten classes, the last of one character, or j and a caron."""
     run = runs.load_run(untrained / "runs/digits")._replace(class_names=(*"abcdefghi\u01f0",))
-    pretrained = run.pretrained._replace(prediction_type="v_prediction")  # or all pixels are ±1
-    return run._replace(pretrained=pretrained)
+    return run._replace(prediction_type="v_prediction")  # or all pixels are ±1
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from jax_ddpm import runs
-from jax_ddpm.data import Preparation
-from jax_ddpm.interop import Pretrained
+from jax_ddpm.interop import DiffusionModel
 from jax_ddpm.runs.programs import fit_programs, guided_denoise_fn, learning_rate, optimizer
 from jax_ddpm.runs.settings import named_schedule
 from jax_ddpm.training.sharding import device_mesh
@@ -21,7 +20,7 @@ def test_guidance_is_by_the_null_label(untrained):
     """With the scale 2, 2 ε(label) - ε(null); with the scale 1, ε(label) alone."""
     run = runs.load_run(untrained / "runs/digits")
     x, t, labels = jnp.ones((2, 8, 8, 1)), jnp.zeros(2, int), jnp.array([9, 3])
-    variables, apply = run.pretrained.variables, jax.jit(run.pretrained.model.apply)
+    variables, apply = run.variables, jax.jit(run.model.apply)
     eps, null = apply(variables, x, t, labels), apply(variables, x, t, jnp.full(2, 10))
     assert np.max(np.abs(eps - null)) > 1e-3
     for scale, null_label, expected in ((2.0, 10, 2 * eps - null), (1.0, None, eps)):
@@ -35,8 +34,8 @@ def test_every_step_mirrors_other_images():
     ramp = np.linspace(-1, 1, 4, dtype=np.float32)
     model = SimpleNamespace(apply=lambda variables, x, t: x * 0 + ramp[:, None] + variables["bias"])
     variables, schedule = {"bias": np.zeros(1, np.float32)}, named_schedule("cosine", 4)
-    pretrained = Pretrained(model, variables, schedule, prediction_type="sample")
-    run = runs.Run(pretrained, (2, 4, 1), None, None, 1.0, preparation=Preparation(flip=True))
+    meaning = {"prediction_type": "sample", "preparation": {"flip": True}}
+    run = DiffusionModel(model, variables, schedule, (2, 4, 1), **meaning)
     settings = runs.Settings(model="simple", batch_size=8, steps=20, learning_rate=1e-12)
     programs = fit_programs(run, settings, device_mesh(8), jax.random.key(0))
     images = np.broadcast_to(ramp[:, None], (20, 8, 2, 4, 1))

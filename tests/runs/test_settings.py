@@ -61,7 +61,7 @@ def test_what_makes_no_sense_is_named(options, words):
 def test_the_network_grows_with_the_images(shape, levels):
     """A level more for every doubling from 32 pixels on; one label more stands for none."""
     run = starting.untrained(runs.Settings(variance_type="learned_range"), shape, 3)
-    model = run.pretrained.model
+    model = run.model
     assert model.block_out_channels == (32, 64, 64, 64)[:levels]
     assert model.down_block_types == (*("DownBlock2D",) * (levels - 1), "AttnDownBlock2D")
     assert (model.in_channels, model.out_channels) == (shape[2], 2 * shape[2])
@@ -72,11 +72,11 @@ def test_it_starts_from_a_run(untrained, tmp_path):
     """With its weights; the images may have fewer classes, and say how they are read."""
     settings = runs.Settings(init=untrained / "runs/digits", guidance=3)
     data = Dataset(BLACK, LABELS % 9, preparation=Preparation(flip=True))
-    before = runs.load_run(settings.init).pretrained
+    before = runs.load_run(settings.init)
     with pytest.warns(UserWarning, match="no image shows, left out: 9$"):
         run = starting.new_run(settings, data)
-    assert eqx.tree_equal(run.pretrained.variables, before.variables)
-    assert run.pretrained.model == before.model and run.preparation.flip
+    assert eqx.tree_equal(run.variables, before.variables)
+    assert run.model == before.model and run.preparation["flip"]
     assert (run.num_classes, run.null_label, run.guidance) == (9, 10, 3)
     for wrong, words in (
         ({"labels": LABELS}, "its network has 10 classes, the images 12"),
@@ -103,7 +103,7 @@ def test_a_recipes_values_are_those_that_were_published(name):
     assert settings.ema_decay == 0.9999 and not settings.ema_warmup
     assert preparation.image_size in (None, size) and settings.learning_rate_schedule == "constant"
     run = starting.untrained(settings, (size, *rest), num_classes)
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(run.pretrained.variables))
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(run.variables))
     assert parameters / 1e6 == pytest.approx(millions, abs=0.05 if millions < 100 else 0.5)
 
 
@@ -113,7 +113,7 @@ def test_defaults_suit_the_images_and_large_seeds_do_not_wrap(one_level):
     assert [(count, runs.Settings().batched(count)) for count, _ in sizes] == sizes
     settings, data = runs.Settings(unet=one_level), Dataset(np.zeros((2, 8, 8, 1), np.uint8))
     first, second = (starting.new_run(replace(settings, seed=seed), data) for seed in (0, 2**32))
-    assert not eqx.tree_equal(first.pretrained.variables, second.pretrained.variables)
+    assert not eqx.tree_equal(first.variables, second.variables)
 
 
 @pytest.mark.parametrize(
@@ -136,11 +136,11 @@ def test_training_goes_on_by_names(untrained, tmp_path, recwarn, known, names, r
     options = {"init": tmp_path / "run", "label_dropout": 0.1 if null_label else 0}
     run = starting.new_run(runs.Settings(**options), data)
     assert re.search(said, " ".join(str(each.message) for each in recwarn))
-    both = (each.pretrained.variables["params"] for each in (before, run))
+    both = (each.variables["params"] for each in (before, run))
     old, new = (params["class_embedding"]["embedding"] for params in both)
     assert (run.num_classes, run.null_label) == (classes, null_label)
     assert run.class_names == (("a", "b") if rows == (0, 1) else data.class_names)
-    assert run.pretrained.model.num_class_embeds == len(new) == len(rows)
+    assert run.model.num_class_embeds == len(new) == len(rows)
     for row, source in zip(new, rows, strict=True):
         assert np.any(np.all(row == old, axis=1)) == (source is not None) and np.any(row)
         assert source is None or np.array_equal(row, old[source])
@@ -163,7 +163,7 @@ def test_only_what_was_trained_is_drawn(tmp_path, one_level, options, labels, nu
     run = runs.load_run(tmp_path)
     assert (run.num_classes, run.null_label, run.guidance) == (3, null, scale)
     assert labels_in_turn(run, 6).tolist() == (drawn * 6)[:6]
-    assert run.pretrained.model.num_class_embeds == 3 + (null is not None)
+    assert run.model.num_class_embeds == 3 + (null is not None)
     if scale == 1:
         with pytest.raises(runs.FieldError, match="^guidance: .* no trained label that stands"):
             with_guidance(run, 2.5)

@@ -1,0 +1,164 @@
+"""The one type of a model: a network, its weights, and what they were trained to mean."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_ddpm._errors import FieldError, check_choice
+from jax_ddpm._typing import ThresholdFn
+from jax_ddpm.io.arrays import flatten
+from jax_ddpm.models import NoisyClassifier, SimpleUNet, UNet
+from jax_ddpm.reverse import PredictionType, VarianceType
+from jax_ddpm.samplers import Sampler, ancestral, ddim, dpm_solver_pp
+from jax_ddpm.schedule import NoiseSchedule, Spacing, respace, spaced_timesteps
+
+
+class DiffusionModel(NamedTuple):
+    """A diffusion model, from a run, from diffusers or from OpenAI.
+
+    Change a field with `_replace`: `model._replace(variables=state.ema_params)`.
+    """
+
+    model: UNet | SimpleUNet
+    variables: Mapping[str, Any]
+    """Of `model.apply`. Those of a run are the average (EMA), unless others were asked for."""
+    schedule: NoiseSchedule
+    image_shape: tuple[int, int, int] | None
+    """Height, width and channels; None for a diffusers config without `sample_size`."""
+    prediction_type: PredictionType = "epsilon"
+    variance_type: VarianceType = "fixed_small"
+    clip_denoised: bool | ThresholdFn = True
+    timestep_spacing: Spacing = "leading"
+    """Spacing of `chain(steps)`, with `steps_offset` and `set_alpha_to_one` as in diffusers."""
+    steps_offset: int = 0
+    set_alpha_to_one: bool = True
+    scheduler: str = "DDPMScheduler"
+    """The scheduler class of the diffusers folder."""
+    solver: Mapping[str, Any] | None = None
+    """Sampling settings of a `DPMSolverMultistepScheduler` config."""
+    timestep_respacing: str = ""
+    """OpenAI's words for the default chain; `""` is the whole one."""
+    num_classes: int | None = None
+    """Number of class labels, 0 … num_classes - 1; None for a model without classes."""
+    null_label: int | None = None
+    """The label of the unconditional model; None without one. It is the last of the `num_classes`
+    labels where a diffusers folder does not say whether it has one."""
+    guidance: float = 1.0
+    """Default scale of classifier-free guidance."""
+    class_names: tuple[str, ...] | None = None
+    learned: tuple[int, ...] | None = None
+    """Labels that occurred in training; None means all."""
+    preparation: Mapping[str, Any] = {}
+    """How the training images were prepared: arguments of `data.Preparation`."""
+
+    def __repr__(self) -> str:
+        sizes = [np.size(leaf) for leaf in jax.tree.leaves(self.variables)]
+        return (
+            f"DiffusionModel({type(self.model).__name__} of {sum(sizes):,} parameters, "
+            f"image_shape={self.image_shape}, num_classes={self.num_classes}, "
+            f"null_label={self.null_label}, guidance={self.guidance:g})"
+        )
+
+    def shape(self, batch: Any) -> tuple[Any, int, int, int]:
+        """Shape of `batch` images, a number or a symbol. Raises `FieldError` without a shape."""
+        if self.image_shape is None:
+            raise FieldError("image_shape", "expected height, width and channels, got None")
+        return (batch, *self.image_shape)
+
+    @property
+    def policy(self) -> dict[str, Any]:
+        """What the output means: keywords of `p_sample_loop` and `bits_per_dim`."""
+        return {
+            "prediction_type": self.prediction_type,
+            "variance_type": self.variance_type,
+            "clip_denoised": self.clip_denoised,
+        }
+
+    @property
+    def drawn(self) -> tuple[int, ...]:
+        """Labels drawn in turn by default. If there are none, the null label is drawn."""
+        return tuple(range(self.num_classes or 0)) if self.learned is None else self.learned
+
+    def sampler(self) -> Sampler:
+        """The update rule of `scheduler`, as diffusers' own pipelines run it.
+
+        Raises `ValueError` for a scheduler, or a setting of it, whose rule is not implemented here.
+        """
+        if self.solver is not None:
+            order, algorithm = self.solver["solver_order"], self.solver["algorithm_type"]
+            check_choice("algorithm_type", algorithm, ("dpmsolver++", "sde-dpmsolver++"))
+            check_choice("solver_order", order, (1, 2))  # diffusers' order 3 has another weight
+            for name, value in _SOLVER.items():
+                check_choice(name, self.solver[name], (value,))
+            return dpm_solver_pp(order, stochastic=algorithm.startswith("sde"))
+        if self.scheduler.startswith("DDPM"):
+            return ancestral()
+        if self.scheduler.startswith("DDIM"):
+            return ddim(use_clipped_model_output=False)
+        raise ValueError(
+            "scheduler: expected one of DDPM, DDIM or DPMSolverMultistep, whose rules are here, "
+            f"got {self.scheduler}"
+        )
+
+    def chain(self, steps: int | str | None = None) -> NoiseSchedule:
+        """The chain of `steps` that diffusers would run: its spacing, its offset, its end.
+
+        The offset is left out where it would lead out of the chain (there diffusers fails). A
+        string is OpenAI's chain, as in `spaced_timesteps`, which ends at the image. None is
+        `timestep_respacing`, or all steps.
+
+        >>> import jax_ddpm as ddpm
+        >>> schedule = ddpm.make_schedule(ddpm.linear_beta_schedule(1000))
+        >>> model = DiffusionModel(SimpleUNet(), {}, schedule, (64, 64, 3))
+        >>> model.chain(4).timesteps.tolist(), model.chain("ddim2").timesteps.tolist()
+        ([0, 250, 500, 750], [0, 500])
+        """
+        timesteps = self.schedule.num_timesteps
+        steps = (self.timestep_respacing or timesteps) if steps is None else steps
+        if isinstance(steps, str):
+            return respace(self.schedule, spaced_timesteps(timesteps, steps))
+        last = timesteps - 1
+        # DPM-Solver spaces one point more, and drops the one at t = 0; of all it would repeat one.
+        drops = self.solver is not None and self.timestep_spacing != "trailing"
+        extra = 1 if drops and 1 <= steps < timesteps else 0
+        spaced = spaced_timesteps(timesteps, steps + extra, self.timestep_spacing)[extra:]
+        if self.timestep_spacing == "leading" and spaced[-1] + self.steps_offset <= last:
+            spaced = spaced + self.steps_offset
+        final = 1.0 if self.set_alpha_to_one else float(self.schedule.alphas_cumprod[0])
+        schedule, alphas = self.schedule, np.array(self.schedule.alphas_cumprod)
+        # In place of ᾱ_T = 0 DPM-Solver has 2⁻²⁴, where that is less than the kept ᾱ before it.
+        if self.solver is not None and alphas[-1] == 0 and alphas[spaced[-2:]].max() > 2**-24:
+            alphas[-1] = 2**-24
+            schedule = schedule._replace(alphas_cumprod=alphas)
+        return respace(schedule, spaced, final_alpha_cumprod=final)
+
+
+def init_variables(
+    network: UNet | SimpleUNet | NoisyClassifier, key: Any, image_shape: tuple[int, ...]
+) -> Any:
+    """Initial variables of a network. Raises `ValueError` if the images do not suit it."""
+    arguments = [jnp.zeros((1, *image_shape), jnp.float32), jnp.zeros((1,), jnp.int32)]
+    if isinstance(network, UNet) and network.num_class_embeds is not None:
+        arguments.append(jnp.zeros((1,), jnp.int32))
+    return jax.jit(network.init)(key, *arguments)
+
+
+def parameter_shapes(network: UNet | SimpleUNet | NoisyClassifier) -> dict[str, tuple[int, ...]]:
+    """The shape of each parameter by its path, from a trace of `network.init`."""
+    if isinstance(network, SimpleUNet):
+        image_shape = (1, 1, network.channels)
+    else:
+        side = 2 ** (len(network.block_out_channels) - 1)
+        if isinstance(network, NoisyClassifier):
+            side = network.sample_size
+        image_shape = (side, side, network.in_channels)
+    key = jax.random.key(0)
+    variables = jax.eval_shape(lambda: init_variables(network, key, image_shape))
+    return {path: leaf.shape for path, leaf in flatten(variables["params"]).items()}
+
+
+# The one implemented value of each; `lambda_min_clipped` would shorten the chain.
+_SOLVER = {"solver_type": "midpoint", "final_sigmas_type": "zero", "lambda_min_clipped": -np.inf}

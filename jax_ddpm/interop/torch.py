@@ -1,0 +1,281 @@
+"""PyTorch's state dicts, and the layers in them as Flax has them.
+
+| PyTorch layer, and its weight             | kind             | Flax                          |
+|-------------------------------------------|------------------|-------------------------------|
+| `Conv2d` [out, in, row, column]           | `conv`           | kernel [row, column, in, out] |
+| `ConvTranspose2d` [in, out, row, column]  | `conv_transpose` | the same, flipped in both     |
+| `Linear` [out, in]                        | `linear`         | kernel [in, out]              |
+| `Embedding` [entries, features]           | `embedding`      | embedding, unchanged          |
+| `GroupNorm`, `LayerNorm` [features]       | `norm`           | scale, unchanged              |
+
+Convolutions over one and three axes are converted alike. Conversion only transposes and flips, so a
+round trip is exact to the bit, and a gradient is converted as its weight is.
+
+Not in the weights: Flax's norms add 1e-6 to the variance where PyTorch's add 1e-5; a
+`ConvTranspose2d` of kernel k and padding p is `nn.ConvTranspose` with padding k - 1 - p, and at
+stride 1 it is a `nn.Conv` with that padding.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import jax.numpy as jnp
+import numpy as np
+
+from jax_ddpm._errors import check_choice
+from jax_ddpm.interop.model import parameter_shapes
+from jax_ddpm.io.arrays import flatten, load_tensors, unflatten
+from jax_ddpm.models import SimpleUNet, UNet
+
+Weights = str | os.PathLike[str] | Mapping[str, Any]
+LayerKind = Literal["conv", "conv_transpose", "linear", "embedding", "norm"]
+_LAYERS: dict[str, LayerKind] = {
+    **{f"Conv{axes}d": "conv" for axes in (1, 2, 3)},
+    **{f"ConvTranspose{axes}d": "conv_transpose" for axes in (1, 2, 3)},
+    "Linear": "linear",
+    "Embedding": "embedding",
+    "GroupNorm": "norm",
+    "LayerNorm": "norm",
+}
+LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
+"""PyTorch's names of Flax's parameters."""
+
+_LISTS = re.compile(
+    r"\b(down_blocks|up_blocks|resnets|attentions|downsamplers|upsamplers|to_out)_(\d+)"
+)
+# diffusers' names until 2022.
+_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+_OLD_NAME = re.compile(rf"(attentions\.\d+\.)({'|'.join(_OLD_ATTENTION)})\b")
+
+
+def read_state_dict(weights: Weights) -> dict[str, np.ndarray]:
+    """Read arrays by name from a `.safetensors`, a pickle (by torch), or tensors by name.
+
+    torch is imported for a pickle alone, and executes nothing in it (`weights_only`, safe since
+    torch 2.6). Raises `ValueError` naming a file that is missing or cannot be read, and
+    `ImportError` without such a torch.
+    """
+    if isinstance(weights, Mapping):
+        return to_arrays(weights)
+    path = Path(weights)
+    if path.suffix == ".safetensors":
+        return _without_module(load_tensors(path))
+    if not path.is_file():
+        raise ValueError(f"{path}: expected a file of weights, got none")
+    try:
+        torch = import_module("torch")
+        if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6):
+            raise ImportError
+    except ImportError:
+        raise ImportError(
+            f"{path}: a pickle is read by torch: pip install 'torch>=2.6', or convert it "
+            "elsewhere to safetensors"
+        ) from None
+    load = partial(torch.load, path, map_location="cpu", weights_only=True)
+    try:
+        try:
+            content = load(mmap=True)
+        except RuntimeError:  # the format before torch 1.6 cannot be mapped
+            content = load()
+    except Exception as error:  # whatever a pickle does to its reader
+        reason = str(error).partition("\n")[0]
+        if "Weights only" in reason:
+            reason = "it holds more than tensors"
+        raise ValueError(f"{path}: expected a state dict of tensors: {reason}") from None
+    others = {"": content} if not isinstance(content, Mapping) else content
+    for name, value in others.items():
+        if not hasattr(value, "shape"):
+            got = type(value).__name__ + (f" in {name!r}; save that alone" if name else "")
+            raise ValueError(f"{path}: expected a state dict of tensors, got {got}")
+    return to_arrays(content, copy=False)
+
+
+def to_arrays(state_dict: Mapping[str, Any], *, copy: bool = True) -> dict[str, np.ndarray]:
+    """Arrays of tensors or arrays by name; copies, since training on in torch must not change them.
+
+    `DataParallel`'s prefix `module.` is dropped. Raises `TypeError` naming an unreadable entry.
+    """
+    arrays = {}
+    for name, value in state_dict.items():
+        # A parameter that tracks gradients refuses NumPy, and this package never imports torch.
+        value = value.detach() if hasattr(value, "detach") else value
+        try:
+            if str(getattr(value, "dtype", None)) == "torch.bfloat16":  # NumPy's is JAX's
+                value = value.view(import_module("torch").int16).numpy().view(jnp.bfloat16)
+            arrays[name] = np.asarray(value).copy() if copy else np.asarray(value)
+        except (TypeError, RuntimeError) as error:
+            raise TypeError(f"state_dict: cannot read {name}: {error}") from None
+    return _without_module(arrays)
+
+
+def _without_module(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    if all(name.startswith("module.") for name in arrays):
+        return {name.removeprefix("module."): value for name, value in arrays.items()}
+    return arrays
+
+
+def check_tensors(
+    tensors: Mapping[str, np.ndarray], expected: Mapping[str, tuple[int, ...]], owner: str
+) -> None:
+    """Raises `ValueError` naming the first tensor that is missing, unknown or misshapen."""
+    for name in sorted(expected.keys() | tensors.keys()):
+        if name not in tensors:
+            raise ValueError(f"state_dict: expected a tensor {name}, got none")
+        if name not in expected:
+            raise ValueError(f"state_dict: expected only {owner} tensors, got {name}")
+        if tensors[name].shape != expected[name]:
+            raise ValueError(
+                f"state_dict: expected {name} of shape {expected[name]}, got {tensors[name].shape}"
+            )
+
+
+def torch_axes(kind: LayerKind, ndim: int) -> tuple[int, ...]:
+    """Flax's axis for each axis of PyTorch's weight."""
+    if kind in ("embedding", "norm"):
+        return tuple(range(ndim))
+    first = (ndim - 2, ndim - 1) if kind == "conv_transpose" else (ndim - 1, ndim - 2)
+    return (*first, *range(ndim - 2))
+
+
+def weight_from_torch(kind: LayerKind, weight: np.ndarray) -> np.ndarray:
+    """Flax's kernel, embedding or scale: a view of a PyTorch layer's weight."""
+    value = weight.transpose(np.argsort(torch_axes(kind, weight.ndim)))
+    return np.flip(value, tuple(range(value.ndim - 2))) if kind == "conv_transpose" else value
+
+
+def weight_to_torch(kind: LayerKind, value: np.ndarray) -> np.ndarray:
+    """The inverse of `weight_from_torch`, C-contiguous and writable."""
+    if kind == "conv_transpose":
+        value = np.flip(value, tuple(range(value.ndim - 2)))
+    value = np.ascontiguousarray(value.transpose(torch_axes(kind, value.ndim)))
+    # An opened checkpoint is a read-only view of its file.
+    return value if value.flags.writeable else value.copy()
+
+
+def layer_kinds(module: Any) -> dict[str, LayerKind]:
+    """The kind of each layer with weights in a `torch.nn.Module`, for `layers_from_torch`.
+
+    Raises `ValueError` naming a layer of any other kind.
+    """
+    kinds = {}
+    for name, layer in module.named_modules():
+        if not any(True for _ in layer.parameters(recurse=False)):
+            continue
+        kind = type(layer).__name__
+        if kind not in _LAYERS:
+            raise ValueError(
+                f"{name or 'module'}: expected one of {', '.join(_LAYERS)}, got {kind}"
+            )
+        kinds[name] = _LAYERS[kind]
+    return kinds
+
+
+def layers_from_torch(
+    state_dict: Mapping[str, Any], kinds: Mapping[str, LayerKind]
+) -> dict[str, Any]:
+    """Flax's variables, `{"params": …}`, of PyTorch's layers.
+
+    Args:
+      state_dict: tensors (on the CPU) or arrays by name; their dtype is kept.
+      kinds: the kind of each layer by its PyTorch name. `blocks.0.conv` becomes `blocks_0/conv`, as
+        Flax names the modules of a list.
+
+    Raises:
+      ValueError: a layer's weight is missing, or a tensor belongs to no layer.
+
+    >>> state_dict = {"layers.0.weight": np.ones((2, 3)), "layers.0.bias": np.zeros(2)}
+    >>> layers_from_torch(state_dict, {"layers.0": "linear"})["params"]["layers_0"]["kernel"].shape
+    (3, 2)
+    """
+    tensors = to_arrays(state_dict)
+    leaves = {"embedding": "embedding", "norm": "scale"}
+    params = {}
+    for layer, kind in kinds.items():
+        check_choice(f"kinds[{layer!r}]", kind, get_args(LayerKind))
+        if f"{layer}.weight" not in tensors:
+            raise ValueError(f"state_dict: expected a tensor {layer}.weight, got none")
+        path = re.sub(r"\.(\d+)(?=\.|$)", r"_\1", layer).replace(".", "/")
+        weight = weight_from_torch(kind, tensors.pop(f"{layer}.weight"))
+        params[f"{path}/{leaves.get(kind, 'kernel')}"] = weight
+        if f"{layer}.bias" in tensors:
+            params[f"{path}/bias"] = tensors.pop(f"{layer}.bias")
+    if tensors:
+        raise ValueError(f"kinds: expected the layer of every tensor, got none for {min(tensors)}")
+    return {"params": unflatten(params)}
+
+
+def simple_unet_from_torch(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """Variables of `SimpleUNet` from the tutorial's `state_dict`.
+
+    Accepts tensors (on the CPU) or arrays and keeps their dtype. Raises `ValueError` naming any
+    tensor that is missing, unknown or misshapen.
+    """
+    tensors = to_arrays(state_dict)
+    if "down1.weight" not in tensors or tensors["down1.weight"].ndim != 4:
+        raise ValueError("state_dict: expected the tutorial's SimpleUNet, got no 4-d down1.weight")
+    model = SimpleUNet(channels=tensors["down1.weight"].shape[1])
+    return _variables(tensors, model, "SimpleUNet's")
+
+
+def unet_from_torch(
+    state_dict: Mapping[str, Any], model: UNet, *, copy: bool = True
+) -> dict[str, Any]:
+    """Variables of `model` from a `UNet2DModel`'s `state_dict`.
+
+    Accepts tensors (on the CPU) or arrays and keeps their dtype; without `copy` the variables are
+    views of them. Raises `ValueError` naming any tensor that is missing, unknown or misshapen.
+    """
+    tensors = {
+        _OLD_NAME.sub(lambda match: match[1] + _OLD_ATTENTION[match[2]], name): array
+        for name, array in to_arrays(state_dict, copy=copy).items()
+    }
+    return _variables(tensors, model, "the U-Net's")
+
+
+def simple_unet_to_torch(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The tutorial's state dict, as C-contiguous NumPy arrays, from variables of `SimpleUNet`."""
+    return unet_to_torch(variables)
+
+
+def unet_to_torch(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """A `UNet2DModel`'s state dict, as C-contiguous NumPy arrays, from variables of `UNet`."""
+    if "params" not in variables or not isinstance(variables["params"], Mapping):
+        got = ", ".join(map(str, variables)) or "nothing"
+        raise ValueError(f"variables: expected a tree of 'params', as model.init gives, got {got}")
+    return {
+        _torch_name(path): weight_to_torch(leaf_kind(path, np.ndim(value)), np.asarray(value))
+        for path, value in flatten(variables["params"]).items()
+    }
+
+
+def leaf_kind(path: str, ndim: int) -> LayerKind:
+    """The kind of layer that a parameter of these networks belongs to; that of a bias is `norm`."""
+    if not path.endswith(("/kernel", "/positions")):
+        return "norm"
+    if path in ("up1/kernel", "up2/kernel"):  # of `SimpleUNet`
+        return "conv_transpose"
+    return "conv" if ndim == 4 else "linear"
+
+
+def _variables(
+    tensors: Mapping[str, np.ndarray], model: UNet | SimpleUNet, owner: str
+) -> dict[str, Any]:
+    params, expected = {}, {}
+    for path, shape in parameter_shapes(model).items():
+        axes = torch_axes(leaf_kind(path, len(shape)), len(shape))
+        expected[_torch_name(path)] = tuple(shape[axis] for axis in axes)
+        params[path] = _torch_name(path)
+    check_tensors(tensors, expected, owner)
+    for path, name in params.items():
+        params[path] = weight_from_torch(leaf_kind(path, tensors[name].ndim), tensors[name])
+    return {"params": unflatten(params)}
+
+
+def _torch_name(path: str) -> str:
+    *modules, leaf = _LISTS.sub(r"\1.\2", path).split("/")
+    return ".".join([*modules, LEAVES[leaf]])
