@@ -34,12 +34,8 @@ PredictFn = Callable[[Array, Array], Prediction]
 """`(x_t, i) -> Prediction`: one run of the network at entry i."""
 
 
-class InitFn(Protocol):
-    """The memory of a rule before its first step: `()` for a one-step rule."""
-
-    def __call__(self, x_T: Array, /) -> Any:
-        """The memory: a pytree of arrays, from the start of the chain."""
-        ...
+InitFn = Callable[[Array], Any]
+"""`x_T -> memory`, a pytree of arrays for the first step; `()` for a one-step rule."""
 
 
 class StepFn(Protocol):
