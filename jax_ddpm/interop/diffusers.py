@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from jax_ddpm._extras import install_command
 from jax_ddpm.interop.model import DiffusionModel
 from jax_ddpm.interop.scheduler import complete_config, scheduler_config, scheduler_from_config
 from jax_ddpm.interop.torch import read_state_dict, unet_from_torch, unet_to_torch
@@ -228,7 +227,7 @@ def from_hub(name: str, revision: str | None, variant: str | None) -> Path:
     except ImportError:
         raise ImportError(
             f"{name}: no such folder here; if it is a name on Hugging Face's hub: "
-            f"{install_command('hub')}"
+            'pip install "jax_ddpm[hub]"'
         ) from None
 
     def get(*patterns: str) -> Path:
