@@ -89,7 +89,7 @@ WRONG = {
     **{"params": (None, "x"), "interval": ((9, 3), (np.nan, 5))},
     "betas": (None, "linear", [[0.1]], [0, 1], [True, True], [0.1, 1.5], [1.0, 0.1], [np.nan]),
     "key": (jax.random.PRNGKey(0), 0, jax.random.split(KEY), None),
-    "mask": (MASK * 255, MASK - 2, np.ones((8, 4, 1))),
+    "mask": (MASK * 255, MASK - 2),
     "sampler": (ddpm.ddim, "ddim", ddpm.ddim().step),
     "scale": (np.nan, np.array([1.0, -np.inf])),
     "schedule": (SCHEDULE.betas, tuple(SCHEDULE), "cosine", None),
