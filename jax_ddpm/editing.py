@@ -26,7 +26,6 @@ The walk is planned on the host and followed by one `lax.scan`, so the program d
 """
 
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 import jax
@@ -35,7 +34,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Int, Real
 
-from jax_ddpm._errors import FieldError, check_between, check_floats, check_schedule, check_whole
+from jax_ddpm._errors import check_between, check_floats, check_schedule, check_whole
 from jax_ddpm._typing import (
     AnyArray,
     DenoiseFn,
@@ -193,7 +192,6 @@ def repaint_walk(
     levels 0, `jump_length`, 2 `jump_length`, … unless they would leave the chain. Raises
     `ValueError` for an argument below 1 or a jump longer than the chain.
     """
-    check_whole("timesteps", timesteps, 1)
     check_whole("resamples", resamples, 1)
     check_whole("jump_length", jump_length, 1, timesteps - 1 if resamples > 1 else np.inf)
     entries, up = [], []
@@ -234,9 +232,8 @@ def inpaint(
     Args:
       key: typed key; may be None with `noise_fn`.
       x_start: [batch, …]; its values where `mask` is 0 are ignored, but must be finite.
-      mask: broadcastable to `x_start`, booleans or numbers in [0, 1]. A value between 0 and 1 is
-        the known pixel's share in a mean of both, at every step. A traced mask, which cannot be
-        checked, is clipped to [0, 1].
+      mask: broadcastable to `x_start` (`mask[..., None]` has a channel), booleans or numbers in
+        [0, 1]. A value between 0 and 1 is the known pixel's share in a mean of both, at every step.
       jump_length, resamples: as in `repaint_walk`; `resamples=1` never jumps.
       noise_fn: `n -> noise` of the shape of `x_start`, for visit n and for N.
       the rest: as in `p_sample_loop`.
@@ -245,8 +242,7 @@ def inpaint(
       x_0, equal to `x_start` to the bit where `mask` is 1.
 
     Raises:
-      ValueError: `mask` does not broadcast, or a concrete one leaves [0, 1], as masks of 0 and 255
-        do; and as `repaint_walk` and `p_sample_loop` do.
+      ValueError: a concrete `mask` leaves [0, 1]; and as `repaint_walk` and `p_sample_loop` do.
 
     >>> chain = ddpm.make_schedule(ddpm.cosine_beta_schedule(10))
     >>> images, denoise_fn = jnp.ones((2, 8, 8, 1)), lambda x_t, t: 0.1 * x_t
@@ -259,15 +255,9 @@ def inpaint(
     check_floats("x_start", x_start, jnp.shape(x_start))
     entries, up = repaint_walk(schedule.num_timesteps, jump_length, resamples)
     x_start = place(jnp.asarray(x_start), sharding)
-    check_between("mask", mask, 0, 1)
+    check_between("mask", mask, 0, 1)  # image files have 0 and 255
     mask = jnp.clip(jnp.asarray(mask, x_start.dtype), 0, 1)  # a traced one cannot be checked
-    with suppress(ValueError):
-        mask = jnp.broadcast_to(mask, x_start.shape)
-    if mask.shape != x_start.shape:
-        axis = "; mask[..., None] has a channel" if mask.ndim < x_start.ndim else ""
-        problem = f"expected a shape that broadcasts to {x_start.shape}, got {mask.shape}{axis}"
-        raise FieldError("mask", problem)
-    mask = place(mask, sharding)
+    mask = place(jnp.broadcast_to(mask, x_start.shape), sharding)
     draw = noise_source(key, noise_fn, x_start, first_sample, sharding)
     policy = (prediction_type, variance_type, clip_denoised)
     sampler = ancestral()

@@ -51,13 +51,6 @@ class BitsPerDim(NamedTuple):
     mse: Float[Array, "batch timesteps"]
 
 
-class VbTerm(NamedTuple):
-    """One term of the bound, and the x_0 that it rests on."""
-
-    bits: Float[Array, "batch"]
-    pred_xstart: Array
-
-
 @in_float32
 def bits_per_dim(
     key: PRNGKey | None,
@@ -124,8 +117,8 @@ def vb_term(
     prediction_type: PredictionType = "epsilon",
     variance_type: VarianceType = "fixed_small",
     clip_denoised: bool | ThresholdFn = True,
-) -> VbTerm:
-    """Entry t of the bound, bits per dimension, [batch]: L_{t-1} of Ho et al. eq. 5, L_0 at 0."""
+) -> tuple[Array, Array]:
+    """Entry t of the bound, L_{t-1} of Ho et al. eq. 5 or L_0, in bits per dimension, and x̂_0."""
     policy = (prediction_type, variance_type, clip_denoised)
     p = predict(schedule, denoise_fn, x_t, t, *policy)
     mean, _, log_variance = q_posterior_mean_variance(schedule, x_start, x_t, t)
@@ -133,7 +126,7 @@ def vb_term(
     log_likelihood = discretized_gaussian_log_likelihood(x_start, p.mean, p.log_variance / 2)
     # Both are finite at every entry: a NaN in the unused one would reach the gradient.
     nats = jnp.where(jnp.equal(t, 0), -mean_over_event(log_likelihood), mean_over_event(kl))
-    return VbTerm(nats / math.log(2), p.pred_xstart)
+    return nats / math.log(2), p.pred_xstart
 
 
 def gaussian_kl(mean_1: Any, log_variance_1: Any, mean_2: Any, log_variance_2: Any) -> Array:

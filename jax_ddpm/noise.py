@@ -30,9 +30,7 @@ def sample_noise(
     """Standard normal noise of `shape` for entry `i`; a sample's noise is the same in any batch."""
     if key is None:
         raise FieldError("key", "expected a key, or both x_T and noise_fn, got None")
-
     check_key("key", key)
-    check_whole("i", i, 0)
     check_whole("first_sample", first_sample, 0)
 
     def draw(sample):

@@ -34,12 +34,8 @@ PredictFn = Callable[[Array, Array], Prediction]
 """`(x_t, i) -> Prediction`: one run of the network at entry i."""
 
 
-class InitFn(Protocol):
-    """The memory of a rule before its first step: `()` for a one-step rule."""
-
-    def __call__(self, x_T: Array, /) -> Any:
-        """The memory: a pytree of arrays, from the start of the chain."""
-        ...
+InitFn = Callable[[Array], Any]
+"""`x_T -> memory`, a pytree of arrays for the first step; `()` for a one-step rule."""
 
 
 class StepFn(Protocol):
@@ -88,7 +84,7 @@ def ancestral() -> Sampler:
         ends_in_noise = extract(schedule.posterior_variance, i, x_t) > 0
         return jnp.where(ends_in_noise, x_prev, p.mean), memory
 
-    return Sampler(_no_memory, step)
+    return Sampler(lambda x_T: (), step)
 
 
 def ddim(eta: float = 0.0, *, use_clipped_model_output: bool = True) -> Sampler:
@@ -114,7 +110,7 @@ def ddim(eta: float = 0.0, *, use_clipped_model_output: bool = True) -> Sampler:
             x_prev = x_prev + jnp.sqrt(variance) * noise_fn(i)
         return x_prev, memory
 
-    return Sampler(_no_memory, step)
+    return Sampler(lambda x_T: (), step)
 
 
 def dpm_solver_pp(order: Literal[1, 2, 3] = 2, *, stochastic: bool = False) -> Sampler:
@@ -195,7 +191,7 @@ def heun(*, max_slope: float = 10.0) -> Sampler:
         inside = (i > 0) & (slope.reshape(()) <= max_slope)
         return lax.cond(inside, correct, lambda x_prev: x_prev, x_prev), memory
 
-    return Sampler(_no_memory, step)
+    return Sampler(lambda x_T: (), step)
 
 
 def _higher_order(schedule, i, k, A, done, m_0, m_1, m_2=None):
@@ -225,7 +221,3 @@ def _higher_order(schedule, i, k, A, done, m_0, m_1, m_2=None):
 def _log_snr_step(schedule, i, x):
     """h = λ_{i-1} - λ_i: infinite onto x_0, and from where nothing but noise is left."""
     return extract(schedule.half_log_snr_prev - schedule.half_log_snr, i, x)
-
-
-def _no_memory(x_T: Array) -> tuple[()]:
-    return ()

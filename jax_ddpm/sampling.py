@@ -7,8 +7,7 @@
 
 The loop holds one state and nothing of the trajectory, and its program does not grow with T.
 
-Randomness belongs to the sample (see `noise`): sample `j` at entry `i` draws from
-`fold_in(fold_in(key, first_sample + j), i)`, and its x_T uses `i = T`.
+Randomness belongs to the sample (see `noise`); x_T uses `i = T`.
 
 The loop is differentiable. Its gradient recomputes each step from its x_t, so memory holds T
 states, not T times the network's activations.

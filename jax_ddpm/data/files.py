@@ -183,7 +183,7 @@ class _Tar(Files):
 
     def _read(self, name: str, place: Any, most: int) -> bytes:
         if not self._is_plain:
-            raise ValueError("the archive is compressed: unpack it, or name a cache (--data-cache)")
+            raise ValueError("the archive is compressed: unpack it, or decode into a cache")
         offset, size = place
         size = size if most < 0 else min(size, most)
         with self.path.open("rb") as file:  # each its own: threads do not wait for one another

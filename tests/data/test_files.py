@@ -31,7 +31,7 @@ def test_every_kind_holds_the_same(tmp_path, name, write_files):
         with ThreadPoolExecutor(8) as threads:
             assert list(threads.map(files.read, names)) == [FILES[name] for name in names]
     else:
-        with pytest.raises(ValueError, match=f"{re.escape(str(path))}.*unpack it, or name a cache"):
+        with pytest.raises(ValueError, match=f"{re.escape(str(path))}.*unpack it, or decode"):
             files.read("b.txt")
 
 

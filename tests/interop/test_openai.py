@@ -200,6 +200,7 @@ def test_a_network_that_enlarges_images_is_refused():
         load_openai(tensors, ADM["flags"])
 
 
+@pytest.mark.filterwarnings("ignore:classes that no image shows")
 def test_labels_and_chain_go_wherever_the_network_goes(tmp_path):
     """No label stands for no class, and the chain is that of the flags."""
     save_tensors(tmp_path / "adm.safetensors", weights(ADM, np.float32))

@@ -9,7 +9,6 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
-from jax_ddpm.interop.model import parameter_shapes
 
 from jax_ddpm import runs
 from jax_ddpm.data import Dataset, to_float
@@ -17,6 +16,7 @@ from jax_ddpm.data.augmentation import augmentation
 from jax_ddpm.data.loading import Order
 from jax_ddpm.interop import unet_to_torch
 from jax_ddpm.interop.diffusers import unet_config
+from jax_ddpm.interop.model import parameter_shapes
 from jax_ddpm.io.arrays import load_tensors, unflatten
 from jax_ddpm.parity.harness import relative_error, vector
 from jax_ddpm.parity.tolerances import TOLERANCES
