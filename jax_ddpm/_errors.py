@@ -107,19 +107,18 @@ def check_schedule(value: Any) -> None:
         raise FieldTypeError("schedule", f"expected make_schedule(betas), got {described(value)}")
 
 
+def check_function(name: str, value: Any, such_as: str = "model.apply") -> None:
+    """Raises `FieldTypeError` for anything but a function, such as a module."""
+    if not callable(value) or _is_module(value):
+        problem = f"expected a function, such as {such_as}, got {described(value)}"
+        raise FieldTypeError(name, problem)
+
+
 def check_denoiser(name: str, value: Any) -> None:
     """Raises `FieldTypeError` for a module, or its `apply`, in place of a function of (x_t, t)."""
-    if not callable(value) or _is_module(value) or _is_module(getattr(value, "__self__", None)):
-        such_as = "such as lambda x_t, t: model.apply(variables, x_t, t)"
-        problem = f"expected a function of (x_t, t), {such_as}, got {described(value)}"
-        raise FieldTypeError(name, problem)
-
-
-def check_apply(name: str, value: Any) -> None:
-    """Raises `FieldTypeError` for a module in place of its `apply`."""
-    if not callable(value) or _is_module(value):
-        problem = f"expected a function, such as model.apply, got {described(value)}"
-        raise FieldTypeError(name, problem)
+    module = getattr(value, "__self__", None)
+    such_as = "lambda x_t, t: model.apply(variables, x_t, t)"
+    check_function(name, module if _is_module(module) else value, such_as)
 
 
 def described(value: Any) -> str:

@@ -59,10 +59,8 @@ def in_float32(function: Callable[P, R]) -> Callable[P, R]:
         given = bound.arguments
         samples = {name: given[name] for name in _SAMPLES if name in given}
         dtypes = map(jnp.result_type, jax.tree.leaves([*samples.values()]))
-        floats = (dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.floating))
-        narrow = next(floats, np.dtype(np.float32))
-        wide = np.promote_types(narrow, np.float32)
-        if narrow == wide:
+        narrow = next((each for each in dtypes if each in (jnp.bfloat16, jnp.float16)), None)
+        if narrow is None:
             return function(*args, **kwargs)
 
         def cast(tree, old, new):
@@ -71,11 +69,10 @@ def in_float32(function: Callable[P, R]) -> Callable[P, R]:
 
             return jax.tree.map(one, tree)
 
-        given |= cast(samples, narrow, wide)
-        if "denoise_fn" in given:
-            denoise_fn = given["denoise_fn"]
+        given |= cast(samples, narrow, np.float32)
+        if denoise_fn := given.get("denoise_fn"):
             given["denoise_fn"] = lambda x_t, t: denoise_fn(x_t.astype(narrow), t)
-        return cast(function(*bound.args, **bound.kwargs), wide, narrow)
+        return cast(function(*bound.args, **bound.kwargs), np.float32, narrow)
 
     return call
 

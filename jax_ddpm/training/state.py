@@ -14,9 +14,9 @@ from jaxtyping import Array, Int
 from jax_ddpm._errors import (
     FieldError,
     FieldTypeError,
-    check_apply,
     check_between,
     check_floats,
+    check_function,
     check_key,
     check_whole,
     described,
@@ -126,7 +126,7 @@ def make_train_step(
       per_sample: also return the `losses` [batch] and `t` [batch].
     """
     check_prediction(schedule, prediction_type)
-    check_apply("apply_fn", apply_fn)
+    check_function("apply_fn", apply_fn)
     check_between("label_dropout", label_dropout, 0, 1)
     check_whole("accumulate", accumulate, 1)
     warn_of_signal(schedule)
