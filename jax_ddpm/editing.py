@@ -192,7 +192,6 @@ def repaint_walk(
     levels 0, `jump_length`, 2 `jump_length`, … unless they would leave the chain. Raises
     `ValueError` for an argument below 1 or a jump longer than the chain.
     """
-    check_whole("timesteps", timesteps, 1)
     check_whole("resamples", resamples, 1)
     check_whole("jump_length", jump_length, 1, timesteps - 1 if resamples > 1 else np.inf)
     entries, up = [], []

@@ -31,7 +31,6 @@ def sample_noise(
     if key is None:
         raise FieldError("key", "expected a key, or both x_T and noise_fn, got None")
     check_key("key", key)
-    check_whole("i", i, 0)
     check_whole("first_sample", first_sample, 0)
 
     def draw(sample):

@@ -76,7 +76,6 @@ class NoiseSchedule(NamedTuple):
 
 def linear_beta_schedule(timesteps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> Betas:
     """β linear in t (Ho et al. 2020, §4)."""
-    check_whole("timesteps", timesteps, 1)
     return np.linspace(beta_start, beta_end, timesteps, dtype=np.float64)
 
 
@@ -84,13 +83,11 @@ def scaled_linear_beta_schedule(
     timesteps: int, beta_start: float = 1e-4, beta_end: float = 0.02
 ) -> Betas:
     """√β linear in t (Rombach et al. 2022)."""
-    check_whole("timesteps", timesteps, 1)
     return np.linspace(beta_start**0.5, beta_end**0.5, timesteps, dtype=np.float64) ** 2
 
 
 def cosine_beta_schedule(timesteps: int, s: float = 0.008, max_beta: float = 0.999) -> Betas:
     """ᾱ a squared cosine (Nichol & Dhariwal 2021, eq. 17), β clipped at `max_beta`."""
-    check_whole("timesteps", timesteps, 1)
     time = np.arange(timesteps + 1, dtype=np.float64) / timesteps
     alpha_bar = np.cos((time + s) / (1 + s) * np.pi / 2) ** 2
     return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], max_beta)
@@ -100,7 +97,6 @@ def sigmoid_beta_schedule(
     timesteps: int, start: float = -3.0, end: float = 3.0, tau: float = 1.0
 ) -> Betas:
     """ᾱ a sigmoid scaled to run from 1 to 0 (Jabri et al. 2022, Algorithm 4), β below 0.999."""
-    check_whole("timesteps", timesteps, 1)
     time = np.arange(timesteps + 1, dtype=np.float64) / timesteps
     sigmoid = 1 / (1 + np.exp(-(start + time * (end - start)) / tau))
     alpha_bar = (sigmoid[-1] - sigmoid) / (sigmoid[-1] - sigmoid[0])

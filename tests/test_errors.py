@@ -80,7 +80,7 @@ WRONG = {
     **dict.fromkeys(("limit", "max_value", "max_slope"), (0, np.nan, -3)),
     **dict.fromkeys(("eta", "quantile", "rescale", "label_dropout"), SHARE),
     **dict.fromkeys(("decay", "ema_decay"), (1.0, np.nan, -3)),
-    **dict.fromkeys(("first_sample", "i", "step"), COUNT[1:]),
+    **dict.fromkeys(("first_sample", "step"), COUNT[1:]),
     **dict.fromkeys(("accumulate", "resamples"), COUNT),
     **dict.fromkeys(("save_every", "jump_length"), (300, *COUNT[1:])),
     **dict.fromkeys(("size", "batch_size", "splits", "k"), (300, -3)),
@@ -89,12 +89,11 @@ WRONG = {
     **{"params": (None, "x"), "interval": ((9, 3), (np.nan, 5))},
     "betas": (None, "linear", [[0.1]], [0, 1], [True, True], [0.1, 1.5], [1.0, 0.1], [np.nan]),
     "key": (jax.random.PRNGKey(0), 0, jax.random.split(KEY), None),
-    "mask": (MASK * 255, MASK - 2, np.ones((8, 4, 1))),
+    "mask": (MASK * 255, MASK - 2),
     "sampler": (ddpm.ddim, "ddim", ddpm.ddim().step),
     "scale": (np.nan, np.array([1.0, -np.inf])),
     "schedule": (SCHEDULE.betas, tuple(SCHEDULE), "cosine", None),
     "t": (T + 0.0, T > 0, T + 1, T - 1, np.arange(3), T[None]),
-    "timesteps": (0, -3, 0.5, "x", None, [[0, 1]], [2, 0], [0, 300], [0.5], [True, False]),
 }
 
 
@@ -139,6 +138,7 @@ def test_a_mistake_is_named(function):
             check_named(partial(function, **{**call, name: wrong}), *arrays)
 
 
+ENTRIES = ([[0, 1]], [2, 0], [0, 300], [0.5], [True, False])
 LATE = RIGHT["state"]._replace(i=jnp.int32(1))
 lead = ddpm.classifier_guidance
 
@@ -167,6 +167,8 @@ def labelled(labels, t=T):
 @pytest.mark.parametrize(
     ("name", "call"),
     [
+        *[("timesteps", partial(ddpm.spaced_timesteps, wrong, 2)) for wrong in (0, 0.5, "x")],
+        *[("timesteps", partial(ddpm.respace, SCHEDULE, wrong)) for wrong in ENTRIES],
         ("output of denoise_fn", lambda: loop(denoise_fn=lambda x, t: (x, t))),
         ("output of denoise_fn", lambda: loop(denoise_fn=lambda x, t: x[..., :1])),
         ("output of denoise_fn", lambda: loop(variance_type="learned")),

@@ -17,27 +17,22 @@ from typing import Any
 
 import numpy as np
 
+from jax_ddpm._errors import FieldError, check_choice
 from jax_ddpm.interop.model import DiffusionModel
-from jax_ddpm.interop.scheduler import complete_config, scheduler_config, scheduler_from_config
+from jax_ddpm.interop.scheduler import completed, naming, scheduler_config, scheduler_from_config
 from jax_ddpm.interop.torch import read_state_dict, unet_from_torch, unet_to_torch
 from jax_ddpm.io.arrays import save_tensors
 from jax_ddpm.io.files import new_folder, read_json, write_json
 from jax_ddpm.models import UNet
 
 _STEM = "diffusion_pytorch_model"
-_WEIGHTS = f"{_STEM}.safetensors"
 _NULL_LABEL = "_null_label"  # in the U-Net's config, where diffusers passes over such names
 _WRITTEN_FOR = "0.42.1"  # the diffusers that the tests open the folders with
 
 # Fields of `UNet` that say how it computes, and are in no config.
 _COMPUTING = ("dtype", "param_dtype", "precision", "remat", "parent", "name")
 # Fields that `UNet2DModel` does not have: a run's config has them, a folder never.
-_UNET_OURS: dict[str, Any] = {
-    "num_attention_heads": None,
-    "num_attention_heads_upsample": None,
-    "time_proj_dim": None,
-    "time_scale": 1,
-}
+_UNET_OURS = ("num_attention_heads", "num_attention_heads_upsample", "time_proj_dim", "time_scale")
 # The defaults of `UNet2DModel`: those of `UNet`, except for some.
 _UNET_DEFAULTS: dict[str, Any] = {
     **{each.name: each.default for each in fields(UNet) if each.name not in _COMPUTING},
@@ -52,12 +47,9 @@ _UNET_DEFAULTS: dict[str, Any] = {
 }
 # Settings with one supported value.
 _UNET_FIXED: dict[str, Any] = {"time_embedding_type": "positional", "class_embed_type": None}
-_UNET_IGNORED = (
-    "num_train_timesteps",  # says something only of learned time embeddings
-    # How an `EMAModel` averaged the weights.
-    *("decay", "inv_gamma", "min_decay", "optimization_step", "power"),
-    *("update_after_step", "use_ema_warmup"),
-)
+# Of learned time embeddings, and of how an `EMAModel` averaged the weights.
+_UNET_IGNORED = ("num_train_timesteps", "decay", "inv_gamma", "min_decay", "optimization_step")
+_UNET_IGNORED += ("power", "update_after_step", "use_ema_warmup")
 
 
 def load_diffusers(
@@ -76,10 +68,9 @@ def load_diffusers(
       variant: the weights' variant ("fp16", "non_ema"), as in their file names.
 
     Raises:
-      ValueError: a file is missing or damaged; a setting is not supported; a tensor is missing,
-        unknown or misshapen; there is only a pickle (.bin), and torch is not installed to read it.
-        The message names it.
-      ImportError: `folder` is a name on the hub, and huggingface_hub is not installed.
+      ValueError: naming a file that is missing or damaged, a setting that is not supported, or a
+        tensor that is missing, unknown or misshapen.
+      ImportError: torch is needed for a pickle (.bin), or huggingface_hub for a name on the hub.
     """
     name, folder = folder, Path(folder)
     if is_hub_name(name):
@@ -90,13 +81,10 @@ def load_diffusers(
         raise ValueError(f"{folder}: expected a folder of diffusers, got none")
     index = folder / "model_index.json"
     if (folder / "checkpoints").is_dir() and not index.exists():
-        raise ValueError(
-            f"{folder}: expected a folder of diffusers, got a run, which `runs.load_run` opens and "
-            "`jax-ddpm convert` makes one of"
-        )
+        got = "a run, which `runs.load_run` opens and `jax-ddpm convert` makes one of"
+        raise ValueError(f"{folder}: expected a folder of diffusers, got {got}")
     for part, kind in (read_json(index) if index.exists() else {}).items():
-        known = part == "scheduler" or part.startswith(("_", "unet"))
-        if not known and kind not in (None, [None, None]):
+        if not part.startswith(("_", "unet", "scheduler")) and kind not in (None, [None, None]):
             raise ValueError(f"{index}: expected only a unet and a scheduler, got {part}: {kind}")
     unets = [path for path in (folder / "unet", folder / "unet_ema") if path.is_dir()]
     if len(unets) == 2:
@@ -105,20 +93,19 @@ def load_diffusers(
     path = unet / "config.json"
     content = read_json(path)
     network = unet_from_config(content, path)
-    try:
-        check_words(network)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    tensors = _load_weights(unet, variant)
-    try:
-        variables = unet_from_torch(tensors, network, copy=False)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{unet}: {error}") from None
-    said, labels = content.get(_NULL_LABEL), network.num_class_embeds
+    labels, null_label = network.num_class_embeds, content.get(_NULL_LABEL)
     last = None if labels is None else labels - 1
-    if said not in (None, "none", last):
-        expected = f"expected the last label, {last}, or 'none'"
-        raise ValueError(f"{path}: {_NULL_LABEL}: {expected}, got {said!r}")
+    with naming(path):
+        check_words(network)
+        check_choice(_NULL_LABEL, null_label, (None, "none", last))
+    tensors = _load_weights(unet, variant)
+    with naming(unet):
+        variables = unet_from_torch(tensors, network, copy=False)
+    paths = [folder / each / "scheduler_config.json" for each in ("scheduler", "")]
+    path = next(filter(Path.exists, paths), paths[0])
+    is_assumed = not path.exists() and not index.exists()
+    if is_assumed:
+        warnings.warn(f"{folder}: no scheduler_config.json: assuming Ho et al.'s", stacklevel=2)
     size: Any = network.sample_size
     size = (size, size) if isinstance(size, int) else size
     return DiffusionModel(
@@ -126,9 +113,9 @@ def load_diffusers(
         variables,
         image_shape=None if size is None else (*size, network.in_channels),
         # Of unknown meaning, the last label can be drawn, and guide.
-        num_classes=labels if said in (None, "none") else last,
-        null_label=None if said == "none" else last,
-        **_load_scheduler(folder),
+        num_classes=labels if null_label in (None, "none") else last,
+        null_label=None if null_label == "none" else last,
+        **scheduler_from_config({} if is_assumed else read_json(path), path),
     )
 
 
@@ -137,12 +124,12 @@ def save_diffusers(folder: str | os.PathLike[str], model: DiffusionModel) -> Non
 
     β are written by name where they have one, else one by one; the null label stands beside
     diffusers' own settings. The scheduler is a `DDPMScheduler`, or a `DDIMScheduler` for a chain
-    that ends in noise, whichever the model came with. Raises `ValueError` if the folder is not
-    empty, if the variables are not the model's, or if diffusers has no word for a setting.
+    that ends in noise. Raises `ValueError` if the folder is not empty, the variables are not the
+    model's, or diffusers has no word for a setting.
     """
     network = model.model
     if not isinstance(network, UNet):
-        raise ValueError(f"model: expected a UNet, got {type(network).__name__}")
+        raise FieldError("model", f"expected a UNet, got {type(network).__name__}")
     check_words(network)
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -151,18 +138,15 @@ def save_diffusers(folder: str | os.PathLike[str], model: DiffusionModel) -> Non
     spacing, offset = model.timestep_spacing, model.steps_offset
     if model.variance_type != "fixed_small" and (spacing == "trailing" or offset):
         warnings.warn(
-            f"variance_type: diffusers adds the noise of {model.variance_type!r} in the last "
-            f"step of a shortened {spacing!r} chain too, and samples keep it; DDIMScheduler and "
-            "timestep_spacing 'linspace' add none",
+            f"variance_type: diffusers adds the noise of {model.variance_type!r} in the last step "
+            f"of a shortened {spacing!r} chain too; DDIMScheduler and 'linspace' add none",
             stacklevel=2,
         )
     tensors = unet_to_torch(model.variables)
     unet_from_torch(tensors, network, copy=False)  # raises unless they are the model's
     unet = unet_config(network)
-    if network.num_class_embeds is not None and model.null_label is None:
-        unet[_NULL_LABEL] = "none"
-    elif model.null_label is not None and model.null_label == model.num_classes:
-        unet[_NULL_LABEL] = model.null_label
+    if network.num_class_embeds is not None and model.null_label in (None, model.num_classes):
+        unet[_NULL_LABEL] = "none" if model.null_label is None else model.null_label
     index = {
         "_class_name": "DDPMPipeline",
         "_diffusers_version": _WRITTEN_FOR,
@@ -172,7 +156,7 @@ def save_diffusers(folder: str | os.PathLike[str], model: DiffusionModel) -> Non
     with new_folder(folder) as new:
         (new / "unet").mkdir()
         (new / "scheduler").mkdir()
-        save_tensors(new / "unet" / _WEIGHTS, tensors)
+        save_tensors(new / "unet" / f"{_STEM}.safetensors", tensors)
         write_json(new / "unet" / "config.json", unet)
         write_json(new / "scheduler" / "scheduler_config.json", scheduler)
         write_json(new / "model_index.json", index)
@@ -180,35 +164,33 @@ def save_diffusers(folder: str | os.PathLike[str], model: DiffusionModel) -> Non
 
 def unet_from_config(content: Mapping[str, Any], path: Path) -> UNet:
     """The network of a config `content`, read from `path`. Raises `ValueError` naming a setting."""
-    if content.get("_class_name") == "UNetUnconditionalModel":  # its name until 2022
-        content = {**content, "_class_name": "UNet2DModel"}
-    defaults = {"UNet2DModel": _UNET_DEFAULTS | _UNET_FIXED}
-    settings = complete_config(content, path, defaults, _UNET_IGNORED)
-    for name, supported in _UNET_FIXED.items():
-        value = settings.pop(name)
-        if value != supported:
-            raise ValueError(f"{path}: {name}: expected {supported!r}, got {value!r}")
-    for name in ("down_block_types", "up_block_types"):  # with this prefix until 2022
-        settings[name] = tuple(each.removeprefix("UNetRes") for each in settings[name])
-    return UNet(**settings)
+    kinds = ("UNet2DModel", "UNetUnconditionalModel")  # the latter until 2022
+    with naming(path):
+        defaults: dict[str, Any] = dict.fromkeys(kinds, _UNET_DEFAULTS | _UNET_FIXED)
+        settings = completed(content, defaults, _UNET_IGNORED)
+        for name, supported in _UNET_FIXED.items():
+            check_choice(name, settings.pop(name), (supported,))
+        for name in ("down_block_types", "up_block_types"):  # with this prefix until 2022
+            settings[name] = tuple(each.removeprefix("UNetRes") for each in settings[name])
+        return UNet(**settings)
 
 
 def unet_config(network: UNet) -> dict[str, Any]:
     """The config of `UNet2DModel` for `network`, with the fields that only `UNet` has, if set."""
     config = {"_class_name": "UNet2DModel", "_diffusers_version": _WRITTEN_FOR, **_UNET_FIXED}
-    for name in _UNET_DEFAULTS:
+    for name, default in _UNET_DEFAULTS.items():
         value = getattr(network, name)
-        if name not in _UNET_OURS or value != _UNET_OURS[name]:
+        if name not in _UNET_OURS or value != default:
             config[name] = list(value) if isinstance(value, tuple) else value
     return config
 
 
 def check_words(network: UNet) -> None:
     """Raises `ValueError` naming a setting that `UNet2DModel` does not have."""
-    for name, default in _UNET_OURS.items():
-        if (value := getattr(network, name)) != default:
-            problem = f"expected {default} (`UNet2DModel` has no such setting), got {value}"
-            raise ValueError(f"{name}: {problem}")
+    for name in _UNET_OURS:
+        expected = f"expected {_UNET_DEFAULTS[name]} (`UNet2DModel` has no such setting)"
+        if (value := getattr(network, name)) != _UNET_DEFAULTS[name]:
+            raise FieldError(name, f"{expected}, got {value}")
 
 
 def is_hub_name(name: str | os.PathLike[str]) -> bool:
@@ -218,98 +200,45 @@ def is_hub_name(name: str | os.PathLike[str]) -> bool:
 
 
 def from_hub(name: str, revision: str | None, variant: str | None) -> Path:
-    """The folder in huggingface_hub's cache, with all configs and the U-Net's weights downloaded.
-
-    Raises `ValueError` if they are neither on the hub nor in the cache, and `ImportError`.
-    """
+    """The folder in huggingface_hub's cache, with all configs and the U-Net's weights."""
     try:
-        hub = import_module("huggingface_hub")
+        download = import_module("huggingface_hub").snapshot_download
     except ImportError:
-        raise ImportError(
-            f"{name}: no such folder here; if it is a name on Hugging Face's hub: "
-            'pip install "jax_ddpm[hub]"'
-        ) from None
-
-    def get(*patterns: str) -> Path:
-        return Path(hub.snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
-
+        hint = 'if it is a name on Hugging Face\'s hub: pip install "jax_ddpm[hub]"'
+        raise ImportError(f"{name}: no such folder here; {hint}") from None
     try:
-        folder = get("*.json")
+        folder = Path(download(name, revision=revision, allow_patterns=["*.json"]))
         places = (f"{each}/" for each in ("unet", "unet_ema") if (folder / each).is_dir())
-        stem = next(places, "") + _STEM
-        kind = "" if variant is None else f".{variant}"
-        choices = [f"{kind}.safetensors", f"{kind}.bin"]
-        if variant is None:
-            choices.append(".*.safetensors")  # whichever variant there is
-        for choice in choices:
-            beside = choice.replace(f"{kind}.", f"{kind}-*.", 1)  # in shards
-            get(f"{stem}{choice}", f"{stem}{beside}")
-            if any(folder.glob(f"{stem}{choice}")) or any(folder.glob(f"{stem}{beside}")):
+        stem = next(places, "") + (_STEM if variant is None else f"{_STEM}.{variant}")
+        for suffix in ("safetensors", "bin", "*.safetensors"):  # at last, whichever variant
+            patterns = [f"{stem}.{suffix}", f"{stem}-*.{suffix}"]  # whole, or in shards
+            download(name, revision=revision, allow_patterns=patterns)
+            if any(file for pattern in patterns for file in folder.glob(pattern)):
                 break
     except (OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise ValueError(
-            f"{name}: expected a folder of diffusers, got none here, and on the hub: {reason}"
-        ) from None
+        expected = "expected a folder of diffusers, got none here, and on the hub"
+        raise ValueError(f"{name}: {expected}: {reason}") from None
     return folder
 
 
-def _load_scheduler(folder: Path) -> dict[str, Any]:
-    for path in (folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json"):
-        if path.exists():
-            return scheduler_from_config(read_json(path), path)
-    if (folder / "model_index.json").exists():
-        raise ValueError(f"{folder}: expected scheduler/scheduler_config.json, got none")
-    warnings.warn(
-        f"{folder}: no scheduler_config.json: assuming ε, linear β and T = 1,000", stacklevel=3
-    )
-    return scheduler_from_config({}, folder)
-
-
 def _load_weights(folder: Path, variant: str | None) -> dict[str, np.ndarray]:
-    def called(name: str) -> str:
-        """diffusers' name of a variant: `diffusion_pytorch_model.fp16.safetensors`."""
-        stem, _, suffix = name.rpartition(".")
-        return name if variant is None else f"{stem}.{variant}.{suffix}"
-
-    for name in (_WEIGHTS, f"{_STEM}.bin"):
-        index = folder / called(f"{name}.index.json")
-        if (folder / called(name)).exists():
-            return _load(folder / called(name))
+    """The tensors of a whole file, of shards with an index, or of the only variant."""
+    part = "" if variant is None else f".{variant}"
+    for suffix in ("safetensors", "bin"):
+        whole = folder / f"{_STEM}{part}.{suffix}"
+        index = folder / f"{_STEM}.{suffix}.index{part}.json"
+        if whole.exists():
+            return read_state_dict(whole)
         if index.exists():
-            return _load_shards(index)
+            files = sorted(set(read_json(index).get("weight_map", {}).values()))
+            if any(Path(file).name != file for file in files):
+                raise ValueError(f"{index}: expected a weight_map of tensors to files beside it")
+            shards = [read_state_dict(folder / file) for file in files]
+            return {name: tensor for shard in shards for name, tensor in shard.items()}
     others = sorted(folder.glob(f"{_STEM}.*.safetensors"))  # fp16, non_ema, …
     if variant is None and len(others) == 1:
-        return _load(others[0])
+        return read_state_dict(others[0])
     names = ", ".join(sorted(path.name for path in folder.iterdir() if path.suffix != ".json"))
-    several = "several others: " if variant is None and others else ""
-    raise ValueError(f"{folder}: expected {called(_WEIGHTS)}, got {several}{names or 'none'}")
-
-
-def _load(path: Path) -> dict[str, np.ndarray]:
-    try:
-        return read_state_dict(path)
-    except (ImportError, ValueError) as error:
-        if path.suffix == ".safetensors":
-            raise
-        folder = path.parent
-        raise ValueError(
-            f"{error}. It is a pickle, which can run code; convert it where you trust it: "
-            f'python -c "from diffusers import UNet2DModel as M; '
-            f"M.from_pretrained('{folder}').save_pretrained('{folder}')\""
-        ) from None
-
-
-def _load_shards(index: Path) -> dict[str, np.ndarray]:
-    places = read_json(index).get("weight_map")
-    if not isinstance(places, dict) or not all(
-        isinstance(file, str) and Path(file).name == file for file in places.values()
-    ):
-        raise ValueError(f"{index}: expected a weight_map of tensors to files beside it")
-    tensors: dict[str, np.ndarray] = {}
-    for file in sorted(set(places.values())):
-        tensors |= _load(index.with_name(file))
-    for name, file in places.items():
-        if name not in tensors:
-            raise ValueError(f"{index.with_name(file)}: expected a tensor {name}, got none")
-    return tensors
+    expected = f"expected {_STEM}{part}.safetensors"
+    raise ValueError(f"{folder}: {expected}, got {names or 'none'}")

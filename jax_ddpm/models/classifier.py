@@ -137,9 +137,7 @@ class FeatureClassifier(nn.Module):
         """Features [batch, 64], the last hidden layer before its ReLU, and logits of images."""
         batch, height, width, channels = images.shape
         size = (batch, min(height, 32), min(width, 32), channels)
-        x = jnp.asarray(images)
-        if size != x.shape:
-            x = jax.image.resize(x, size, "linear")
+        x = jax.image.resize(jnp.asarray(images), size, "linear")
         side = -(-max(size[1:3]) // 8)
         # Whole patches: the last row and column are repeated.
         rest = [(0, -length % side) for length in size[1:3]]

@@ -90,14 +90,11 @@ class BlockConfig:
 
 
 class TimeEmbedding(nn.Module):
-    """Two dense layers over sinusoids of the step number (Vaswani et al. 2017).
+    """Two dense layers over `waves` sinusoids of `scale` · t (Vaswani et al. 2017).
 
     Attributes:
-      waves: the number of sinusoids.
-      features: channels of the embedding.
       flip_sin_to_cos: whether cosines come before sines.
       freq_shift: 1 makes the last frequency exactly 1e-4; 0 stops just above it.
-      scale: factor on the step number.
     """
 
     config: BlockConfig

@@ -57,10 +57,6 @@ class Level(NamedTuple):
     resample: str | None
     """How the block changes the size at its end, `"conv"` or `"resnet"`; None for not at all."""
 
-    @property
-    def heads(self) -> int:
-        return self.features // self.head_dim
-
 
 class Levels(NamedTuple):
     """All blocks, in the order of the data; the middle has one or none."""
@@ -185,9 +181,7 @@ class UNet(nn.Module):
             table = nn.Embed(self.num_class_embeds, features, name="class_embedding", **dtypes)
             (rows,) = table.promote_dtype(table.embedding, dtype=self.dtype)
             embedding += look_up(rows, jnp.asarray(labels), labels, mode="fill")
-        hidden = jnp.asarray(x)
-        if self.center_input_sample:
-            hidden = 2 * hidden - 1
+        hidden = 2 * jnp.asarray(x) - 1 if self.center_input_sample else jnp.asarray(x)
         skips = way_down(config, hidden, embedding, down)
         hidden = skips[-1]
         for level in middle:
@@ -207,14 +201,12 @@ class UNet(nn.Module):
     def levels(self) -> Levels:
         """The blocks of the network."""
         channels, layers = self.block_out_channels, self.layers_per_block
-        kinds, last = self.down_block_types, channels[-1]
         heads = (self.num_attention_heads, self.attention_head_dim)
-        down = way("down", channels, kinds, layers, self.downsample_type, *heads)
-        size, attentions = size_of_head(last, *heads), int(self.add_attention)
-        middle = [Level("mid_block", last, 2, attentions, size, None)]
-        kinds, channels = self.up_block_types, channels[::-1]
-        heads = (self.num_attention_heads_upsample or self.num_attention_heads, heads[1])
-        up = way("up", channels, kinds, layers + 1, self.upsample_type, *heads)
+        down = way("down", channels, self.down_block_types, layers, self.downsample_type, *heads)
+        attentions, last = int(self.add_attention), down[-1]
+        middle = [Level("mid_block", last.features, 2, attentions, last.head_dim, None)]
+        heads = (self.num_attention_heads_upsample or heads[0], heads[1])
+        up = way("up", channels[::-1], self.up_block_types, layers + 1, self.upsample_type, *heads)
         return Levels(down, middle if self.mid_block_type else [], up)
 
     def check_fields(self) -> None:
@@ -232,13 +224,13 @@ class UNet(nn.Module):
         head_dim, heads_up = self.attention_head_dim, self.num_attention_heads_upsample
         if head_dim is not None and (self.num_attention_heads or heads_up):
             raise FieldError("attention_head_dim", f"expected None beside heads, got {head_dim}")
-        for name in ("attention_head_dim", "num_attention_heads", "num_attention_heads_upsample"):
-            value, divides = getattr(self, name), name != "attention_head_dim"
-            if value is None:
-                continue
-            if any(not 1 <= value <= each or (divides and each % value) for each in attended):
-                kind = f", and a divisor of {attended}" if divides else ""
-                raise FieldError(name, f"expected 1 to {attended[0]}{kind}, got {value}")
+        for name in ("num_attention_heads", "num_attention_heads_upsample"):
+            value = getattr(self, name)
+            if value is not None and any(value < 1 or each % value for each in attended):
+                raise FieldError(name, f"expected a divisor of each of {attended}, got {value}")
+        if attended and head_dim is not None and not 1 <= head_dim <= attended[0]:
+            problem = f"expected 1 to {attended[0]}, got {head_dim}"
+            raise FieldError("attention_head_dim", problem)
 
     def _check_inputs(self, x: Image, labels: Label | None) -> None:
         check_floats("x", x, (*jnp.shape(x)[:3], self.in_channels))
@@ -270,15 +262,10 @@ def way(
         attends = kind.startswith("Attn")
         by = resample if attends else "resnet" if kind.startswith("Resnet") else "conv"
         by = by if number < len(channels) - 1 else None
-        size = size_of_head(features, heads, head_dim)
+        size = features // heads if heads else head_dim or features  # without either, one head
         name = f"{direction}_blocks_{number}"
         levels.append(Level(name, features, resnets, attends * resnets, size, by))
     return levels
-
-
-def size_of_head(features: int, heads: int | None, head_dim: int | None) -> int:
-    """Channels of each of `heads`, or `head_dim`; without either there is one head."""
-    return features // heads if heads else head_dim or features
 
 
 def check_blocks(network: Any, groups: int, **more_choices: Sequence[Any]) -> None:

@@ -273,7 +273,7 @@ def test_which_variant_is_read(folder, network):
     with pytest.raises(ValueError, match="expected diffusion_pytorch_model.ema.safetensors, got"):
         load_diffusers(folder, variant="ema")
     whole.rename(whole.with_suffix(".x.safetensors"))
-    with pytest.raises(ValueError, match="got several others: .*fp16.safetensors, .*x.safetensors"):
+    with pytest.raises(ValueError, match="got .*fp16.safetensors, .*x.safetensors"):
         load_diffusers(folder)
     whole.with_suffix(".fp16.safetensors").unlink()
     check_weights(load_diffusers(folder), network)
@@ -338,18 +338,18 @@ def test_the_repositories_of_google(tmp_path, name):
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (says(UNET, time_embedding_type="fourier"), "unet.*time_embedding_type: expected 'posit"),
+        (says(UNET, time_embedding_type="fourier"), "unet.*time_embedding_type: expected one of"),
         (says(UNET, _class_name="UNet2DConditionModel"), "unet.*expected _class_name UNet2DModel"),
         (says(UNET, act_fn="tanh"), "unet.*act_fn: expected one of 'silu', .* got 'tanh'"),
         (says(UNET, layers_per_block=2), r"unet.*expected a tensor down_blocks\S+, got none"),
-        (says(UNET, _null_label=3), "unet.*_null_label: expected the last label.*, got 3"),
+        (says(UNET, _null_label=3), "unet.*_null_label: expected one of .*, got 3"),
         (says(SCHEDULER, beta_schedule="laplace"), "scheduler.*beta_schedule: .* got 'laplace'"),
         (says(SCHEDULER, prediction_type="flow"), "scheduler.*prediction_type: expected one of"),
         (says(SCHEDULER, use_karras_sigmas=True), "scheduler.*got use_karras_sigmas: True"),
         (says(INDEX, vqvae=["diffusers", "VQModel"]), "only a unet and .* got vqvae"),
         (lambda f: (f / UNET).unlink(), "config.json: expected JSON: No such file"),
-        (lambda f: (f / SCHEDULER).unlink(), "expected scheduler/scheduler_config.json, got none"),
-        (lambda f: (f / WEIGHTS).rename(f / PICKLE), "a pickle, which can run code; convert .* M"),
+        (lambda f: (f / SCHEDULER).unlink(), "scheduler_config.json: expected JSON: No such"),
+        (lambda f: (f / WEIGHTS).rename(f / PICKLE), "model.bin: expected a state dict of tensors"),
         (lambda f: (f / WEIGHTS).rename(f / SHARDS).write_text(OUTSIDE), "to files beside it"),
         (lambda f: [(f / INDEX).unlink(), (f / "checkpoints").mkdir()], "got a run, which `runs"),
     ],
