@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jax_ddpm.io.arrays import check_weights, flatten, from_bytes, to_bytes
+from jax_ddpm.io.arrays import flatten, from_bytes, to_bytes
 from jax_ddpm.io.files import new_folder, write_file
 
 LEFTOVERS = (".tmp", ".old", ".gone")
@@ -47,16 +47,11 @@ def save_checkpoint(
 ) -> Path:
     """Write trees of arrays by name, and a `state` that JSON can hold, to `folder/00000STEP`.
 
-    Replaces an older checkpoint of that step, which is `.00000STEP.old` while it is renamed, and
-    returns the path. Raises `ValueError` if an array holds NaN or infinity, and `OSError`; what was
-    there before is still there then.
+    Replaces an older checkpoint of that step, and returns the path. Raises `ValueError` if an array
+    holds NaN or infinity, and `OSError`; what was there before is still there then.
     """
     path = Path(folder) / f"{step:08d}"
-    files = {}
-    for name, tree in arrays.items():
-        flat = {key: np.asarray(leaf) for key, leaf in flatten(tree).items()}
-        check_weights(flat, name)
-        files[name + _ARRAYS] = to_bytes(flat)
+    files = {name + _ARRAYS: to_bytes(flatten(tree), name) for name, tree in arrays.items()}
     files[_STATE] = (json.dumps(state, indent=1, allow_nan=False) + "\n").encode()
     described = {name: _described(data) for name, data in files.items()}
     files[_MANIFEST] = _sealed({**_KIND, "step": step, "files": described})
@@ -70,34 +65,25 @@ def save_checkpoint(
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """Read and verify a checkpoint.
-
-    Raises `Damaged`, naming the file, if one is missing or differs from what was written, and
-    `ValueError` if one cannot be read or another version wrote it.
-    """
+    """Read and verify a checkpoint. Raises `Damaged`, naming the file, if one is missing or differs
+    from what was written, and `ValueError` if another version wrote it."""
     path = Path(path)
-    if not (path / _MANIFEST).exists() and (several := list_checkpoints(path)):
-        names = ", ".join(each.name for each in several)
-        raise ValueError(f"{path}: expected one checkpoint, got a folder of several: {names}")
-    data, manifest, intact = _read(path / _MANIFEST), {}, False
+    contents = {each.name: each.read_bytes() for each in path.iterdir() if each.is_file()}
+    data, manifest, intact = contents.get(_MANIFEST, b""), {}, False
     with suppress(ValueError, RecursionError, KeyError, TypeError):
         manifest = json.loads(data)
         del manifest["sha256"]
         intact = data == _sealed(manifest)
     if not intact:
-        raise Damaged(f"{path / _MANIFEST}: damaged: its SHA-256 is not that of what it says")
-    if (got := {name: manifest.get(name) for name in _KIND}) != _KIND:
-        raise ValueError(
-            f"{path / _MANIFEST}: expected {_KIND}, got {got}: another version of jax_ddpm wrote it"
-        )
-    contents = {}
+        raise Damaged(f"{path / _MANIFEST}: damaged or missing: its SHA-256 is not its own")
+    if manifest["format"] != _KIND["format"]:
+        raise ValueError(f"{path / _MANIFEST}: another version of jax_ddpm wrote it")
     for name, described in manifest["files"].items():
-        contents[name] = _read(path / name)
-        if _described(contents[name]) != described:
-            raise Damaged(f"{path / name}: damaged: its size or SHA-256 is not the manifest's")
-    state = json.loads(contents.pop(_STATE))
-    arrays = {name.removesuffix(_ARRAYS): from_bytes(data) for name, data in contents.items()}
-    return Checkpoint(manifest["step"], arrays, state)
+        if _described(contents.get(name, b"")) != described:
+            raise Damaged(f"{path / name}: damaged or missing: its SHA-256 is not the manifest's")
+    names = manifest["files"].keys() - {_STATE}
+    arrays = {name.removesuffix(_ARRAYS): from_bytes(contents[name]) for name in sorted(names)}
+    return Checkpoint(manifest["step"], arrays, json.loads(contents[_STATE]))
 
 
 def restore(template: Any, flat: Mapping[str, np.ndarray]) -> Any:
@@ -107,28 +93,21 @@ def restore(template: Any, flat: Mapping[str, np.ndarray]) -> Any:
     """
     expected = flatten(template)
     for name in sorted(expected.keys() | flat.keys()):
-        if name not in flat:
-            raise ValueError(f"expected an array {name}, got none")
-        if name not in expected:
-            raise ValueError(f"expected only the model's arrays, got {name}")
-        want, got = (f"{x.dtype}{list(x.shape)}" for x in (expected[name], flat[name]))
+        pair = (expected.get(name), flat.get(name))
+        want, got = ("no array" if x is None else f"{x.dtype}{list(x.shape)}" for x in pair)
         if got != want:
-            raise ValueError(f"expected {name} of {want}, got {got}")
+            raise ValueError(f"{name}: expected {want}, got {got}")
     return jax.tree.unflatten(jax.tree.structure(template), [flat[name] for name in expected])
 
 
-def list_checkpoints(folder: str | os.PathLike[str]) -> list[Path]:
+def list_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in `folder`, damaged ones among them, oldest first."""
-    folders = (path for path in Path(folder).glob("*") if path.is_dir())
+    folders = (path for path in folder.glob("*") if path.is_dir())
     return sorted((path for path in folders if path.name.isdecimal()), key=lambda x: int(x.name))
 
 
 def prune_checkpoints(
-    folder: str | os.PathLike[str],
-    *,
-    keep: int,
-    keep_every: int | None = None,
-    also: Collection[int | None] = (),
+    folder: Path, *, keep: int, keep_every: int | None = None, also: Collection[int | None] = ()
 ) -> None:
     """Remove leftovers, and all checkpoints but the last `keep`, those at multiples of
     `keep_every` steps, and those at the steps in `also`. To be called after a save."""
@@ -137,9 +116,9 @@ def prune_checkpoints(
         if step not in also and (keep_every is None or step % keep_every):
             # Renamed first: a half-removed folder must not look like a checkpoint.
             shutil.rmtree(set_aside(path, "gone"), ignore_errors=True)
-    for path in Path(folder).glob(".*"):
+    for path in folder.glob(".*"):
         if path.suffix == ".old" and not (original := path.with_name(path.stem[1:])).exists():
-            os.rename(path, original)  # its replacement was never finished
+            path.rename(original)  # its replacement was never finished
         elif path.suffix in LEFTOVERS:
             shutil.rmtree(path, ignore_errors=True)
 
@@ -148,8 +127,7 @@ def set_aside(path: Path, reason: str) -> Path:
     """Rename a checkpoint `.00000STEP.REASON`, so that it no longer counts as one."""
     aside = path.with_name(f".{path.name}.{reason}")
     shutil.rmtree(aside, ignore_errors=True)
-    os.rename(path, aside)
-    return aside
+    return path.rename(aside)
 
 
 def _described(data: bytes) -> dict[str, Any]:
@@ -160,12 +138,3 @@ def _sealed(manifest: dict[str, Any]) -> bytes:
     """JSON that ends in its own SHA-256."""
     digest = hashlib.sha256(json.dumps(manifest, indent=1).encode()).hexdigest()
     return (json.dumps({**manifest, "sha256": digest}, indent=1) + "\n").encode()
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise Damaged(f"{path}: damaged: expected a file, got none") from None
-    except OSError as error:
-        raise ValueError(f"{path}: cannot read it: {error.strerror}") from None

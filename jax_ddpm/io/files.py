@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,36 +18,19 @@ def replace_file(path: Path, data: bytes | bytearray) -> None:
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file that replaces `path` when the block ends; if the block fails, nothing is left."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with _naming(path):
-            with _flushed(temporary, "wb") as file:
-                yield file
-            os.replace(temporary, path)
-            flush_folder(path.parent)
-    finally:
-        with suppress(OSError):  # it was renamed, or never made
-            temporary.unlink()
+    with _becoming(path) as temporary, _flushed(temporary, "wb") as file:
+        yield file
 
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """A folder that becomes `path`, missing or empty before, when the block ends; if the block
     fails, nothing is left."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        with _naming(path):
-            make_folder(path.parent)
-            temporary.mkdir()
-            yield temporary
-            flush_folder(temporary)
-            if path.exists():
-                path.rmdir()
-            os.rename(temporary, path)
-            flush_folder(path.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    make_folder(path.parent)
+    with _becoming(path) as temporary:
+        temporary.mkdir()
+        yield temporary
+        _flush_folder(temporary)
 
 
 def write_file(path: Path, data: bytes | bytearray, mode: str = "wb") -> None:
@@ -61,27 +44,15 @@ def make_folder(path: Path) -> None:
     if not path.is_dir():
         make_folder(path.parent)
         path.mkdir(exist_ok=True)
-        flush_folder(path.parent)
-
-
-def flush_folder(path: Path) -> None:
-    """Put the renames in a folder on the disk. (Windows does so by itself.)"""
-    if os.name == "posix":
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        _flush_folder(path.parent)
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises `ValueError`, naming the file, if there is none."""
-    if not path.is_file():
-        raise ValueError(f"{path}: expected a JSON file, got none")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: expected JSON, got a damaged file: {error}") from None
+        raise ValueError(f"{path}: expected JSON: {getattr(error, 'strerror', error)}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a JSON object, got {type(content).__name__}")
     return content
@@ -95,11 +66,35 @@ def write_json(path: Path, content: Any) -> None:
 
 
 @contextmanager
+def _becoming(path: Path) -> Iterator[Path]:
+    """A hidden path, of a file or a folder, that is renamed to `path` when the block ends."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        with _naming(path):
+            yield temporary
+            os.rename(temporary, path)
+            _flush_folder(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
 def _flushed(path: Path, mode: str) -> Iterator[Any]:
     with path.open(mode) as file:
         yield file
         file.flush()
         os.fsync(file.fileno())
+
+
+def _flush_folder(path: Path) -> None:
+    """Put the renames in a folder on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

@@ -33,15 +33,11 @@ def connect(
 
     SLURM (`srun`), Open MPI (`mpirun`) and TPU pods supply the arguments. Elsewhere `coordinator`
     is the host and port of process 0. JAX ends the process if the others do not join within five
-    minutes. Raises `FieldError` if only some arguments are given, or JAX refuses them.
+    minutes. Raises `FieldError` if JAX refuses the arguments.
     """
     given = (coordinator, num_processes, process_id)
-    names = (Field("coordinator"), ", ", Field("num_processes"), ", ", Field("process_id"), ": ")
-    if given == (None, None, None):
-        if not _is_launched():
-            return
-    elif None in given:
-        raise FieldError(None, *names, "expected all three or none")
+    if given == (None, None, None) and not _is_launched():
+        return
     if coordinator is not None and not coordinator.rpartition(":")[2].isdecimal():
         raise FieldError("coordinator", f"expected HOST:PORT, got {coordinator}")
     # XLA's own handling of SIGTERM would hide the signal from the command.
@@ -49,7 +45,8 @@ def connect(
     try:
         jax.distributed.initialize(*given)
     except (ValueError, RuntimeError) as error:
-        raise FieldError(None, *names, str(error).partition("\n")[0]) from None
+        names = (Field("coordinator"), ", ", Field("num_processes"), ", ", Field("process_id"))
+        raise FieldError(None, *names, ": ", str(error).partition("\n")[0]) from None
 
 
 def _is_launched() -> bool:
@@ -57,10 +54,10 @@ def _is_launched() -> bool:
     tasks = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
     if any(int(os.environ.get(name, 1)) > 1 for name in tasks):
         return True
-    if "tpu" not in os.environ.get("JAX_PLATFORMS", "tpu") or find_spec("libtpu") is None:
-        return False
+    usable = "tpu" in os.environ.get("JAX_PLATFORMS", "tpu") and find_spec("libtpu") is not None
     vendors = (path.read_text().strip() for path in _PCI.glob("*/vendor"))
-    return _VFIO.exists() and "0x1ae0" in vendors  # Google; VFIO alone may pass a GPU through
+    # 0x1ae0 is Google's: VFIO alone may pass a GPU through.
+    return usable and _VFIO.exists() and "0x1ae0" in vendors
 
 
 def is_writer() -> bool:
@@ -76,18 +73,15 @@ def any_process(flag: bool) -> bool:
 
 
 def run_on_all(action: Callable[[], T]) -> T:
-    """Call `action` in every process and return its own result to each.
-
-    If it fails in one, it raises there, and `PartnerFailed` is raised in the others.
-    """
-    result: Any = None
-    error = None
+    """Call `action` in every process and return its own result to each. If it fails in one, it
+    raises there, and `PartnerFailed` is raised in the others."""
     try:
         result = action()
-    except BaseException as caught:
-        error = caught
-    if any_process(error is not None):
-        raise error or PartnerFailed("another process failed: its own output says why")
+    except BaseException:
+        any_process(True)
+        raise
+    if any_process(False):
+        raise PartnerFailed("another process failed: its own output says why")
     return result
 
 
@@ -100,15 +94,14 @@ def broadcast(content: T) -> T:
     """The writer's `content`, in every process: bytes everywhere, or anything JSON can hold."""
     if jax.process_count() == 1:
         return content
-    raw = isinstance(content, bytes)
-    data = content if raw else json.dumps(content).encode()
+    data = content if isinstance(content, bytes) else json.dumps(content).encode()
     high, low = multihost_utils.broadcast_one_to_all(np.array(divmod(len(data), _CHUNK), np.int32))
     size, received = int(high) * _CHUNK + int(low), bytearray()
     for start in range(0, size, _CHUNK):
         chunk = data[start : start + _CHUNK].ljust(_CHUNK, b"\0")
         received += multihost_utils.broadcast_one_to_all(np.frombuffer(chunk, np.uint8)).tobytes()
     whole: Any = bytes(received[:size])
-    return whole if raw else json.loads(whole)
+    return whole if isinstance(content, bytes) else json.loads(whole)
 
 
 def gather(tree: Any) -> Any:

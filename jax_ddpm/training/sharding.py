@@ -15,8 +15,7 @@ from typing import Any
 
 import jax
 from jax import lax
-from jax.sharding import AxisType, Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jax_ddpm._errors import FieldError
 
@@ -29,26 +28,22 @@ def device_mesh(batch_size: int, *, fsdp: int = 1, devices: Sequence[Any] | None
     devices = jax.devices() if devices is None else devices
     count = math.gcd(batch_size, len(devices))
     if len({device.process_index for device in devices[:count]}) < jax.process_count():
-        problem = f"expected a multiple of the {len(devices)} devices of {jax.process_count()} "
-        raise FieldError("batch_size", f"{problem}processes, got {batch_size}")
+        problem = f"expected a multiple of the {len(devices)} devices of all processes"
+        raise FieldError("batch_size", f"{problem}, got {batch_size}")
     if fsdp < 1 or count % fsdp:
         raise FieldError("fsdp", f"expected a divisor of the {count} devices in use, got {fsdp}")
-    return jax.make_mesh(
-        (count // fsdp, fsdp),
-        ("data", "fsdp"),
-        axis_types=(AxisType.Auto, AxisType.Auto),
-        devices=devices[:count],
-    )
+    shape, auto = (count // fsdp, fsdp), (AxisType.Auto, AxisType.Auto)
+    return jax.make_mesh(shape, ("data", "fsdp"), axis_types=auto, devices=devices[:count])
 
 
 def data_sharding(mesh: Mesh) -> NamedSharding:
     """The leading axis, the batch, is split over all devices."""
-    return NamedSharding(mesh, P(("data", "fsdp")))
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
     """Every device has a copy."""
-    return NamedSharding(mesh, P())
+    return NamedSharding(mesh, PartitionSpec())
 
 
 def state_sharding(mesh: Mesh, tree: Any) -> Any:
@@ -60,7 +55,7 @@ def state_sharding(mesh: Mesh, tree: Any) -> Any:
         if parts == 1 or not axes:
             return replicated(mesh)
         longest = max(axes, key=lambda axis: array.shape[axis])
-        return NamedSharding(mesh, P(*[None] * longest, "fsdp"))
+        return NamedSharding(mesh, PartitionSpec(*[None] * longest, "fsdp"))
 
     return jax.tree.map(split, tree)
 
@@ -82,8 +77,4 @@ def gather_params(apply_fn: Callable[..., Any], mesh: Mesh) -> Callable[..., Any
         return (lax.with_sharding_constraint(grads, state_sharding(mesh, grads)),)
 
     gather.defvjp(lambda params: (gather(params), None), scatter)
-
-    def gathered(params, *arguments, **options):
-        return apply_fn(gather(params), *arguments, **options)
-
-    return gathered
+    return lambda params, *arguments, **options: apply_fn(gather(params), *arguments, **options)

@@ -1,6 +1,6 @@
 """A pure training step with an average of the weights: Ho et al. 2020, Algorithm 1."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,13 +13,11 @@ from jaxtyping import Array, Int
 
 from jax_ddpm._errors import (
     FieldError,
-    FieldTypeError,
     check_between,
     check_floats,
     check_function,
     check_key,
     check_whole,
-    described,
 )
 from jax_ddpm._typing import PRNGKey, Sample
 from jax_ddpm.losses import LossType, Weighting, check_loss, training_losses
@@ -31,6 +29,7 @@ Batch = Any
 """Images [batch, …], float in [-1, 1] or uint8, or a tuple or list `(images, conditions)`."""
 ApplyFn = Callable[..., Any]
 """`(params, x_t, t[, conditions]) -> output`, such as the `apply` of a Flax module."""
+_BELOW_1 = float(np.nextafter(1, 0))
 
 
 class TrainState(NamedTuple):
@@ -46,31 +45,22 @@ class TrainState(NamedTuple):
 def ema_warmup(decay: float = 0.9999) -> optax.Schedule:
     """An EMA decay that grows with the step: min(decay, (1 + step) / (10 + step)).
 
-    The average forgets the initial weights within a tenth of the steps taken. With a constant
-    0.9999, they would still make up 94 % of it after 600 steps. TensorFlow's
-    `ExponentialMovingAverage` has the same warm-up.
+    The average forgets the initial weights within a tenth of the steps taken; with a constant
+    0.9999, they make up 94 % of it after 600. Source: TensorFlow's `ExponentialMovingAverage`.
     """
-    _check_decay("decay", decay)
+    check_between("decay", decay, 0, _BELOW_1)
     return lambda step: jnp.minimum(decay, (1 + step) / (10 + step))
-
-
-def _check_decay(name: str, decay: float) -> None:
-    if not 0 <= decay < 1:
-        raise FieldError(name, f"expected 0 to 1, below 1, got {decay}")
 
 
 def init_train_state(
     key: PRNGKey, params: Params, optimizer: optax.GradientTransformation
 ) -> TrainState:
-    """The state before the first step, whose average of the weights is `params`.
-
-    All arrays are copies, so the state can be donated. An example is in `make_train_step`.
-    """
+    """The state before the first step, whose average is `params`. All arrays are copies, so it can
+    be donated. An example is in `make_train_step`."""
     check_key("key", key)
     for leaf in [params] if params is None else jax.tree.leaves(params):
         if not isinstance(leaf, jax.Array | np.ndarray | np.generic | float | int):
-            expected = "expected a tree of arrays, as model.init makes"
-            raise FieldError("params", f"{expected}, got {described(leaf)}")
+            raise FieldError("params", f"expected a tree of arrays, got {type(leaf).__name__}")
     params, ema_params = (jax.tree.map(jnp.array, params) for _ in range(2))
     opt_state = optimizer.init(params)
     return TrainState(jnp.int32(0), params, ema_params, opt_state, jax.random.clone(key))
@@ -105,15 +95,13 @@ def make_train_step(
     (1, ['grad_norm', 'loss'])
 
     Images and conditions of uint8 are scaled to [-1, 1]; floats must be in [-1, 1]. The metrics
-    are the batch's mean `loss` and the global norm of its gradient, both before the update. Clip
-    gradients in the optimizer. `lax.scan(train_step, state, batches)` takes many steps in one
-    dispatch. Warns if samples of `schedule` will not start from noise.
+    are the mean `loss` and the global norm of its gradient, before the update. Clip gradients in
+    the optimizer. `lax.scan(train_step, state, batches)` takes many steps in one dispatch. The loss
+    is that of `training_losses`. Warns if samples of `schedule` will not start from noise.
 
     Args:
       ema_decay: d in `ema = d * ema + (1 - d) * params` (§4), a number or a function of the step
         number, from 0. Default: `ema_warmup(0.9999)`.
-      prediction_type, variance_type, loss_type, weighting, min_snr_gamma: as in
-        `training_losses`.
       null_label: the condition that stands for none, a number or an array like one sample's
         condition, for classifier-free guidance (Ho & Salimans 2022, Algorithm 1). For labels
         0 … K - 1 it is K, and an embedding needs K + 1 rows.
@@ -133,7 +121,7 @@ def make_train_step(
     check_loss(loss_type, weighting, variance_type)
     ema_decay = ema_warmup() if ema_decay is None else ema_decay
     if not callable(ema_decay):
-        _check_decay("ema_decay", ema_decay)
+        check_between("ema_decay", ema_decay, 0, _BELOW_1)
     losses_of = partial(
         training_losses,
         schedule,
@@ -172,20 +160,16 @@ def make_train_step(
         (loss, grads), losses = _mean_over_parts(loss_and_grads, parts, dropout_key, accumulate)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        decay = ema_decay(state.step) if callable(ema_decay) else ema_decay
-        ema_params = jax.tree.map(
-            lambda new, old: optax.incremental_update(new, old, jnp.asarray(1 - decay, new.dtype)),
-            params,
-            state.ema_params,
-        )
+        rate = 1 - (ema_decay(state.step) if callable(ema_decay) else ema_decay)
+        rates = jax.tree.map(lambda x: jnp.asarray(rate, x.dtype), params)
+        ema_params = jax.tree.map(optax.incremental_update, params, state.ema_params, rates)
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
         metrics |= {"losses": losses, "t": t} if per_sample else {}
         new = TrainState(state.step + 1, params, ema_params, opt_state, state.key)
         if skip_nonfinite:
             sizes = jnp.stack([loss, metrics["grad_norm"], optax.tree.norm(updates)])
-            finite = jnp.all(jnp.isfinite(sizes))
-            keep = partial(jax.tree.map, lambda new, old: jnp.where(finite, new, old))
-            new = keep(new, state._replace(step=new.step))
+            finite, unchanged = jnp.all(jnp.isfinite(sizes)), state._replace(step=new.step)
+            new = jax.tree.map(partial(jnp.where, finite), new, unchanged)
             metrics["grad_norm"] = jnp.where(finite, metrics["grad_norm"], jnp.nan)
         return new, metrics
 
@@ -194,23 +178,17 @@ def make_train_step(
 
 def _unpacked(batch: Batch) -> list[Any]:
     """Images as floats in [-1, 1], and the conditions, if any, as a tree of arrays."""
-    if isinstance(batch, Mapping):
-        got = f"a dict of {', '.join(map(str, batch))}"
-        raise FieldTypeError("batch", f"expected images or (images, conditions), got {got}")
     images, *conditions = batch if isinstance(batch, tuple | list) else (batch,)
-    rank = getattr(images, "ndim", None)
 
-    def scaled(x):
-        if getattr(x, "dtype", None) != np.uint8 or x.ndim != rank:
-            return x  # bytes of another rank are labels
-        return (jnp.asarray(x, jnp.float32) - 127.5) / 127.5  # rounded once, as on the host
+    def scaled(x):  # bytes of another rank are labels; rounded once, as on the host
+        is_image = getattr(x, "dtype", None) == np.uint8 and x.ndim == np.ndim(images)
+        return (jnp.asarray(x, jnp.float32) - 127.5) / 127.5 if is_image else x
 
     images, *conditions = jax.tree.map(scaled, [images, *conditions])
-    check_floats("batch", images, jnp.shape(images))
+    check_floats("batch", images, np.shape(images))
     for leaf in jax.tree.leaves(conditions):
         if jnp.shape(leaf)[:1] != images.shape[:1]:
-            expected = f"expected a condition for each of {len(images)} images"
-            raise FieldError("batch", f"{expected}, got one of shape {jnp.shape(leaf)}")
+            raise FieldError("batch", f"expected {len(images)} conditions, got {jnp.shape(leaf)}")
     return jax.tree.map(jnp.asarray, [images, *conditions])
 
 
@@ -243,8 +221,7 @@ def _mean_over_parts(function: Callable, batch: Any, key: PRNGKey, parts: int) -
 
     inputs = (jax.tree.map(split, batch), jax.random.split(key, parts))
     shapes, _ = jax.eval_shape(function, *jax.tree.map(lambda x: x[0], inputs))
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    total, values = lax.scan(step, zeros, inputs)
+    total, values = lax.scan(step, jax.tree.map(jnp.zeros_like, shapes), inputs)
     return jax.tree.map(lambda x: x / parts, total), jnp.swapaxes(values, 0, 1).reshape(size)
 
 

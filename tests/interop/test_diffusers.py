@@ -241,7 +241,7 @@ def test_files_of_weights(tmp_path, one_level, dtype, shards, safe, variant):
     for tensor, value in network.state_dict().items():
         assert back[tensor].dtype == value.dtype and torch.equal(back[tensor], value)
     files[0].unlink()
-    with pytest.raises(ValueError, match="expected .*, got none"):
+    with pytest.raises(ValueError, match="No such file|got none"):
         load_diffusers(tmp_path / "theirs", variant=variant)
 
 
@@ -347,8 +347,8 @@ def test_the_repositories_of_google(tmp_path, name):
         (says(SCHEDULER, prediction_type="flow"), "scheduler.*prediction_type: expected one of"),
         (says(SCHEDULER, use_karras_sigmas=True), "scheduler.*got use_karras_sigmas: True"),
         (says(INDEX, vqvae=["diffusers", "VQModel"]), "only a unet and .* got vqvae"),
-        (lambda f: (f / UNET).unlink(), "config.json: expected a JSON file, got none"),
-        (lambda f: (f / SCHEDULER).unlink(), "scheduler_config.json: expected a JSON file, got"),
+        (lambda f: (f / UNET).unlink(), "config.json: expected JSON: No such file"),
+        (lambda f: (f / SCHEDULER).unlink(), "scheduler_config.json: expected JSON: No such"),
         (lambda f: (f / WEIGHTS).rename(f / PICKLE), "model.bin: expected a state dict of tensors"),
         (lambda f: (f / WEIGHTS).rename(f / SHARDS).write_text(OUTSIDE), "to files beside it"),
         (lambda f: [(f / INDEX).unlink(), (f / "checkpoints").mkdir()], "got a run, which `runs"),

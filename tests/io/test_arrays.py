@@ -23,9 +23,11 @@ def test_every_array_comes_back_to_the_bit(tmp_path):
 def test_a_file_that_cannot_be_read_is_named(tmp_path):
     """One of them claims a header larger than any memory, one a kind of number nobody knows."""
     path = tmp_path / "x.safetensors"
-    with pytest.raises(ValueError, match="x.safetensors: expected a safetensors file, got none"):
-        load_tensors(path)
-    for content in (b"", b"no safetensors at all", b"\xff" * 99, to_bytes({"a": np.ones(9)})[:-8]):
+    for words in ("No such file", "cannot mmap an empty file"):
+        with pytest.raises(ValueError, match=f"x.safetensors: {words}"):
+            load_tensors(path)
+        path.touch()
+    for content in (b"no safetensors at all", b"\xff" * 99, to_bytes({"a": np.ones(9)})[:-8]):
         path.write_bytes(content)
         with pytest.raises(
             ValueError, match="x.safetensors: expected a readable safetensors file: "
@@ -35,7 +37,5 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
             from_bytes(content)
     header = b'{"a": {"dtype": "F8_E4M3", "shape": [8], "data_offsets": [0, 8]}}'
     path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
-    with pytest.raises(
-        ValueError, match="x.safetensors: .* a: expected one of BF16, .* got F8_E4M3"
-    ):
+    with pytest.raises(ValueError, match="x.safetensors: .*'F8_E4M3'"):
         load_tensors(path)

@@ -69,17 +69,9 @@ def test_a_foreign_manifest_is_refused(saved, content):
         load_checkpoint(saved)
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"kind": "another"}, "expected .*'jax_ddpm checkpoint'.*, got .*'another'"),
-        ({"format": 2}, "expected .*'format': 1}, got .*'format': 2}: another version"),
-    ],
-)
-def test_a_sealed_but_foreign_manifest_is_refused(saved, changes, words):
-    content = {"kind": "jax_ddpm checkpoint", "format": 1, "step": 1, "files": {}}
-    (saved / "manifest.json").write_bytes(_sealed(content | changes))
-    with pytest.raises(ValueError, match=f"manifest.json: .*{words}"):
+def test_a_later_format_is_refused(saved):
+    (saved / "manifest.json").write_bytes(_sealed({"format": 2}))
+    with pytest.raises(ValueError, match="manifest.json: another version of jax_ddpm wrote it"):
         load_checkpoint(saved)
 
 
@@ -121,9 +113,9 @@ def test_the_last_few_and_every_mth_are_kept(tmp_path):
 def test_another_models_arrays_are_named():
     w, b = np.ones((2, 3)), np.ones(3)
     for flat, words in (
-        ({"b": b}, "expected an array w, got none"),
-        ({"w": w, "b": b, "v": b}, "expected only the model's arrays, got v"),
-        ({"w": w.T, "b": b}, r"expected w of float64\[2, 3\], got float64\[3, 2\]"),
+        ({"b": b}, r"w: expected float64\[2, 3\], got no array"),
+        ({"w": w, "b": b, "v": b}, r"v: expected no array, got float64\[3\]"),
+        ({"w": w.T, "b": b}, r"w: expected float64\[2, 3\], got float64\[3, 2\]"),
         ({"w": w.astype(np.float32), "b": b}, "got float32"),
     ):
         with pytest.raises(ValueError, match=words):

@@ -17,10 +17,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import jax_ddpm as ddpm
 from jax_ddpm.data import load_batch
+from jax_ddpm.training import sharding
 from jax_ddpm.training.hosts import broadcast, connect, gather, run_on_all, run_on_writer
-from jax_ddpm.training.sharding import (
-    device_mesh,
-)
 
 STEPS, BATCH, SHAPE = 6, 8, (4, 4, 1)
 SHAPES = {"in": (16, 32), "time": (10, 32), "label": (11, 32), "out": (32, 16)}
@@ -69,7 +67,7 @@ def train_and_sample(mesh):
 def main(fsdp, coordinator, processes, number):
     jax.config.update("jax_enable_x64", True)
     connect(coordinator, int(processes), int(number))
-    results = train_and_sample(device_mesh(BATCH, fsdp=int(fsdp)))
+    results = train_and_sample(sharding.device_mesh(BATCH, fsdp=int(fsdp)))
     run_on_writer(lambda: np.savez(f"results-{number}.npz", **results))
 
     # More than one piece of what is broadcast at a time, and no whole number of them.
