@@ -94,14 +94,9 @@ class DiffusionModel(NamedTuple):
             for name, value in _SOLVER.items():
                 check_choice(name, self.solver[name], (value,))
             return dpm_solver_pp(order, stochastic=algorithm.startswith("sde"))
-        if self.scheduler.startswith("DDPM"):
-            return ancestral()
-        if self.scheduler.startswith("DDIM"):
-            return ddim(use_clipped_model_output=False)
-        raise ValueError(
-            "scheduler: expected one of DDPM, DDIM or DPMSolverMultistep, whose rules are here, "
-            f"got {self.scheduler}"
-        )
+        kind = self.scheduler.removesuffix("Scheduler").removesuffix("Parallel")
+        check_choice("scheduler", kind, ("DDPM", "DDIM", "DPMSolverMultistep"))
+        return ancestral() if kind == "DDPM" else ddim(use_clipped_model_output=False)
 
     def chain(self, steps: int | str | None = None) -> NoiseSchedule:
         """The chain of `steps` that diffusers would run: its spacing, its offset, its end.
@@ -149,14 +144,12 @@ def init_variables(
 def parameter_shapes(network: UNet | SimpleUNet | NoisyClassifier) -> dict[str, tuple[int, ...]]:
     """The shape of each parameter by its path, from a trace of `network.init`."""
     if isinstance(network, SimpleUNet):
-        image_shape = (1, 1, network.channels)
+        shape = (1, 1, network.channels)
     else:
-        side = 2 ** (len(network.block_out_channels) - 1)
-        if isinstance(network, NoisyClassifier):
-            side = network.sample_size
-        image_shape = (side, side, network.in_channels)
-    key = jax.random.key(0)
-    variables = jax.eval_shape(lambda: init_variables(network, key, image_shape))
+        least = 2 ** (len(network.block_out_channels) - 1)
+        side = network.sample_size if isinstance(network, NoisyClassifier) else least
+        shape = (side, side, network.in_channels)
+    variables = jax.eval_shape(lambda: init_variables(network, jax.random.key(0), shape))
     return {path: leaf.shape for path, leaf in flatten(variables["params"]).items()}
 
 
