@@ -40,10 +40,10 @@ Flags = str | Mapping[str, Any]
 _DEFAULTS: dict[str, Any] = {
     **{"image_size": 64, "num_channels": 128, "num_res_blocks": 2, "channel_mult": ()},
     **{"num_heads": 4, "num_heads_upsample": -1, "num_head_channels": -1},
-    **{"attention_resolutions": (16, 8), "use_scale_shift_norm": True, "dropout": 0.0},
+    **{"attention_resolutions": (16, 8), "use_scale_shift_norm": True, "class_cond": False},
     **dict.fromkeys(("resblock_updown", "use_new_attention_order", "use_checkpoint"), False),
-    **{"diffusion_steps": 1000, "noise_schedule": "linear", "timestep_respacing": ""},
-    **{"class_cond": False, "clip_denoised": True},
+    **{"dropout": 0.0, "diffusion_steps": 1000, "noise_schedule": "linear"},
+    **{"timestep_respacing": "", "clip_denoised": True},
     **dict.fromkeys(("learn_sigma", "sigma_small", "predict_xstart", "rescale_timesteps"), False),
     **{"classifier_width": 128, "classifier_depth": 2, "classifier_pool": "attention"},
     **{"classifier_attention_resolutions": (32, 16, 8), "classifier_scale": 1.0},
@@ -117,8 +117,7 @@ def load_openai(weights: Weights, flags: Flags) -> DiffusionModel:
         `num_head_channels`, `use_new_attention_order`, `predict_xstart` and those of the diffusion.
 
     Raises:
-      ValueError: a flag is unknown or has no such value; a tensor is missing, unknown or misshapen.
-        The message names it, and the flags that decide it.
+      ValueError: a flag or a tensor is missing, unknown or wrong. The message names it.
       ImportError: `weights` is a `.pt` and torch is not installed.
     """
     settings = _read_flags(flags)
@@ -182,12 +181,7 @@ def _read_flags(flags: Flags) -> dict[str, Any]:
     for name in _ASIDE:
         parser.add_argument(f"--{name}")
     try:
-        words = (
-            _words(flags)
-            if isinstance(flags, str)
-            else [f"--{name}={value}" for name, value in flags.items()]
-        )
-        parsed, others = parser.parse_known_args(words)
+        parsed, others = parser.parse_known_args(_words(flags))
     except (argparse.ArgumentError, ValueError) as error:
         raise FieldError("flags", str(error).removeprefix("argument --")) from None
     if others:
@@ -208,9 +202,11 @@ def _read_flags(flags: Flags) -> dict[str, Any]:
     return {**_DEFAULTS, "rescale_timesteps": not guided, **given}
 
 
-def _words(script: str) -> list[str]:
-    """The flags in a string, or in a script: `MODEL_FLAGS="…"`, `python x.py $MODEL_FLAGS --…`."""
-    text = re.sub(r"\\\s*\n", " ", script)
+def _words(flags: Flags) -> list[str]:
+    """The words of flags by name, or in a script: `FLAGS="…"`, `python x.py $FLAGS --…`."""
+    if not isinstance(flags, str):
+        return [f"--{name}={value}" for name, value in flags.items()]
+    text = re.sub(r"\\\s*\n", " ", flags)
     text = re.sub(r"(?:export\s+)?\b\w*FLAGS=(['\"])(.*?)\1;?", r"\2", text, flags=re.DOTALL)
     text = re.sub(r"(?:\w+=\S+\s+)*\b(?:mpiexec|mpirun|torchrun|python)\b.*?\.py\b", " ", text)
     return shlex.split(re.sub(r"\$\{?\w+\}?", " ", text), comments=True)
@@ -237,22 +233,19 @@ def _unet(settings: Mapping[str, Any], num_classes: int | None) -> UNet:
     channels, kinds = fields["block_out_channels"], fields["down_block_types"]
     attended = {count for count, kind in zip(channels, kinds, strict=True) if "Attn" in kind}
     attended.add(channels[-1])
-    heads, head_dim = settings["num_heads"], settings["num_head_channels"]
-    upward = settings["num_heads_upsample"]
-    used = ("num_heads", "num_heads_upsample") if head_dim == -1 else ("num_head_channels",)
-    for name in used:
+    names = ("num_heads", "num_heads_upsample", "num_head_channels")
+    heads, upward, head_dim = (settings[name] for name in names)
+    for name in names[:2] if head_dim == -1 else names[2:]:
         if settings[name] != -1 and any(each % settings[name] for each in attended):
             problem = f"expected a divisor of {sorted(attended)}, got {settings[name]}"
             raise FieldError("flags", f"{name}: {problem}")
-    if head_dim == -1 and len(attended) == 1 and upward in (-1, heads):
+    upward = None if upward in (-1, heads) else upward
+    by_heads = {"num_attention_heads": heads, "num_attention_heads_upsample": upward}
+    if head_dim == -1 and len(attended) == 1 and upward is None:
         head_dim = channels[-1] // heads  # all that diffusers has a word for
-    if head_dim != -1:
-        fields["attention_head_dim"] = head_dim
-    else:
-        fields["num_attention_heads"] = heads
-        fields["num_attention_heads_upsample"] = None if upward in (-1, heads) else upward
     return UNet(
         **fields,
+        **(by_heads if head_dim == -1 else {"attention_head_dim": head_dim}),
         out_channels=6 if settings["learn_sigma"] else 3,
         up_block_types=tuple(kind.replace("Down", "Up") for kind in reversed(kinds)),
         layers_per_block=settings["num_res_blocks"],

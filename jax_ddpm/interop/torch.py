@@ -56,9 +56,8 @@ _OLD_NAME = re.compile(rf"(attentions\.\d+\.)({'|'.join(_OLD_ATTENTION)})\b")
 def read_state_dict(weights: Weights) -> dict[str, np.ndarray]:
     """Read arrays by name from a `.safetensors`, a pickle (by torch), or tensors by name.
 
-    torch is imported for a pickle alone, and executes nothing in it (`weights_only`, safe since
-    torch 2.6). Raises `ValueError` naming a file that is missing or cannot be read, and
-    `ImportError` without such a torch.
+    Nothing in a pickle is executed (`weights_only`, safe since torch 2.6). Raises `ValueError`
+    naming a file that is missing or cannot be read, and `ImportError` without such a torch.
     """
     if isinstance(weights, Mapping):
         return to_arrays(weights)
