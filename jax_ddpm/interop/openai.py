@@ -27,12 +27,7 @@ from jax_ddpm._errors import FieldError
 from jax_ddpm.interop.model import DiffusionModel
 from jax_ddpm.interop.torch import LEAVES, Weights, read_state_dict, variables_from
 from jax_ddpm.models import NoisyClassifier, UNet
-from jax_ddpm.schedule import (
-    cosine_beta_schedule,
-    linear_beta_schedule,
-    make_schedule,
-    spaced_timesteps,
-)
+from jax_ddpm.schedule import cosine_beta_schedule, linear_beta_schedule, make_schedule
 
 Flags = str | Mapping[str, Any]
 
@@ -68,12 +63,9 @@ _CHANNEL_MULT = {
 }
 
 _TOP = {
-    "time_embedding/linear_1": "time_embed.0",
-    "time_embedding/linear_2": "time_embed.2",
-    "conv_in": "input_blocks.0.0",
-    "class_embedding": "label_emb",
-    "conv_norm_out": "out.0",
-    "conv_out": "out.2",
+    **{"time_embedding/linear_1": "time_embed.0", "time_embedding/linear_2": "time_embed.2"},
+    **{"class_embedding": "label_emb", "conv_in": "input_blocks.0.0"},
+    **{"conv_norm_out": "out.0", "conv_out": "out.2"},
 }
 _POOLS = {
     "attention": {"norm_out": "out.0", "out": "out.2", "out/to_out": "out.2.c_proj"}
@@ -85,15 +77,9 @@ _POOLS = {
 _CHOICES = {"noise_schedule": ("linear", "cosine"), "classifier_pool": tuple(_POOLS)}
 _BLOCK = re.compile(r"(down|mid|up)_blocks?(?:_(\d+))?/([a-z]+)_(\d+)/(\w+)")
 _IN_BLOCK = {
-    "norm1": "in_layers.0",
-    "conv1": "in_layers.2",
-    "time_emb_proj": "emb_layers.1",
-    "norm2": "out_layers.0",
-    "conv2": "out_layers.3",
-    "conv_shortcut": "skip_connection",
-    "group_norm": "norm",
-    **{f"to_{each}": "qkv" for each in "qkv"},
-    "to_out_0": "proj_out",
+    **{"norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1"},
+    **{"norm2": "out_layers.0", "conv2": "out_layers.3", "conv_shortcut": "skip_connection"},
+    **{"group_norm": "norm", "to_q": "qkv", "to_k": "qkv", "to_v": "qkv", "to_out_0": "proj_out"},
 }
 
 
@@ -126,29 +112,29 @@ def load_openai(weights: Weights, flags: Flags) -> DiffusionModel:
     network = _unet(settings, len(labels) if settings["class_cond"] else None)
     variables = _variables(tensors, network, settings["use_new_attention_order"])
     steps, respacing = settings["diffusion_steps"], settings["timestep_respacing"]
-    scale = 1000 / steps
+    variance_type = "fixed_small" if settings["sigma_small"] else "fixed_large"
     try:
         if settings["noise_schedule"] == "cosine":
-            schedule = make_schedule(cosine_beta_schedule(steps))
+            betas = cosine_beta_schedule(steps)
         else:
-            schedule = make_schedule(linear_beta_schedule(steps, scale * 1e-4, scale * 0.02))
-        spaced_timesteps(steps, respacing)
+            betas = linear_beta_schedule(steps, 1000 / steps * 1e-4, 1000 / steps * 0.02)
+        model = DiffusionModel(
+            network,
+            variables,
+            make_schedule(betas),
+            (settings["image_size"], settings["image_size"], 3),
+            prediction_type="sample" if settings["predict_xstart"] else "epsilon",
+            variance_type="learned_range" if settings["learn_sigma"] else variance_type,
+            clip_denoised=settings["clip_denoised"],
+            timestep_spacing="linspace",
+            timestep_respacing=respacing,
+            num_classes=network.num_class_embeds,
+        )
+        model.chain()
     except ValueError as error:
         given = f"diffusion_steps {steps}, timestep_respacing {respacing!r}"
         raise FieldError("flags", f"{given}: {error}") from None
-    variance_type = "fixed_small" if settings["sigma_small"] else "fixed_large"
-    return DiffusionModel(
-        network,
-        variables,
-        schedule,
-        (settings["image_size"], settings["image_size"], 3),
-        prediction_type="sample" if settings["predict_xstart"] else "epsilon",
-        variance_type="learned_range" if settings["learn_sigma"] else variance_type,
-        clip_denoised=settings["clip_denoised"],
-        timestep_spacing="linspace",
-        timestep_respacing=respacing,
-        num_classes=network.num_class_embeds,
-    )
+    return model
 
 
 def load_openai_classifier(
@@ -162,7 +148,7 @@ def load_openai_classifier(
     """
     settings = _read_flags(flags)
     network = NoisyClassifier(
-        **_shared_fields(settings, "classifier_", settings["classifier_width"], ()),
+        **_shared_fields(settings, "classifier_", settings["classifier_width"]),
         layers_per_block=settings["classifier_depth"],
         pool=settings["classifier_pool"],
     )
@@ -174,9 +160,8 @@ def _read_flags(flags: Flags) -> dict[str, Any]:
     parser = argparse.ArgumentParser(
         add_help=False, allow_abbrev=False, exit_on_error=False, argument_default=argparse.SUPPRESS
     )
-    kinds = {bool: boolean, tuple: numbers}
     for name, default in _DEFAULTS.items():
-        kind = kinds.get(type(default), type(default))
+        kind = {bool: boolean, tuple: numbers}.get(type(default), type(default))
         parser.add_argument(f"--{name}", type=kind, choices=_CHOICES.get(name))
     for name in _ASIDE:
         parser.add_argument(f"--{name}")
@@ -190,8 +175,7 @@ def _read_flags(flags: Flags) -> dict[str, Any]:
         hint = f"; did you mean {close[0]}?" if close else ""
         if name in ("large_size", "small_size"):
             hint = ", of a network that enlarges images (not supported)"
-        problem = "expected names of the model and the diffusion, each with its value"
-        raise FieldError("flags", f"{problem}, got {name}{hint}")
+        raise FieldError("flags", f"expected the model's and the diffusion's, got {name}{hint}")
     given = vars(parsed)
     if aside := [name for name in _ASIDE if given.pop(name, None) is not None]:
         warnings.warn(f"flags: left aside, not of the network: {', '.join(aside)}", stacklevel=3)
@@ -214,22 +198,18 @@ def _words(flags: Flags) -> list[str]:
 
 def boolean(word: str) -> bool:
     """argparse names this type in its messages, and the next."""
-    yes, no = ("yes", "true", "t", "y", "1"), ("no", "false", "f", "n", "0")
-    if word.lower() not in yes + no:
-        raise ValueError
-    return word.lower() in yes
+    no, yes = ("no", "false", "f", "n", "0"), ("yes", "true", "t", "y", "1")
+    return (no + yes).index(word.lower()) >= len(no)
 
 
 def numbers(word: str) -> tuple[float, ...]:
-    """Numbers above 0 between commas, in brackets or not."""
-    values = tuple(float(each) for each in word.strip("()[], ").split(",") if word)
-    if any(value <= 0 for value in values):
-        raise ValueError
-    return values
+    """Numbers between commas, in brackets or not."""
+    word = word.strip("()[], ")
+    return tuple(map(float, word.split(","))) if word else ()
 
 
 def _unet(settings: Mapping[str, Any], num_classes: int | None) -> UNet:
-    fields = _shared_fields(settings, "", settings["num_channels"], settings["channel_mult"])
+    fields = _shared_fields(settings, "", settings["num_channels"])
     channels, kinds = fields["block_out_channels"], fields["down_block_types"]
     attended = {count for count, kind in zip(channels, kinds, strict=True) if "Attn" in kind}
     attended.add(channels[-1])
@@ -262,14 +242,12 @@ def _unet(settings: Mapping[str, Any], num_classes: int | None) -> UNet:
     )
 
 
-def _shared_fields(
-    settings: Mapping[str, Any], prefix: str, width: int, multipliers: tuple[float, ...]
-) -> dict[str, Any]:
+def _shared_fields(settings: Mapping[str, Any], prefix: str, width: int) -> dict[str, Any]:
     """Fields that the U-Net and the classifier have in common."""
     size, resnets = settings["image_size"], settings[f"{prefix}resblock_updown"]
+    multipliers = () if prefix else settings["channel_mult"]
     if not multipliers and size not in _CHANNEL_MULT:
-        problem = f"expected one of {[*_CHANNEL_MULT]} without channel_mult, got {size}"
-        raise FieldError("flags", f"image_size: {problem}")
+        raise FieldError("flags", f"image_size: expected one of {[*_CHANNEL_MULT]}, got {size}")
     channels = tuple(int(each * width) for each in multipliers or _CHANNEL_MULT[size])
     halvings = [size // each for each in settings[f"{prefix}attention_resolutions"]]
     plain = "ResnetDownsampleBlock2D" if resnets else "DownBlock2D"

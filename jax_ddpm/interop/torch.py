@@ -45,9 +45,7 @@ _LAYERS: dict[str, LayerKind] = {
 LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
 """PyTorch's names of Flax's parameters."""
 
-_LISTS = re.compile(
-    r"\b(down_blocks|up_blocks|resnets|attentions|downsamplers|upsamplers|to_out)_(\d+)"
-)
+_LISTS = re.compile(r"\b(\w+_blocks|resnets|attentions|\w+samplers|to_out)_(\d+)")
 # diffusers' names until 2022.
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _OLD_NAME = re.compile(rf"(attentions\.\d+\.)({'|'.join(_OLD_ATTENTION)})\b")
@@ -64,13 +62,14 @@ def read_state_dict(weights: Weights) -> dict[str, np.ndarray]:
     path = Path(weights)
     if path.suffix == ".safetensors":
         return to_arrays(load_tensors(path), copy=False)
+    if not path.is_file():
+        raise ValueError(f"{path}: expected a file of weights, got none")
     try:
         torch = import_module("torch")
         if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6):
             raise ImportError
     except ImportError:
-        reader = "pip install 'torch>=2.6', or convert it elsewhere to safetensors"
-        raise ImportError(f"{path}: a pickle is read by torch: {reader}") from None
+        raise ImportError(f"{path}: a pickle; pip install 'torch>=2.6', or safetensors") from None
     mmap = is_zipfile(path)  # the format before torch 1.6 is no zip, and cannot be mapped
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
@@ -92,8 +91,8 @@ def to_arrays(state_dict: Mapping[str, Any], *, copy: bool = True) -> dict[str, 
         try:
             if isinstance(value, Mapping):
                 raise TypeError("expected a tensor, got a dictionary; pass that alone")
-            if hasattr(value, "detach"):  # NumPy refuses parameters that track gradients
-                value = value.detach()
+            # NumPy refuses parameters that track gradients.
+            value = value.detach() if hasattr(value, "detach") else value
             if str(getattr(value, "dtype", None)) == "torch.bfloat16":  # NumPy's is JAX's
                 value = value.view(import_module("torch").int16).numpy().view(jnp.bfloat16)
             arrays[name] = np.asarray(value).copy() if copy else np.asarray(value)
@@ -113,10 +112,8 @@ def check_tensors(
             raise ValueError(f"state_dict: expected a tensor {name}, got none")
         if name not in expected:
             raise ValueError(f"state_dict: expected only {owner} tensors, got {name}")
-        if tensors[name].shape != expected[name]:
-            raise ValueError(
-                f"state_dict: expected {name} of shape {expected[name]}, got {tensors[name].shape}"
-            )
+        if (shape := tensors[name].shape) != expected[name]:
+            raise ValueError(f"state_dict: expected {name} of shape {expected[name]}, got {shape}")
 
 
 def torch_axes(kind: LayerKind, ndim: int) -> tuple[int, ...]:
@@ -134,19 +131,14 @@ def weight_from_torch(kind: LayerKind, weight: np.ndarray) -> np.ndarray:
 
 
 def weight_to_torch(kind: LayerKind, value: np.ndarray) -> np.ndarray:
-    """The inverse of `weight_from_torch`, C-contiguous and writable."""
+    """The inverse of `weight_from_torch`, as a C-contiguous copy."""
     if kind == "conv_transpose":
         value = np.flip(value, tuple(range(value.ndim - 2)))
-    value = np.ascontiguousarray(value.transpose(torch_axes(kind, value.ndim)))
-    # An opened checkpoint is a read-only view of its file.
-    return value if value.flags.writeable else value.copy()
+    return np.array(value.transpose(torch_axes(kind, value.ndim)), order="C")
 
 
 def layer_kinds(module: Any) -> dict[str, LayerKind]:
-    """The kind of each layer with weights in a `torch.nn.Module`, for `layers_from_torch`.
-
-    Raises `ValueError` naming a layer of any other kind.
-    """
+    """The kind of each layer with weights in a `torch.nn.Module`; `ValueError` names any other."""
     kinds = {}
     for name, layer in module.named_modules():
         if any(True for _ in layer.parameters(recurse=False)):
