@@ -69,7 +69,7 @@ def read_state_dict(weights: Weights) -> dict[str, np.ndarray]:
         if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6):
             raise ImportError
     except ImportError:
-        raise ImportError(f"{path}: a pickle; pip install 'torch>=2.6', or safetensors") from None
+        raise ImportError(f"{path}: to read a pickle, pip install 'torch>=2.6'") from None
     mmap = is_zipfile(path)  # the format before torch 1.6 is no zip, and cannot be mapped
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
