@@ -85,23 +85,20 @@ class DiffusionModel(NamedTuple):
     def sampler(self) -> Sampler:
         """The update rule of `scheduler`, as diffusers' own pipelines run it.
 
-        Raises `ValueError` for a scheduler, or a setting of it, whose rule is not implemented here.
+        Raises `ValueError` naming a scheduler, or a setting of it, that is not implemented here.
         """
         if self.solver is not None:
             order, algorithm = self.solver["solver_order"], self.solver["algorithm_type"]
             check_choice("algorithm_type", algorithm, ("dpmsolver++", "sde-dpmsolver++"))
             check_choice("solver_order", order, (1, 2))  # diffusers' order 3 has another weight
-            for name, value in _SOLVER.items():
-                check_choice(name, self.solver[name], (value,))
+            check_choice("solver_type", self.solver["solver_type"], ("midpoint",))
+            check_choice("final_sigmas_type", self.solver["final_sigmas_type"], ("zero",))
+            # Any other value would shorten the chain.
+            check_choice("lambda_min_clipped", self.solver["lambda_min_clipped"], (-np.inf,))
             return dpm_solver_pp(order, stochastic=algorithm.startswith("sde"))
-        if self.scheduler.startswith("DDPM"):
-            return ancestral()
-        if self.scheduler.startswith("DDIM"):
-            return ddim(use_clipped_model_output=False)
-        raise ValueError(
-            "scheduler: expected one of DDPM, DDIM or DPMSolverMultistep, whose rules are here, "
-            f"got {self.scheduler}"
-        )
+        kind = self.scheduler.removesuffix("Scheduler").removesuffix("Parallel")
+        check_choice("scheduler", kind, ("DDPM", "DDIM", "DPMSolverMultistep"))
+        return ancestral() if kind == "DDPM" else ddim(use_clipped_model_output=False)
 
     def chain(self, steps: int | str | None = None) -> NoiseSchedule:
         """The chain of `steps` that diffusers would run: its spacing, its offset, its end.
@@ -120,12 +117,11 @@ class DiffusionModel(NamedTuple):
         steps = (self.timestep_respacing or timesteps) if steps is None else steps
         if isinstance(steps, str):
             return respace(self.schedule, spaced_timesteps(timesteps, steps))
-        last = timesteps - 1
         # DPM-Solver spaces one point more, and drops the one at t = 0; of all it would repeat one.
         drops = self.solver is not None and self.timestep_spacing != "trailing"
-        extra = 1 if drops and 1 <= steps < timesteps else 0
+        extra = int(drops and 1 <= steps < timesteps)
         spaced = spaced_timesteps(timesteps, steps + extra, self.timestep_spacing)[extra:]
-        if self.timestep_spacing == "leading" and spaced[-1] + self.steps_offset <= last:
+        if self.timestep_spacing == "leading" and spaced[-1] + self.steps_offset < timesteps:
             spaced = spaced + self.steps_offset
         final = 1.0 if self.set_alpha_to_one else float(self.schedule.alphas_cumprod[0])
         schedule, alphas = self.schedule, np.array(self.schedule.alphas_cumprod)
@@ -149,16 +145,10 @@ def init_variables(
 def parameter_shapes(network: UNet | SimpleUNet | NoisyClassifier) -> dict[str, tuple[int, ...]]:
     """The shape of each parameter by its path, from a trace of `network.init`."""
     if isinstance(network, SimpleUNet):
-        image_shape = (1, 1, network.channels)
+        shape = (1, 1, network.channels)
     else:
-        side = 2 ** (len(network.block_out_channels) - 1)
-        if isinstance(network, NoisyClassifier):
-            side = network.sample_size
-        image_shape = (side, side, network.in_channels)
-    key = jax.random.key(0)
-    variables = jax.eval_shape(lambda: init_variables(network, key, image_shape))
+        least = 2 ** (len(network.block_out_channels) - 1)
+        side = network.sample_size if isinstance(network, NoisyClassifier) else least
+        shape = (side, side, network.in_channels)
+    variables = jax.eval_shape(lambda: init_variables(network, jax.random.key(0), shape))
     return {path: leaf.shape for path, leaf in flatten(variables["params"]).items()}
-
-
-# The one implemented value of each; `lambda_min_clipped` would shorten the chain.
-_SOLVER = {"solver_type": "midpoint", "final_sigmas_type": "zero", "lambda_min_clipped": -np.inf}

@@ -13,80 +13,40 @@ queries, then all keys, then all values.
 """
 
 import argparse
-import os
 import re
 import shlex
 import warnings
 from collections.abc import Mapping
 from difflib import get_close_matches
-from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from jax_ddpm._errors import FieldError
-from jax_ddpm.interop.model import DiffusionModel, parameter_shapes
-from jax_ddpm.interop.torch import (
-    LEAVES,
-    Weights,
-    check_tensors,
-    leaf_kind,
-    read_state_dict,
-    torch_axes,
-    weight_from_torch,
-)
-from jax_ddpm.io.arrays import unflatten
+from jax_ddpm.interop.model import DiffusionModel
+from jax_ddpm.interop.torch import LEAVES, Weights, read_state_dict, variables_from
 from jax_ddpm.models import NoisyClassifier, UNet
-from jax_ddpm.schedule import (
-    cosine_beta_schedule,
-    linear_beta_schedule,
-    make_schedule,
-    spaced_timesteps,
-)
+from jax_ddpm.schedule import cosine_beta_schedule, linear_beta_schedule, make_schedule
 
 Flags = str | Mapping[str, Any]
 
+# guided-diffusion's defaults, and so the types.
 _DEFAULTS: dict[str, Any] = {
-    "image_size": 64,
-    "num_channels": 128,
-    "num_res_blocks": 2,
-    "num_heads": 4,
-    "num_heads_upsample": -1,
-    "num_head_channels": -1,
-    "attention_resolutions": (16, 8),
-    "channel_mult": (),
-    "dropout": 0.0,
-    "class_cond": False,
-    "use_checkpoint": False,
-    "use_scale_shift_norm": True,
-    "resblock_updown": False,
-    "use_fp16": False,  # improved-diffusion has it for training
-    "use_new_attention_order": False,
-    "learn_sigma": False,
-    "sigma_small": False,
-    "diffusion_steps": 1000,
-    "noise_schedule": "linear",
-    "timestep_respacing": "",
-    "rescale_timesteps": False,
-    "predict_xstart": False,
-    "clip_denoised": True,
+    **{"image_size": 64, "num_channels": 128, "num_res_blocks": 2, "channel_mult": ()},
+    **{"num_heads": 4, "num_heads_upsample": -1, "num_head_channels": -1},
+    **{"attention_resolutions": (16, 8), "use_scale_shift_norm": True, "class_cond": False},
+    **dict.fromkeys(("resblock_updown", "use_new_attention_order", "use_checkpoint"), False),
+    **{"dropout": 0.0, "diffusion_steps": 1000, "noise_schedule": "linear"},
+    **{"timestep_respacing": "", "clip_denoised": True},
+    **dict.fromkeys(("learn_sigma", "sigma_small", "predict_xstart", "rescale_timesteps"), False),
+    **{"classifier_width": 128, "classifier_depth": 2, "classifier_pool": "attention"},
+    **{"classifier_attention_resolutions": (32, 16, 8), "classifier_scale": 1.0},
+    **{"classifier_use_scale_shift_norm": True, "classifier_resblock_updown": True},
     # How it was trained, which changes nothing here.
-    "use_kl": False,
-    "rescale_learned_sigmas": False,
-    "classifier_width": 128,
-    "classifier_depth": 2,
-    "classifier_attention_resolutions": (32, 16, 8),
-    "classifier_use_scale_shift_norm": True,
-    "classifier_resblock_updown": True,
-    "classifier_pool": "attention",
-    "classifier_use_fp16": False,
-    "classifier_scale": 1.0,
+    **dict.fromkeys(("use_fp16", "classifier_use_fp16", "use_kl", "rescale_learned_sigmas"), False),
 }
 _GUIDED_ONLY = {"num_head_channels", "channel_mult", "resblock_updown", "use_new_attention_order"}
-_CHOICES = {
-    "noise_schedule": ("linear", "cosine"),
-    "classifier_pool": ("attention", "adaptive", "spatial", "spatial_v2"),
-}
 # What their scripts take beside the network's and the diffusion's.
 _ASIDE = (
     *("anneal_lr", "base_samples", "batch_size", "classifier_path", "data_dir", "ema_rate"),
@@ -103,52 +63,37 @@ _CHANNEL_MULT = {
 }
 
 _TOP = {
-    "time_embedding/linear_1": "time_embed.0",
-    "time_embedding/linear_2": "time_embed.2",
-    "conv_in": "input_blocks.0.0",
-    "class_embedding": "label_emb",
-    "conv_norm_out": "out.0",
-    "conv_out": "out.2",
+    **{"time_embedding/linear_1": "time_embed.0", "time_embedding/linear_2": "time_embed.2"},
+    **{"class_embedding": "label_emb", "conv_in": "input_blocks.0.0"},
+    **{"conv_norm_out": "out.0", "conv_out": "out.2"},
 }
 _POOLS = {
-    "attention": {
-        "norm_out": "out.0",
-        "out": "out.2",
-        **{f"out/to_{each}": "out.2.qkv_proj" for each in "qkv"},
-        "out/to_out": "out.2.c_proj",
-    },
+    "attention": {"norm_out": "out.0", "out": "out.2", "out/to_out": "out.2.c_proj"}
+    | {f"out/to_{each}": "out.2.qkv_proj" for each in "qkv"},
     "adaptive": {"norm_out": "out.0", "out": "out.3"},
     "spatial": {"hidden": "out.0", "out": "out.2"},
     "spatial_v2": {"hidden": "out.0", "norm_out": "out.1", "out": "out.3"},
 }
+_CHOICES = {"noise_schedule": ("linear", "cosine"), "classifier_pool": tuple(_POOLS)}
 _BLOCK = re.compile(r"(down|mid|up)_blocks?(?:_(\d+))?/([a-z]+)_(\d+)/(\w+)")
 _IN_BLOCK = {
-    "norm1": "in_layers.0",
-    "conv1": "in_layers.2",
-    "time_emb_proj": "emb_layers.1",
-    "norm2": "out_layers.0",
-    "conv2": "out_layers.3",
-    "conv_shortcut": "skip_connection",
-    "group_norm": "norm",
-    **{f"to_{each}": "qkv" for each in "qkv"},
-    "to_out_0": "proj_out",
+    **{"norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1"},
+    **{"norm2": "out_layers.0", "conv2": "out_layers.3", "conv_shortcut": "skip_connection"},
+    **{"group_norm": "norm", "to_q": "qkv", "to_k": "qkv", "to_v": "qkv", "to_out_0": "proj_out"},
 }
 
 
 def load_openai(weights: Weights, flags: Flags) -> DiffusionModel:
     """Open a diffusion model of guided-diffusion or improved-diffusion.
 
-    Its network, `model.apply(variables, x, t[, y])`, takes the original training timestep. Weights
-    keep their dtype. The network computes in the dtype of the images, whatever `use_fp16` says;
-    `clone(dtype=…)` of it changes that. `chain()` is the chain of `timestep_respacing`,
-    `chain("ddim25")` another. Fixed variances are `"fixed_large"`, as in OpenAI's code.
-
-    The variables are read-only views of the mapped file: leave it as it is while they are in use,
-    or copy them, `jax.tree.map(np.array, variables)`.
+    Its network, `model.apply(variables, x, t[, y])`, takes the original training timestep, and
+    computes in the dtype of the images, whatever `use_fp16` says (`clone(dtype=…)` changes that).
+    The variables keep their dtype; they are read-only views of the mapped file: leave it as it is
+    while they are in use, or copy them, `jax.tree.map(np.array, variables)`. Fixed variances are
+    `"fixed_large"`, as in OpenAI's code; `chain()` is the chain of `timestep_respacing`.
 
     Args:
-      weights: a state dict: a `.safetensors`, a `.pt` (read by torch, if installed), or tensors by
-        name.
+      weights: a state dict: a `.safetensors`, a `.pt` (read by torch), or tensors by name.
       flags: MODEL_FLAGS and DIFFUSION_FLAGS, as one string or by name; those of a classifier may
         stand among them. The defaults are guided-diffusion's. One differs: if no flag is of
         guided-diffusion alone (`num_head_channels`, `channel_mult`, `resblock_updown`,
@@ -158,48 +103,38 @@ def load_openai(weights: Weights, flags: Flags) -> DiffusionModel:
         `num_head_channels`, `use_new_attention_order`, `predict_xstart` and those of the diffusion.
 
     Raises:
-      ValueError: a flag is unknown or has no such value; a tensor is missing, unknown or misshapen.
-        The message names it, and the flags that decide it.
+      ValueError: a flag or a tensor is missing, unknown or wrong. The message names it.
       ImportError: `weights` is a `.pt` and torch is not installed.
     """
     settings = _read_flags(flags)
     tensors = read_state_dict(weights)
-    first = tensors.get("input_blocks.0.0.weight")
-    if first is not None and first.shape[1:2] == (6,):
-        raise ValueError(
-            "weights: expected a network that sees 3 channels, got one that sees 6: it enlarges "
-            "images, which is not supported"
-        )
     labels = tensors.get("label_emb.weight", np.empty(1000))
     network = _unet(settings, len(labels) if settings["class_cond"] else None)
-    variables = _variables(weights, tensors, network, settings["use_new_attention_order"])
-
-    steps, scale = settings["diffusion_steps"], 1000 / settings["diffusion_steps"]
+    variables = _variables(tensors, network, settings["use_new_attention_order"])
+    steps, respacing = settings["diffusion_steps"], settings["timestep_respacing"]
+    variance_type = "fixed_small" if settings["sigma_small"] else "fixed_large"
     try:
         if settings["noise_schedule"] == "cosine":
             betas = cosine_beta_schedule(steps)
         else:
-            betas = linear_beta_schedule(steps, scale * 1e-4, scale * 0.02)
-        schedule = make_schedule(betas)
+            betas = linear_beta_schedule(steps, 1000 / steps * 1e-4, 1000 / steps * 0.02)
+        model = DiffusionModel(
+            network,
+            variables,
+            make_schedule(betas),
+            (settings["image_size"], settings["image_size"], 3),
+            prediction_type="sample" if settings["predict_xstart"] else "epsilon",
+            variance_type="learned_range" if settings["learn_sigma"] else variance_type,
+            clip_denoised=settings["clip_denoised"],
+            timestep_spacing="linspace",
+            timestep_respacing=respacing,
+            num_classes=network.num_class_embeds,
+        )
+        model.chain()
     except ValueError as error:
-        raise _flag_error("diffusion_steps", f"{steps} is too few: {error}") from None
-    try:
-        spaced_timesteps(steps, settings["timestep_respacing"])
-    except ValueError as error:
-        raise _flag_error("timestep_respacing", str(error)) from None
-    variance_type = "fixed_small" if settings["sigma_small"] else "fixed_large"
-    return DiffusionModel(
-        network,
-        variables,
-        schedule,
-        (settings["image_size"], settings["image_size"], 3),
-        prediction_type="sample" if settings["predict_xstart"] else "epsilon",
-        variance_type="learned_range" if settings["learn_sigma"] else variance_type,
-        clip_denoised=settings["clip_denoised"],
-        timestep_spacing="linspace",
-        timestep_respacing=settings["timestep_respacing"],
-        num_classes=network.num_class_embeds,
-    )
+        given = f"diffusion_steps {steps}, timestep_respacing {respacing!r}"
+        raise FieldError("flags", f"{given}: {error}") from None
+    return model
 
 
 def load_openai_classifier(
@@ -213,100 +148,84 @@ def load_openai_classifier(
     """
     settings = _read_flags(flags)
     network = NoisyClassifier(
-        **_shared_fields(settings, "classifier_", settings["classifier_width"], ()),
+        **_shared_fields(settings, "classifier_", settings["classifier_width"]),
         layers_per_block=settings["classifier_depth"],
         pool=settings["classifier_pool"],
     )
-    return network, _variables(weights, read_state_dict(weights), network, False)
+    return network, _variables(read_state_dict(weights), network, False)
 
 
 def _read_flags(flags: Flags) -> dict[str, Any]:
     """All flags, typed as their defaults. Raises `FieldError` naming one that does not fit."""
-    if isinstance(flags, str):
-        words = _words(flags)
-    else:
-        words = []
-        for name, value in flags.items():
-            value = ",".join(map(str, value)) if isinstance(value, list | tuple) else value
-            words.append(f"--{name}={value}")
     parser = argparse.ArgumentParser(
         add_help=False, allow_abbrev=False, exit_on_error=False, argument_default=argparse.SUPPRESS
     )
     for name, default in _DEFAULTS.items():
-        numbers = partial(_numbers, float if name == "channel_mult" else int)
-        kind = {bool: _boolean, tuple: numbers}.get(type(default), type(default))
+        kind = {bool: boolean, tuple: numbers}.get(type(default), type(default))
         parser.add_argument(f"--{name}", type=kind, choices=_CHOICES.get(name))
     for name in _ASIDE:
         parser.add_argument(f"--{name}")
     try:
-        parsed, others = parser.parse_known_args(words)
-    except argparse.ArgumentError as error:
-        raise _flag_error(str(error.argument_name).lstrip("-"), error.message) from None
+        parsed, others = parser.parse_known_args(_words(flags))
+    except (argparse.ArgumentError, ValueError) as error:
+        raise FieldError("flags", str(error).removeprefix("argument --")) from None
     if others:
         name = others[0].lstrip("-").partition("=")[0]
         close = get_close_matches(name, _DEFAULTS, n=1, cutoff=0.8)
         hint = f"; did you mean {close[0]}?" if close else ""
         if name in ("large_size", "small_size"):
             hint = ", of a network that enlarges images (not supported)"
-        problem = "expected names of the model and the diffusion, each with its value"
-        raise FieldError("flags", f"{problem}, got {name}{hint}")
+        raise FieldError("flags", f"expected the model's and the diffusion's, got {name}{hint}")
     given = vars(parsed)
-    if aside := sorted(given.keys() & set(_ASIDE)):
+    if aside := [name for name in _ASIDE if given.pop(name, None) is not None]:
         warnings.warn(f"flags: left aside, not of the network: {', '.join(aside)}", stacklevel=3)
-    given = {name: value for name, value in given.items() if name in _DEFAULTS}
     for name, value in given.items():
-        if type(value) is int and value < 1 and not value == _DEFAULTS[name] == -1:
-            raise _flag_error(name, f"expected more than 0, got {value}")
+        if type(value) is int and value < 1 and value != _DEFAULTS[name]:
+            raise FieldError("flags", f"{name}: expected more than 0, got {value}")
     guided = any(name in _GUIDED_ONLY or name.startswith("classifier_") for name in given)
     return {**_DEFAULTS, "rescale_timesteps": not guided, **given}
 
 
-def _words(flags: str) -> list[str]:
-    """The flags in a string, or in a script: `MODEL_FLAGS="…"`, `python x.py $MODEL_FLAGS --…`."""
+def _words(flags: Flags) -> list[str]:
+    """The words of flags by name, or in a script: `FLAGS="…"`, `python x.py $FLAGS --…`."""
+    if not isinstance(flags, str):
+        return [f"--{name}={value}" for name, value in flags.items()]
     text = re.sub(r"\\\s*\n", " ", flags)
     text = re.sub(r"(?:export\s+)?\b\w*FLAGS=(['\"])(.*?)\1;?", r"\2", text, flags=re.DOTALL)
     text = re.sub(r"(?:\w+=\S+\s+)*\b(?:mpiexec|mpirun|torchrun|python)\b.*?\.py\b", " ", text)
-    text = re.sub(r"\$\{?\w+\}?", " ", text)
-    try:
-        return shlex.split(text, comments=True)
-    except ValueError as error:
-        raise FieldError("flags", f"expected names, each with its value: {error}") from None
+    return shlex.split(re.sub(r"\$\{?\w+\}?", " ", text), comments=True)
 
 
-def _boolean(word: str) -> bool:
-    if word.lower() in ("yes", "true", "t", "y", "1"):
-        return True
-    if word.lower() in ("no", "false", "f", "n", "0"):
-        return False
-    raise argparse.ArgumentTypeError(f"expected True or False, got {word!r}")
+def boolean(word: str) -> bool:
+    """argparse names this type in its messages, and the next."""
+    no, yes = ("no", "false", "f", "n", "0"), ("yes", "true", "t", "y", "1")
+    return (no + yes).index(word.lower()) >= len(no)
 
 
-def _numbers(kind: type, word: str) -> tuple[Any, ...]:
-    if not word and kind is float:
-        return ()  # `channel_mult` follows from the image size
-    try:
-        found = tuple(map(kind, word.split(",")))
-    except ValueError:
-        found = (0,)
-    if min(found) <= 0:
-        problem = f"expected numbers above 0 between commas, got {word!r}"
-        raise argparse.ArgumentTypeError(problem)
-    return found
-
-
-def _flag_error(name: str, problem: str) -> FieldError:
-    return FieldError("flags", f"{name}: {problem}")
+def numbers(word: str) -> tuple[float, ...]:
+    """Numbers between commas, in brackets or not."""
+    word = word.strip("()[], ")
+    return tuple(map(float, word.split(","))) if word else ()
 
 
 def _unet(settings: Mapping[str, Any], num_classes: int | None) -> UNet:
-    width = settings["num_channels"]
-    fields = _shared_fields(settings, "", width, settings["channel_mult"])
+    fields = _shared_fields(settings, "", settings["num_channels"])
     channels, kinds = fields["block_out_channels"], fields["down_block_types"]
     attended = {count for count, kind in zip(channels, kinds, strict=True) if "Attn" in kind}
     attended.add(channels[-1])
+    names = ("num_heads", "num_heads_upsample", "num_head_channels")
+    heads, upward, head_dim = (settings[name] for name in names)
+    for name in names[:2] if head_dim == -1 else names[2:]:
+        if settings[name] != -1 and any(each % settings[name] for each in attended):
+            problem = f"expected a divisor of {sorted(attended)}, got {settings[name]}"
+            raise FieldError("flags", f"{name}: {problem}")
+    upward = None if upward in (-1, heads) else upward
+    by_heads = {"num_attention_heads": heads, "num_attention_heads_upsample": upward}
+    if head_dim == -1 and len(attended) == 1 and upward is None:
+        head_dim = channels[-1] // heads  # all that diffusers has a word for
     return UNet(
         **fields,
-        **_heads(settings, attended),
+        **(by_heads if head_dim == -1 else {"attention_head_dim": head_dim}),
         out_channels=6 if settings["learn_sigma"] else 3,
         up_block_types=tuple(kind.replace("Down", "Up") for kind in reversed(kinds)),
         layers_per_block=settings["num_res_blocks"],
@@ -323,14 +242,12 @@ def _unet(settings: Mapping[str, Any], num_classes: int | None) -> UNet:
     )
 
 
-def _shared_fields(
-    settings: Mapping[str, Any], prefix: str, width: int, multipliers: tuple[float, ...]
-) -> dict[str, Any]:
+def _shared_fields(settings: Mapping[str, Any], prefix: str, width: int) -> dict[str, Any]:
     """Fields that the U-Net and the classifier have in common."""
     size, resnets = settings["image_size"], settings[f"{prefix}resblock_updown"]
+    multipliers = () if prefix else settings["channel_mult"]
     if not multipliers and size not in _CHANNEL_MULT:
-        known = ", ".join(map(str, _CHANNEL_MULT))
-        raise _flag_error("image_size", f"expected one of {known} without channel_mult, got {size}")
+        raise FieldError("flags", f"image_size: expected one of {[*_CHANNEL_MULT]}, got {size}")
     channels = tuple(int(each * width) for each in multipliers or _CHANNEL_MULT[size])
     halvings = [size // each for each in settings[f"{prefix}attention_resolutions"]]
     plain = "ResnetDownsampleBlock2D" if resnets else "DownBlock2D"
@@ -349,58 +266,33 @@ def _shared_fields(
     return fields
 
 
-def _heads(settings: Mapping[str, Any], attended: set[int]) -> dict[str, Any]:
-    """The heads, as channels of each where one number says it: diffusers has no other word."""
-    head_dim = settings["num_head_channels"]
-    used = ("num_heads", "num_heads_upsample") if head_dim == -1 else ("num_head_channels",)
-    for name in used:
-        if settings[name] != -1 and any(channels % settings[name] for channels in attended):
-            channels = ", ".join(map(str, sorted(attended)))
-            raise _flag_error(name, f"expected a divisor of {channels}, got {settings[name]}")
-    if head_dim != -1:
-        return {"attention_head_dim": head_dim}
-    heads, upward = settings["num_heads"], settings["num_heads_upsample"]
-    if upward not in (-1, heads):
-        return {"num_attention_heads": heads, "num_attention_heads_upsample": upward}
-    if len(attended) == 1:
-        return {"attention_head_dim": min(attended) // heads}
-    return {"num_attention_heads": heads}
-
-
 def _variables(
-    weights: Weights,
-    tensors: Mapping[str, np.ndarray],
-    network: UNet | NoisyClassifier,
-    new_order: bool,
+    tensors: Mapping[str, np.ndarray], network: UNet | NoisyClassifier, new_order: bool
 ) -> dict[str, Any]:
     """Variables of `network`. Raises `ValueError` naming a tensor that does not fit."""
-    shapes, names, expected = parameter_shapes(network), {}, {}
-    for path, shape in shapes.items():
-        names[path] = name = _openai_name(path, network)
-        first, *rest = (shape[axis] for axis in torch_axes(leaf_kind(path, len(shape)), len(shape)))
-        expected[name] = (3 * first if "qkv" in name else first, *rest)
-    dense = {}  # some are convolutions of one pixel there
+    network.check_fields()
+    heads = {level.name: level.heads for level in chain(*network.levels())}
+
+    def part_of(path: str, tensor: np.ndarray) -> np.ndarray:
+        """The query, key or value in `qkv`."""
+        if not (match := re.search("/to_([qkv])/", path)):
+            return tensor
+        # The classifier's pool has the new order.
+        groups = 1 if new_order or path.startswith("out/") else heads[path.partition("/")[0]]
+        parts = tensor.reshape(groups, 3, -1, *tensor.shape[1:])
+        return parts[:, "qkv".index(match[1])].reshape(-1, *tensor.shape[1:])
+
+    dense = {}  # some are convolutions of one pixel there, as the shortcuts are here too
     for name, tensor in tensors.items():
-        is_dense = len(expected.get(name, ())) == 2 and set(tensor.shape[2:]) == {1}
-        dense[name] = tensor.reshape(tensor.shape[:2]) if is_dense else tensor
+        one_pixel = set(tensor.shape[2:]) == {1} and "skip_connection" not in name
+        dense[name] = tensor.reshape(tensor.shape[:2]) if one_pixel else tensor
     try:
-        check_tensors(dense, expected, "the network's")
+        return variables_from(dense, network, lambda path: _openai_name(path, network), part_of)
     except ValueError as error:
-        where = "" if isinstance(weights, Mapping) else f"{os.fspath(weights)}: "
         shared = "attention_resolutions, resblock_updown, use_scale_shift_norm, image_size"
         if isinstance(network, UNet):
             shared += ", num_channels, channel_mult, num_res_blocks, class_cond, learn_sigma"
-        raise ValueError(f"{where}{error}; the flags that decide it: {shared}") from None
-    params = {}
-    for path, name in names.items():
-        tensor = dense[name]
-        if "qkv" in name:
-            part, rest = "qkv".index(path.split("/to_")[1][0]), tensor.shape[1:]
-            by_kind = new_order or not name.endswith(("qkv.weight", "qkv.bias"))
-            groups = 1 if by_kind else _num_heads(network, len(tensor) // 3, path)
-            tensor = tensor.reshape(groups, 3, -1, *rest)[:, part].reshape(-1, *rest)
-        params[path] = weight_from_torch(leaf_kind(path, tensor.ndim), tensor)
-    return {"params": unflatten(params)}
+        raise ValueError(f"{error}; the flags that decide it: {shared}") from None
 
 
 def _openai_name(path: str, network: UNet | NoisyClassifier) -> str:
@@ -422,10 +314,3 @@ def _openai_name(path: str, network: UNet | NoisyClassifier) -> str:
     # The first block on the way down is `conv_in`; then come layers + 1 blocks a level, each way.
     block = int(level) * (layers + 1) + int(layer) + (way == "down")
     return f"{'input' if way == 'down' else 'output'}_blocks.{block}.{place}.{inside}.{leaf}"
-
-
-def _num_heads(network: UNet | NoisyClassifier, channels: int, path: str) -> int:
-    if isinstance(network, UNet) and network.num_attention_heads is not None:
-        upward = path.startswith("up_") and network.num_attention_heads_upsample
-        return upward or network.num_attention_heads
-    return channels // (network.attention_head_dim or channels)

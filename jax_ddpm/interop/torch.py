@@ -18,11 +18,11 @@ stride 1 it is a `nn.Conv` with that padding.
 
 import os
 import re
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, get_args
+from zipfile import is_zipfile
 
 import jax.numpy as jnp
 import numpy as np
@@ -30,7 +30,7 @@ import numpy as np
 from jax_ddpm._errors import check_choice
 from jax_ddpm.interop.model import parameter_shapes
 from jax_ddpm.io.arrays import flatten, load_tensors, unflatten
-from jax_ddpm.models import SimpleUNet, UNet
+from jax_ddpm.models import NoisyClassifier, SimpleUNet, UNet
 
 Weights = str | os.PathLike[str] | Mapping[str, Any]
 LayerKind = Literal["conv", "conv_transpose", "linear", "embedding", "norm"]
@@ -45,9 +45,7 @@ _LAYERS: dict[str, LayerKind] = {
 LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
 """PyTorch's names of Flax's parameters."""
 
-_LISTS = re.compile(
-    r"\b(down_blocks|up_blocks|resnets|attentions|downsamplers|upsamplers|to_out)_(\d+)"
-)
+_LISTS = re.compile(r"\b(\w+_blocks|resnets|attentions|\w+samplers|to_out)_(\d+)")
 # diffusers' names until 2022.
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _OLD_NAME = re.compile(rf"(attentions\.\d+\.)({'|'.join(_OLD_ATTENTION)})\b")
@@ -56,15 +54,14 @@ _OLD_NAME = re.compile(rf"(attentions\.\d+\.)({'|'.join(_OLD_ATTENTION)})\b")
 def read_state_dict(weights: Weights) -> dict[str, np.ndarray]:
     """Read arrays by name from a `.safetensors`, a pickle (by torch), or tensors by name.
 
-    torch is imported for a pickle alone, and executes nothing in it (`weights_only`, safe since
-    torch 2.6). Raises `ValueError` naming a file that is missing or cannot be read, and
-    `ImportError` without such a torch.
+    Nothing in a pickle is executed (`weights_only`, safe since torch 2.6). Raises `ValueError`
+    naming a file that is missing or cannot be read, and `ImportError` without such a torch.
     """
     if isinstance(weights, Mapping):
         return to_arrays(weights)
     path = Path(weights)
     if path.suffix == ".safetensors":
-        return _without_module(load_tensors(path))
+        return to_arrays(load_tensors(path), copy=False)
     if not path.is_file():
         raise ValueError(f"{path}: expected a file of weights, got none")
     try:
@@ -72,27 +69,16 @@ def read_state_dict(weights: Weights) -> dict[str, np.ndarray]:
         if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6):
             raise ImportError
     except ImportError:
-        raise ImportError(
-            f"{path}: a pickle is read by torch: pip install 'torch>=2.6', or convert it "
-            "elsewhere to safetensors"
-        ) from None
-    load = partial(torch.load, path, map_location="cpu", weights_only=True)
+        raise ImportError(f"{path}: to read a pickle, pip install 'torch>=2.6'") from None
+    mmap = is_zipfile(path)  # the format before torch 1.6 is no zip, and cannot be mapped
     try:
-        try:
-            content = load(mmap=True)
-        except RuntimeError:  # the format before torch 1.6 cannot be mapped
-            content = load()
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        return to_arrays(content, copy=False)
     except Exception as error:  # whatever a pickle does to its reader
         reason = str(error).partition("\n")[0]
         if "Weights only" in reason:
             reason = "it holds more than tensors"
         raise ValueError(f"{path}: expected a state dict of tensors: {reason}") from None
-    others = {"": content} if not isinstance(content, Mapping) else content
-    for name, value in others.items():
-        if not hasattr(value, "shape"):
-            got = type(value).__name__ + (f" in {name!r}; save that alone" if name else "")
-            raise ValueError(f"{path}: expected a state dict of tensors, got {got}")
-    return to_arrays(content, copy=False)
 
 
 def to_arrays(state_dict: Mapping[str, Any], *, copy: bool = True) -> dict[str, np.ndarray]:
@@ -102,18 +88,16 @@ def to_arrays(state_dict: Mapping[str, Any], *, copy: bool = True) -> dict[str, 
     """
     arrays = {}
     for name, value in state_dict.items():
-        # A parameter that tracks gradients refuses NumPy, and this package never imports torch.
-        value = value.detach() if hasattr(value, "detach") else value
         try:
+            if isinstance(value, Mapping):
+                raise TypeError("expected a tensor, got a dictionary; pass that alone")
+            # NumPy refuses parameters that track gradients.
+            value = value.detach() if hasattr(value, "detach") else value
             if str(getattr(value, "dtype", None)) == "torch.bfloat16":  # NumPy's is JAX's
                 value = value.view(import_module("torch").int16).numpy().view(jnp.bfloat16)
             arrays[name] = np.asarray(value).copy() if copy else np.asarray(value)
         except (TypeError, RuntimeError) as error:
             raise TypeError(f"state_dict: cannot read {name}: {error}") from None
-    return _without_module(arrays)
-
-
-def _without_module(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     if all(name.startswith("module.") for name in arrays):
         return {name.removeprefix("module."): value for name, value in arrays.items()}
     return arrays
@@ -128,10 +112,8 @@ def check_tensors(
             raise ValueError(f"state_dict: expected a tensor {name}, got none")
         if name not in expected:
             raise ValueError(f"state_dict: expected only {owner} tensors, got {name}")
-        if tensors[name].shape != expected[name]:
-            raise ValueError(
-                f"state_dict: expected {name} of shape {expected[name]}, got {tensors[name].shape}"
-            )
+        if (shape := tensors[name].shape) != expected[name]:
+            raise ValueError(f"state_dict: expected {name} of shape {expected[name]}, got {shape}")
 
 
 def torch_axes(kind: LayerKind, ndim: int) -> tuple[int, ...]:
@@ -149,29 +131,20 @@ def weight_from_torch(kind: LayerKind, weight: np.ndarray) -> np.ndarray:
 
 
 def weight_to_torch(kind: LayerKind, value: np.ndarray) -> np.ndarray:
-    """The inverse of `weight_from_torch`, C-contiguous and writable."""
+    """The inverse of `weight_from_torch`, as a C-contiguous copy."""
     if kind == "conv_transpose":
         value = np.flip(value, tuple(range(value.ndim - 2)))
-    value = np.ascontiguousarray(value.transpose(torch_axes(kind, value.ndim)))
-    # An opened checkpoint is a read-only view of its file.
-    return value if value.flags.writeable else value.copy()
+    return np.array(value.transpose(torch_axes(kind, value.ndim)), order="C")
 
 
 def layer_kinds(module: Any) -> dict[str, LayerKind]:
-    """The kind of each layer with weights in a `torch.nn.Module`, for `layers_from_torch`.
-
-    Raises `ValueError` naming a layer of any other kind.
-    """
+    """The kind of each layer with weights in a `torch.nn.Module`; `ValueError` names any other."""
     kinds = {}
     for name, layer in module.named_modules():
-        if not any(True for _ in layer.parameters(recurse=False)):
-            continue
-        kind = type(layer).__name__
-        if kind not in _LAYERS:
-            raise ValueError(
-                f"{name or 'module'}: expected one of {', '.join(_LAYERS)}, got {kind}"
-            )
-        kinds[name] = _LAYERS[kind]
+        if any(True for _ in layer.parameters(recurse=False)):
+            kind = type(layer).__name__
+            check_choice(name or "module", kind, tuple(_LAYERS))
+            kinds[name] = _LAYERS[kind]
     return kinds
 
 
@@ -186,7 +159,8 @@ def layers_from_torch(
         Flax names the modules of a list.
 
     Raises:
-      ValueError: a layer's weight is missing, or a tensor belongs to no layer.
+      KeyError: a layer's weight is missing.
+      ValueError: a tensor belongs to no layer.
 
     >>> state_dict = {"layers.0.weight": np.ones((2, 3)), "layers.0.bias": np.zeros(2)}
     >>> layers_from_torch(state_dict, {"layers.0": "linear"})["params"]["layers_0"]["kernel"].shape
@@ -197,8 +171,6 @@ def layers_from_torch(
     params = {}
     for layer, kind in kinds.items():
         check_choice(f"kinds[{layer!r}]", kind, get_args(LayerKind))
-        if f"{layer}.weight" not in tensors:
-            raise ValueError(f"state_dict: expected a tensor {layer}.weight, got none")
         path = re.sub(r"\.(\d+)(?=\.|$)", r"_\1", layer).replace(".", "/")
         weight = weight_from_torch(kind, tensors.pop(f"{layer}.weight"))
         params[f"{path}/{leaves.get(kind, 'kernel')}"] = weight
@@ -216,10 +188,8 @@ def simple_unet_from_torch(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     tensor that is missing, unknown or misshapen.
     """
     tensors = to_arrays(state_dict)
-    if "down1.weight" not in tensors or tensors["down1.weight"].ndim != 4:
-        raise ValueError("state_dict: expected the tutorial's SimpleUNet, got no 4-d down1.weight")
-    model = SimpleUNet(channels=tensors["down1.weight"].shape[1])
-    return _variables(tensors, model, "SimpleUNet's")
+    first = tensors.get("down1.weight", np.empty(0))
+    return variables_from(tensors, SimpleUNet(channels=first.shape[1] if first.ndim == 4 else 3))
 
 
 def unet_from_torch(
@@ -234,23 +204,25 @@ def unet_from_torch(
         _OLD_NAME.sub(lambda match: match[1] + _OLD_ATTENTION[match[2]], name): array
         for name, array in to_arrays(state_dict, copy=copy).items()
     }
-    return _variables(tensors, model, "the U-Net's")
-
-
-def simple_unet_to_torch(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The tutorial's state dict, as C-contiguous NumPy arrays, from variables of `SimpleUNet`."""
-    return unet_to_torch(variables)
+    return variables_from(tensors, model)
 
 
 def unet_to_torch(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """A `UNet2DModel`'s state dict, as C-contiguous NumPy arrays, from variables of `UNet`."""
-    if "params" not in variables or not isinstance(variables["params"], Mapping):
-        got = ", ".join(map(str, variables)) or "nothing"
-        raise ValueError(f"variables: expected a tree of 'params', as model.init gives, got {got}")
     return {
-        _torch_name(path): weight_to_torch(leaf_kind(path, np.ndim(value)), np.asarray(value))
+        torch_name(path): weight_to_torch(leaf_kind(path, np.ndim(value)), np.asarray(value))
         for path, value in flatten(variables["params"]).items()
     }
+
+
+simple_unet_to_torch = unet_to_torch
+"""The tutorial's state dict, as C-contiguous NumPy arrays, from variables of `SimpleUNet`."""
+
+
+def torch_name(path: str) -> str:
+    """The name in these networks' state dicts of the parameter at `path`."""
+    *modules, leaf = _LISTS.sub(r"\1.\2", path).split("/")
+    return ".".join([*modules, LEAVES[leaf]])
 
 
 def leaf_kind(path: str, ndim: int) -> LayerKind:
@@ -262,20 +234,24 @@ def leaf_kind(path: str, ndim: int) -> LayerKind:
     return "conv" if ndim == 4 else "linear"
 
 
-def _variables(
-    tensors: Mapping[str, np.ndarray], model: UNet | SimpleUNet, owner: str
+def variables_from(
+    tensors: Mapping[str, np.ndarray],
+    network: UNet | SimpleUNet | NoisyClassifier,
+    name_of: Callable[[str], str] = torch_name,
+    part_of: Callable[[str, np.ndarray], np.ndarray] = lambda path, tensor: tensor,
 ) -> dict[str, Any]:
-    params, expected = {}, {}
-    for path, shape in parameter_shapes(model).items():
-        axes = torch_axes(leaf_kind(path, len(shape)), len(shape))
-        expected[_torch_name(path)] = tuple(shape[axis] for axis in axes)
-        params[path] = _torch_name(path)
-    check_tensors(tensors, expected, owner)
-    for path, name in params.items():
-        params[path] = weight_from_torch(leaf_kind(path, tensors[name].ndim), tensors[name])
+    """Variables of `network`: the parameter at `path` is `part_of` the tensor `name_of(path)`.
+
+    A tensor is expected to hold, one after the other, the parameters that share its name.
+    """
+    expected, params = {}, {}
+    shapes = parameter_shapes(network)
+    for path, shape in shapes.items():
+        name = name_of(path)
+        first, *rest = (shape[axis] for axis in torch_axes(leaf_kind(path, len(shape)), len(shape)))
+        expected[name] = (first + sum(expected.get(name, ())[:1]), *rest)
+    check_tensors(tensors, expected, f"{type(network).__name__}'s")
+    for path in shapes:
+        weight = part_of(path, tensors[name_of(path)])
+        params[path] = weight_from_torch(leaf_kind(path, weight.ndim), weight)
     return {"params": unflatten(params)}
-
-
-def _torch_name(path: str) -> str:
-    *modules, leaf = _LISTS.sub(r"\1.\2", path).split("/")
-    return ".".join([*modules, LEAVES[leaf]])

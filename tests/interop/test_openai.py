@@ -167,22 +167,25 @@ def test_the_published_networks_are_presets(torch, size):
         ({"large_size": 256}, "flags: .*large_size.*enlarges"),
         ({"num_channels": "many"}, "flags: num_channels: invalid int value: 'many'"),
         ({"num_channels": 32.5}, "flags: num_channels: invalid int value: '32.5'"),
-        ({"class_cond": "maybe"}, "flags: class_cond: expected True or False, got 'maybe'"),
+        ({"class_cond": "maybe"}, "flags: class_cond: invalid boolean value: 'maybe'"),
         ({"noise_schedule": "sigmoid"}, "flags: noise_schedule: invalid choice: 'sigmoid'"),
         ({"diffusion_steps": 0}, "flags: diffusion_steps: expected more than 0, got 0"),
-        ({"diffusion_steps": 10, "timestep_respacing": ""}, "flags: diffusion_steps: 10 is too fe"),
+        (
+            {"diffusion_steps": 10, "timestep_respacing": ""},
+            "flags: diffusion_steps 10, .*: betas: ",
+        ),
         ({"dropout": 2}, "dropout: expected 0 to 1, below 1, got 2"),
-        ({"num_head_channels": 24}, "flags: num_head_channels: expected a divisor of 64, 96, got"),
-        ({"timestep_respacing": "ddim400"}, "flags: timestep_respacing: .*got 'ddim400'"),
-        ({"channel_mult": "1,x"}, "flags: channel_mult: expected numbers"),
+        ({"num_head_channels": 24}, "flags: num_head_channels: .* divisor of .64, 96., got"),
+        ({"timestep_respacing": "ddim400"}, "flags: .*timestep_respacing 'ddim400': steps: "),
+        ({"channel_mult": "1,x"}, "flags: channel_mult: invalid numbers"),
         ({"image_size": 48, "channel_mult": ""}, "flags: image_size: expected .*got 48"),
-        ("--image_size '64", "flags: expected names, each with its value"),
-        ("--image_size 64 32", "flags: expected names .* each with its value, got 32"),
+        ("--image_size '64", "flags: No closing quotation"),
+        ("--image_size 64 32", "flags: expected the model's .*, got 32"),
         ("--image_size", "flags: image_size: expected one argument"),
-        ("--attention_resolutions 32, 16", "flags: attention_resolutions: .* got '32,'"),
-        ({"attention_resolutions": "16.5"}, "flags: attention_resolutions: expected numbers"),
-        ({"attention_resolutions": ""}, "flags: attention_resolutions: expected numbers"),
+        ("--attention_resolutions 32, 16", "flags: expected the model's .*, got 16"),
         # What the file contradicts.
+        ({"attention_resolutions": "16.5"}, "the flags that decide it: attention_resolutions"),
+        ({"attention_resolutions": ""}, "the flags that decide it: attention_resolutions"),
         ({"class_cond": False}, "got label_emb.weight; the flags that .*, class_cond"),
         ({"channel_mult": "1,2,2"}, "state_dict: expected input_blocks.5.0.*of shape"),
     ],
@@ -191,13 +194,6 @@ def test_the_published_networks_are_presets(torch, size):
 def test_flags_that_do_not_fit(flags, message):
     with pytest.raises(ValueError, match=message):
         load_openai(weights(ADM), flags if isinstance(flags, str) else ADM["flags"] | flags)
-
-
-def test_a_network_that_enlarges_images_is_refused():
-    tensors = weights(ADM)
-    tensors["input_blocks.0.0.weight"] = np.repeat(tensors["input_blocks.0.0.weight"], 2, axis=1)
-    with pytest.raises(ValueError, match="weights: .*enlarges"):
-        load_openai(tensors, ADM["flags"])
 
 
 @pytest.mark.filterwarnings("ignore:classes that no image shows")
