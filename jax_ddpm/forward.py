@@ -29,10 +29,8 @@ def q_sample(schedule: NoiseSchedule, x_start: Sample, t: Timestep, noise: Sampl
     check_schedule(schedule)
     check_floats("x_start", x_start, jnp.shape(x_start))
     check_floats("noise", noise, jnp.shape(x_start))
-    return (
-        extract(schedule.sqrt_alphas_cumprod, t, x_start) * x_start
-        + extract(schedule.sqrt_one_minus_alphas_cumprod, t, x_start) * noise
-    )
+    signal, sigma = _rates(schedule, t, x_start)
+    return signal * x_start + sigma * noise
 
 
 def q_mean_variance(
@@ -42,11 +40,7 @@ def q_mean_variance(
     mean = extract(schedule.sqrt_alphas_cumprod, t, x_start) * x_start
     variance = extract(schedule.sqrt_one_minus_alphas_cumprod**2, t, x_start)
     log_variance = extract(schedule.log_one_minus_alphas_cumprod, t, x_start)
-    return (
-        mean,
-        jnp.broadcast_to(variance, mean.shape),
-        jnp.broadcast_to(log_variance, mean.shape),
-    )
+    return mean, _like(mean, variance), _like(mean, log_variance)
 
 
 def q_posterior_mean_variance(
@@ -57,17 +51,11 @@ def q_posterior_mean_variance(
     At t = 0 the variance is 0 and the log-variance is that of entry 1, as in OpenAI's code.
     """
     check_floats("x_start", x_start, jnp.shape(x_t))
-    mean = (
-        extract(schedule.posterior_mean_coef1, t, x_t) * x_start
-        + extract(schedule.posterior_mean_coef2, t, x_t) * x_t
-    )
+    of_start = extract(schedule.posterior_mean_coef1, t, x_t)
+    mean = of_start * x_start + extract(schedule.posterior_mean_coef2, t, x_t) * x_t
     variance = extract(schedule.posterior_variance, t, x_t)
     log_variance = extract(schedule.posterior_log_variance_clipped, t, x_t)
-    return (
-        mean,
-        jnp.broadcast_to(variance, mean.shape),
-        jnp.broadcast_to(log_variance, mean.shape),
-    )
+    return mean, _like(mean, variance), _like(mean, log_variance)
 
 
 def predict_xstart_from_eps(
@@ -75,10 +63,8 @@ def predict_xstart_from_eps(
 ) -> Array:
     """x_0 = (x_t - √(1 - ᾱ_t) ε) / √ᾱ_t."""
     check_floats("eps", eps, jnp.shape(x_t))
-    return (
-        extract(schedule.sqrt_recip_alphas_cumprod, t, x_t) * x_t
-        - extract(schedule.sqrt_recipm1_alphas_cumprod, t, x_t) * eps
-    )
+    scaled = extract(schedule.sqrt_recip_alphas_cumprod, t, x_t) * x_t
+    return scaled - extract(schedule.sqrt_recipm1_alphas_cumprod, t, x_t) * eps
 
 
 def predict_eps_from_xstart(
@@ -86,32 +72,36 @@ def predict_eps_from_xstart(
 ) -> Array:
     """ε = (x_t - √ᾱ_t x_0) / √(1 - ᾱ_t), finite also where ᾱ_t = 0."""
     check_floats("x_start", x_start, jnp.shape(x_t))
-    signal = extract(schedule.sqrt_alphas_cumprod, t, x_t) * x_start
-    return jnp.subtract(x_t, signal) / extract(schedule.sqrt_one_minus_alphas_cumprod, t, x_t)
+    signal, sigma = _rates(schedule, t, x_t)
+    return jnp.subtract(x_t, signal * x_start) / sigma
 
 
 def predict_v(schedule: NoiseSchedule, x_start: Sample, t: Timestep, noise: Sample) -> Array:
     """v = √ᾱ_t ε - √(1 - ᾱ_t) x_0, the velocity (Salimans & Ho 2022, Appendix D)."""
     check_floats("noise", noise, jnp.shape(x_start))
-    return (
-        extract(schedule.sqrt_alphas_cumprod, t, x_start) * noise
-        - extract(schedule.sqrt_one_minus_alphas_cumprod, t, x_start) * x_start
-    )
+    signal, sigma = _rates(schedule, t, x_start)
+    return signal * noise - sigma * x_start
 
 
 def predict_xstart_from_v(schedule: NoiseSchedule, x_t: Sample, t: Timestep, v: Sample) -> Array:
     """x_0 = √ᾱ_t x_t - √(1 - ᾱ_t) v."""
     check_floats("v", v, jnp.shape(x_t))
-    return (
-        extract(schedule.sqrt_alphas_cumprod, t, x_t) * x_t
-        - extract(schedule.sqrt_one_minus_alphas_cumprod, t, x_t) * v
-    )
+    signal, sigma = _rates(schedule, t, x_t)
+    return signal * x_t - sigma * v
 
 
 def predict_eps_from_v(schedule: NoiseSchedule, x_t: Sample, t: Timestep, v: Sample) -> Array:
     """ε = √ᾱ_t v + √(1 - ᾱ_t) x_t."""
     check_floats("v", v, jnp.shape(x_t))
-    return (
-        extract(schedule.sqrt_alphas_cumprod, t, x_t) * v
-        + extract(schedule.sqrt_one_minus_alphas_cumprod, t, x_t) * x_t
-    )
+    signal, sigma = _rates(schedule, t, x_t)
+    return signal * v + sigma * x_t
+
+
+def _rates(schedule: NoiseSchedule, t: Timestep, x: Sample) -> tuple[Array, Array]:
+    """√ᾱ_t and √(1 - ᾱ_t)."""
+    sigma = extract(schedule.sqrt_one_minus_alphas_cumprod, t, x)
+    return extract(schedule.sqrt_alphas_cumprod, t, x), sigma
+
+
+def _like(mean: Array, variance: Array) -> Array:
+    return jnp.broadcast_to(variance, mean.shape)

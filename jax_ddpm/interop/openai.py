@@ -271,7 +271,8 @@ def _variables(
 ) -> dict[str, Any]:
     """Variables of `network`. Raises `ValueError` naming a tensor that does not fit."""
     network.check_fields()
-    heads = {level.name: level.heads for level in chain(*network.levels())}
+    levels = chain(*network.levels())
+    heads = {level.name: level.features // level.head_dim for level in levels}
 
     def part_of(path: str, tensor: np.ndarray) -> np.ndarray:
         """The query, key or value in `qkv`."""
