@@ -140,15 +140,10 @@ def reconstruction_guidance(
     -‖y - A(x̂_0)‖ with its own step size; Ho et al. that of -‖y - A(x̂_0)‖² ᾱ_t / 2(1 - ᾱ_t).
 
     Args:
-      schedule: the training schedule, not a `respace`d one, since t is the training timestep.
-      denoise_fn: the network, of output `prediction_type`.
+      schedule, denoise_fn, scale, prediction_type: as in `classifier_guidance`, errors too.
       log_prob_fn: `(x_start, t) -> log p(y | x_0)`, [batch], up to a constant.
-      scale: s, one number or one a sample; may be traced.
       clip_denoised: as in `p_mean_variance`; `log_prob_fn` sees the clipped x̂_0, whose gradient is
         0 where it is clipped.
-
-    Raises:
-      ValueError: a choice, `scale` or a shape does not fit, or `schedule` is not one of training.
     """
     check_denoiser("denoise_fn", denoise_fn)
     check_denoiser("log_prob_fn", log_prob_fn)

@@ -71,9 +71,8 @@ def bits_per_dim(
     Args:
       key: typed key; may be None with `noise_fn`.
       schedule: the chain; the bound of a `respace`d one is its own, and looser.
-      denoise_fn: `(x_t, t) -> output`, with t the training timestep, int32 [batch].
       x_start: images of 8 bits, scaled to [-1, 1]; the result has their dtype.
-      prediction_type, variance_type, clip_denoised: as in `p_mean_variance`.
+      denoise_fn, prediction_type, variance_type, clip_denoised: as in `p_mean_variance`.
       noise_fn: `i -> noise` in the shape of `x_start`, instead of the draws at entry i.
       first_sample: the number of the batch's first sample, which decides its randomness.
 

@@ -94,21 +94,16 @@ def training_losses(
         target = x_start
     squares = jnp.square(jnp.subtract(target, output))
     if weighting == "min_snr":
-        squares = _min_snr(schedule, t, output, prediction_type, min_snr_gamma) * squares
+        signal = extract(schedule.sqrt_alphas_cumprod, t, output)
+        snr = (signal / extract(schedule.sqrt_one_minus_alphas_cumprod, t, output)) ** 2
+        weight = jnp.minimum(snr, min_snr_gamma)
+        if prediction_type == "epsilon":  # min(SNR, γ) / SNR, and 1 where the SNR is 0
+            weight = min_snr_gamma / jnp.maximum(snr, min_snr_gamma)
+        elif prediction_type == "v_prediction":
+            weight = weight / (snr + 1)
+        squares = weight * squares
     mse = mean_over_event(squares)
     if loss_type == "mse":
         return mse
     frozen = jnp.concatenate([lax.stop_gradient(output), values], axis=-1)
     return mse + schedule.num_timesteps / 1000 * bits(lambda x_t, t: frozen)
-
-
-def _min_snr(
-    schedule: NoiseSchedule, t: Timestep, x: Array, prediction_type: PredictionType, gamma: float
-) -> Array:
-    signal = extract(schedule.sqrt_alphas_cumprod, t, x)
-    snr = (signal / extract(schedule.sqrt_one_minus_alphas_cumprod, t, x)) ** 2
-    if prediction_type == "epsilon":
-        return gamma / jnp.maximum(snr, gamma)  # min(SNR, γ) / SNR, and 1 where the SNR is 0
-    if prediction_type == "sample":
-        return jnp.minimum(snr, gamma)
-    return jnp.minimum(snr, gamma) / (snr + 1)

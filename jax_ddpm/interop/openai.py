@@ -205,7 +205,10 @@ def boolean(word: str) -> bool:
 def numbers(word: str) -> tuple[float, ...]:
     """Numbers between commas, in brackets or not."""
     word = word.strip("()[], ")
-    return tuple(map(float, word.split(","))) if word else ()
+    found = tuple(map(float, word.split(","))) if word else ()
+    if not all(each > 0 for each in found):
+        raise ValueError
+    return found
 
 
 def _unet(settings: Mapping[str, Any], num_classes: int | None) -> UNet:
