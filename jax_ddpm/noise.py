@@ -14,7 +14,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
-from jax_ddpm._errors import FieldError, check_between, check_floats, check_key, check_whole
+from jax_ddpm._errors import FieldError, check_floats, check_key, check_whole
 from jax_ddpm._typing import AnyArray, NoiseFn, Place, PRNGKey, Shape
 
 
@@ -44,7 +44,7 @@ def sample_noise(
 
 def seed_key(seed: int) -> Array:
     """A typed key for each seed below 2**63; below 2**32 it is `jax.random.key(seed)`."""
-    check_between("seed", seed, 0, 2**63 - 1)
+    check_whole("seed", seed, 0, 2**63 - 1)
     with jax.enable_x64(True):  # or JAX drops the upper half
         return jax.random.key(int(seed))
 

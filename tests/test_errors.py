@@ -195,9 +195,7 @@ def labelled(labels, t=T):
         ("weights", lambda: runs.export("x", NAN)),
         ("on_nan", lambda: runs.Settings(on_nan=None)),
         (r"kinds\['x'\]", lambda: interop.layers_from_torch({"x.weight": X}, {"x": "dense"})),
-        ("state_dict", lambda: interop.layers_from_torch({}, {"x": "linear"})),
         ("state_dict", lambda: interop.simple_unet_from_torch({"x": X})),
-        ("variables", lambda: interop.unet_to_torch({"x": X})),
     ],
 )
 def test_a_mistake_elsewhere_is_named(name, call):

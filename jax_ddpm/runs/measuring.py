@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from jax_ddpm import __version__
-from jax_ddpm._errors import Field, FieldError, check_between, check_positive
+from jax_ddpm._errors import Field, FieldError, check_between, check_positive, check_whole
 from jax_ddpm.data import Dataset, to_bytes, to_float
 from jax_ddpm.evaluation.reference import Reference
 from jax_ddpm.interop import DiffusionModel
@@ -103,7 +103,7 @@ def evaluate(
     check_positive(steps=steps, batch_size=batch_size)
     check_between("num", num, 0)
     check_between("num_scored", num_scored or 0, 0)
-    key, left_out = seed_key(seed), {}
+    key, seed, left_out = seed_key(seed), int(seed), {}
     run, sampler = with_guidance(model, guidance), sampler or ancestral()
     image_shape = run.shape(1)[1:]
     chain = make_chain(run, run.schedule.num_timesteps if steps is None else steps)
@@ -187,7 +187,8 @@ def evaluate_samples(
       FieldError: naming what does not fit.
     """
     check_positive(num=num)
-    check_between("seed", seed, 0)
+    check_whole("seed", seed, 0)
+    seed = int(seed)
     found = run_on_all(lambda: open_samples(samples, range))
     count = found.num if num is None else num
     if count > found.num:

@@ -71,8 +71,8 @@ def test_classes_have_columns_and_what_does_not_suit_a_run_is_named(digits):
         ({"labels": [0.5]}, "labels: expected whole numbers"),
         ({"labels": "cat"}, "labels: expected numbers, as the run knows no names"),
         ({"steps": 2, "chain": chain}, "steps: cannot be given with chain"),
-        ({"run": numbers, "labels": "3"}, "labels: expected 0, 1, 2, 10, got '3'"),
-        ({"run": none, "labels": "cat"}, "labels: expected none: the model has no classes"),
+        ({"model": numbers, "labels": "3"}, "labels: expected 0, 1, 2, 10, got '3'"),
+        ({"model": none, "labels": "cat"}, "labels: expected none: the model has no classes"),
     ):
         with pytest.raises(runs.FieldError, match=f"^{words}"):
             runs.draw(**{"key": jax.random.key(0), "model": digits, "num": 2, **arguments})

@@ -38,7 +38,7 @@ SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("celebahq256", "
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"steps": 10.5}, "steps: expected a whole number"),
+        ({"steps": 10.5}, "steps: expected whole numbers"),
         ({"seed": 2**63}, r"seed: expected values in .* got 9223372036854775808$"),
         ({"guidance": np.inf}, "guidance: expected a finite number"),
         ({"unet": {"width": 3}}, "unet: expected one of"),
