@@ -10,6 +10,8 @@ import pytest
 
 from jax_ddpm import runs
 from jax_ddpm.data import Dataset, Preparation
+from jax_ddpm.io.arrays import unflatten
+from jax_ddpm.io.checkpoint import load_checkpoint, save_checkpoint
 from jax_ddpm.runs import RECIPES, starting
 from jax_ddpm.runs.drawing import labels_in_turn, with_guidance
 
@@ -167,3 +169,15 @@ def test_only_what_was_trained_is_drawn(tmp_path, one_level, options, labels, nu
     if scale == 1:
         with pytest.raises(runs.FieldError, match="^guidance: .* no trained label that stands"):
             with_guidance(run, 2.5)
+
+
+def test_a_run_without_the_newest_settings_opens(untrained, tmp_path):
+    """As those written before ranges, and classes that no image shows, were recorded."""
+    found = load_checkpoint(untrained / "runs/digits/checkpoints/00000000")
+    run = found.state["run"]
+    del run["learned"], run["preparation"]["range"], run["preparation"]["max_pixels"]
+    arrays = {name: unflatten(flat) for name, flat in found.arrays.items()}
+    before = runs.load_run(untrained / "runs/digits")
+    after = runs.load_run(save_checkpoint(tmp_path / "checkpoints", 1, arrays, found.state))
+    assert after.learned is None and after.drawn == before.drawn
+    assert after.preparation == before.preparation
