@@ -65,8 +65,9 @@ def check_between(name: str, value: Any, low: Any, high: Any = np.inf) -> None:
 
 def check_whole(name: str, value: Any, low: Any, high: Any = np.inf) -> None:
     """Raises `FieldError` unless `value` is of integers and, where it is concrete, in range."""
+    is_int = isinstance(value, Integral) and not isinstance(value, bool)  # of any size
     dtype = value.dtype if isinstance(value, Tracer) else np.asarray(value).dtype
-    if not jnp.issubdtype(dtype, jnp.integer):
+    if not is_int and not jnp.issubdtype(dtype, jnp.integer):
         raise FieldTypeError(name, f"expected whole numbers, got {described(value)}")
     check_between(name, value, low, high)
 
@@ -86,8 +87,8 @@ def check_finite(name: str, value: Any) -> None:
 
 def check_floats(name: str, value: Any, shape: Sequence[Any]) -> None:
     """Raises `FieldError` unless `value` is a floating array of this shape: others broadcast."""
-    dtype = getattr(value, "dtype", None)
-    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+    is_array = isinstance(value, np.ndarray | np.generic | jax.Array)
+    if not is_array or not jnp.issubdtype(value.dtype, jnp.floating):
         raise FieldTypeError(name, f"expected a floating array, got {described(value)}")
     if value.shape != tuple(shape):
         raise FieldError(name, f"expected shape {tuple(shape)}, got {value.shape}")
@@ -98,6 +99,13 @@ def check_key(name: str, value: Any) -> None:
     dtype = getattr(value, "dtype", None)
     if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key) or value.shape:
         problem = f"expected a typed key, jax.random.key(seed), got {described(value)}"
+        raise FieldTypeError(name, problem)
+
+
+def check_kind(name: str, value: Any, kind: type, such_as: str) -> None:
+    """Raises `FieldTypeError` unless `value` is a `kind`."""
+    if not isinstance(value, kind):
+        problem = f"expected a {kind.__name__}, such as {such_as}, got {described(value)}"
         raise FieldTypeError(name, problem)
 
 

@@ -8,9 +8,10 @@ with ε = ε_θ(x_i, t_i). Going up is the same equation solved for x_i,
 
     x̂_0 = (x_{i-1} - √(1 - ᾱ_{i-1}) ε) / √ᾱ_{i-1},    x_i = √ᾱ_i x̂_0 + √(1 - ᾱ_i) ε
 
-where x_i stands on both sides, so ε_θ(x_{i-1}, t_i) replaces ε. It takes the timestep of the step's
-end, so the clean image, whose ε no network has learned, needs no rule of its own. Each step has an
-error of second order; the way up and down has one of first order.
+where x_i stands on both sides, so ε_θ(x_{i-1}, t_i) replaces ε: the network sees x_{i-1} with the
+timestep at which the step ends. So the first step, from the clean image, needs no exception, though
+no network has learned ε without noise. Each step has an error of second order; the way up and down
+has one of first order.
 
 RePaint (Lugmayr et al. 2022) walks the chain with detours: from some levels it goes `jump_length`
 entries back up and down again, `resamples` - 1 times, so that the known and the drawn part come to
@@ -34,7 +35,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Int, Real
 
-from jax_ddpm._errors import check_between, check_floats, check_schedule, check_whole
+from jax_ddpm._errors import FieldError, check_between, check_floats, check_schedule, check_whole
 from jax_ddpm._typing import (
     AnyArray,
     DenoiseFn,
@@ -106,8 +107,8 @@ def ddim_invert(
 ) -> Array:
     """The x_T from which `ddim()` returns to `x_start` (Dhariwal & Nichol 2021, App. F).
 
-    One scan from entry 0 to T - 1. If the schedule ends in noise, `x_start` should hold that noise.
-    Arguments and errors are those of `p_mean_variance`.
+    One scan from entry 0 to T - 1. If the chain leaves noise (`final_alpha_cumprod` below 1),
+    `x_start` should hold it. Arguments and errors are those of `p_mean_variance`.
     """
     check_schedule(schedule)
     check_floats("x_start", x_start, jnp.shape(x_start))
@@ -180,7 +181,7 @@ def interpolate(
         return p_sample_loop(None, schedule, denoise_fn, a.shape, **start, **policy)
 
     # One weight at a time keeps the sharding of each batch, and the memory of one.
-    return lax.map(decode, jnp.asarray(weights, a.dtype))
+    return lax.map(decode, jnp.atleast_1d(jnp.asarray(weights, a.dtype)))
 
 
 def repaint_walk(
@@ -194,7 +195,7 @@ def repaint_walk(
     """
     check_whole("resamples", resamples, 1)
     check_whole("jump_length", jump_length, 1, timesteps - 1 if resamples > 1 else np.inf)
-    entries, up = [], []
+    jump_length, entries, up = int(jump_length), [], []
     for entry in reversed(range(timesteps)):
         entries.append(entry)
         up.append(False)
@@ -257,7 +258,10 @@ def inpaint(
     x_start = place(jnp.asarray(x_start), sharding)
     check_between("mask", mask, 0, 1)  # image files have 0 and 255
     mask = jnp.clip(jnp.asarray(mask, x_start.dtype), 0, 1)  # a traced one cannot be checked
-    mask = place(jnp.broadcast_to(mask, x_start.shape), sharding)
+    try:
+        mask = place(jnp.broadcast_to(mask, x_start.shape), sharding)
+    except ValueError as error:
+        raise FieldError("mask", str(error)) from None
     draw = noise_source(key, noise_fn, x_start, first_sample, sharding)
     policy = (prediction_type, variance_type, clip_denoised)
     sampler = ancestral()

@@ -26,7 +26,6 @@ def q_sample(schedule: NoiseSchedule, x_start: Sample, t: Timestep, noise: Sampl
     >>> ddpm.q_sample(schedule, images, jnp.array([0, 999]), noise).shape
     (2, 8, 8, 1)
     """
-    check_schedule(schedule)
     check_floats("x_start", x_start, jnp.shape(x_start))
     check_floats("noise", noise, jnp.shape(x_start))
     signal, sigma = _rates(schedule, t, x_start)
@@ -37,6 +36,7 @@ def q_mean_variance(
     schedule: NoiseSchedule, x_start: Sample, t: Timestep
 ) -> tuple[Array, Array, Array]:
     """Mean, variance and log-variance of q(x_t | x_0), Ho et al. eq. 4."""
+    check_schedule(schedule)
     mean = extract(schedule.sqrt_alphas_cumprod, t, x_start) * x_start
     variance = extract(schedule.sqrt_one_minus_alphas_cumprod**2, t, x_start)
     log_variance = extract(schedule.log_one_minus_alphas_cumprod, t, x_start)
@@ -50,6 +50,7 @@ def q_posterior_mean_variance(
 
     At t = 0 the variance is 0 and the log-variance is that of entry 1, as in OpenAI's code.
     """
+    check_schedule(schedule)
     check_floats("x_start", x_start, jnp.shape(x_t))
     of_start = extract(schedule.posterior_mean_coef1, t, x_t)
     mean = of_start * x_start + extract(schedule.posterior_mean_coef2, t, x_t) * x_t
@@ -62,6 +63,7 @@ def predict_xstart_from_eps(
     schedule: NoiseSchedule, x_t: Sample, t: Timestep, eps: Sample
 ) -> Array:
     """x_0 = (x_t - √(1 - ᾱ_t) ε) / √ᾱ_t."""
+    check_schedule(schedule)
     check_floats("eps", eps, jnp.shape(x_t))
     scaled = extract(schedule.sqrt_recip_alphas_cumprod, t, x_t) * x_t
     return scaled - extract(schedule.sqrt_recipm1_alphas_cumprod, t, x_t) * eps
@@ -99,6 +101,7 @@ def predict_eps_from_v(schedule: NoiseSchedule, x_t: Sample, t: Timestep, v: Sam
 
 def _rates(schedule: NoiseSchedule, t: Timestep, x: Sample) -> tuple[Array, Array]:
     """√ᾱ_t and √(1 - ᾱ_t)."""
+    check_schedule(schedule)
     sigma = extract(schedule.sqrt_one_minus_alphas_cumprod, t, x)
     return extract(schedule.sqrt_alphas_cumprod, t, x), sigma
 

@@ -41,20 +41,20 @@ def classifier_free_guidance(
     rescale: float = 0.0,
     interval: tuple[Real, Real] | None = None,
 ) -> DenoiseFn:
-    """Ho & Salimans 2022, eq. 6, with `scale` = w + 1 (as diffusers'): 1 is the conditional
-    network, 0 the unconditional one.
+    """Ho & Salimans 2022, eq. 6: ε̃ = ε(x_t) + scale (ε(x_t, y) - ε(x_t)), with `scale` = w + 1, as
+    in diffusers. So 1 is the conditional network, 0 the unconditional one.
 
     The two networks run one after the other. One run on a doubled batch would move samples between
-    devices twice a step.
+    devices twice per step.
 
     Args:
       conditional, unconditional: any output type, the same for both.
-      scale: one number, or one a sample; may be traced.
+      scale: one number, or one per sample; may be traced.
       rescale: φ of Lin et al. 2024, eq. 15 and 16: how far each sample's standard deviation is
         brought back to that of the conditional output.
       interval: the first and the last training timestep with guidance (Kynkäänniemi et al. 2024).
         Where no timestep of the batch is inside, only the conditional network runs; devices agree
-        on this by reducing one boolean a step.
+        on this by reducing one boolean per step.
 
     Raises:
       ValueError: `scale` is not finite, `rescale` not in [0, 1], or `interval` or a shape is wrong.
@@ -70,6 +70,8 @@ def classifier_free_guidance(
     check_between("rescale", rescale, 0, 1)
     if interval is not None and not interval[0] <= interval[1]:
         raise FieldError("interval", f"expected (low, high) with low <= high, got {interval}")
+
+    rescale = float(rescale)
 
     def denoise_fn(x_t, t):
         eps, rest = _split("conditional", conditional(x_t, t), x_t)
@@ -111,7 +113,7 @@ def classifier_guidance(
       schedule: the training schedule, not a `respace`d one, since t is the training timestep.
       denoise_fn: the network, of output `prediction_type`.
       log_prob_fn: `(x_t, t) -> log p(y | x_t)`, [batch], of a classifier of noisy images.
-      scale: s, one number or one a sample; may be traced.
+      scale: s, one number or one per sample; may be traced.
 
     Raises:
       ValueError: a choice, `scale` or a shape does not fit, or `schedule` is not one of training.

@@ -64,7 +64,7 @@ def bits_per_dim(
     noise_fn: NoiseFn | None = None,
     first_sample: int | Array = 0,
 ) -> BitsPerDim:
-    """The bound on -log₂ p(x_0) per dimension, Ho et al. eq. 5, with one draw of x_t an entry.
+    """The bound on -log₂ p(x_0) per dimension, Ho et al. eq. 5, with one draw of x_t per entry.
 
     The T entries are one `lax.scan`: beyond the results [batch, T], memory does not grow with T.
 

@@ -32,6 +32,8 @@ def sample_noise(
         raise FieldError("key", "expected a key, or both x_T and noise_fn, got None")
     check_key("key", key)
     check_whole("first_sample", first_sample, 0)
+    if jnp.ndim(first_sample):
+        raise FieldError("first_sample", f"expected a number, got {jnp.shape(first_sample)}")
 
     def draw(sample):
         own_key = jax.random.fold_in(jax.random.fold_in(key, sample), i)

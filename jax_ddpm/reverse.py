@@ -48,7 +48,8 @@ _SAMPLES = ("state", "x_T", "x_t", "x_start", "x_a", "x_b", "a", "b")
 
 
 def in_float32(function: Callable[P, R]) -> Callable[P, R]:
-    """Computes samples of sixteen bits in float32; the network's input and the result keep theirs.
+    """Runs the update in float32 for samples of sixteen bits; the network sees, and the caller gets
+    back, their own dtype.
 
     Sixteen bits do not resolve a step of a long chain, and float16 overflows at 1/√ᾱ.
     """
@@ -71,6 +72,7 @@ def in_float32(function: Callable[P, R]) -> Callable[P, R]:
 
         given |= cast(samples, narrow, np.float32)
         if denoise_fn := given.get("denoise_fn"):
+            check_denoiser("denoise_fn", denoise_fn)
             given["denoise_fn"] = lambda x_t, t: denoise_fn(x_t.astype(narrow), t)
         return cast(function(*bound.args, **bound.kwargs), np.float32, narrow)
 
@@ -137,8 +139,8 @@ def p_mean_variance(
     """Moments of p_θ(x_{t-1} | x_t), Ho et al. eq. 1 with the mean of eq. 7.
 
     `clip_denoised=True` clips x̂_0 to [-1, 1]; a function, such as `dynamic_threshold()`, replaces
-    that clipping. At t = 0, `fixed_small` has variance 0 and the log-variance of entry 1;
-    `fixed_large` takes both from entry 1, as OpenAI's code does.
+    that clipping. At t = 0, `fixed_small` has variance 0 and the log-variance of entry 1, and
+    `fixed_large` has variance and log-variance of entry 1, as in OpenAI's code.
 
     >>> schedule = ddpm.make_schedule(ddpm.linear_beta_schedule(1000))
     >>> x_t, t = jnp.ones((2, 8, 8, 1)), jnp.array([0, 999])
@@ -173,7 +175,7 @@ def predict(
 ) -> Prediction:
     """`p_mean_variance`, and the network's ε."""
     check_prediction(schedule, prediction_type)
-    if not callable(clip_denoised):
+    if not callable(clip_denoised) or isinstance(clip_denoised, type):
         check_choice("clip_denoised", clip_denoised, (True, False))
     output, values = denoise(schedule, denoise_fn, x_t, t, variance_type)
     if prediction_type == "epsilon":

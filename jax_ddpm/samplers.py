@@ -54,7 +54,7 @@ class StepFn(Protocol):
         """Move x_t, at entry `i` of the chain, to x_{t-1}.
 
         Args:
-          schedule: the chain's tables.
+          schedule: the chain's tables, read by `extract(schedule.betas, i, x_t)`.
           predict: runs the network, once or several times.
           noise_fn: the standard normal draw of an entry, of the shape of `x_t`; a deterministic
             rule never asks for it.
@@ -166,9 +166,9 @@ def heun(*, max_slope: float = 10.0) -> Sampler:
     end of the chain, which has no next entry, and where σ̂ falls too steeply.
 
     Args:
-      max_slope: the largest √ᾱ' σ̂ with a correction, which multiplies an error of ε by half of it.
-        This slope is infinite where σ̂ is, and large in the last entries of a cosine schedule. Short
-        steps have less than 1, so the order is 2.
+      max_slope: corrections are skipped where √ᾱ' σ̂ is above it. A correction multiplies an error
+        of ε by half of √ᾱ' σ̂, which is large in the last entries of a cosine schedule. Short steps
+        stay below 1, so all are corrected and the order is 2.
     """
     check_positive(max_slope=max_slope)
 

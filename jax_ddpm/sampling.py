@@ -174,6 +174,7 @@ def p_sample_steps(
         if not isinstance(made, tuple | list) or len(made) != 2:
             raise TypeError(f"sampler.step: expected (x_prev, memory), got {made!r}")
         x_prev, memory = made
+        check_floats("x_prev of sampler.step", x_prev, x_t.shape)
         return SampleState(i - 1, place(x_prev, sharding), memory), None
 
     return lax.scan(jax.checkpoint(step, prevent_cse=False), state, length=steps)[0]

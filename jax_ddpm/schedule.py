@@ -76,6 +76,7 @@ class NoiseSchedule(NamedTuple):
 
 def linear_beta_schedule(timesteps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> Betas:
     """β linear in t (Ho et al. 2020, §4)."""
+    check_whole("timesteps", timesteps, 1)
     return np.linspace(beta_start, beta_end, timesteps, dtype=np.float64)
 
 
@@ -83,12 +84,14 @@ def scaled_linear_beta_schedule(
     timesteps: int, beta_start: float = 1e-4, beta_end: float = 0.02
 ) -> Betas:
     """√β linear in t (Rombach et al. 2022)."""
+    check_whole("timesteps", timesteps, 1)
     return np.linspace(beta_start**0.5, beta_end**0.5, timesteps, dtype=np.float64) ** 2
 
 
 def cosine_beta_schedule(timesteps: int, s: float = 0.008, max_beta: float = 0.999) -> Betas:
     """ᾱ a squared cosine (Nichol & Dhariwal 2021, eq. 17), β clipped at `max_beta`."""
-    time = np.arange(timesteps + 1, dtype=np.float64) / timesteps
+    check_whole("timesteps", timesteps, 1)
+    time = np.arange(timesteps + 1, dtype=np.float64) / int(timesteps)
     alpha_bar = np.cos((time + s) / (1 + s) * np.pi / 2) ** 2
     return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], max_beta)
 
@@ -97,7 +100,8 @@ def sigmoid_beta_schedule(
     timesteps: int, start: float = -3.0, end: float = 3.0, tau: float = 1.0
 ) -> Betas:
     """ᾱ a sigmoid scaled to run from 1 to 0 (Jabri et al. 2022, Algorithm 4), β below 0.999."""
-    time = np.arange(timesteps + 1, dtype=np.float64) / timesteps
+    check_whole("timesteps", timesteps, 1)
+    time = np.arange(timesteps + 1, dtype=np.float64) / int(timesteps)
     sigmoid = 1 / (1 + np.exp(-(start + time * (end - start)) / tau))
     alpha_bar = (sigmoid[-1] - sigmoid) / (sigmoid[-1] - sigmoid[0])
     return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
@@ -120,8 +124,8 @@ def rescale_zero_terminal_snr(betas: Any) -> Betas:
 def make_schedule(betas: Any) -> NoiseSchedule:
     """All tables of the forward process and its posterior, from β of shape [T].
 
-    Raises `ValueError` unless every β lies in (0, 1] and 1 - β is below 1 in float64. Only the last
-    β may be 1: it forgets the image.
+    Raises `ValueError` unless every β (not α = 1 - β, nor ᾱ) lies in (0, 1] and is large enough to
+    change 1 - β in float64. Only the last β may be 1: then x_T is pure noise.
     """
     betas = _valid(betas)
     alphas_cumprod = np.cumprod(1 - betas)
@@ -139,8 +143,8 @@ def spaced_timesteps(
 
     A string is a `timestep_respacing` of OpenAI's code, which says the spacing too: `"250"` holds
     both ends, `"10,15,20"` has so many steps in each equal part of the chain, both ends of the
-    part included, `"ddim25"` counts up from 0 by the stride that makes 25, and `""` is the whole
-    chain. Raises `ValueError` where there are no such steps.
+    part included, `"ddim25"` takes every n-th entry from 0, with n so that there are 25, and `""`
+    all. Raises `ValueError` where there are no such steps.
     """
     check_whole("timesteps", timesteps, 1)
     if isinstance(steps, str):
@@ -229,7 +233,8 @@ def look_up(table: Any, index: Any, like: Any, mode: str | None = None) -> Array
     """`table[index]`, sharded as the first axis of `like`: meshes of Explicit axes demand it."""
     sharding = jax.typeof(like).sharding
     placed = NamedSharding(sharding.mesh, P(*sharding.spec[:1]))
-    return table.at[index].get(mode=mode, out_sharding=placed)
+    options = {"mode": mode, "out_sharding": placed, "wrap_negative_indices": mode != "fill"}
+    return table.at[index].get(**options)
 
 
 def warn_of_signal(schedule: NoiseSchedule) -> None:

@@ -152,6 +152,13 @@ def guided(scale=2.0, unconditional=network, **options):
     return ddpm.classifier_free_guidance(network, unconditional, scale, **options)(X, T)
 
 
+LABELLED = RUN._replace(model=ddpm.ddpm_digits(3), num_classes=3, null_label=0)
+
+
+def by_two(schedule, predict, noise_fn, i, x_t, memory):
+    return x_t[:1], memory
+
+
 class Trainer(partial):
     """Of no framework, with the weights that it saves."""
 
@@ -185,6 +192,19 @@ def labelled(labels, t=T):
         ("prediction_type", lambda: loop(schedule=NO_SIGNAL)),
         ("prediction_type", lambda: ddpm.training_losses(NO_SIGNAL, network, X, T % 2, X)),
         ("prediction_type", lambda: ddpm.make_train_step(NO_SIGNAL, network, SGD)),
+        ("clip_denoised", lambda: loop(clip_denoised=ddpm.dynamic_threshold)),
+        ("x_prev of sampler.step", lambda: loop(sampler=ddpm.ddim()._replace(step=by_two))),
+        ("model", lambda: runs.draw(KEY, "runs/digits", 2)),
+        ("chain", lambda: runs.draw(KEY, RUN, 2, chain=SCHEDULE.betas)),
+        ("images", lambda: runs.save_samples("x.npz", X.astype(int))),
+        ("images", lambda: runs.save_samples("x.npz", X[0])),
+        ("images", lambda: evaluation.train_classifier(X)),
+        ("features", lambda: evaluation.statistics(ROWS[0])),
+        ("y", lambda: evaluation.kernel_distance(ROWS, ROWS[None])),
+        ("first_sample", lambda: loop(first_sample=np.arange(2))),
+        ("timesteps", lambda: ddpm.cosine_beta_schedule(10.6)),
+        ("null_label", lambda: interop.save_diffusers("x", LABELLED)),
+        ("data", lambda: runs.fit("x", "digits")),
         ("labels", lambda: labelled(np.array([0, 5]))),
         ("labels", lambda: labelled(np.arange(3))),
         ("sigma_1", lambda: evaluation.frechet_distance(T + 0.0, ROWS[:3], ROWS[0], ROWS[:3])),

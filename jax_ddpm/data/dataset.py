@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from jax_ddpm._errors import FieldError
@@ -128,6 +129,8 @@ def to_bytes(images: AnyArray) -> np.ndarray:
     images = np.asarray(images)
     if images.dtype == np.uint8:
         return images
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise FieldError("images", f"expected uint8, or floats in [-1, 1], got {images.dtype}")
     if not np.isfinite(images).all():
         raise FieldError("images", "expected finite pixels, got NaN or infinity")
     return np.clip((images + 1) * 127.5, 0, 255).round().astype(np.uint8)

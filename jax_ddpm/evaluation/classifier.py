@@ -15,7 +15,7 @@ import optax
 from jax import lax
 from jax.experimental.multihost_utils import broadcast_one_to_all
 
-from jax_ddpm._errors import FieldError
+from jax_ddpm._errors import FieldError, check_whole, described
 from jax_ddpm._typing import Label, Pixels
 from jax_ddpm.evaluation.networks import FeatureNetwork
 from jax_ddpm.models.classifier import FeatureClassifier
@@ -44,10 +44,15 @@ def train_classifier(
     """
     key = seed_key(seed)
     images = np.asarray(images)
+    if images.dtype != np.uint8 or images.ndim != 4:
+        expected = "expected uint8 [image, height, width, channel]"
+        raise FieldError("images", f"{expected}, got {described(images)}")
     count, height, width, _ = images.shape
     learns, turns = "labels", (0,)
-    if labels is not None and len(labels) != count:
-        raise FieldError("labels", f"expected one for each of {count} images, got {len(labels)}")
+    if labels is not None:
+        check_whole("labels", labels, 0)
+        if np.shape(labels) != (count,):
+            raise FieldError("labels", f"expected shape {(count,)}, got {np.shape(labels)}")
     _, classes = np.unique(np.zeros(count) if labels is None else labels, return_inverse=True)
     if not classes.any():
         learns, turns = "turns", (0, 1, 2, 3) if height == width else (0, 2)

@@ -121,8 +121,9 @@ def inception_score(logits: Rows, *, splits: int = 10) -> Score:
     Raises:
       FieldError: naming what is not finite or does not fit.
     """
+    logits = _finite("logits", logits)
     scores = InceptionScores(len(logits), splits)
-    scores.add(_finite("logits", logits))
+    scores.add(logits)
     return scores.score
 
 
@@ -224,7 +225,7 @@ def _square_root(matrix: np.ndarray) -> np.ndarray:
 
 
 def _gaussian(which: str, mu: AnyArray, sigma: AnyArray) -> tuple[np.ndarray, np.ndarray]:
-    mean, covariance = _finite(f"mu_{which}", mu), _finite(f"sigma_{which}", sigma)
+    mean, covariance = _finite(f"mu_{which}", mu, 1), _finite(f"sigma_{which}", sigma)
     if covariance.shape != (len(mean), len(mean)):
         expected = f"expected shape {(len(mean), len(mean))}, as mu_{which} has {len(mean)}"
         raise FieldError(f"sigma_{which}", f"{expected} features, got {covariance.shape}")
@@ -246,8 +247,10 @@ def _pair(name: str, x: AnyArray, other: str, y: AnyArray) -> tuple[np.ndarray, 
     return first, second
 
 
-def _finite(name: str, values: AnyArray) -> np.ndarray:
+def _finite(name: str, values: AnyArray, ndim: int = 2) -> np.ndarray:
     array = np.asarray(values, np.float64)
+    if array.ndim != ndim:
+        raise FieldError(name, f"expected {ndim} axes, got shape {array.shape}")
     if not np.isfinite(array).all():
         raise FieldError(name, "expected finite numbers, got NaN or infinity")
     return array

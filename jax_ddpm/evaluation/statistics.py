@@ -39,8 +39,8 @@ class Statistics(NamedTuple):
 def statistics(features: Rows) -> Statistics:
     """Mean and covariance of features [sample, feature]; one sample has a covariance of 0."""
     rows = np.asarray(features, np.float64)
-    if not len(rows):
-        raise FieldError("features", "expected one sample or more, got none")
+    if rows.ndim != 2 or not len(rows):
+        raise FieldError("features", f"expected one row or more [sample, n], got {rows.shape}")
     mu = rows.mean(0)
     centered = rows - mu
     return Statistics(len(rows), mu, centered.T @ centered / max(len(rows) - 1, 1))

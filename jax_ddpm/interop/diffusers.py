@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from jax_ddpm._errors import FieldError, check_choice
+from jax_ddpm._errors import FieldError, check_choice, check_kind
 from jax_ddpm.interop.model import DiffusionModel
 from jax_ddpm.interop.scheduler import completed, naming, scheduler_config, scheduler_from_config
 from jax_ddpm.interop.torch import read_state_dict, unet_from_torch, unet_to_torch
@@ -94,9 +94,10 @@ def load_diffusers(
     content = read_json(path)
     network = unet_from_config(content, path)
     labels, null_label = network.num_class_embeds, content.get(_NULL_LABEL)
-    last = None if labels is None else labels - 1
     with naming(path):
+        network.check_fields()
         check_words(network)
+        last = None if labels is None else labels - 1
         check_choice(_NULL_LABEL, null_label, (None, "none", last))
     tensors = _load_weights(unet, variant)
     with naming(unet):
@@ -115,6 +116,7 @@ def load_diffusers(
         # Of unknown meaning, the last label can be drawn, and guide.
         num_classes=labels if null_label in (None, "none") else last,
         null_label=None if null_label == "none" else last,
+        guidance=content.get("_guidance", 1.0),
         **scheduler_from_config({} if is_assumed else read_json(path), path),
     )
 
@@ -122,15 +124,16 @@ def load_diffusers(
 def save_diffusers(folder: str | os.PathLike[str], model: DiffusionModel) -> None:
     """Write a folder that `DDPMPipeline.from_pretrained` opens, whole or not at all.
 
-    β are written by name where they have one, else one by one; the null label stands beside
-    diffusers' own settings. The scheduler is a `DDPMScheduler`, or a `DDIMScheduler` for a chain
-    that ends in noise. Raises `ValueError` if the folder is not empty, the variables are not the
-    model's, or diffusers has no word for a setting.
+    β are written by name where they have one, else one by one; null label and guidance stand
+    beside diffusers' own settings. The scheduler is a `DDPMScheduler`, or a `DDIMScheduler` for a
+    chain that leaves noise in its pictures. Raises `ValueError` if the folder is not empty, the
+    variables are not the model's, or diffusers has no word for a setting.
     """
-    network = model.model
-    if not isinstance(network, UNet):
-        raise FieldError("model", f"expected a UNet, got {type(network).__name__}")
+    check_kind("model", model, DiffusionModel, "load_run(folder)")
+    network: Any = model.model
+    check_kind("model", network, UNet, "ddpm_digits()")
     check_words(network)
+    check_choice("null_label", model.null_label, (None, (network.num_class_embeds or 0) - 1))
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder}: expected a new or empty folder, got one that holds something")
@@ -144,7 +147,9 @@ def save_diffusers(folder: str | os.PathLike[str], model: DiffusionModel) -> Non
         )
     tensors = unet_to_torch(model.variables)
     unet_from_torch(tensors, network, copy=False)  # raises unless they are the model's
-    unet = unet_config(network)
+    unet = unet_config(network) | {"_guidance": model.guidance}
+    if network.sample_size is None and model.image_shape is not None:
+        unet["sample_size"] = model.image_shape[:2]
     if network.num_class_embeds is not None and model.null_label in (None, model.num_classes):
         unet[_NULL_LABEL] = "none" if model.null_label is None else model.null_label
     index = {

@@ -24,7 +24,7 @@ class DiffusionModel(NamedTuple):
 
     model: UNet | SimpleUNet
     variables: Mapping[str, Any]
-    """Of `model.apply`. Those of a run are the average (EMA), unless others were asked for."""
+    """Variables for `model.apply`; for a run, the averaged weights unless others were asked for."""
     schedule: NoiseSchedule
     image_shape: tuple[int, int, int] | None
     """Height, width and channels; None for a diffusers config without `sample_size`."""

@@ -197,7 +197,7 @@ def _words(flags: Flags) -> list[str]:
 
 
 def boolean(word: str) -> bool:
-    """argparse names this type in its messages, and the next."""
+    """argparse shows this function's name in its messages."""
     no, yes = ("no", "false", "f", "n", "0"), ("yes", "true", "t", "y", "1")
     return (no + yes).index(word.lower()) >= len(no)
 

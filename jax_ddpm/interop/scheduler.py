@@ -64,7 +64,7 @@ _MULTISTEP: dict[str, Any] = {
     "final_sigmas_type": "zero",
     "lambda_min_clipped": -np.inf,
 }
-# How other classes sample, or what this one does not have: configs keep such leftovers.
+# Settings of other scheduler classes, which configs often keep: configs keep such leftovers.
 _IGNORED = (
     *(*_MULTISTEP, "clip_sample", "clip_sample_range", "disable_corrector", "euler_at_final"),
     *("flow_shift", "interpolation_type", "lower_order_final", "predict_x0", "set_alpha_to_one"),

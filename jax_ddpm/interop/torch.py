@@ -216,7 +216,7 @@ def unet_to_torch(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 simple_unet_to_torch = unet_to_torch
-"""The tutorial's state dict, as C-contiguous NumPy arrays, from variables of `SimpleUNet`."""
+"""The tutorial's state dict from variables of `SimpleUNet`."""
 
 
 def torch_name(path: str) -> str:

@@ -55,16 +55,20 @@ def from_bytes(content: Any) -> dict[str, np.ndarray]:
 
     Raises `ValueError` unless it is the header's length (8 bytes), the header (JSON), and the data.
     """
-    tensors = {}
+    tensors, position = {}, 0
     try:
         content = np.frombuffer(content, np.uint8)
         start = 8 + int.from_bytes(content[:8].tobytes(), "little")
         header = json.loads(content[8:start].tobytes())
         header.pop("__metadata__", None)
-        for name, entry in header.items():
-            begin, end = entry["data_offsets"]
+        for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+            (begin, end), shape = entry["data_offsets"], entry["shape"]
+            if begin != position or end < begin or min(shape, default=0) < 0:
+                raise ValueError(f"{name}: expected one tensor after the other, got {entry}")
             data = content[start + begin : start + end].view(_DTYPES[entry["dtype"]])
-            tensors[name] = data.reshape(entry["shape"])
+            tensors[name], position = data.reshape(shape), end
+        if start + position != len(content):
+            raise ValueError(f"expected {start + position} bytes, got {len(content)}")
     except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(f"expected a readable safetensors file: {error!r}") from None
     return tensors

@@ -55,12 +55,18 @@ def save_checkpoint(
     files[_STATE] = (json.dumps(state, indent=1, allow_nan=False) + "\n").encode()
     described = {name: _described(data) for name, data in files.items()}
     files[_MANIFEST] = _sealed({**_KIND, "step": step, "files": described})
-    with new_folder(path) as new:
-        for name, data in files.items():
-            write_file(new / name, data)
-        replaced = path.exists() and set_aside(path, "old")
-    if replaced:
-        shutil.rmtree(replaced, ignore_errors=True)
+    aside = path.with_name(f".{path.name}.old")
+    try:
+        with new_folder(path) as new:
+            for name, data in files.items():
+                write_file(new / name, data)
+            if path.exists():
+                set_aside(path, "old")
+    except OSError:
+        if aside.exists() and not path.exists():
+            aside.rename(path)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
     return path
 
 
@@ -68,7 +74,10 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """Read and verify a checkpoint. Raises `Damaged`, naming the file, if one is missing or differs
     from what was written, and `ValueError` if another version wrote it."""
     path = Path(path)
-    contents = {each.name: each.read_bytes() for each in path.iterdir() if each.is_file()}
+    try:
+        contents = {each.name: each.read_bytes() for each in path.iterdir() if each.is_file()}
+    except OSError as error:
+        raise ValueError(f"{error.filename or path}: cannot read it: {error.strerror}") from None
     data, manifest, intact = contents.get(_MANIFEST, b""), {}, False
     with suppress(ValueError, RecursionError, KeyError, TypeError):
         manifest = json.loads(data)
@@ -76,9 +85,9 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         intact = data == _sealed(manifest)
     if not intact:
         raise Damaged(f"{path / _MANIFEST}: damaged or missing: its SHA-256 is not its own")
-    if manifest["format"] != _KIND["format"]:
+    if not _KIND.items() <= manifest.items():
         raise ValueError(f"{path / _MANIFEST}: another version of jax_ddpm wrote it")
-    for name, described in manifest["files"].items():
+    for name, described in {_STATE: None, **manifest["files"]}.items():
         if _described(contents.get(name, b"")) != described:
             raise Damaged(f"{path / name}: damaged or missing: its SHA-256 is not the manifest's")
     names = manifest["files"].keys() - {_STATE}

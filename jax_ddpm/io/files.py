@@ -73,7 +73,7 @@ def _becoming(path: Path) -> Iterator[Path]:
     try:
         with _naming(path):
             yield temporary
-            os.rename(temporary, path)
+            os.replace(temporary, path)
             _flush_folder(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -90,6 +90,8 @@ def _flushed(path: Path, mode: str) -> Iterator[Any]:
 
 def _flush_folder(path: Path) -> None:
     """Put the renames in a folder on the disk."""
+    if os.name != "posix":
+        return  # Windows opens no folder
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 _SCORES, _SCORES_GPU = 2**17, 2**20
 """Scores of each head in a block: all of 362 tokens, or 32 queries of 4,096. Larger blocks are not
 faster on a CPU. A GPU idles between small blocks; blocks beyond 2**20 are a little faster, but take
-hundreds of MiB an image. Forward pass of 4,096 tokens, 8 heads of 64 channels, on an H200, for
+hundreds of MiB per image. Forward pass of 4,096 tokens, 8 heads of 64 channels, on an H200, for
 blocks of 2**17, 2**20, 2**23 scores and a single block: 4.4, 2.0, 1.6, 1.2 ms in float32 at
 "highest"; 1.7, 0.7, 0.5, 0.5 ms in bfloat16 (cuDNN: 0.1)."""
 

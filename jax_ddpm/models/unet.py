@@ -51,7 +51,7 @@ class Level(NamedTuple):
     features: int
     resnets: int
     attentions: int
-    """How many of the residual blocks are followed by attention, the first of them."""
+    """The first this many residual blocks are followed by attention."""
     head_dim: int
     """Channels of an attention head."""
     resample: str | None
@@ -212,6 +212,10 @@ class UNet(nn.Module):
     def check_fields(self) -> None:
         """Raises `FieldError` naming a field that does not fit."""
         check_positive(norm_num_groups=self.norm_num_groups, time_scale=self.time_scale)
+        for name in ("layers_per_block", "out_channels", "num_class_embeds", "sample_size"):
+            value = getattr(self, name)
+            if value is not None:
+                check_whole(name, value, 1)
         check_blocks(self, self.norm_num_groups)
         if not 0 <= self.dropout < 1:
             raise FieldError("dropout", f"expected 0 to 1, below 1, got {self.dropout}")

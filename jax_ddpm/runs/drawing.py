@@ -9,7 +9,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jax_ddpm._errors import Field, FieldError, check_finite, check_positive
+from jax_ddpm._errors import (
+    Field,
+    FieldError,
+    check_finite,
+    check_kind,
+    check_positive,
+)
 from jax_ddpm._typing import PRNGKey
 from jax_ddpm.data import load_batch
 from jax_ddpm.interop import DiffusionModel
@@ -47,8 +53,8 @@ def draw(
       model: from `load_run`, `load_diffusers` or `load_openai`.
       num: how many images.
       labels: the class of all images, or several classes, taken in turn: a number is a label, 0
-        to num_classes - 1, and a text a name, where the run knows names. Default: all classes that
-        images taught it, in turn.
+        to num_classes - 1, and a text a name, where the run knows names. Default: every class
+        that the training set had images of, in turn.
       guidance: scale of classifier-free guidance, 1 for none. Default: the run's.
       steps: of the reverse chain, at most the model's timesteps. Default: 50, or all if fewer.
       chain: a chain of one's own instead, such as a `respace`d one.
@@ -67,6 +73,8 @@ def draw(
     check_positive(num=num, batch_size=batch_size)
     if chain is not None and steps is not None:
         raise FieldError("steps", "cannot be given with ", Field("chain"))
+    if chain is not None:
+        check_kind("chain", chain, NoiseSchedule, "model.chain(20)")
     run = with_guidance(model, guidance)
     asked, labels = labels is not None, labels_in_turn(run, num, labels)
     if asked and labels is not None:
@@ -198,6 +206,7 @@ def make_chain(run: DiffusionModel, steps: int | None = None) -> NoiseSchedule:
 
 def with_guidance(run: DiffusionModel, guidance: float | None) -> DiffusionModel:
     """The run under this scale of guidance; as it is where that is None or the run's own."""
+    check_kind("model", run, DiffusionModel, "load_run(folder)")
     if guidance is None or guidance == run.guidance or (guidance == 1 and not run.num_classes):
         return run
     check_finite("guidance", guidance)

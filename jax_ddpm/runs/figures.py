@@ -163,6 +163,9 @@ def save_samples(
     if path.suffix not in (".png", ".npz", "") or not path.name:
         raise FieldError("path", f"expected a .png, a .npz or a new folder, got {path}")
     images = np.asarray(images)
+    if images.ndim != 4:
+        problem = f"expected [image, height, width, channel], got {images.shape}"
+        raise FieldError("images", problem)
     if images.dtype.itemsize == 2:  # NumPy's files know no bfloat16
         images = images.astype(np.float32)
     if not path.suffix:

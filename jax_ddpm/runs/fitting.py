@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.experimental.multihost_utils import sync_global_devices
 
-from jax_ddpm._errors import Field, FieldError
+from jax_ddpm._errors import Field, FieldError, check_kind
 from jax_ddpm.data import Dataset
 from jax_ddpm.data.loading import Order, prefetched
 from jax_ddpm.interop import DiffusionModel
@@ -75,7 +75,10 @@ def fit(
         finite (unless `on_nan="skip"`).
       OSError: something cannot be written. What was saved before is still there.
     """
-    with open_run(folder, data, settings or Settings(), accept_changes=accept_changes) as training:
+    settings = settings or Settings()
+    check_kind("data", data, Dataset, "load_dataset(path)")
+    check_kind("settings", settings, Settings, "Settings(steps=1000)")
+    with open_run(folder, data, settings, accept_changes=accept_changes) as training:
         for note in training.notes():
             warnings.warn(note, stacklevel=3)
         return train(training, progress, stop)

@@ -9,18 +9,18 @@ import unicodedata
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import numpy as np
 
 from jax_ddpm import __version__
-from jax_ddpm._errors import Field, FieldError
+from jax_ddpm._errors import Field, FieldError, check_choice, check_kind
 from jax_ddpm.data.dataset import Dataset
 from jax_ddpm.data.preparation import Preparation
 from jax_ddpm.interop import DiffusionModel, load_diffusers, load_openai, simple_unet_from_torch
-from jax_ddpm.interop import model as interop
 from jax_ddpm.interop.diffusers import unet_config, unet_from_config
+from jax_ddpm.interop.model import init_variables as initialized
 from jax_ddpm.interop.scheduler import scheduler_config, scheduler_from_config
 from jax_ddpm.io.arrays import flatten, load_tensors, unflatten
 from jax_ddpm.io.checkpoint import list_checkpoints, load_checkpoint, restore, save_checkpoint
@@ -83,7 +83,7 @@ def matched(
 def init_variables(model: UNet | SimpleUNet, key: Any, image_shape: tuple[int, ...]) -> Any:
     """Initial variables. Raises `ValueError` if images of this shape do not suit the network."""
     try:
-        return interop.init_variables(model, key, image_shape)
+        return initialized(model, key, image_shape)
     except ValueError as error:
         raise ValueError(f"the network refuses images of {image_shape}: {error}") from None
 
@@ -117,6 +117,7 @@ def save_run(folder: PathLike, model: DiffusionModel) -> None:
 
     Raises `ValueError` if a weight is not finite, and `OSError`; nothing is left behind then.
     """
+    check_kind("model", model, DiffusionModel, "load_run(folder)")
     description, weights = describe(model), model.variables
     with new_folder(Path(folder)) as new:
         save_checkpoint(
@@ -143,6 +144,7 @@ def load_run(
     Raises:
       FieldError: naming the file that is missing, damaged or does not fit.
     """
+    check_choice("weights", weights, get_args(Weights))
     folder = Path(folder)
     alone = checkpoint is None and _is_checkpoint(folder)
     path = folder if alone else _find_checkpoint(folder, checkpoint)

@@ -55,8 +55,8 @@ def ema_warmup(decay: float = 0.9999) -> optax.Schedule:
 def init_train_state(
     key: PRNGKey, params: Params, optimizer: optax.GradientTransformation
 ) -> TrainState:
-    """The state before the first step, whose average is `params`. All arrays are copies, so it can
-    be donated. An example is in `make_train_step`."""
+    """The state before the first step; its average of the weights starts as `params`. All arrays
+    are copies, so it can be donated. An example is in `make_train_step`."""
     check_key("key", key)
     for leaf in [params] if params is None else jax.tree.leaves(params):
         if not isinstance(leaf, jax.Array | np.ndarray | np.generic | float | int):

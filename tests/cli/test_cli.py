@@ -60,7 +60,7 @@ def here(tmp_path_factory, untrained, write_run, defaults):
         ("sample --run DIGITS --order 3", "--order: comes with --sampler dpm_solver_pp"),
         ("convert nowhere x --to run", "SOURCE: no such file or folder: nowhere"),
         ("convert weights.pt x --to run", "SOURCE: weights.pt is a pickle, which"),
-        ("convert SIMPLE x --to diffusers", "--to diffusers: model: expected a UNet, got SimpleU"),
+        ("convert SIMPLE x --to diffusers", "--to diffusers: model: expected a UNet"),
         ("convert weights.pt x --to run --weights params", "--weights: comes with a run"),
         ("convert SIMPLE x --to run --image-size 8", "--image-size: comes with a state dict of"),
         ("convert SIMPLE empty --to run", "OUT: empty exists already"),

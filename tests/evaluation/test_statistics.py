@@ -40,7 +40,7 @@ def test_files_go_both_ways(tmp_path):
 
 @pytest.mark.usefixtures("untyped")
 def test_what_does_not_fit_is_named(tmp_path):
-    with pytest.raises(ValueError, match="features: expected one sample or more, got none"):
+    with pytest.raises(ValueError, match="features: expected one row or more"):
         statistics(FEATURES[:0])
     mu, sigma = np.zeros(3), np.eye(3)
     for arrays, problem in (

@@ -23,7 +23,7 @@ def test_killed_at_every_stage(train, tmp_path, assert_same):
     folder = tmp_path / "runs/cut"
     for name, count, steps in (
         ("fsync", 3, []),
-        ("rename", 6, [20, 30, 40]),  # the line of metrics of step 50 is written
+        ("replace", 5, [20, 30, 40]),  # the line of metrics of step 50 is written
         ("fsync", 7, [20, 30, 40, 50]),
     ):
         command = train(call=(name, count, DIES))

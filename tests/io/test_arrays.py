@@ -1,3 +1,4 @@
+import json
 from functools import partial
 
 import jax
@@ -39,3 +40,14 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
     path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
     with pytest.raises(ValueError, match="x.safetensors: .*'F8_E4M3'"):
         load_tensors(path)
+
+
+@pytest.mark.parametrize("offsets", [(0, 4, 0, 4), (0, 4, 8, 12), (4, 8, 8, 12), (0, 4, 4, -4)])
+def test_a_file_that_lies_about_its_offsets_is_refused(offsets):
+    """Overlaps, holes, a late start, and an end before the begin."""
+    a, b, c, d = offsets
+    shape = {"dtype": "F32", "shape": [1]}
+    header = {"x": {**shape, "data_offsets": [a, b]}, "y": {**shape, "data_offsets": [c, d]}}
+    content = json.dumps(header).encode()
+    with pytest.raises(ValueError, match="one tensor after the other|bytes, got"):
+        from_bytes(len(content).to_bytes(8, "little") + content + bytes(12))

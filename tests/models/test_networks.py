@@ -84,7 +84,7 @@ def test_the_tutorials_network_takes_any_size_and_dtype():
     assert output.shape == x.shape and output.dtype == jnp.bfloat16
 
 
-def test_a_sample_does_not_see_the_others(plain):
+def test_a_sample_does_not_see_the_others_and_a_label_without_a_row_is_nan(plain):
     model = plain[0].clone(num_class_embeds=3)
     variables = randomised(model, X, T, LABELS)
     apply = jax.jit(model.apply)
@@ -96,6 +96,10 @@ def test_a_sample_does_not_see_the_others(plain):
     np.testing.assert_array_equal(other[1], both[1])
     relabelled = apply(variables, X, T, labels)
     assert np.any(relabelled[0] != both[0])
+    for label in (-1, 3):  # traced, so it cannot be refused
+        labels[0] = label
+        strange = apply(variables, X, T, labels)
+        assert np.all(np.isnan(strange[0])) and not np.any(np.isnan(strange[1]))
 
 
 def two_levels(**fields):
