@@ -52,7 +52,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: expected JSON: {getattr(error, 'strerror', error)}") from None
+        raise ValueError(
+            f"{path}: expected a JSON file: {getattr(error, 'strerror', error)}"
+        ) from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a JSON object, got {type(content).__name__}")
     return content

@@ -70,7 +70,7 @@ class BlockConfig:
 
     def norm(self, name: str, num_groups: int | None = None) -> nn.GroupNorm:
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        # The fast variance, E[x²] - E[x]², is not accurate enough for the parity tests.
+        # The fast variance, E[x²] - E[x]², cancels where the mean is large.
         options = {"epsilon": self.norm_eps, "use_fast_variance": False, **dtypes}
         return nn.GroupNorm(num_groups or self.norm_num_groups, name=name, **options)
 

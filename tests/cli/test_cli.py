@@ -33,9 +33,9 @@ def here(tmp_path_factory, untrained, write_run, defaults):
     [
         ("train --data nowhere", "--data: no such file or folder: nowhere"),
         ("train --data odd.npy", "--data: the network refuses images of (5, 5, 1)"),
-        ("train --init empty", "--init: empty/config.json: expected JSON"),
+        ("train --init empty", "--init: empty/config.json: expected a JSON file"),
         ("train --weight-decay 0.1", "--weight-decay: comes with --optimizer adamw"),
-        ("train --unet-config no.json", "--unet-config: no.json: expected JSON"),
+        ("train --unet-config no.json", "--unet-config: no.json: expected a JSON file"),
         ("train --seed -1", "--seed: expected values in [0, 922337"),
         ("train --weighting min_snr --loss-type vb", "--weighting: expected None with --loss-type"),
         ("train --unet.dropout 1.5", "dropout: expected 0 to 1, below 1, got 1.5"),

@@ -127,3 +127,11 @@ def test_a_chain_is_the_same_on_eight_devices(name, key):
     text = text.replace("pred[] all-reduce(", "")  # is a timestep in the interval of guidance?
     for collective in ("all-gather", "all-reduce", "collective-permute", "all-to-all"):
         assert not re.search(rf" {collective}(-start)?\(", text)
+
+
+def test_a_state_from_one_device_is_spread(key):
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AUTO,))
+    state = ddpm.p_sample_init(key, SHORT, SHAPE, x_T=X_START, sampler=ddpm.ddim())
+    policy = dict(sampler=ddpm.ddim(), sharding=NamedSharding(mesh, P("data")))
+    steps = jax.jit(lambda state: ddpm.p_sample_steps(key, SHORT, network, state, 5, **policy))
+    assert steps(state).x_t.sharding.spec[0] == "data"

@@ -94,7 +94,7 @@ def test_a_run_that_never_reached_a_checkpoint_begins_again(short, here, copy):
     assert json.loads((copy / "runs/x/config.json").read_text())["train"]["seed"] == 3
     shutil.rmtree(copy / "runs/x/checkpoints")
     (copy / "runs/x/config.json").write_text('{"model": ')
-    short("runs/x/config.json: expected JSON", code=2)
+    short("runs/x/config.json: expected a JSON file", code=2)
 
 
 def test_a_flipped_setting_in_config_json_misleads_nobody(copy):
@@ -123,7 +123,7 @@ def test_the_doctor_checks_what_was_exported(here, copy):
     damage(copy / "x.jaxexport")
     here(look, "x.jaxexport: WRONG: its SHA-256", code=1)
     (copy / "x.jaxexport.json").write_text("{")
-    here(look, "x.jaxexport.json: expected JSON", code=1)
+    here(look, "x.jaxexport.json: expected a JSON file", code=1)
 
 
 def test_the_doctor_finds_what_is_damaged(here, copy):

@@ -347,8 +347,11 @@ def test_the_repositories_of_google(tmp_path, name):
         (says(SCHEDULER, prediction_type="flow"), "scheduler.*prediction_type: expected one of"),
         (says(SCHEDULER, use_karras_sigmas=True), "scheduler.*got use_karras_sigmas: True"),
         (says(INDEX, vqvae=["diffusers", "VQModel"]), "only a unet and .* got vqvae"),
-        (lambda f: (f / UNET).unlink(), "config.json: expected JSON: No such file"),
-        (lambda f: (f / SCHEDULER).unlink(), "scheduler_config.json: expected JSON: No such"),
+        (lambda f: (f / UNET).unlink(), "config.json: expected a JSON file: No such file"),
+        (
+            lambda f: (f / SCHEDULER).unlink(),
+            "scheduler_config.json: expected a JSON file: No such",
+        ),
         (lambda f: (f / WEIGHTS).rename(f / PICKLE), "model.bin: expected a state dict of tensors"),
         (lambda f: (f / WEIGHTS).rename(f / SHARDS).write_text(OUTSIDE), "to files beside it"),
         (lambda f: [(f / INDEX).unlink(), (f / "checkpoints").mkdir()], "got a run, which `runs"),
