@@ -53,7 +53,7 @@ def main() -> None:
     labels = labels_in_turn(run, arguments.num)
     assert labels is not None
 
-    shape = (arguments.num, *run.image_shape)
+    shape = run.shape(arguments.num)
     key = jax.random.key(0)
     sharding = data_sharding(device_mesh(arguments.num))
     # The start that `p_sample_loop` would draw depends on the length of the chain.
