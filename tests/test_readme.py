@@ -53,7 +53,7 @@ def here(folder, monkeypatch):
 )
 def test_example(request, name):
     example = EXAMPLES[name]
-    if "ddpm-cifar10-32" in example.parsed:
+    if any(each in example.parsed for each in ("ddpm-cifar10-32", "trained-on")):
         request.getfixturevalue("checkpoint")
     if any(each in example.parsed for each in ("import torch", "parity.compare")):
         request.getfixturevalue("diffusers")
