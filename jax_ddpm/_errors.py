@@ -21,7 +21,7 @@ class Field(NamedTuple):
 
 
 class FieldError(ValueError):
-    """An argument or a setting is wrong. `field` is its name, or None if several are wrong together.
+    """An argument or a setting is wrong. `field` names it; None if several are wrong together.
 
     The problem is text, with a `Field` wherever another setting is mentioned: a command line
     spells those as its flags.
