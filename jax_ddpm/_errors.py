@@ -115,6 +115,14 @@ def check_schedule(value: Any) -> None:
         raise FieldTypeError("schedule", f"expected make_schedule(betas), got {described(value)}")
 
 
+def check_samples(schedule: Any, **samples: Any) -> None:
+    """Raises `FieldError` unless these are a schedule and floating arrays of one shape."""
+    check_schedule(schedule)
+    shape = jnp.shape(next(iter(samples.values())))
+    for name, value in samples.items():
+        check_floats(name, value, shape)
+
+
 def check_function(name: str, value: Any, such_as: str = "model.apply") -> None:
     """Raises `FieldTypeError` for anything but a function, such as a module."""
     if not callable(value) or _is_module(value):
@@ -122,11 +130,12 @@ def check_function(name: str, value: Any, such_as: str = "model.apply") -> None:
         raise FieldTypeError(name, problem)
 
 
-def check_denoiser(name: str, value: Any) -> None:
+def check_denoisers(**functions: Any) -> None:
     """Raises `FieldTypeError` for a module, or its `apply`, in place of a function of (x_t, t)."""
-    module = getattr(value, "__self__", None)
-    such_as = "lambda x_t, t: model.apply(variables, x_t, t)"
-    check_function(name, module if _is_module(module) else value, such_as)
+    for name, value in functions.items():
+        module = getattr(value, "__self__", None)
+        such_as = "lambda x_t, t: model.apply(variables, x_t, t)"
+        check_function(name, module if _is_module(module) else value, such_as)
 
 
 def described(value: Any) -> str:

@@ -27,6 +27,7 @@ The walk is planned on the host and followed by one `lax.scan`, so the program d
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -35,7 +36,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Int, Real
 
-from jax_ddpm._errors import FieldError, check_between, check_floats, check_schedule, check_whole
+from jax_ddpm._errors import check_between, check_floats, check_samples, check_whole
 from jax_ddpm._typing import (
     AnyArray,
     DenoiseFn,
@@ -81,8 +82,7 @@ def image_to_image(
     >>> ddpm.image_to_image(jax.random.key(0), chain, denoise_fn, images, 4).shape
     (2, 8, 8, 1)
     """
-    check_schedule(schedule)
-    check_floats("x_start", x_start, jnp.shape(x_start))
+    check_samples(schedule, x_start=x_start)
     check_whole("steps", steps, 1, schedule.num_timesteps)
     chain = jax.tree.map(lambda table: table[:steps], schedule)
     x_start = place(jnp.asarray(x_start), sharding)
@@ -110,12 +110,11 @@ def ddim_invert(
     One scan from entry 0 to T - 1. If the chain leaves noise (`final_alpha_cumprod` below 1),
     `x_start` should hold it. Arguments and errors are those of `p_mean_variance`.
     """
-    check_schedule(schedule)
-    check_floats("x_start", x_start, jnp.shape(x_start))
+    check_samples(schedule, x_start=x_start)
     policy = (prediction_type, variance_type, clip_denoised)
 
     def step(x_prev, i):
-        x_start = predict(schedule, denoise_fn, x_prev, i, *policy).pred_xstart
+        x_start = predict(schedule, denoise_fn, *policy, x_prev, i).pred_xstart
         eps = predict_eps_from_xstart(schedule, x_prev, i, x_start)
         alpha_bar_prev = extract(schedule.alphas_cumprod_prev, i, x_prev)
         x_start = (x_prev - jnp.sqrt(1 - alpha_bar_prev) * eps) / jnp.sqrt(alpha_bar_prev)
@@ -252,22 +251,15 @@ def inpaint(
     >>> bool((filled == images)[:, :, :4].all())
     True
     """
-    check_schedule(schedule)
-    check_floats("x_start", x_start, jnp.shape(x_start))
+    check_samples(schedule, x_start=x_start)
     entries, up = repaint_walk(schedule.num_timesteps, jump_length, resamples)
     x_start = place(jnp.asarray(x_start), sharding)
     check_between("mask", mask, 0, 1)  # image files have 0 and 255
     mask = jnp.clip(jnp.asarray(mask, x_start.dtype), 0, 1)  # a traced one cannot be checked
-    try:
-        mask = place(jnp.broadcast_to(mask, x_start.shape), sharding)
-    except ValueError as error:
-        raise FieldError("mask", str(error)) from None
+    mask = place(jnp.broadcast_to(mask, x_start.shape), sharding)
     draw = noise_source(key, noise_fn, x_start, first_sample, sharding)
     policy = (prediction_type, variance_type, clip_denoised)
-    sampler = ancestral()
-
-    def run_network(x_t, i):
-        return predict(schedule, denoise_fn, x_t, i, *policy)
+    sampler, run_network = ancestral(), partial(predict, schedule, denoise_fn, *policy)
 
     # One draw serves both parts: each pixel is either known or drawn.
     def descend(x_t, i, noise):

@@ -13,7 +13,7 @@ chain, of shape [batch] (or [] for all). Variances come in the shape of the mean
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jax_ddpm._errors import check_floats, check_schedule
+from jax_ddpm._errors import check_samples
 from jax_ddpm._typing import Sample, Timestep
 from jax_ddpm.schedule import NoiseSchedule, extract
 
@@ -26,8 +26,7 @@ def q_sample(schedule: NoiseSchedule, x_start: Sample, t: Timestep, noise: Sampl
     >>> ddpm.q_sample(schedule, images, jnp.array([0, 999]), noise).shape
     (2, 8, 8, 1)
     """
-    check_floats("x_start", x_start, jnp.shape(x_start))
-    check_floats("noise", noise, jnp.shape(x_start))
+    check_samples(schedule, x_start=x_start, noise=noise)
     signal, sigma = _rates(schedule, t, x_start)
     return signal * x_start + sigma * noise
 
@@ -36,7 +35,7 @@ def q_mean_variance(
     schedule: NoiseSchedule, x_start: Sample, t: Timestep
 ) -> tuple[Array, Array, Array]:
     """Mean, variance and log-variance of q(x_t | x_0), Ho et al. eq. 4."""
-    check_schedule(schedule)
+    check_samples(schedule, x_start=x_start)
     mean = extract(schedule.sqrt_alphas_cumprod, t, x_start) * x_start
     variance = extract(schedule.sqrt_one_minus_alphas_cumprod**2, t, x_start)
     log_variance = extract(schedule.log_one_minus_alphas_cumprod, t, x_start)
@@ -50,8 +49,7 @@ def q_posterior_mean_variance(
 
     At t = 0 the variance is 0 and the log-variance is that of entry 1, as in OpenAI's code.
     """
-    check_schedule(schedule)
-    check_floats("x_start", x_start, jnp.shape(x_t))
+    check_samples(schedule, x_t=x_t, x_start=x_start)
     of_start = extract(schedule.posterior_mean_coef1, t, x_t)
     mean = of_start * x_start + extract(schedule.posterior_mean_coef2, t, x_t) * x_t
     variance = extract(schedule.posterior_variance, t, x_t)
@@ -63,8 +61,7 @@ def predict_xstart_from_eps(
     schedule: NoiseSchedule, x_t: Sample, t: Timestep, eps: Sample
 ) -> Array:
     """x_0 = (x_t - √(1 - ᾱ_t) ε) / √ᾱ_t."""
-    check_schedule(schedule)
-    check_floats("eps", eps, jnp.shape(x_t))
+    check_samples(schedule, x_t=x_t, eps=eps)
     scaled = extract(schedule.sqrt_recip_alphas_cumprod, t, x_t) * x_t
     return scaled - extract(schedule.sqrt_recipm1_alphas_cumprod, t, x_t) * eps
 
@@ -73,37 +70,36 @@ def predict_eps_from_xstart(
     schedule: NoiseSchedule, x_t: Sample, t: Timestep, x_start: Sample
 ) -> Array:
     """ε = (x_t - √ᾱ_t x_0) / √(1 - ᾱ_t), finite also where ᾱ_t = 0."""
-    check_floats("x_start", x_start, jnp.shape(x_t))
+    check_samples(schedule, x_t=x_t, x_start=x_start)
     signal, sigma = _rates(schedule, t, x_t)
     return jnp.subtract(x_t, signal * x_start) / sigma
 
 
 def predict_v(schedule: NoiseSchedule, x_start: Sample, t: Timestep, noise: Sample) -> Array:
     """v = √ᾱ_t ε - √(1 - ᾱ_t) x_0, the velocity (Salimans & Ho 2022, Appendix D)."""
-    check_floats("noise", noise, jnp.shape(x_start))
+    check_samples(schedule, x_start=x_start, noise=noise)
     signal, sigma = _rates(schedule, t, x_start)
     return signal * noise - sigma * x_start
 
 
 def predict_xstart_from_v(schedule: NoiseSchedule, x_t: Sample, t: Timestep, v: Sample) -> Array:
     """x_0 = √ᾱ_t x_t - √(1 - ᾱ_t) v."""
-    check_floats("v", v, jnp.shape(x_t))
+    check_samples(schedule, x_t=x_t, v=v)
     signal, sigma = _rates(schedule, t, x_t)
     return signal * x_t - sigma * v
 
 
 def predict_eps_from_v(schedule: NoiseSchedule, x_t: Sample, t: Timestep, v: Sample) -> Array:
     """ε = √ᾱ_t v + √(1 - ᾱ_t) x_t."""
-    check_floats("v", v, jnp.shape(x_t))
+    check_samples(schedule, x_t=x_t, v=v)
     signal, sigma = _rates(schedule, t, x_t)
     return signal * v + sigma * x_t
 
 
 def _rates(schedule: NoiseSchedule, t: Timestep, x: Sample) -> tuple[Array, Array]:
     """√ᾱ_t and √(1 - ᾱ_t)."""
-    check_schedule(schedule)
-    sigma = extract(schedule.sqrt_one_minus_alphas_cumprod, t, x)
-    return extract(schedule.sqrt_alphas_cumprod, t, x), sigma
+    tables = (schedule.sqrt_alphas_cumprod, schedule.sqrt_one_minus_alphas_cumprod)
+    return extract(tables[0], t, x), extract(tables[1], t, x)
 
 
 def _like(mean: Array, variance: Array) -> Array:

@@ -11,7 +11,7 @@ only the first C channels are guided.
 
 from collections.abc import Callable
 from numbers import Real
-from typing import get_args
+from typing import Any, get_args
 
 import jax.numpy as jnp
 import numpy as np
@@ -23,7 +23,7 @@ from jax_ddpm._errors import (
     FieldError,
     check_between,
     check_choice,
-    check_denoiser,
+    check_denoisers,
     check_finite,
     check_floats,
     check_schedule,
@@ -64,13 +64,13 @@ def classifier_free_guidance(
     >>> guided(jnp.ones((1, 1, 1, 1)), jnp.array([5])).item()  # 0.2 + (3 - 1) (0.2 - 0.1)
     0.4000000059604645
     """
-    check_denoiser("conditional", conditional)
-    check_denoiser("unconditional", unconditional)
+    check_denoisers(conditional=conditional, unconditional=unconditional)
     check_finite("scale", scale)
     check_between("rescale", rescale, 0, 1)
-    if interval is not None and not interval[0] <= interval[1]:
+    low: Any
+    low, high = interval or (-np.inf, np.inf)
+    if not low <= high:
         raise FieldError("interval", f"expected (low, high) with low <= high, got {interval}")
-
     rescale = float(rescale)
 
     def denoise_fn(x_t, t):
@@ -87,10 +87,11 @@ def classifier_free_guidance(
             return guided
 
         if interval is None:
-            return jnp.concatenate([guide(eps, weight), rest], axis=-1)
-        inside = (interval[0] <= t) & (t <= interval[1])
-        weight = weight * per_sample("t", inside.astype(x_t.dtype), x_t)
-        guided = lax.cond(jnp.any(inside), guide, lambda eps, weight: eps, eps, weight)
+            guided = guide(eps, weight)
+        else:
+            inside = (low <= t) & (t <= high)
+            weight = weight * per_sample("t", inside.astype(x_t.dtype), x_t)
+            guided = lax.cond(jnp.any(inside), guide, lambda eps, weight: eps, eps, weight)
         return jnp.concatenate([guided, rest], axis=-1)
 
     return denoise_fn
@@ -118,8 +119,7 @@ def classifier_guidance(
     Raises:
       ValueError: a choice, `scale` or a shape does not fit, or `schedule` is not one of training.
     """
-    check_denoiser("denoise_fn", denoise_fn)
-    check_denoiser("log_prob_fn", log_prob_fn)
+    check_denoisers(denoise_fn=denoise_fn, log_prob_fn=log_prob_fn)
 
     def run(x, t):
         return log_prob_fn(x, t), denoise_fn(lax.stop_gradient(x), t)
@@ -147,14 +147,13 @@ def reconstruction_guidance(
       clip_denoised: as in `p_mean_variance`; `log_prob_fn` sees the clipped x̂_0, whose gradient is
         0 where it is clipped.
     """
-    check_denoiser("denoise_fn", denoise_fn)
-    check_denoiser("log_prob_fn", log_prob_fn)
+    check_denoisers(denoise_fn=denoise_fn, log_prob_fn=log_prob_fn)
     policy = (prediction_type, "fixed_small", clip_denoised)
 
     def run(x, t):
         output = denoise_fn(x, t)
         eps, _ = _split("denoise_fn", output, x)
-        x_start = predict(schedule, lambda x, t: eps, x, t, *policy).pred_xstart
+        x_start = predict(schedule, lambda x, t: eps, *policy, x, t).pred_xstart
         return log_prob_fn(x_start, t), output
 
     return _along_the_score(schedule, run, scale, prediction_type)

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from jax_ddpm._errors import check_floats, check_schedule
+from jax_ddpm._errors import check_samples
 from jax_ddpm._typing import DenoiseFn, NoiseFn, PerSample, PRNGKey, Sample, ThresholdFn, Timestep
 from jax_ddpm.forward import (
     predict_eps_from_xstart,
@@ -85,8 +85,7 @@ def bits_per_dim(
     >>> bound.total.shape, bound.vb.shape
     ((2,), (2, 10))
     """
-    check_schedule(schedule)
-    check_floats("x_start", x_start, jnp.shape(x_start))
+    check_samples(schedule, x_start=x_start)
     x_start = jnp.asarray(x_start)
     draw = noise_source(key, noise_fn, x_start, first_sample)
     policy = (prediction_type, variance_type, clip_denoised)
@@ -119,7 +118,7 @@ def vb_term(
 ) -> tuple[Array, Array]:
     """Entry t of the bound, L_{t-1} of Ho et al. eq. 5 or L_0, in bits per dimension, and x̂_0."""
     policy = (prediction_type, variance_type, clip_denoised)
-    p = predict(schedule, denoise_fn, x_t, t, *policy)
+    p = predict(schedule, denoise_fn, *policy, x_t, t)
     mean, _, log_variance = q_posterior_mean_variance(schedule, x_start, x_t, t)
     kl = gaussian_kl(mean, log_variance, p.mean, p.log_variance)
     log_likelihood = discretized_gaussian_log_likelihood(x_start, p.mean, p.log_variance / 2)

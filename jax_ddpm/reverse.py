@@ -25,7 +25,7 @@ from jax_ddpm._errors import (
     FieldError,
     check_between,
     check_choice,
-    check_denoiser,
+    check_denoisers,
     check_floats,
     check_positive,
     check_schedule,
@@ -72,7 +72,7 @@ def in_float32(function: Callable[P, R]) -> Callable[P, R]:
 
         given |= cast(samples, narrow, np.float32)
         if denoise_fn := given.get("denoise_fn"):
-            check_denoiser("denoise_fn", denoise_fn)
+            check_denoisers(denoise_fn=denoise_fn)
             given["denoise_fn"] = lambda x_t, t: denoise_fn(x_t.astype(narrow), t)
         return cast(function(*bound.args, **bound.kwargs), np.float32, narrow)
 
@@ -111,7 +111,7 @@ def denoise(
     The network gets the training timestep `schedule.timesteps[t]`, int32 [batch]. Raises
     `ValueError` unless the output has the shape of `x_t`, with twice its channels if learned.
     """
-    check_denoiser("denoise_fn", denoise_fn)
+    check_denoisers(denoise_fn=denoise_fn)
     check_floats("x_t", x_t, jnp.shape(x_t))
     check_choice("variance_type", variance_type, get_args(VarianceType))
     check_entries(t, schedule.num_timesteps, jnp.shape(x_t))
@@ -149,7 +149,7 @@ def p_mean_variance(
     ((2, 8, 8, 1), 0.0)
     """
     policy = (prediction_type, variance_type, clip_denoised)
-    return PMeanVariance(*predict(schedule, denoise_fn, x_t, t, *policy)[:4])
+    return PMeanVariance(*predict(schedule, denoise_fn, *policy, x_t, t)[:4])
 
 
 def check_prediction(schedule: NoiseSchedule, prediction_type: PredictionType) -> None:
@@ -167,11 +167,11 @@ def check_prediction(schedule: NoiseSchedule, prediction_type: PredictionType) -
 def predict(
     schedule: NoiseSchedule,
     denoise_fn: DenoiseFn,
-    x_t: Sample,
-    t: Timestep,
     prediction_type: PredictionType,
     variance_type: VarianceType,
     clip_denoised: bool | ThresholdFn,
+    x_t: Sample,
+    t: Timestep,
 ) -> Prediction:
     """`p_mean_variance`, and the network's ε."""
     check_prediction(schedule, prediction_type)

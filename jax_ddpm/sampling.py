@@ -34,7 +34,7 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, Int
 
-from jax_ddpm._errors import FieldTypeError, check_floats, check_schedule, check_whole, described
+from jax_ddpm._errors import check_floats, check_schedule, check_whole
 from jax_ddpm._typing import DenoiseFn, NoiseFn, Place, PRNGKey, Sample, Shape, ThresholdFn
 from jax_ddpm.noise import noise_source, place, sample_noise
 from jax_ddpm.reverse import PredictionType, VarianceType, in_float32, predict
@@ -137,7 +137,7 @@ def p_sample_init(
         x_T = sample_noise(key, total, shape, first_sample=first_sample, sharding=sharding)
     check_floats("x_T", x_T, shape)
     x_T = place(jnp.asarray(x_T), sharding)
-    return SampleState(jnp.int32(total - 1), x_T, _rule(sampler).init(x_T))
+    return SampleState(jnp.int32(total - 1), x_T, (sampler or ancestral()).init(x_T))
 
 
 @in_float32
@@ -158,31 +158,16 @@ def p_sample_steps(
 ) -> SampleState:
     """Take `steps` steps down the chain from `state`; T steps from the start are all of it."""
     check_schedule(schedule)
-    rule = _rule(sampler)
     left = schedule.num_timesteps if isinstance(state.i, Tracer) else int(state.i) + 1
     check_whole("steps", steps, 0, left)
     policy = (prediction_type, variance_type, clip_denoised)
-
-    def run_network(x_t, i):
-        return predict(schedule, denoise_fn, x_t, i, *policy)
-
+    rule, run_network = sampler or ancestral(), partial(predict, schedule, denoise_fn, *policy)
     draw = noise_source(key, noise_fn, state.x_t, first_sample, sharding)
 
     def step(state, _):
         i, x_t, memory = state
-        made = rule.step(schedule, run_network, draw, i, x_t, memory)
-        if not isinstance(made, tuple | list) or len(made) != 2:
-            raise TypeError(f"sampler.step: expected (x_prev, memory), got {made!r}")
-        x_prev, memory = made
+        x_prev, memory = rule.step(schedule, run_network, draw, i, x_t, memory)
         check_floats("x_prev of sampler.step", x_prev, x_t.shape)
         return SampleState(i - 1, place(x_prev, sharding), memory), None
 
     return lax.scan(jax.checkpoint(step, prevent_cse=False), state, length=steps)[0]
-
-
-def _rule(sampler: Sampler | None) -> Sampler:
-    if sampler is not None and not hasattr(sampler, "step"):
-        raise FieldTypeError(
-            "sampler", f"expected a Sampler, such as ddim(), got {described(sampler)}"
-        )
-    return sampler or ancestral()

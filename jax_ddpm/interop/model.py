@@ -15,6 +15,15 @@ from jax_ddpm.reverse import PredictionType, VarianceType
 from jax_ddpm.samplers import Sampler, ancestral, ddim, dpm_solver_pp
 from jax_ddpm.schedule import NoiseSchedule, Spacing, respace, spaced_timesteps
 
+_SOLVER_CHOICES: Mapping[str, tuple[Any, ...]] = {
+    "algorithm_type": ("dpmsolver++", "sde-dpmsolver++"),
+    "solver_order": (1, 2),  # diffusers' order 3 has another weight
+    "solver_type": ("midpoint",),
+    "final_sigmas_type": ("zero",),
+    "lambda_min_clipped": (-np.inf,),  # any other value would shorten the chain
+}
+"""The settings of a `DPMSolverMultistepScheduler` that `dpm_solver_pp` implements."""
+
 
 class DiffusionModel(NamedTuple):
     """A diffusion model, from a run, from diffusers or from OpenAI.
@@ -71,11 +80,8 @@ class DiffusionModel(NamedTuple):
     @property
     def policy(self) -> dict[str, Any]:
         """What the output means: keywords of `p_sample_loop` and `bits_per_dim`."""
-        return {
-            "prediction_type": self.prediction_type,
-            "variance_type": self.variance_type,
-            "clip_denoised": self.clip_denoised,
-        }
+        names = ("prediction_type", "variance_type", "clip_denoised")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def drawn(self) -> tuple[int, ...]:
@@ -88,14 +94,10 @@ class DiffusionModel(NamedTuple):
         Raises `ValueError` naming a scheduler, or a setting of it, that is not implemented here.
         """
         if self.solver is not None:
-            order, algorithm = self.solver["solver_order"], self.solver["algorithm_type"]
-            check_choice("algorithm_type", algorithm, ("dpmsolver++", "sde-dpmsolver++"))
-            check_choice("solver_order", order, (1, 2))  # diffusers' order 3 has another weight
-            check_choice("solver_type", self.solver["solver_type"], ("midpoint",))
-            check_choice("final_sigmas_type", self.solver["final_sigmas_type"], ("zero",))
-            # Any other value would shorten the chain.
-            check_choice("lambda_min_clipped", self.solver["lambda_min_clipped"], (-np.inf,))
-            return dpm_solver_pp(order, stochastic=algorithm.startswith("sde"))
+            for name, choices in _SOLVER_CHOICES.items():
+                check_choice(name, self.solver[name], choices)
+            stochastic = self.solver["algorithm_type"] == "sde-dpmsolver++"
+            return dpm_solver_pp(self.solver["solver_order"], stochastic=stochastic)
         kind = self.scheduler.removesuffix("Scheduler").removesuffix("Parallel")
         check_choice("scheduler", kind, ("DDPM", "DDIM", "DPMSolverMultistep"))
         return ancestral() if kind == "DDPM" else ddim(use_clipped_model_output=False)

@@ -71,6 +71,11 @@ _IGNORED = (
     *("shift_terminal", "sigma_max", "sigma_min", "skip_prk_steps", "solver_p", "tensor_format"),
     *("time_shift_type", "timestep_type"),
 )
+_CHOICES = {
+    "prediction_type": PredictionType,
+    "variance_type": VarianceType,
+    "timestep_spacing": Spacing,
+}
 _RESPACING = "_timestep_respacing"  # of a run; diffusers passes over such names
 
 
@@ -107,10 +112,10 @@ def scheduler_from_config(content: Mapping[str, Any], path: Path) -> dict[str, A
         if settings["predict_epsilon"] is False:
             settings["prediction_type"] = "sample"
         # "…_log" is the same variance, by way of its logarithm.
-        variance_type = (settings["variance_type"] or "fixed_small").removesuffix("_log")
-        check_choice("prediction_type", settings["prediction_type"], get_args(PredictionType))
-        check_choice("variance_type", variance_type, get_args(VarianceType))
-        check_choice("timestep_spacing", settings["timestep_spacing"], get_args(Spacing))
+        variance_type = settings["variance_type"] or "fixed_small"
+        settings["variance_type"] = variance_type.removesuffix("_log")
+        for name, kind in _CHOICES.items():
+            check_choice(name, settings[name], get_args(kind))
         clip: bool | ThresholdFn = bool(settings.get("clip_sample"))
         if settings["thresholding"]:
             quantile, limit = settings["dynamic_thresholding_ratio"], settings["sample_max_value"]
@@ -127,11 +132,9 @@ def scheduler_from_config(content: Mapping[str, Any], path: Path) -> dict[str, A
         schedule = make_schedule(betas)
     kind = content.get("_class_name", "DDPMScheduler")
     solver = {name: content.get(name, default) for name, default in _MULTISTEP.items()}
-    unchanged = ("prediction_type", "timestep_spacing", "steps_offset")
     return {
-        **{name: settings[name] for name in unchanged},
+        **{name: settings[name] for name in (*_CHOICES, "steps_offset")},
         "schedule": schedule,
-        "variance_type": variance_type,
         "clip_denoised": clip,
         "set_alpha_to_one": settings.get("set_alpha_to_one", True),
         "scheduler": kind,

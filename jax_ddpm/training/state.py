@@ -58,9 +58,6 @@ def init_train_state(
     """The state before the first step; its average of the weights starts as `params`. All arrays
     are copies, so it can be donated. An example is in `make_train_step`."""
     check_key("key", key)
-    for leaf in [params] if params is None else jax.tree.leaves(params):
-        if not isinstance(leaf, jax.Array | np.ndarray | np.generic | float | int):
-            raise FieldError("params", f"expected a tree of arrays, got {type(leaf).__name__}")
     params, ema_params = (jax.tree.map(jnp.array, params) for _ in range(2))
     opt_state = optimizer.init(params)
     return TrainState(jnp.int32(0), params, ema_params, opt_state, jax.random.clone(key))
@@ -122,15 +119,8 @@ def make_train_step(
     ema_decay = ema_warmup() if ema_decay is None else ema_decay
     if not callable(ema_decay):
         check_between("ema_decay", ema_decay, 0, _BELOW_1)
-    losses_of = partial(
-        training_losses,
-        schedule,
-        prediction_type=prediction_type,
-        variance_type=variance_type,
-        loss_type=loss_type,
-        weighting=weighting,
-        min_snr_gamma=min_snr_gamma,
-    )
+    policy: Any = {"prediction_type": prediction_type, "variance_type": variance_type}
+    policy |= {"loss_type": loss_type, "weighting": weighting, "min_snr_gamma": min_snr_gamma}
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         images, *conditions = _unpacked(batch)
@@ -150,7 +140,7 @@ def make_train_step(
                 def denoise_fn(x_t, t):
                     return apply_fn(params, x_t, t, *conditions, **options)
 
-                losses = losses_of(denoise_fn, images, t, noise)
+                losses = training_losses(schedule, denoise_fn, images, t, noise, **policy)
                 return jnp.mean(losses), losses
 
             (loss, losses), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
