@@ -90,8 +90,8 @@ def image_to_image(
     x_T = q_sample(chain, x_start, steps - 1, draw(jnp.int32(steps)))
     policy: Any = {"prediction_type": prediction_type, "variance_type": variance_type}
     policy |= {"clip_denoised": clip_denoised, "sampler": sampler, "sharding": sharding}
-    noise: Any = {"x_T": x_T, "noise_fn": noise_fn, "first_sample": first_sample}
-    return jnp.asarray(p_sample_loop(key, chain, denoise_fn, x_T.shape, **noise, **policy))
+    policy |= {"x_T": x_T, "noise_fn": noise_fn, "first_sample": first_sample}
+    return jnp.asarray(p_sample_loop(key, chain, denoise_fn, x_T.shape, **policy))
 
 
 @in_float32

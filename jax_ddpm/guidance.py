@@ -139,13 +139,12 @@ def reconstruction_guidance(
     """Guidance by a measurement of x̂_0: Chung et al. 2023 (DPS), Theorem 1; Ho et al. 2022b, eq. 7.
 
     The network runs once, and the gradient passes through it. DPS follows the gradient of
-    -‖y - A(x̂_0)‖ with its own step size; Ho et al. that of -‖y - A(x̂_0)‖² ᾱ_t / 2(1 - ᾱ_t).
+    -‖y - A(x̂_0)‖ with its own step size; Ho et al. that of -‖y - A(x̂_0)‖² ᾱ_t / 2(1 - ᾱ_t). Other
+    arguments and errors are those of `classifier_guidance`.
 
     Args:
-      schedule, denoise_fn, scale, prediction_type: as in `classifier_guidance`, errors too.
       log_prob_fn: `(x_start, t) -> log p(y | x_0)`, [batch], up to a constant.
-      clip_denoised: as in `p_mean_variance`; `log_prob_fn` sees the clipped x̂_0, whose gradient is
-        0 where it is clipped.
+      clip_denoised: as in `p_mean_variance`; clipped pixels of x̂_0 have no gradient.
     """
     check_denoisers(denoise_fn=denoise_fn, log_prob_fn=log_prob_fn)
     policy = (prediction_type, "fixed_small", clip_denoised)

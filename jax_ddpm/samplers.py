@@ -98,10 +98,9 @@ def ddim(eta: float = 0.0, *, use_clipped_model_output: bool = True) -> Sampler:
     def step(schedule, predict, noise_fn, i, x_t, memory):
         p = predict(x_t, i)
         x_start = p.pred_xstart
+        eps = p.eps
         if use_clipped_model_output:
             eps = predict_eps_from_xstart(schedule, x_t, i, x_start)
-        else:
-            eps = p.eps
         alpha_bar_prev = extract(schedule.alphas_cumprod_prev, i, x_t)
         variance = eta**2 * extract(schedule.posterior_variance, i, x_t)
         direction = jnp.sqrt(jnp.maximum(1 - alpha_bar_prev - variance, 0)) * eps
@@ -129,9 +128,8 @@ def dpm_solver_pp(order: Literal[1, 2, 3] = 2, *, stochastic: bool = False) -> S
     space them `"trailing"`, since the last steps of other spacings are each several times the
     one before, and order 2 is better there.
     """
-    k = 2 if stochastic else 1
-
     check_choice("order", order, (1, 2, 3))
+    k = 2 if stochastic else 1
 
     def init(x_T):
         if order == 1:
@@ -178,7 +176,6 @@ def heun(*, max_slope: float = 10.0) -> Sampler:
         x_start = predict(x_t, i).pred_xstart
         eps = predict_eps_from_xstart(schedule, x_t, i, x_start)
         x_prev = alpha_prev * x_start + sigma_prev * eps
-
         slope = alpha_prev * extract(schedule.sqrt_recipm1_alphas_cumprod, i, x_t)
 
         def correct(x_prev):

@@ -137,10 +137,10 @@ def spaced_timesteps(
     As in Lin et al. 2024, Table 2: `"leading"` counts up from 0, `"trailing"` down from
     T - 1, and `"linspace"` holds both ends. Rounding is diffusers'.
 
-    A string is a `timestep_respacing` of OpenAI's code, which says the spacing too: `"250"` holds
-    both ends, `"10,15,20"` has so many steps in each equal part of the chain, both ends of the
-    part included, `"ddim25"` takes every n-th entry from 0, with n so that there are 25, and `""`
-    all. Raises `ValueError` where there are no such steps.
+    A string is OpenAI's `timestep_respacing`, spacing included: `"250"` holds both ends,
+    `"10,15,20"` has so many steps in each equal part of the chain and both ends of each part,
+    `"ddim25"` has every n-th entry, 25 in all, and `""` has all. Raises `ValueError` if there are
+    no such steps.
     """
     check_whole("timesteps", timesteps, 1)
     if isinstance(steps, str):
