@@ -68,8 +68,7 @@ def load_diffusers(
       variant: the weights' variant ("fp16", "non_ema"), as in their file names.
 
     Raises:
-      ValueError: naming a file that is missing or damaged, a setting that is not supported, or a
-        tensor that is missing, unknown or misshapen.
+      ValueError: a file, setting or tensor is missing, unknown or damaged. The message names it.
       ImportError: torch is needed for a pickle (.bin), or huggingface_hub for a name on the hub.
     """
     name, folder = folder, Path(folder)
@@ -152,18 +151,14 @@ def save_diffusers(folder: str | os.PathLike[str], model: DiffusionModel) -> Non
         unet["sample_size"] = model.image_shape[:2]
     if network.num_class_embeds is not None and model.null_label in (None, model.num_classes):
         unet[_NULL_LABEL] = "none" if model.null_label is None else model.null_label
-    index = {
-        "_class_name": "DDPMPipeline",
-        "_diffusers_version": _WRITTEN_FOR,
-        "scheduler": ["diffusers", scheduler["_class_name"]],
-        "unet": ["diffusers", "UNet2DModel"],
-    }
+    index: dict[str, Any] = {"_class_name": "DDPMPipeline", "_diffusers_version": _WRITTEN_FOR}
+    configs = {"scheduler/scheduler_config.json": scheduler, "unet/config.json": unet}
     with new_folder(folder) as new:
-        (new / "unet").mkdir()
-        (new / "scheduler").mkdir()
+        for file, config in configs.items():
+            (new / file).parent.mkdir()
+            write_json(new / file, config)
+            index[(new / file).parent.name] = ["diffusers", config["_class_name"]]
         save_tensors(new / "unet" / f"{_STEM}.safetensors", tensors)
-        write_json(new / "unet" / "config.json", unet)
-        write_json(new / "scheduler" / "scheduler_config.json", scheduler)
         write_json(new / "model_index.json", index)
 
 
@@ -245,5 +240,4 @@ def _load_weights(folder: Path, variant: str | None) -> dict[str, np.ndarray]:
     if variant is None and len(others) == 1:
         return read_state_dict(others[0])
     names = ", ".join(sorted(path.name for path in folder.iterdir() if path.suffix != ".json"))
-    expected = f"expected {_STEM}{part}.safetensors"
-    raise ValueError(f"{folder}: {expected}, got {names or 'none'}")
+    raise ValueError(f"{folder}: expected {_STEM}{part}.safetensors, got {names or 'none'}")

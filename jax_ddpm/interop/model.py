@@ -15,14 +15,16 @@ from jax_ddpm.reverse import PredictionType, VarianceType
 from jax_ddpm.samplers import Sampler, ancestral, ddim, dpm_solver_pp
 from jax_ddpm.schedule import NoiseSchedule, Spacing, respace, spaced_timesteps
 
-_SOLVER_CHOICES: Mapping[str, tuple[Any, ...]] = {
+Network = UNet | SimpleUNet | NoisyClassifier
+
+SOLVER_CHOICES: Mapping[str, tuple[Any, ...]] = {
     "algorithm_type": ("dpmsolver++", "sde-dpmsolver++"),
-    "solver_order": (1, 2),  # diffusers' order 3 has another weight
+    "solver_order": (2, 1),  # diffusers' order 3 has another weight
     "solver_type": ("midpoint",),
     "final_sigmas_type": ("zero",),
     "lambda_min_clipped": (-np.inf,),  # any other value would shorten the chain
 }
-"""The settings of a `DPMSolverMultistepScheduler` that `dpm_solver_pp` implements."""
+"""What `dpm_solver_pp` implements of `DPMSolverMultistepScheduler`, diffusers' default first."""
 
 
 class DiffusionModel(NamedTuple):
@@ -94,7 +96,7 @@ class DiffusionModel(NamedTuple):
         Raises `ValueError` naming a scheduler, or a setting of it, that is not implemented here.
         """
         if self.solver is not None:
-            for name, choices in _SOLVER_CHOICES.items():
+            for name, choices in SOLVER_CHOICES.items():
                 check_choice(name, self.solver[name], choices)
             stochastic = self.solver["algorithm_type"] == "sde-dpmsolver++"
             return dpm_solver_pp(self.solver["solver_order"], stochastic=stochastic)
@@ -134,9 +136,7 @@ class DiffusionModel(NamedTuple):
         return respace(schedule, spaced, final_alpha_cumprod=final)
 
 
-def init_variables(
-    network: UNet | SimpleUNet | NoisyClassifier, key: Any, image_shape: tuple[int, ...]
-) -> Any:
+def init_variables(network: Network, key: Any, image_shape: tuple[int, ...]) -> Any:
     """Initial variables of a network. Raises `ValueError` if the images do not suit it."""
     arguments = [jnp.zeros((1, *image_shape), jnp.float32), jnp.zeros((1,), jnp.int32)]
     if isinstance(network, UNet) and network.num_class_embeds is not None:
@@ -144,7 +144,7 @@ def init_variables(
     return jax.jit(network.init)(key, *arguments)
 
 
-def parameter_shapes(network: UNet | SimpleUNet | NoisyClassifier) -> dict[str, tuple[int, ...]]:
+def parameter_shapes(network: Network) -> dict[str, tuple[int, ...]]:
     """The shape of each parameter by its path, from a trace of `network.init`."""
     if isinstance(network, SimpleUNet):
         shape = (1, 1, network.channels)

@@ -7,9 +7,8 @@
 | … `.in_layers.2`, `.emb_layers.1`         | … `/conv1`, `/time_emb_proj`                  |
 | … `.qkv` [3 × channels, channels, 1]      | … `/to_q`, `/to_k`, `/to_v`                   |
 
-OpenAI numbers all blocks on the way down in one list, and all on the way up in another. `qkv` holds
-query, key and value of the first head, then of the next, or (`use_new_attention_order`) all
-queries, then all keys, then all values.
+`qkv` holds query, key and value of the first head, then of the next, or, with
+`use_new_attention_order`, all queries, then all keys, then all values.
 """
 
 import argparse
@@ -18,15 +17,15 @@ import shlex
 import warnings
 from collections.abc import Mapping
 from difflib import get_close_matches
-from itertools import chain
+from itertools import chain, compress
 from typing import Any
 
 import numpy as np
 
 from jax_ddpm._errors import FieldError
 from jax_ddpm.interop.model import DiffusionModel
-from jax_ddpm.interop.torch import LEAVES, Weights, read_state_dict, variables_from
-from jax_ddpm.models import NoisyClassifier, UNet
+from jax_ddpm.interop.torch import LEAVES, Variables, Weights, read_state_dict, variables_from
+from jax_ddpm.models import NoisyClassifier, UNet, adm_imagenet64
 from jax_ddpm.schedule import cosine_beta_schedule, linear_beta_schedule, make_schedule
 
 Flags = str | Mapping[str, Any]
@@ -88,19 +87,17 @@ def load_openai(weights: Weights, flags: Flags) -> DiffusionModel:
 
     Its network, `model.apply(variables, x, t[, y])`, takes the original training timestep, and
     computes in the dtype of the images, whatever `use_fp16` says (`clone(dtype=…)` changes that).
-    The variables keep their dtype; they are read-only views of the mapped file: leave it as it is
-    while they are in use, or copy them, `jax.tree.map(np.array, variables)`. Fixed variances are
+    The variables are views of the file, as `load_diffusers` has them. Fixed variances are
     `"fixed_large"`, as in OpenAI's code; `chain()` is the chain of `timestep_respacing`.
 
     Args:
       weights: a state dict: a `.safetensors`, a `.pt` (read by torch), or tensors by name.
       flags: MODEL_FLAGS and DIFFUSION_FLAGS, as one string or by name; those of a classifier may
-        stand among them. The defaults are guided-diffusion's. One differs: if no flag is of
-        guided-diffusion alone (`num_head_channels`, `channel_mult`, `resblock_updown`,
-        `use_new_attention_order`, a classifier's), `rescale_timesteps` is True, as in
-        improved-diffusion. It matters where `diffusion_steps` is not 1,000. Some flags leave no
-        trace in the file, so a wrong value gives wrong images and no error: `num_heads`,
-        `num_head_channels`, `use_new_attention_order`, `predict_xstart` and those of the diffusion.
+        stand among them. The defaults are guided-diffusion's, but `rescale_timesteps` is True, as
+        in improved-diffusion, if no flag is of guided-diffusion alone (a classifier's,
+        `num_head_channels`, `channel_mult`, `resblock_updown`, `use_new_attention_order`). Some
+        leave no trace in the file, so a wrong value gives wrong images and no error: `num_heads`,
+        `num_head_channels`, `use_new_attention_order`, `predict_xstart`, those of the diffusion.
 
     Raises:
       ValueError: a flag or a tensor is missing, unknown or wrong. The message names it.
@@ -137,20 +134,19 @@ def load_openai(weights: Weights, flags: Flags) -> DiffusionModel:
     return model
 
 
-def load_openai_classifier(
-    weights: Weights, flags: Flags
-) -> tuple[NoisyClassifier, dict[str, Any]]:
+def load_openai_classifier(weights: Weights, flags: Flags) -> tuple[NoisyClassifier, Variables]:
     """Open a classifier of guided-diffusion: the module, and its variables.
 
     `model.apply(variables, x, t)` gives logits, for `classifier_guidance`. `weights` and the errors
     are those of `load_openai`; `flags` are the CLASSIFIER_FLAGS, and may include those of the
     diffusion. `classifier_scale` is left to the caller, who passes it as `scale`.
     """
-    settings = _read_flags(flags)
+    # Its flags stand last, and so replace those of the U-Net.
+    settings = {name.removeprefix("classifier_"): x for name, x in _read_flags(flags).items()}
     network = NoisyClassifier(
-        **_shared_fields(settings, "classifier_", settings["classifier_width"]),
-        layers_per_block=settings["classifier_depth"],
-        pool=settings["classifier_pool"],
+        **_shared_fields(settings | {"channel_mult": ()}, settings["width"]),
+        layers_per_block=settings["depth"],
+        pool=settings["pool"],
     )
     return network, _variables(read_state_dict(weights), network, False)
 
@@ -160,11 +156,9 @@ def _read_flags(flags: Flags) -> dict[str, Any]:
     parser = argparse.ArgumentParser(
         add_help=False, allow_abbrev=False, exit_on_error=False, argument_default=argparse.SUPPRESS
     )
-    for name, default in _DEFAULTS.items():
+    for name, default in (_DEFAULTS | dict.fromkeys(_ASIDE, "")).items():
         kind = {bool: boolean, tuple: numbers}.get(type(default), type(default))
         parser.add_argument(f"--{name}", type=kind, choices=_CHOICES.get(name))
-    for name in _ASIDE:
-        parser.add_argument(f"--{name}")
     try:
         parsed, others = parser.parse_known_args(_words(flags))
     except (argparse.ArgumentError, ValueError) as error:
@@ -190,10 +184,10 @@ def _words(flags: Flags) -> list[str]:
     """The words of flags by name, or in a script: `FLAGS="…"`, `python x.py $FLAGS --…`."""
     if not isinstance(flags, str):
         return [f"--{name}={value}" for name, value in flags.items()]
-    text = re.sub(r"\\\s*\n", " ", flags)
+    text = re.sub(r"\\\s*\n|\$\{?\w+\}?", " ", flags)
     text = re.sub(r"(?:export\s+)?\b\w*FLAGS=(['\"])(.*?)\1;?", r"\2", text, flags=re.DOTALL)
-    text = re.sub(r"(?:\w+=\S+\s+)*\b(?:mpiexec|mpirun|torchrun|python)\b.*?\.py\b", " ", text)
-    return shlex.split(re.sub(r"\$\{?\w+\}?", " ", text), comments=True)
+    text = re.sub(r"(?:\w+=\S*\s+)*\b(?:mpiexec|mpirun|torchrun|python)\b.*?\.py\b", " ", text)
+    return shlex.split(text, comments=True)
 
 
 def boolean(word: str) -> bool:
@@ -212,70 +206,58 @@ def numbers(word: str) -> tuple[float, ...]:
 
 
 def _unet(settings: Mapping[str, Any], num_classes: int | None) -> UNet:
-    fields = _shared_fields(settings, "", settings["num_channels"])
+    fields = _shared_fields(settings, settings["num_channels"])
     channels, kinds = fields["block_out_channels"], fields["down_block_types"]
-    attended = {count for count, kind in zip(channels, kinds, strict=True) if "Attn" in kind}
-    attended.add(channels[-1])
+    attended = {channels[-1], *compress(channels, ("Attn" in kind for kind in kinds))}
     names = ("num_heads", "num_heads_upsample", "num_head_channels")
-    heads, upward, head_dim = (settings[name] for name in names)
-    for name in names[:2] if head_dim == -1 else names[2:]:
+    heads, upward, head_dim = (None if settings[name] == -1 else settings[name] for name in names)
+    for name in names[2:] if head_dim else names[:2]:
         if settings[name] != -1 and any(each % settings[name] for each in attended):
             problem = f"expected a divisor of {sorted(attended)}, got {settings[name]}"
             raise FieldError("flags", f"{name}: {problem}")
-    upward = None if upward in (-1, heads) else upward
-    by_heads = {"num_attention_heads": heads, "num_attention_heads_upsample": upward}
-    if head_dim == -1 and len(attended) == 1 and upward is None:
+    if head_dim is None and len(attended) == 1 and upward in (None, heads):
         head_dim = channels[-1] // heads  # all that diffusers has a word for
-    return UNet(
+    return adm_imagenet64(  # whose other fields all of theirs have
         **fields,
-        **(by_heads if head_dim == -1 else {"attention_head_dim": head_dim}),
+        attention_head_dim=head_dim,
+        num_attention_heads=None if head_dim else heads,
+        num_attention_heads_upsample=None if head_dim or upward == heads else upward,
         out_channels=6 if settings["learn_sigma"] else 3,
         up_block_types=tuple(kind.replace("Down", "Up") for kind in reversed(kinds)),
         layers_per_block=settings["num_res_blocks"],
-        norm_eps=1e-5,
-        attn_norm_num_groups=32,
-        downsample_padding=1,
         upsample_type=fields["downsample_type"],
         dropout=settings["dropout"],
         time_scale=1000 / settings["diffusion_steps"] if settings["rescale_timesteps"] else 1,
-        flip_sin_to_cos=True,
-        freq_shift=0,
         num_class_embeds=num_classes,
         remat=settings["use_checkpoint"],
     )
 
 
-def _shared_fields(settings: Mapping[str, Any], prefix: str, width: int) -> dict[str, Any]:
+def _shared_fields(settings: Mapping[str, Any], width: int) -> dict[str, Any]:
     """Fields that the U-Net and the classifier have in common."""
-    size, resnets = settings["image_size"], settings[f"{prefix}resblock_updown"]
-    multipliers = () if prefix else settings["channel_mult"]
+    size, multipliers = settings["image_size"], settings["channel_mult"]
     if not multipliers and size not in _CHANNEL_MULT:
         raise FieldError("flags", f"image_size: expected one of {[*_CHANNEL_MULT]}, got {size}")
     channels = tuple(int(each * width) for each in multipliers or _CHANNEL_MULT[size])
-    halvings = [size // each for each in settings[f"{prefix}attention_resolutions"]]
+    halvings = [size // each for each in settings["attention_resolutions"]]
+    levels, resnets = range(len(channels)), settings["resblock_updown"]
     plain = "ResnetDownsampleBlock2D" if resnets else "DownBlock2D"
-    scale_shift = settings[f"{prefix}use_scale_shift_norm"]
-    fields = {
+    own = {} if width == channels[0] else {"time_proj_dim": width, "time_embedding_dim": 4 * width}
+    return own | {
         "sample_size": size,
         "block_out_channels": channels,
-        "down_block_types": tuple(
-            "AttnDownBlock2D" if 2**level in halvings else plain for level in range(len(channels))
-        ),
+        "down_block_types": tuple("AttnDownBlock2D" if 2**i in halvings else plain for i in levels),
         "downsample_type": "resnet" if resnets else "conv",
-        "resnet_time_scale_shift": "scale_shift" if scale_shift else "default",
+        "resnet_time_scale_shift": "scale_shift" if settings["use_scale_shift_norm"] else "default",
     }
-    if width != channels[0]:
-        fields |= {"time_proj_dim": width, "time_embedding_dim": 4 * width}
-    return fields
 
 
 def _variables(
     tensors: Mapping[str, np.ndarray], network: UNet | NoisyClassifier, new_order: bool
-) -> dict[str, Any]:
+) -> Variables:
     """Variables of `network`. Raises `ValueError` naming a tensor that does not fit."""
     network.check_fields()
-    levels = chain(*network.levels())
-    heads = {level.name: level.features // level.head_dim for level in levels}
+    heads = {each.name: each.features // each.head_dim for each in chain(*network.levels())}
 
     def part_of(path: str, tensor: np.ndarray) -> np.ndarray:
         """The query, key or value in `qkv`."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from jax_ddpm._errors import FieldError, check_choice
 from jax_ddpm._typing import ThresholdFn
-from jax_ddpm.interop.model import DiffusionModel
+from jax_ddpm.interop.model import SOLVER_CHOICES, DiffusionModel
 from jax_ddpm.reverse import DynamicThreshold, PredictionType, StaticThreshold, VarianceType
 from jax_ddpm.schedule import (
     Spacing,
@@ -56,26 +56,15 @@ _BETAS: dict[str, Callable[[int, float, float], np.ndarray]] = {
     # Not Jabri et al.'s sigmoid of ᾱ, but GeoDiff's of β (Xu et al. 2022).
     "sigmoid": lambda n, start, end: (end - start) / (1 + np.exp(-np.linspace(-6, 6, n))) + start,
 }
-# How `DPMSolverMultistepScheduler` samples.
-_MULTISTEP: dict[str, Any] = {
-    "solver_order": 2,
-    "algorithm_type": "dpmsolver++",
-    "solver_type": "midpoint",
-    "final_sigmas_type": "zero",
-    "lambda_min_clipped": -np.inf,
-}
-# Settings of other scheduler classes, which configs often keep: configs keep such leftovers.
+# Settings of other scheduler classes, which configs often keep.
 _IGNORED = (
-    *(*_MULTISTEP, "clip_sample", "clip_sample_range", "disable_corrector", "euler_at_final"),
+    *(*SOLVER_CHOICES, "clip_sample", "clip_sample_range", "disable_corrector", "euler_at_final"),
     *("flow_shift", "interpolation_type", "lower_order_final", "predict_x0", "set_alpha_to_one"),
     *("shift_terminal", "sigma_max", "sigma_min", "skip_prk_steps", "solver_p", "tensor_format"),
     *("time_shift_type", "timestep_type"),
 )
-_CHOICES = {
-    "prediction_type": PredictionType,
-    "variance_type": VarianceType,
-    "timestep_spacing": Spacing,
-}
+# Settings that are fields of a `DiffusionModel` too.
+_FIELDS = ("prediction_type", "timestep_spacing", "steps_offset")
 _RESPACING = "_timestep_respacing"  # of a run; diffusers passes over such names
 
 
@@ -114,8 +103,9 @@ def scheduler_from_config(content: Mapping[str, Any], path: Path) -> dict[str, A
         # "…_log" is the same variance, by way of its logarithm.
         variance_type = settings["variance_type"] or "fixed_small"
         settings["variance_type"] = variance_type.removesuffix("_log")
-        for name, kind in _CHOICES.items():
-            check_choice(name, settings[name], get_args(kind))
+        check_choice("prediction_type", settings["prediction_type"], get_args(PredictionType))
+        check_choice("variance_type", settings["variance_type"], get_args(VarianceType))
+        check_choice("timestep_spacing", settings["timestep_spacing"], get_args(Spacing))
         clip: bool | ThresholdFn = bool(settings.get("clip_sample"))
         if settings["thresholding"]:
             quantile, limit = settings["dynamic_thresholding_ratio"], settings["sample_max_value"]
@@ -131,9 +121,9 @@ def scheduler_from_config(content: Mapping[str, Any], path: Path) -> dict[str, A
             betas = rescale_zero_terminal_snr(betas)
         schedule = make_schedule(betas)
     kind = content.get("_class_name", "DDPMScheduler")
-    solver = {name: content.get(name, default) for name, default in _MULTISTEP.items()}
+    solver = {name: content.get(name, known[0]) for name, known in SOLVER_CHOICES.items()}
     return {
-        **{name: settings[name] for name in (*_CHOICES, "steps_offset")},
+        **{name: settings[name] for name in (*_FIELDS, "variance_type")},
         "schedule": schedule,
         "clip_denoised": clip,
         "set_alpha_to_one": settings.get("set_alpha_to_one", True),
@@ -159,9 +149,7 @@ def scheduler_config(model: DiffusionModel) -> dict[str, Any]:
         "beta_end": end,
         "beta_schedule": "squaredcos_cap_v2" if cosine else "linear",
         "trained_betas": None if named else betas.tolist(),
-        "prediction_type": model.prediction_type,
-        "timestep_spacing": model.timestep_spacing,
-        "steps_offset": model.steps_offset,
+        **{name: getattr(model, name) for name in _FIELDS},
         "rescale_betas_zero_snr": False,
         "clip_sample": isinstance(clip, StaticThreshold) or clip is True,
         "thresholding": isinstance(clip, DynamicThreshold),
@@ -169,8 +157,7 @@ def scheduler_config(model: DiffusionModel) -> dict[str, Any]:
     if isinstance(clip, StaticThreshold):
         config["clip_sample_range"] = clip.limit
     elif isinstance(clip, DynamicThreshold):
-        config["dynamic_thresholding_ratio"] = clip.quantile
-        config["sample_max_value"] = clip.max_value
+        config |= {"dynamic_thresholding_ratio": clip.quantile, "sample_max_value": clip.max_value}
     elif not isinstance(clip, bool):
         expected = "expected True, False, static_threshold(…) or dynamic_threshold(…)"
         raise FieldError("clip_denoised", f"{expected}, got {clip!r}")

@@ -28,19 +28,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_ddpm._errors import check_choice
-from jax_ddpm.interop.model import parameter_shapes
+from jax_ddpm.interop.model import Network, parameter_shapes
 from jax_ddpm.io.arrays import flatten, load_tensors, unflatten
-from jax_ddpm.models import NoisyClassifier, SimpleUNet, UNet
+from jax_ddpm.models import SimpleUNet, UNet
 
 Weights = str | os.PathLike[str] | Mapping[str, Any]
+Variables = dict[str, Any]
 LayerKind = Literal["conv", "conv_transpose", "linear", "embedding", "norm"]
 _LAYERS: dict[str, LayerKind] = {
     **{f"Conv{axes}d": "conv" for axes in (1, 2, 3)},
     **{f"ConvTranspose{axes}d": "conv_transpose" for axes in (1, 2, 3)},
-    "Linear": "linear",
-    "Embedding": "embedding",
-    "GroupNorm": "norm",
-    "LayerNorm": "norm",
+    **{"Linear": "linear", "Embedding": "embedding", "GroupNorm": "norm", "LayerNorm": "norm"},
 }
 LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
 """PyTorch's names of Flax's parameters."""
@@ -48,7 +46,6 @@ LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": 
 _LISTS = re.compile(r"\b(\w+_blocks|resnets|attentions|\w+samplers|to_out)_(\d+)")
 # diffusers' names until 2022.
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-_OLD_NAME = re.compile(rf"(attentions\.\d+\.)({'|'.join(_OLD_ATTENTION)})\b")
 
 
 def read_state_dict(weights: Weights) -> dict[str, np.ndarray]:
@@ -62,8 +59,6 @@ def read_state_dict(weights: Weights) -> dict[str, np.ndarray]:
     path = Path(weights)
     if path.suffix == ".safetensors":
         return to_arrays(load_tensors(path), copy=False)
-    if not path.is_file():
-        raise ValueError(f"{path}: expected a file of weights, got none")
     try:
         torch = import_module("torch")
         if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6):
@@ -148,19 +143,12 @@ def layer_kinds(module: Any) -> dict[str, LayerKind]:
     return kinds
 
 
-def layers_from_torch(
-    state_dict: Mapping[str, Any], kinds: Mapping[str, LayerKind]
-) -> dict[str, Any]:
+def layers_from_torch(state_dict: Mapping[str, Any], kinds: Mapping[str, LayerKind]) -> Variables:
     """Flax's variables, `{"params": …}`, of PyTorch's layers.
 
-    Args:
-      state_dict: tensors (on the CPU) or arrays by name; their dtype is kept.
-      kinds: the kind of each layer by its PyTorch name. `blocks.0.conv` becomes `blocks_0/conv`, as
-        Flax names the modules of a list.
-
-    Raises:
-      KeyError: a layer's weight is missing.
-      ValueError: a tensor belongs to no layer.
+    `state_dict` holds tensors (on the CPU) or arrays, whose dtype is kept; `kinds` the kind of each
+    layer by its PyTorch name. `blocks.0.conv` becomes `blocks_0/conv`, as Flax names the modules of
+    a list. Raises `KeyError` for a missing weight, and `ValueError` for a tensor of no layer.
 
     >>> state_dict = {"layers.0.weight": np.ones((2, 3)), "layers.0.bias": np.zeros(2)}
     >>> layers_from_torch(state_dict, {"layers.0": "linear"})["params"]["layers_0"]["kernel"].shape
@@ -181,7 +169,7 @@ def layers_from_torch(
     return {"params": unflatten(params)}
 
 
-def simple_unet_from_torch(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+def simple_unet_from_torch(state_dict: Mapping[str, Any]) -> Variables:
     """Variables of `SimpleUNet` from the tutorial's `state_dict`.
 
     Accepts tensors (on the CPU) or arrays and keeps their dtype. Raises `ValueError` naming any
@@ -192,18 +180,14 @@ def simple_unet_from_torch(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     return variables_from(tensors, SimpleUNet(channels=first.shape[1] if first.ndim == 4 else 3))
 
 
-def unet_from_torch(
-    state_dict: Mapping[str, Any], model: UNet, *, copy: bool = True
-) -> dict[str, Any]:
+def unet_from_torch(state_dict: Mapping[str, Any], model: UNet, *, copy: bool = True) -> Variables:
     """Variables of `model` from a `UNet2DModel`'s `state_dict`.
 
-    Accepts tensors (on the CPU) or arrays and keeps their dtype; without `copy` the variables are
-    views of them. Raises `ValueError` naming any tensor that is missing, unknown or misshapen.
+    As `simple_unet_from_torch`; without `copy` the variables are views of the tensors.
     """
-    tensors = {
-        _OLD_NAME.sub(lambda match: match[1] + _OLD_ATTENTION[match[2]], name): array
-        for name, array in to_arrays(state_dict, copy=copy).items()
-    }
+    tensors = to_arrays(state_dict, copy=copy)
+    for old, new in _OLD_ATTENTION.items():
+        tensors = {name.replace(f".{old}.", f".{new}."): each for name, each in tensors.items()}
     return variables_from(tensors, model)
 
 
@@ -236,16 +220,15 @@ def leaf_kind(path: str, ndim: int) -> LayerKind:
 
 def variables_from(
     tensors: Mapping[str, np.ndarray],
-    network: UNet | SimpleUNet | NoisyClassifier,
+    network: Network,
     name_of: Callable[[str], str] = torch_name,
     part_of: Callable[[str, np.ndarray], np.ndarray] = lambda path, tensor: tensor,
-) -> dict[str, Any]:
+) -> Variables:
     """Variables of `network`: the parameter at `path` is `part_of` the tensor `name_of(path)`.
 
     A tensor is expected to hold, one after the other, the parameters that share its name.
     """
-    expected, params = {}, {}
-    shapes = parameter_shapes(network)
+    expected, params, shapes = {}, {}, parameter_shapes(network)
     for path, shape in shapes.items():
         name = name_of(path)
         first, *rest = (shape[axis] for axis in torch_axes(leaf_kind(path, len(shape)), len(shape)))
