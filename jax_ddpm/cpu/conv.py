@@ -71,9 +71,8 @@ def conv_general_dilated(
     for name, value in options.items():
         if any(each != 1 for each in np.atleast_1d(value)):
             raise ValueError(f"{name}: expected 1, got {value}")
-    _, height, width, _ = lhs.shape
     if isinstance(padding, str):
-        padding = lax.padtype_to_pads((height, width), rhs.shape[:2], window_strides, padding)
+        padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], window_strides, padding)
     return _conv(lhs, rhs, tuple(window_strides), tuple(map(tuple, padding)), precision)
 
 
@@ -179,10 +178,8 @@ def _with_patches_of_output(x, kernel, padding, precision) -> Array:
     y = reduce(jnp.add, map(partial(_at, whole=whole), offsets, bands))
     y = y.transpose(1, 0, 3, 4, 5, 2).reshape(batch, *y.shape[-2:], features)
     # Padding decides which of the outputs that x reaches exist.
-    edges = [
-        (before - taps + 1, after - taps + 1)
-        for taps, (before, after) in zip((high, wide), padding, strict=True)
-    ]
+    (top, bottom), (left, right) = padding
+    edges = ((top - high + 1, bottom - high + 1), (left - wide + 1, right - wide + 1))
     return _padded(y, edges)
 
 
@@ -215,15 +212,15 @@ def _dot(kernels: Array, x: Array, precision) -> Array:
 
 def _at(offset: Sequence[int], x: Array, *, whole: Sequence[int]) -> Array:
     """`x` at `offset` in an array of zeros, whose last axes have the size `whole`."""
-    edges = [
-        (start, size - length - start, 0)
-        for start, length, size in zip(offset, x.shape[-2:], whole, strict=True)
-    ]
-    return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0)] * (x.ndim - 2) + edges)
+    places = zip(offset, x.shape[-2:], whole, strict=True)
+    edges = [(start, size - length - start) for start, length, size in places]
+    return _padded(x, edges, first=x.ndim - 2)
 
 
-def _padded(x: Array, padding: Sequence[Sequence[int]]) -> Array:
-    edges = [(low, high, 0) for low, high in ((0, 0), *padding, (0, 0))]
+def _padded(x: Array, padding: Sequence[Sequence[int]], first: int = 1) -> Array:
+    """Zeros around two axes; negative ones cut."""
+    edges = [(0, 0, 0)] * x.ndim
+    edges[first : first + 2] = [(low, high, 0) for low, high in padding]
     return lax.pad(x, jnp.zeros((), x.dtype), edges)
 
 

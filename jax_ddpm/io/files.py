@@ -52,9 +52,8 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(
-            f"{path}: expected a JSON file: {getattr(error, 'strerror', error)}"
-        ) from None
+        reason = getattr(error, "strerror", error)
+        raise ValueError(f"{path}: expected a JSON file: {reason}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a JSON object, got {type(content).__name__}")
     return content

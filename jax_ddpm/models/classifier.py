@@ -6,7 +6,6 @@
     t ─ sinusoids ─ time_embedding ─▶ every residual block
 """
 
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,11 +14,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jax_ddpm._errors import FieldError, check_floats
+from jax_ddpm._errors import check_floats
 from jax_ddpm._typing import Image, Time
 from jax_ddpm.models.attention import dot_product_attention
-from jax_ddpm.models.layers import BlockConfig, Features, TimeEmbedding
-from jax_ddpm.models.unet import Block, Level, Levels, check_blocks, way, way_down
+from jax_ddpm.models.layers import Block, BlockConfig, Features, Level, TimeEmbedding, way_down
+from jax_ddpm.models.unet import check_blocks, check_heads, way
 
 
 class NoisyClassifier(nn.Module):
@@ -62,7 +61,7 @@ class NoisyClassifier(nn.Module):
         size = (self.sample_size,) * 2 if self.pool == "attention" else jnp.shape(x)[1:3]
         check_floats("x", x, (len(x), *size, self.in_channels))
         config = BlockConfig.of(self)
-        down, middle, _ = self.levels()
+        down, middle = self.levels()
         first = self.block_out_channels[0]
         waves, features = self.time_proj_dim or first, self.time_embedding_dim or 4 * first
         embedding = TimeEmbedding(config, waves, features, name="time_embedding")(t, x)
@@ -81,22 +80,15 @@ class NoisyClassifier(nn.Module):
         head_dim, classes = self.attention_head_dim, self.num_classes
         return _AttentionPool(config, head_dim, classes, name="out")(hidden)
 
-    def levels(self) -> Levels:
-        """The blocks of the network."""
-        channels, kinds = self.block_out_channels, self.down_block_types
-        resample, head_dim = self.downsample_type, self.attention_head_dim
-        down = way("down", channels, kinds, self.layers_per_block, resample, None, head_dim)
-        return Levels(down, [Level("mid_block", channels[-1], 2, 1, head_dim, None)], [])
+    def levels(self) -> tuple[list[Level], list[Level]]:
+        """The blocks on the way down, and the one in the middle."""
+        down, features = way(self, "down", self.layers_per_block), self.block_out_channels[-1]
+        return down, [Level("mid_block", features, 2, 1, self.attention_head_dim, None)]
 
     def check_fields(self) -> None:
         """Raises `FieldError` naming a field that does not fit."""
-        pools = ("attention", "adaptive", "spatial", "spatial_v2")
-        check_blocks(self, BlockConfig.norm_num_groups, pool=pools)
-        head_dim = self.attention_head_dim
-        for level in itertools.chain(*self.levels()):
-            if level.attentions and level.features % head_dim:
-                problem = f"expected a divisor of {level.features}, got {head_dim}"
-                raise FieldError("attention_head_dim", problem)
+        check_blocks(self, BlockConfig.norm_num_groups)
+        check_heads(self, "attention_head_dim")
 
 
 class _AttentionPool(nn.Module):

@@ -1,13 +1,13 @@
-"""Layers of a diffusion U-Net: time embedding, residual block, attention, resampling.
+"""Layers of a diffusion U-Net, and `Block`, all layers of one resolution.
 
 Names and arithmetic are those of diffusers' `UNet2DModel`, so its weights fit; arrays are NHWC.
 The last layer of each residual branch starts at zero, as in Ho et al.'s code: a new network is
 nearly the identity.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -33,8 +33,6 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": nn.relu,
 }
 
-_ZEROS = nn.initializers.zeros_init()
-
 
 @dataclass(frozen=True, kw_only=True)
 class BlockConfig:
@@ -46,7 +44,7 @@ class BlockConfig:
     norm_eps: int | float = 1e-5
     act_fn: str = "silu"
     dropout: int | float = 0.0
-    resnet_time_scale_shift: str
+    resnet_time_scale_shift: str = "default"
     output_scale_factor: int | float = 1
     downsample_padding: int = 1
     deterministic: bool = True
@@ -153,17 +151,14 @@ class ResnetBlock(nn.Module):
         else:
             hidden = config.norm("norm2")(hidden + time)
         hidden = nn.Dropout(config.dropout, deterministic=config.deterministic)(config.act(hidden))
-        hidden = config.conv(self.features, "conv2", kernel_init=_ZEROS)(hidden)
+        hidden = config.conv(self.features, "conv2", kernel_init=nn.initializers.zeros)(hidden)
         if x.shape[-1] != self.features:
             x = config.conv(self.features, "conv_shortcut", size=1)(x)
         return (x + hidden) / config.output_scale_factor
 
 
 class Attention(nn.Module):
-    """Self-attention over all pixels, in heads of `head_dim` channels.
-
-    Channels that do not fill a head are left out.
-    """
+    """Self-attention over all pixels; channels that do not fill a head are left out."""
 
     config: BlockConfig
     head_dim: int
@@ -182,7 +177,7 @@ class Attention(nn.Module):
         mixed = dot_product_attention(query, key, value, precision=config.precision)
         # Meshes with Explicit axes can only reshape one axis at a time.
         mixed = mixed.reshape(batch, height * width, -1).reshape(batch, height, width, -1)
-        hidden = config.dense(channels, "to_out_0", kernel_init=_ZEROS)(mixed)
+        hidden = config.dense(channels, "to_out_0", kernel_init=nn.initializers.zeros)(mixed)
         return (x + hidden) / config.output_scale_factor
 
 
@@ -210,3 +205,53 @@ def halve(x: Features) -> Features:
 def double(x: Features) -> Features:
     """Nearest-neighbour upsampling by 2."""
     return x.repeat(2, axis=1).repeat(2, axis=2)
+
+
+class Level(NamedTuple):
+    """A block of the network: one resolution on the way down or up, or the middle."""
+
+    name: str
+    features: int
+    resnets: int
+    attentions: int
+    """The first this many residual blocks are followed by attention."""
+    head_dim: int
+    """Channels of an attention head."""
+    resample: str | None
+    """How the block changes the size at its end, `"conv"` or `"resnet"`; None for not at all."""
+
+
+class Block(nn.Module):
+    """The residual blocks of a level, with attention after the first of them, then resampling."""
+
+    config: BlockConfig
+    level: Level
+
+    @nn.compact
+    def __call__(
+        self, x: Features, embedding: Embedding, skips: Sequence[Features] = ()
+    ) -> list[Features]:
+        """The output of every layer. On the way up, each residual block also sees a skip."""
+        config, level, upward = self.config, self.level, len(skips) > 0
+        states = []
+        for number in range(level.resnets):
+            if upward:
+                x = jnp.concatenate([x, skips[number]], axis=-1)
+            x = config.resnet(level.features, f"resnets_{number}")(x, embedding)
+            if number < level.attentions:
+                x = config.attention(level.head_dim, f"attentions_{number}")(x)
+            states.append(x)
+        name, resample = ("upsamplers_0", double) if upward else ("downsamplers_0", halve)
+        if level.resample == "resnet":
+            states.append(config.resnet(level.features, name, resample)(x, embedding))
+        elif level.resample == "conv":
+            states.append(Resample(config, upward, name=name)(x))
+        return states
+
+
+def way_down(config: BlockConfig, x: Array, embedding: Array, down: list[Level]) -> list[Array]:
+    """The output of `conv_in` and of every layer after it, the lowest resolution last."""
+    states = [config.conv(down[0].features, "conv_in")(x)]
+    for level in down:
+        states += Block(config, level, name=level.name)(states[-1], embedding)
+    return states

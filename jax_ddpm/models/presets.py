@@ -51,15 +51,14 @@ def adm_imagenet64(**fields: Any) -> UNet:
     precisions: its norms, dense layers and last convolution stay float32. Here `dtype` applies to
     all layers.
     """
-    channels = (192, 384, 576, 768)
-    own = {"layers_per_block": 3, "attention_head_dim": 64, "dropout": 0.1}
-    return _adm(64, channels, plain=1, **{**own, **fields})
+    own = {"layers_per_block": 3, "dropout": 0.1}
+    return _adm(64, (192, 384, 576, 768), plain=1, **{**own, **fields})
 
 
 def adm_imagenet128(**fields: Any) -> UNet:
     """Dhariwal & Nichol's ADM for ImageNet at 128×128, 421,529,606 parameters (their 422 M)."""
-    channels = (256, 256, 512, 768, 1024)
-    return _adm(128, channels, plain=2, **{"num_attention_heads": 4, **fields})
+    heads = {"num_attention_heads": 4, "attention_head_dim": None}
+    return _adm(128, (256, 256, 512, 768, 1024), plain=2, **{**heads, **fields})
 
 
 def adm_imagenet256(**fields: Any) -> UNet:
@@ -67,15 +66,13 @@ def adm_imagenet256(**fields: Any) -> UNet:
 
     The unconditional networks, of ImageNet and LSUN, have `num_class_embeds=None`.
     """
-    channels = (256, 256, 512, 512, 1024, 1024)
-    return _adm(256, channels, plain=3, **{"attention_head_dim": 64, **fields})
+    return _adm(256, (256, 256, 512, 512, 1024, 1024), plain=3, **fields)
 
 
 def adm_imagenet512(**fields: Any) -> UNet:
     """Dhariwal & Nichol's ADM for ImageNet at 512×512, 558,997,638 parameters (their 559 M)."""
-    channels = (128, 256, 256, 512, 512, 1024, 1024)
-    own = {"attention_head_dim": 64, "time_proj_dim": 256, "time_embedding_dim": 1024}
-    return _adm(512, channels, plain=4, **{**own, **fields})
+    own = {"time_proj_dim": 256, "time_embedding_dim": 1024}
+    return _adm(512, (128, 256, 256, 512, 512, 1024, 1024), plain=4, **{**own, **fields})
 
 
 def _adm(size: int, channels: tuple[int, ...], *, plain: int, **fields: Any) -> UNet:
@@ -88,6 +85,7 @@ def _adm(size: int, channels: tuple[int, ...], *, plain: int, **fields: Any) -> 
         "block_out_channels": channels,
         "down_block_types": (*down, *("AttnDownBlock2D",) * attended),
         "up_block_types": (*("AttnUpBlock2D",) * attended, *up),
+        "attention_head_dim": 64,
         "norm_eps": 1e-5,
         "attn_norm_num_groups": 32,  # None would mean no norm with "scale_shift"
         "resnet_time_scale_shift": "scale_shift",

@@ -13,8 +13,7 @@ from jaxtyping import Array
 
 from jax_ddpm._errors import check_floats
 from jax_ddpm._typing import Image, Time
-from jax_ddpm.cpu import conv_general_dilated
-from jax_ddpm.models.layers import each_time
+from jax_ddpm.models.layers import BlockConfig, each_time
 
 # The layer's only input is the raw step number, 0 … T - 1. With the default initialisation the
 # output would start near 100 (the tutorial's does, and its untrained loss is about 1e4).
@@ -38,16 +37,10 @@ class SimpleUNet(nn.Module):
     def __call__(self, x: Image, t: Time) -> Array:
         """Predict the noise in `x`, [batch, height, width, channels], at step `t`, as in `UNet`."""
         check_floats("x", x, (*jnp.shape(x)[:3], self.channels))
-        policy = {name: getattr(self, name) for name in ("dtype", "param_dtype", "precision")}
-
-        def conv(features: int, name: str) -> nn.Conv:
-            options = {"conv_general_dilated": conv_general_dilated, **policy}
-            return nn.Conv(features, (3, 3), padding=1, name=name, **options)
-
-        time = nn.Dense(128, name="time_mlp", kernel_init=_time_init, **policy)(each_time(t, x))
-
-        x = nn.relu(conv(64, "down1")(x))
-        x = nn.relu(conv(128, "down2")(x))
+        config = BlockConfig.of(self)
+        time = config.dense(128, "time_mlp", kernel_init=_time_init)(each_time(t, x))
+        x = nn.relu(config.conv(64, "down1")(x))
+        x = nn.relu(config.conv(128, "down2")(x))
         x = x + time[:, None, None, :].astype(x.dtype)
-        x = nn.relu(conv(64, "up1")(x))
-        return conv(self.channels, "up2")(x)
+        x = nn.relu(config.conv(64, "up1")(x))
+        return config.conv(self.channels, "up2")(x)

@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -20,16 +20,7 @@ from jaxtyping import Array
 
 from jax_ddpm._errors import FieldError, check_choice, check_floats, check_positive, check_whole
 from jax_ddpm._typing import Image, Label, Time
-from jax_ddpm.models.layers import (
-    ACTIVATIONS,
-    BlockConfig,
-    Embedding,
-    Features,
-    Resample,
-    TimeEmbedding,
-    double,
-    halve,
-)
+from jax_ddpm.models.layers import ACTIVATIONS, Block, BlockConfig, Level, TimeEmbedding, way_down
 from jax_ddpm.schedule import look_up
 
 _CHOICES: dict[str, Sequence[Any]] = {
@@ -41,29 +32,8 @@ _CHOICES: dict[str, Sequence[Any]] = {
     "downsample_type": ("conv", "resnet"),
     "upsample_type": ("conv", "resnet"),
     "resnet_time_scale_shift": ("default", "scale_shift"),
+    "pool": ("attention", "adaptive", "spatial", "spatial_v2"),
 }
-
-
-class Level(NamedTuple):
-    """A block of the network: one resolution on the way down or up, or the middle."""
-
-    name: str
-    features: int
-    resnets: int
-    attentions: int
-    """The first this many residual blocks are followed by attention."""
-    head_dim: int
-    """Channels of an attention head."""
-    resample: str | None
-    """How the block changes the size at its end, `"conv"` or `"resnet"`; None for not at all."""
-
-
-class Levels(NamedTuple):
-    """All blocks, in the order of the data; the middle has one or none."""
-
-    down: list[Level]
-    middle: list[Level]
-    up: list[Level]
 
 
 class UNet(nn.Module):
@@ -156,17 +126,14 @@ class UNet(nn.Module):
     def __call__(
         self, x: Image, t: Time, labels: Label | None = None, *, train: bool = False
     ) -> Array:
-        """Predict ε, x_0 or v.
+        """Predict ε, x_0 or v for `x`, [batch, height, width, in_channels].
 
         Args:
-          x: [batch, height, width, in_channels].
           t: the step number, [batch] or one for all images.
-          labels: [batch], with `num_class_embeds`.
+          labels: [batch], with `num_class_embeds`. A traced label out of range gives NaN.
           train: whether dropout is on; it draws from the Flax stream `"dropout"`.
 
-        Raises:
-          ValueError: a field or a shape does not fit, or a concrete label is out of range (a traced
-            one gives NaN). The message names it.
+        Raises `ValueError` naming a field, a shape or a concrete label that does not fit.
         """
         self.check_fields()
         self._check_inputs(x, labels)
@@ -176,11 +143,10 @@ class UNet(nn.Module):
         waves, features = self.time_proj_dim or first, self.time_embedding_dim or 4 * first
         sinusoids = (self.flip_sin_to_cos, self.freq_shift, self.time_scale)
         embedding = TimeEmbedding(config, waves, features, *sinusoids, name="time_embedding")(t, x)
-        if self.num_class_embeds is not None:
-            dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-            table = nn.Embed(self.num_class_embeds, features, name="class_embedding", **dtypes)
-            (rows,) = table.promote_dtype(table.embedding, dtype=self.dtype)
-            embedding += look_up(rows, jnp.asarray(labels), labels, mode="fill")
+        if (rows := self.num_class_embeds) is not None:
+            table = nn.Embed(rows, features, param_dtype=self.param_dtype, name="class_embedding")
+            (vectors,) = table.promote_dtype(table.embedding, dtype=self.dtype)
+            embedding += look_up(vectors, jnp.asarray(labels), labels, mode="fill")
         hidden = 2 * jnp.asarray(x) - 1 if self.center_input_sample else jnp.asarray(x)
         skips = way_down(config, hidden, embedding, down)
         hidden = skips[-1]
@@ -195,46 +161,34 @@ class UNet(nn.Module):
             seen = [skips.pop() for _ in range(level.resnets)]
             hidden = Block(config, level, name=level.name)(hidden, embedding, seen)[-1]
         hidden = nn.silu(config.norm("conv_norm_out")(hidden))
-        zeros = nn.initializers.zeros_init()
-        return config.conv(self.out_channels, "conv_out", kernel_init=zeros)(hidden)
+        return config.conv(self.out_channels, "conv_out", kernel_init=nn.initializers.zeros)(hidden)
 
-    def levels(self) -> Levels:
-        """The blocks of the network."""
-        channels, layers = self.block_out_channels, self.layers_per_block
-        heads = (self.num_attention_heads, self.attention_head_dim)
-        down = way("down", channels, self.down_block_types, layers, self.downsample_type, *heads)
+    def levels(self) -> tuple[list[Level], list[Level], list[Level]]:
+        """The blocks on the way down, in the middle (one or none) and on the way up."""
+        layers, heads = self.layers_per_block, self.num_attention_heads
+        down = way(self, "down", layers, heads)
         attentions, last = int(self.add_attention), down[-1]
         middle = [Level("mid_block", last.features, 2, attentions, last.head_dim, None)]
-        heads = (self.num_attention_heads_upsample or heads[0], heads[1])
-        up = way("up", channels[::-1], self.up_block_types, layers + 1, self.upsample_type, *heads)
-        return Levels(down, middle if self.mid_block_type else [], up)
+        up = way(self, "up", layers + 1, self.num_attention_heads_upsample or heads)
+        return down, middle if self.mid_block_type else [], up
 
     def check_fields(self) -> None:
         """Raises `FieldError` naming a field that does not fit."""
         check_positive(norm_num_groups=self.norm_num_groups, time_scale=self.time_scale)
         for name in ("layers_per_block", "out_channels", "num_class_embeds", "sample_size"):
-            value = getattr(self, name)
-            if value is not None:
+            if (value := getattr(self, name)) is not None:
                 check_whole(name, value, 1)
         check_blocks(self, self.norm_num_groups)
         if not 0 <= self.dropout < 1:
             raise FieldError("dropout", f"expected 0 to 1, below 1, got {self.dropout}")
-        waves, least = self.time_proj_dim or self.block_out_channels[0], 2 * self.freq_shift + 2
-        if waves < least:
-            problem = f"expected at least {least} for freq_shift {self.freq_shift}, got {waves}"
-            raise FieldError("time_proj_dim", problem)
-        blocks = itertools.chain(*self.levels())
-        attended = sorted({each.features for each in blocks if each.attentions})
-        head_dim, heads_up = self.attention_head_dim, self.num_attention_heads_upsample
-        if head_dim is not None and (self.num_attention_heads or heads_up):
+        waves = self.time_proj_dim or self.block_out_channels[0]
+        check_whole("time_proj_dim", waves, 2 * self.freq_shift + 2)
+        attended = check_heads(self, "num_attention_heads", "num_attention_heads_upsample")
+        head_dim = self.attention_head_dim
+        if head_dim is not None and (self.num_attention_heads or self.num_attention_heads_upsample):
             raise FieldError("attention_head_dim", f"expected None beside heads, got {head_dim}")
-        for name in ("num_attention_heads", "num_attention_heads_upsample"):
-            value = getattr(self, name)
-            if value is not None and any(value < 1 or each % value for each in attended):
-                raise FieldError(name, f"expected a divisor of each of {attended}, got {value}")
-        if attended and head_dim is not None and not 1 <= head_dim <= attended[0]:
-            problem = f"expected 1 to {attended[0]}, got {head_dim}"
-            raise FieldError("attention_head_dim", problem)
+        if head_dim is not None and attended:
+            check_whole("attention_head_dim", head_dim, 1, attended[0])
 
     def _check_inputs(self, x: Image, labels: Label | None) -> None:
         check_floats("x", x, (*jnp.shape(x)[:3], self.in_channels))
@@ -251,34 +205,30 @@ class UNet(nn.Module):
             raise FieldError("labels", "expected None where num_class_embeds is None, got labels")
 
 
-def way(
-    direction: str,
-    channels: Sequence[int],
-    kinds: Sequence[str],
-    resnets: int,
-    resample: str,
-    heads: int | None,
-    head_dim: int | None,
-) -> list[Level]:
-    """The blocks `down_blocks_…` or `up_blocks_…`; the last one keeps the size."""
+def way(network: Any, direction: str, resnets: int, heads: int | None = None) -> list[Level]:
+    """The blocks `down_blocks_…` or `up_blocks_…` of a network; the last one keeps the size."""
+    channels = network.block_out_channels
+    channels = channels if direction == "down" else channels[::-1]
+    kinds = getattr(network, f"{direction}_block_types")
+    resample = getattr(network, f"{direction}sample_type")
     levels = []
     for number, (features, kind) in enumerate(zip(channels, kinds, strict=True)):
         attends = kind.startswith("Attn")
         by = resample if attends else "resnet" if kind.startswith("Resnet") else "conv"
         by = by if number < len(channels) - 1 else None
-        size = features // heads if heads else head_dim or features  # without either, one head
+        size = features // heads if heads else network.attention_head_dim or features
         name = f"{direction}_blocks_{number}"
         levels.append(Level(name, features, resnets, attends * resnets, size, by))
     return levels
 
 
-def check_blocks(network: Any, groups: int, **more_choices: Sequence[Any]) -> None:
+def check_blocks(network: Any, groups: int) -> None:
     """Raises `FieldError` naming a field with a wrong choice, length or number of channels."""
-    channels, choices_of = network.block_out_channels, {**_CHOICES, **more_choices}
-    for name in filter(partial(hasattr, network), choices_of):
+    channels = network.block_out_channels
+    for name in filter(partial(hasattr, network), _CHOICES):
         value, several = getattr(network, name), name.endswith("block_types")
         for each in value if several else [value]:
-            check_choice(name, each, choices_of[name])
+            check_choice(name, each, _CHOICES[name])
         if several and len(value) != len(channels):
             problem = f"expected {len(channels)} (one for each of block_out_channels)"
             raise FieldError(name, f"{problem}, got {len(value)}")
@@ -288,37 +238,12 @@ def check_blocks(network: Any, groups: int, **more_choices: Sequence[Any]) -> No
             raise FieldError("block_out_channels", problem)
 
 
-class Block(nn.Module):
-    """The residual blocks of a level, with attention after the first of them, then resampling."""
-
-    config: BlockConfig
-    level: Level
-
-    @nn.compact
-    def __call__(
-        self, x: Features, embedding: Embedding, skips: Sequence[Features] = ()
-    ) -> list[Features]:
-        """The output of every layer. On the way up, each residual block also sees a skip."""
-        config, level, upward = self.config, self.level, len(skips) > 0
-        states = []
-        for number in range(level.resnets):
-            if upward:
-                x = jnp.concatenate([x, skips[number]], axis=-1)
-            x = config.resnet(level.features, f"resnets_{number}")(x, embedding)
-            if number < level.attentions:
-                x = config.attention(level.head_dim, f"attentions_{number}")(x)
-            states.append(x)
-        name, resample = ("upsamplers_0", double) if upward else ("downsamplers_0", halve)
-        if level.resample == "resnet":
-            states.append(config.resnet(level.features, name, resample)(x, embedding))
-        elif level.resample == "conv":
-            states.append(Resample(config, upward, name=name)(x))
-        return states
-
-
-def way_down(config: BlockConfig, x: Array, embedding: Array, down: list[Level]) -> list[Array]:
-    """The output of `conv_in` and of every layer after it, the lowest resolution last."""
-    states = [config.conv(down[0].features, "conv_in")(x)]
-    for level in down:
-        states += Block(config, level, name=level.name)(states[-1], embedding)
-    return states
+def check_heads(network: Any, *divisors: str) -> list[int]:
+    """The channels of blocks with attention; raises `FieldError` unless `divisors` divide them."""
+    blocks = itertools.chain(*network.levels())
+    attended = sorted({each.features for each in blocks if each.attentions})
+    for name in divisors:
+        value = getattr(network, name)
+        if value is not None and any(value < 1 or each % value for each in attended):
+            raise FieldError(name, f"expected a divisor of each of {attended}, got {value}")
+    return attended

@@ -116,7 +116,7 @@ def two_levels(**fields):
         (two_levels(up_block_types=("UpBlock2D",)), {}, "up_block_types: expected 2 .* got 1"),
         (two_levels(downsample_padding=2), {}, "downsample_padding: expected one of 0, 1, got 2"),
         (two_levels(norm_num_groups=3), {}, "block_out_channels: expected multiples .* 3, got 8"),
-        (two_levels(attention_head_dim=17), {}, "attention_head_dim: expected 1 to 16"),
+        (two_levels(attention_head_dim=17), {}, r"attention_head_dim: expected values in .1, 16"),
         (two_levels(num_attention_heads=3), {}, "num_attention_heads: .* a divisor of .*16"),
         (two_levels(), {"x": X[:, :, :3]}, "x: expected height and width to be multiples of 2"),
         (two_levels(), {"x": X[..., :1]}, r"x: expected shape \(2, 8, 4, 3\)"),
