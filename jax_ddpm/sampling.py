@@ -167,7 +167,6 @@ def p_sample_steps(
     def step(state, _):
         i, x_t, memory = state
         x_prev, memory = rule.step(schedule, run_network, draw, i, x_t, memory)
-        check_floats("x_prev of sampler.step", x_prev, x_t.shape)
         return SampleState(i - 1, place(x_prev, sharding), memory), None
 
     return lax.scan(jax.checkpoint(step, prevent_cse=False), state, length=steps)[0]

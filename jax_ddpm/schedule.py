@@ -142,7 +142,6 @@ def spaced_timesteps(
     `"ddim25"` has every n-th entry, 25 in all, and `""` has all. Raises `ValueError` if there are
     no such steps.
     """
-    check_whole("timesteps", timesteps, 1)
     if isinstance(steps, str):
         return _respacing(timesteps, steps)
     check_whole("steps", steps, 1, timesteps)

@@ -77,7 +77,7 @@ WRONG = {
     **dict.fromkeys(NETWORKS, (MODEL, "x", None)),
     **dict.fromkeys(("prediction_type", "variance_type", "spacing"), (*CHOICE, None)),
     **dict.fromkeys(("loss_type", "weighting", "order"), CHOICE),
-    **dict.fromkeys(("limit", "max_value", "max_slope"), (0, np.nan, -3)),
+    **dict.fromkeys(("limit", "max_value"), (0, np.nan, -3)),
     **dict.fromkeys(("eta", "quantile", "rescale", "label_dropout"), SHARE),
     **dict.fromkeys(("decay", "ema_decay"), (1.0, np.nan, -3)),
     **dict.fromkeys(("first_sample", "step"), COUNT[1:]),
@@ -173,7 +173,7 @@ def labelled(labels, t=T):
 @pytest.mark.parametrize(
     ("name", "call"),
     [
-        *[("timesteps", partial(ddpm.spaced_timesteps, wrong, 2)) for wrong in (0, 0.5, "x")],
+        *[("steps", partial(ddpm.spaced_timesteps, wrong, 2)) for wrong in (0, 0.5)],
         *[("timesteps", partial(ddpm.respace, SCHEDULE, wrong)) for wrong in ENTRIES],
         ("output of denoise_fn", lambda: loop(denoise_fn=lambda x, t: (x, t))),
         ("output of denoise_fn", lambda: loop(denoise_fn=lambda x, t: x[..., :1])),
@@ -191,7 +191,7 @@ def labelled(labels, t=T):
         ("prediction_type", lambda: ddpm.training_losses(NO_SIGNAL, network, X, T % 2, X)),
         ("prediction_type", lambda: ddpm.make_train_step(NO_SIGNAL, network, SGD)),
         ("clip_denoised", lambda: loop(clip_denoised=ddpm.dynamic_threshold)),
-        ("x_prev of sampler.step", lambda: loop(sampler=ddpm.ddim()._replace(step=by_two))),
+        ("scan body function carry", lambda: loop(sampler=ddpm.ddim()._replace(step=by_two))),
         ("model", lambda: runs.draw(KEY, "runs/digits", 2)),
         ("chain", lambda: runs.draw(KEY, RUN, 2, chain=SCHEDULE.betas)),
         ("images", lambda: runs.save_samples("x.npz", X.astype(int))),

@@ -32,8 +32,9 @@ def use_cores() -> None:
     """
     config: Any = jax.config
     flags = os.environ.get("XLA_FLAGS", "")
-    is_set = config.jax_num_cpu_devices >= 0 or "xla_force_host_platform_device_count" in flags
-    if is_set or not _is_backend(config.jax_platforms):
+    if config.jax_num_cpu_devices >= 0 or "xla_force_host_platform_device_count" in flags:
+        return
+    if not _is_backend(config.jax_platforms):
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     config.update("jax_num_cpu_devices", cores or 1)

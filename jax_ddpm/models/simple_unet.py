@@ -26,6 +26,11 @@ class SimpleUNet(nn.Module):
     Attributes:
       channels: channels of the images.
       dtype, param_dtype, precision: as in `UNet`.
+
+    >>> model, x, t = ddpm.SimpleUNet(), jnp.zeros((2, 8, 8, 3)), jnp.array([0, 199])
+    >>> variables = jax.jit(model.init)(jax.random.key(0), x, t)
+    >>> model.apply(variables, x, t).shape
+    (2, 8, 8, 3)
     """
 
     channels: int = 3
