@@ -86,7 +86,7 @@ WRONG = {
     **dict.fromkeys(("size", "batch_size", "splits", "k"), (300, -3)),
     **{"final_alpha_cumprod": (0, *SHARE), "subset_size": (0, -3), "subsets": (0, -3)},
     **{"steps": (300, "ddim300", "11", "0", *COUNT[1:]), "clip_denoised": (None, "x")},
-    "interval": ((9, 3), (np.nan, 5)),
+    **{"params": (None, MODEL), "interval": ((9, 3), (np.nan, 5))},
     "betas": (None, "linear", [[0.1]], [0, 1], [True, True], [0.1, 1.5], [1.0, 0.1], [np.nan]),
     "key": (jax.random.PRNGKey(0), 0, jax.random.split(KEY), None),
     "mask": (MASK * 255, MASK - 2),

@@ -18,6 +18,7 @@ from jax_ddpm._errors import (
     check_function,
     check_key,
     check_whole,
+    described,
 )
 from jax_ddpm._typing import PRNGKey, Sample
 from jax_ddpm.losses import LossType, Weighting, check_loss, training_losses
@@ -58,6 +59,9 @@ def init_train_state(
     """The state before the first step; its average of the weights starts as `params`. All arrays
     are copies, so it can be donated. An example is in `make_train_step`."""
     check_key("key", key)
+    for leaf in [params] if params is None else jax.tree.leaves(params):
+        if not isinstance(leaf, jax.Array | np.ndarray | np.generic | float | int):
+            raise FieldError("params", f"expected a tree of arrays, got {described(leaf)}")
     params, ema_params = (jax.tree.map(jnp.array, params) for _ in range(2))
     opt_state = optimizer.init(params)
     return TrainState(jnp.int32(0), params, ema_params, opt_state, jax.random.clone(key))
