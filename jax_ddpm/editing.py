@@ -36,7 +36,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Int, Real
 
-from jax_ddpm._errors import check_between, check_floats, check_samples, check_whole
+from jax_ddpm._errors import FieldError, check_between, check_floats, check_samples, check_whole
 from jax_ddpm._typing import (
     AnyArray,
     DenoiseFn,
@@ -88,10 +88,10 @@ def image_to_image(
     x_start = place(jnp.asarray(x_start), sharding)
     draw = noise_source(key, noise_fn, x_start, first_sample, sharding)
     x_T = q_sample(chain, x_start, steps - 1, draw(jnp.int32(steps)))
-    policy: Any = {"prediction_type": prediction_type, "variance_type": variance_type}
-    policy |= {"clip_denoised": clip_denoised, "sampler": sampler, "sharding": sharding}
-    policy |= {"x_T": x_T, "noise_fn": noise_fn, "first_sample": first_sample}
-    return jnp.asarray(p_sample_loop(key, chain, denoise_fn, x_T.shape, **policy))
+    options: Any = {"prediction_type": prediction_type, "variance_type": variance_type}
+    options |= {"clip_denoised": clip_denoised, "sampler": sampler, "sharding": sharding}
+    options |= {"x_T": x_T, "noise_fn": noise_fn, "first_sample": first_sample}
+    return jnp.asarray(p_sample_loop(key, chain, denoise_fn, x_T.shape, **options))
 
 
 @in_float32
@@ -256,7 +256,10 @@ def inpaint(
     x_start = place(jnp.asarray(x_start), sharding)
     check_between("mask", mask, 0, 1)  # image files have 0 and 255
     mask = jnp.clip(jnp.asarray(mask, x_start.dtype), 0, 1)  # a traced one cannot be checked
-    mask = place(jnp.broadcast_to(mask, x_start.shape), sharding)
+    try:
+        mask = place(jnp.broadcast_to(mask, x_start.shape), sharding)
+    except ValueError as error:
+        raise FieldError("mask", str(error)) from None
     draw = noise_source(key, noise_fn, x_start, first_sample, sharding)
     policy = (prediction_type, variance_type, clip_denoised)
     sampler, run_network = ancestral(), partial(predict, schedule, denoise_fn, *policy)

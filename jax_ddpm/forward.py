@@ -98,8 +98,8 @@ def predict_eps_from_v(schedule: NoiseSchedule, x_t: Sample, t: Timestep, v: Sam
 
 def _rates(schedule: NoiseSchedule, t: Timestep, x: Sample) -> tuple[Array, Array]:
     """√ᾱ_t and √(1 - ᾱ_t)."""
-    tables = (schedule.sqrt_alphas_cumprod, schedule.sqrt_one_minus_alphas_cumprod)
-    return extract(tables[0], t, x), extract(tables[1], t, x)
+    signal = extract(schedule.sqrt_alphas_cumprod, t, x)
+    return signal, extract(schedule.sqrt_one_minus_alphas_cumprod, t, x)
 
 
 def _like(mean: Array, variance: Array) -> Array:

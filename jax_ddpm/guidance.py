@@ -11,7 +11,7 @@ only the first C channels are guided.
 
 from collections.abc import Callable
 from numbers import Real
-from typing import Any, get_args
+from typing import get_args
 
 import jax.numpy as jnp
 import numpy as np
@@ -45,7 +45,7 @@ def classifier_free_guidance(
     in diffusers. So 1 is the conditional network, 0 the unconditional one.
 
     The two networks run one after the other. One run on a doubled batch would move samples between
-    devices twice per step.
+    devices twice per step. Raises `ValueError` for a range or a shape that does not fit.
 
     Args:
       conditional, unconditional: any output type, the same for both.
@@ -56,9 +56,6 @@ def classifier_free_guidance(
         Where no timestep of the batch is inside, only the conditional network runs; devices agree
         on this by reducing one boolean per step.
 
-    Raises:
-      ValueError: `scale` is not finite, `rescale` not in [0, 1], or `interval` or a shape is wrong.
-
     >>> labelled, unlabelled = lambda x_t, t: 0.2 * x_t, lambda x_t, t: 0.1 * x_t
     >>> guided = ddpm.classifier_free_guidance(labelled, unlabelled, 3.0)
     >>> guided(jnp.ones((1, 1, 1, 1)), jnp.array([5])).item()  # 0.2 + (3 - 1) (0.2 - 0.1)
@@ -67,9 +64,7 @@ def classifier_free_guidance(
     check_denoisers(conditional=conditional, unconditional=unconditional)
     check_finite("scale", scale)
     check_between("rescale", rescale, 0, 1)
-    low: Any
-    low, high = interval or (-np.inf, np.inf)
-    if not low <= high:
+    if interval is not None and not interval[0] <= interval[1]:
         raise FieldError("interval", f"expected (low, high) with low <= high, got {interval}")
     rescale = float(rescale)
 
@@ -89,7 +84,7 @@ def classifier_free_guidance(
         if interval is None:
             guided = guide(eps, weight)
         else:
-            inside = (low <= t) & (t <= high)
+            inside = (interval[0] <= t) & (t <= interval[1])
             weight = weight * per_sample("t", inside.astype(x_t.dtype), x_t)
             guided = lax.cond(jnp.any(inside), guide, lambda eps, weight: eps, eps, weight)
         return jnp.concatenate([guided, rest], axis=-1)
@@ -108,16 +103,14 @@ def classifier_guidance(
     """Guidance by the gradient of a classifier, Dhariwal & Nichol 2021, Algorithm 2.
 
     A shift of ε by δ shifts x_0 by -δ √(1 - ᾱ_t) / √ᾱ_t and v by δ / √ᾱ_t. Where ᾱ_t = 0, x_t holds
-    nothing of the label, and the output is not shifted.
+    nothing of the label, and the output is not shifted. Raises `ValueError` if a choice, a scale or
+    a shape does not fit, or if `schedule` is respaced.
 
     Args:
       schedule: the training schedule, not a `respace`d one, since t is the training timestep.
       denoise_fn: the network, of output `prediction_type`.
       log_prob_fn: `(x_t, t) -> log p(y | x_t)`, [batch], of a classifier of noisy images.
       scale: s, one number or one per sample; may be traced.
-
-    Raises:
-      ValueError: a choice, `scale` or a shape does not fit, or `schedule` is not one of training.
     """
     check_denoisers(denoise_fn=denoise_fn, log_prob_fn=log_prob_fn)
 

@@ -65,8 +65,10 @@ def in_float32(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
 
         def cast(tree, old, new):
-            is_old = jax.tree.map(lambda x: getattr(x, "dtype", None) == old, tree)
-            return jax.tree.map(lambda x, old: jnp.asarray(x, new) if old else x, tree, is_old)
+            def one(x):
+                return jnp.asarray(x, new) if getattr(x, "dtype", None) == old else x
+
+            return jax.tree.map(one, tree)
 
         given |= cast(samples, narrow, np.float32)
         if denoise_fn := given.get("denoise_fn"):

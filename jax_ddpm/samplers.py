@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from jax_ddpm._errors import check_between, check_choice
+from jax_ddpm._errors import check_between, check_choice, check_positive
 from jax_ddpm._typing import NoiseFn
 from jax_ddpm.forward import predict_eps_from_xstart
 from jax_ddpm.reverse import Prediction
@@ -168,6 +168,7 @@ def heun(*, max_slope: float = 10.0) -> Sampler:
         of ε by half of √ᾱ' σ̂, which is large in the last entries of a cosine schedule. Short steps
         stay below 1, so all are corrected and the order is 2.
     """
+    check_positive(max_slope=max_slope)
 
     def step(schedule, predict, noise_fn, i, x_t, memory):
         alpha_prev = extract(schedule.alphas_cumprod_prev**0.5, i, x_t)

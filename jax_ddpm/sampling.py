@@ -6,11 +6,9 @@
                  update:  sampler.step, with the noise of (sample, entry)
 
 The loop holds one state and nothing of the trajectory, and its program does not grow with T.
-
-Randomness belongs to the sample (see `noise`); x_T uses `i = T`.
-
-The loop is differentiable. Its gradient recomputes each step from its x_t, so memory holds T
-states, not T times the network's activations.
+Randomness belongs to the sample (see `noise`); x_T uses `i = T`. The loop is differentiable. Its
+gradient recomputes each step from its x_t, so memory holds T states, not T times the network's
+activations.
 
 `p_sample_loop` is `p_sample_init` and then `p_sample_steps` for all T. Call the two yourself to run
 a long chain in pieces, for a progress bar for example. The random bits are the same, and the result
@@ -34,7 +32,7 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, Int
 
-from jax_ddpm._errors import check_floats, check_schedule, check_whole
+from jax_ddpm._errors import check_floats, check_kind, check_schedule, check_whole
 from jax_ddpm._typing import DenoiseFn, NoiseFn, Place, PRNGKey, Sample, Shape, ThresholdFn
 from jax_ddpm.noise import noise_source, place, sample_noise
 from jax_ddpm.reverse import PredictionType, VarianceType, in_float32, predict
@@ -137,7 +135,7 @@ def p_sample_init(
         x_T = sample_noise(key, total, shape, first_sample=first_sample, sharding=sharding)
     check_floats("x_T", x_T, shape)
     x_T = place(jnp.asarray(x_T), sharding)
-    return SampleState(jnp.int32(total - 1), x_T, (sampler or ancestral()).init(x_T))
+    return SampleState(jnp.int32(total - 1), x_T, _rule(sampler).init(x_T))
 
 
 @in_float32
@@ -161,7 +159,7 @@ def p_sample_steps(
     left = schedule.num_timesteps if isinstance(state.i, Tracer) else int(state.i) + 1
     check_whole("steps", steps, 0, left)
     policy = (prediction_type, variance_type, clip_denoised)
-    rule, run_network = sampler or ancestral(), partial(predict, schedule, denoise_fn, *policy)
+    rule, run_network = _rule(sampler), partial(predict, schedule, denoise_fn, *policy)
     draw = noise_source(key, noise_fn, state.x_t, first_sample, sharding)
 
     def step(state, _):
@@ -170,3 +168,9 @@ def p_sample_steps(
         return SampleState(i - 1, place(x_prev, sharding), memory), None
 
     return lax.scan(jax.checkpoint(step, prevent_cse=False), state, length=steps)[0]
+
+
+def _rule(sampler: Sampler | None) -> Sampler:
+    sampler = ancestral() if sampler is None else sampler
+    check_kind("sampler", sampler, Sampler, "ddim()")
+    return sampler

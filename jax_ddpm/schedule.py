@@ -76,6 +76,7 @@ class NoiseSchedule(NamedTuple):
 
 def linear_beta_schedule(timesteps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> Betas:
     """β linear in t (Ho et al. 2020, §4)."""
+    check_whole("timesteps", timesteps, 1)
     return np.linspace(beta_start, beta_end, timesteps, dtype=np.float64)
 
 
@@ -83,12 +84,14 @@ def scaled_linear_beta_schedule(
     timesteps: int, beta_start: float = 1e-4, beta_end: float = 0.02
 ) -> Betas:
     """√β linear in t (Rombach et al. 2022)."""
+    check_whole("timesteps", timesteps, 1)
     return np.linspace(beta_start**0.5, beta_end**0.5, timesteps, dtype=np.float64) ** 2
 
 
 def cosine_beta_schedule(timesteps: int, s: float = 0.008, max_beta: float = 0.999) -> Betas:
     """ᾱ a squared cosine (Nichol & Dhariwal 2021, eq. 17), β clipped at `max_beta`."""
-    time = np.array(range(timesteps + 1)) / timesteps
+    check_whole("timesteps", timesteps, 1)
+    time = np.arange(timesteps + 1, dtype=np.float64) / int(timesteps)
     alpha_bar = np.cos((time + s) / (1 + s) * np.pi / 2) ** 2
     return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], max_beta)
 
@@ -97,7 +100,8 @@ def sigmoid_beta_schedule(
     timesteps: int, start: float = -3.0, end: float = 3.0, tau: float = 1.0
 ) -> Betas:
     """ᾱ a sigmoid scaled to run from 1 to 0 (Jabri et al. 2022, Algorithm 4), β below 0.999."""
-    time = np.array(range(timesteps + 1)) / timesteps
+    check_whole("timesteps", timesteps, 1)
+    time = np.arange(timesteps + 1, dtype=np.float64) / int(timesteps)
     sigmoid = 1 / (1 + np.exp(-(start + time * (end - start)) / tau))
     alpha_bar = (sigmoid[-1] - sigmoid) / (sigmoid[-1] - sigmoid[0])
     return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
@@ -142,6 +146,7 @@ def spaced_timesteps(
     `"ddim25"` has every n-th entry, 25 in all, and `""` has all. Raises `ValueError` if there are
     no such steps.
     """
+    check_whole("timesteps", timesteps, 1)
     if isinstance(steps, str):
         return _respacing(timesteps, steps)
     check_whole("steps", steps, 1, timesteps)
@@ -156,23 +161,24 @@ def spaced_timesteps(
 
 def _respacing(timesteps: int, words: str) -> np.ndarray:
     entries, kept = np.arange(timesteps), []
+    stride, counts = re.fullmatch(r"ddim(\d+)", words), words.split(",")
+    expected = f"counts that fit into equal parts of {timesteps} steps"
     if not words:
         return entries
-    if words.startswith("ddim"):
-        chains = (entries[::stride] for stride in range(1, timesteps + 1))
-        kept = [chain for chain in chains if words == f"ddim{chain.size}"][:1]
-    elif re.fullmatch(r" *\d+ *(, *\d+ *)*", words) and words.count(",") < timesteps:
-        counts = [int(count) for count in words.split(",")]
-        for part, count in zip(np.array_split(entries, len(counts)), counts, strict=True):
+    if stride:
+        expected = f"a count that a whole stride of {timesteps} steps gives"
+        chains = (entries[::each] for each in range(1, timesteps + 1))
+        kept = [chain for chain in chains if chain.size == int(stride[1])][:1]
+    elif all(count.strip().isdecimal() for count in counts):
+        parts = np.array_split(entries, len(counts))
+        pairs = [(part, int(count)) for part, count in zip(parts, counts, strict=True)]
+        for part, count in pairs if all(count <= part.size for part, count in pairs) else ():
             stride = (part.size - 1) / max(count - 1, 1)
             # Added up one by one, as there: halves are rounded by what the sum has lost.
-            places = np.round(np.cumsum([0, *[stride] * count])[:count]).astype(int)
-            kept.append(part[places])
-    kept = np.concatenate([entries[:0], *kept])
-    if not kept.size or np.any(np.diff(kept) == 0):  # a part has fewer entries than its count
-        expected = f"expected counts that fit into equal parts of {timesteps} steps, or 'ddim' and"
-        raise FieldError("steps", f"{expected} a count that a whole stride gives, got {words!r}")
-    return kept
+            kept.append(part[np.round(np.cumsum([0, *[stride] * count])[:count]).astype(int)])
+    if not sum(map(len, kept)):
+        raise FieldError("steps", f"expected {expected}, got {words!r}")
+    return np.concatenate(kept)
 
 
 def respace(
@@ -234,8 +240,10 @@ def warn_of_signal(schedule: NoiseSchedule) -> None:
     The chain starts from N(0, I), but the network was trained on x_T with √ᾱ_T of an image in it,
     and reads the image's brightness from the mean of the noise, near 0.
     """
-    table = schedule.sqrt_alphas_cumprod
-    if isinstance(table, Tracer) or (signal := np.asarray(table)[-1]) <= _SIGNAL:
+    if isinstance(schedule.sqrt_alphas_cumprod, Tracer):
+        return
+    signal = np.asarray(schedule.sqrt_alphas_cumprod)[-1]
+    if signal <= _SIGNAL:
         return
     timesteps = np.asarray(schedule.timesteps)
     remedy = "train on a cosine or sigmoid schedule, or with β times 1000 / T"

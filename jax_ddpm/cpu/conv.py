@@ -219,8 +219,9 @@ def _at(offset: Sequence[int], x: Array, *, whole: Sequence[int]) -> Array:
 
 def _padded(x: Array, padding: Sequence[Sequence[int]], first: int = 1) -> Array:
     """Zeros around two axes; negative ones cut."""
+    (top, bottom), (left, right) = padding
     edges = [(0, 0, 0)] * x.ndim
-    edges[first : first + 2] = [(low, high, 0) for low, high in padding]
+    edges[first : first + 2] = [(top, bottom, 0), (left, right, 0)]
     return lax.pad(x, jnp.zeros((), x.dtype), edges)
 
 

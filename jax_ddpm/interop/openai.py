@@ -87,7 +87,7 @@ def load_openai(weights: Weights, flags: Flags) -> DiffusionModel:
 
     Its network, `model.apply(variables, x, t[, y])`, takes the original training timestep, and
     computes in the dtype of the images, whatever `use_fp16` says (`clone(dtype=…)` changes that).
-    The variables are views of the file, as `load_diffusers` has them. Fixed variances are
+    The variables are read-only views of the file; see `load_diffusers`. Fixed variances are
     `"fixed_large"`, as in OpenAI's code; `chain()` is the chain of `timestep_respacing`.
 
     Args:
@@ -141,10 +141,11 @@ def load_openai_classifier(weights: Weights, flags: Flags) -> tuple[NoisyClassif
     are those of `load_openai`; `flags` are the CLASSIFIER_FLAGS, and may include those of the
     diffusion. `classifier_scale` is left to the caller, who passes it as `scale`.
     """
-    # Its flags stand last, and so replace those of the U-Net.
-    settings = {name.removeprefix("classifier_"): x for name, x in _read_flags(flags).items()}
+    flags, prefix = _read_flags(flags), "classifier_"
+    own = {name.removeprefix(prefix): x for name, x in flags.items() if name.startswith(prefix)}
+    settings = {**flags, **own, "channel_mult": ()}
     network = NoisyClassifier(
-        **_shared_fields(settings | {"channel_mult": ()}, settings["width"]),
+        **_shared_fields(settings, settings["width"]),
         layers_per_block=settings["depth"],
         pool=settings["pool"],
     )
@@ -184,10 +185,10 @@ def _words(flags: Flags) -> list[str]:
     """The words of flags by name, or in a script: `FLAGS="…"`, `python x.py $FLAGS --…`."""
     if not isinstance(flags, str):
         return [f"--{name}={value}" for name, value in flags.items()]
-    text = re.sub(r"\\\s*\n|\$\{?\w+\}?", " ", flags)
+    text = re.sub(r"\\\s*\n", " ", flags)
     text = re.sub(r"(?:export\s+)?\b\w*FLAGS=(['\"])(.*?)\1;?", r"\2", text, flags=re.DOTALL)
     text = re.sub(r"(?:\w+=\S*\s+)*\b(?:mpiexec|mpirun|torchrun|python)\b.*?\.py\b", " ", text)
-    return shlex.split(text, comments=True)
+    return shlex.split(re.sub(r"\$\{?\w+\}?", " ", text), comments=True)
 
 
 def boolean(word: str) -> bool:

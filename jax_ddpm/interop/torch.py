@@ -59,6 +59,8 @@ def read_state_dict(weights: Weights) -> dict[str, np.ndarray]:
     path = Path(weights)
     if path.suffix == ".safetensors":
         return to_arrays(load_tensors(path), copy=False)
+    if not path.is_file():
+        raise ValueError(f"{path}: expected a file of weights, got none")
     try:
         torch = import_module("torch")
         if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6):

@@ -216,7 +216,7 @@ def way(network: Any, direction: str, resnets: int, heads: int | None = None) ->
         attends = kind.startswith("Attn")
         by = resample if attends else "resnet" if kind.startswith("Resnet") else "conv"
         by = by if number < len(channels) - 1 else None
-        size = features // heads if heads else network.attention_head_dim or features
+        size = features // heads if heads else network.attention_head_dim or features  # one head
         name = f"{direction}_blocks_{number}"
         levels.append(Level(name, features, resnets, attends * resnets, size, by))
     return levels
@@ -239,7 +239,8 @@ def check_blocks(network: Any, groups: int) -> None:
 
 
 def check_heads(network: Any, *divisors: str) -> list[int]:
-    """The channels of blocks with attention; raises `FieldError` unless `divisors` divide them."""
+    """The channels of all blocks with attention. Raises `FieldError` naming the first of these
+    fields, numbers of heads or their channels, that does not divide them."""
     blocks = itertools.chain(*network.levels())
     attended = sorted({each.features for each in blocks if each.attentions})
     for name in divisors:
