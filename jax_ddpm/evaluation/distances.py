@@ -28,11 +28,6 @@ _SEED = 2020
 """torch-fidelity's, of its subsets and its order."""
 _MEMORY = 64
 """MiB of the distances that are in memory at once."""
-_NEIGHBOUR = 3
-_SUBSET = 1000
-_SCORED = 100
-"""The inception score is of as many images or more."""
-_COPY = 0.01
 
 
 class Score(NamedTuple):
@@ -46,12 +41,10 @@ KernelDistance = Score
 
 
 class PrecisionRecall(NamedTuple):
-    """Shares, 0 to 1."""
+    """The share of generated images that are like real ones, and of real ones like generated."""
 
     precision: float
-    """Of the generated images, those that are like real ones."""
     recall: float
-    """Of the real images, those that generated ones are like."""
 
 
 def main_figure(main: str) -> str:
@@ -67,18 +60,18 @@ def compare(generated: Extracted, real: Extracted, main: str) -> dict[str, Any]:
         called = main_figure(main) if name == main else f"{main_figure(main)}_{name}"
         (_, *one), (_, *other) = generated.statistics[name], real.statistics[name]
         figures[called] = frechet_distance(*one, *other)
-    if generated.logits is not None and len(generated.logits) >= _SCORED:
+    if generated.logits is not None and len(generated.logits) >= 100:  # ten a part
         score = inception_score(generated.logits)
         figures |= {"inception_score": score.mean, "inception_score_std": score.std}
     fewest = min(len(generated.kept), len(real.kept))
     if fewest > 1:
         # Of few images, smaller subsets, which still differ.
-        size = _SUBSET if fewest >= _SUBSET else max(2, fewest // 2)
+        size = 1000 if fewest >= 1000 else max(2, fewest // 2)
         distance = kernel_distance(real.kept, generated.kept, subset_size=size)
         kernel = "kid" if main == INCEPTION else "classifier_kernel_distance"
         figures |= {kernel: distance.mean, f"{kernel}_std": distance.std}
-    if fewest > _NEIGHBOUR:
-        figures |= precision_recall(real.kept, generated.kept, _NEIGHBOUR)._asdict()
+    if fewest > 3:
+        figures |= precision_recall(real.kept, generated.kept, 3)._asdict()
     return figures
 
 
@@ -92,7 +85,7 @@ def copies(generated: Extracted, real: Extracted) -> dict[str, float]:
     apart = nearest_distances(real.kept)
     # Images that are twice in the data say nothing of how near others are.
     differing = apart[apart > 1e-5 * np.median(apart)]
-    near = np.quantile(differing, _COPY) if len(differing) else 0.0
+    near = np.quantile(differing, 0.01) if len(differing) else 0.0
     nearest = nearest_distances(generated.kept, real.kept)
     return {
         "nearest": float(np.median(nearest)),
