@@ -270,8 +270,8 @@ class EvaluateConfig(ChainConfig):
     num_scored: int | None = None
     """How many images to score in bits per dimension; 0: none. Default: as --num, at most 1,000."""
     agreement: bool = True
-    """Whether a support vector machine judges the classes of samples: of at most 4,096 numbers an
-    image and 100 classes."""
+    """Let a support vector machine judge whether samples are what was asked for; --no-agreement
+    spares that. It does so of at most 100 classes and 4,096 numbers an image."""
     devices: DevicesConfig = DevicesConfig()
     json: Path | None = None
     """Also write the figures to this file, as JSON."""

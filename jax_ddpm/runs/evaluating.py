@@ -313,20 +313,20 @@ def label_agreement(
     assert data.labels is not None
     if not len(labels):
         raise FieldError(None, "the samples and the images have no class in common")
+    classes, numbers = np.unique(data.labels), int(np.prod(data.image_shape))
+    if len(classes) > _CLASSES or numbers > _NUMBERS:
+        expected = f"an SVC judges up to {_CLASSES} classes of up to {_NUMBERS:,} numbers an image"
+        raise FieldError(None, f"{expected}; there are {len(classes):,} of {numbers:,}")
     chosen = np.arange(len(data.labels))
     if len(chosen) > _JUDGED_BY:
         # Some of each class first, or none of a rare one could be held out.
         order = np.random.default_rng(seed).permutation(len(chosen))
-        sorts = [order[data.labels[order] == label] for label in np.unique(data.labels)]
+        sorts = [order[data.labels[order] == label] for label in classes]
         first = np.concatenate([each[:_OF_EACH] for each in sorts])
         rest = np.setdiff1d(order, first, assume_unique=True)
         chosen = np.sort(np.concatenate([first, rest])[:_JUDGED_BY])
     labels_of = data.labels[chosen]
     counts = np.unique(labels_of, return_counts=True)[1]
-    numbers = int(np.prod(data.image_shape))
-    if len(counts) > _CLASSES or numbers > _NUMBERS:
-        expected = f"an SVC judges up to {_CLASSES} classes of up to {_NUMBERS:,} numbers an image"
-        raise FieldError(None, f"{expected}; there are {len(counts):,} of {numbers:,}")
     if len(counts) < 2 or counts.min() < 2 or _HELD_OUT * len(chosen) <= len(counts) - 1:
         got = f"{len(chosen):,} images in {len(counts):,} classes, {counts.min():,} in the smallest"
         expected = "an SVC learns two classes or more, and a fifth is held out, some of each class"

@@ -33,12 +33,8 @@ def test_samples_get_a_table_and_figures(jax_ddpm_here, tmp_path):
 
 def test_a_figure_without_a_title_is_printed_by_its_name():
     found = {"num": 3, "my_figure": 0.25, "notes": ["few"], "left_out": {"kid": "why"}}
-    lines = list(report(found | {"recipe": {"seed": 0}}))
-    assert lines == ["            3 samples", "my figure        0.25", "few"] + [
-        "KID is left out: why",
-        "measured so:",
-        "  seed  0",
-    ]
+    expected = "            3 samples|my figure        0.25|few|KID is left out: why|measured so:"
+    assert "|".join(report(found | {"recipe": {"seed": 0}})) == expected + "|  seed  0"
 
 
 @pytest.mark.slow

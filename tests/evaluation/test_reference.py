@@ -80,26 +80,21 @@ def test_copies_are_seen(digits, target):
     assert target.measure([digits.images[200:270]], 70)["nearer_than_1_percent"] == 1
 
 
-def test_a_classifier_lives_as_long_as_its_user(digits):
-    """JAX keeps neither its function nor the programs of it."""
-    network = train_classifier(digits.images[:20], digits.labels[:20])
-    extract(network, [digits.images], 300)
-    network(digits.images[:3])
-    function = weakref.ref(network.apply_fn)
-    del network
-    gc.collect()
-    assert function() is None
-
-
 @pytest.mark.parametrize("shape", [pytest.param((6, 6, 1), marks=pytest.mark.slow), (40, 33, 3)])
 def test_without_labels_it_learns_turns(shape):
-    """Bright above: a classifier that tells turns apart has features that tell them apart."""
+    """Bright above: a classifier that tells turns apart has features that tell them apart. Its
+    programs live as long as it does."""
     images = np.random.default_rng(0).integers(0, 80, (16, *shape)).astype(np.uint8)
     images[:, : shape[0] // 2] += 150
     network = train_classifier(images)
     assert "the turns of 16" in network.description
     up, down = (np.asarray(network(each)["features"]) for each in (images, images[:, ::-1]))
     assert np.linalg.norm(up.mean(0) - down.mean(0)) > 2 * up.std(0).max()
+    extract(network, [images], 16)
+    function = weakref.ref(network.apply_fn)
+    del network
+    gc.collect()
+    assert function() is None
 
 
 def test_statistics_do_not_depend_on_batches_or_devices():
