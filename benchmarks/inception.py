@@ -32,7 +32,8 @@ from benchmarks.harness import (
 )
 from jax_ddpm.cpu import use_cores
 from jax_ddpm.evaluation import load_inception
-from jax_ddpm.evaluation.extraction import extract, feature_batches
+from jax_ddpm.evaluation.features import over_devices
+from jax_ddpm.evaluation.statistics import extract
 from jax_ddpm.io.arrays import save_tensors
 from jax_ddpm.models.inception import InceptionV3
 
@@ -119,7 +120,7 @@ def _weights() -> dict[str, np.ndarray]:
 
 
 def _ours(network: Any, images: np.ndarray) -> np.ndarray:
-    return _joined(feature_batches(network, _batches(images)))
+    return _joined(over_devices(network.apply_fn, network.variables, zip(_batches(images)), _BATCH))
 
 
 def _torch_fidelity(path: Path) -> Callable[[np.ndarray], np.ndarray]:

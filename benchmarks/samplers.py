@@ -19,8 +19,8 @@ from jax_ddpm.data import load_dataset
 from jax_ddpm.noise import sample_noise
 from jax_ddpm.runs import load_run
 from jax_ddpm.runs.drawing import labels_in_turn
+from jax_ddpm.runs.evaluating import label_agreement
 from jax_ddpm.runs.figures import image_grid
-from jax_ddpm.runs.measuring import label_agreement
 from jax_ddpm.runs.programs import guided_denoise_fn
 from jax_ddpm.samplers import ancestral, ddim, dpm_solver_pp, heun
 from jax_ddpm.sampling import p_sample_loop

@@ -73,6 +73,8 @@ class Sampler(NamedTuple):
 
     init: InitFn
     step: StepFn
+    name: str = ""
+    """What the record of a measurement calls the rule, with its options."""
 
 
 def ancestral() -> Sampler:
@@ -84,7 +86,7 @@ def ancestral() -> Sampler:
         ends_in_noise = extract(schedule.posterior_variance, i, x_t) > 0
         return jnp.where(ends_in_noise, x_prev, p.mean), memory
 
-    return Sampler(lambda x_T: (), step)
+    return Sampler(lambda x_T: (), step, "ancestral")
 
 
 def ddim(eta: float = 0.0, *, use_clipped_model_output: bool = True) -> Sampler:
@@ -109,7 +111,8 @@ def ddim(eta: float = 0.0, *, use_clipped_model_output: bool = True) -> Sampler:
             x_prev = x_prev + jnp.sqrt(variance) * noise_fn(i)
         return x_prev, memory
 
-    return Sampler(lambda x_T: (), step)
+    name = f"ddim, eta {eta}, use_clipped_model_output {use_clipped_model_output}"
+    return Sampler(lambda x_T: (), step, name)
 
 
 def dpm_solver_pp(order: Literal[1, 2, 3] = 2, *, stochastic: bool = False) -> Sampler:
@@ -153,7 +156,8 @@ def dpm_solver_pp(order: Literal[1, 2, 3] = 2, *, stochastic: bool = False) -> S
         x_prev = shrink * jnp.exp(-h) * x_t + alpha_prev * integral
         return x_prev + sigma_prev * jnp.sqrt(A) * noise_fn(i), memory
 
-    return Sampler(init, step)
+    name = f"dpm_solver_pp, k {k}, order {order}, stochastic {stochastic}"
+    return Sampler(init, step, name)
 
 
 def heun(*, max_slope: float = 10.0) -> Sampler:
@@ -188,7 +192,7 @@ def heun(*, max_slope: float = 10.0) -> Sampler:
         inside = (i > 0) & (slope.reshape(()) <= max_slope)
         return lax.cond(inside, correct, lambda x_prev: x_prev, x_prev), memory
 
-    return Sampler(lambda x_T: (), step)
+    return Sampler(lambda x_T: (), step, f"heun, max_slope {max_slope}")
 
 
 def _higher_order(schedule, i, k, A, done, m_0, m_1, m_2=None):

@@ -207,7 +207,7 @@ def labelled(labels, t=T):
         ("data", lambda: runs.fit("x", "digits")),
         ("labels", lambda: labelled(np.array([0, 5]))),
         ("labels", lambda: labelled(np.arange(3))),
-        ("sigma_1", lambda: evaluation.frechet_distance(T + 0.0, ROWS[:3], ROWS[0], ROWS[:3])),
+        ("mu_2", lambda: evaluation.frechet_distance(T + 0.0, ROWS[:3], ROWS[0], ROWS[:3])),
         ("images", lambda: data.random_flip(KEY, X[0])),
         ("labels", lambda: runs.draw(KEY, RUN, 2, labels="x")),
         ("num", lambda: runs.evaluate(RUN, data.Dataset(X), num=0)),

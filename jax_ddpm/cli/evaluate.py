@@ -1,6 +1,7 @@
 """`jax-ddpm evaluate`: figures for a model or for samples, from real images."""
 
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 from jax_ddpm._errors import FieldError
@@ -11,11 +12,13 @@ from jax_ddpm.cli.errors import UsageError, check_file, naming, writing
 from jax_ddpm.cli.images import load_images
 from jax_ddpm.cli.progress import bars
 from jax_ddpm.cli.report import report
-from jax_ddpm.data import Dataset, Preparation
+from jax_ddpm.data import DATASETS, Dataset, Preparation
+from jax_ddpm.data.parquet import HUB
 from jax_ddpm.interop import DiffusionModel
-from jax_ddpm.io.files import write_json
+from jax_ddpm.io.files import read_json, write_json
 from jax_ddpm.runs import evaluate as measure
 from jax_ddpm.runs import evaluate_samples
+from jax_ddpm.runs.run import CHECKPOINTS, CONFIG
 from jax_ddpm.runs.samples import kept_samples, open_samples
 from jax_ddpm.training.hosts import run_on_all, run_on_writer
 
@@ -26,13 +29,16 @@ def evaluate(config: EvaluateConfig) -> None:
     """Measure as `config` says, and print."""
     check_file("--json", config.json)
     check_file("--save-statistics", config.save_statistics, ".npz")
-    if not _wants_images(config) and config.data.dataset != DataConfig.dataset:
+    if config.reference == "data":
+        config = replace(config, data=_images_of_run(config))
+    elif config.data.dataset is not None:
         raise UsageError("--dataset: cannot be given with --reference; --data can")
     options = {
         "seed": config.seed,
         "inception": config.inception,
         "reference": None if config.reference == "data" else config.reference,
         "statistics": config.save_statistics,
+        "agreement": config.agreement,
     }
     data = "--data" if config.data.data else "--dataset"
     with naming(data=data, folder="--out", statistics="--save-statistics", images="samples"):
@@ -40,7 +46,7 @@ def evaluate(config: EvaluateConfig) -> None:
             figures = _of_samples(config, options)
         else:
             figures = _of_model(config, options)
-    for line in report(config, figures):
+    for line in report(figures):
         say(line)
     if (path := config.json) is not None:
         with writing("--json", path):
@@ -88,7 +94,7 @@ def _of_samples(config: EvaluateConfig, options: dict[str, Any]) -> dict[str, An
             return evaluate_samples(config.samples, data, progress=show, **options)
     except FieldError as error:
         if error.field in _OF_IMAGES and config.data.data is None:
-            problem = f"{config.data.dataset} cannot be prepared as the samples are"
+            problem = f"{config.data.source} cannot be prepared as the samples are"
             raise UsageError(f"--dataset: {problem}; --data says where real images are") from None
         raise
 
@@ -103,6 +109,27 @@ def _real_images(config: EvaluateConfig) -> Dataset | None:
     known: Any = channels if channels in (1, 3, 4) else None
     prepared = Preparation(image_size=size, channels=known, range=config.range)
     return load_images(config.data, prepared)
+
+
+def _images_of_run(config: EvaluateConfig) -> DataConfig:
+    """What `--data` and `--dataset` say, or else the images that the run learned, where its record
+    says which."""
+    given, run = config.data, config.run
+    if run is None or given.data is not None or given.dataset is not None:
+        return given
+    try:
+        folder = run.parents[1] if run.parent.name == CHECKPOINTS else run
+        source = read_json(folder / CONFIG)["data"]["source"]
+    except (ValueError, TypeError, KeyError):  # not of `train`, or damaged: the checkpoints count
+        return given
+    if source in DATASETS:
+        return replace(given, dataset=source)
+    if Path(source).is_absolute() and not Path(source).exists():
+        problem = f"the images that the run learned, {source}, are no longer there"
+        raise UsageError(f"--data: {problem}; --data PATH says where they are")
+    # Relative to which folder, a record of before does not say.
+    known = Path(source).is_absolute() or source.startswith(HUB)
+    return replace(given, data=source) if known else given
 
 
 def _wants_images(config: EvaluateConfig) -> bool:
@@ -124,6 +151,6 @@ def _prepare(config: EvaluateConfig) -> tuple[DiffusionModel, Dataset | None]:
     except FieldError:
         if config.data.data is not None:
             raise
-        problem = f"{config.data.dataset} cannot be prepared as the images that the run learned"
+        problem = f"{config.data.source} cannot be prepared as the images that the run learned"
         raise UsageError(f"--dataset: {problem}; --data says where those are") from None
     return run, data

@@ -3,9 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from jax_ddpm.cli.config import EvaluateConfig
-
-_NAMES = {
+_TITLES = {
     "fid": "FID",
     "fid_768": "FID of 768 features",
     "fid_192": "FID of 192 features",
@@ -19,33 +17,28 @@ _NAMES = {
     "nearest": "distance to the nearest real image",
     "nearer_than_1_percent": "suspiciously near to one (1 % expected)",
 }
-_MANY = 10_000
 _SHARES = {"precision", "recall", "nearer_than_1_percent"}
+_IN_LINES = {"agreement", "svc_held_out", "bits_per_dim", "nearest_real"}
 
 
-def report(config: EvaluateConfig, figures: dict[str, Any]) -> Iterator[str]:
+def report(figures: dict[str, Any]) -> Iterator[str]:
     """A table of the figures, what else was found or left out, and how it was measured."""
-    yield from _table(figures)
-    yield from _left_out(config, figures)
-    yield from _recipe(figures["recipe"])
-
-
-def _table(figures: dict[str, Any]) -> Iterator[str]:
-    """The figures, and what else was found."""
     floor = dict(figures.get("held_out", {}))
     if "nearest_real" in figures:
         floor["nearest"] = figures["nearest_real"]
-    rows = [["", "samples", "real images"] if floor else ["", "samples"]]
-    for name, called in _NAMES.items():
+    rows = [["", f"{figures['num']:,} samples", *["real images"] * bool(floor)]]
+    named = {name for name in figures.keys() - _IN_LINES if not name.endswith("_std")}
+    others = [name for name, value in figures.items() if name in named and type(value) is float]
+    for name in dict.fromkeys([*_TITLES, *others]):
         if name in figures:
             columns = [figures, floor] if floor else [figures]
-            rows.append([called, *(_number(each, name) for each in columns)])
+            rows.append([_title(name), *(_number(each, name) for each in columns)])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for title, *numbers in rows if len(rows) > 1 else ():
         cells = [title.ljust(widths[0])]
         cells += [text.rjust(width) for text, width in zip(numbers, widths[1:], strict=True)]
         yield "   ".join(cells).rstrip()
-    if "held_out" in figures:
+    if floor:
         yield (
             "real images: some that were held out, against others; about what a perfect model "
             "scores, where there are as many samples"
@@ -60,27 +53,21 @@ def _table(figures: dict[str, Any]) -> Iterator[str]:
         )
     if "bits_per_dim" in figures:
         yield f"{figures['bits_per_dim']:.3f} bits per dimension at most, on the images learned"
-
-
-def _left_out(config: EvaluateConfig, figures: dict[str, Any]) -> Iterator[str]:
-    """What a user might miss, and why it is not there."""
-    num = figures.get("num", figures["recipe"].get("num", 0))
-    if "fid" in figures and 0 < num < _MANY:
-        yield f"FID of {num:,} samples is larger than of many: compare it with that of as many"
-    if config.reference != "data":
-        yield "statistics stand for the real images: what compares image with image is left out"
-    for name, why in figures.get("left_out", {}).items():
-        yield f"{_NAMES.get(name, name.replace('_', ' '))} is left out: {why}"
-
-
-def _recipe(recipe: dict[str, Any]) -> Iterator[str]:
+    yield from figures["notes"]
+    for name, why in figures["left_out"].items():
+        yield f"{_title(name)} is left out: {why}"
     yield "measured so:"
+    recipe = figures["recipe"]
     width = max(map(len, recipe))
     for name, value in recipe.items():
         if name == "versions":
             value = ", ".join(f"{package} {number}" for package, number in value.items())
         text = f"{value:,}" if type(value) is int else value
         yield f"  {name:<{width}}  {text}"
+
+
+def _title(name: str) -> str:
+    return _TITLES.get(name, name.replace("_", " "))
 
 
 def _number(figures: dict[str, Any], name: str) -> str:

@@ -7,66 +7,109 @@
                                                                          Kynkäänniemi et al. 2019
     nearest_distances    from each member of one set to the nearest of the other
 
-Each is what torch-fidelity computes of the same features. Of Inception's they are called FID, KID,
-and so on; of other features they are other figures.
+Each is what torch-fidelity computes of the same features, and raises `FieldError` where those are
+not finite. Of Inception's they are called FID, KID, and so on. A new figure of `evaluate` is a
+function here and its line in `compare`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jax_ddpm._errors import FieldError, check_positive
-from jax_ddpm._typing import AnyArray, Rows
+from jax_ddpm._errors import FieldError, check_positive, check_whole, described
+from jax_ddpm._typing import Rows
+from jax_ddpm.evaluation.statistics import Extracted
+
+INCEPTION = "2048"
+"""The name of the features that FID is of."""
 
 _SEED = 2020
 """torch-fidelity's, of its subsets and its order."""
-_ROWS = 1000
-"""Distances are computed for so many at a time."""
-
-
-class KernelDistance(NamedTuple):
-    """Over subsets of the two sets."""
-
-    mean: float
-    std: float
+_MEMORY = 64
+"""MiB of the distances that are in memory at once."""
 
 
 class Score(NamedTuple):
-    """Over parts of the set."""
+    """A figure over parts, or subsets, of the images."""
 
     mean: float
     std: float
 
 
+KernelDistance = Score
+
+
 class PrecisionRecall(NamedTuple):
-    """Shares, 0 to 1."""
+    """The share of generated images that are like real ones, and of real ones like generated."""
 
     precision: float
-    """Of the generated images, those that are like real ones."""
     recall: float
-    """Of the real images, those that generated ones are like."""
+
+
+def main_figure(main: str) -> str:
+    """What the Fréchet distance of these features is called: "fid" of Inception's alone."""
+    return "fid" if main == INCEPTION else "classifier_frechet_distance"
+
+
+def compare(generated: Extracted, real: Extracted, main: str) -> dict[str, Any]:
+    """The figures of generated images against real ones: those that can be had of the statistics,
+    and of as many features as were kept."""
+    figures = {}
+    for name in sorted(real.statistics, key=lambda name: name != main):
+        called = main_figure(main) if name == main else f"{main_figure(main)}_{name}"
+        (_, *one), (_, *other) = generated.statistics[name], real.statistics[name]
+        figures[called] = frechet_distance(*one, *other)
+    if generated.logits is not None and len(generated.logits) >= 100:  # ten a part
+        score = inception_score(generated.logits)
+        figures |= {"inception_score": score.mean, "inception_score_std": score.std}
+    fewest = min(len(generated.kept), len(real.kept))
+    if fewest > 1:
+        # Of few images, smaller subsets, which still differ.
+        size = 1000 if fewest >= 1000 else max(2, fewest // 2)
+        distance = kernel_distance(real.kept, generated.kept, subset_size=size)
+        kernel = "kid" if main == INCEPTION else "classifier_kernel_distance"
+        figures |= {kernel: distance.mean, f"{kernel}_std": distance.std}
+    if fewest > 3:
+        figures |= precision_recall(real.kept, generated.kept, 3)._asdict()
+    return figures
+
+
+def copies(generated: Extracted, real: Extracted) -> dict[str, float]:
+    """Whether the model has memorised, by the features kept: the median distance of a generated
+    image to the nearest real one, and of a real one to the nearest other; and the share of
+    generated images that are nearer than all but 1 % of the real ones are to each other. Where
+    nothing is memorised that is about 1 % or less."""
+    if len(real.kept) < 2:
+        return {}
+    apart = nearest_distances(real.kept)
+    # Images that are twice in the data say nothing of how near others are.
+    differing = apart[apart > 1e-5 * np.median(apart)]
+    near = np.quantile(differing, 0.01) if len(differing) else 0.0
+    nearest = nearest_distances(generated.kept, real.kept)
+    return {
+        "nearest": float(np.median(nearest)),
+        "nearest_real": float(np.median(apart)),
+        "nearer_than_1_percent": float(np.mean(nearest < near)),
+    }
 
 
 def frechet_distance(mu_1: Any, sigma_1: Any, mu_2: Any, sigma_2: Any) -> float:
-    """Fréchet distance of two Gaussians, squared (Heusel et al. 2017, eq. 6; Dowson & Landau
-    1982). FID, where they are those of Inception's 2,048 features of many images.
-
-    Args:
-      mu_1, mu_2: means [feature].
-      sigma_1, sigma_2: covariances [feature, feature]; those of fewer samples than features are
-        singular, which is fine.
-
-    Raises:
-      FieldError: naming what is not finite or does not fit.
+    """Fréchet distance of two Gaussians, squared (Heusel et al. 2017, eq. 6; Dowson & Landau 1982):
+    of means [feature] and covariances [feature, feature], which may be singular. FID, where they
+    are those of Inception's 2,048 features of many images.
     """
-    mu_1, sigma_1 = _gaussian("1", mu_1, sigma_1)
-    mu_2, sigma_2 = _gaussian("2", mu_2, sigma_2)
-    if len(mu_1) != len(mu_2):
-        raise FieldError("mu_2", f"expected {len(mu_1)} features, as mu_1, got {len(mu_2)}")
-    # The eigenvalues of Σ₁ Σ₂ are those of a symmetric matrix: real and, but for rounding, not
-    # negative.
-    root = _square_root(sigma_1)
+    mu_1, mu_2 = _finite(1, mu_1=mu_1, mu_2=mu_2)
+    sigma_1, sigma_2 = _finite(2, sigma_1=sigma_1, sigma_2=sigma_2)
+    for name, array in {"mu_2": mu_2, "sigma_1": sigma_1, "sigma_2": sigma_2}.items():
+        shape = array.ndim * mu_1.shape
+        if array.shape != shape:
+            raise FieldError(name, f"expected shape {shape}, as mu_1, got {array.shape}")
+        if np.abs(array - array.T).max() > 1e-6 * np.abs(array).max():
+            raise FieldError(name, "expected a symmetric matrix")
+    # The eigenvalues of Σ₁ Σ₂ are those of a symmetric matrix: but for rounding, not negative.
+    values, vectors = np.linalg.eigh(sigma_1)
+    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
     inner = np.linalg.eigvalsh(root @ sigma_2 @ root)
     trace = np.sqrt(np.maximum(inner, 0)).sum()
     difference = mu_1 - mu_2
@@ -85,15 +128,11 @@ def kernel_distance(
       x, y: features [sample, feature]; two or more samples each.
       subsets: how many subsets are drawn of each.
       subset_size: samples of a subset, or all of the smaller set if that has fewer.
-
-    Raises:
-      FieldError: naming what is not finite or does not fit.
     """
-    x, y = _pair("x", x, "y", y)
+    x, y = _finite(2, x=x, y=y)
     check_positive(subsets=subsets)
     size = min(subset_size, len(x), len(y))
-    if size < 2:
-        raise FieldError("subset_size", f"expected two samples or more, got {size}")
+    check_whole("subset_size", size, 2)
     random = np.random.RandomState(_SEED)  # noqa: NPY002
 
     def kernel(one: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -112,145 +151,71 @@ def kernel_distance(
 
 def inception_score(logits: Rows, *, splits: int = 10) -> Score:
     """exp of the mean Kullback-Leibler divergence of p(y | x) from p(y) (Salimans et al. 2016, §4),
-    over `splits` parts of the images in random order: its mean and its spread.
-
-    Args:
-      logits: [sample, class], of the network's 1,008 classes, without bias.
-      splits: how many parts; each has a sample or more.
-
-    Raises:
-      FieldError: naming what is not finite or does not fit.
-    """
-    logits = _finite("logits", logits)
-    scores = InceptionScores(len(logits), splits)
-    scores.add(logits)
-    return scores.score
-
-
-class InceptionScores:
-    """The inception score of `total` images, whose logits come in batches and are not kept."""
-
-    def __init__(self, total: int, splits: int = 10) -> None:
-        if not 1 <= splits <= total:
-            raise FieldError("splits", f"expected 1 to {total}, the samples, got {splits}")
-        order = np.random.RandomState(_SEED).permutation(total)  # noqa: NPY002
-        bounds = [part * total // splits for part in range(splits + 1)]
-        self._sizes = np.diff(bounds)
-        self._part_of = np.empty(total, np.int64)
-        self._part_of[order] = np.repeat(np.arange(splits), self._sizes)
-        self.seen = 0
-        """How many images were added."""
-        self._entropy = np.zeros(splits)
-        """Sums of p(y | x) log p(y | x)."""
-        self._classes: np.ndarray | None = None
-        """Sums of p(y | x)."""
-
-    def add(self, logits: np.ndarray) -> None:
-        """The next images."""
-        logits = np.float64(logits) - np.max(logits, axis=1, keepdims=True)
-        log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    over `splits` parts of the images in random order: its mean and its spread. Logits are [sample,
+    class], of the network's 1,008 classes, without bias."""
+    logits = np.asarray(logits)
+    total = len(logits)
+    check_whole("splits", splits, 1, total)
+    order = np.random.RandomState(_SEED).permutation(total)  # noqa: NPY002
+    bounds = [part * total // splits for part in range(splits + 1)]
+    scores = []
+    for first, end in zip(bounds[:-1], bounds[1:], strict=True):
+        (part,) = _finite(2, logits=logits[order[first:end]])
+        part = part - part.max(1, keepdims=True)
+        log_p = part - np.log(np.exp(part).sum(1, keepdims=True))
         p = np.exp(log_p)
-        parts = self._part_of[self.seen : self.seen + len(p)]
-        if self._classes is None:
-            self._classes = np.zeros((len(self._sizes), p.shape[1]))
-        np.add.at(self._classes, parts, p)
-        np.add.at(self._entropy, parts, (p * log_p).sum(1))
-        self.seen += len(p)
-
-    @property
-    def score(self) -> Score:
-        """Of all images."""
-        assert self._classes is not None and self.seen == len(self._part_of)
-        mean = self._classes / self._sizes[:, None]
+        mean = p.mean(0)
         log_mean = np.log(mean, out=np.zeros_like(mean), where=mean > 0)
-        scores = np.exp(self._entropy / self._sizes - (mean * log_mean).sum(1))
-        return Score(float(scores.mean()), float(scores.std()))
+        scores.append(np.exp((p * log_p).sum() / len(p) - (mean * log_mean).sum()))
+    return Score(float(np.mean(scores)), float(np.std(scores)))
 
 
 def precision_recall(real: Rows, generated: Rows, k: int = 3) -> PrecisionRecall:
     """Improved precision and recall (Kynkäänniemi et al. 2019, eq. 1 and 2): an image is like those
-    of a set if it is no further from one of them than that one's k-th nearest neighbour.
-
-    Args:
-      real: features [sample, feature], more than k samples.
-      generated: likewise.
-      k: which neighbour; 3 is the paper's.
-
-    Raises:
-      FieldError: naming what is not finite or does not fit.
-    """
-    real, generated = _pair("real", real, "generated", generated)
-    check_positive(k=k)
-    if k >= (fewest := min(len(real), len(generated))):
-        raise FieldError("k", f"expected fewer than {fewest}, the samples, got {k}")
+    of a set if it is no further from one of them than that one's k-th nearest neighbour. Features
+    are [sample, feature], of more than k samples each."""
+    real, generated = _finite(2, real=real, generated=generated)
+    check_whole("k", k, 1, min(len(real), len(generated)) - 1)
 
     def share_within(points: np.ndarray, centers: np.ndarray) -> float:
-        radii = [np.partition(rows, k, axis=1)[:, k] for rows in _distances(centers, centers)]
-        radius = np.concatenate(radii)
-        within = [(rows <= radius).any(axis=1) for rows in _distances(points, centers)]
-        return float(np.concatenate(within).mean())
+        radius = _of_distances(centers, None, lambda rows: np.partition(rows, k, axis=1)[:, k])
+        within = _of_distances(points, centers, lambda rows: (rows <= radius).any(axis=1))
+        return float(within.mean())
 
     return PrecisionRecall(share_within(generated, real), share_within(real, generated))
 
 
 def nearest_distances(x: Rows, y: Rows | None = None) -> np.ndarray:
     """Euclidean distance of each row of `x` to the nearest of `y`, or without `y` to the nearest
-    other row of `x`; float64 [sample].
-
-    Samples that are nearer to the images that were learned than those are to each other are
-    copies: the model has memorised.
-    """
-    x, others = _pair("x", x, "y", x if y is None else y)
-    own = int(y is None)
-    if len(others) <= own:
+    other row of `x`; float64 [sample]. Samples that are nearer to the images that were learned than
+    those are to each other are copies: the model has memorised."""
+    if y is not None:
+        x, y = _finite(2, x=x, y=y)
+        return _of_distances(x, y, lambda rows: rows.min(axis=1))
+    (x,) = _finite(2, x=x)
+    if len(x) < 2:
         raise FieldError("x", f"expected two samples or more, got {len(x)}")
-    nearest = [np.partition(rows, own, axis=1)[:, own] for rows in _distances(x, others)]
-    return np.concatenate(nearest)
+    return _of_distances(x, None, lambda rows: np.partition(rows, 1, axis=1)[:, 1])
 
 
-def _distances(x: np.ndarray, y: np.ndarray) -> Iterator[np.ndarray]:
-    """Euclidean distances [some of x, y]. A point's distance to itself is below all others."""
-    squares = (y**2).sum(1)
-    for first in range(0, len(x), _ROWS):
-        rows = x[first : first + _ROWS]
-        squared = (rows**2).sum(1)[:, None] - 2 * rows @ y.T + squares
-        if x is y:
-            squared[np.arange(len(rows)), np.arange(first, first + len(rows))] = 0
-        yield np.sqrt(np.maximum(squared, 0))
+def _of_distances(
+    x: np.ndarray, y: np.ndarray | None, reduce: Callable[[np.ndarray], Any]
+) -> np.ndarray:
+    """`reduce` of Euclidean distances [some of x, y], or [some of x, x] with zeros in the diagonal:
+    both sides of a comparison round alike, so that what lies on the edge of a ball is within."""
+    from sklearn.metrics import pairwise_distances_chunked
+
+    chunks = pairwise_distances_chunked(
+        x, y, reduce_func=lambda rows, _: reduce(rows), working_memory=_MEMORY
+    )
+    return np.concatenate(list(chunks))
 
 
-def _square_root(matrix: np.ndarray) -> np.ndarray:
-    values, vectors = np.linalg.eigh(matrix)
-    return (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
-
-
-def _gaussian(which: str, mu: AnyArray, sigma: AnyArray) -> tuple[np.ndarray, np.ndarray]:
-    mean, covariance = _finite(f"mu_{which}", mu, 1), _finite(f"sigma_{which}", sigma)
-    if covariance.shape != (len(mean), len(mean)):
-        expected = f"expected shape {(len(mean), len(mean))}, as mu_{which} has {len(mean)}"
-        raise FieldError(f"sigma_{which}", f"{expected} features, got {covariance.shape}")
-    scale = np.abs(covariance).max(initial=0)
-    if np.abs(covariance - covariance.T).max(initial=0) > 1e-6 * scale:
-        raise FieldError(f"sigma_{which}", "expected a symmetric matrix")
-    return mean, covariance
-
-
-def _pair(name: str, x: AnyArray, other: str, y: AnyArray) -> tuple[np.ndarray, np.ndarray]:
-    first = _finite(name, x)
-    second = first if y is x else _finite(other, y)
-    for each, array in ((name, first), (other, second)):
-        if not len(array):
-            raise FieldError(each, "expected one sample or more, got none")
-    if first.shape[1] != second.shape[1]:
-        expected = f"expected {first.shape[1]} features, as {name}"
-        raise FieldError(other, f"{expected}, got {second.shape[1]}")
-    return first, second
-
-
-def _finite(name: str, values: AnyArray, ndim: int = 2) -> np.ndarray:
-    array = np.asarray(values, np.float64)
-    if array.ndim != ndim:
-        raise FieldError(name, f"expected {ndim} axes, got shape {array.shape}")
-    if not np.isfinite(array).all():
-        raise FieldError(name, "expected finite numbers, got NaN or infinity")
-    return array
+def _finite(ndim: int, **arrays: Any) -> list[np.ndarray]:
+    """As float64. Raises `FieldError` unless all are finite and have so many axes."""
+    found = {name: np.asarray(array, np.float64) for name, array in arrays.items()}
+    for name, array in found.items():
+        if array.ndim != ndim or not array.size or not np.isfinite(array).all():
+            expected = f"expected finite numbers of {ndim} axes"
+            raise FieldError(name, f"{expected}, got {described(array)}, perhaps with NaN")
+    return [*found.values()]

@@ -14,11 +14,9 @@ import numpy as np
 
 from jax_ddpm._errors import FieldError
 from jax_ddpm.data import Dataset, to_bytes
-from jax_ddpm.evaluation.classifier import train_classifier
-from jax_ddpm.evaluation.comparison import compare, compare_statistics, copies
-from jax_ddpm.evaluation.extraction import KEPT, Extracted, extract
-from jax_ddpm.evaluation.networks import FeatureNetwork
-from jax_ddpm.evaluation.statistics import load_statistics
+from jax_ddpm.evaluation.distances import compare, copies
+from jax_ddpm.evaluation.features import FeatureNetwork, train_classifier
+from jax_ddpm.evaluation.statistics import KEPT, Extracted, extract, load_statistics
 from jax_ddpm.models.inception import FEATURES
 
 _BATCH = 256
@@ -31,24 +29,20 @@ class Reference(NamedTuple):
 
     network: FeatureNetwork
     real: Extracted
-    """What generated images are compared with: statistics, and features if there are any."""
-    learned: Extracted | None
+    """What generated images are compared with."""
+    learned: Extracted
     """All real images."""
     floor: dict[str, Any]
     """The figures of real images that were held out."""
     at_most: int | None
     """How many generated images are compared; None: all."""
-    halves: tuple[int, int] = (0, 0)
-    """How many real images those that were held out are compared with, and how many were."""
+    halves: tuple[int, int]
+    """Numbers of real images that the floor is of: the held-out ones, and those compared with."""
 
     def measure(self, batches: Iterable[np.ndarray], total: int) -> dict[str, Any]:
-        """The figures of `total` images, uint8, which come in batches and are not kept."""
-        main = self.network.main
-        count = min(total, self.at_most or total)
-        found = extract(self.network, _first(batches, count), count)
-        if self.learned is None:
-            return compare_statistics(found, self.real.statistics, main)
-        return compare(found, self.real, main) | copies(found, self.learned)
+        """The figures of `total` images, uint8, of which all batches are read and none is kept."""
+        found = extract(self.network, batches, min(total, self.at_most or total))
+        return compare(found, self.real, self.network.main) | copies(found, self.learned)
 
 
 def reference_of_images(
@@ -61,45 +55,44 @@ def reference_of_images(
 ) -> Reference:
     """Real images, for `num` generated ones; without a network, a classifier's features.
 
-    `progress` is told how many images were looked at, and of how many.
-
-    Raises `FieldError` if they are too few to be split.
+    `progress` is told how many images were looked at, and of how many. Raises `FieldError` if they
+    are too few to be split.
     """
     total = len(data.images)
     if total < 2:
         raise FieldError("data", "expected two images or more, half of which are held out, got 1")
     # Files are often sorted by class.
-    order = np.random.default_rng(seed).permutation(total)
-    half, rest = np.array_split(order, 2)
+    half, rest = np.array_split(np.random.default_rng(seed).permutation(total), 2)
+    # As many as there are samples; the others are looked at too, since a copy may be of any.
+    held_out, unused = rest[:num], rest[num:]
     at_most = None
     if network is None:
         some = np.sort(half[:_LEARNED])
         labels = None if data.labels is None else data.labels[some]
         network = train_classifier(to_bytes(data.whole(some)), labels, seed=seed)
-        at_most = min(num, len(rest))
-    # As many as there are samples; the others are looked at too, since a copy may be of any.
-    rest, unused = rest[:num], rest[num:]
-    if at_most is not None:
-        unused = unused[: max(KEPT - len(half) - len(rest), 0)]
+        at_most = len(held_out)
+        unused = unused[: max(KEPT - len(half) - at_most, 0)]
     looked = 0
 
-    def batches(rows: np.ndarray) -> Iterator[np.ndarray]:
-        nonlocal looked
-        for first in range(0, len(rows), _BATCH):
-            if progress:
-                progress(looked, total)
-            yield to_bytes(data.whole(rows[first : first + _BATCH]))
-            looked += len(rows[first : first + _BATCH])
-        if progress:
-            progress(looked, total)
+    def of(rows: np.ndarray) -> Extracted:
+        def batches() -> Iterator[np.ndarray]:
+            nonlocal looked
+            for first in range(0, len(rows), _BATCH):
+                batch = rows[first : first + _BATCH]
+                yield to_bytes(data.whole(batch))
+                looked += len(batch)
+                if progress:
+                    progress(looked, total)
 
-    one, other = (extract(network, batches(rows), len(rows)) for rows in (half, rest))
-    floor = compare(other, one, network.main)
+        return extract(network, batches(), len(rows))
+
+    one, other = of(half), of(held_out)
     learned = one.joined(other)
     if len(unused):
-        learned = learned.joined(extract(network, batches(unused), len(unused)))
-    real = one if at_most else learned
-    return Reference(network, real, learned, floor, at_most, (len(half), len(rest)))
+        learned = learned.joined(of(unused))
+    floor = compare(other, one, network.main)
+    halves = (len(held_out), len(half))
+    return Reference(network, one if at_most else learned, learned, floor, at_most, halves)
 
 
 def reference_of_file(path: str | PathLike[str], network: FeatureNetwork) -> Reference:
@@ -111,19 +104,9 @@ def reference_of_file(path: str | PathLike[str], network: FeatureNetwork) -> Ref
         found = load_statistics(path)
     except ValueError as error:
         raise FieldError("reference", str(error)) from None
-    for name, count in FEATURES.items():
-        if count == len(found.mu):
-            empty = np.zeros((0, count), np.float32)
-            return Reference(network, Extracted({name: found}, empty, None), None, {}, None)
-    expected = f"expected mu of {', '.join(map(str, FEATURES.values()))} features of Inception"
-    raise FieldError("reference", f"{path}: {expected}, got {len(found.mu)}")
-
-
-def _first(batches: Iterable[np.ndarray], count: int) -> Iterator[np.ndarray]:
-    """The first `count` images; those after them stay with whoever gives the batches."""
-    seen = 0
-    for batch in batches:
-        yield batch[: count - seen]
-        seen += len(batch)
-        if seen >= count:
-            return
+    names = {count: name for name, count in FEATURES.items()}
+    if (count := len(found.mu)) not in names:
+        expected = f"expected mu of {', '.join(map(str, names))} features of Inception"
+        raise FieldError("reference", f"{path}: {expected}, got {count}")
+    known = Extracted({names[count]: found}, np.zeros((0, count), np.float32))
+    return Reference(network, known, known, {}, None, (0, 0))

@@ -1,10 +1,11 @@
-"""Mean and covariance of features, gathered in one pass: memory does not grow with the images.
+"""Features of many images, gathered in one pass: their mean and covariance, and some of the rows.
 
 Two sets are joined by their means and their sums of squares about them, so nothing large cancels
-(Chan, Golub & LeVeque 1983, eq. 2.1). On the host, in float64.
+(Chan, Golub & LeVeque 1983, eq. 2.1). On the host, in float64; memory grows by the logits alone.
 """
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +13,12 @@ import numpy as np
 
 from jax_ddpm._errors import FieldError
 from jax_ddpm._typing import Rows
+from jax_ddpm.evaluation.features import LOGITS, FeatureNetwork, of_size, over_devices
 from jax_ddpm.io.files import replacing
+
+KEPT = 10_000
+"""Of so many images the features themselves are kept: what compares image with image needs them."""
+_BATCH = 64
 
 
 class Statistics(NamedTuple):
@@ -36,6 +42,40 @@ class Statistics(NamedTuple):
         return Statistics(count, self.mu + shift * (other.num / count), squares / (count - 1))
 
 
+class Extracted(NamedTuple):
+    """What is kept of the features of a set of images."""
+
+    statistics: dict[str, Statistics]
+    """Of all images, by the names of the features."""
+    kept: np.ndarray
+    """The main features of the first images, at most `KEPT`: float32 [image, feature]."""
+    logits: np.ndarray | None = None
+    """Of all images, if the network has them: [image, class]."""
+
+    def joined(self, other: "Extracted") -> "Extracted":
+        """Of both sets together, without logits."""
+        both = {name: each.joined(other.statistics[name]) for name, each in self.statistics.items()}
+        return Extracted(both, np.concatenate([self.kept, other.kept])[:KEPT])
+
+
+def extract(network: FeatureNetwork, batches: Iterable[np.ndarray], most: int) -> Extracted:
+    """Features of the first `most` images, uint8 in batches of any size, all of which are read."""
+    gathered: dict[str, Statistics] = {}
+    kept, logits = [], []
+    images = of_size(batches, _BATCH, most)
+    for features in over_devices(network.apply_fn, network.variables, images, _BATCH):
+        if LOGITS in features:
+            logits.append(features.pop(LOGITS))
+        if sum(map(len, kept)) < KEPT:
+            kept.append(features[network.main].astype(np.float32))
+        for name, rows in features.items():
+            here = statistics(rows)
+            gathered[name] = gathered[name].joined(here) if name in gathered else here
+    return Extracted(
+        gathered, np.concatenate(kept)[:KEPT], np.concatenate(logits) if logits else None
+    )
+
+
 def statistics(features: Rows) -> Statistics:
     """Mean and covariance of features [sample, feature]; one sample has a covariance of 0."""
     rows = np.asarray(features, np.float64)
@@ -57,23 +97,17 @@ def load_statistics(path: str | os.PathLike[str]) -> Statistics:
 
     Raises `ValueError` naming the file, and what is missing or has another form.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file")
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as content:
             mu, sigma = (np.asarray(content[name], np.float64) for name in ("mu", "sigma"))
             count = int(content["num"]) if "num" in content else 0
-    except KeyError:
-        raise ValueError(f"{path}: expected arrays mu and sigma, got others") from None
     except Exception as error:  # NumPy's, zipfile's and zlib's errors share no nearer base
         reason = str(error).partition("\n")[0]
-        raise ValueError(f"{path}: expected a .npz of mu and sigma: {reason}") from None
+        raise ValueError(f"{path}: expected a .npz of arrays mu and sigma: {reason}") from None
     if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
         expected = "expected mu [feature] and sigma [feature, feature]"
         raise ValueError(f"{path}: {expected}, got {mu.shape} and {sigma.shape}")
-    if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
-        raise ValueError(f"{path}: expected finite numbers, got NaN or infinity")
-    if not np.allclose(sigma, sigma.T, rtol=0, atol=1e-6 * np.abs(sigma).max(initial=0)):
-        raise ValueError(f"{path}: expected a symmetric sigma, got another")
+    near = {"rtol": 0, "atol": 1e-6 * np.abs(sigma).max(initial=0)}
+    if not (np.isfinite(mu).all() and np.allclose(sigma, sigma.T, **near)):
+        raise ValueError(f"{path}: expected finite numbers and a symmetric sigma, got others")
     return Statistics(count, mu, sigma)

@@ -12,10 +12,10 @@ Nothing in here prints or ends the process. What is wrong with a setting is a `F
 from jax_ddpm._errors import FieldError
 from jax_ddpm.runs.checking import Findings, check_run
 from jax_ddpm.runs.drawing import draw
+from jax_ddpm.runs.evaluating import evaluate, evaluate_samples
 from jax_ddpm.runs.exporting import export
 from jax_ddpm.runs.figures import save_forward, save_gif, save_grid, save_loss, save_samples
 from jax_ddpm.runs.fitting import Fit, fit
-from jax_ddpm.runs.measuring import evaluate, evaluate_samples
 from jax_ddpm.runs.metrics import read_metrics
 from jax_ddpm.runs.pictures import save_pictures
 from jax_ddpm.runs.progress import Progress

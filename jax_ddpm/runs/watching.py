@@ -10,12 +10,12 @@ from jax.sharding import Mesh
 
 from jax_ddpm._errors import FieldError
 from jax_ddpm.data import Dataset, to_bytes
-from jax_ddpm.evaluation.comparison import main_figure
+from jax_ddpm.evaluation.distances import main_figure
 from jax_ddpm.evaluation.reference import reference_of_images
 from jax_ddpm.interop import DiffusionModel
 from jax_ddpm.noise import seed_key
 from jax_ddpm.runs.drawing import Drawer, labels_in_turn, make_chain
-from jax_ddpm.runs.references import feature_network
+from jax_ddpm.runs.evaluating import feature_network
 from jax_ddpm.runs.settings import Settings
 from jax_ddpm.samplers import ddim
 from jax_ddpm.training.hosts import broadcast, run_on_all

@@ -74,17 +74,36 @@ def test_what_is_not_as_it_was_is_named_by_its_flag(trained, jax_ddpm_here):
 
 def test_it_is_measured_on_its_own_pictures(trained, jax_ddpm_here, monkeypatch):
     """Which are read as it read them, but whole and not mirrored."""
-    measure = Mock(return_value={"bits_per_dim": 3.0, "recipe": {"num": 0}})
+    measure = Mock(
+        return_value={
+            "bits_per_dim": 3.0,
+            "num": 0,
+            "notes": [],
+            "left_out": {},
+            "recipe": {"seed": 0},
+        }
+    )
     monkeypatch.setattr("jax_ddpm.cli.evaluate.measure", measure)
     evaluate = "evaluate --run runs/shapes --num 0 --num-scored 4 --json figures.json".split()
-    result = jax_ddpm_here(*evaluate, "--data", "shapes", "--seed", "3", cwd=trained[0])
+    result = jax_ddpm_here(*evaluate, "--seed", "3", cwd=trained[0])
     assert "3.000 bits per dimension at most, on the images learned" in result.stdout, result.stderr
     (_, data), options = measure.call_args
     assert (options["num"], options["num_scored"], options["seed"]) == (0, 4, 3)
     assert data.preparation.crop == "center" and not data.preparation.flip
     figures = json.loads((trained[0] / "figures.json").read_text())
     assert figures == {"run": "runs/shapes", **measure.return_value}
+    gone = trained[0] / "elsewhere"
+    (trained[0] / "shapes").rename(gone)
     result = jax_ddpm_here(*evaluate, cwd=trained[0])
+    gone.rename(trained[0] / "shapes")
+    expected = f"--data: the images that the run learned, {trained[0] / 'shapes'}, are no longer"
+    assert result.returncode == 2 and expected in result.stderr
+    # A run of before its record said where they are, relative to a folder that nobody knows.
+    path = trained[0] / "runs/shapes/config.json"
+    whole = path.read_text()
+    path.write_text(whole.replace(json.dumps(str(trained[0] / "shapes")), json.dumps("shapes")))
+    result = jax_ddpm_here(*evaluate, cwd=trained[0])
+    path.write_text(whole)
     assert result.returncode == 2 and "learned; --data says where those are" in result.stderr
 
 

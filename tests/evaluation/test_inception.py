@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from jax_ddpm.evaluation import load_inception
-from jax_ddpm.evaluation.inception import VARIABLE
+from jax_ddpm.evaluation.features import VARIABLE
 from jax_ddpm.io.arrays import save_tensors
 
 HERE = Path(__file__).parent / "inception"

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 
 from jax_ddpm import runs
-from jax_ddpm.data import Dataset, to_float
-from jax_ddpm.runs.measuring import evaluate, evaluate_samples, label_agreement
+from jax_ddpm.data import Dataset, load_dataset, to_float
+from jax_ddpm.runs.evaluating import evaluate, evaluate_samples, label_agreement, score
 from jax_ddpm.runs.samples import kept_samples, open_kept, open_samples, resumed
-from jax_ddpm.runs.scoring import score
 from jax_ddpm.samplers import ddim
 
 pytestmark = pytest.mark.usefixtures("defaults", "untyped")
@@ -23,7 +22,7 @@ OPTIONS = {"num": 12, "steps": 2, "num_scored": 0, "batch_size": 4}
 @pytest.fixture(autouse=True)
 def briefly(monkeypatch):
     """The classifier learns for a few steps: figures are compared here, not judged."""
-    monkeypatch.setattr("jax_ddpm.evaluation.classifier._STEPS", 10)
+    monkeypatch.setattr("jax_ddpm.evaluation.features._STEPS", 10)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +47,7 @@ def test_a_draw_that_was_stopped_resumes_and_grows(run, data, tmp_path):
     json.dumps(whole)
     distance, recipe = "classifier_frechet_distance", whole["recipe"]
     assert whole[distance] > whole["held_out"][distance] and 0 <= whole["agreement"] <= 1
-    assert (recipe["num"], recipe["steps"], recipe["sampler"]) == (12, 2, "ancestral")
+    assert (whole["num"], recipe["steps"], recipe["sampler"]) == (12, 2, "ancestral")
     assert recipe["compared"] == "12 samples" and "the labels of 30" in recipe["features"]
     assert not {"bits_per_dim", "fid"} & {*whole}
     measure = partial(evaluate, run, data, folder=tmp_path / "kept", **OPTIONS)
@@ -69,6 +68,7 @@ def test_a_draw_that_was_stopped_resumes_and_grows(run, data, tmp_path):
     assert files[0].stat().st_mtime_ns == before
     found = evaluate_samples(tmp_path / "kept", data)
     assert found["recipe"]["weights"] == more["recipe"]["weights"] and found["num"] == 16
+    assert found.keys() == more.keys()  # one shape of report
     measured = ("precision", "agreement", "svc_held_out", distance)
     assert [found[name] for name in measured] == [more[name] for name in measured]
     # The recipe knows the sampler and its options, whoever calls.
@@ -171,13 +171,13 @@ def test_a_run_that_learned_no_class_is_measured_by_its_null_label(run, data):
     assert found["bits_per_dim"] == score(jax.random.key(0), run, of_no_class, 4, 0, None)
     later = data._replace(images=np.concatenate([data.images[:4], 255 - data.images[4:]]))
     other = evaluate(run, later, num=0, num_scored=4)
-    assert {*other} == {"steps", "bits_per_dim", "left_out", "recipe"}
+    assert {*other} == {"num", "steps", "bits_per_dim", "left_out", "notes", "recipe"}
     assert 1e-3 < abs(other["bits_per_dim"] - found["bits_per_dim"]) < np.inf
 
 
 def test_a_rare_class_is_judged_too(monkeypatch):
     """Of 1,002 images 100 are drawn; both of the rare class are among them."""
-    monkeypatch.setattr("jax_ddpm.runs.measuring._JUDGED_BY", 100)
+    monkeypatch.setattr("jax_ddpm.runs.evaluating._JUDGED_BY", 100)
     images = np.uint8([0, 100, 255]).reshape(3, 1, 1, 1)
     labels = np.repeat(np.int32([0, 1, 2]), [500, 500, 2])
     data = Dataset(images[labels], labels)
@@ -189,7 +189,7 @@ def test_what_cannot_be_measured_is_named(run, data, tmp_path):
     floats = data._replace(images=np.float32(data.images) / 255)
     low = data._replace(images=data.images[:, :4])
     for options, words in (
-        ({"data": data, "num": 0, "folder": tmp_path}, "num: expected more than 0 with folder"),
+        ({"data": data, "num": 0, "folder": tmp_path}, "num: expected more than 0"),
         ({"data": floats, "num_scored": 5}, "num_scored: expected images of 8 bits"),
         ({}, "data: expected real images, or reference, got neither"),
         ({"data": low}, r"data: expected images of \(8, 8, 1\), as the run's"),
@@ -199,12 +199,29 @@ def test_what_cannot_be_measured_is_named(run, data, tmp_path):
             evaluate(run, **options)
 
 
+def test_few_real_images_are_said_to_be_few(monkeypatch, tmp_path):
+    """Within the balls of 15 digits lies much of pure noise, within those of 120 none."""
+    monkeypatch.setattr("jax_ddpm.evaluation.features._STEPS", 200)
+    random, digits = np.random.default_rng(1), load_dataset("digits")
+    order = random.permutation(len(digits.images))
+    noise = random.integers(0, 256, (120, 8, 8, 1), np.uint8)
+    runs.save_samples(tmp_path / "noise.npz", noise)
+    for count, said in ((31, ["precision and recall say little of 15 images"]), (240, [])):
+        rows = order[:count]
+        few = digits._replace(images=digits.images[rows], labels=digits.labels[rows])
+        found = evaluate_samples(tmp_path / "noise.npz", few, seed=1, agreement=False)
+        assert [note.partition(":")[0] for note in found["notes"]] == said
+        assert (found["precision"] > 0.3) == bool(said)
+        assert found["left_out"]["agreement"] == "it was not asked for"
+
+
 LABELS = np.arange(60, dtype=np.int32)
 LEFT_OUT = {
     "60 images in 1 classes": LABELS * 0,
     "1 in the smallest": np.maximum(LABELS - 52, 0),
     "60 images in 20 classes, 3 in": LABELS % 20,
     "2 images in 2 classes": LABELS[:2],
+    "up to 2 classes of up to 4,096 numbers an image; there are 3 of 64": LABELS % 3,
     "have no classes": None,
     "have no class in common": LABELS % 2 + 20,
 }
@@ -212,8 +229,10 @@ LEFT_OUT = {
 
 @pytest.mark.filterwarnings("ignore:classes that ")
 @pytest.mark.parametrize(("why", "labels"), LEFT_OUT.items())
-def test_what_cannot_be_had_is_left_out(run, data, tmp_path, why, labels):
+def test_what_cannot_be_had_is_left_out(run, data, tmp_path, monkeypatch, why, labels):
     """And said; distances are measured all the same, of a run and of samples."""
+    if "up to 2" in why:
+        monkeypatch.setattr("jax_ddpm.runs.evaluating._CLASSES", 2)
     real = Dataset(data.images[: 60 if labels is None else len(labels)], labels)
     runs.save_samples(tmp_path / "x.npz", data.images[::3], labels=np.zeros(20, np.int32))
     scored = {"num_scored": None if labels is None else 0}

@@ -1,0 +1,232 @@
+"""Networks whose features images are compared by: FID's Inception, and a small classifier.
+
+Inception knows photographs; digits and other grey images are foreign to it. The classifier is
+trained on the real images in seconds. What is measured of its features is no FID, and compares only
+with figures of the same images, seed and version.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jax.experimental.multihost_utils import broadcast_one_to_all
+from jaxtyping import Array
+
+from jax_ddpm._errors import FieldError, check_choice, described
+from jax_ddpm._typing import Label, Pixels
+from jax_ddpm.data.order import load_batch
+from jax_ddpm.interop.torch import check_tensors, read_state_dict
+from jax_ddpm.models.classifier import FeatureClassifier
+from jax_ddpm.models.inception import InceptionV3
+from jax_ddpm.noise import seed_key
+from jax_ddpm.training.hosts import gather
+from jax_ddpm.training.sharding import data_sharding, device_mesh, replicated
+
+LOGITS = "logits_unbiased"
+VARIABLE = "JAX_DDPM_INCEPTION"
+"""Of the environment: where Inception's weights lie, if nothing else says so."""
+WHERE = (
+    "FID's Inception is weights-inception-2015-12-05-6726825d.pth of torch-fidelity's release "
+    "v0.2.0 (github.com/toshas/torch-fidelity/releases) or pt_inception-2015-12-05-6726825d.pth of "
+    "pytorch-fid's release fid_weights (github.com/mseitzer/pytorch-fid/releases); the SHA-256 of "
+    "either begins with 6726825d"
+)
+_WITHOUT = "without it, images are compared by the features of a small classifier, which is no FID"
+_EPSILON = 1e-3  # of Inception's batch normalisation
+_BATCH = 64
+# Of the classifier's training.
+_STEPS, _LEARNED, _RATE = 200, 128, 2e-3
+
+
+class FeatureNetwork(NamedTuple):
+    """From images to features: `network(images)`."""
+
+    apply_fn: Callable[[Any, Array], dict[str, Array]]
+    """`(variables, images) -> features` by name, float [batch, n] each, of uint8 images."""
+    variables: Any
+    main: str
+    """The features that distances are taken of."""
+    description: str
+    """What it is, and a digest of its weights, for the recipe of a measurement."""
+
+    def __call__(self, images: Pixels) -> dict[str, Array]:
+        """Features of uint8 images [batch, height, width, channel], by name, float [batch, n]."""
+        # jit keeps the program as long as somebody else keeps the function, and no longer.
+        return jax.jit(self.apply_fn)(self.variables, images)
+
+
+def over_devices(
+    apply_fn: Callable[..., Any], variables: Any, batches: Iterable[Any], size: int
+) -> Iterator[Any]:
+    """`apply_fn(variables, *batch)` of batches of up to `size` rows, which all devices share."""
+    devices = jax.device_count()
+    size = -(-size // devices) * devices
+    mesh = device_mesh(size)
+    whole, data = replicated(mesh), data_sharding(mesh)
+    variables = jax.jit(lambda tree: tree, out_shardings=whole)(variables)
+    program = jax.jit(apply_fn, out_shardings=data)
+
+    def fetched(result: Any, count: int) -> Any:
+        return jax.tree.map(lambda rows: rows[:count], gather(result))
+
+    ahead = None  # so that the devices have work while the host gathers
+    for batch in batches:
+        count = len(batch[0])
+        filled = np.resize(np.arange(count), size)
+        begun = program(variables, *(load_batch(each, filled, data) for each in batch)), count
+        if ahead is not None:
+            yield fetched(*ahead)
+        ahead = begun
+    if ahead is not None:
+        yield fetched(*ahead)
+
+
+def of_size(batches: Iterable[np.ndarray], size: int, most: int) -> Iterator[tuple[np.ndarray]]:
+    """The first `most` images in batches of `size`, and a last one of the rest; reads them all."""
+    waiting, left = [], most
+    for batch in batches:
+        waiting.append(batch[: max(left, 0)])
+        left -= len(batch)
+        while sum(map(len, waiting)) >= size:
+            images = np.concatenate(waiting)
+            yield (images[:size],)
+            waiting = [images[size:]]
+    if sum(map(len, waiting)):
+        yield (np.concatenate(waiting),)
+
+
+def load_inception(
+    path: str | os.PathLike[str] | None = None, *, dtype: Any = jnp.float32
+) -> FeatureNetwork:
+    """Read FID's InceptionV3 (Heusel et al. 2017): the 2015 release of TensorFlow, as PyTorch.
+
+    `load_inception(path)(images)` takes uint8 images [batch, height, width, 3] of any size and
+    gives a dict of "64", "192", "768", "2048" and "logits_unbiased", float32 [batch, n]. It is
+    jitted; `apply_fn` is the pure function.
+
+    Args:
+      path: the `.pth` that torch-fidelity or pytorch-fid download (torch reads it), or a
+        `.safetensors` of the same names. Default: what the environment variable
+        JAX_DDPM_INCEPTION says. Nothing is downloaded; an error says where it is published.
+      dtype: what it computes in, float32 or float64.
+    """
+    check_choice("dtype", jnp.dtype(dtype).name, ("float32", "float64"))
+    given = path or os.environ.get(VARIABLE)
+    if given is None or not Path(given).is_file():
+        raise FieldError("path", f"expected a file, got {given or 'none'}: {WHERE}; {_WITHOUT}")
+    path, model = Path(given), InceptionV3(dtype=dtype)
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), np.uint8)
+    layers: Any = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+    expected: dict[str, tuple[int, ...]] = {}
+    for name, layer in layers.items():
+        *size, inputs, outputs = layer["kernel"].shape
+        if name == "fc":
+            expected |= {"fc.weight": (outputs, inputs), "fc.bias": (outputs,)}
+            continue
+        expected[f"{name}.conv.weight"] = (outputs, inputs, *size)
+        for what in ("weight", "bias", "running_mean", "running_var"):
+            expected[f"{name}.bn.{what}"] = (outputs,)
+    try:
+        tensors = read_state_dict(path)
+        counts = {name for name in tensors if name.endswith("num_batches_tracked")}
+        tensors = {name: value for name, value in tensors.items() if name not in counts}
+        check_tensors(tensors, expected, "Inception's")
+    except ValueError as error:
+        problem = str(error).removeprefix(f"{path}: ").removeprefix("state_dict: ")
+        raise FieldError("path", f"{path} is not FID's Inception: {problem}") from None
+    params = {name: _folded(tensors, name) for name in layers if name != "fc"}
+    params["fc"] = {"kernel": tensors["fc.weight"].T}
+    variables = {"params": jax.tree.map(lambda x: np.asarray(x, model.dtype), params)}
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    apply_fn: Any = model.apply
+    return FeatureNetwork(apply_fn, variables, "2048", f"InceptionV3, SHA-256 {digest}")
+
+
+def _folded(tensors: dict[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
+    """A convolution with its batch normalisation in it."""
+    gain, bias, mean, variance = (
+        np.asarray(tensors[f"{name}.bn.{what}"], np.float64)
+        for what in ("weight", "bias", "running_mean", "running_var")
+    )
+    scale = gain / np.sqrt(variance + _EPSILON)
+    kernel = np.asarray(tensors[f"{name}.conv.weight"], np.float64).transpose(2, 3, 1, 0)
+    return {"kernel": kernel * scale, "bias": bias - mean * scale}
+
+
+def train_classifier(
+    images: Pixels, labels: Label | None = None, *, seed: int = 0
+) -> FeatureNetwork:
+    """Train a classifier on real images, always the same one for the same images and seed.
+
+    It learns the labels, or without two classes of them, by how many quarters an image was turned
+    (Gidaris et al. 2018; of images that are no squares, whether it was turned by half).
+
+    Images are uint8 [image, height, width, channel], labels [image]. The network has 64 features,
+    "features".
+    """
+    key, images = seed_key(seed), np.asarray(images)
+    if images.dtype != np.uint8 or images.ndim != 4:
+        expected = "expected uint8 [image, height, width, channel]"
+        raise FieldError("images", f"{expected}, got {described(images)}")
+    count, height, width, _ = images.shape
+    labels = np.zeros(count, np.int32) if labels is None else np.asarray(labels)
+    if labels.shape != (count,):
+        raise FieldError("labels", f"expected shape {(count,)}, got {labels.shape}")
+    _, classes = np.unique(labels, return_inverse=True)
+    learns, turns = ("labels", (0,)) if classes.any() else ("turns", (0, 1, 2, 3))
+    turns = turns if height == width else turns[::2]
+    model: Any = FeatureClassifier(num_classes=max(int(classes.max()) + 1, len(turns)))
+    batch = min(_LEARNED, count)
+    random = np.random.default_rng(seed)
+    order = np.concatenate([random.permutation(count) for _ in range(-(-_STEPS * batch // count))])
+    order = order[: _STEPS * batch].reshape(_STEPS, batch)
+    turned = random.integers(len(turns), size=order.shape)
+    targets = classes[order] if learns == "labels" else turned
+    optimizer = optax.adam(optax.cosine_decay_schedule(_RATE, _STEPS))
+
+    @jax.jit
+    def train(pixels: Any, *chosen: Any) -> Any:
+        def step(state: Any, chosen: Any) -> tuple[Any, None]:
+            (params, opt_state), (rows, turn, target) = state, chosen
+            x = _floats(pixels[rows])
+            x = jnp.stack([jnp.rot90(x, quarters, (1, 2)) for quarters in turns])
+            x = x[turn, jnp.arange(batch)]
+
+            def loss_fn(params: Any) -> Any:
+                _, logits = model.apply(params, x)
+                return optax.softmax_cross_entropy_with_integer_labels(logits, target).mean()
+
+            updates, opt_state = optimizer.update(jax.grad(loss_fn)(params), opt_state, params)
+            return (optax.apply_updates(params, updates), opt_state), None
+
+        params = model.init(key, _floats(pixels[:1]))
+        (params, _), _ = lax.scan(step, (params, optimizer.init(params)), chosen)
+        features, _ = model.apply(params, _floats(pixels[chosen[0][0]]))
+        # The root mean square of features is 1, so that distances have a scale.
+        return {"classifier": params, "scale": jnp.sqrt((features**2).mean())}
+
+    # On one device: another number of them would round otherwise.
+    with jax.default_device(jax.local_devices()[0]):
+        numbers = (np.asarray(each, np.int32) for each in (order, turned, targets))
+        variables = jax.device_get(train(images, *numbers))
+    variables = broadcast_one_to_all(variables)  # hosts may round otherwise
+
+    def apply_fn(variables: Any, images: Any) -> dict[str, Any]:
+        features, _ = model.apply(variables["classifier"], _floats(images))
+        return {"features": features / variables["scale"]}
+
+    digest = hashlib.sha256(b"".join(leaf.tobytes() for leaf in jax.tree.leaves(variables)))
+    learned = f"a classifier that learned the {learns} of {count:,} of the real images, seed {seed}"
+    description = f"{learned}, SHA-256 {digest.hexdigest()[:8]}…"
+    return FeatureNetwork(apply_fn, variables, "features", description)
+
+
+def _floats(images: Any) -> Any:
+    return (images.astype(jnp.float32) - 127.5) / 127.5
