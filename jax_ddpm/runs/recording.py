@@ -11,7 +11,7 @@ from jax_ddpm.data import Dataset
 from jax_ddpm.evaluation.reference import Reference
 from jax_ddpm.interop import DiffusionModel
 from jax_ddpm.io.arrays import flatten
-from jax_ddpm.runs.run import PathLike
+from jax_ddpm.runs.model import PathLike
 from jax_ddpm.samplers import Sampler
 from jax_ddpm.schedule import NoiseSchedule
 

@@ -44,7 +44,7 @@ def here(tmp_path_factory, untrained, write_run, defaults):
         ("doctor --xyz", "--xyz: no such flag of doctor; see jax-ddpm doctor --help"),
         ("parity --json no/where.json", "--json: no such folder: no"),
         ("train --data weights.pt", "--data: expected a .npz, a .npy or a folder of pictures"),
-        ("train --init grey.npy", "--init: grey.npy is a file; `jax-ddpm convert`"),
+        ("train --init grey.npy", "--init: grey.npy: expected a readable safetensors file"),
         ("sample --run DIGITS --pretrained empty", "expected --run or --pretrained, and one of"),
         ("sample --pretrained nowhere", "--pretrained: nowhere: expected a folder of diffusers"),
         ("sample --pretrained weights.pt", "one of OpenAI's comes with --openai-flags"),

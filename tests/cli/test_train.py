@@ -18,7 +18,7 @@ from jax_ddpm.cli.config import DataConfig, RunConfig, TrainConfig
 from jax_ddpm.cli.errors import UsageError
 from jax_ddpm.data import Preparation, load_dataset
 from jax_ddpm.runs import RECIPES
-from jax_ddpm.runs.run import FILES
+from jax_ddpm.runs.model import FILES
 
 NETWORK = "--unet.block-out-channels 8 --unet.norm-num-groups 4 --unet.layers-per-block 1".split()
 NETWORK += "--unet.down-block-types DownBlock2D --unet.up-block-types UpBlock2D".split()

@@ -66,8 +66,8 @@ def test_classes_have_columns_and_what_does_not_suit_a_run_is_named(digits):
     chain, none = digits.schedule, digits._replace(num_classes=None, null_label=None)
     numbers = digits._replace(num_classes=4, class_names=("0", "1", "2", "10"))
     for arguments, words in (
-        ({"labels": [-1, 3]}, "labels: expected 0 to 9, got -1"),
-        ({"labels": [3, 10]}, "labels: expected 0 to 9, got 10"),
+        ({"labels": [-1, 3]}, "labels: expected values in .0, 9., got -1 to 3"),
+        ({"labels": [3, 10]}, "labels: expected values in .0, 9., got 3 to 10"),
         ({"labels": [0.5]}, "labels: expected whole numbers"),
         ({"labels": "cat"}, "labels: expected numbers, as the run knows no names"),
         ({"steps": 2, "chain": chain}, "steps: cannot be given with chain"),
@@ -148,7 +148,7 @@ def test_no_folder_is_overwritten(tmp_path, monkeypatch):
     for field, wrong in (
         *(("path", {"path": path}) for path in ("full", "file", ".", "x.jpg")),
         ("labels", {"labels": np.arange(3)}),
-        ("names", {"labels": np.arange(4), "names": ["one"]}),
+        ("labels", {"labels": np.arange(4), "names": ["one"]}),
         ("images", {"images": IMAGES.repeat(5, axis=3)}),
         ("images", {"images": IMAGES[:0], "path": "x.png"}),
         ("titles", {"columns": 2, "titles": ["a"], "path": "x.png"}),
