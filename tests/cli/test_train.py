@@ -58,6 +58,8 @@ def test_it_writes_a_run_and_says_so(trained):
     assert all(name in result.stdout for name in FILES)
     first, second = runs.read_metrics(folder / "metrics.jsonl")
     assert (first["step"], second["step"]) == (50, 60) and second["loss"] < first["loss"]
+    with Image.open(folder / "forward.png") as picture:
+        assert picture.width < 2.5 * picture.height, "two images at four steps"
     with Image.open(folder / "reverse.gif") as animation:
         assert animation.n_frames == 5
     config = json.loads((folder / "config.json").read_text())

@@ -117,6 +117,17 @@ def test_a_loss_is_drawn_without_a_warning(tmp_path, count):
     assert np.sum(blue > red + 50) > 20
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_each_row_is_an_image_turning_into_noise(tmp_path, count):
+    """Where β are next to nothing, an image stays what it is."""
+    schedule, images = ddpm.make_schedule(np.full(9, 1e-9)), np.clip(IMAGES[:count], -1, 1)
+    runs.save_forward(tmp_path / "x.png", schedule, images if count > 1 else images[0])
+    titles = ["t = 0", "t = 2", "t = 4", "t = 8"]
+    expected = image_grid(images.repeat(4, axis=0), titles=titles)
+    found = np.asarray(Image.open(tmp_path / "x.png"), int)
+    np.testing.assert_allclose(found, expected, atol=1)
+
+
 def test_files_of_grids_and_of_numbers(tmp_path):
     labels, grid = np.arange(4, dtype=np.int32), image_grid(IMAGES, titles=["a", "b"])
     runs.save_samples(tmp_path / "x.png", IMAGES, columns=2, titles=["a", "b"])
