@@ -4,6 +4,7 @@ Images come in as [image, height, width, channel], float in [-1, 1] or uint8; on
 are grey or RGB, and two or four these with their opacity, which grids draw on white.
 """
 
+import math
 import os
 import re
 import tempfile
@@ -30,7 +31,6 @@ from jax_ddpm.samplers import ancestral
 from jax_ddpm.schedule import NoiseSchedule
 from jax_ddpm.training.hosts import is_writer
 
-_WHITE = 255
 _INK = (60, 60, 60)
 _LONG_SIDE = 640
 _FONT_SIZES = (10, 20)
@@ -45,48 +45,31 @@ def image_grid(
 
     `titles` are those of the columns, drawn above them: one for each. Raises `FieldError`.
     """
+    from PIL import Image as pillow
+    from PIL import ImageDraw
+
     check_positive(columns=columns)
-    pixels = _on_white(to_bytes(images))
-    count, height, width, _ = pixels.shape
-    if not count:
+    pictures = [_picture(pixels) for pixels in to_bytes(images)]
+    if not pictures:
         raise FieldError("images", "expected at least one, got none")
-    columns = columns or len(titles or ()) or int(np.ceil(np.sqrt(count)))
+    columns = columns or len(titles or ()) or math.ceil(math.sqrt(len(pictures)))
     if titles is not None and len(titles) != columns:
         raise FieldError("titles", f"expected {columns}, one for each column, got {len(titles)}")
-    columns = min(columns, count)
-    rows = -(-count // columns)
+    columns = min(columns, len(pictures))
+    rows = -(-len(pictures) // columns)
+    width, height = pictures[0].size
     scale = max(1, _LONG_SIDE // max(columns * width, rows * height))
-    gap = max(2, scale // 2)
-    # Cells, each with a gap above and to its left, and white ones in the places that are left.
-    cells = np.pad(
-        pixels.repeat(scale, axis=1).repeat(scale, axis=2),
-        [(0, rows * columns - count), (gap, 0), (gap, 0), (0, 0)],
-        constant_values=_WHITE,
-    )
-    _, height, width, _ = cells.shape
-    cells = cells.reshape(rows, columns, height, width, 3).swapaxes(1, 2)
-    grid = cells.reshape(rows * height, columns * width, 3)
-    grid = np.pad(grid, [(0, gap), (0, gap), (0, 0)], constant_values=_WHITE)
-    if titles is None:
-        return grid
-    return np.concatenate([_header(titles[:columns], width - gap, gap), grid])
-
-
-def _header(titles: Sequence[str], width: int, gap: int) -> np.ndarray:
-    """Titles [height, width, 3] centred over columns of this width, in one size that suits all, or
-    cut off."""
-    import matplotlib
-    from PIL import Image as pillow
-    from PIL import ImageDraw, ImageFont
-
-    # Pillow's own font knows ASCII alone; this one, many alphabets.
-    path = Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")
-    least, most = _FONT_SIZES
-    titles = [" ".join(str(title).split()) for title in titles]
-    longest = max(ImageFont.truetype(path, most).getlength(title) for title in titles)
-    font = ImageFont.truetype(path, max(least, min(most, most * width // max(longest, 1))))
-    size = (len(titles) * (width + gap) + gap, gap + sum(font.getmetrics()))
-    canvas = pillow.new("RGB", size, (_WHITE,) * 3)
+    gap, width, height = max(2, scale // 2), width * scale, height * scale
+    titles = [" ".join(str(title).split()) for title in (titles or ())[:columns]]
+    font: Any = _font(titles, width) if titles else None
+    top = gap + sum(font.getmetrics()) if titles else 0
+    size = (columns * (width + gap) + gap, top + rows * (height + gap) + gap)
+    canvas = pillow.new("RGB", size, "white")
+    for k, picture in enumerate(pictures):
+        corner = (gap + k % columns * (width + gap), top + gap + k // columns * (height + gap))
+        large = picture.resize((width, height), pillow.Resampling.NEAREST)
+        opacity = large.getchannel("A") if large.mode in ("LA", "RGBA") else None
+        canvas.paste(large.convert("RGB"), corner, opacity)
     for column, title in enumerate(titles):
         while len(title) > 1 and font.getlength(title) > width:
             title = title.removesuffix("…")[:-1].rstrip() + "…"
@@ -95,15 +78,25 @@ def _header(titles: Sequence[str], width: int, gap: int) -> np.ndarray:
     return np.asarray(canvas)
 
 
-def _on_white(pixels: np.ndarray) -> np.ndarray:
-    """RGB of uint8 images [image, height, width, channel]; of five channels or more, the first."""
+def _picture(pixels: np.ndarray) -> Any:
+    """Bytes [height, width, channel] as Pillow's image; of five channels or more, the first."""
+    from PIL import Image as pillow
+
     channels = pixels.shape[-1]
-    colours = pixels[..., :3] if channels >= 3 else np.repeat(pixels[..., :1], 3, axis=-1)
-    if channels not in (2, 4):
-        return colours
-    opacity = pixels[..., -1:].astype(np.uint16)
-    mixed = colours * opacity + _WHITE * (255 - opacity)
-    return ((mixed + 127) // 255).astype(np.uint8)
+    pixels = pixels[..., :3] if channels > 4 else pixels
+    return pillow.fromarray(pixels[..., 0] if channels == 1 else pixels)
+
+
+def _font(titles: Sequence[str], width: int) -> Any:
+    """A font in one size that suits all titles, as far as it stays legible. Pillow's own knows
+    ASCII alone; this one, many alphabets."""
+    import matplotlib
+    from PIL import ImageFont
+
+    path = Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")
+    least, most = _FONT_SIZES
+    longest = max(ImageFont.truetype(path, most).getlength(title) for title in titles)
+    return ImageFont.truetype(path, max(least, min(most, most * width // max(longest, 1))))
 
 
 def class_columns(run: DiffusionModel) -> int | None:
@@ -187,22 +180,18 @@ def save_samples(
 def _save_each(
     folder: Path, pixels: np.ndarray, labels: np.ndarray | None, names: Sequence[str] | None
 ) -> None:
-    from PIL import Image as pillow
-
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise FieldError("path", f"expected a new or empty folder, got {folder}")
     if pixels.shape[-1] > 4:
         raise FieldError("images", f"expected 1 to 4 channels, got {pixels.shape[-1]}")
-    pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
     with new_folder(folder) as new:
         for number, picture in enumerate(pixels):
-            name = f"{number:05d}"
+            name, file = f"{number:05d}", BytesIO()
             if labels is not None:
                 called = labels[number] if names is None else names[labels[number]]
                 safe = re.sub(r"[^\w.]+", "-", str(called))[:_NAME_LENGTH].strip("-.")
                 name += f"-{safe or labels[number]}"
-            file = BytesIO()
-            pillow.fromarray(picture).save(file, format="PNG")
+            _picture(picture).save(file, format="PNG")
             write_file(new / f"{name}.png", file.getvalue())
 
 
