@@ -32,7 +32,7 @@ def load_chain(config: ChainConfig) -> DiffusionModel:
     if config.run is not None:
         if config.openai_flags is not None:
             raise UsageError("--openai-flags: comes with --pretrained")
-        with naming(folder="--run", load_model="--pretrained"):
+        with naming(folder="--run"):
             run = load_run(config.run, checkpoint=config.checkpoint)
     else:
         if config.checkpoint is not None:

@@ -58,12 +58,9 @@ def init_variables(model: UNet | SimpleUNet, key: Any, image_shape: tuple[int, .
 def describe(run: DiffusionModel, train: Any = None, data: Any = None) -> dict[str, Any]:
     """All of a run that is not an array, as JSON: its config.json, and part of each checkpoint."""
     model = run.model
-    if isinstance(model, UNet):
-        network = unet_config(model)
-    else:
-        network = {"_class_name": "SimpleUNet", "channels": model.channels}
+    simple = {"_class_name": "SimpleUNet", "channels": getattr(model, "channels", None)}
     description = {
-        "model": network,
+        "model": unet_config(model) if isinstance(model, UNet) else simple,
         "scheduler": scheduler_config(run),
         "image_shape": run.shape(1)[1:],
         "num_classes": run.num_classes,
@@ -126,31 +123,31 @@ def load_model(
       FieldError: naming what is missing or does not fit, or an option of another kind of model.
     """
     folder = Path(folder)
-    is_tutorials = folder.is_file() and openai_flags is None
     if is_run(folder):
-        takes = "weights"
+        kind = "weights"
+    elif folder.is_file() and openai_flags is None:
+        kind = "image_size"
     else:
-        takes = "image_size" if is_tutorials else "openai_flags"
+        kind = "openai_flags"
     options = {
         "weights": (weights, "a run"),
         "openai_flags": (openai_flags, "a state dict of OpenAI's"),
         "image_size": (image_size, "a state dict of the tutorial's"),
     }
     for name, (value, owner) in options.items():
-        if value is not None and name != takes:
+        if value is not None and name != kind:
             raise FieldError(name, f"comes with {owner}, which {folder} is not")
-    if takes == "weights":
+    if kind == "weights":
         return load_run(folder, weights=weights or "ema")
-    if is_tutorials and folder.suffix in (".pt", ".pth", ".bin", ".pkl"):
+    if kind == "image_size" and folder.suffix in (".pt", ".pth", ".bin", ".pkl"):
         pickled = f"{folder} is a pickle, which can run code; one of OpenAI's comes with "
         other = "; make a .safetensors of another by safetensors.torch.save_file"
         raise FieldError("folder", pickled, Field("openai_flags"), other)
     try:
-        if is_tutorials:
+        if kind == "image_size":
             return _tutorials(folder, image_size or 64)
-        model = (
-            load_diffusers(folder) if openai_flags is None else load_openai(folder, openai_flags)
-        )
+        flags = openai_flags
+        model = load_diffusers(folder) if flags is None else load_openai(folder, flags)
         _check_drawable(model)
         return model
     except (ImportError, ValueError) as error:
@@ -178,10 +175,7 @@ def load_run(
     there = folder.parent if alone else folder / CHECKPOINTS
     paths = {int(path.name): path for path in list_checkpoints(there)}
     if not paths:
-        problem = f"expected a run's folder, got {folder} (no checkpoint in it)"
-        is_theirs = (folder / "model_index.json").exists()
-        hint = (": a folder of diffusers, for ", Field("load_model")) if is_theirs else ()
-        raise FieldError("folder", problem, *hint)
+        raise FieldError("folder", f"expected a run's folder, got {folder} (no checkpoint in it)")
     step = int(folder.name) if alone else max(paths) if checkpoint is None else checkpoint
     if step not in paths:
         steps = ", ".join(map(str, paths))
@@ -191,7 +185,7 @@ def load_run(
     except ValueError as error:
         older = [f"the one before: {path}" for each, path in paths.items() if each < step]
         hint = older[-1] if older else "there is no older one"
-        raise FieldError("folder", f"{_line(error)}; {hint}") from None
+        raise FieldError("folder", f"{error}; {hint}") from None
 
 
 def _read_run(path: Path, weights: str) -> DiffusionModel:
@@ -217,13 +211,9 @@ def _read_run(path: Path, weights: str) -> DiffusionModel:
             template[name] = template[name].update(dtype=flat[name].dtype)
         variables = restore(unflatten(template), flat)
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: expected a run's checkpoint: {_line(error)}") from None
+        raise ValueError(f"{path}: expected a run's checkpoint: {error!r}") from None
     scheduler |= {"image_shape": image_shape, "preparation": preparation}
     return DiffusionModel(model, variables, **scheduler, **labels)
-
-
-def _line(error: Exception) -> str:
-    return f"no {error}" if isinstance(error, KeyError) else str(error).partition("\n")[0]
 
 
 def _check_drawable(model: DiffusionModel) -> None:

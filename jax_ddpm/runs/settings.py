@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import jax
 import numpy as np
 
+from jax_ddpm import schedule as schedules
 from jax_ddpm._errors import (
     Field,
     FieldError,
@@ -22,14 +23,6 @@ from jax_ddpm._errors import (
 from jax_ddpm.losses import LossType, Weighting
 from jax_ddpm.models import UNet
 from jax_ddpm.reverse import PredictionType, VarianceType
-from jax_ddpm.schedule import (
-    NoiseSchedule,
-    cosine_beta_schedule,
-    linear_beta_schedule,
-    make_schedule,
-    scaled_linear_beta_schedule,
-    sigmoid_beta_schedule,
-)
 
 LOG_EVERY = 50
 """Steps between two lines of metrics."""
@@ -38,10 +31,10 @@ _BROUGHT = ("model", "unet", "schedule", "timesteps", "prediction_type", "varian
 """What `init` brings with it."""
 ScheduleName = Literal["linear", "scaled_linear", "cosine", "sigmoid"]
 _BETAS = {
-    "linear": linear_beta_schedule,
-    "scaled_linear": scaled_linear_beta_schedule,
-    "cosine": cosine_beta_schedule,
-    "sigmoid": sigmoid_beta_schedule,
+    "linear": schedules.linear_beta_schedule,
+    "scaled_linear": schedules.scaled_linear_beta_schedule,
+    "cosine": schedules.cosine_beta_schedule,
+    "sigmoid": schedules.sigmoid_beta_schedule,
 }
 
 # What follows from the images, and what is set for the whole run.
@@ -51,9 +44,9 @@ UNET_FIELDS = tuple(each.name for each in fields(UNet) if each.name not in _NOT_
 """The fields of `UNet` that are a choice. Its channels and labels follow from the images."""
 
 
-def named_schedule(name: ScheduleName, timesteps: int) -> NoiseSchedule:
+def named_schedule(name: ScheduleName, timesteps: int) -> schedules.NoiseSchedule:
     """The schedule of this name, with its defaults."""
-    return make_schedule(_BETAS[name](timesteps))
+    return schedules.make_schedule(_BETAS[name](timesteps))
 
 
 @dataclass(frozen=True, kw_only=True)
