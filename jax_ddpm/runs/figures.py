@@ -240,14 +240,14 @@ def save_loss(path: PathLike, steps: Sequence[int], losses: Sequence[float]) -> 
     figure = Figure(figsize=(7, 4), layout="tight")
     axis = figure.subplots()
     width = len(losses) // 20  # of a median over what is too many points to see through
-    alpha = 0.3 if width > 1 else 1.0
-    marker = "o" if len(losses) < 10 else None  # of a single one there is no line
-    axis.plot(steps, losses, marker=marker, color="tab:blue", alpha=alpha, label="mean of 50 steps")
+    style: Any = {"alpha": 0.3} if width > 1 else {"marker": "o"}
+    label = f"mean of {min(steps, default=1)} steps"
+    axis.semilogy(steps, losses, color="tab:blue", label=label, **style)
     if width > 1:
-        windows = np.lib.stride_tricks.sliding_window_view(np.asarray(losses), width)
+        windows = np.lib.stride_tricks.sliding_window_view(losses, width)
         median = np.median(windows, axis=1)
-        axis.plot(steps[width - 1 :], median, color="tab:blue", label="running median")
-    axis.set(yscale="log", xlabel="training step", ylabel="training loss")
+        axis.semilogy(steps[width - 1 :], median, color="tab:blue", label="running median")
+    axis.set(xlabel="training step", ylabel="training loss")
     axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
     axis.yaxis.set_major_formatter("{x:g}")
     axis.yaxis.set_minor_formatter(NullFormatter())

@@ -254,5 +254,4 @@ class Settings(ModelSettings, OptimizerSettings, CheckpointSettings, LayoutSetti
 
     def record(self) -> dict[str, Any]:
         """As JSON holds them."""
-        paths = {name: getattr(self, name) for name in ("init", "inception")}
-        return asdict(self) | {name: path and str(path) for name, path in paths.items()}
+        return json.loads(json.dumps(asdict(self), default=str))  # a path as its name

@@ -4,12 +4,10 @@ import json
 from pathlib import Path
 
 import equinox as eqx
-import jax
 import numpy as np
 import pytest
 
 from jax_ddpm import runs
-from jax_ddpm.interop import save_diffusers
 from jax_ddpm.io.arrays import save_tensors
 from jax_ddpm.models import SimpleUNet
 from jax_ddpm.runs.model import describe
@@ -42,9 +40,6 @@ def test_a_run_goes_to_diffusers_and_comes_back(untrained, convert, jax_ddpm_her
     # Where every label is a class, that is said there.
     plain = runs.load_run(run)._replace(null_label=None, guidance=1.0)
     runs.save_run(tmp_path / "plain", plain._replace(num_classes=11))
-    bad = jax.tree.map(lambda x: x * np.float32("nan"), plain.variables)
-    with pytest.raises(ValueError, match="^weights: expected finite numbers, got NaN or infinity"):
-        save_diffusers(tmp_path / "nan", plain._replace(variables=bad))
     convert("plain", "classes", "--to", "diffusers")
     again = runs.load_model(tmp_path / "classes")
     assert (again.num_classes, again.null_label) == (11, None)
