@@ -73,6 +73,15 @@ class NoiseSchedule(NamedTuple):
         """T, the number of entries (`len` of a NamedTuple counts its fields)."""
         return self.betas.shape[0]
 
+    def __repr__(self) -> str:
+        """The ends of some tables, where they are numbers."""
+        if isinstance(self.betas, Tracer) or not isinstance(self.betas, _Array):
+            return f"NoiseSchedule(betas={self.betas!r}, …)"
+        names = ("betas", "sqrt_alphas_cumprod", "timesteps")
+        ends = {name: np.asarray(getattr(self, name))[[0, -1]] for name in names}
+        tables = [f"{name} {first:.3g} … {last:.3g}" for name, (first, last) in ends.items()]
+        return f"NoiseSchedule({self.num_timesteps} entries: {', '.join(tables)})"
+
 
 def linear_beta_schedule(timesteps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> Betas:
     """β linear in t (Ho et al. 2020, §4)."""

@@ -18,6 +18,16 @@ def schedule(request):
     return ddpm.make_schedule(BETAS[request.param](50))
 
 
+def test_it_is_a_line_to_read():
+    """Also where it holds shapes or tracers."""
+    said = []
+    schedule = ddpm.make_schedule(ddpm.linear_beta_schedule(1000))
+    jax.jit(lambda schedule: said.append(repr(schedule)))(schedule)
+    said += [repr(each) for each in (schedule, jax.eval_shape(lambda: schedule))]
+    assert all(len(each) < 120 and "\n" not in each for each in said), said
+    assert "1000 entries: betas 0.0001 … 0.02," in said[1]
+
+
 def test_betas_are_those_of_diffusers(diffusers):
     theirs = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}
     for name, their_name in theirs.items():

@@ -3,8 +3,9 @@
 from jax_ddpm.cli.config import ChainConfig
 from jax_ddpm.cli.errors import UsageError, naming
 from jax_ddpm.interop import DiffusionModel
-from jax_ddpm.runs import load_pretrained, load_run
+from jax_ddpm.runs import load_model, load_run
 from jax_ddpm.runs.drawing import with_guidance
+from jax_ddpm.runs.model import is_run
 from jax_ddpm.samplers import Sampler, ancestral, ddim, dpm_solver_pp, heun
 
 SAMPLERS = {"ancestral": ancestral, "ddim": ddim, "dpm_solver_pp": dpm_solver_pp, "heun": heun}
@@ -31,14 +32,16 @@ def load_chain(config: ChainConfig) -> DiffusionModel:
     if config.run is not None:
         if config.openai_flags is not None:
             raise UsageError("--openai-flags: comes with --pretrained")
-        with naming(folder="--run", load_pretrained="--pretrained"):
+        with naming(folder="--run"):
             run = load_run(config.run, checkpoint=config.checkpoint)
     else:
         if config.checkpoint is not None:
             raise UsageError("--checkpoint: comes with --run")
         assert config.pretrained is not None
-        with naming(folder="--pretrained", load_run="--run"):
-            run = load_pretrained(config.pretrained, openai_flags=config.openai_flags)
+        if is_run(config.pretrained):
+            raise UsageError(f"--pretrained: {config.pretrained} is a run, for --run")
+        with naming(folder="--pretrained"):
+            run = load_model(config.pretrained, openai_flags=config.openai_flags)
     run = with_guidance(run, config.guidance)
     if config.spacing is not None:
         run = run._replace(timestep_spacing=config.spacing)

@@ -222,12 +222,13 @@ class ConvertConfig:
     to: Literal["run", "diffusers", "torch"]
     """A run of `jax-ddpm`, a folder of diffusers (whose pipeline draws no classes), or a
     state dict for PyTorch."""
-    weights: Literal["ema", "params"] = "ema"
-    """Of a run: the average of the weights, or the weights."""
+    weights: Literal["ema", "params"] | None = None
+    """Of a run: the average of the weights, or the weights. Default: ema."""
     openai_flags: str | None = None
     """Of a state dict of OpenAI's: its MODEL_FLAGS and DIFFUSION_FLAGS, in quotes."""
-    image_size: int = 64
-    """Of a state dict, which does not say: height and width of the images."""
+    image_size: int | None = None
+    """Of a state dict of the tutorial's, which does not say: height and width of the images.
+    Default: 64."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,26 +6,16 @@ from jax_ddpm.interop import DiffusionModel, save_diffusers, simple_unet_to_torc
 from jax_ddpm.interop.diffusers import check_words, is_hub_name
 from jax_ddpm.io.arrays import save_tensors
 from jax_ddpm.models import SimpleUNet, UNet
-from jax_ddpm.runs import load_model, load_pretrained, load_state_dict, save_run
-from jax_ddpm.runs.run import is_run
+from jax_ddpm.runs import load_model, save_run
 
 
 def convert(config: ConvertConfig) -> None:
     """Read `config.source`, whatever it is, and write it as `config.to` says."""
     if not config.source.exists() and not is_hub_name(config.source):
         raise UsageError(f"SOURCE: no such file or folder: {config.source}")
-    if config.weights != ConvertConfig.weights and not is_run(config.source):
-        raise UsageError("--weights: comes with a run")
-    is_tutorials = config.source.is_file() and config.openai_flags is None
-    if config.image_size != ConvertConfig.image_size and not is_tutorials:
-        raise UsageError("--image-size: comes with a state dict of the tutorial's SimpleUNet")
-    with naming(folder="SOURCE", path="SOURCE"):
-        if config.openai_flags is not None:
-            run = load_pretrained(config.source, openai_flags=config.openai_flags)
-        elif is_tutorials:
-            run = load_state_dict(config.source, image_size=config.image_size)
-        else:
-            run = load_model(config.source, weights=config.weights)
+    options = {name: getattr(config, name) for name in ("weights", "openai_flags", "image_size")}
+    with naming(folder="SOURCE"):
+        run = load_model(config.source, **options)
     if config.out.exists():
         raise UsageError(f"OUT: {config.out} exists already")
     if not config.out.parent.is_dir():

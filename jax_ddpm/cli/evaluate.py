@@ -18,7 +18,7 @@ from jax_ddpm.interop import DiffusionModel
 from jax_ddpm.io.files import read_json, write_json
 from jax_ddpm.runs import evaluate as measure
 from jax_ddpm.runs import evaluate_samples
-from jax_ddpm.runs.run import CHECKPOINTS, CONFIG
+from jax_ddpm.runs.model import CHECKPOINTS, CONFIG
 from jax_ddpm.runs.samples import kept_samples, open_samples
 from jax_ddpm.training.hosts import run_on_all, run_on_writer
 

@@ -15,13 +15,12 @@ from jax_ddpm.data import Preparation
 from jax_ddpm.io.checkpoint import list_checkpoints
 from jax_ddpm.runs import Fit, Progress, load_model
 from jax_ddpm.runs.checking import is_whole
-from jax_ddpm.runs.figures import class_columns
+from jax_ddpm.runs.figures import class_columns, save_pictures
 from jax_ddpm.runs.fitting import train as run_training
 from jax_ddpm.runs.metrics import read_metrics
-from jax_ddpm.runs.pictures import save_pictures
+from jax_ddpm.runs.model import CHECKPOINTS, FILES, METRICS, is_run
 from jax_ddpm.runs.previews import TRAINING_GIF
 from jax_ddpm.runs.resuming import Training, open_run
-from jax_ddpm.runs.run import CHECKPOINTS, FILES, METRICS, is_run
 from jax_ddpm.runs.watching import best_line
 from jax_ddpm.training.hosts import any_process, is_writer, run_on_all
 

@@ -70,7 +70,8 @@ def from_bytes(content: Any) -> dict[str, np.ndarray]:
         if start + position != len(content):
             raise ValueError(f"expected {start + position} bytes, got {len(content)}")
     except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
-        raise ValueError(f"expected a readable safetensors file: {error!r}") from None
+        kind = type(error).__name__  # whose `repr` may hold the whole file
+        raise ValueError(f"expected a readable safetensors file: {kind}: {error}") from None
     return tensors
 
 

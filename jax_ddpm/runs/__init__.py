@@ -14,13 +14,19 @@ from jax_ddpm.runs.checking import Findings, check_run
 from jax_ddpm.runs.drawing import draw
 from jax_ddpm.runs.evaluating import evaluate, evaluate_samples
 from jax_ddpm.runs.exporting import export
-from jax_ddpm.runs.figures import save_forward, save_gif, save_grid, save_loss, save_samples
+from jax_ddpm.runs.figures import (
+    save_forward,
+    save_gif,
+    save_grid,
+    save_loss,
+    save_pictures,
+    save_samples,
+)
 from jax_ddpm.runs.fitting import Fit, fit
 from jax_ddpm.runs.metrics import read_metrics
-from jax_ddpm.runs.pictures import save_pictures
+from jax_ddpm.runs.model import load_model, load_run, save_run
 from jax_ddpm.runs.progress import Progress
 from jax_ddpm.runs.recipes import RECIPES, Recipe, unet_fields
-from jax_ddpm.runs.run import load_model, load_pretrained, load_run, load_state_dict, save_run
 from jax_ddpm.runs.saving import load_state, save_state
 from jax_ddpm.runs.settings import Settings
 
@@ -39,10 +45,8 @@ __all__ = [
     "export",
     "fit",
     "load_model",
-    "load_pretrained",
     "load_run",
     "load_state",
-    "load_state_dict",
     "read_metrics",
     "save_forward",
     "save_gif",

@@ -7,7 +7,7 @@ from jax_ddpm._errors import FieldError
 from jax_ddpm.io.checkpoint import LEFTOVERS, Damaged, list_checkpoints, load_checkpoint
 from jax_ddpm.io.files import read_json
 from jax_ddpm.runs.metrics import LOG_EVERY, damaged_lines, read_metrics
-from jax_ddpm.runs.run import CHECKPOINTS, CONFIG, FILES, METRICS, PathLike
+from jax_ddpm.runs.model import CHECKPOINTS, CONFIG, FILES, METRICS, PathLike
 
 
 class Findings(NamedTuple):

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from jax_ddpm._errors import (
     Field,
     FieldError,
+    check_between,
     check_finite,
     check_kind,
     check_positive,
@@ -19,15 +20,16 @@ from jax_ddpm._errors import (
 from jax_ddpm._typing import PRNGKey
 from jax_ddpm.data import load_batch
 from jax_ddpm.interop import DiffusionModel
+from jax_ddpm.runs.model import class_number
 from jax_ddpm.runs.programs import draw_programs, pieces
 from jax_ddpm.runs.progress import Progress
-from jax_ddpm.runs.run import class_number
 from jax_ddpm.samplers import Sampler, ddim
 from jax_ddpm.schedule import NoiseSchedule, warn_of_signal
 from jax_ddpm.training.hosts import gather
 from jax_ddpm.training.sharding import data_sharding, device_mesh
 
 _STEPS = 50
+Labels = int | str | Sequence[int] | Sequence[str] | np.ndarray
 
 
 def draw(
@@ -35,7 +37,7 @@ def draw(
     model: DiffusionModel,
     num: int,
     *,
-    labels: int | str | Sequence[int] | Sequence[str] | np.ndarray | None = None,
+    labels: Labels | None = None,
     guidance: float | None = None,
     steps: int | None = None,
     chain: NoiseSchedule | None = None,
@@ -73,17 +75,15 @@ def draw(
     check_positive(num=num, batch_size=batch_size)
     if chain is not None and steps is not None:
         raise FieldError("steps", "cannot be given with ", Field("chain"))
-    if chain is not None:
-        check_kind("chain", chain, NoiseSchedule, "model.chain(20)")
     run = with_guidance(model, guidance)
-    asked, labels = labels is not None, labels_in_turn(run, num, labels)
-    if asked and labels is not None:
-        warn_of_labels(run, labels)
     chain = make_chain(run, steps) if chain is None else chain
+    check_kind("chain", chain, NoiseSchedule, "model.chain(20)")
     warn_of_signal(chain)
+    in_turn = labels_in_turn(run, num, labels)
+    if labels is not None and in_turn is not None:
+        warn_of_labels(run, in_turn)
     drawer = Drawer(run, chain, sampler or ddim(), min(num, batch_size))
-    weights = run.variables
-    batches = drawer.batches(key, weights, num, labels, progress=progress, watch=watch)
+    batches = drawer.batches(key, run.variables, num, in_turn, progress=progress, watch=watch)
     return np.concatenate(list(batches))
 
 
@@ -118,59 +118,52 @@ class Drawer:
         watch: Callable[[np.ndarray], None] | None = None,
     ) -> Iterator[np.ndarray]:
         """Images `first_sample` to `num` - 1 of a key, of the classes `labels` [num], float32."""
-        programs, mesh = self._programs, self._mesh
+        programs, place = self._programs, data_sharding(self._mesh)
         weights = programs.to_devices(weights)
         starts = range(first_sample, num, self._size)
         done, total = 0, self._chain.num_timesteps * len(starts)
-
-        def show(x_t, first):
-            if watch and first == 0:
-                watch(gather(x_t))
-
-        def tell():
-            if progress:
-                progress(Progress(done, total))
-
-        tell()
+        tell = progress or (lambda _: None)
+        tell(Progress(done, total))
         for first in starts:
-            here = None
+            show = (lambda x_t: watch(gather(x_t))) if watch and first == 0 else lambda _: None
+            here, state = None, programs.init(key, np.int32(first))
             if labels is not None:
                 here = np.resize(labels[first : first + self._size], self._size)
-                here = load_batch(here, np.arange(self._size), data_sharding(mesh))
-            state = programs.init(key, np.int32(first))
+                here = load_batch(here, np.arange(self._size), place)
+            show(state.x_t)
             for length in pieces(self._chain):
-                show(state.x_t, first)
                 state = programs.advance(key, weights, here, state, np.int32(first), length)
                 jax.block_until_ready(state)
+                show(state.x_t)
                 done += length
-                tell()
-            show(state.x_t, first)
+                tell(Progress(done, total))
             yield gather(state.x_t)[: num - first]
 
 
 def labels_in_turn(
-    run: DiffusionModel,
-    num: int,
-    labels: int | str | Sequence[int] | Sequence[str] | np.ndarray | None = None,
+    run: DiffusionModel, num: int, labels: Labels | None = None
 ) -> np.ndarray | None:
     """Labels of `num` images: all that were learned in turn, or these. None for a model without
     classes."""
     if run.num_classes is None:
-        if labels is None:
-            return None
-        raise FieldError("labels", "expected none: the model has no classes")
-    given: Any = np.atleast_1d(labels).tolist() if isinstance(labels, str | np.ndarray) else labels
-    if isinstance(given, Sequence):
-        given = [_number(run, each) if isinstance(each, str) else each for each in given]
-    if given is None:
+        if labels is not None:
+            raise FieldError("labels", "expected none: the model has no classes")
+        return None
+    if labels is None:
         return np.resize(np.asarray(run.drawn or [run.null_label], np.int32), num)
-    labels = np.atleast_1d(np.asarray(given))
-    if not labels.size or labels.ndim > 1 or not np.issubdtype(labels.dtype, np.integer):
-        raise FieldError("labels", f"expected whole numbers, got {labels.tolist()}")
-    if labels.min() < 0 or labels.max() >= run.num_classes:
-        got = labels.min() if labels.min() < 0 else labels.max()
-        raise FieldError("labels", f"expected 0 to {run.num_classes - 1}, got {got}")
-    return np.resize(labels.astype(np.int32), num)
+    given = np.atleast_1d(np.asarray(labels))
+    if given.dtype.kind == "U":
+        numbers = [class_number(name, run.class_names) for name in given.tolist()]
+        if None in numbers:
+            unknown = str(given[numbers.index(None)])
+            names = ", ".join((run.class_names or ())[:20])
+            names = names or "numbers, as the run knows no names"
+            raise FieldError("labels", f"expected {names}, got {unknown!r}")
+        given = np.asarray(numbers)
+    if not given.size or given.ndim > 1 or given.dtype.kind not in "iu":
+        raise FieldError("labels", f"expected whole numbers, got {given.tolist()}")
+    check_between("labels", given, 0, run.num_classes - 1)
+    return np.resize(given.astype(np.int32), num)
 
 
 def warn_of_labels(run: DiffusionModel, labels: np.ndarray) -> None:
@@ -183,25 +176,17 @@ def warn_of_labels(run: DiffusionModel, labels: np.ndarray) -> None:
             warnings.warn(f"labels: label {label} is the class named {name!r}", stacklevel=4)
 
 
-def _number(run: DiffusionModel, label: str) -> int:
-    """The class of this name, or of this number."""
-    if (number := class_number(label, run.class_names)) is not None:
-        return number
-    names = ", ".join((run.class_names or ())[:20]) or "numbers, as the run knows no names"
-    raise FieldError("labels", f"expected {names}, got {label!r}")
-
-
 def make_chain(run: DiffusionModel, steps: int | None = None) -> NoiseSchedule:
     """The run's chain of `steps`, with its spacing. Default: that of its checkpoint, where it says
     one, otherwise 50 steps, or all if fewer."""
-    check_positive(steps=steps)
     timesteps = run.schedule.num_timesteps
-    if steps is not None and steps > timesteps:
+    if steps is None:
+        return run.chain(run.timestep_respacing or min(_STEPS, timesteps))
+    check_positive(steps=steps)
+    if steps > timesteps:
         problem = f"expected at most {timesteps}, the model's timesteps, got {steps}"
         raise FieldError("steps", problem)
-    if steps is None and run.timestep_respacing:
-        return run.chain()
-    return run.chain(steps or min(_STEPS, timesteps))
+    return run.chain(steps)
 
 
 def with_guidance(run: DiffusionModel, guidance: float | None) -> DiffusionModel:
@@ -211,8 +196,8 @@ def with_guidance(run: DiffusionModel, guidance: float | None) -> DiffusionModel
         return run
     check_finite("guidance", guidance)
     if run.null_label is None or not run.drawn:
-        problem = "the model has no classes, or no trained label that stands for none"
-        raise FieldError("guidance", problem)
+        why = "the model has no classes, or no trained label that stands for none"
+        raise FieldError("guidance", why)
     if run.drawn[-1] == run.null_label:
         last = f"guidance: the last label, {run.null_label}, is taken for the null label"
         warnings.warn(last, stacklevel=3)

@@ -13,6 +13,7 @@ one key, 0, 1, 2, … are the pictures that `draw` draws.
 
 import hashlib
 from collections.abc import Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -22,21 +23,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax.export import Exported
 
-from jax_ddpm import __version__
 from jax_ddpm._errors import FieldError, check_choice
 from jax_ddpm.interop import DiffusionModel
-from jax_ddpm.interop.scheduler import scheduler_config
 from jax_ddpm.io.arrays import check_weights, flatten
 from jax_ddpm.io.files import read_json, replace_file, write_json
 from jax_ddpm.noise import sample_noise
 from jax_ddpm.runs.drawing import make_chain, with_guidance
+from jax_ddpm.runs.model import PathLike, describe
 from jax_ddpm.runs.programs import guided_denoise_fn
-from jax_ddpm.runs.run import PathLike
 from jax_ddpm.samplers import Sampler, ddim
 from jax_ddpm.sampling import p_sample_loop
 from jax_ddpm.schedule import NoiseSchedule
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+_SAMPLES = "int32 [batch], each sample's number, which decides its noise"
+_OF_THE_RUN = ("scheduler", "num_classes", "null_label", "guidance", "versions")
 
 
 def export(
@@ -64,10 +65,8 @@ def export(
       FieldError: naming the argument that is wrong, or a weight that is not finite.
       OSError: a file cannot be written.
     """
-    if isinstance(platforms, str):
+    if isinstance(platforms, str) or not platforms:
         raise FieldError("platforms", f"expected a list, such as ['cpu'], got {platforms!r}")
-    if not platforms:
-        raise FieldError("platforms", "expected at least one, got none")
     for each in platforms:
         check_choice("platforms", each, PLATFORMS)
     import_module("flatbuffers")  # JAX would ask for it only after the work
@@ -75,12 +74,24 @@ def export(
     check_weights(flatten(run.variables))
     path, chain = Path(path), make_chain(run, steps)
     exported = export_sampler(run, chain, sampler or ddim(), platforms)
-    data = exported.serialize()
+    data, described = exported.serialize(), describe(run)
+    arguments = {"key": "a typed key: jax.random.key(seed)", "samples": _SAMPLES}
+    if run.num_classes is not None:
+        arguments["labels"] = f"int32 [batch], classes 0 to {run.num_classes - 1}"
+    avals = zip(arguments.items(), exported.in_avals, strict=True)
     manifest = {
         "file": path.name,
         "bytes": len(data),
         "sha256": hashlib.sha256(data).hexdigest(),
-        **_manifest(run, exported),
+        "format": "jax.export (StableHLO)",
+        "calling_convention_version": exported.calling_convention_version,
+        "platforms": list(exported.platforms),
+        "requires": ["jax", "flatbuffers"],
+        "call": f"call({', '.join(arguments)})",
+        "arguments": {name: _array(aval, meaning) for (name, meaning), aval in avals},
+        "output": _array(exported.out_avals[0], "images, pixels in [-1, 1]"),
+        "parameters": sum(int(np.size(leaf)) for leaf in jax.tree.leaves(run.variables)),
+        **{name: described[name] for name in _OF_THE_RUN},
         **(extra or {}),
         "steps": chain.num_timesteps,
     }
@@ -100,11 +111,8 @@ def export_sampler(
 
     def sample(key, samples, labels=None):
         def noise_fn(i):
-            def draw(j):
-                shape = run.shape(1)
-                return sample_noise(key, i, shape, first_sample=j, dtype=jnp.float32)[0]
-
-            return jax.vmap(draw)(samples)
+            noise = partial(sample_noise, key, i, run.shape(1), dtype=jnp.float32)
+            return jax.vmap(lambda j: noise(first_sample=j)[0])(samples)
 
         # Constants that the compiler sees through are folded, and then it rounds otherwise.
         variables = jax.lax.optimization_barrier(run.variables)
@@ -145,34 +153,6 @@ def _beside(path: Path) -> Path:
     return path.with_name(f"{path.name}.json")
 
 
-def _manifest(run: DiffusionModel, exported: Exported) -> dict[str, Any]:
-    meaning = {
-        "key": "a typed key: jax.random.key(seed)",
-        "samples": "int32 [batch], each sample's number, which decides its noise",
-    }
-    if run.num_classes is not None:
-        meaning["labels"] = f"int32 [batch], classes 0 to {run.num_classes - 1}"
-    sizes = [int(np.size(leaf)) for leaf in jax.tree.leaves(run.variables)]
-    return {
-        "format": "jax.export (StableHLO)",
-        "calling_convention_version": exported.calling_convention_version,
-        "platforms": list(exported.platforms),
-        "requires": ["jax", "flatbuffers"],
-        "call": f"call({', '.join(meaning)})",
-        "arguments": {
-            name: _describe(aval, text)
-            for (name, text), aval in zip(meaning.items(), exported.in_avals, strict=True)
-        },
-        "output": _describe(exported.out_avals[0], "images, pixels in [-1, 1]"),
-        "parameters": sum(sizes),
-        "scheduler": scheduler_config(run),
-        "num_classes": run.num_classes,
-        "null_label": run.null_label,
-        "guidance": run.guidance,
-        "versions": {"jax_ddpm": __version__, "jax": jax.__version__},
-    }
-
-
-def _describe(aval: Any, text: str) -> dict[str, Any]:
+def _array(aval: Any, meaning: str) -> dict[str, Any]:
     shape = [size if isinstance(size, int) else str(size) for size in aval.shape]
-    return {"shape": shape, "dtype": str(aval.dtype), "meaning": text}
+    return {"shape": shape, "dtype": str(aval.dtype), "meaning": meaning}

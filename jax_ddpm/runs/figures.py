@@ -4,9 +4,11 @@ Images come in as [image, height, width, channel], float in [-1, 1] or uint8; on
 are grey or RGB, and two or four these with their opacity, which grids draw on white.
 """
 
+import math
+import os
 import re
-from collections.abc import Sequence
-from functools import lru_cache
+import tempfile
+from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,20 +16,26 @@ from typing import Any, BinaryIO
 import jax
 import numpy as np
 
-from jax_ddpm._errors import FieldError, check_positive
+from jax_ddpm._errors import FieldError, check_between, check_positive
 from jax_ddpm._typing import Image, Pixels
-from jax_ddpm.data import to_bytes
+from jax_ddpm.data import Dataset, to_bytes, to_float
 from jax_ddpm.forward import q_sample
 from jax_ddpm.interop import DiffusionModel
 from jax_ddpm.io.files import new_folder, replacing, write_file
-from jax_ddpm.runs.run import PathLike
+from jax_ddpm.noise import seed_key
+from jax_ddpm.runs.drawing import draw
+from jax_ddpm.runs.metrics import read_metrics
+from jax_ddpm.runs.model import METRICS, PICTURES, PathLike
+from jax_ddpm.runs.progress import Progress
+from jax_ddpm.samplers import ancestral
 from jax_ddpm.schedule import NoiseSchedule
+from jax_ddpm.training.hosts import is_writer
 
-_BACKGROUND = 255
 _INK = (60, 60, 60)
 _LONG_SIDE = 640
 _FONT_SIZES = (10, 20)
 _NAME_LENGTH = 60
+_STEPS = 200
 
 
 def image_grid(
@@ -37,29 +45,58 @@ def image_grid(
 
     `titles` are those of the columns, drawn above them: one for each. Raises `FieldError`.
     """
+    from PIL import Image as pillow
+    from PIL import ImageDraw
+
     check_positive(columns=columns)
-    count, height, width, _ = images.shape
-    if not count:
+    pictures = [_picture(pixels) for pixels in to_bytes(images)]
+    if not pictures:
         raise FieldError("images", "expected at least one, got none")
-    named = 0 if titles is None else len(titles)
-    columns = columns or named or int(np.ceil(np.sqrt(count)))
-    if titles is not None and named != columns:
-        raise FieldError("titles", f"expected {columns}, one for each column, got {named}")
-    columns = min(columns, count)
-    rows = -(-count // columns)
+    columns = columns or len(titles or ()) or math.ceil(math.sqrt(len(pictures)))
+    if titles is not None and len(titles) != columns:
+        raise FieldError("titles", f"expected {columns}, one for each column, got {len(titles)}")
+    columns = min(columns, len(pictures))
+    rows = -(-len(pictures) // columns)
+    width, height = pictures[0].size
     scale = max(1, _LONG_SIDE // max(columns * width, rows * height))
-    gap = max(2, scale // 2)
-    pixels = _on_white(to_bytes(images)).repeat(scale, axis=1).repeat(scale, axis=2)
-    cell = (height * scale + gap, width * scale + gap)
-    shape = (rows * cell[0] + gap, columns * cell[1] + gap, 3)
-    canvas = np.full(shape, _BACKGROUND, np.uint8)
-    for k, picture in enumerate(pixels):
-        top, left = gap + k // columns * cell[0], gap + k % columns * cell[1]
-        canvas[top : top + height * scale, left : left + width * scale] = picture
-    if titles is None:
-        return canvas
-    texts = tuple(str(title) for title in titles[:columns])
-    return np.concatenate([_header(texts, width * scale, gap), canvas])
+    gap, width, height = max(2, scale // 2), width * scale, height * scale
+    titles = [" ".join(str(title).split()) for title in (titles or ())[:columns]]
+    font: Any = _font(titles, width) if titles else None
+    top = gap + sum(font.getmetrics()) if titles else 0
+    size = (columns * (width + gap) + gap, top + rows * (height + gap) + gap)
+    canvas = pillow.new("RGB", size, "white")
+    for k, picture in enumerate(pictures):
+        corner = (gap + k % columns * (width + gap), top + gap + k // columns * (height + gap))
+        large = picture.resize((width, height), pillow.Resampling.NEAREST)
+        opacity = large.getchannel("A") if large.mode in ("LA", "RGBA") else None
+        canvas.paste(large.convert("RGB"), corner, opacity)
+    for column, title in enumerate(titles):
+        while len(title) > 1 and font.getlength(title) > width:
+            title = title.removesuffix("…")[:-1].rstrip() + "…"
+        middle = gap + column * (width + gap) + width / 2
+        ImageDraw.Draw(canvas).text((middle, gap), title, fill=_INK, font=font, anchor="ma")
+    return np.asarray(canvas)
+
+
+def _picture(pixels: np.ndarray) -> Any:
+    """Bytes [height, width, channel] as Pillow's image; of five channels or more, the first."""
+    from PIL import Image as pillow
+
+    channels = pixels.shape[-1]
+    pixels = pixels[..., :3] if channels > 4 else pixels
+    return pillow.fromarray(pixels[..., 0] if channels == 1 else pixels)
+
+
+def _font(titles: Sequence[str], width: int) -> Any:
+    """A font in one size that suits all titles, as far as it stays legible. Pillow's own knows
+    ASCII alone; this one, many alphabets."""
+    import matplotlib
+    from PIL import ImageFont
+
+    path = Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")
+    least, most = _FONT_SIZES
+    longest = max(ImageFont.truetype(path, most).getlength(title) for title in titles)
+    return ImageFont.truetype(path, max(least, min(most, most * width // max(longest, 1))))
 
 
 def class_columns(run: DiffusionModel) -> int | None:
@@ -76,53 +113,6 @@ def class_titles(run: DiffusionModel) -> tuple[str, ...] | None:
         return None
     names = tuple(run.class_names[label] for label in run.drawn)
     return names * (columns // len(names))
-
-
-def _on_white(pixels: np.ndarray) -> np.ndarray:
-    """RGB of uint8 images [image, height, width, channel]; of five channels or more, the first."""
-    channels = pixels.shape[-1]
-    colours = pixels[..., :3] if channels >= 3 else np.repeat(pixels[..., :1], 3, axis=-1)
-    if channels not in (2, 4):
-        return colours
-    opacity = pixels[..., -1:].astype(np.uint16)
-    mixed = colours * opacity + _BACKGROUND * (255 - opacity)
-    return ((mixed + 127) // 255).astype(np.uint8)
-
-
-@lru_cache(maxsize=1)  # the frames of a GIF share theirs
-def _header(titles: tuple[str, ...], width: int, gap: int) -> np.ndarray:
-    """Titles [height, width, 3] centred over columns of this width, in one size that suits all."""
-    from PIL import Image as pillow
-    from PIL import ImageDraw
-
-    titles = tuple(" ".join(title.split()) for title in titles)
-    least, most = _FONT_SIZES
-    sizes = range(min(most, max(least, width // 3)), least - 1, -1)
-    fonts = [_font("".join(titles), size) for size in sizes]
-    suit = (font for font in fonts if all(font.getlength(title) <= width for title in titles))
-    font = next(suit, fonts[-1])
-    height = gap + sum(font.getmetrics())
-    canvas = pillow.new("RGB", (len(titles) * (width + gap) + gap, height), (_BACKGROUND,) * 3)
-    draw = ImageDraw.Draw(canvas)
-    for column, title in enumerate(titles):
-        if font.getlength(title) > width:
-            lengths = range(len(title), 0, -1)
-            shorter = (title[:length].rstrip() + "…" for length in lengths)
-            title = next((each for each in shorter if font.getlength(each) <= width), "…")
-        left = gap + column * (width + gap)
-        draw.text((left + width / 2, gap), title, fill=_INK, font=font, anchor="ma")
-    return np.asarray(canvas)
-
-
-def _font(text: str, size: int) -> Any:
-    """Pillow's own font, which knows ASCII; for other text matplotlib's, of many alphabets."""
-    from PIL import ImageFont
-
-    if text.isascii():
-        return ImageFont.load_default(size)
-    import matplotlib
-
-    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), size)
 
 
 def save_grid(
@@ -168,12 +158,18 @@ def save_samples(
         raise FieldError("images", problem)
     if images.dtype.itemsize == 2:  # NumPy's files know no bfloat16
         images = images.astype(np.float32)
+    arrays: dict[str, Any] = {"samples": images}
+    if labels is not None:
+        if len(labels) != len(images):
+            problem = f"expected {len(images)}, one for each image, got {len(labels)}"
+            raise FieldError("labels", problem)
+        arrays["labels"] = labels
+        if names is not None:
+            check_between("labels", labels, 0, len(names) - 1)
+            arrays["class_names"] = np.asarray(names, str)
     if not path.suffix:
-        _save_each(path, images, labels, names)
+        _save_each(path, to_bytes(images), labels, names)
         return
-    arrays: dict[str, Any] = {"samples": images} | ({} if labels is None else {"labels": labels})
-    if labels is not None and names is not None:
-        arrays["class_names"] = np.asarray(names, str)
     with replacing(path) as file:
         if path.suffix == ".png":
             save_grid(file, images, columns, titles)
@@ -182,38 +178,21 @@ def save_samples(
 
 
 def _save_each(
-    folder: Path, images: Any, labels: np.ndarray | None, names: Sequence[str] | None
+    folder: Path, pixels: np.ndarray, labels: np.ndarray | None, names: Sequence[str] | None
 ) -> None:
-    from PIL import Image as pillow
-
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise FieldError("path", f"expected a new or empty folder, got {folder}")
-    pixels = to_bytes(images)
     if pixels.shape[-1] > 4:
         raise FieldError("images", f"expected 1 to 4 channels, got {pixels.shape[-1]}")
-    pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
-    digits = max(5, len(str(len(pixels) - 1)))
-    stems = [f"{number:0{digits}d}" for number in range(len(pixels))]
-    if labels is not None:
-        suffixes = [_label_name(label, names) for label in labels]
-        if len(suffixes) != len(stems):
-            problem = f"expected {len(stems)}, one for each image, got {len(suffixes)}"
-            raise FieldError("labels", problem)
-        stems = [f"{stem}-{suffix}" for stem, suffix in zip(stems, suffixes, strict=True)]
     with new_folder(folder) as new:
-        for stem, picture in zip(stems, pixels, strict=True):
-            file = BytesIO()
-            pillow.fromarray(picture).save(file, format="PNG")
-            write_file(new / f"{stem}.png", file.getvalue())
-
-
-def _label_name(label: Any, names: Sequence[str] | None) -> str:
-    """A label, or its name, as a part of a file's name."""
-    if names is None:
-        return str(label)
-    if not 0 <= label < len(names):
-        raise FieldError("names", f"expected one for each class, got {len(names)}, none of {label}")
-    return re.sub(r"[^\w.]+", "-", str(names[label]))[:_NAME_LENGTH].strip("-.") or str(label)
+        for number, picture in enumerate(pixels):
+            name, file = f"{number:05d}", BytesIO()
+            if labels is not None:
+                called = labels[number] if names is None else names[labels[number]]
+                safe = re.sub(r"[^\w.]+", "-", str(called))[:_NAME_LENGTH].strip("-.")
+                name += f"-{safe or labels[number]}"
+            _picture(picture).save(file, format="PNG")
+            write_file(new / f"{name}.png", file.getvalue())
 
 
 def save_gif(
@@ -236,40 +215,21 @@ def save_animation(
     `hold` times as long, then repeats."""
     from PIL import Image as pillow
 
-    frames = [pillow.fromarray(picture).quantize() for picture in pictures]
-    frames[0].save(
-        file,
-        format="GIF",
-        save_all=True,
-        append_images=frames[1:],
-        duration=[milliseconds] * (len(frames) - 1) + [milliseconds * hold],
-        loop=0,
-    )
+    first, *others = (pillow.fromarray(picture).quantize() for picture in pictures)
+    duration = [milliseconds] * len(others) + [milliseconds * hold]
+    options = {"append_images": others, "duration": duration, "loop": 0}
+    first.save(file, format="GIF", save_all=True, **options)
 
 
-def save_forward(path: PathLike, schedule: NoiseSchedule, image: Any) -> None:
-    """Write one image, and the tutorial's white square, at four steps of noise."""
-    from matplotlib.figure import Figure
-
-    total = schedule.num_timesteps
+def save_forward(path: PathLike, schedule: NoiseSchedule, images: Any) -> None:
+    """Write an image [height, width, channel], or several, a row each, at four steps of noise."""
+    total, rows = schedule.num_timesteps, to_float(images)
+    rows = rows.reshape(-1, *rows.shape[-3:])
     steps = np.unique([0, total // 4, total // 2, total - 1])
-    square = np.full((64, 64, 3), -1, np.float32)
-    square[16:48, 16:48] = 1
-    figure = Figure(figsize=(2 * len(steps), 4.3))
-    axes = figure.subplots(2, len(steps), squeeze=False)
-    for axis, t in zip(axes[0], steps, strict=True):
-        axis.set_title(f"t = {t}", fontsize=10)
-    for row, x_start in zip(axes, (image, square), strict=True):
-        batch = np.repeat(x_start[None], len(steps), axis=0)
-        noise = np.asarray(jax.random.normal(jax.random.key(0), batch.shape))
-        noisy = np.asarray(q_sample(schedule, batch, steps, noise))
-        for axis, pixels in zip(row, to_bytes(noisy), strict=True):
-            pixels = pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., 0]
-            axis.imshow(pixels, cmap="gray", vmin=0, vmax=255)
-            axis.set_xticks([])
-            axis.set_yticks([])
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    x_start, t = np.repeat(rows, len(steps), axis=0), np.tile(steps, len(rows))
+    noise = np.asarray(jax.random.normal(jax.random.key(0), x_start.shape, x_start.dtype))
+    noisy = np.asarray(q_sample(schedule, x_start, t, noise))
+    save_grid(path, noisy, len(steps), [f"t = {step}" for step in steps])
 
 
 def save_loss(path: PathLike, steps: Sequence[int], losses: Sequence[float]) -> None:
@@ -277,25 +237,60 @@ def save_loss(path: PathLike, steps: Sequence[int], losses: Sequence[float]) -> 
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-    figure = Figure(figsize=(7, 4))
+    figure = Figure(figsize=(7, 4), layout="tight")
     axis = figure.subplots()
     width = len(losses) // 20  # of a median over what is too many points to see through
-    alpha = 0.3 if width > 1 else 1.0
-    marker = "o" if len(losses) < 10 else None  # of a single one there is no line
-    axis.plot(steps, losses, marker=marker, color="tab:blue", alpha=alpha, label="mean of 50 steps")
+    style: Any = {"alpha": 0.3} if width > 1 else {"marker": "o"}
+    label = f"mean of {min(steps, default=1)} steps"
+    axis.semilogy(steps, losses, color="tab:blue", label=label, **style)
     if width > 1:
-        windows = np.lib.stride_tricks.sliding_window_view(np.asarray(losses), width)
+        windows = np.lib.stride_tricks.sliding_window_view(losses, width)
         median = np.median(windows, axis=1)
-        axis.plot(steps[width - 1 :], median, color="tab:blue", label="running median")
-    axis.set_yscale("log")
+        axis.semilogy(steps[width - 1 :], median, color="tab:blue", label="running median")
+    axis.set(xlabel="training step", ylabel="training loss")
     axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
     axis.yaxis.set_major_formatter("{x:g}")
     axis.yaxis.set_minor_formatter(NullFormatter())
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axis.set_xlabel("training step")
-    axis.set_ylabel("training loss")
     axis.grid(alpha=0.3, which="both")
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False)
-    figure.tight_layout()
     figure.savefig(path, dpi=120)
+
+
+def save_pictures(
+    folder: PathLike,
+    run: DiffusionModel,
+    data: Dataset,
+    *,
+    seed: int = 0,
+    progress: Callable[[Progress], None] | None = None,
+) -> None:
+    """Draw from a run that was trained in `folder`, and write all of `PICTURES` there, or none.
+
+    `progress` is that of `draw`. Raises `OSError`.
+    """
+    frames, columns, titles = [], class_columns(run) or 8, class_titles(run)
+    schedule = run.schedule
+    samples = draw(
+        jax.random.fold_in(seed_key(seed), 1),
+        run,
+        8 * columns,
+        chain=schedule if schedule.num_timesteps <= _STEPS else run.chain(_STEPS),
+        sampler=ancestral(),
+        progress=progress,
+        watch=lambda x_t: frames.append(x_t[: 2 * columns]),
+    )
+    if not is_writer():
+        return
+    folder = Path(folder)
+    lines = [line for line in read_metrics(folder / METRICS) if line["loss"] is not None]
+    steps, losses = [line["step"] for line in lines], [line["loss"] for line in lines]
+    two = np.unique([0, len(data.images) // 2])
+    with tempfile.TemporaryDirectory(prefix=".pictures", dir=folder) as new:
+        save_grid(Path(new, "samples.png"), samples, columns, titles)
+        save_gif(Path(new, "reverse.gif"), frames, columns, titles)
+        save_forward(Path(new, "forward.png"), schedule, data.whole(two))
+        save_loss(Path(new, "loss.png"), steps, losses)
+        for name in PICTURES:
+            os.replace(Path(new, name), folder / name)

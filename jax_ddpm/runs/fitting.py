@@ -21,11 +21,11 @@ from jax_ddpm.interop import DiffusionModel
 from jax_ddpm.io.checkpoint import list_checkpoints
 from jax_ddpm.noise import seed_key
 from jax_ddpm.runs.metrics import MetricsLog
+from jax_ddpm.runs.model import CHECKPOINTS, METRICS, PathLike
 from jax_ddpm.runs.previews import Previews
 from jax_ddpm.runs.programs import fit_programs, learning_rate
 from jax_ddpm.runs.progress import Progress
 from jax_ddpm.runs.resuming import Training, begin, open_run
-from jax_ddpm.runs.run import CHECKPOINTS, METRICS, PathLike
 from jax_ddpm.runs.saving import Saver, read_state
 from jax_ddpm.runs.settings import Settings
 from jax_ddpm.runs.starting import computing

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from jax_ddpm.io.files import replace_file, write_file
-from jax_ddpm.runs.run import PathLike
+from jax_ddpm.runs.model import PathLike
 from jax_ddpm.runs.settings import LOG_EVERY
 from jax_ddpm.training.hosts import gather, run_on_writer
 

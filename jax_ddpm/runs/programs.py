@@ -72,9 +72,8 @@ def fit_programs(run: DiffusionModel, settings: Settings, mesh: Mesh, key: PRNGK
         per_sample=True,
     )
 
-    augment = augmentation(
-        prepared.image_size if prepared.crop == "random" else None, prepared.flip
-    )
+    window = prepared.image_size if prepared.crop == "random" else None
+    augment = augmentation(window, prepared.flip)
 
     def step(state, batch):
         step_key = jax.random.fold_in(jax.random.fold_in(key, _AUGMENTATION), state.step)
@@ -107,18 +106,14 @@ def fit_programs(run: DiffusionModel, settings: Settings, mesh: Mesh, key: PRNGK
 
 def optimizer(settings: Settings) -> optax.GradientTransformation:
     """Adam or AdamW under the learning rate's schedule, of clipped gradients."""
-    adam: dict[str, Any] = {
-        "b1": settings.adam_b1,
-        "b2": settings.adam_b2,
-        "eps": settings.adam_eps,
-    }
+    b1, b2, eps = settings.adam_b1, settings.adam_b2, settings.adam_eps
+    rule = optax.adam
     if settings.optimizer == "adamw":
-        adam["weight_decay"] = settings.weight_decay
-    rule = {"adam": optax.adam, "adamw": optax.adamw}[settings.optimizer]
-    rate = rule(learning_rate(settings), **adam)
+        rule = partial(optax.adamw, weight_decay=settings.weight_decay)
+    adam = rule(learning_rate(settings), b1=b1, b2=b2, eps=eps)
     if not settings.grad_clip:
-        return rate
-    return optax.chain(optax.clip_by_global_norm(settings.grad_clip), rate)
+        return adam
+    return optax.chain(optax.clip_by_global_norm(settings.grad_clip), adam)
 
 
 def learning_rate(settings: Settings) -> optax.Schedule:
@@ -155,14 +150,8 @@ def draw_programs(
     shape = run.shape(batch_size)
 
     def init(key, first_sample):
-        x_T = sample_noise(
-            key,
-            chain.num_timesteps,
-            shape,
-            first_sample=first_sample,
-            sharding=data,
-            dtype=jnp.float32,
-        )
+        noise = partial(sample_noise, first_sample=first_sample, sharding=data, dtype=jnp.float32)
+        x_T = noise(key, chain.num_timesteps, shape)
         return p_sample_init(None, chain, shape, sampler=sampler, x_T=x_T, sharding=data)
 
     def advance(key, weights, labels, state, first_sample, steps):
@@ -181,23 +170,32 @@ def draw_programs(
     key = jax.eval_shape(lambda: jax.random.key(0))
     number = jax.ShapeDtypeStruct((), jnp.int32)
     labels = None if run.num_classes is None else jax.ShapeDtypeStruct((batch_size,), jnp.int32)
-    state = jax.eval_shape(init, key, number)
-    # A rule may remember arrays of the batch, such as the step before, and numbers.
-    states = jax.tree.map(lambda x: data if x.shape[:1] == (batch_size,) else whole, state)
+    state: Any = jax.eval_shape(init, key, number)
+    memory = _memory_sharding(sampler, shape, data)
+    states = state._replace(i=whole, x_t=data, memory=memory)
     weights = run.variables
-    places = (
-        whole,
-        jax.tree.map(lambda _: whole, weights),
-        None if labels is None else data,
-        states,
-        whole,
-    )
+    by_label = None if labels is None else data
+    places = (whole, jax.tree.map(lambda _: whole, weights), by_label, states, whole)
     return DrawPrograms(
         to_devices=jax.jit(lambda weights: weights, out_shardings=whole),
         init=jax.jit(init, out_shardings=states),
         advance=jax.jit(advance, static_argnums=5, in_shardings=places, out_shardings=states),
         arguments=jax.tree.map(_placed, (key, weights, labels, state, number), places),
     )
+
+
+def _memory_sharding(sampler: Sampler, shape: tuple[int, ...], data: NamedSharding) -> Any:
+    """A rule may remember arrays with an axis for the samples, such as the step before, which are
+    split along it, and others, which are whole on each device."""
+    batch, *image = shape
+    shapes = (jax.ShapeDtypeStruct((n, *image), jnp.float32) for n in (batch, 2 * batch))
+    of_batch, of_twice = (jax.eval_shape(sampler.init, x_T) for x_T in shapes)
+
+    def place(x, other):
+        axes = [data.spec[0] if n != m else None for n, m in zip(x.shape, other.shape, strict=True)]
+        return NamedSharding(data.mesh, P(*axes))
+
+    return jax.tree.map(place, of_batch, of_twice)
 
 
 def pieces(chain: NoiseSchedule) -> list[int]:

@@ -115,6 +115,7 @@ RECIPES = {
                     downsample_padding=1,
                     flip_sin_to_cos=True,
                     freq_shift=0,
+                    time_scale=0.25,  # --rescale_timesteps True, their default: t · 1000 / 4000
                 )
             ),
             steps=500_000,  # of their checkpoint: cifar10_uncond_50M_500K.pt
@@ -143,5 +144,4 @@ RECIPES = {
         "Dhariwal & Nichol 2021, ImageNet 64×64",
     ),
 }
-"""By name. One thing differs from the originals: the network of `cifar10_iddpm` sees t itself,
-where theirs sees t · 1000 / 4000."""
+"""By name."""

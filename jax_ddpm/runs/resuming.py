@@ -32,8 +32,8 @@ from jax_ddpm.io.checkpoint import (
     set_aside,
 )
 from jax_ddpm.io.files import make_folder, read_json, write_json
+from jax_ddpm.runs.model import CHECKPOINTS, CONFIG, PICTURES, PathLike, describe
 from jax_ddpm.runs.programs import optimizer
-from jax_ddpm.runs.run import CHECKPOINTS, CONFIG, PICTURES, PathLike, describe
 from jax_ddpm.runs.settings import CheckpointSettings, Settings
 from jax_ddpm.runs.starting import computing, new_run
 from jax_ddpm.training.hosts import any_process, broadcast, run_on_all, run_on_writer

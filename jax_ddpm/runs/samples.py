@@ -19,7 +19,7 @@ import numpy as np
 from jax_ddpm._errors import FieldError
 from jax_ddpm.data import Preparation, load_dataset, to_bytes
 from jax_ddpm.io.files import make_folder, read_json, replacing, write_json
-from jax_ddpm.runs.run import PathLike
+from jax_ddpm.runs.model import PathLike
 from jax_ddpm.training.hosts import broadcast, run_on_writer
 
 _RECIPE = "recipe.json"

@@ -2,61 +2,51 @@
 docstrings; config.json records them."""
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from numbers import Real
-from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import jax
+import numpy as np
 
+from jax_ddpm import schedule as schedules
 from jax_ddpm._errors import (
     Field,
     FieldError,
     check_between,
     check_choice,
+    check_finite,
     check_positive,
     check_whole,
 )
 from jax_ddpm.losses import LossType, Weighting
 from jax_ddpm.models import UNet
 from jax_ddpm.reverse import PredictionType, VarianceType
-from jax_ddpm.schedule import (
-    NoiseSchedule,
-    cosine_beta_schedule,
-    linear_beta_schedule,
-    make_schedule,
-    scaled_linear_beta_schedule,
-    sigmoid_beta_schedule,
-)
 
 LOG_EVERY = 50
 """Steps between two lines of metrics."""
 TrackerName = Literal["tensorboard", "wandb"]
-_OUTPUT = ("prediction_type", "variance_type")  # what the network's output means
+_BROUGHT = ("model", "unet", "schedule", "timesteps", "prediction_type", "variance_type")
+"""What `init` brings with it."""
 ScheduleName = Literal["linear", "scaled_linear", "cosine", "sigmoid"]
 _BETAS = {
-    "linear": linear_beta_schedule,
-    "scaled_linear": scaled_linear_beta_schedule,
-    "cosine": cosine_beta_schedule,
-    "sigmoid": sigmoid_beta_schedule,
+    "linear": schedules.linear_beta_schedule,
+    "scaled_linear": schedules.scaled_linear_beta_schedule,
+    "cosine": schedules.cosine_beta_schedule,
+    "sigmoid": schedules.sigmoid_beta_schedule,
 }
-
 
 # What follows from the images, and what is set for the whole run.
-_NOT_OF_THE_NETWORK = {
-    *("parent", "name", "sample_size", "in_channels", "out_channels", "num_class_embeds"),
-    *("dtype", "param_dtype", "remat"),
-}
-UNET_FIELDS = tuple(each.name for each in fields(UNet) if each.name not in _NOT_OF_THE_NETWORK)
+_NOT_CHOSEN = ("parent", "name", "sample_size", "in_channels", "out_channels", "num_class_embeds")
+_NOT_CHOSEN += ("dtype", "param_dtype", "remat")
+UNET_FIELDS = tuple(each.name for each in fields(UNet) if each.name not in _NOT_CHOSEN)
 """The fields of `UNet` that are a choice. Its channels and labels follow from the images."""
 
 
-def named_schedule(name: ScheduleName, timesteps: int) -> NoiseSchedule:
+def named_schedule(name: ScheduleName, timesteps: int) -> schedules.NoiseSchedule:
     """The schedule of this name, with its defaults."""
-    return make_schedule(_BETAS[name](timesteps))
+    return schedules.make_schedule(_BETAS[name](timesteps))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,84 +193,65 @@ class Settings(ModelSettings, OptimizerSettings, CheckpointSettings, LayoutSetti
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(Settings).items():
-            object.__setattr__(self, name, _plain(name, getattr(self, name), hint))
-        positive = ("steps", "batch_size", "learning_rate", "timesteps", "accumulate", "fsdp")
-        positive += ("steps_per_dispatch", "checkpoint_every", "keep", "keep_every", "adam_eps")
+            value: Any = getattr(self, name)
+            kind: Any = hint
+            if type(None) in get_args(hint):
+                kind = get_args(hint)[0]
+                if value is None:
+                    continue
+            if get_origin(kind) is Literal:
+                check_choice(name, value, get_args(kind))
+            elif kind is int:
+                check_whole(name, value, -np.inf)
+            elif kind is float:
+                check_finite(name, value)
+            if kind in (int, float, Path):
+                object.__setattr__(self, name, kind(value))  # NumPy's too, and a path's name
+        trackers = (self.tracker,) if isinstance(self.tracker, str) else tuple(self.tracker)
+        object.__setattr__(self, "tracker", trackers)
+        for each in trackers:
+            check_choice("tracker", each, get_args(TrackerName))
+        if self.unet is not None:  # as JSON gives it back: lists for tuples
+            object.__setattr__(self, "unet", json.loads(json.dumps(dict(self.unet))))
+        for each in self.unet or {}:
+            check_choice("unet", each, UNET_FIELDS)
+        positive = ("steps", "batch_size", "learning_rate", "accumulate", "fsdp", "adam_eps")
+        positive += ("steps_per_dispatch", "checkpoint_every", "keep", "keep_every")
         positive += ("min_snr_gamma", "evaluate_num")
         check_positive(**{name: getattr(self, name) for name in positive})
-        more = ("grad_clip", "weight_decay", "warmup_steps", "sample_every", "evaluate_every")
-        for name in more:
+        check_between("timesteps", self.timesteps, 2)
+        for name in ("grad_clip", "weight_decay", "warmup_steps", "sample_every", "evaluate_every"):
             check_between(name, getattr(self, name) or 0, 0)
         check_between("seed", self.seed, 0, 2**63 - 1)
         check_between("label_dropout", self.label_dropout, 0, 1)
-        if (self.keep_every or 0) % self.checkpoint_every:
-            multiple = Field("checkpoint_every", self.checkpoint_every)
-            problem = ("expected a multiple of ", multiple, f", got {self.keep_every}")
-            raise FieldError("keep_every", *problem)
-        if (self.evaluate_every or 0) % LOG_EVERY:
-            problem = f"expected a multiple of {LOG_EVERY}, the steps of a line of metrics"
-            raise FieldError("evaluate_every", f"{problem}, got {self.evaluate_every}")
-        if self.keep_best and not self.evaluate_every:
-            raise FieldError("keep_best", "comes with ", Field("evaluate_every"))
-        if self.batched() % self.accumulate:
-            whole, got = Field("batch_size", self.batched()), f", got {self.accumulate}"
-            raise FieldError("accumulate", "expected a divisor of ", whole, got)
-        if self.timesteps < 2:
-            raise FieldError("timesteps", f"expected at least 2, got {self.timesteps}")
         for name in ("ema_decay", "adam_b1", "adam_b2"):
             if not 0 <= getattr(self, name) < 1:
                 raise FieldError(name, f"expected 0 to 1, below 1, got {getattr(self, name)}")
+        if self.keep_best and not self.evaluate_every:
+            raise FieldError("keep_best", "comes with ", Field("evaluate_every"))
         if self.weight_decay and self.optimizer != "adamw":
             raise FieldError("weight_decay", "comes with ", Field("optimizer", "adamw"))
-        if self.learning_rate_schedule != "constant" and (self.warmup_steps or 0) >= self.steps:
-            fewer = Field("steps", self.steps)
-            got = f", got {self.warmup_steps}"
-            raise FieldError("warmup_steps", "expected fewer than ", fewer, got)
         if self.unet is not None and self.model != "unet":
             raise FieldError("unet", "comes with ", Field("model", "unet"))
-        for name in self.unet or {}:
-            check_choice("unet", name, UNET_FIELDS)
-        if self.init is not None:
-            for name in ("model", "unet", "schedule", "timesteps", *_OUTPUT):
-                if getattr(self, name) != getattr(Settings, name):
-                    raise FieldError(name, "comes with ", Field("init"))
+        for name in _BROUGHT if self.init is not None else ():
+            if getattr(self, name) != getattr(Settings, name):
+                raise FieldError(name, "comes with ", Field("init"))
+        got = ", got {}".format
+        if (self.keep_every or 0) % self.checkpoint_every:
+            of = Field("checkpoint_every", self.checkpoint_every)
+            raise FieldError("keep_every", "expected a multiple of ", of, got(self.keep_every))
+        if (self.evaluate_every or 0) % LOG_EVERY:
+            of = f"{LOG_EVERY}, the steps of a line of metrics"
+            raise FieldError(
+                "evaluate_every", "expected a multiple of ", of, got(self.evaluate_every)
+            )
+        if self.batched() % self.accumulate:
+            of = Field("batch_size", self.batched())
+            raise FieldError("accumulate", "expected a divisor of ", of, got(self.accumulate))
+        if self.learning_rate_schedule != "constant" and (self.warmup_steps or 0) >= self.steps:
+            than = Field("steps", self.steps)
+            raise FieldError("warmup_steps", "expected fewer than ", than, got(self.warmup_steps))
 
     def record(self) -> dict[str, Any]:
         """As JSON holds them."""
-        paths = {name: getattr(self, name) for name in ("init", "inception")}
-        return asdict(self) | {name: path and str(path) for name, path in paths.items()}
-
-
-def _plain(name: str, value: Any, hint: Any) -> Any:
-    """`value` as Python's own type, if it is of the type `hint`."""
-    kinds = get_args(hint)
-    if get_origin(hint) is Literal:
-        check_choice(name, value, kinds)
-        return value
-    optional = type(None) in kinds
-    kind = kinds[0] if optional else hint
-    if value is None and optional:
-        return None
-    content: Any = value
-    if get_origin(kind) is Literal:
-        return _plain(name, value, kind)
-    if get_origin(kind) is tuple:
-        several = (value,) if value is None or isinstance(value, str) else value
-        return tuple(_plain(name, each, kinds[0]) for each in several)
-    if get_origin(kind) is Mapping:
-        try:  # as JSON gives it back: lists for tuples
-            return json.loads(json.dumps(dict(content)))
-        except (TypeError, ValueError) as error:
-            problem = f"expected names with numbers, texts or lists: {error}"
-            raise FieldError(name, problem) from None
-    if kind is Path and isinstance(value, str | PathLike):
-        return Path(value)
-    if kind is int:
-        check_whole(name, value, -math.inf)
-        return int(content)
-    if kind is float and isinstance(value, Real) and math.isfinite(value):
-        return float(value)
-    if kind is bool and isinstance(value, bool):
-        return value
-    words = {float: "a finite number", bool: "True or False", Path: "a path"}
-    raise FieldError(name, f"expected {words[kind]}, got {value!r}")
+        return json.loads(json.dumps(asdict(self), default=str))  # a path as its name

@@ -14,7 +14,7 @@ from jax_ddpm.interop import DiffusionModel
 from jax_ddpm.losses import check_loss
 from jax_ddpm.models import SimpleUNet, UNet, ddpm_digits
 from jax_ddpm.noise import seed_key
-from jax_ddpm.runs.run import by_name, init_variables, load_model, matched
+from jax_ddpm.runs.model import by_name, init_variables, load_model, matched
 from jax_ddpm.runs.settings import Settings, named_schedule
 
 

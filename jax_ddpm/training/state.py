@@ -42,6 +42,10 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
     key: PRNGKey
 
+    def __repr__(self) -> str:
+        count = sum(np.size(leaf) for leaf in jax.tree.leaves(self.params))
+        return f"TrainState(step={self.step}, {count:,} parameters)"
+
 
 def ema_warmup(decay: float = 0.9999) -> optax.Schedule:
     """An EMA decay that grows with the step: min(decay, (1 + step) / (10 + step)).

@@ -18,7 +18,7 @@ from jax_ddpm.cli.config import DataConfig, RunConfig, TrainConfig
 from jax_ddpm.cli.errors import UsageError
 from jax_ddpm.data import Preparation, load_dataset
 from jax_ddpm.runs import RECIPES
-from jax_ddpm.runs.run import FILES
+from jax_ddpm.runs.model import FILES
 
 NETWORK = "--unet.block-out-channels 8 --unet.norm-num-groups 4 --unet.layers-per-block 1".split()
 NETWORK += "--unet.down-block-types DownBlock2D --unet.up-block-types UpBlock2D".split()
@@ -58,6 +58,8 @@ def test_it_writes_a_run_and_says_so(trained):
     assert all(name in result.stdout for name in FILES)
     first, second = runs.read_metrics(folder / "metrics.jsonl")
     assert (first["step"], second["step"]) == (50, 60) and second["loss"] < first["loss"]
+    with Image.open(folder / "forward.png") as picture:
+        assert picture.width < 2.5 * picture.height, "two images at four steps"
     with Image.open(folder / "reverse.gif") as animation:
         assert animation.n_frames == 5
     config = json.loads((folder / "config.json").read_text())

@@ -14,7 +14,7 @@ from jax_ddpm.cli import run
 from jax_ddpm.data import Preparation, load_dataset
 from jax_ddpm.io.checkpoint import list_checkpoints, load_checkpoint
 from jax_ddpm.runs import Settings, fit
-from jax_ddpm.runs.run import PICTURES
+from jax_ddpm.runs.model import PICTURES
 
 STEPS = 60
 SETTINGS = {"model": "simple", "batch_size": 8, "timesteps": 4}

@@ -32,10 +32,10 @@ def test_the_checkpoint_before_a_damaged_one_is_named_and_can_be_read(here, copy
     refused = partial(here, code=2)
     file = "optimizer.safetensors"
     damage(copy / f"{FOLDER}6/{file}")
-    said = refused(SAMPLE, f"--run: {FOLDER}6/{file}: ", "; the one before: --checkpoint 4\n")
+    said = refused(SAMPLE, f"--run: {FOLDER}6/{file}: ", f"; the one before: {FOLDER}4\n")
     assert len(said.splitlines()) == 1 and not (copy / "x.npz").exists()
     damage(copy / f"{FOLDER}4/ema.safetensors")
-    refused(f"{SAMPLE} --checkpoint 4", "; the one before: --checkpoint 2\n")
+    refused(f"{SAMPLE} --checkpoint 4", f"; the one before: {FOLDER}2\n")
     refused(f"{SAMPLE} --checkpoint 5", "--checkpoint: expected one of 2, 4, 6 in runs/x, got 5\n")
     refused(convert.format("runs/x"), f"; the one before: {FOLDER}4\n")
     refused(init.format("runs/x"), f"; the one before: {FOLDER}4\n")

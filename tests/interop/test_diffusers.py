@@ -411,7 +411,7 @@ def test_what_comes_from_the_hub(tmp_path, monkeypatch, there, variant):
 def test_without_huggingface_hub_its_names_are_answered_in_a_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(ValueError, match="folder: rnus/digits: no such folder here; .*pip install"):
-        runs.load_pretrained("rnus/digits")
+        runs.load_model("rnus/digits")
 
 
 def test_names_on_the_hub_come_from_its_cache(folder, network, tmp_path, monkeypatch):

@@ -201,10 +201,10 @@ def test_labels_and_chain_go_wherever_the_network_goes(tmp_path):
     """No label stands for no class, and the chain is that of the flags."""
     save_tensors(tmp_path / "adm.safetensors", weights(ADM, np.float32))
     flags = " ".join(f"--{name} {value}" for name, value in ADM["flags"].items())
-    run = runs.load_pretrained(tmp_path / "adm.safetensors", openai_flags=flags)
+    run = runs.load_model(tmp_path / "adm.safetensors", openai_flags=flags)
     runs.save_run(tmp_path / "run", run)
     save_diffusers(tmp_path / "adm", run)
-    for each in (run, runs.load_run(tmp_path / "run"), runs.load_pretrained(tmp_path / "adm")):
+    for each in (run, runs.load_run(tmp_path / "run"), runs.load_model(tmp_path / "adm")):
         assert (each.num_classes, each.null_label, each.guidance) == (1000, None, 1.0)
         assert list(make_chain(each).timesteps) == ADM["timesteps"]
         assert make_chain(each, 7).num_timesteps == 7

@@ -28,13 +28,13 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
         with pytest.raises(ValueError, match=f"x.safetensors: {words}"):
             load_tensors(path)
         path.touch()
-    for content in (b"no safetensors at all", b"\xff" * 99, to_bytes({"a": np.ones(9)})[:-8]):
+    for content in (b"no safetensors at all", b"\xff" * 999, to_bytes({"a": np.ones(9)})[:-8]):
         path.write_bytes(content)
         with pytest.raises(
             ValueError, match="x.safetensors: expected a readable safetensors file: "
         ):
             load_tensors(path)
-        with pytest.raises(ValueError, match="^expected a readable safetensors file: "):
+        with pytest.raises(ValueError, match="^expected a readable safetensors file: .{,150}$"):
             from_bytes(content)
     header = b'{"a": {"dtype": "F8_E4M3", "shape": [8], "data_offsets": [0, 8]}}'
     path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))

@@ -66,8 +66,8 @@ def test_classes_have_columns_and_what_does_not_suit_a_run_is_named(digits):
     chain, none = digits.schedule, digits._replace(num_classes=None, null_label=None)
     numbers = digits._replace(num_classes=4, class_names=("0", "1", "2", "10"))
     for arguments, words in (
-        ({"labels": [-1, 3]}, "labels: expected 0 to 9, got -1"),
-        ({"labels": [3, 10]}, "labels: expected 0 to 9, got 10"),
+        ({"labels": [-1, 3]}, "labels: expected values in .0, 9., got -1 to 3"),
+        ({"labels": [3, 10]}, "labels: expected values in .0, 9., got 3 to 10"),
         ({"labels": [0.5]}, "labels: expected whole numbers"),
         ({"labels": "cat"}, "labels: expected numbers, as the run knows no names"),
         ({"steps": 2, "chain": chain}, "steps: cannot be given with chain"),
@@ -117,6 +117,17 @@ def test_a_loss_is_drawn_without_a_warning(tmp_path, count):
     assert np.sum(blue > red + 50) > 20
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_each_row_is_an_image_turning_into_noise(tmp_path, count):
+    """Where β are next to nothing, an image stays what it is."""
+    schedule, images = ddpm.make_schedule(np.full(9, 1e-9)), np.clip(IMAGES[:count], -1, 1)
+    runs.save_forward(tmp_path / "x.png", schedule, images if count > 1 else images[0])
+    titles = ["t = 0", "t = 2", "t = 4", "t = 8"]
+    expected = image_grid(images.repeat(4, axis=0), titles=titles)
+    found = np.asarray(Image.open(tmp_path / "x.png"), int)
+    np.testing.assert_allclose(found, expected, atol=1)
+
+
 def test_files_of_grids_and_of_numbers(tmp_path):
     labels, grid = np.arange(4, dtype=np.int32), image_grid(IMAGES, titles=["a", "b"])
     runs.save_samples(tmp_path / "x.png", IMAGES, columns=2, titles=["a", "b"])
@@ -148,7 +159,7 @@ def test_no_folder_is_overwritten(tmp_path, monkeypatch):
     for field, wrong in (
         *(("path", {"path": path}) for path in ("full", "file", ".", "x.jpg")),
         ("labels", {"labels": np.arange(3)}),
-        ("names", {"labels": np.arange(4), "names": ["one"]}),
+        ("labels", {"labels": np.arange(4), "names": ["one"]}),
         ("images", {"images": IMAGES.repeat(5, axis=3)}),
         ("images", {"images": IMAGES[:0], "path": "x.png"}),
         ("titles", {"columns": 2, "titles": ["a"], "path": "x.png"}),

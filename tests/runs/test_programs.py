@@ -7,9 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jax_ddpm as ddpm
 from jax_ddpm import runs
 from jax_ddpm.interop import DiffusionModel
-from jax_ddpm.runs.programs import fit_programs, guided_denoise_fn, learning_rate, optimizer
+from jax_ddpm.runs.programs import (
+    draw_programs,
+    fit_programs,
+    guided_denoise_fn,
+    learning_rate,
+    optimizer,
+)
 from jax_ddpm.runs.settings import named_schedule
 from jax_ddpm.training.sharding import device_mesh
 
@@ -27,6 +34,23 @@ def test_guidance_is_by_the_null_label(untrained):
         guided = run._replace(guidance=scale, null_label=null_label)
         found = jax.jit(guided_denoise_fn(guided, variables, labels))(x, t)
         np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_memory_is_split_along_the_axis_of_the_samples(untrained):
+    """And no other: a table of as many numbers as there are samples is whole on each device."""
+    run, ddim = runs.load_run(untrained / "runs/digits"), ddpm.ddim()
+
+    def init(x_T):
+        return {"table": jnp.arange(4.0), "last": x_T, "older": jnp.stack([x_T, x_T]), "i": 0}
+
+    rule = ddim._replace(init=init)
+    programs = draw_programs(run, run.chain(2), rule, 4, device_mesh(4))
+    memory = programs.init(jax.random.key(0), np.int32(0)).memory
+    shards = {name: x.sharding.shard_shape(x.shape) for name, x in memory.items()}
+    image = (8, 8, 1)
+    assert shards == {"table": (4,), "last": (2, *image), "older": (2, 2, *image), "i": ()}
+    drawn = [runs.draw(jax.random.key(0), run, 4, steps=2, sampler=each) for each in (rule, ddim)]
+    np.testing.assert_array_equal(*drawn)
 
 
 def test_every_step_mirrors_other_images():

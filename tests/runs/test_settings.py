@@ -105,6 +105,8 @@ def test_a_recipes_values_are_those_that_were_published(name):
     assert settings.ema_decay == 0.9999 and not settings.ema_warmup
     assert preparation.image_size in (None, size) and settings.learning_rate_schedule == "constant"
     run = starting.untrained(settings, (size, *rest), num_classes)
+    # Their networks see T = 1,000 steps, however many there are.
+    assert run.model.time_scale * run.schedule.num_timesteps == 1000
     parameters = sum(leaf.size for leaf in jax.tree.leaves(run.variables))
     assert parameters / 1e6 == pytest.approx(millions, abs=0.05 if millions < 100 else 0.5)
 

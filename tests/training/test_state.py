@@ -54,6 +54,12 @@ def test_one_step_is_gradient_descent_on_the_mean_loss(state, batch, accumulate)
     assert int(new.step) == 1
 
 
+def test_a_state_is_a_line_to_read(state):
+    assert repr(state._replace(params={"w": np.zeros((2000, 2))})) == (
+        "TrainState(step=0, 4,000 parameters)"
+    )
+
+
 def test_every_step_draws_anew_and_t_covers_the_chain(state, batch):
     draws = [draw(state._replace(step=np.int32(step)), batch) for step in range(60)]
     assert {int(each) for t, _ in draws for each in t} == set(range(50))

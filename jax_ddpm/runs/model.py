@@ -1,0 +1,269 @@
+"""Models on the disk: the folder of a run, and every other place that a `DiffusionModel` is read
+from.
+
+Network and schedule are written in the words of diffusers' configs, as `interop` reads them.
+"""
+
+import json
+import os
+import unicodedata
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import jax
+import numpy as np
+
+from jax_ddpm import __version__
+from jax_ddpm._errors import Field, FieldError, check_choice, check_kind
+from jax_ddpm.data import Dataset, Preparation
+from jax_ddpm.interop import DiffusionModel, load_diffusers, load_openai, simple_unet_from_torch
+from jax_ddpm.interop.diffusers import unet_config, unet_from_config
+from jax_ddpm.interop.model import init_variables as initialized
+from jax_ddpm.interop.scheduler import scheduler_config, scheduler_from_config
+from jax_ddpm.io.arrays import flatten, load_tensors, unflatten
+from jax_ddpm.io.checkpoint import list_checkpoints, load_checkpoint, restore, save_checkpoint
+from jax_ddpm.io.files import new_folder, write_json
+from jax_ddpm.models import SimpleUNet, UNet
+from jax_ddpm.reverse import p_mean_variance
+from jax_ddpm.runs.programs import guided_denoise_fn
+from jax_ddpm.schedule import linear_beta_schedule, make_schedule
+
+FILES = {
+    "config.json": "what was run",
+    "metrics.jsonl": "loss, learning rate, gradient norm and speed, line by line",
+    "checkpoints": "weights, their average, the optimizer: all that is needed to resume",
+    "loss.png": "the loss against the step",
+    "forward.png": "two images turning into noise",
+    "samples.png": "generated images",
+    "reverse.gif": "noise turning into the first of them",
+}
+"""What is in the folder of a run; the pictures are of its last weights."""
+CONFIG, METRICS, CHECKPOINTS, *PICTURES = FILES
+
+_TUTORIAL_TIMESTEPS = 200
+PathLike = str | os.PathLike[str]
+Weights = Literal["ema", "params"]
+
+
+def init_variables(model: UNet | SimpleUNet, key: Any, image_shape: tuple[int, ...]) -> Any:
+    """Initial variables. Raises `ValueError` if images of this shape do not suit the network."""
+    try:
+        return initialized(model, key, image_shape)
+    except ValueError as error:
+        raise ValueError(f"the network refuses images of {image_shape}: {error}") from None
+
+
+def describe(run: DiffusionModel, train: Any = None, data: Any = None) -> dict[str, Any]:
+    """All of a run that is not an array, as JSON: its config.json, and part of each checkpoint."""
+    model = run.model
+    simple = {"_class_name": "SimpleUNet", "channels": getattr(model, "channels", None)}
+    description = {
+        "model": unet_config(model) if isinstance(model, UNet) else simple,
+        "scheduler": scheduler_config(run),
+        "image_shape": run.shape(1)[1:],
+        "num_classes": run.num_classes,
+        "null_label": run.null_label,
+        "guidance": run.guidance,
+        "class_names": run.class_names,
+        "learned": run.learned,
+        "preparation": Preparation(**run.preparation).record(),
+        "train": train,
+        "data": data,
+        "versions": {"jax_ddpm": __version__, "jax": jax.__version__, "numpy": np.__version__},
+    }
+    return json.loads(json.dumps(description))
+
+
+def save_run(folder: PathLike, model: DiffusionModel) -> None:
+    """Write a run of one checkpoint, in a new folder: its weights are their own average.
+
+    Raises `ValueError` if a weight is not finite, and `OSError`; nothing is left behind then.
+    """
+    check_kind("model", model, DiffusionModel, "load_run(folder)")
+    description, weights = describe(model), model.variables
+    with new_folder(Path(folder)) as new:
+        save_checkpoint(
+            new / CHECKPOINTS, 0, {"params": weights, "ema": weights}, {"run": description}
+        )
+        write_json(new / CONFIG, description)
+
+
+def is_run(folder: PathLike) -> bool:
+    """Whether `folder` looks like a run, or one of its checkpoints, damaged or not."""
+    return (Path(folder) / CHECKPOINTS).is_dir() or _is_checkpoint(Path(folder))
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    return folder.parent.name == CHECKPOINTS and folder in list_checkpoints(folder.parent)
+
+
+def load_model(
+    folder: PathLike,
+    *,
+    weights: Weights | None = None,
+    openai_flags: str | None = None,
+    image_size: int | None = None,
+) -> DiffusionModel:
+    """Read a model, whatever `folder` is: a run or one of its checkpoints, a folder of diffusers, a
+    state dict of OpenAI's code (.pt or .safetensors) or of the tutorial's `SimpleUNet`
+    (.safetensors), whose schedule is the tutorial's.
+
+    Where a folder of diffusers does not say which label is the null label, it is the last, if
+    samples are guided. OpenAI's models have no null label.
+
+    Args:
+      folder: the folder, the file, or a name on Hugging Face's hub.
+      weights: of a run, as in `load_run`.
+      openai_flags: of OpenAI's, which cannot be read without: its MODEL_FLAGS and DIFFUSION_FLAGS.
+      image_size: of the tutorial's, which does not say: height and width. Default: 64.
+
+    Raises:
+      FieldError: naming what is missing or does not fit, or an option of another kind of model.
+    """
+    folder = Path(folder)
+    if is_run(folder):
+        kind = "weights"
+    elif folder.is_file() and openai_flags is None:
+        kind = "image_size"
+    else:
+        kind = "openai_flags"
+    options = {
+        "weights": (weights, "a run"),
+        "openai_flags": (openai_flags, "a state dict of OpenAI's"),
+        "image_size": (image_size, "a state dict of the tutorial's"),
+    }
+    for name, (value, owner) in options.items():
+        if value is not None and name != kind:
+            raise FieldError(name, f"comes with {owner}, which {folder} is not")
+    if kind == "weights":
+        return load_run(folder, weights=weights or "ema")
+    if kind == "image_size" and folder.suffix in (".pt", ".pth", ".bin", ".pkl"):
+        pickled = f"{folder} is a pickle, which can run code; one of OpenAI's comes with "
+        other = "; make a .safetensors of another by safetensors.torch.save_file"
+        raise FieldError("folder", pickled, Field("openai_flags"), other)
+    try:
+        if kind == "image_size":
+            return _tutorials(folder, image_size or 64)
+        flags = openai_flags
+        model = load_diffusers(folder) if flags is None else load_openai(folder, flags)
+        _check_drawable(model)
+        return model
+    except (ImportError, ValueError) as error:
+        if getattr(error, "field", None) == "flags":
+            raise FieldError("openai_flags", str(error).removeprefix("flags: ")) from None
+        raise FieldError("folder", str(error)) from None
+
+
+def load_run(
+    folder: PathLike, *, checkpoint: int | None = None, weights: Weights = "ema"
+) -> DiffusionModel:
+    """Read a run that `fit` or `jax-ddpm train` made.
+
+    Args:
+      folder: of the run, or one of its checkpoints (`runs/digits/checkpoints/00001500`).
+      checkpoint: the step of a checkpoint. Default: the newest.
+      weights: their average ("ema"), which samples are drawn from, or the weights ("params").
+
+    Raises:
+      FieldError: naming the file that is missing, damaged or does not fit.
+    """
+    check_choice("weights", weights, get_args(Weights))
+    folder = Path(folder)
+    alone = checkpoint is None and _is_checkpoint(folder)
+    there = folder.parent if alone else folder / CHECKPOINTS
+    paths = {int(path.name): path for path in list_checkpoints(there)}
+    if not paths:
+        raise FieldError("folder", f"expected a run's folder, got {folder} (no checkpoint in it)")
+    step = int(folder.name) if alone else max(paths) if checkpoint is None else checkpoint
+    if step not in paths:
+        steps = ", ".join(map(str, paths))
+        raise FieldError("checkpoint", f"expected one of {steps} in {folder}, got {step}")
+    try:
+        return _read_run(paths[step], weights)
+    except ValueError as error:
+        older = [f"the one before: {path}" for each, path in paths.items() if each < step]
+        hint = older[-1] if older else "there is no older one"
+        raise FieldError("folder", f"{error}; {hint}") from None
+
+
+def _read_run(path: Path, weights: str) -> DiffusionModel:
+    checkpoint = load_checkpoint(path)
+    try:
+        description = checkpoint.state["run"]
+        height, width, channels = description["image_shape"]
+        model, image_shape = description["model"], (height, width, channels)
+        if model["_class_name"] == "SimpleUNet":
+            model = SimpleUNet(channels=model["channels"])
+        else:
+            model = unet_from_config(model, path / "state.json")
+        scheduler = scheduler_from_config(description["scheduler"], path / "state.json")
+        labels = {name: description[name] for name in ("num_classes", "null_label", "guidance")}
+        for name in ("class_names", "learned"):
+            values = description.get(name)
+            labels[name] = None if values is None else tuple(values)
+        preparation = Preparation(**description["preparation"]).record()
+        expected = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), image_shape))
+        # Weights that came from elsewhere keep their dtype.
+        flat, template = checkpoint.arrays[weights], flatten(expected)
+        for name in template.keys() & flat.keys():
+            template[name] = template[name].update(dtype=flat[name].dtype)
+        variables = restore(unflatten(template), flat)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: expected a run's checkpoint: {error!r}") from None
+    scheduler |= {"image_shape": image_shape, "preparation": preparation}
+    return DiffusionModel(model, variables, **scheduler, **labels)
+
+
+def _check_drawable(model: DiffusionModel) -> None:
+    """Raises `ValueError` if schedule, network and image size contradict each other."""
+    labels = None if model.num_classes is None else np.zeros(1, np.int32)
+
+    def step(variables: Any, x_t: Any) -> Any:
+        denoise_fn = guided_denoise_fn(model, variables, labels)
+        return p_mean_variance(model.schedule, denoise_fn, x_t, 0, **model.policy)
+
+    jax.eval_shape(step, model.variables, jax.ShapeDtypeStruct(model.shape(1), np.float32))
+
+
+def _tutorials(path: Path, image_size: int) -> DiffusionModel:
+    variables: dict[str, Any] = simple_unet_from_torch(load_tensors(path))
+    channels = int(np.shape(variables["params"]["down1"]["kernel"])[2])
+    schedule = make_schedule(linear_beta_schedule(_TUTORIAL_TIMESTEPS))
+    model, shape = SimpleUNet(channels=channels), (image_size, image_size, channels)
+    return DiffusionModel(model, variables, schedule, shape, timestep_spacing="trailing")
+
+
+def class_number(name: str, names: Sequence[str] | None) -> int | None:
+    """The label of the class `name`, in any form of Unicode, or else of the same number; where no
+    class has a number for a name, that of a number is itself. None where there is no such class."""
+    labels = {unicodedata.normalize("NFC", each): k for k, each in enumerate(names or ())}
+    if (plain := unicodedata.normalize("NFC", name)) in labels or not name.isdecimal():
+        return labels.get(plain)
+    numbers = {int(each): label for each, label in labels.items() if each.isdecimal()}
+    return numbers.get(int(name)) if numbers else int(name)
+
+
+def by_name(names: Sequence[str] | None, others: Sequence[str] | None) -> bool:
+    """Whether classes are matched by name: both sides have names, or those of one are numbers, and
+    so the other's numbers are its names."""
+    return bool(names and others) or all(map(str.isdecimal, names or others or ("none",)))
+
+
+def matched(
+    names: Sequence[str] | None, labels: Sequence[int], data: Dataset, *, some: bool = False
+) -> dict[int, int]:
+    """The images' own label of each of `labels` whose class they show, by name or by number, as
+    `by_name` says. Warns of `labels` that no image has, and of classes that only the images
+    have, unless `labels` may be `some` of theirs."""
+    called, shown = data.class_names, np.unique(np.asarray(data.labels)).tolist()
+    name_of, named = {k: names[k] if names else str(k) for k in labels}, by_name(names, called)
+    found: Any = {k: class_number(name_of[k], called) if named else k for k in labels}
+    lacked = [name_of[k] for k in labels if found[k] not in shown]
+    known = shown if some else found.values()
+    strange = [str(called[k] if called else k) for k in shown if k not in known]
+    for what, few in (("no image shows, left out", lacked), ("only images show", strange)):
+        if few:
+            warnings.warn(f"classes that {what}: {', '.join(few[:20])}", stacklevel=3)
+    return {label: there for label, there in found.items() if there in shown}
