@@ -28,8 +28,7 @@ from jax.sharding import PartitionSpec as P
 from benchmarks.harness import cores, resident_bytes, summary, timed
 from jax_ddpm.cpu import use_cores
 from jax_ddpm.data import Preparation, load_dataset
-from jax_ddpm.data.loading import Order, prefetched
-from jax_ddpm.data.rows import FileRows
+from jax_ddpm.data.batches import Order, prefetched
 from jax_ddpm.runs import RECIPES, Settings, fit
 from jax_ddpm.runs.metrics import LOG_EVERY
 from jax_ddpm.training.sharding import device_mesh
@@ -77,7 +76,7 @@ def _decoded(folder: Path, count: int = 50_000, batch_size: int = 128) -> list[f
     """Batches as a training gets them, on its devices; after a first round nothing is cold."""
     pixels = np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), np.uint8)
     np.save(folder / _SMALL, pixels)
-    images = FileRows.of_array(np.load(folder / _SMALL, mmap_mode="r"))
+    images = np.load(folder / _SMALL, mmap_mode="r")
     order = Order(jax.random.key(0), count, batch_size)
     dispatches = [range(step, step + 1) for step in range(2 * count // batch_size)]
     sharding = NamedSharding(device_mesh(batch_size), P(None, ("data", "fsdp")))

@@ -5,7 +5,7 @@ from pathlib import Path
 from jax_ddpm.cli.config import DataConfig
 from jax_ddpm.cli.progress import bars
 from jax_ddpm.data import Dataset, Preparation, load_dataset
-from jax_ddpm.data.parquet import HUB
+from jax_ddpm.data.hub import HUB
 from jax_ddpm.runs import Progress
 
 

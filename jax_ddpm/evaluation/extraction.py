@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jax_ddpm.data.order import load_batch
+from jax_ddpm.data import load_batch
 from jax_ddpm.evaluation.distances import InceptionScores, Score
 from jax_ddpm.evaluation.networks import FeatureNetwork
 from jax_ddpm.evaluation.statistics import Statistics, statistics

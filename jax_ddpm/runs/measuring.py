@@ -10,6 +10,7 @@ bound of `bits_per_dim`.
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from typing import Any, Literal
@@ -154,7 +155,7 @@ def evaluate(
             here = {theirs: label for label, theirs in there.items()}
             none = -1 if run.null_label is None else run.null_label
             of_run = [here.get(each, none) for each in data.labels.tolist()]
-            data = data._replace(labels=np.asarray(of_run, np.int32))
+            data = replace(data, labels=np.asarray(of_run, np.int32))
         figures["bits_per_dim"] = score(key, run, data, scored, seed, progress)
         made["scored"] = f"{min(scored, len(data.images)):,} images of {data.source}"
     versions = {"jax_ddpm": __version__, "jax": jax.__version__}

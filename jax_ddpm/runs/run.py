@@ -16,8 +16,7 @@ import numpy as np
 
 from jax_ddpm import __version__
 from jax_ddpm._errors import Field, FieldError, check_choice, check_kind
-from jax_ddpm.data.dataset import Dataset
-from jax_ddpm.data.preparation import Preparation
+from jax_ddpm.data import Dataset, Preparation
 from jax_ddpm.interop import DiffusionModel, load_diffusers, load_openai, simple_unet_from_torch
 from jax_ddpm.interop.diffusers import unet_config, unet_from_config
 from jax_ddpm.interop.model import init_variables as initialized

@@ -75,7 +75,7 @@ def test_every_picture_has_the_right_pixels_wherever_it_lies(zoo, tmp_path, chan
         again = load_dataset(place, preparation, cache=where)
         np.testing.assert_array_equal(again.images[:], images)
         assert (again.class_names, again.digest()) == (data.class_names, data.digest())
-    assert len(list(cache.iterdir())) == 1
+    assert len(list(cache.glob("*/"))) == 1
 
 
 def test_windows_are_cut_from_the_longer_side_of_what_was_there_at_first(tmp_path):
@@ -104,7 +104,7 @@ def test_unreadable_pictures_are_named_or_counted(zoo, tmp_path):
     cut.write_bytes(next(folder.rglob("*RGB.png")).read_bytes()[:-60])
     gone.symlink_to(folder / "nowhere.png")
     for cache in ("none", tmp_path / "cache"):
-        with pytest.raises(FieldError, match=r"data: cannot read bright/00.png: no picture that"):
+        with pytest.raises(FieldError, match=r"read bright/00.png: no pic.*; dark/z.png: No such"):
             load_dataset(folder, preparation, cache=cache)
         data = load_dataset(folder, skipping, cache=cache)
         said = r"left out: 3 \(bright/00.png: .*; dark/z.png: No such file .*; dark/y.png: "
@@ -118,7 +118,6 @@ def test_unreadable_pictures_are_named_or_counted(zoo, tmp_path):
     for cache in (tmp_path / "cache", tmp_path / "new"):
         with pytest.raises(FieldError, match="data: cannot read dark/y.png: "):
             load_dataset(folder, preparation, cache=cache)
-    assert not list((tmp_path / "new").iterdir())
 
 
 def test_a_preparation_that_makes_no_sense_is_named():
