@@ -10,7 +10,7 @@ import numpy as np
 
 from jax_ddpm._errors import FieldError
 from jax_ddpm.data.arrays import read_labels
-from jax_ddpm.data.files import Unreadable, part_of
+from jax_ddpm.data.files import Unreadable, part_of, stamp
 from jax_ddpm.data.pictures import Source
 
 HUB = "hf://"
@@ -77,8 +77,12 @@ def read_parquet(data: str, *, labelled: bool = True) -> Source:
         except OSError as error:
             raise Unreadable(f"row {index}", f"{path}: {error.strerror}") from None
 
+    # Rows that only name a file say nothing of it.
+    column = table.data.column(pictures[0])
+    whole = all(chunk.field("bytes").null_count == 0 for chunk in column.chunks)
+    here = " ".join(stamp(Path(each["filename"])) for each in table.cache_files) if whole else ""
     rows = [f"row {index}" for index in range(len(table))]
-    return Source(rows, read, labels, names, tuple(notes))
+    return Source(rows, read, labels, names, tuple(notes), lambda index: here)
 
 
 @contextmanager

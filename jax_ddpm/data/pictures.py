@@ -17,7 +17,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -55,14 +55,13 @@ class Source:
     notes: tuple[str, ...] = ()
     stamp: Callable[[int], str] = lambda index: ""
     """What is another once a picture is another; "" where nothing says so."""
-    stream: Callable[[Sequence[int]], Iterator[tuple[int, Callable[[], Encoded]]]] | None = None
-    """Some of them, and what reads each, in the order that is fastest."""
+    stream: Callable[[list[int]], Iterator[tuple[int, Callable[[], Encoded]]]] | None = None
+    """Some of them, and what reads each, in the order that is fastest. Default: one by one."""
 
-    def each(self, indices: Sequence[int]) -> Iterator[tuple[int, Callable[[], Encoded]]]:
+    def each(self, indices: list[int]) -> Iterator[tuple[int, Callable[[], Encoded]]]:
         """Some of the pictures, and what reads each."""
-        if self.stream is not None:
-            return self.stream(indices)
-        return ((index, partial(self.read, index)) for index in indices)
+        one_by_one = ((index, partial(self.read, index)) for index in indices)
+        return self.stream(indices) if self.stream else one_by_one
 
 
 @contextmanager
@@ -70,16 +69,17 @@ def remembered(cache: Path | None, data: str) -> Iterator[dict[str, list[Any]]]:
     """What was found in the files of a set, by their names: `look` adds to it, and it is kept for
     the next start where the cache can be written."""
     known: dict[str, list[Any]] = {}
-    name = hashlib.sha256(f"{_version()} {os.path.abspath(data)}".encode(errors="replace"))
-    path = (cache or Path()) / f"{name.hexdigest()[:32]}.json"
-    if cache is not None:
-        with suppress(OSError, ValueError):
-            known = json.loads(path.read_bytes())
+    if cache is None:
+        yield known
+        return
+    path = cache / f"{_hex(f'{_version()} {os.path.abspath(data)}')}.json"
+    with suppress(OSError, ValueError):
+        known = json.loads(path.read_bytes())
     before = dict(known)
     try:
         yield known
     finally:
-        if cache is not None and known != before:
+        if known != before:
             with suppress(OSError):
                 make_folder(cache)
                 replace_file(path, json.dumps(known).encode())
@@ -323,9 +323,8 @@ def _cached(
 ) -> tuple[np.ndarray | None, dict[int, str], int]:
     """The images in the cache, mapped, with what `decode_all` said of them; decoded into it if they
     are not there. None where the disk has no room for them. Raises `OSError`."""
-    preparation = pictures.preparation
-    how = [preparation.image_size, preparation.crop, *pictures.image_shape, _version()]
-    key = hashlib.sha256(f"{pictures.sha256} {json.dumps(how)}".encode()).hexdigest()[:32]
+    how = pictures.preparation.image_size, pictures.preparation.crop, pictures.image_shape
+    key = _hex(f"{pictures.sha256} {how} {_version()}")
     folder = cache / key
     if (opened := _open(folder)) is not None:
         return opened
@@ -353,28 +352,28 @@ def _open(folder: Path) -> tuple[np.ndarray, dict[int, str], int] | None:
 def _write(folder: Path, pictures: Pictures, progress: Callable[[int], None]) -> None:
     """Decode every picture into its row. What cannot be decoded leaves none."""
     count, *shape = pictures.shape
-    path, size = folder / "images.npy", int(np.prod(shape))
+    size = int(np.prod(shape))
     header: dict[str, Any] = {"descr": "|u1", "fortran_order": False}
-    with path.open("wb") as file:
+    with (folder / "images.npy").open("w+b") as file:
         np.lib.format.write_array_header_1_0(file, header | {"shape": pictures.shape})
         start = file.tell()
 
-        def write(row: int, image: np.ndarray) -> None:
+        def write(row: int, image: bytes | memoryview) -> None:
             file.seek(start + row * size)
-            file.write(image.data)
+            file.write(image)
 
-        failed, on_white = pictures.decode_all(write, progress)
-        file.truncate(start + count * size)
-    good = np.delete(np.arange(count), sorted(failed)).tolist()
-    if not good:
-        raise FieldError("data", f"none of {count:,} pictures can be decoded")
-    rows = np.load(path, mmap_mode="r+")
-    for new, old in enumerate(good):
-        if new != old:
-            rows[new] = rows[old]
-    with path.open("r+b") as file:
-        np.lib.format.write_array_header_1_0(file, header | {"shape": (len(good), *shape)})
+        failed, on_white = pictures.decode_all(lambda row, image: write(row, image.data), progress)
+        good = np.delete(np.arange(count), sorted(failed)).tolist()
+        if not good:
+            raise FieldError("data", f"none of {count:,} pictures can be decoded")
+        for new, old in enumerate(good):
+            if new != old:
+                file.seek(start + old * size)
+                write(new, file.read(size))
         file.truncate(start + len(good) * size)
+        file.seek(0)  # NumPy leaves room in its header for another number of rows
+        np.lib.format.write_array_header_1_0(file, header | {"shape": (len(good), *shape)})
+        file.flush()
         os.fsync(file.fileno())
     about = {"shape": [len(good), *shape], "on_white": on_white, "failed": [*failed.items()]}
     write_json(folder / "about.json", about)
@@ -395,6 +394,10 @@ def _version() -> str:
     from PIL import __version__ as pillow
 
     return f"{_VERSION} {pillow}"
+
+
+def _hex(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="replace")).hexdigest()[:32]
 
 
 def _digest(each: Encoded) -> bytes:

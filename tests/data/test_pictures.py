@@ -121,7 +121,7 @@ def test_unreadable_pictures_are_named_or_counted(zoo, tmp_path):
 
 
 def test_a_preparation_that_makes_no_sense_is_named():
-    wrong = {"image_size": 6.5, "crop": "middle", "channels": 2, "labels": "names", "flip": 1}
+    wrong = {"image_size": 6.5, "crop": "middle", "channels": 2, "labels": "names", "flip": "no"}
     for name, value in [*wrong.items(), ("image_size", 0), ("crop", "random")]:
         with pytest.raises(FieldError, match=f"^{name}: expected "):
             Preparation(**{name: value})
@@ -240,3 +240,4 @@ def test_hugging_faces_sets(zoo, tmp_path, monkeypatch):
     (tmp_path / "bad.parquet").write_bytes(b"PAR1")
     with pytest.raises(FieldError, match="data: cannot read .*bad.parquet"):
         load(tmp_path / "bad.parquet")
+    assert not datasets.are_progress_bars_disabled()
