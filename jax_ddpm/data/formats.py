@@ -9,8 +9,8 @@ import gzip
 import io
 import pickle
 import re
-import zlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,17 +45,12 @@ def read_mnist(files: Files, chosen: str | None = None) -> Dataset | None:
     if not folders:
         got = ", ".join(name for each in found.values() for name in each.values())
         raise ValueError(f"expected images and labels in one folder in {files.path}, got {got}")
-    data = _read(files, [images[folders[0]], labels[folders[0]]])
-    pixels, classes = (_from_idx(content, where) for where, content in data.items())
-    for where, array, shape in zip(
-        data, (pixels, classes), ("image, height, width", "image"), strict=True
-    ):
-        if array.ndim != len(shape.split()) or not array.size:
-            raise ValueError(f"{where}: expected numbers of [{shape}], got {list(array.shape)}")
-    if len(pixels) != len(classes):
-        of_images, of_labels = data
-        got = f"got {len(classes)} in {of_labels}"
-        raise ValueError(f"expected {len(pixels)} labels for the images of {of_images}, {got}")
+    paths = [images[folders[0]], labels[folders[0]]]
+    pixels, classes = _read(files, paths, _from_idx)
+    if pixels.ndim != 3 or classes.shape != pixels.shape[:1] or not len(classes):
+        got = f"{paths[0]} {list(pixels.shape)}, {paths[1]} {list(classes.shape)}"
+        problem = "expected images [image, height, width] and labels [image]"
+        raise ValueError(f"{problem} in {files.path}, got {got}")
     note = "the images of the test" + ": those for training are not there" * (not is_there)
     if part == "train":
         rest = "; those of the test are left out" * (("t10k", "images") in found)
@@ -63,17 +58,14 @@ def read_mnist(files: Files, chosen: str | None = None) -> Dataset | None:
     return Dataset(pixels[..., None], classes.astype(np.int32), notes=(note,))
 
 
-def _from_idx(data: bytes, where: str) -> np.ndarray:
+def _from_idx(data: bytes) -> np.ndarray:
     """The uint8 array of one file, packed with gzip or not."""
-    try:
-        if data.startswith(b"\x1f\x8b"):
-            data = gzip.decompress(data)
-        if data[:3] != b"\0\0\x08":
-            raise ValueError(f"expected the magic number 00 00 08, got {data[:3].hex(' ')}")
-        shape = np.frombuffer(data, ">u4", data[3], 4)
-        return np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(shape)
-    except (EOFError, IndexError, OSError, ValueError, zlib.error) as error:
-        raise ValueError(f"cannot read {where}: {error}") from None
+    if data.startswith(b"\x1f\x8b"):
+        data = gzip.decompress(data)
+    if data[:3] != b"\0\0\x08":
+        raise ValueError(f"expected the magic number 00 00 08, got {data[:3].hex(' ')}")
+    shape = np.frombuffer(data, ">u4", data[3], 4)
+    return np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(shape)
 
 
 class _Cifar(NamedTuple):
@@ -108,7 +100,7 @@ def read_cifar(files: Files, chosen: str | None = None) -> Dataset | None:
     here, found = set(files.names), []
     for folder in dict.fromkeys(name[: name.rfind("/") + 1] for name in files.names):
         for version in _VERSIONS:  # a file called "train" alone is not yet CIFAR's
-            marks = {version.train[0], version.meta if version.num_classes == 100 else ""} - {""}
+            marks = version.train[:1] + (version.meta,) * (version.num_classes == 100)
             if here.issuperset(folder + mark for mark in marks):
                 found.append((folder, version))
     if not found or (chosen and chosen not in {version.test for _, version in found}):
@@ -120,66 +112,49 @@ def read_cifar(files: Files, chosen: str | None = None) -> Dataset | None:
     batches = [folder + name for name in ((version.test,) if chosen else version.train)]
     if missing := [name for name in batches if name not in here]:
         raise ValueError(f"expected {', '.join(missing)} beside the others in {files.path}")
-    pixels, labels = [], []
-    for where, content in _read(files, batches).items():
-        read = _read_pickle if version.labels else _read_binary
-        of_batch, classes = read(content, version, where)
-        if classes.min() < 0 or classes.max() >= version.num_classes:
-            expected = f"expected labels from 0 to {version.num_classes - 1}"
-            raise ValueError(f"{where}: {expected}, got {classes.min()} to {classes.max()}")
-        pixels.append(of_batch)
-        labels.append(classes.astype(np.int32))
-    images = np.concatenate(pixels).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    images, labels = zip(*_read(files, batches, partial(_from_batch, version)), strict=True)
     names = None
     if folder + version.meta in here:
-        ((where, content),) = _read(files, [folder + version.meta]).items()
-        names = _read_names(content, version, where)
+        (names,) = _read(files, [folder + version.meta], partial(_names, version))
     rest = "; those of the test are left out" * (folder + version.test in here)
     note = f"{version.title}: " + ("the test images" if chosen else f"the training images{rest}")
-    return Dataset(
-        np.ascontiguousarray(images), np.concatenate(labels), class_names=names, notes=(note,)
-    )
+    pixels = np.concatenate(images).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    classes = np.concatenate(labels).astype(np.int32)
+    return Dataset(np.ascontiguousarray(pixels), classes, class_names=names, notes=(note,))
 
 
-def _read_binary(data: bytes, version: _Cifar, where: str) -> tuple[np.ndarray, np.ndarray]:
-    label_bytes = 1 if version.num_classes == 10 else 2  # of which the last is the class
-    record = label_bytes + _PIXELS
-    if not data or len(data) % record:
-        raise ValueError(f"{where}: expected records of {record} bytes, got {len(data)} bytes")
-    rows = np.frombuffer(data, np.uint8).reshape(-1, record)
-    return rows[:, -_PIXELS:], rows[:, label_bytes - 1]
-
-
-def _read_pickle(data: bytes, version: _Cifar, where: str) -> tuple[np.ndarray, np.ndarray]:
-    batch = _unpickled(data, where)
-    pixels, labels = np.asarray(batch.get("data")), batch.get(version.labels)
-    if pixels.dtype != np.uint8 or pixels.shape[1:] != (_PIXELS,) or not len(pixels):
-        got = f"{pixels.dtype}{list(pixels.shape)}"
-        raise ValueError(f"{where}: expected data as uint8 [image, {_PIXELS}], got {got}")
-    if not isinstance(labels, list) or [*map(type, labels)] != [int] * len(pixels):
-        raise ValueError(f"{where}: expected {version.labels} as {len(pixels)} whole numbers")
-    return pixels, np.asarray(labels)
-
-
-def _read_names(data: bytes, version: _Cifar, where: str) -> tuple[str, ...]:
-    names: Any = data.split()
+def _from_batch(version: _Cifar, data: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels and labels of a file."""
     if version.labels:
-        names = _unpickled(data, where).get(version.labels[:-1] + "_names")
-    is_text = isinstance(names, list) and all(isinstance(name, bytes | str) for name in names)
-    if not is_text or len(names) != version.num_classes:
-        raise ValueError(f"{where}: expected the names of {version.num_classes} classes as text")
-    return tuple(map(_to_text, names))
+        batch = _unpickled(data)
+        pixels, labels = np.asarray(batch["data"]), np.asarray(batch[version.labels])
+    else:
+        label_bytes = 1 if version.num_classes == 10 else 2  # of which the last is the class
+        rows = np.frombuffer(data, np.uint8).reshape(-1, label_bytes + _PIXELS)
+        pixels, labels = rows[:, label_bytes:], rows[:, label_bytes - 1]
+    kinds = pixels.dtype == np.uint8 and labels.dtype.kind in "iu" and len(pixels)
+    if not kinds or pixels.shape != (len(labels), _PIXELS):
+        got = f"{pixels.dtype}{list(pixels.shape)} and {labels.dtype}{list(labels.shape)}"
+        raise ValueError(f"expected uint8 [image, {_PIXELS}] and whole numbers [image], got {got}")
+    if labels.min() < 0 or labels.max() >= version.num_classes:
+        expected = f"expected labels from 0 to {version.num_classes - 1}"
+        raise ValueError(f"{expected}, got {labels.min()} to {labels.max()}")
+    return pixels, labels
 
 
-def _unpickled(data: bytes, where: str) -> dict[str, Any]:
+def _names(version: _Cifar, data: bytes) -> tuple[str, ...]:
+    """What the classes are called."""
+    key = version.labels[:-1] + "_names"
+    names = _unpickled(data)[key] if version.labels else data.split()
+    if len(names) != version.num_classes:
+        raise ValueError(f"expected the names of {version.num_classes} classes, got {len(names)}")
+    return tuple(map(_text, names))
+
+
+def _unpickled(data: bytes) -> dict[str, Any]:
     """The dict of a pickle, whose keys Python 2 wrote as bytes. Nothing that it names is run."""
-    try:
-        return {
-            _to_text(key): value
-            for key, value in _Unpickler(io.BytesIO(data), encoding="bytes").load().items()
-        }
-    except Exception as error:  # damage raises nearly anything
-        raise ValueError(f"cannot read {where}: {type(error).__name__}: {error}") from None
+    content = _Unpickler(io.BytesIO(data), encoding="bytes").load()
+    return {_text(key): value for key, value in content.items()}
 
 
 class _Unpickler(pickle.Unpickler):
@@ -208,14 +183,20 @@ class _Unpickler(pickle.Unpickler):
         return allowed[name]
 
 
-def _to_text(text: bytes | str) -> str:
-    return text.decode("utf-8", "replace") if isinstance(text, bytes) else text
+def _text(text: bytes | str) -> str:
+    return text if isinstance(text, str) else str(text, "utf-8", "replace")
 
 
-def _read(files: Files, names: list[str]) -> dict[str, bytes]:
-    """What is in each, by where it lies, in this order."""
-    data = {name: read() for name, read in files.stream(names)}
-    return {f"{name} in {files.path}": data[name] for name in names}
+def _read(files: Files, names: list[str], parse: Callable[[bytes], Any]) -> list[Any]:
+    """What is in each file. Raises `ValueError` naming the one that is damaged."""
+    data, parsed = {name: read() for name, read in files.stream(names)}, []
+    for name in names:
+        try:
+            parsed.append(parse(data[name]))
+        except Exception as error:  # damage raises nearly anything
+            what = f"{name} in {files.path}: {type(error).__name__}"
+            raise ValueError(f"cannot read {what}: {error}") from None
+    return parsed
 
 
 FORMATS: tuple[Callable[[Files, str | None], Dataset | None], ...] = (read_mnist, read_cifar)

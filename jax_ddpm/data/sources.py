@@ -44,24 +44,17 @@ def load_dataset(
 ) -> Dataset:
     """Read images for training: an indexed set of uint8, or of float32 in [-1, 1].
 
-    | data | images |
-    |---|---|
-    | one of `DATASETS` | digits, of which those of 8×8 are floats of 17 levels, or photographs |
-    | a folder, a .zip or .tar(.gz, …) | pictures at any depth; subfolders are classes |
-    | MNIST's or CIFAR's original files | the training images, and their labels; of CIFAR's test \
-file, unpacked, those of the test |
-    | .npy, .npz | [image, height, width(, channel)], uint8, or float in [0, 1] or [-1, 1], as \
-`preparation.range` says; in a .npz integers [image] beside them are labels |
-    | .parquet, a folder of them, hf://OWNER/NAME | sets of Hugging Face (the extra "datasets") |
-
     Of parts for training, validation and test the first is read. Hidden files are left out.
     Pictures are turned upright (EXIF), 16 bits become 8, colours become sRGB, and what is
     transparent is white, unless 4 channels are asked for. Classes without names are called by
     their numbers where some are missing between 0 and the largest.
 
     Args:
-      data: a name, a path, or an address on Hugging Face's hub, from which it is downloaded; a
-        `Path` is never taken for a name.
+      data: one of `DATASETS`; a folder, .zip or .tar of pictures, whose subfolders are classes;
+        MNIST's or CIFAR's original files, of which the training images are read; a .npy or .npz of
+        [image, height, width(, channel)], uint8 or float, where integers [image] in the .npz are
+        labels; .parquet files, or hf://OWNER/NAME on Hugging Face's hub, from which it is
+        downloaded. A `Path` is never taken for a name.
       preparation: size, channels and augmentation. Default: images of one size, as they are. Its
         `max_pixels` raises Pillow's limit for the whole process.
       cache: a folder where decoded pictures are kept, or "none". Default: ~/.cache/jax_ddpm/images,
