@@ -228,7 +228,7 @@ def cores() -> int:
 
 
 def resident_bytes(field: str) -> int:
-    """Memory of this process: `"VmRSS"`, `"RssAnon"` without mapped files, `"VmHWM"` at the highest.
+    """Memory of this process: `"VmRSS"` now, `"RssAnon"` without files, `"VmHWM"` at the highest.
     Linux only."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field):

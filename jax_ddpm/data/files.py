@@ -78,9 +78,9 @@ def stamp(path: Path) -> str:
 def open_files(path: Path, *, deep: bool = True) -> Files:
     """The files of a folder, with those behind links and below it if `deep`, or of a .zip or .tar.
 
-    A tar may be compressed with gzip, bzip2 or xz: it is then read from beginning to end, by
-    `stream`, and `read` refuses. An archive's names may be those of Windows, or begin at a root;
-    its links are followed within it. Raises `ValueError` naming what is damaged or no archive.
+    A compressed tar is read from beginning to end, by `stream`, and `read` refuses. An archive's
+    names may be those of Windows, or begin at a root; its links are followed within it. Raises
+    `ValueError` naming what is damaged or no archive.
     """
     if path.is_dir():
         return _Folder(path, deep=deep)

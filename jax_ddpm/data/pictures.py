@@ -340,7 +340,7 @@ def _cached(
 
 def _open(folder: Path) -> tuple[np.ndarray, dict[int, str], int] | None:
     """What is in a folder of the cache; None if there is none, or not what was written."""
-    with suppress(ValueError, EOFError, OSError):
+    with suppress(FileNotFoundError, ValueError, EOFError):
         about = read_json(folder / "about.json")
         images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
         if images.dtype == np.uint8 and [*images.shape] == about["shape"]:

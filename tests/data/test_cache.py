@@ -40,18 +40,9 @@ def expected(zoo):
     return load_dataset(zoo, PREPARATION, cache="none").images[:]
 
 
-def test_the_same_pictures_are_decoded_once(zoo, expected, tmp_path):
-    for flip in (False, True):  # which the step does
-        progress = Mock()
-        data = load_dataset(zoo, replace(PREPARATION, flip=flip), cache=tmp_path, progress=progress)
-        assert call("reading", 105, 105) in progress.mock_calls
-        assert (call("decoding", 105, 105) in progress.mock_calls) != flip
-        np.testing.assert_array_equal(data.images[:], expected)
-
-
 @pytest.mark.parametrize("suffix", ["", ".zip"])
 def test_a_second_start_opens_no_picture(zoo, expected, tmp_path, monkeypatch, suffix):
-    """Nor files that are none. One that was touched is read again, and the set is the same."""
+    """Nor files that are none; flips are of the step. One that was touched is read again."""
     place, cache = shutil.copytree(zoo, tmp_path / "zoo"), tmp_path / "cache"
     (place / "bright/notes").write_text("no picture")
     if suffix:
@@ -62,11 +53,12 @@ def test_a_second_start_opens_no_picture(zoo, expected, tmp_path, monkeypatch, s
     assert len(set(read)) == 106
     read.clear()
     progress = Mock()
-    second = load_dataset(place, PREPARATION, cache=cache, progress=progress)
+    flipped = replace(PREPARATION, flip=True)
+    second = load_dataset(place, flipped, cache=cache, progress=progress)
     assert not read and progress.mock_calls == [call("reading", 105, 105)]
-    assert second.describe() == first.describe() and second.notes == first.notes
-    np.testing.assert_array_equal(second.images[:], expected)
-    np.testing.assert_array_equal(second.images, first.images)
+    assert second.describe() == first.describe() and second.notes[:-1] == first.notes[:-1]
+    for images in (first.images, second.images):
+        np.testing.assert_array_equal(images, expected)
     touched = place if suffix else next(place.rglob("*L.png"))
     os.utime(touched, ns=(1, 1))
     assert load_dataset(place, PREPARATION, cache=cache).digest() == first.digest()
@@ -104,9 +96,8 @@ def test_of_two_processes_one_decodes(zoo, expected, tmp_path):
     assert first.stdout.readline() == "decodes\n"
     with first, command("", zoo, tmp_path) as second:
         assert second.communicate(timeout=300)[0] == "" and first.wait(300) == second.wait() == 0
-    np.testing.assert_array_equal(
-        load_dataset(zoo, PREPARATION, cache=tmp_path).images[:], expected
-    )
+    images = load_dataset(zoo, PREPARATION, cache=tmp_path).images
+    np.testing.assert_array_equal(images, expected)
 
 
 @pytest.mark.parametrize("damage", ["header", "cut", "about"])
