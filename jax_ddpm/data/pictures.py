@@ -34,6 +34,11 @@ from jax_ddpm.data.decoding import Encoded, Survey, decode, resized_shape, surve
 from jax_ddpm.data.files import Unreadable
 from jax_ddpm.io.files import make_folder, new_folder, read_json, replace_file, write_json
 
+Known = dict[str, list[Any]]
+"""Of each file by its name: its stamp, digest and header; of what is no picture no more."""
+Read = Callable[[], Encoded]
+"""Reads one picture. Raises `ValueError`."""
+
 _VERSION = 4  # of the decoding and of the cache
 _LARGEST = 2**34
 """Bytes of decoded pictures that are kept in the default cache."""
@@ -55,38 +60,34 @@ class Source:
     notes: tuple[str, ...] = ()
     stamp: Callable[[int], str] = lambda index: ""
     """What is another once a picture is another; "" where nothing says so."""
-    stream: Callable[[list[int]], Iterator[tuple[int, Callable[[], Encoded]]]] | None = None
+    stream: Callable[[list[int]], Iterator[tuple[int, Read]]] | None = None
     """Some of them, and what reads each, in the order that is fastest. Default: one by one."""
 
-    def each(self, indices: list[int]) -> Iterator[tuple[int, Callable[[], Encoded]]]:
+    def each(self, indices: list[int]) -> Iterator[tuple[int, Read]]:
         """Some of the pictures, and what reads each."""
         one_by_one = ((index, partial(self.read, index)) for index in indices)
         return self.stream(indices) if self.stream else one_by_one
 
 
 @contextmanager
-def remembered(cache: Path | None, data: str) -> Iterator[dict[str, list[Any]]]:
+def remembered(cache: Path | None, data: str) -> Iterator[Known]:
     """What was found in the files of a set, by their names: `look` adds to it, and it is kept for
     the next start where the cache can be written."""
-    known: dict[str, list[Any]] = {}
-    if cache is None:
-        yield known
-        return
-    path = cache / f"{_hex(f'{_version()} {os.path.abspath(data)}')}.json"
+    known, path = {}, cache and cache / f"{_hex(f'{_version()} {os.path.abspath(data)}')}.json"
     with suppress(OSError, ValueError):
-        known = json.loads(path.read_bytes())
+        known = json.loads(path.read_bytes()) if path else {}
     before = dict(known)
     try:
         yield known
     finally:
-        if known != before:
+        if path and known != before:
             with suppress(OSError):
-                make_folder(cache)
+                make_folder(path.parent)
                 replace_file(path, json.dumps(known).encode())
 
 
 def look(
-    source: Source, known: dict[str, list[Any]], progress: Callable[[int], None], most: int = 2**63
+    source: Source, known: Known, progress: Callable[[int], None], most: int = 2**63
 ) -> tuple[list[bytes], list[Survey | None], dict[int, str]]:
     """Of each picture its digest, zeros if it cannot be read, and its header or what is wrong. What
     is not known is read, and at most so many bytes of what may be something else."""
@@ -192,7 +193,7 @@ class Pictures:
                 progress(done)
         return failed, on_white
 
-    def _decode(self, row: int, read: Callable[[], Encoded], image: np.ndarray) -> bool:
+    def _decode(self, row: int, read: Read, image: np.ndarray) -> bool:
         """Decode a picture into `image`, the middle of it if it is larger; whether transparency was
         composed on white. Raises `Unreadable`, and `FieldError` if it is not what was looked at."""
         name, (height, width, channels) = self._name(row), self.image_shape
@@ -224,7 +225,7 @@ def prepared(
     source: Source,
     preparation: Preparation,
     cache: Path | None,
-    known: dict[str, list[Any]],
+    known: Known,
     progress: Callable[[str, int, int], None] | None,
 ) -> Dataset:
     """The images of a source, in the cache, or decoded when they are needed where `cache` is None
@@ -244,13 +245,12 @@ def prepared(
     if cache is not None and (not is_default or size <= _LARGEST):
         try:
             images, failed, on_white = _cached(cache, pictures, tell("decoding"))
+            if on_white:
+                notes.append(f"pictures with transparency, which is white now: {on_white:,}")
         except OSError as error:
             if not is_default:
                 raise  # otherwise nobody asked for it
             why = f" (cannot write {error.filename or cache}: {error.strerror or error})"
-        else:
-            if on_white:
-                notes.append(f"pictures with transparency, which is white now: {on_white:,}")
     if images is None:
         source.read(int(pictures.kept[0]))  # not every archive can give one at a time
         if skips:

