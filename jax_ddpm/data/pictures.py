@@ -47,6 +47,10 @@ _LONGEST = 2
 """What is kept of a picture that is longer than it is wide, in image sizes, for random windows."""
 
 
+class _Changed(FieldError):
+    """A picture is not the one that was looked at."""
+
+
 @dataclass(frozen=True)
 class Source:
     """Pictures before they are decoded, and the class of each, if they have one."""
@@ -79,6 +83,9 @@ def remembered(cache: Path | None, data: str) -> Iterator[Known]:
     before = dict(known)
     try:
         yield known
+    except _Changed:  # in spite of its size and time
+        known.clear()
+        raise
     finally:
         if path and known != before:
             with suppress(OSError):
@@ -202,7 +209,7 @@ class Pictures:
         except ValueError as error:
             raise FieldError("data", f"cannot read {name}: {reason(error)}") from None
         if _digest(data) != self.digests[self.kept[row]]:
-            raise FieldError("data", f"{name} has changed since it was first read")
+            raise _Changed("data", f"{name} has changed since it was first read")
         try:
             pixels, on_white = decode(data, channels, self.preparation)  # pyright: ignore[reportArgumentType]
         except Exception as error:  # Pillow's plugins raise whatever they meet

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from unittest.mock import Mock, call
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jax_ddpm._errors import FieldError
 from jax_ddpm.data import Preparation, load_dataset
 from jax_ddpm.data.files import _Folder, _Zip
 
@@ -21,6 +23,7 @@ PREPARATION = Preparation(image_size=12)
 
 LOADS = """
 import os, sys, time
+from jax_ddpm._errors import FieldError
 from jax_ddpm.data import Preparation, load_dataset
 def progress(what, done, total):
     if what == "decoding":
@@ -66,6 +69,18 @@ def test_a_second_start_opens_no_picture(zoo, expected, tmp_path, monkeypatch, s
     for record in cache.glob("*.json"):
         record.write_bytes(record.read_bytes()[:-9])
     assert load_dataset(place, PREPARATION, cache=cache).digest() == first.digest()
+
+
+def test_what_changed_behind_its_size_and_time_is_found_when_it_is_decoded(tmp_path):
+    for level in (1, 2):
+        Image.new("L", (16, 16), level).save(tmp_path / "x.bmp")
+        os.utime(tmp_path / "x.bmp", (1, 1))
+        load = partial(load_dataset, tmp_path, cache=tmp_path / ".cache")
+        if level == 1:
+            load()
+    with pytest.raises(FieldError, match="x.bmp has changed since it was first read"):
+        load(PREPARATION)
+    assert load(PREPARATION).images.max() == 2
 
 
 def test_it_is_keyed_by_content_and_by_preparation(zoo, tmp_path):
