@@ -35,7 +35,7 @@ from jax_ddpm.data.files import Unreadable
 from jax_ddpm.io.files import make_folder, new_folder, read_json, replace_file, write_json
 
 Known = dict[str, list[Any]]
-"""Of each file by its name: its stamp, digest and header; of what is no picture no more."""
+"""By the name of a file its stamp, its digest ("" if it is no picture) and its header."""
 Read = Callable[[], Encoded]
 """Reads one picture. Raises `ValueError`."""
 
