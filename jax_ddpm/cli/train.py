@@ -39,7 +39,7 @@ def train(config: TrainConfig, interrupts: Interrupts) -> None:
     with naming(folder="--init"):
         data = run_on_all(lambda: load_images(config.data, _preparation(config)))
     if isinstance(source := config.data.source, Path):  # where `evaluate` finds them again
-        data = data._replace(source=str(source.absolute()))
+        data = replace(data, source=str(source.absolute()))
     opened = open_run(folder, data, settings, accept_changes=config.run.accept_changes)
     try:
         with naming(folder="--name", images="samples"), opened as training:

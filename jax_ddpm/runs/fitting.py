@@ -16,7 +16,7 @@ from jax.experimental.multihost_utils import sync_global_devices
 
 from jax_ddpm._errors import Field, FieldError, check_kind
 from jax_ddpm.data import Dataset
-from jax_ddpm.data.loading import Order, prefetched
+from jax_ddpm.data.batches import Order, prefetched
 from jax_ddpm.interop import DiffusionModel
 from jax_ddpm.io.checkpoint import list_checkpoints
 from jax_ddpm.noise import seed_key

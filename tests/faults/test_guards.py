@@ -138,10 +138,10 @@ def test_another_optimizer_starts_anew_from_the_weights(short, copy):
 
 
 def test_classes_that_changed_are_named(copy, one_level):
-    data = load_dataset(copy / "x.npy")._replace(labels=np.arange(9, dtype=np.int32) % 3)
+    data = replace(load_dataset(copy / "x.npy"), labels=np.arange(9, dtype=np.int32) % 3)
     settings = Settings(unet=one_level, batch_size=4, timesteps=4, steps=2)
-    fit(copy / "named", data._replace(class_names=("ant", "bee", "cat")), settings)
-    fewer = data._replace(labels=data.labels % 2, class_names=("bee", "cat"))
-    for others in (fewer, data._replace(class_names=("bee", "ant", "cat"))):
+    fit(copy / "named", replace(data, class_names=("ant", "bee", "cat")), settings)
+    fewer = replace(data, labels=data.labels % 2, class_names=("bee", "cat"))
+    for others in (fewer, replace(data, class_names=("bee", "ant", "cat"))):
         with pytest.raises(ValueError, match=r"the classes were \['ant', .*, are \['bee"):
             fit(copy / "named", others, replace(settings, steps=3))

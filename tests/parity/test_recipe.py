@@ -12,8 +12,7 @@ import pytest
 
 from jax_ddpm import runs
 from jax_ddpm.data import Dataset, to_float
-from jax_ddpm.data.augmentation import augmentation
-from jax_ddpm.data.loading import Order
+from jax_ddpm.data.batches import Order, augmentation
 from jax_ddpm.interop import unet_to_torch
 from jax_ddpm.interop.diffusers import unet_config
 from jax_ddpm.interop.model import parameter_shapes

@@ -122,7 +122,7 @@ def test_what_is_wrong_is_named_before_the_training(pictures, tmp_path):
         ({}, nowhere, "inception: expected images of 3 channels"),
     ):
         with pytest.raises(runs.FieldError, match=words):
-            runs.fit(tmp_path / "x", pictures._replace(**wrong), replace(SETTINGS, **options))
+            runs.fit(tmp_path / "x", replace(pictures, **wrong), replace(SETTINGS, **options))
     assert not any(tmp_path.glob("x/checkpoints/*"))
     default = replace(SETTINGS, batch_size=None, steps=2)  # in batches of two
     assert runs.fit(tmp_path / "few", Dataset(pictures.images[:3]), default).step == 2

@@ -86,7 +86,7 @@ def test_it_starts_from_a_run(untrained, tmp_path):
         ({"images": BLACK[:, :4]}, r"expected images of \(8, 8, 1\)"),
     ):
         with pytest.raises(runs.FieldError, match=f"^init: {words}"):
-            starting.new_run(settings, data._replace(**wrong))
+            starting.new_run(settings, replace(data, **wrong))
     runs.save_run(tmp_path, run._replace(num_classes=None, null_label=None))
     with pytest.warns(UserWarning, match="^labels are left out: the network of init has no class"):
         starting.new_run(runs.Settings(init=tmp_path), data)
