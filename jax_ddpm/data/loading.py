@@ -8,6 +8,7 @@ rows that its own devices get, and no others.
 import threading
 from collections.abc import Generator, Mapping, Sequence
 from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 import jax
@@ -62,7 +63,7 @@ def prefetched(
             return {name: load_batch(array, indices, sharding) for name, array in arrays.items()}
 
     row = sum(np.prod(array.shape[1:]) * array.dtype.itemsize for array in arrays.values())
-    size = order.batch_size * int(row) * max(map(len, dispatches), default=0)
+    size = order.batch_size * int(row) * max(map(len, islice(dispatches, 100)), default=0)
     ahead = int(np.clip(_AHEAD_BYTES // max(size, 1), 2, _AHEAD))
     options = grain.ReadOptions(num_threads=min(ahead, _THREADS), prefetch_buffer_size=ahead)
     source: Any = Dispatches()

@@ -10,19 +10,17 @@ Nothing in here prints or ends the process. What is wrong with a setting is a `F
 """
 
 from jax_ddpm._errors import FieldError
-from jax_ddpm.runs.checking import Findings, check_run
 from jax_ddpm.runs.drawing import draw
 from jax_ddpm.runs.exporting import export
 from jax_ddpm.runs.figures import save_forward, save_gif, save_grid, save_loss, save_samples
-from jax_ddpm.runs.fitting import Fit, fit
 from jax_ddpm.runs.measuring import evaluate, evaluate_samples
-from jax_ddpm.runs.metrics import read_metrics
+from jax_ddpm.runs.metrics import Progress, read_metrics
 from jax_ddpm.runs.pictures import save_pictures
-from jax_ddpm.runs.progress import Progress
 from jax_ddpm.runs.recipes import RECIPES, Recipe, unet_fields
+from jax_ddpm.runs.resume import Findings, check_run, load_state, save_state
 from jax_ddpm.runs.run import load_model, load_pretrained, load_run, load_state_dict, save_run
-from jax_ddpm.runs.saving import load_state, save_state
 from jax_ddpm.runs.settings import Settings
+from jax_ddpm.runs.training import Fit, fit
 
 __all__ = [
     "RECIPES",

@@ -19,8 +19,8 @@ from jax_ddpm._errors import (
 from jax_ddpm._typing import PRNGKey
 from jax_ddpm.data import load_batch
 from jax_ddpm.interop import DiffusionModel
+from jax_ddpm.runs.metrics import Progress
 from jax_ddpm.runs.programs import draw_programs, pieces
-from jax_ddpm.runs.progress import Progress
 from jax_ddpm.runs.run import class_number
 from jax_ddpm.samplers import Sampler, ddim
 from jax_ddpm.schedule import NoiseSchedule, warn_of_signal

@@ -282,7 +282,8 @@ def save_loss(path: PathLike, steps: Sequence[int], losses: Sequence[float]) -> 
     width = len(losses) // 20  # of a median over what is too many points to see through
     alpha = 0.3 if width > 1 else 1.0
     marker = "o" if len(losses) < 10 else None  # of a single one there is no line
-    axis.plot(steps, losses, marker=marker, color="tab:blue", alpha=alpha, label="mean of 50 steps")
+    label = f"mean of {min(steps, default=1)} steps"
+    axis.plot(steps, losses, marker=marker, color="tab:blue", alpha=alpha, label=label)
     if width > 1:
         windows = np.lib.stride_tricks.sliding_window_view(np.asarray(losses), width)
         median = np.median(windows, axis=1)

@@ -24,7 +24,7 @@ from jax_ddpm.evaluation.reference import Reference
 from jax_ddpm.interop import DiffusionModel
 from jax_ddpm.noise import seed_key
 from jax_ddpm.runs.drawing import Drawer, make_chain, with_guidance
-from jax_ddpm.runs.progress import Progress
+from jax_ddpm.runs.metrics import Progress
 from jax_ddpm.runs.recording import compared, drawn
 from jax_ddpm.runs.references import open_reference
 from jax_ddpm.runs.run import PathLike, matched

@@ -20,8 +20,7 @@ from jax_ddpm.runs.figures import (
     save_grid,
     save_loss,
 )
-from jax_ddpm.runs.metrics import read_metrics
-from jax_ddpm.runs.progress import Progress
+from jax_ddpm.runs.metrics import Progress, read_metrics
 from jax_ddpm.runs.run import METRICS, PICTURES, PathLike
 from jax_ddpm.samplers import ancestral
 from jax_ddpm.training.hosts import is_writer

@@ -8,7 +8,7 @@ from jax_ddpm.data import Dataset
 from jax_ddpm.evaluation import FeatureNetwork, load_inception, save_statistics
 from jax_ddpm.evaluation.inception import VARIABLE, WHERE
 from jax_ddpm.evaluation.reference import Reference, reference_of_file, reference_of_images
-from jax_ddpm.runs.progress import Progress
+from jax_ddpm.runs.metrics import Progress
 from jax_ddpm.runs.run import PathLike
 from jax_ddpm.training.hosts import run_on_all, run_on_writer
 

@@ -31,7 +31,7 @@ from jax_ddpm.schedule import linear_beta_schedule, make_schedule
 
 FILES = {
     "config.json": "what was run",
-    "metrics.jsonl": "loss, learning rate, gradient norm and speed, every 50 steps",
+    "metrics.jsonl": "loss, learning rate, gradient norm and speed, line by line",
     "checkpoints": "weights, their average, the optimizer: all that is needed to resume",
     "loss.png": "the loss against the step",
     "forward.png": "an image, and the tutorial's square, turning into noise",

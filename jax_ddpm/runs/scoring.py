@@ -10,7 +10,7 @@ from jax_ddpm._errors import FieldError
 from jax_ddpm.data import Dataset, load_batch, to_float
 from jax_ddpm.interop import DiffusionModel
 from jax_ddpm.likelihood import bits_per_dim
-from jax_ddpm.runs.progress import Progress
+from jax_ddpm.runs.metrics import Progress
 from jax_ddpm.training.hosts import gather
 from jax_ddpm.training.sharding import data_sharding, device_mesh, replicated
 
