@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -61,12 +61,16 @@ class MetricsLog:
         self._path, self._settings, self._num_timesteps = path, settings, num_timesteps
         self.pending = pending or {}
         """By name, numbers or lists of them that are in no line yet; None: not finite."""
-        self._step, self._taken, self._timed, self._waited = step, step, step, 0.0
+        self._step, self._taken = step, step
         self._coming: list[tuple[int, dict[str, Any]]] = []
         self._written = step - len(next(iter(self.pending.values()), []))
         self.lines: list[dict[str, Any]] = broadcast(run_on_writer(self._open) or [])
         """All of the file, in every process."""
-        self._since = time.perf_counter()
+        self._restart()
+
+    def _restart(self) -> None:
+        self._spent = {"waiting": 0.0, "callbacks": 0.0}
+        self._timed, self._since = self._step, time.perf_counter()
 
     def _open(self) -> list[dict[str, Any]]:
         """Drop the lines after the checkpoint: they will be written again."""
@@ -80,18 +84,11 @@ class MetricsLog:
         self._step = step
 
     @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Inside, the training waits for its images."""
+    def spent(self, on: Literal["waiting", "callbacks"]) -> Iterator[None]:
+        """Inside, no step is sent: images are waited for, or something else is done."""
         began = time.perf_counter()
         yield
-        self._waited += time.perf_counter() - began
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Inside, something else is done, whose time is not the training's."""
-        began = time.perf_counter()
-        yield
-        self._since += time.perf_counter() - began
+        self._spent[on] += time.perf_counter() - began
 
     def taken(self) -> int:
         """The number of steps that are known to be taken; nothing is waited for."""
@@ -148,19 +145,19 @@ class MetricsLog:
         ]
         learned: Any = learning_rate(self._settings)(self._step - 1)
         line["learning_rate"] = float(learned)
-        elapsed = max(time.perf_counter() - self._since, 1e-9)
+        elapsed = time.perf_counter() - self._since - self._spent["callbacks"]
         rate = (self._step - self._timed) / elapsed
         line |= {"steps_per_second": round(rate, 2), **figures}
         text = (json.dumps(line) + "\n").encode()
         run_on_writer(lambda: write_file(self._path, text, "ab"))
         speed = {
             "images_per_second": round(rate * self._settings.batched(), 1),
-            "waiting": round(self._waited / elapsed, 4),
+            "waiting": round(self._spent["waiting"] / elapsed, 4),
             "seconds_left": round((self._settings.steps - self._step) / max(rate, 1e-9), 1),
         }
         self.lines.append(line)
         self.pending, self._written = {}, self._step
-        self._timed, self._since, self._waited = self._step, time.perf_counter(), 0.0
+        self._restart()
         return line | speed
 
 

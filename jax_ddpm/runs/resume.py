@@ -8,7 +8,7 @@ checkpoints/         resume from the newest that is intact; what is damaged is s
 import re
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -69,7 +69,7 @@ def hold(folder: Path) -> Iterator[None]:
             raise FieldError("folder", f"{problem} another name") from None
         except (ImportError, OSError):
             pass  # Windows, or a file system without locks
-        for leftover in (*folder.glob(".pictures*"), *folder.glob(OVERWRITTEN)):
+        for leftover in (*folder.glob(".pictures*"), folder / OVERWRITTEN):
             shutil.rmtree(leftover, ignore_errors=True)
         yield
 
@@ -142,9 +142,10 @@ def _changes(was: dict[str, Any], now: dict[str, Any]) -> Iterator[tuple[str, st
         each["train"] | each["preparation"] | {"guidance": each["guidance"]} for each in (was, now)
     )
     for name, value in after.items():
-        longer = name == "steps" and value > before[name]
-        if name not in _FREE and before[name] != value and not longer:
-            yield name, f"was {before[name]}, is {value}"
+        old = before.get(name, value)  # an older version did not have every setting
+        longer = name == "steps" and value > old
+        if name not in _FREE and old != value and not longer:
+            yield name, f"was {old}, is {value}"
     shapes, digests = ([x["data"][name] for x in (was, now)] for name in ("shape", "sha256"))
     classes = [each["class_names"] or each["num_classes"] for each in (was, now)]
     for what, (old, new) in (("images", shapes), ("classes", classes)):
@@ -188,18 +189,16 @@ def save_state(folder: PathLike, state: TrainState) -> Path:
     Returns the checkpoint's folder, `folder/00000STEP`. Raises `ValueError` if a number is not
     finite, and `OSError`; whatever was there before is untouched then.
     """
-    arrays, key = jax.device_get((state_trees(state), jax.random.key_data(state.key)))
-    return files.save_checkpoint(folder, int(state.step), arrays, {"key": key_record(state, key)})
+    arrays, key = on_host(state, jax.device_get)
+    return files.save_checkpoint(folder, int(state.step), arrays, {"key": key})
 
 
-def state_trees(state: TrainState) -> dict[str, Any]:
-    """The trees of a state, by the names of a checkpoint's files."""
-    return {name: getattr(state, field) for name, field in _TREES.items()}
-
-
-def key_record(state: TrainState, data: Any) -> dict[str, Any]:
-    """A typed key, as JSON holds it, by its data."""
-    return {"impl": str(jax.random.key_impl(state.key)), "data": data.tolist()}
+def on_host(state: TrainState, fetch: Callable[[Any], Any]) -> tuple[dict[str, Any], Any]:
+    """A state's trees, by a checkpoint's files, and its key, as JSON holds it."""
+    trees = {name: getattr(state, field) for name, field in _TREES.items()}
+    arrays, data = fetch((trees, jax.random.key_data(state.key)))
+    impl = str(jax.random.key_impl(state.key))
+    return arrays, {"impl": impl, "data": None if data is None else data.tolist()}
 
 
 def load_state(path: PathLike, like: TrainState) -> TrainState:

@@ -41,10 +41,9 @@ from jax_ddpm.runs.resume import (
     Found,
     find,
     hold,
-    key_record,
+    on_host,
     read_state,
     shared,
-    state_trees,
 )
 from jax_ddpm.runs.run import CHECKPOINTS, CONFIG, METRICS, PICTURES, PathLike, describe
 from jax_ddpm.runs.settings import LOG_EVERY, CheckpointSettings, Settings
@@ -269,7 +268,13 @@ def train(
         bad = log.collect(report)
         if bad is not None and settings.on_nan == "stop":
             saver.wait()
-            raise _not_finite(bad, saver.last, order(range(bad, bad + 1))[0].tolist())
+            saved = "no checkpoint was saved yet"
+            if saver.last is not None:
+                saved = f"the last good checkpoint is of step {saver.last:,}"
+            problem = f"step {bad + 1:,}: the loss or its gradient is not finite; {saved}; "
+            images = ", ".join(map(str, order(range(bad, bad + 1))[0]))
+            rest = f" drops such steps; some of its images may be at fault: {images}"
+            raise FieldError(None, problem, Field("on_nan", "skip"), rest)
 
     def best_step() -> int | None:
         best = best_line(measured) if settings.keep_best else None
@@ -297,7 +302,7 @@ def train(
         told, line, best = time.monotonic(), None, best_step()
         report(last=True)
         for steps in dispatches:
-            with log.waiting():
+            with log.spent("waiting"):
                 batch = next(ahead)
             state, metrics = advance[len(steps)](state, batch)
             done, found = steps.stop, {}
@@ -306,14 +311,15 @@ def train(
             due = [callback for callback in callbacks if callback.every(steps)]
             if logs or due:
                 settle()
-            with log.paused():
+            with log.spent("callbacks"):
                 for callback in due:
                     found |= callback.find(done, state.ema_params)
             if logs:
                 figures = {name: x for name, x in found.items() if not isinstance(x, np.ndarray)}
                 found |= (line := log.write(figures))
-                measured += [line] * bool(figures)
-                best = best_step() if figures else best
+                if figures:
+                    measured.append(line)
+                    best = best_step()
             if found:
                 track(done, found)
             report(last=done == total)
@@ -338,15 +344,6 @@ def _make_room(folder: Path, done: int | None) -> None:
     make_folder(folder / CHECKPOINTS)
     for name in PICTURES:
         (folder / name).unlink(missing_ok=True)
-
-
-def _not_finite(step: int, last: int | None, images: list[int]) -> FieldError:
-    saved = "no checkpoint was saved yet"
-    if last is not None:
-        saved = f"the last good checkpoint is of step {last:,}"
-    problem = f"step {step + 1:,}: the loss or its gradient is not finite; {saved}; "
-    at_fault = f" drops such steps; some of its images may be at fault: {str(images)[1:-1]}"
-    return FieldError(None, problem, Field("on_nan", "skip"), at_fault)
 
 
 class Dispatches(Sequence[range]):
@@ -404,13 +401,11 @@ class Saver:
         """Save the state after `step` steps, and what belongs to it; `best` is a step to keep."""
         self.wait()
         # Copies: the next step writes into the buffers of this one.
-        arrays, key = hosts.gather_to_writer((state_trees(state), jax.random.key_data(state.key)))
+        arrays, key = on_host(state, hosts.gather_to_writer)
 
         def write() -> None:
             try:
-                save_checkpoint(
-                    self._folder, step, arrays, {"key": key_record(state, key), **extra}
-                )
+                save_checkpoint(self._folder, step, arrays, {"key": key, **extra})
             except ValueError as error:
                 raise FieldError(None, f"step {step:,} is not saved: {error}") from None
             keep, every = self._settings.keep, self._settings.keep_every

@@ -42,6 +42,7 @@ def test_twenty_steps_of_the_recipe(tmp_path, monkeypatch, one_level, torch, dif
     small = {**one_level, "down_block_types": ("AttnDownBlock2D",), "layers_per_block": 1}
     unet = {**recipe.settings.unet, **small, "dropout": 0.0}
     changes = {"batch_size": BATCH, "steps": STEPS, "warmup_steps": WARMUP, "sample_every": 0}
+    changes["log_every"] = STEPS
     settings = replace(recipe.settings, unet=unet, **changes)
     pixels = np.random.default_rng(0).integers(0, 256, (STEPS * BATCH, 8, 8, 3), np.uint8)
     data = Dataset(pixels, preparation=recipe.preparation)
