@@ -132,7 +132,9 @@ def find(
 
 def _naming(text: str) -> list[str | Field]:
     """The pieces of a message; words in braces are settings."""
-    return [Field(x) if place % 2 else x for place, x in enumerate(re.split("[{}]", text))]
+    values = {"overwrite": True, "accept_changes": True}
+    pieces = enumerate(re.split("[{}]", text))
+    return [Field(x, values.get(x)) if place % 2 else x for place, x in pieces]
 
 
 def _changes(was: dict[str, Any], now: dict[str, Any]) -> Iterator[tuple[str, str]]:
