@@ -30,7 +30,7 @@ from jax_ddpm.cpu import use_cores
 from jax_ddpm.data import Preparation, load_dataset
 from jax_ddpm.data.batches import Order, prefetched
 from jax_ddpm.runs import RECIPES, Settings, fit
-from jax_ddpm.runs.metrics import LOG_EVERY
+from jax_ddpm.runs.settings import LOG_EVERY
 from jax_ddpm.training.sharding import device_mesh
 
 __all__ = ["main"]
@@ -142,7 +142,9 @@ def _print_training(folder: Path, data: Path, name: str, batch: int) -> None:
 def _train(data: str, run: str, name: str, batch: str, steps: str) -> dict[str, Any]:
     """Of this process's training: its last line of metrics, and its memory."""
     base = RECIPES[name].settings if name in RECIPES else Settings(model="simple")
-    settings = dataclasses.replace(base, batch_size=int(batch), steps=int(steps))
+    settings = dataclasses.replace(
+        base, batch_size=int(batch), steps=int(steps), log_every=LOG_EVERY
+    )
     lines: list[dict[str, Any]] = []
     fit(run, load_dataset(data), settings, progress=lambda here: lines.append(here.line or {}))
     return {**lines[-1], "owned": resident_bytes("RssAnon")}

@@ -91,6 +91,9 @@ class RunConfig:
     """A published training. It sets every option that you do not give."""
     accept_changes: bool = False
     """Resume a run although its settings or images are no longer those it began with."""
+    overwrite: bool = False
+    """Begin anew in the place of a run whose settings or images were others. The same command then
+    resumes, as always."""
 
 
 @dataclass(frozen=True, kw_only=True)

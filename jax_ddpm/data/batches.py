@@ -9,6 +9,7 @@ batch is split over devices and hosts does not matter.
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 import jax
@@ -108,7 +109,7 @@ def prefetched(
             return {name: load_batch(array, indices, sharding) for name, array in arrays.items()}
 
     row = sum(np.prod(array.shape[1:]) * array.dtype.itemsize for array in arrays.values())
-    size = order.batch_size * int(row) * max(map(len, dispatches), default=0)
+    size = order.batch_size * int(row) * max(map(len, islice(dispatches, 100)), default=0)
     ahead = int(np.clip(_AHEAD_BYTES // max(size, 1), 2, _AHEAD))
     options = grain.ReadOptions(num_threads=min(ahead, _THREADS), prefetch_buffer_size=ahead)
     source: Any = Dispatches()

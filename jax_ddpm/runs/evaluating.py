@@ -37,8 +37,8 @@ from jax_ddpm.io.arrays import flatten
 from jax_ddpm.likelihood import bits_per_dim
 from jax_ddpm.noise import seed_key
 from jax_ddpm.runs.drawing import Drawer, make_chain, with_guidance
+from jax_ddpm.runs.metrics import Progress
 from jax_ddpm.runs.model import PathLike, matched
-from jax_ddpm.runs.progress import Progress
 from jax_ddpm.runs.samples import open_kept, open_samples, resumed
 from jax_ddpm.samplers import Sampler, ancestral
 from jax_ddpm.schedule import NoiseSchedule, warn_of_signal
