@@ -69,12 +69,14 @@ class StepFn(Protocol):
 
 
 class Sampler(NamedTuple):
-    """An update rule as a pair of pure functions, an `InitFn` and a `StepFn`."""
+    """An update rule as a pair of pure functions, an `InitFn` and a `StepFn`.
+
+    `name`, the rule and its options, is for records of what was sampled.
+    """
 
     init: InitFn
     step: StepFn
     name: str = ""
-    """What the record of a measurement calls the rule, with its options."""
 
 
 def ancestral() -> Sampler:
