@@ -69,10 +69,7 @@ class StepFn(Protocol):
 
 
 class Sampler(NamedTuple):
-    """An update rule as a pair of pure functions, an `InitFn` and a `StepFn`.
-
-    `name`, the rule and its options, is for records of what was sampled.
-    """
+    """An update rule as a pair of pure functions, and its name in records of what was sampled."""
 
     init: InitFn
     step: StepFn
