@@ -16,8 +16,7 @@ from jax_ddpm._typing import Rows
 from jax_ddpm.evaluation.features import LOGITS, FeatureNetwork, over_devices
 from jax_ddpm.io.files import replacing
 
-KEPT = 10_000
-"""Of so many images the features themselves are kept: what compares image with image needs them."""
+KEPT = 10_000  # images whose features themselves are kept, to compare image with image
 _BATCH = 64
 
 

@@ -16,14 +16,7 @@ import jax
 import numpy as np
 
 from jax_ddpm import __version__
-from jax_ddpm._errors import (
-    Field,
-    FieldError,
-    check_between,
-    check_positive,
-    check_whole,
-    described,
-)
+from jax_ddpm._errors import Field, FieldError, check_positive, check_whole, described
 from jax_ddpm.data import Dataset, to_bytes, to_float
 from jax_ddpm.evaluation import FeatureNetwork, load_inception, save_statistics
 from jax_ddpm.evaluation.features import VARIABLE, WHERE, over_devices
@@ -108,8 +101,8 @@ def evaluate(
       progress: called as the work proceeds.
     """
     check_positive(steps=steps, batch_size=batch_size)
-    check_between("num", num, 0)
-    check_between("num_scored", num_scored or 0, 0)
+    check_whole("num", num, 0)
+    check_whole("num_scored", num_scored or 0, 0)
     key, seed = seed_key(seed), int(seed)
     run, sampler = with_guidance(model, guidance), sampler or ancestral()
     chain = make_chain(run, run.schedule.num_timesteps if steps is None else steps)
@@ -141,11 +134,8 @@ def evaluate(
             asked = np.asarray([there.get(k, -1) for k in labels.tolist()]) if turn else None
         drawer = Drawer(run, chain, sampler, min(num, batch_size))
         draw = partial(drawer.batches, key, run.variables, num, labels, progress=progress)
-        if folder is None:
-            batches = map(to_bytes, draw())
-        else:
-            made = recipe | {"class_names": run.class_names, "labels": turn}
-            batches = resumed(folder, made, num, draw)
+        made = recipe | {"class_names": run.class_names, "labels": turn}
+        batches = map(to_bytes, draw()) if folder is None else resumed(folder, made, num, draw)
         options: Any = {"inception": inception, "reference": reference, "statistics": statistics}
         options |= {"seed": seed, "agreement": agreement, "progress": progress}
         report, how = _measure(image_shape, batches, num, asked, data, **options)
@@ -155,8 +145,8 @@ def evaluate(
             here = {theirs: label for label, theirs in there.items()}
             none = -1 if run.null_label is None else run.null_label
             shown = np.asarray([here.get(each, none) for each in shown.tolist()], np.int32)
-        bits = score(key, run, data._replace(labels=shown), scored, seed, progress)
-        report["bits_per_dim"] = bits
+            data = data._replace(labels=shown)
+        report["bits_per_dim"] = score(key, run, data, scored, seed, progress)
         recipe["scored"] = f"{min(scored, len(data.images)):,} images of {data.source}"
     report["left_out"] |= unscored
     return {"num": num, "steps": chain.num_timesteps, **report, "recipe": recipe | _VERSIONS}
@@ -284,8 +274,8 @@ def _measure(
         except (FieldError, ImportError) as error:
             left_out["agreement"] = str(error)
     recipe = {"features": target.network.description, **recipe, **target.how}
-    report = figures | {"left_out": left_out, "notes": notes}
-    return report, recipe | {"pixels": "rounded to 8 bits"}
+    recipe["pixels"] = "rounded to 8 bits"
+    return figures | {"left_out": left_out, "notes": notes}, recipe
 
 
 def label_agreement(
