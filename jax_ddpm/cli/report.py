@@ -26,18 +26,14 @@ def report(figures: dict[str, Any]) -> Iterator[str]:
     floor = dict(figures.get("held_out", {}))
     if "nearest_real" in figures:
         floor["nearest"] = figures["nearest_real"]
-    rows = [["", f"{figures['num']:,} samples", *["real images"] * bool(floor)]]
-    named = {name for name in figures.keys() - _IN_LINES if not name.endswith("_std")}
-    others = [name for name, value in figures.items() if name in named and type(value) is float]
-    for name in dict.fromkeys([*_TITLES, *others]):
-        if name in figures:
-            columns = [figures, floor] if floor else [figures]
-            rows.append([_title(name), *(_number(each, name) for each in columns)])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for title, *numbers in rows if len(rows) > 1 else ():
-        cells = [title.ljust(widths[0])]
-        cells += [text.rjust(width) for text, width in zip(numbers, widths[1:], strict=True)]
-        yield "   ".join(cells).rstrip()
+    others = [name for name, value in figures.items() if type(value) is float]
+    shown = [name for name in dict.fromkeys([*_TITLES, *others]) if name in figures]
+    shown = [name for name in shown if name not in _IN_LINES and not name.endswith("_std")]
+    rows = [(_title(name), _number(figures, name), _number(floor, name)) for name in shown]
+    rows.insert(0, ("", f"{figures['num']:,} samples", "real images" if floor else ""))
+    first, second, third = (max(map(len, column)) for column in zip(*rows, strict=True))
+    for title, number, real in rows if shown else ():
+        yield f"{title:<{first}}   {number:>{second}}   {real:>{third}}".rstrip()
     if floor:
         yield (
             "real images: some that were held out, against others; about what a perfect model "

@@ -1,4 +1,4 @@
-"""How far two sets of images are apart, from their features; on the host, in float64.
+"""How far two sets of images are apart, from their features, in float64.
 
     frechet_distance     |μ₁ - μ₂|² + tr(Σ₁ + Σ₂ - 2 (Σ₁ Σ₂)^½)         Heusel et al. 2017, eq. 6
     kernel_distance      MMD², unbiased, of k(x, y) = (x·y / n + 1)³     Bińkowski et al. 2018, §4
@@ -7,9 +7,8 @@
                                                                          Kynkäänniemi et al. 2019
     nearest_distances    from each member of one set to the nearest of the other
 
-Each is what torch-fidelity computes of the same features, and raises `FieldError` where those are
-not finite. Of Inception's they are called FID, KID, and so on. A new figure of `evaluate` is a
-function here and its line in `compare`.
+Each is what torch-fidelity computes of the same features. A new figure of `evaluate` is a function
+here and its line in `compare`.
 """
 
 from collections.abc import Callable
@@ -17,17 +16,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jax_ddpm._errors import FieldError, check_positive, check_whole, described
+from jax_ddpm._errors import FieldError, check_floats, check_positive, check_whole, described
 from jax_ddpm._typing import Rows
 from jax_ddpm.evaluation.statistics import Extracted
 
 INCEPTION = "2048"
 """The name of the features that FID is of."""
-
-_SEED = 2020
-"""torch-fidelity's, of its subsets and its order."""
-_MEMORY = 64
-"""MiB of the distances that are in memory at once."""
+_SEED = 2020  # torch-fidelity's, of its subsets and its order
+_MEMORY = 64  # MiB of the distances that are in memory at once
 
 
 class Score(NamedTuple):
@@ -53,8 +49,7 @@ def main_figure(main: str) -> str:
 
 
 def compare(generated: Extracted, real: Extracted, main: str) -> dict[str, Any]:
-    """The figures of generated images against real ones: those that can be had of the statistics,
-    and of as many features as were kept."""
+    """The figures of generated images against real ones, as far as they can be had."""
     figures = {}
     for name in sorted(real.statistics, key=lambda name: name != main):
         called = main_figure(main) if name == main else f"{main_figure(main)}_{name}"
@@ -76,10 +71,10 @@ def compare(generated: Extracted, real: Extracted, main: str) -> dict[str, Any]:
 
 
 def copies(generated: Extracted, real: Extracted) -> dict[str, float]:
-    """Whether the model has memorised, by the features kept: the median distance of a generated
-    image to the nearest real one, and of a real one to the nearest other; and the share of
-    generated images that are nearer than all but 1 % of the real ones are to each other. Where
-    nothing is memorised that is about 1 % or less."""
+    """Whether the model has memorised: the median distance of a generated image to the nearest real
+    one, and of a real one to the nearest other; and the share of generated images that are nearer
+    than all but 1 % of the real ones are to each other: about 1 % or less, if nothing is memorised.
+    """
     if len(real.kept) < 2:
         return {}
     apart = nearest_distances(real.kept)
@@ -96,15 +91,12 @@ def copies(generated: Extracted, real: Extracted) -> dict[str, float]:
 
 def frechet_distance(mu_1: Any, sigma_1: Any, mu_2: Any, sigma_2: Any) -> float:
     """Fréchet distance of two Gaussians, squared (Heusel et al. 2017, eq. 6; Dowson & Landau 1982):
-    of means [feature] and covariances [feature, feature], which may be singular. FID, where they
-    are those of Inception's 2,048 features of many images.
-    """
+    of means [feature] and covariances [feature, feature], which may be singular. FID, if they are
+    of Inception's 2,048 features."""
     mu_1, mu_2 = _finite(1, mu_1=mu_1, mu_2=mu_2)
     sigma_1, sigma_2 = _finite(2, sigma_1=sigma_1, sigma_2=sigma_2)
     for name, array in {"mu_2": mu_2, "sigma_1": sigma_1, "sigma_2": sigma_2}.items():
-        shape = array.ndim * mu_1.shape
-        if array.shape != shape:
-            raise FieldError(name, f"expected shape {shape}, as mu_1, got {array.shape}")
+        check_floats(name, array, array.ndim * mu_1.shape)
         if np.abs(array - array.T).max() > 1e-6 * np.abs(array).max():
             raise FieldError(name, "expected a symmetric matrix")
     # The eigenvalues of Σ₁ Σ₂ are those of a symmetric matrix: but for rounding, not negative.
@@ -121,14 +113,8 @@ def kernel_distance(
     x: Rows, y: Rows, *, subsets: int = 100, subset_size: int = 1000
 ) -> KernelDistance:
     """Squared maximum mean discrepancy under the cubic kernel, without bias (Bińkowski et al.
-    2018, §4), over random subsets: its mean and its spread. It may be a little below 0. KID, of
-    Inception's features.
-
-    Args:
-      x, y: features [sample, feature]; two or more samples each.
-      subsets: how many subsets are drawn of each.
-      subset_size: samples of a subset, or all of the smaller set if that has fewer.
-    """
+    2018, §4), over random subsets: its mean and its spread. It may be a little below 0. KID, if
+    `x` and `y` [sample, feature] are Inception's features. A subset is at most the smaller set."""
     x, y = _finite(2, x=x, y=y)
     check_positive(subsets=subsets)
     size = min(subset_size, len(x), len(y))
@@ -140,27 +126,23 @@ def kernel_distance(
 
     distances = []
     for _ in range(subsets):
-        of_x = x[random.choice(len(x), size, replace=False)]
-        of_y = y[random.choice(len(y), size, replace=False)]
-        within = sum(
-            kernel(each, each).sum() - (((each**2).mean(1) + 1) ** 3).sum() for each in (of_x, of_y)
-        )
-        distances.append(within / (size * (size - 1)) - 2 * kernel(of_x, of_y).mean())
+        both = [rows[random.choice(len(rows), size, replace=False)] for rows in (x, y)]
+        within = sum(kernel(one, one).sum() - (((one**2).mean(1) + 1) ** 3).sum() for one in both)
+        distances.append(within / (size * (size - 1)) - 2 * kernel(*both).mean())
     return KernelDistance(float(np.mean(distances)), float(np.std(distances)))
 
 
 def inception_score(logits: Rows, *, splits: int = 10) -> Score:
     """exp of the mean Kullback-Leibler divergence of p(y | x) from p(y) (Salimans et al. 2016, §4),
     over `splits` parts of the images in random order: its mean and its spread. Logits are [sample,
-    class], of the network's 1,008 classes, without bias."""
+    class], without bias."""
     logits = np.asarray(logits)
     total = len(logits)
     check_whole("splits", splits, 1, total)
     order = np.random.RandomState(_SEED).permutation(total)  # noqa: NPY002
-    bounds = [part * total // splits for part in range(splits + 1)]
     scores = []
-    for first, end in zip(bounds[:-1], bounds[1:], strict=True):
-        (part,) = _finite(2, logits=logits[order[first:end]])
+    for rows in np.split(order, [part * total // splits for part in range(1, splits)]):
+        (part,) = _finite(2, logits=logits[rows])
         part = part - part.max(1, keepdims=True)
         log_p = part - np.log(np.exp(part).sum(1, keepdims=True))
         p = np.exp(log_p)
@@ -178,7 +160,7 @@ def precision_recall(real: Rows, generated: Rows, k: int = 3) -> PrecisionRecall
     check_whole("k", k, 1, min(len(real), len(generated)) - 1)
 
     def share_within(points: np.ndarray, centers: np.ndarray) -> float:
-        radius = _of_distances(centers, None, lambda rows: np.partition(rows, k, axis=1)[:, k])
+        radius = _of_distances(centers, centers, lambda rows: np.partition(rows, k)[:, k])
         within = _of_distances(points, centers, lambda rows: (rows <= radius).any(axis=1))
         return float(within.mean())
 
@@ -187,28 +169,23 @@ def precision_recall(real: Rows, generated: Rows, k: int = 3) -> PrecisionRecall
 
 def nearest_distances(x: Rows, y: Rows | None = None) -> np.ndarray:
     """Euclidean distance of each row of `x` to the nearest of `y`, or without `y` to the nearest
-    other row of `x`; float64 [sample]. Samples that are nearer to the images that were learned than
-    those are to each other are copies: the model has memorised."""
+    other row of `x`; float64 [sample]."""
     if y is not None:
         x, y = _finite(2, x=x, y=y)
         return _of_distances(x, y, lambda rows: rows.min(axis=1))
     (x,) = _finite(2, x=x)
     if len(x) < 2:
         raise FieldError("x", f"expected two samples or more, got {len(x)}")
-    return _of_distances(x, None, lambda rows: np.partition(rows, 1, axis=1)[:, 1])
+    return _of_distances(x, x, lambda rows: np.partition(rows, 1)[:, 1])
 
 
-def _of_distances(
-    x: np.ndarray, y: np.ndarray | None, reduce: Callable[[np.ndarray], Any]
-) -> np.ndarray:
-    """`reduce` of Euclidean distances [some of x, y], or [some of x, x] with zeros in the diagonal:
-    both sides of a comparison round alike, so that what lies on the edge of a ball is within."""
+def _of_distances(x: np.ndarray, y: np.ndarray, reduce: Callable[..., np.ndarray]) -> np.ndarray:
+    """`reduce` of Euclidean distances [some of x, y]; of x to itself, the diagonal is exactly 0.
+    All round alike, so that what lies on the edge of a ball is within."""
     from sklearn.metrics import pairwise_distances_chunked
 
-    chunks = pairwise_distances_chunked(
-        x, y, reduce_func=lambda rows, _: reduce(rows), working_memory=_MEMORY
-    )
-    return np.concatenate(list(chunks))
+    options: Any = {"reduce_func": lambda rows, _: reduce(rows), "working_memory": _MEMORY}
+    return np.concatenate([*pairwise_distances_chunked(x, y, **options)])
 
 
 def _finite(ndim: int, **arrays: Any) -> list[np.ndarray]:
@@ -216,6 +193,6 @@ def _finite(ndim: int, **arrays: Any) -> list[np.ndarray]:
     found = {name: np.asarray(array, np.float64) for name, array in arrays.items()}
     for name, array in found.items():
         if array.ndim != ndim or not array.size or not np.isfinite(array).all():
-            expected = f"expected finite numbers of {ndim} axes"
-            raise FieldError(name, f"{expected}, got {described(array)}, perhaps with NaN")
+            got = f"{described(array)}, perhaps with NaN"
+            raise FieldError(name, f"expected finite numbers of {ndim} axes, got {got}")
     return [*found.values()]

@@ -1,13 +1,14 @@
 """Networks whose features images are compared by: FID's Inception, and a small classifier.
 
-Inception knows photographs; digits and other grey images are foreign to it. The classifier is
-trained on the real images in seconds. What is measured of its features is no FID, and compares only
-with figures of the same images, seed and version.
+Inception knows photographs. The classifier is trained on the real images in seconds; figures of its
+features are no FID, and compare only with those of the same images, seed and version.
 """
 
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, pairwise
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +32,6 @@ from jax_ddpm.training.sharding import data_sharding, device_mesh, replicated
 
 LOGITS = "logits_unbiased"
 VARIABLE = "JAX_DDPM_INCEPTION"
-"""Of the environment: where Inception's weights lie, if nothing else says so."""
 WHERE = (
     "FID's Inception is weights-inception-2015-12-05-6726825d.pth of torch-fidelity's release "
     "v0.2.0 (github.com/toshas/torch-fidelity/releases) or pt_inception-2015-12-05-6726825d.pth of "
@@ -39,8 +39,8 @@ WHERE = (
     "either begins with 6726825d"
 )
 _WITHOUT = "without it, images are compared by the features of a small classifier, which is no FID"
+_NORM = ("weight", "bias", "running_mean", "running_var")
 _EPSILON = 1e-3  # of Inception's batch normalisation
-_BATCH = 64
 # Of the classifier's training.
 _STEPS, _LEARNED, _RATE = 200, 128, 2e-3
 
@@ -69,37 +69,19 @@ def over_devices(
     devices = jax.device_count()
     size = -(-size // devices) * devices
     mesh = device_mesh(size)
-    whole, data = replicated(mesh), data_sharding(mesh)
-    variables = jax.jit(lambda tree: tree, out_shardings=whole)(variables)
+    data = data_sharding(mesh)
+    variables = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(variables)
     program = jax.jit(apply_fn, out_shardings=data)
 
-    def fetched(result: Any, count: int) -> Any:
-        return jax.tree.map(lambda rows: rows[:count], gather(result))
+    def begun() -> Iterator[tuple[int, Any]]:
+        for batch in batches:
+            filled = np.resize(np.arange(len(batch[0])), size)
+            rows = (load_batch(each, filled, data) for each in batch)
+            yield len(batch[0]), program(variables, *rows)
 
-    ahead = None  # so that the devices have work while the host gathers
-    for batch in batches:
-        count = len(batch[0])
-        filled = np.resize(np.arange(count), size)
-        begun = program(variables, *(load_batch(each, filled, data) for each in batch)), count
-        if ahead is not None:
-            yield fetched(*ahead)
-        ahead = begun
-    if ahead is not None:
-        yield fetched(*ahead)
-
-
-def of_size(batches: Iterable[np.ndarray], size: int, most: int) -> Iterator[tuple[np.ndarray]]:
-    """The first `most` images in batches of `size`, and a last one of the rest; reads them all."""
-    waiting, left = [], most
-    for batch in batches:
-        waiting.append(batch[: max(left, 0)])
-        left -= len(batch)
-        while sum(map(len, waiting)) >= size:
-            images = np.concatenate(waiting)
-            yield (images[:size],)
-            waiting = [images[size:]]
-    if sum(map(len, waiting)):
-        yield (np.concatenate(waiting),)
+    # The devices have the next batch to work on while the host gathers one.
+    for (count, result), _ in pairwise(chain(begun(), [(0, None)])):
+        yield jax.tree.map(itemgetter(slice(count)), gather(result))
 
 
 def load_inception(
@@ -108,13 +90,11 @@ def load_inception(
     """Read FID's InceptionV3 (Heusel et al. 2017): the 2015 release of TensorFlow, as PyTorch.
 
     `load_inception(path)(images)` takes uint8 images [batch, height, width, 3] of any size and
-    gives a dict of "64", "192", "768", "2048" and "logits_unbiased", float32 [batch, n]. It is
-    jitted; `apply_fn` is the pure function.
+    gives a dict of "64", "192", "768", "2048" and "logits_unbiased", float32 [batch, n].
 
     Args:
       path: the `.pth` that torch-fidelity or pytorch-fid download (torch reads it), or a
-        `.safetensors` of the same names. Default: what the environment variable
-        JAX_DDPM_INCEPTION says. Nothing is downloaded; an error says where it is published.
+        `.safetensors` of the same names. Default: that of the environment's JAX_DDPM_INCEPTION.
       dtype: what it computes in, float32 or float64.
     """
     check_choice("dtype", jnp.dtype(dtype).name, ("float32", "float64"))
@@ -124,40 +104,29 @@ def load_inception(
     path, model = Path(given), InceptionV3(dtype=dtype)
     images = jax.ShapeDtypeStruct((1, 32, 32, 3), np.uint8)
     layers: Any = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
-    expected: dict[str, tuple[int, ...]] = {}
+    inputs, outputs = layers.pop("fc")["kernel"].shape
+    expected = {"fc.weight": (outputs, inputs), "fc.bias": (outputs,)}
     for name, layer in layers.items():
         *size, inputs, outputs = layer["kernel"].shape
-        if name == "fc":
-            expected |= {"fc.weight": (outputs, inputs), "fc.bias": (outputs,)}
-            continue
         expected[f"{name}.conv.weight"] = (outputs, inputs, *size)
-        for what in ("weight", "bias", "running_mean", "running_var"):
-            expected[f"{name}.bn.{what}"] = (outputs,)
+        expected |= {f"{name}.bn.{what}": (outputs,) for what in _NORM}
     try:
-        tensors = read_state_dict(path)
-        counts = {name for name in tensors if name.endswith("num_batches_tracked")}
-        tensors = {name: value for name, value in tensors.items() if name not in counts}
+        found = read_state_dict(path).items()
+        tensors = {name: x for name, x in found if not name.endswith("num_batches_tracked")}
         check_tensors(tensors, expected, "Inception's")
     except ValueError as error:
         problem = str(error).removeprefix(f"{path}: ").removeprefix("state_dict: ")
         raise FieldError("path", f"{path} is not FID's Inception: {problem}") from None
-    params = {name: _folded(tensors, name) for name in layers if name != "fc"}
-    params["fc"] = {"kernel": tensors["fc.weight"].T}
+    params = {"fc": {"kernel": tensors["fc.weight"].T}}
+    for name in layers:  # each a convolution with its batch normalisation in it
+        gain, bias, mean, variance = (tensors[f"{name}.bn.{what}"].astype(float) for what in _NORM)
+        scale = gain / np.sqrt(variance + _EPSILON)
+        kernel = tensors[f"{name}.conv.weight"].astype(float).transpose(2, 3, 1, 0)
+        params[name] = {"kernel": kernel * scale, "bias": bias - mean * scale}
     variables = {"params": jax.tree.map(lambda x: np.asarray(x, model.dtype), params)}
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     apply_fn: Any = model.apply
     return FeatureNetwork(apply_fn, variables, "2048", f"InceptionV3, SHA-256 {digest}")
-
-
-def _folded(tensors: dict[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
-    """A convolution with its batch normalisation in it."""
-    gain, bias, mean, variance = (
-        np.asarray(tensors[f"{name}.bn.{what}"], np.float64)
-        for what in ("weight", "bias", "running_mean", "running_var")
-    )
-    scale = gain / np.sqrt(variance + _EPSILON)
-    kernel = np.asarray(tensors[f"{name}.conv.weight"], np.float64).transpose(2, 3, 1, 0)
-    return {"kernel": kernel * scale, "bias": bias - mean * scale}
 
 
 def train_classifier(
@@ -166,15 +135,13 @@ def train_classifier(
     """Train a classifier on real images, always the same one for the same images and seed.
 
     It learns the labels, or without two classes of them, by how many quarters an image was turned
-    (Gidaris et al. 2018; of images that are no squares, whether it was turned by half).
-
-    Images are uint8 [image, height, width, channel], labels [image]. The network has 64 features,
-    "features".
+    (Gidaris et al. 2018; of images that are no squares, whether it was turned by half). Its output
+    is "features", 64 of each uint8 image [image, height, width, channel].
     """
     key, images = seed_key(seed), np.asarray(images)
     if images.dtype != np.uint8 or images.ndim != 4:
-        expected = "expected uint8 [image, height, width, channel]"
-        raise FieldError("images", f"{expected}, got {described(images)}")
+        got = described(images)
+        raise FieldError("images", f"expected uint8 [image, height, width, channel], got {got}")
     count, height, width, _ = images.shape
     labels = np.zeros(count, np.int32) if labels is None else np.asarray(labels)
     if labels.shape != (count,):

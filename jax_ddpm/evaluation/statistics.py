@@ -1,11 +1,11 @@
 """Features of many images, gathered in one pass: their mean and covariance, and some of the rows.
 
-Two sets are joined by their means and their sums of squares about them, so nothing large cancels
-(Chan, Golub & LeVeque 1983, eq. 2.1). On the host, in float64; memory grows by the logits alone.
+Memory grows by the logits alone.
 """
 
 import os
 from collections.abc import Iterable
+from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,11 +13,10 @@ import numpy as np
 
 from jax_ddpm._errors import FieldError
 from jax_ddpm._typing import Rows
-from jax_ddpm.evaluation.features import LOGITS, FeatureNetwork, of_size, over_devices
+from jax_ddpm.evaluation.features import LOGITS, FeatureNetwork, over_devices
 from jax_ddpm.io.files import replacing
 
-KEPT = 10_000
-"""Of so many images the features themselves are kept: what compares image with image needs them."""
+KEPT = 10_000  # images whose features themselves are kept, to compare image with image
 _BATCH = 64
 
 
@@ -32,7 +31,8 @@ class Statistics(NamedTuple):
     """Their covariance, float64 [feature, feature], over num - 1."""
 
     def joined(self, other: "Statistics") -> "Statistics":
-        """Those of both sets together. Raises `FieldError` if the images of one are not counted."""
+        """Those of both sets together (Chan, Golub & LeVeque 1983, eq. 2.1): nothing large cancels,
+        as it would in sums of squares about 0."""
         if not (self.num and other.num):
             raise FieldError("num", "expected the number of images of both, got 0")
         count = self.num + other.num
@@ -62,8 +62,10 @@ def extract(network: FeatureNetwork, batches: Iterable[np.ndarray], most: int) -
     """Features of the first `most` images, uint8 in batches of any size, all of which are read."""
     gathered: dict[str, Statistics] = {}
     kept, logits = [], []
-    images = of_size(batches, _BATCH, most)
-    for features in over_devices(network.apply_fn, network.variables, images, _BATCH):
+    images = chain.from_iterable(batches)
+    first = islice(images, most)
+    groups = ((np.stack(rows),) for rows in iter(lambda: [*islice(first, _BATCH)], []))
+    for features in over_devices(network.apply_fn, network.variables, groups, _BATCH):
         if LOGITS in features:
             logits.append(features.pop(LOGITS))
         if sum(map(len, kept)) < KEPT:
@@ -71,9 +73,10 @@ def extract(network: FeatureNetwork, batches: Iterable[np.ndarray], most: int) -
         for name, rows in features.items():
             here = statistics(rows)
             gathered[name] = gathered[name].joined(here) if name in gathered else here
-    return Extracted(
-        gathered, np.concatenate(kept)[:KEPT], np.concatenate(logits) if logits else None
-    )
+    for _ in images:  # a draw keeps the others too
+        pass
+    of_all = np.concatenate(logits) if logits else None
+    return Extracted(gathered, np.concatenate(kept)[:KEPT], of_all)
 
 
 def statistics(features: Rows) -> Statistics:
@@ -94,9 +97,7 @@ def save_statistics(path: str | os.PathLike[str], found: Statistics) -> None:
 
 def load_statistics(path: str | os.PathLike[str]) -> Statistics:
     """Read `mu` and `sigma` from a .npz of `save_statistics`, pytorch-fid or guided-diffusion.
-
-    Raises `ValueError` naming the file, and what is missing or has another form.
-    """
+    Raises `ValueError` naming the file."""
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as content:
             mu, sigma = (np.asarray(content[name], np.float64) for name in ("mu", "sigma"))
@@ -104,10 +105,10 @@ def load_statistics(path: str | os.PathLike[str]) -> Statistics:
     except Exception as error:  # NumPy's, zipfile's and zlib's errors share no nearer base
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{path}: expected a .npz of arrays mu and sigma: {reason}") from None
-    if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
+    if mu.ndim != 1 or sigma.shape != 2 * mu.shape:
         expected = "expected mu [feature] and sigma [feature, feature]"
         raise ValueError(f"{path}: {expected}, got {mu.shape} and {sigma.shape}")
-    near = {"rtol": 0, "atol": 1e-6 * np.abs(sigma).max(initial=0)}
-    if not (np.isfinite(mu).all() and np.allclose(sigma, sigma.T, **near)):
+    symmetric = np.allclose(sigma, sigma.T, rtol=0, atol=1e-6 * np.abs(sigma).max(initial=0))
+    if not (np.isfinite(mu).all() and symmetric):
         raise ValueError(f"{path}: expected finite numbers and a symmetric sigma, got others")
     return Statistics(count, mu, sigma)

@@ -9,7 +9,7 @@ samples/
 import io
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ import numpy as np
 
 from jax_ddpm._errors import FieldError
 from jax_ddpm.data import Preparation, load_dataset, to_bytes
-from jax_ddpm.io.files import make_folder, read_json, replacing, write_json
+from jax_ddpm.io.files import make_folder, read_json, replace_file, write_json
 from jax_ddpm.runs.model import PathLike
 from jax_ddpm.training.hosts import broadcast, run_on_writer
 
@@ -34,7 +34,6 @@ class Samples(NamedTuple):
     labels: np.ndarray | None
     """The classes that were asked for, if the file says."""
     class_names: tuple[str, ...] | None
-    """What each class is called, if that is known."""
     recipe: dict[str, Any]
     """How they were drawn, as far as the folder says."""
     batches: Callable[[], Iterator[np.ndarray]]
@@ -50,9 +49,9 @@ def open_samples(path: PathLike, range: Any = None) -> Samples:
             (files, num), recipe = _kept(path), read_json(path / _RECIPE)
             if not files:
                 raise ValueError(f"expected samples in {path}, got none yet")
-            shape = _load(files[0]).shape[1:]
             turn, names = recipe.pop("labels", ()), recipe.pop("class_names", None)
             labels = np.resize(np.asarray(turn, np.int32), num) if turn else None
+            shape = _load(files[0]).shape[1:]
             return Samples(num, shape, labels, names, recipe, partial(map, _load, files))
         data = load_dataset(path, Preparation(range=range))
     except ValueError as error:
@@ -66,9 +65,20 @@ def open_samples(path: PathLike, range: Any = None) -> Samples:
     return Samples(num, data.image_shape, data.labels, data.class_names, recipe, batches)
 
 
-def open_kept(folder: PathLike, recipe: dict[str, Any]) -> list[Path]:
-    """The files of samples that a folder of this recipe holds, in the process that writes; a new
-    folder gets the recipe. Raises `FieldError` if it holds something else, and `OSError`."""
+def kept_samples(folder: PathLike) -> int:
+    """How many samples a folder of `resumed` holds; 0 where there is none, or one is damaged."""
+    try:
+        return _kept(Path(folder))[1]
+    except ValueError:  # `resumed` says so
+        return 0
+
+
+def resumed(
+    folder: PathLike, recipe: dict[str, Any], total: int, draw: Callable[..., Iterator[np.ndarray]]
+) -> Iterator[np.ndarray]:
+    """The first `total` samples of this recipe: those in the folder, then those of
+    `draw(first_sample=…)`, each batch written before it is given. Raises `FieldError` at once if
+    the folder holds something else."""
     folder, recipe = Path(folder), json.loads(json.dumps(recipe))
 
     def look() -> list[Path]:
@@ -82,47 +92,33 @@ def open_kept(folder: PathLike, recipe: dict[str, Any]) -> list[Path]:
             before, (files, _) = read_json(path), _kept(folder)
         except ValueError as error:
             raise FieldError("folder", f"{error}; choose another folder") from None
-        differing = {name for name in {*before, *recipe} if before.get(name) != recipe.get(name)}
-        if differing:
-            name = "steps" if "steps" in differing else min(differing)
-            what = f"{name} was {before.get(name)}, is {recipe.get(name)}; choose another folder"
-            raise FieldError("folder", f"{folder} holds other samples: {what}")
+        for name in [*recipe, *before]:
+            if before.get(name) != recipe.get(name):
+                what = f"{name} was {before.get(name)}, is {recipe.get(name)}"
+                problem = f"{folder} holds other samples: {what}; choose another folder"
+                raise FieldError("folder", problem)
         return files
 
-    return run_on_writer(look) or []
+    found = run_on_writer(look) or []
 
+    def batches() -> Iterator[np.ndarray]:
+        done = 0
+        for number in range(broadcast(len(found))):
+            if done >= total:
+                return
+            read = run_on_writer(lambda number=number: found[number].read_bytes())
+            batch = np.load(io.BytesIO(broadcast(read or b"")))
+            yield batch[: total - done]
+            done += len(batch)
+        for images in draw(first_sample=done) if done < total else ():
+            batch, content = to_bytes(images), io.BytesIO()
+            np.save(content, batch)
+            path = folder / f"{done:08d}.npy"
+            run_on_writer(partial(replace_file, path, content.getvalue()))
+            done += len(batch)
+            yield batch
 
-def kept_samples(folder: PathLike) -> int:
-    """How many samples are in a folder of `resumed`; 0 where there is none, or one is damaged."""
-    try:
-        return _kept(Path(folder))[1] if (Path(folder) / _RECIPE).is_file() else 0
-    except ValueError:  # `open_kept` says so
-        return 0
-
-
-def resumed(
-    folder: PathLike, found: Sequence[Path], total: int, draw: Callable[..., Iterator[np.ndarray]]
-) -> Iterator[np.ndarray]:
-    """The first `total` samples: those that `open_kept` found, then those of
-    `draw(first_sample=…)`, each batch written before it is given. Raises `OSError`."""
-    done = 0
-    for number in range(broadcast(len(found))):
-        if done >= total:
-            return
-        read = run_on_writer(lambda number=number: found[number].read_bytes())
-        batch = np.load(io.BytesIO(broadcast(read or b"")))
-        yield batch[: total - done]
-        done += len(batch)
-    for images in draw(first_sample=done) if done < total else ():
-        batch, path = to_bytes(images), Path(folder) / f"{done:08d}.npy"
-
-        def keep(batch=batch, path=path):
-            with replacing(path) as file:
-                np.save(file, batch)
-
-        run_on_writer(keep)
-        done += len(batch)
-        yield batch
+    return batches()
 
 
 def _kept(folder: Path) -> tuple[list[Path], int]:

@@ -27,8 +27,6 @@ def test_samples_get_a_table_and_figures(jax_ddpm_here, tmp_path):
     assert "so no FID" in result.stdout and "are what was asked for, by an SVC" in result.stdout
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert (figures["num"], figures["samples"]) == (20, "x.npz")
-    distance = "classifier_frechet_distance"
-    assert figures[distance] > figures["held_out"][distance]
 
 
 def test_a_figure_without_a_title_is_printed_by_its_name():

@@ -1,9 +1,11 @@
 """Mean and covariance in one pass, and in files."""
 
+from functools import reduce
+
 import numpy as np
 import pytest
 
-from jax_ddpm.evaluation import load_statistics, save_statistics, statistics
+from jax_ddpm.evaluation import Statistics, load_statistics, save_statistics, statistics
 
 FEATURES = np.random.default_rng(0).standard_normal((9, 4)).astype(np.float32)
 
@@ -13,9 +15,7 @@ def test_parts_join_to_the_whole(sizes):
     """NumPy's, over all at once, although the mean is a million deviations away."""
     rows = 1e6 + np.random.default_rng(0).standard_normal((30, 5))
     parts = np.split(rows, np.cumsum(sizes)[:-1])
-    found = statistics(parts[0])
-    for part in parts[1:]:
-        found = found.joined(statistics(part))
+    found = reduce(Statistics.joined, map(statistics, parts))
     assert found.num == 30
     np.testing.assert_allclose(found.mu, rows.mean(0), rtol=1e-14)
     np.testing.assert_allclose(found.sigma, np.cov(rows, rowvar=False), rtol=1e-8, atol=1e-9)

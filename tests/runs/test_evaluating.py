@@ -12,7 +12,7 @@ import pytest
 from jax_ddpm import runs
 from jax_ddpm.data import Dataset, load_dataset, to_float
 from jax_ddpm.runs.evaluating import evaluate, evaluate_samples, label_agreement, score
-from jax_ddpm.runs.samples import kept_samples, open_kept, open_samples, resumed
+from jax_ddpm.runs.samples import kept_samples, open_samples, resumed
 from jax_ddpm.samplers import ddim
 
 pytestmark = pytest.mark.usefixtures("defaults", "untyped")
@@ -86,9 +86,9 @@ def test_a_gap_is_closed_by_batches_of_another_size(tmp_path):
             starts = range(first_sample, 16, batch_size)
             return (images[start : start + batch_size] for start in starts)
 
-        return np.concatenate(list(resumed(tmp_path, open_kept(tmp_path, {}), total, draw)))
+        return np.concatenate(list(resumed(tmp_path, {}, total, draw)))
 
-    open_kept(tmp_path, {})
+    resumed(tmp_path, {}, 16, list)
     with pytest.raises(ValueError, match="samples: expected samples in .*, got none yet"):
         open_samples(tmp_path)
     whole = keep(4)
@@ -107,7 +107,7 @@ def test_a_gap_is_closed_by_batches_of_another_size(tmp_path):
     assert kept_samples(tmp_path) == 0
     for folder, words in ((tmp_path, "cannot read .*00.npy"), (tmp_path / "..", "expected a new")):
         with pytest.raises(ValueError, match=f"folder: {words}"):
-            open_kept(folder, {})
+            resumed(folder, {}, 16, list)
 
 
 @pytest.mark.parametrize(
@@ -186,11 +186,10 @@ def test_a_rare_class_is_judged_too(monkeypatch):
         assert label_agreement(data, to_float(images), np.arange(3), seed) == (1, 1)
 
 
-def test_what_cannot_be_measured_is_named(run, data, tmp_path):
+def test_what_cannot_be_measured_is_named(run, data):
     floats = replace(data, images=np.float32(data.images) / 255)
     low = replace(data, images=data.images[:, :4])
     for options, words in (
-        ({"data": data, "num": 0, "folder": tmp_path}, "num: expected more than 0"),
         ({"data": floats, "num_scored": 5}, "num_scored: expected images of 8 bits"),
         ({}, "data: expected real images, or reference, got neither"),
         ({"data": low}, r"data: expected images of \(8, 8, 1\), as the run's"),
@@ -222,7 +221,7 @@ LEFT_OUT = {
     "1 in the smallest": np.maximum(LABELS - 52, 0),
     "60 images in 20 classes, 3 in": LABELS % 20,
     "2 images in 2 classes": LABELS[:2],
-    "up to 2 classes of up to 4,096 numbers an image; there are 3 of 64": LABELS % 3,
+    "at most 2 classes and 4,096 numbers an image, got 3 classes and 64 numbers": LABELS % 3,
     "have no classes": None,
     "have no class in common": LABELS % 2 + 20,
 }
@@ -232,7 +231,7 @@ LEFT_OUT = {
 @pytest.mark.parametrize(("why", "labels"), LEFT_OUT.items())
 def test_what_cannot_be_had_is_left_out(run, data, tmp_path, monkeypatch, why, labels):
     """And said; distances are measured all the same, of a run and of samples."""
-    if "up to 2" in why:
+    if "at most 2" in why:
         monkeypatch.setattr("jax_ddpm.runs.evaluating._CLASSES", 2)
     real = Dataset(data.images[: 60 if labels is None else len(labels)], labels)
     runs.save_samples(tmp_path / "x.npz", data.images[::3], labels=np.zeros(20, np.int32))
