@@ -228,7 +228,8 @@ def cores() -> int:
 
 
 def resident_bytes(field: str) -> int:
-    """Memory of this process: `"VmRSS"` now, `"VmHWM"` at its highest. Linux only."""
+    """Memory of this process: `"VmRSS"` now, `"RssAnon"` without files, `"VmHWM"` at the highest.
+    Linux only."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field):
             return 1024 * int(line.split()[1])

@@ -24,9 +24,9 @@ from benchmarks.harness import Log, Race, Row, Settings, interleave, timed
 from benchmarks.networks import CIFAR10, TUTORIAL, Network
 from jax_ddpm import runs
 from jax_ddpm.data import Dataset
+from jax_ddpm.runs.initial import new_run
 from jax_ddpm.runs.programs import fit_programs
-from jax_ddpm.runs.saving import Saver
-from jax_ddpm.runs.starting import new_run
+from jax_ddpm.runs.training import Saver
 from jax_ddpm.training.sharding import device_mesh
 from torch_reference.schedule import T
 

@@ -227,7 +227,8 @@ def inpaint(
 
     The N visits of the walk are numbered downwards to 0. Visit n takes the draw of entry n in
     `p_sample_loop`, and the start takes draw N. So with `resamples=1` the missing part gets the
-    noise that `p_sample_loop` would give it.
+    noise that `p_sample_loop` would give it. Raises `ValueError` for a concrete `mask` outside
+    [0, 1], and as `repaint_walk` and `p_sample_loop` do.
 
     Args:
       key: typed key; may be None with `noise_fn`.
@@ -240,9 +241,6 @@ def inpaint(
 
     Returns:
       x_0, equal to `x_start` to the bit where `mask` is 1.
-
-    Raises:
-      ValueError: a concrete `mask` leaves [0, 1]; and as `repaint_walk` and `p_sample_loop` do.
 
     >>> chain = ddpm.make_schedule(ddpm.cosine_beta_schedule(10))
     >>> images, denoise_fn = jnp.ones((2, 8, 8, 1)), lambda x_t, t: 0.1 * x_t

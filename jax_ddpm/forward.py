@@ -39,7 +39,7 @@ def q_mean_variance(
     mean = extract(schedule.sqrt_alphas_cumprod, t, x_start) * x_start
     variance = extract(schedule.sqrt_one_minus_alphas_cumprod**2, t, x_start)
     log_variance = extract(schedule.log_one_minus_alphas_cumprod, t, x_start)
-    return mean, _like(mean, variance), _like(mean, log_variance)
+    return mean, jnp.broadcast_to(variance, mean.shape), jnp.broadcast_to(log_variance, mean.shape)
 
 
 def q_posterior_mean_variance(
@@ -54,7 +54,7 @@ def q_posterior_mean_variance(
     mean = of_start * x_start + extract(schedule.posterior_mean_coef2, t, x_t) * x_t
     variance = extract(schedule.posterior_variance, t, x_t)
     log_variance = extract(schedule.posterior_log_variance_clipped, t, x_t)
-    return mean, _like(mean, variance), _like(mean, log_variance)
+    return mean, jnp.broadcast_to(variance, mean.shape), jnp.broadcast_to(log_variance, mean.shape)
 
 
 def predict_xstart_from_eps(
@@ -100,7 +100,3 @@ def _rates(schedule: NoiseSchedule, t: Timestep, x: Sample) -> tuple[Array, Arra
     """√ᾱ_t and √(1 - ᾱ_t)."""
     signal = extract(schedule.sqrt_alphas_cumprod, t, x)
     return signal, extract(schedule.sqrt_one_minus_alphas_cumprod, t, x)
-
-
-def _like(mean: Array, variance: Array) -> Array:
-    return jnp.broadcast_to(variance, mean.shape)

@@ -67,6 +67,7 @@ def bits_per_dim(
     """The bound on -log₂ p(x_0) per dimension, Ho et al. eq. 5, with one draw of x_t per entry.
 
     The T entries are one `lax.scan`: beyond the results [batch, T], memory does not grow with T.
+    Raises `ValueError` if a shape or a choice does not fit, or without both `key` and `noise_fn`.
 
     Args:
       key: typed key; may be None with `noise_fn`.
@@ -75,9 +76,6 @@ def bits_per_dim(
       denoise_fn, prediction_type, variance_type, clip_denoised: as in `p_mean_variance`.
       noise_fn: `i -> noise` in the shape of `x_start`, instead of the draws at entry i.
       first_sample: the number of the batch's first sample, which decides its randomness.
-
-    Raises:
-      ValueError: a shape or a choice does not fit, or there is neither `key` nor `noise_fn`.
 
     >>> chain = ddpm.make_schedule(ddpm.cosine_beta_schedule(10))
     >>> images, denoise_fn = jnp.zeros((2, 8, 8, 1)), lambda x_t, t: 0.1 * x_t
@@ -117,8 +115,7 @@ def vb_term(
     clip_denoised: bool | ThresholdFn = True,
 ) -> tuple[Array, Array]:
     """Entry t of the bound, L_{t-1} of Ho et al. eq. 5 or L_0, in bits per dimension, and x̂_0."""
-    policy = (prediction_type, variance_type, clip_denoised)
-    p = predict(schedule, denoise_fn, *policy, x_t, t)
+    p = predict(schedule, denoise_fn, prediction_type, variance_type, clip_denoised, x_t, t)
     mean, _, log_variance = q_posterior_mean_variance(schedule, x_start, x_t, t)
     kl = gaussian_kl(mean, log_variance, p.mean, p.log_variance)
     log_likelihood = discretized_gaussian_log_likelihood(x_start, p.mean, p.log_variance / 2)

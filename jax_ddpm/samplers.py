@@ -69,12 +69,11 @@ class StepFn(Protocol):
 
 
 class Sampler(NamedTuple):
-    """An update rule as a pair of pure functions, an `InitFn` and a `StepFn`."""
+    """An update rule as a pair of pure functions, and its name in records of what was sampled."""
 
     init: InitFn
     step: StepFn
     name: str = ""
-    """What the record of a measurement calls the rule, with its options."""
 
 
 def ancestral() -> Sampler:

@@ -13,8 +13,7 @@ activations.
 `p_sample_loop` is `p_sample_init` and then `p_sample_steps` for all T. Call the two yourself to run
 a long chain in pieces, for a progress bar for example. The random bits are the same, and the result
 is the same within rounding (1e-15 of a pixel in float64, 1e-6 in float32), since the compiler may
-fuse each piece differently. A state of sixteen bits is updated in float32 and rounded at the end of
-a piece; only the network sees sixteen bits in between.
+fuse each piece differently. A state of sixteen bits is rounded only at the end of a piece.
 
     state = p_sample_init(key, schedule, shape)
     run = jax.jit(lambda state: p_sample_steps(key, schedule, denoise_fn, state, 100))
@@ -67,6 +66,9 @@ def p_sample_loop(
 ) -> Array | tuple[Array, Array]:
     """Run the whole reverse chain, Ho et al. 2020 Algorithm 2 for the default `ancestral()`.
 
+    Raises `ValueError` if a shape, a choice or `save_every` does not fit, or if noise is needed and
+    there is neither `key` nor `noise_fn`.
+
     Args:
       key: typed key; may be None with `x_T` if the rest needs no draws.
       schedule: the chain; a `respace`d one runs fewer steps.
@@ -84,10 +86,6 @@ def p_sample_loop(
     Returns:
       x_0 of `shape`; with `save_every`, `(x_0, states)` with states [T // save_every, *shape],
       noisiest first.
-
-    Raises:
-      ValueError: a shape, a choice or `save_every` does not fit, or noise is needed and there
-        is neither `key` nor `noise_fn`.
 
     >>> schedule = ddpm.make_schedule(ddpm.cosine_beta_schedule(1000))
     >>> chain = ddpm.respace(schedule, ddpm.spaced_timesteps(1000, 10, "trailing"))

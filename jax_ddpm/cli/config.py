@@ -9,7 +9,7 @@ import tyro
 from jax_ddpm.cli.errors import UsageError
 from jax_ddpm.cli.unet import UNetConfig, chosen_fields
 from jax_ddpm.data import DATASETS, Preparation
-from jax_ddpm.data.parquet import HUB
+from jax_ddpm.data.hub import HUB
 from jax_ddpm.runs import RECIPES
 from jax_ddpm.runs.settings import (
     CheckpointSettings,
@@ -91,6 +91,9 @@ class RunConfig:
     """A published training. It sets every option that you do not give."""
     accept_changes: bool = False
     """Resume a run although its settings or images are no longer those it began with."""
+    overwrite: bool = False
+    """Begin anew in the place of a run whose settings or images were others. The same command then
+    resumes, as always."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from jax_ddpm.cli.images import load_images
 from jax_ddpm.cli.progress import bars
 from jax_ddpm.cli.report import report
 from jax_ddpm.data import DATASETS, Dataset, Preparation
-from jax_ddpm.data.parquet import HUB
+from jax_ddpm.data.hub import HUB
 from jax_ddpm.interop import DiffusionModel
 from jax_ddpm.io.files import read_json, write_json
 from jax_ddpm.runs import evaluate as measure

@@ -8,7 +8,7 @@ from typing import Any
 from tqdm import tqdm
 
 from jax_ddpm.runs import Progress
-from jax_ddpm.runs.watching import FIGURES
+from jax_ddpm.runs.callbacks import FIGURES
 from jax_ddpm.training.hosts import is_writer
 
 _SECONDS = 10

@@ -14,14 +14,13 @@ from jax_ddpm.cli.progress import bar
 from jax_ddpm.data import Preparation
 from jax_ddpm.io.checkpoint import list_checkpoints
 from jax_ddpm.runs import Fit, Progress, load_model
-from jax_ddpm.runs.checking import is_whole
+from jax_ddpm.runs.callbacks import TRAINING_GIF, best_line
 from jax_ddpm.runs.figures import class_columns, save_pictures
-from jax_ddpm.runs.fitting import train as run_training
 from jax_ddpm.runs.metrics import read_metrics
 from jax_ddpm.runs.model import CHECKPOINTS, FILES, METRICS, is_run
-from jax_ddpm.runs.previews import TRAINING_GIF
-from jax_ddpm.runs.resuming import Training, open_run
-from jax_ddpm.runs.watching import best_line
+from jax_ddpm.runs.resume import is_whole
+from jax_ddpm.runs.training import Training, open_run
+from jax_ddpm.runs.training import train as run_training
 from jax_ddpm.training.hosts import any_process, is_writer, run_on_all
 
 _UNSAID = vars(Preparation())
@@ -39,12 +38,13 @@ def train(config: TrainConfig, interrupts: Interrupts) -> None:
     with naming(folder="--init"):
         data = run_on_all(lambda: load_images(config.data, _preparation(config)))
     if isinstance(source := config.data.source, Path):  # where `evaluate` finds them again
-        data = data._replace(source=str(source.absolute()))
-    opened = open_run(folder, data, settings, accept_changes=config.run.accept_changes)
+        data = replace(data, source=str(source.absolute()))
+    ways = {"accept_changes": config.run.accept_changes, "overwrite": config.run.overwrite}
+    opened = open_run(folder, data, settings, **ways)
     try:
         with naming(folder="--name", images="samples"), opened as training:
-            if training.changes:
-                changes = (f"--{name.replace('_', '-')}: {what}" for name, what in training.changes)
+            if accepted := training.found.changes:
+                changes = (f"--{name.replace('_', '-')}: {what}" for name, what in accepted)
                 say(f"accepted: {'; '.join(changes)}")
             say(training.summary())
             done = training.step >= settings.steps
@@ -81,10 +81,12 @@ def _run(training: Training, interrupts: Interrupts) -> Fit:
     with ExitStack() as held, bar("training") as show:
 
         def progress(here: Progress) -> None:
+            if here.what == "compiling":
+                say(str(here))
+                return
             if here.done == training.step:
                 held.enter_context(interrupts.held())
-            if here.done == training.step or here.line:  # between lines the host runs ahead
-                show(here)
+            show(here)
 
         return run_training(training, progress, lambda: interrupts.asked)
 

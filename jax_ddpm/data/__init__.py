@@ -1,9 +1,7 @@
 """Images in: where they come from, how they are prepared, and the order that a training sees."""
 
-from jax_ddpm.data.augmentation import random_crop, random_flip
-from jax_ddpm.data.dataset import Dataset, to_bytes, to_float
-from jax_ddpm.data.order import batch_indices, load_batch
-from jax_ddpm.data.preparation import Preparation
+from jax_ddpm.data.batches import batch_indices, load_batch, random_crop, random_flip
+from jax_ddpm.data.dataset import Dataset, Preparation, to_bytes, to_float
 from jax_ddpm.data.sources import DATASETS, load_dataset
 
 __all__ = [

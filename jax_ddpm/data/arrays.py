@@ -1,4 +1,4 @@
-"""Images in NumPy's files: .npy, left on the disk where it is large, and .npz."""
+"""Images in NumPy's files: .npy, mapped where it is large, and .npz."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 
 from jax_ddpm._errors import Field, FieldError
-from jax_ddpm.data.dataset import Dataset, check_finite, numbered, split_of, to_bytes
+from jax_ddpm.data.dataset import Dataset, Preparation, numbered, to_bytes
+from jax_ddpm.data.files import part_of
 from jax_ddpm.data.pictures import reason
-from jax_ddpm.data.preparation import Preparation
-from jax_ddpm.data.rows import FileRows
 
 _IN_MEMORY = 2**28
 """Bytes. A .npy up to this size is read whole; a larger one of uint8 stays on the disk, and must
@@ -38,10 +37,10 @@ def read_arrays(path: Path, preparation: Preparation) -> Dataset:
         got = ", ".join(f"{name} {each.dtype}{list(each.shape)}" for name, each in arrays.items())
         problem = "expected one array of images [image, height, width(, channel)] and at most one"
         raise FieldError("data", f"{problem} of labels [image], in {path}, got {got}")
-    shape, images = pictures[0].shape, pictures[0]
-    got = f"got {list(shape)} in {path}"
-    if len(shape) == 3:
-        if shape[0] == 3 or (shape[2] <= 4 and shape[1] != shape[2]):
+    (images,) = pictures
+    got = f"got {list(images.shape)} in {path}"
+    if images.ndim == 3:
+        if len(images) == 3 or (images.shape[2] <= 4 and images.shape[1] != images.shape[2]):
             problem = "expected [image, height, width, channel] and not one picture"
             raise FieldError("data", f"{problem}, {got}: add an axis")
         images = images[..., None]
@@ -49,20 +48,19 @@ def read_arrays(path: Path, preparation: Preparation) -> Dataset:
         raise FieldError("data", f"expected one image or more, of 1 to 4 channels last, {got}")
     labels = columns[0].reshape(-1) if labelled and columns else None
     if labels is not None:
-        if labels.shape != shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+        if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
             problem = f"expected an integer label for each of {len(images)} images in {path}"
             raise FieldError("data", f"{problem}, got {labels.dtype}{list(labels.shape)}")
         labels, names, said = read_labels(labels, str(path), called)
         notes += said
-    taken, note = None, ()
+    taken = None
     if images.dtype != np.uint8:
         images, taken, note = _to_signed(np.asarray(images), path, preparation.range, in_bytes)
+        notes += (note,)
     elif images[:1000].max() <= 1 and images.max() <= 1:  # the first tell: masks are so anywhere
-        note = ("no pixel is above 1 of 255: masks of 0 and 1 have to be times 255",)
-    if isinstance(images, np.memmap):
-        images = FileRows.of_array(images)
+        notes += ("no pixel is above 1 of 255: masks of 0 and 1 have to be times 255",)
     how = Preparation(range=taken)
-    return Dataset(images, labels, notes=notes + note, class_names=names, preparation=how)
+    return Dataset(images, labels, notes=notes, class_names=names, preparation=how)
 
 
 def read_labels(
@@ -93,12 +91,13 @@ def _load(path: Path, labelled: bool) -> tuple[dict[str, np.ndarray], tuple[str,
     try:
         if path.suffix.lower() == ".npy" and path.stat().st_size > _IN_MEMORY:
             mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+            # In Fortran's order each pixel of an image is on another page.
             return {"images": mapped if mapped.flags.c_contiguous else np.array(mapped)}, ()
         with path.open("rb") as file:  # NumPy leaves a damaged one open
             loaded: Any = np.load(file, allow_pickle=False)
             if not isinstance(loaded, np.lib.npyio.NpzFile):
                 return {"images": loaded}, ()
-            parts = {name: split_of(name) for name in loaded.files}
+            parts = {name: part_of(name) for name in loaded.files}
             others = [name for name, part in parts.items() if part not in (None, "train")]
             others = others if "train" in parts.values() else []
             for name in [name for name in parts if name not in others]:
@@ -111,11 +110,14 @@ def _load(path: Path, labelled: bool) -> tuple[dict[str, np.ndarray], tuple[str,
 
 def _to_signed(
     images: np.ndarray, path: Path, given: Any, in_bytes: np.ndarray | None
-) -> tuple[np.ndarray, Any, tuple[str]]:
+) -> tuple[np.ndarray, Any, str]:
     """Float images in [-1, 1], the range that they were taken for, and what to say of it."""
     if not np.issubdtype(images.dtype, np.floating):
         raise FieldError("data", f"expected uint8 or float images, got {images.dtype} in {path}")
-    check_finite(images, str(path))
+    if len(wrong := np.flatnonzero(~np.isfinite(images).all(axis=(1, 2, 3)))):
+        problem = f"expected finite pixels, got NaN or infinity in {len(wrong)} of the "
+        rest = f"{len(images)} images in {path}, the first of them image {wrong[0]}"
+        raise FieldError("data", problem + rest)
     low, high = float(images.min()), float(images.max())
     got = f"got [{low:.9g}, {high:.9g}] in {path}"
     rounding = max(_ROUNDING, 4 * float(np.finfo(images.dtype).eps))
@@ -128,13 +130,11 @@ def _to_signed(
             raise FieldError("data", f"expected arr_0 to hold the samples as bytes in {path}")
         note = note if fits else f"samples beyond [-1, 1], clipped as in arr_0: {got}"
     elif not fits:
-        which = (
-            (f"[{least}, 1], as ", Field("range", given), " says")
-            if given
-            else ("[0, 1] or [-1, 1]",)
+        which = (f"[{least}, 1], as ", Field("range", given), " says")
+        raise FieldError(
+            "data", "expected pixels in ", *(which if given else ("[0, 1] or [-1, 1]",)), f", {got}"
         )
-        raise FieldError("data", "expected pixels in ", *which, f", {got}")
     elif given is None and taken == "unit":
         note += ', since none is below 0; if they are in [-1, 1], the range is "signed"'
     images = np.clip(images, least, 1)
-    return (images if least else images * 2 - 1).astype(np.float32), taken, (note,)
+    return (images if least else images * 2 - 1).astype(np.float32), taken, note

@@ -1,29 +1,77 @@
-"""An indexed set of images, whose rows are read when they are needed, and their labels."""
+"""An indexed set of images and labels, and what is done to images before they are learned."""
 
 import hashlib
-import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
 
-from jax_ddpm._errors import FieldError
+from jax_ddpm._errors import FieldError, check_choice
 from jax_ddpm._typing import AnyArray
-from jax_ddpm.data.preparation import Preparation
 
 _LEVELS = ((np.arange(256) - 127.5) / 127.5).astype(np.float32)
 """What each byte means."""
 _BLOCK = 2**24
-_SPLIT = re.compile(
-    r"(?<![a-z])[xy]?(train|trn|val|test|tst|dev|eval|pred|hold[-_ ]?out|unlabell?ed|extra|query"
-    r"|crossval|(?<=[a-z]_)t[rs])(ing|id|idate|idation|idierung|uation|iction|val)?"
-    r"(s?daten|set|data)?[abxy]?(?![a-z])"
-)
+_CHOICES = {
+    "crop": ("center", "random", "none"),
+    "flip": (False, True),
+    "channels": (None, 1, 3, 4),
+    "range": (None, "unit", "signed"),
+    "labels": ("folders", "none"),
+}
 
 
-class Dataset(NamedTuple):
-    """Images, and the class of each, 0 … num_classes - 1, if they have one."""
+@dataclass(frozen=True, kw_only=True)
+class Preparation:
+    """How images are read: decided once, and kept in the run."""
+
+    image_size: int | None = None
+    """Height and width that images are brought to. Default: they stay as they are, all of one
+    size."""
+    crop: Literal["center", "random", "none"] = "center"
+    """With an image size, the shorter side is resized to it; then the center is cut out, or a
+    window that each step draws anew. "none" resizes both sides, whatever their ratio."""
+    flip: bool = False
+    """Mirror images left to right with probability 1/2, drawn anew in each step."""
+    channels: Literal[1, 3, 4] | None = None
+    """1 is grey, 3 is RGB, 4 is RGB with opacity. Default: grey if all images are, else RGB, with
+    what is transparent on white."""
+    range: Literal["unit", "signed"] | None = None
+    """What the pixels of a float array lie in: "unit" is [0, 1], "signed" [-1, 1]. Default: [0, 1]
+    if none is below 0, which is said; samples that were drawn here say it themselves."""
+    labels: Literal["folders", "none"] = "folders"
+    """"folders": the labels are the subfolders of pictures, or those that a file brings with it.
+    "none": train without labels."""
+    skip_unreadable: bool = False
+    """Leave out pictures that cannot be read, and count them, instead of ending."""
+    max_pixels: int | None = None
+    """Read pictures of up to so many pixels. Default: Pillow's limit, 178,956,970."""
+
+    def __post_init__(self) -> None:
+        """Raises `FieldError` naming the field that makes no sense."""
+        for name in ("image_size", "max_pixels"):
+            count = getattr(self, name)
+            if count is not None and (type(count) is not int or count < 1):
+                raise FieldError(name, f"expected a whole number above 0, got {count!r}")
+        for name, choices in _CHOICES.items():
+            check_choice(name, getattr(self, name), choices)
+        if self.crop != "center" and self.image_size is None:
+            raise FieldError("crop", "expected an image size with it, got none")
+
+    def record(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Dataset:
+    """Images, and the class of each, 0 … num_classes - 1, if they have one.
+
+    `data[i]` is an image as it is stored, and its label, or None; `data[:100]`, or an array of
+    indices, a smaller `Dataset`. Change a field with `dataclasses.replace`.
+    """
 
     images: Any
     """[image, height, width, channel], uint8, or float32 in [-1, 1]: an array, or what has its
@@ -43,6 +91,32 @@ class Dataset(NamedTuple):
     windows are cut out."""
     sha256: str | None = None
     """A digest of the files that the images were decoded from."""
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: Any) -> Any:
+        rows, labels = np.arange(len(self))[index], self.labels
+        if rows.ndim == 0:
+            return np.asarray(self.images[int(rows)]), None if labels is None else int(labels[rows])
+        if np.array_equal(rows, np.arange(len(self))):
+            return self
+        # Pictures that are decoded when they are needed stay so.
+        images = getattr(self.images, "some", self.images.__getitem__)(rows)
+        known = self.sha256 and hashlib.sha256(f"{self.sha256} {rows.tolist()}".encode())
+        return replace(
+            self,
+            images=images,
+            labels=None if labels is None else labels[rows],
+            extents=None if self.extents is None else self.extents[rows],
+            sha256=known and known.hexdigest(),
+        )
+
+    def __repr__(self) -> str:
+        shape, classes = "×".join(map(str, self.image_shape)), self.num_classes
+        in_classes = f" in {classes} classes" if classes else ""
+        kind = f"{len(self):,} images of {shape}, {np.dtype(self.images.dtype)}{in_classes}"
+        return f"Dataset({kind}, from {self.source})"
 
     @property
     def num_classes(self) -> int | None:
@@ -65,14 +139,10 @@ class Dataset(NamedTuple):
         height, width, _ = self.image_shape
         if images.shape[1:3] == (height, width):
             return images
-        extents = np.resize(images.shape[1:3], (len(rows), 2))
-        extents = extents if self.extents is None else self.extents[rows]
-        corners = (extents - (height, width)) // 2
-        windows = [
-            image[top : top + height, left : left + width]
-            for image, (top, left) in zip(images, corners, strict=True)
-        ]
-        return np.stack(windows)
+        extents = images.shape[1:3] if self.extents is None else self.extents[rows]
+        corners = np.resize((np.asarray(extents) - (height, width)) // 2, (len(rows), 2))
+        pairs = zip(images, corners, strict=True)
+        return np.stack([image[y : y + height, x : x + width] for image, (y, x) in pairs])
 
     def check(self) -> None:
         """Raises `FieldError` unless this is what `load_dataset` makes: uint8 images, or float32 in
@@ -81,27 +151,21 @@ class Dataset(NamedTuple):
         if dtype not in (np.uint8, np.float32) or len(shape) != 4 or not np.prod(shape):
             problem = "expected uint8 or float32 images [image, height, width, channel]"
             raise FieldError("data", f"{problem}, got {dtype}{list(shape)}")
-        if dtype == np.float32:
-            images = np.asarray(self.images)
-            check_finite(images, "the data")
-            if np.max(np.abs(images)) > 1:
-                problem = f"expected pixels in [-1, 1], got [{images.min():g}, {images.max():g}]"
-                raise FieldError("data", problem)
-        if self.labels is None:
+        if dtype == np.float32 and not np.max(np.abs(self.images)) <= 1:  # which NaN is not
+            got = f"got [{np.min(self.images):g}, {np.max(self.images):g}]"
+            raise FieldError("data", f"expected finite pixels in [-1, 1], {got}")
+        if (labels := self.labels) is None:
             return
-        labels = np.asarray(self.labels)
-        if labels.dtype != np.int32 or labels.shape != shape[:1]:
-            problem = f"expected int32 labels [{shape[0]}], one for each image"
+        if labels.dtype != np.int32 or labels.shape != shape[:1] or labels.min() < 0:
+            problem = f"expected int32 labels [{shape[0]}], from 0, one for each image"
             raise FieldError("data", f"{problem}, got {labels.dtype}{list(labels.shape)}")
-        if labels.min() < 0:
-            raise FieldError("data", f"expected labels from 0, got {labels.min()}")
         if self.class_names is not None and len(self.class_names) <= labels.max():
             problem = f"expected a name for each of {labels.max() + 1} classes"
             raise FieldError("data", f"{problem}, got {len(self.class_names)}")
 
     def describe(self) -> dict[str, Any]:
         """Their source, shape and dtype, and a SHA-256 of images and labels in hexadecimal."""
-        shape = [len(self.images), *self.image_shape]
+        shape = [len(self), *self.image_shape]
         dtype = str(np.dtype(self.images.dtype))
         return {"source": self.source, "shape": shape, "dtype": dtype, "sha256": self.digest()}
 
@@ -109,9 +173,8 @@ class Dataset(NamedTuple):
         """Of images and labels: of the files that were read if that is known, or of the numbers."""
         digest = hashlib.sha256((self.sha256 or "").encode())
         if self.sha256 is None:
-            row = int(np.prod(self.images.shape[1:])) * np.dtype(self.images.dtype).itemsize
-            rows = max(1, _BLOCK // row)
-            for first in range(0, len(self.images), rows):
+            rows = max(1, _BLOCK // np.asarray(self.images[0]).nbytes)
+            for first in range(0, len(self), rows):
                 digest.update(np.ascontiguousarray(self.images[first : first + rows]).data)
         if self.labels is not None:
             digest.update(self.labels.tobytes())
@@ -136,12 +199,6 @@ def to_bytes(images: AnyArray) -> np.ndarray:
     return np.clip((images + 1) * 127.5, 0, 255).round().astype(np.uint8)
 
 
-def split_of(name: str) -> str | None:
-    """Which part of a set a name tells, "train" or another; None if it tells none."""
-    found = _SPLIT.search(re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower())
-    return found and ("train" if found[1].startswith("tr") else found[1])
-
-
 def numbered(of_each: Sequence[str], by: str) -> tuple[np.ndarray, tuple[str, ...], str]:
     """Labels int32 for the names of classes; each class's name, numbers in their order; and a line
     that says so."""
@@ -154,11 +211,3 @@ def numbered(of_each: Sequence[str], by: str) -> tuple[np.ndarray, tuple[str, ..
     if any(name.isdecimal() and int(name) != label for name, label in label_of.items()):
         said += "; their numbers are not those in their names"
     return np.asarray([label_of[name] for name in of_each], np.int32), tuple(names), said
-
-
-def check_finite(images: np.ndarray, where: str) -> None:
-    """Raises `FieldError` unless every pixel is a number."""
-    if len(wrong := np.flatnonzero(~np.isfinite(images).all(axis=(1, 2, 3)))):
-        problem = f"expected finite pixels, got NaN or infinity in {len(wrong)} of the "
-        rest = f"{len(images)} images in {where}, the first of them image {wrong[0]}"
-        raise FieldError("data", problem + rest)

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from jax_ddpm.data.preparation import Preparation
+from jax_ddpm.data.dataset import Preparation
 
 Encoded = bytes | np.ndarray
 """A file's bytes, or pixels, uint8 [height, width, channel] with 1, 3 or 4 channels."""

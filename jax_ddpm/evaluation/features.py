@@ -21,7 +21,7 @@ from jaxtyping import Array
 
 from jax_ddpm._errors import FieldError, check_choice, described
 from jax_ddpm._typing import Label, Pixels
-from jax_ddpm.data.order import load_batch
+from jax_ddpm.data.batches import load_batch
 from jax_ddpm.interop.torch import check_tensors, read_state_dict
 from jax_ddpm.models.classifier import FeatureClassifier
 from jax_ddpm.models.inception import InceptionV3

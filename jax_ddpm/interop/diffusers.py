@@ -67,9 +67,8 @@ def load_diffusers(
       revision: a branch, tag or commit on the hub.
       variant: the weights' variant ("fp16", "non_ema"), as in their file names.
 
-    Raises:
-      ValueError: a file, setting or tensor is missing, unknown or damaged. The message names it.
-      ImportError: torch is needed for a pickle (.bin), or huggingface_hub for a name on the hub.
+    Raises `ValueError` naming a file, setting or tensor that is missing, unknown or damaged, and
+    `ImportError` for a pickle (.bin) without torch or a name on the hub without huggingface_hub.
     """
     name, folder = folder, Path(folder)
     if is_hub_name(name):

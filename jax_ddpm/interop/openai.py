@@ -99,9 +99,8 @@ def load_openai(weights: Weights, flags: Flags) -> DiffusionModel:
         leave no trace in the file, so a wrong value gives wrong images and no error: `num_heads`,
         `num_head_channels`, `use_new_attention_order`, `predict_xstart`, those of the diffusion.
 
-    Raises:
-      ValueError: a flag or a tensor is missing, unknown or wrong. The message names it.
-      ImportError: `weights` is a `.pt` and torch is not installed.
+    Raises `ValueError` naming a flag or a tensor that is missing, unknown or wrong, and
+    `ImportError` for a `.pt` without torch.
     """
     settings = _read_flags(flags)
     tensors = read_state_dict(weights)

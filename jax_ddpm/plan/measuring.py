@@ -17,10 +17,10 @@ from jax_ddpm.plan.report import line
 from jax_ddpm.plan.search import largest_batch
 from jax_ddpm.plan.targets import Target
 from jax_ddpm.runs.drawing import make_chain
+from jax_ddpm.runs.initial import computing
 from jax_ddpm.runs.model import init_variables
 from jax_ddpm.runs.programs import draw_programs, fit_programs, pieces
 from jax_ddpm.runs.settings import Settings, named_schedule
-from jax_ddpm.runs.starting import computing
 from jax_ddpm.samplers import ancestral
 from jax_ddpm.training.sharding import device_mesh
 

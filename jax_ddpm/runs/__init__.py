@@ -10,7 +10,6 @@ Nothing in here prints or ends the process. What is wrong with a setting is a `F
 """
 
 from jax_ddpm._errors import FieldError
-from jax_ddpm.runs.checking import Findings, check_run
 from jax_ddpm.runs.drawing import draw
 from jax_ddpm.runs.evaluating import evaluate, evaluate_samples
 from jax_ddpm.runs.exporting import export
@@ -22,13 +21,12 @@ from jax_ddpm.runs.figures import (
     save_pictures,
     save_samples,
 )
-from jax_ddpm.runs.fitting import Fit, fit
-from jax_ddpm.runs.metrics import read_metrics
+from jax_ddpm.runs.metrics import Progress, read_metrics
 from jax_ddpm.runs.model import load_model, load_run, save_run
-from jax_ddpm.runs.progress import Progress
 from jax_ddpm.runs.recipes import RECIPES, Recipe, unet_fields
-from jax_ddpm.runs.saving import load_state, save_state
+from jax_ddpm.runs.resume import Findings, check_run, load_state, save_state
 from jax_ddpm.runs.settings import Settings
+from jax_ddpm.runs.training import Fit, fit
 
 __all__ = [
     "RECIPES",

@@ -12,9 +12,9 @@ from jax_ddpm._errors import FieldError, check_between, check_finite, check_kind
 from jax_ddpm._typing import PRNGKey
 from jax_ddpm.data import load_batch
 from jax_ddpm.interop import DiffusionModel
+from jax_ddpm.runs.metrics import Progress
 from jax_ddpm.runs.model import class_number
 from jax_ddpm.runs.programs import draw_programs, pieces
-from jax_ddpm.runs.progress import Progress
 from jax_ddpm.samplers import Sampler, ddim
 from jax_ddpm.schedule import NoiseSchedule, warn_of_signal
 from jax_ddpm.training.hosts import gather

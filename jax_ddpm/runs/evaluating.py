@@ -10,6 +10,7 @@ does it name the class that was asked for? Pixels of 8 bits also have a likeliho
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -36,8 +37,8 @@ from jax_ddpm.io.arrays import flatten
 from jax_ddpm.likelihood import bits_per_dim
 from jax_ddpm.noise import seed_key
 from jax_ddpm.runs.drawing import Drawer, make_chain, with_guidance
+from jax_ddpm.runs.metrics import Progress
 from jax_ddpm.runs.model import PathLike, matched
-from jax_ddpm.runs.progress import Progress
 from jax_ddpm.runs.samples import open_kept, open_samples, resumed
 from jax_ddpm.samplers import Sampler, ancestral
 from jax_ddpm.schedule import NoiseSchedule, warn_of_signal
@@ -158,7 +159,7 @@ def evaluate(
             here = {theirs: label for label, theirs in there.items()}
             none = -1 if run.null_label is None else run.null_label
             of_run = [here.get(each, none) for each in data.labels.tolist()]
-            data = data._replace(labels=np.asarray(of_run, np.int32))
+            data = replace(data, labels=np.asarray(of_run, np.int32))
         report["bits_per_dim"] = score(key, run, data, scored, seed, progress)
         how["scored"] = f"{min(scored, len(data.images)):,} images of {data.source}"
     report["left_out"] |= unscored

@@ -26,9 +26,8 @@ from jax_ddpm.interop import DiffusionModel
 from jax_ddpm.io.files import new_folder, replacing, write_file
 from jax_ddpm.noise import seed_key
 from jax_ddpm.runs.drawing import draw
-from jax_ddpm.runs.metrics import read_metrics
+from jax_ddpm.runs.metrics import Progress, read_metrics
 from jax_ddpm.runs.model import METRICS, PICTURES, PathLike
-from jax_ddpm.runs.progress import Progress
 from jax_ddpm.samplers import ancestral
 from jax_ddpm.schedule import NoiseSchedule
 from jax_ddpm.training.hosts import is_writer

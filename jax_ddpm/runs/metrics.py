@@ -1,9 +1,9 @@
-"""The measurements of a training: lines of metrics.jsonl.
+"""The measurements of a training: lines of metrics.jsonl, and how far it is.
 
-A line holds the means since the line before: `loss`, `grad_norm`, and `loss_quarters`, the loss of
+A line holds means since the line before: `loss`, `grad_norm`, and `loss_quarters`, the loss of
 samples with t in each quarter of the chain. Beside them are the `learning_rate` of its last step,
-and the speed. What is not yet in a line goes into the checkpoint, so that a run that was
-interrupted writes the very lines of one that was not, but for the speed.
+the speed, and the figures of callbacks. Measurements that are in no line yet go into the
+checkpoint, so an interrupted run writes the lines of an uninterrupted one, but for the speed.
 """
 
 import json
@@ -11,76 +11,103 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 
 from jax_ddpm.io.files import replace_file, write_file
 from jax_ddpm.runs.model import PathLike
-from jax_ddpm.runs.settings import LOG_EVERY
-from jax_ddpm.training.hosts import gather, run_on_writer
+from jax_ddpm.runs.programs import learning_rate
+from jax_ddpm.runs.settings import Settings
+from jax_ddpm.training.hosts import broadcast, gather, run_on_writer
 
-_Pending = dict[str, list[Any]]  # numbers or lists of them; None: not finite
+
+class Progress(NamedTuple):
+    """How far a piece of work is: of a training or a chain, in steps; of images, in images."""
+
+    done: int
+    total: int
+    """0 where it is not known."""
+    line: dict[str, Any] | None = None
+    """Of a training: the newest line of metrics.jsonl, with the speed."""
+    what: str = "sampling"
+    """The piece of work, where several follow one another."""
+
+    def __str__(self) -> str:
+        """`training: 300 of 1,500, loss 0.0521, 1,204 images/s, 41 s left`."""
+        if not self.total:
+            return f"{self.what}…"
+        text = f"{self.what}: {self.done:,} of {self.total:,}"
+        if self.line is None:
+            return text
+        loss, speed, left = (self.line[x] for x in ("loss", "images_per_second", "seconds_left"))
+        loss = "not finite" if loss is None else f"{loss:.4f}"
+        return f"{text}, loss {loss}, {speed:,.0f} images/s, {left:,.0f} s left"
 
 
 class MetricsLog:
-    """Steps come in as they are dispatched; `collect` waits for them, `write` writes a line."""
+    """Takes the measurements of a dispatch when it is sent, `collect`s them, `write`s a line."""
 
     def __init__(
         self,
         path: Path,
-        total: int,
-        *,
-        batch_size: int,
+        settings: Settings,
         num_timesteps: int,
-        learning_rate: Callable[[int], Any],
         step: int = 0,
-        pending: _Pending | None = None,
+        pending: dict[str, list[Any]] | None = None,
     ) -> None:
         """Resume after `step` steps with what was `pending` then; later lines are dropped."""
-        self._path, self._total, self._step = path, total, step
-        self._batch_size, self._learning_rate = batch_size, learning_rate
-        self._num_timesteps, self._waited = num_timesteps, 0.0
-        self.pending: _Pending = pending or {}
-        """What was collected and is in no line yet."""
-        self._coming: list[dict[str, jax.Array]] = []
-        self._written, self._timed = step - self._count, step
-        self._since = time.perf_counter()
-        self.lines: list[dict[str, Any]] = []
-        """Those of before, in the process that writes."""
-        run_on_writer(self._open)
+        self._path, self._settings, self._num_timesteps = path, settings, num_timesteps
+        self.pending = pending or {}
+        """By name, numbers or lists of them that are in no line yet; None: not finite."""
+        self._step, self._taken = step, step
+        self._coming: list[tuple[int, dict[str, Any]]] = []
+        self._written = step - len(next(iter(self.pending.values()), []))
+        self.lines: list[dict[str, Any]] = broadcast(run_on_writer(self._open) or [])
+        """All of the file, in every process."""
+        self._restart()
 
-    def add(self, steps: range, metrics: dict[str, jax.Array]) -> None:
-        """What a dispatch will have measured, [step] each; it is not waited for."""
-        self._coming.append(metrics)
-        self._step = steps.stop
+    def _restart(self) -> None:
+        self._spent = {"waiting": 0.0, "callbacks": 0.0}
+        self._timed, self._since = self._step, time.perf_counter()
+
+    def _open(self) -> list[dict[str, Any]]:
+        """Drop the lines after the checkpoint: they will be written again."""
+        lines = [line for line in read_metrics(self._path) if line["step"] <= self._written]
+        replace_file(self._path, "".join(json.dumps(line) + "\n" for line in lines).encode())
+        return lines
+
+    def add(self, step: int, metrics: dict[str, Any]) -> None:
+        """What the dispatch that ends at `step` will have measured; it is not waited for."""
+        self._coming.append((step, metrics))
+        self._step = step
 
     @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Inside, the training waits for its images."""
+    def spent(self, on: Literal["waiting", "callbacks"]) -> Iterator[None]:
+        """Inside, no step is sent: images are waited for, or something else is done."""
         began = time.perf_counter()
         yield
-        self._waited += time.perf_counter() - began
+        self._spent[on] += time.perf_counter() - began
 
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Inside, something else is done, whose time is not the training's."""
-        began = time.perf_counter()
-        yield
-        self._since += time.perf_counter() - began
+    def taken(self) -> int:
+        """The number of steps that are known to be taken; nothing is waited for."""
+        for step, metrics in self._coming:
+            if not metrics["loss"].is_ready():
+                break
+            self._taken = step
+        return self._taken
 
-    @property
-    def is_due(self) -> bool:
-        """Whether a multiple of 50 was passed, or the end is reached."""
-        passed = self._step // LOG_EVERY > self._written // LOG_EVERY
-        return passed or self._step == self._total
-
-    def collect(self) -> int | None:
-        """Wait for the steps so far. The first of them that was not finite, if any."""
-        bad = None
-        first = self._written + self._count
-        for metrics in map(self._by_quarters, gather(self._coming)):
+    def collect(self, waited: Callable[[], None]) -> int | None:
+        """Wait for the steps so far, with a call after each dispatch. The first step whose loss or
+        gradient was not finite, if any."""
+        bad, first = None, self._written + len(next(iter(self.pending.values()), []))
+        for _, metrics in self._coming:
+            jax.block_until_ready(metrics)
+            waited()
+        self._taken = self._step
+        for metrics in gather([metrics for _, metrics in self._coming]):
+            metrics = self._by_quarters(metrics)
             finite = np.isfinite(metrics["loss"]) & np.isfinite(metrics["grad_norm"])
             if bad is None and not np.all(finite):
                 bad = first + int(np.argmin(finite))
@@ -91,11 +118,19 @@ class MetricsLog:
         self._coming = []
         return bad
 
+    def _by_quarters(self, metrics: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Each quarter's contribution to the mean loss, and the share of samples whose t falls in
+        it, in place of the losses of single samples."""
+        rest = dict(metrics)
+        losses, t = rest.pop("losses"), rest.pop("t")
+        within = 4 * t // self._num_timesteps == np.arange(4)[:, None, None]
+        parts = np.where(within, losses, 0).mean(axis=-1)
+        return rest | {"loss_quarters": parts.T, "share_quarters": within.mean(axis=-1).T}
+
     def write(self, figures: Mapping[str, Any]) -> dict[str, Any]:
-        """Make a line of what was collected, and of other `figures` by name; steps that were not
-        finite are counted apart. What is returned also has `images_per_second`, `waiting`, the
-        share of time that went by waiting for images, and `seconds_left`, which are not kept: they
-        say more of the machine than of the run."""
+        """Make a line of what was collected, and of `figures`; steps that were not finite are
+        counted apart. Also returns, since they say more of the machine than of the run,
+        `images_per_second`, `waiting` (the share of time) and `seconds_left`."""
         line: dict[str, Any] = {"step": self._step}
         means = {}
         for name, values in self.pending.items():
@@ -108,46 +143,22 @@ class MetricsLog:
         line["loss_quarters"] = [
             part / share if share else None for part, share in zip(parts, shares, strict=True)
         ]
-        line["learning_rate"] = float(self._learning_rate(self._step - 1))
-        speed = self._speed()
-        line["steps_per_second"] = speed["steps_per_second"]
-        line |= figures
+        learned: Any = learning_rate(self._settings)(self._step - 1)
+        line["learning_rate"] = float(learned)
+        elapsed = time.perf_counter() - self._since - self._spent["callbacks"]
+        rate = (self._step - self._timed) / elapsed
+        line |= {"steps_per_second": round(rate, 2), **figures}
         text = (json.dumps(line) + "\n").encode()
         run_on_writer(lambda: write_file(self._path, text, "ab"))
-        self.pending, self._written = {}, self._step
-        self._timed, self._since, self._waited = self._step, time.perf_counter(), 0.0
-        return line | speed
-
-    def _by_quarters(self, metrics: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Each quarter's contribution to the mean loss, and the share of samples whose t falls in
-        it, in place of the losses of single samples."""
-        rest = dict(metrics)
-        losses, t = rest.pop("losses"), rest.pop("t")
-        within = 4 * t // self._num_timesteps == np.arange(4)[:, None, None]
-        parts = np.where(within, losses, 0).mean(axis=-1)
-        return rest | {"loss_quarters": parts.T, "share_quarters": within.mean(axis=-1).T}
-
-    def _speed(self) -> dict[str, float]:
-        """What differs from one time to the next."""
-        elapsed = max(time.perf_counter() - self._since, 1e-9)
-        rate = (self._step - self._timed) / elapsed
-        left = (self._total - self._step) / rate if rate else 0.0
-        return {
-            "steps_per_second": round(rate, 2),
-            "images_per_second": round(rate * self._batch_size, 1),
-            "waiting": round(self._waited / elapsed, 4),
-            "seconds_left": round(left, 1),
+        speed = {
+            "images_per_second": round(rate * self._settings.batched(), 1),
+            "waiting": round(self._spent["waiting"] / elapsed, 4),
+            "seconds_left": round((self._settings.steps - self._step) / max(rate, 1e-9), 1),
         }
-
-    def _open(self) -> None:
-        """Drop the lines after the checkpoint: they will be written again."""
-        self.lines = [line for line in read_metrics(self._path) if line["step"] <= self._written]
-        text = "".join(json.dumps(line) + "\n" for line in self.lines)
-        replace_file(self._path, text.encode())
-
-    @property
-    def _count(self) -> int:
-        return len(next(iter(self.pending.values()), []))
+        self.lines.append(line)
+        self.pending, self._written = {}, self._step
+        self._restart()
+        return line | speed
 
 
 def read_metrics(path: PathLike) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 from jax_ddpm._typing import PRNGKey
 from jax_ddpm.data import Preparation
-from jax_ddpm.data.augmentation import augmentation
+from jax_ddpm.data.batches import augmentation
 from jax_ddpm.guidance import classifier_free_guidance
 from jax_ddpm.interop import DiffusionModel
 from jax_ddpm.models import UNet

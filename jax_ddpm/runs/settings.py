@@ -25,7 +25,7 @@ from jax_ddpm.models import UNet
 from jax_ddpm.reverse import PredictionType, VarianceType
 
 LOG_EVERY = 50
-"""Steps between two lines of metrics."""
+"""Steps between two lines of metrics, in a run of a thousand steps or more."""
 TrackerName = Literal["tensorboard", "wandb"]
 ScheduleName = Literal["linear", "scaled_linear", "cosine", "sigmoid"]
 # What `init` brings with it.
@@ -125,12 +125,15 @@ class CheckpointSettings:
     """How many checkpoints are kept, the newest."""
     keep_every: int | None = None
     """Also keep, for good, those at multiples of this many steps: a multiple of the above."""
+    log_every: int | None = None
+    """Write a line of metrics every so many steps, and at the end. Default: 50, or in a run of less
+    than 1,000 steps as few as make twenty lines."""
     sample_every: int | None = None
     """Draw samples every so many steps, always from the same noise; 0: never. Default: a twentieth
     of all steps, but at least 500."""
     evaluate_every: int | None = None
-    """Measure samples every so many steps, a multiple of 50, and at the end: distances from the
-    images, precision and recall go into metrics.jsonl. Default: never."""
+    """Measure samples every so many steps, a multiple of 50 or of `log_every`, and at the end:
+    distances from the images, precision and recall go into metrics.jsonl. Default: never."""
     evaluate_num: int = 1000
     """How many samples are drawn for that, in 50 steps of DDIM."""
     inception: Path | None = None
@@ -141,6 +144,11 @@ class CheckpointSettings:
     tracker: tuple[TrackerName, ...] = ()
     """Where the lines of metrics.jsonl and the samples also go: TensorBoard's files in the run, or
     Weights & Biases (the extras "tensorboard" and "wandb")."""
+
+    def logged(self, steps: int) -> int:
+        """`log_every` of a training of so many steps. Multiples of 50 always get a line."""
+        divisors = [n for n in (50, 25, 10, 5, 2) if 20 * n <= steps]
+        return self.log_every or max(divisors, default=1)
 
     def sampled(self, steps: int) -> int:
         """`sample_every` of a training of so many steps; 0: never."""
@@ -208,7 +216,7 @@ class Settings(ModelSettings, OptimizerSettings, CheckpointSettings, LayoutSetti
             check_choice("unet", each, UNET_FIELDS)
         positive = ("steps", "batch_size", "learning_rate", "accumulate", "fsdp", "adam_eps")
         positive += ("steps_per_dispatch", "checkpoint_every", "keep", "keep_every")
-        positive += ("min_snr_gamma", "evaluate_num")
+        positive += ("min_snr_gamma", "evaluate_num", "log_every")
         check_positive(**{name: values[name] for name in positive})
         check_between("timesteps", self.timesteps, 2)
         for name in ("grad_clip", "weight_decay", "warmup_steps", "sample_every", "evaluate_every"):
@@ -227,12 +235,12 @@ class Settings(ModelSettings, OptimizerSettings, CheckpointSettings, LayoutSetti
         for name in _BROUGHT if self.init is not None else ():
             if values[name] != getattr(Settings, name):
                 raise FieldError(name, "comes with ", Field("init"))
-        got, batch = ", got {}".format, self.batched()
+        got, batch, every = ", got {}".format, self.batched(), self.log_every or LOG_EVERY
         if (self.keep_every or 0) % self.checkpoint_every:
             of = Field("checkpoint_every", self.checkpoint_every)
             raise FieldError("keep_every", "expected a multiple of ", of, got(self.keep_every))
-        if (self.evaluate_every or 0) % LOG_EVERY:
-            problem = f"expected a multiple of {LOG_EVERY}, the steps of a line of metrics"
+        if (self.evaluate_every or 0) % every:
+            problem = f"expected a multiple of {every}, the steps of a line of metrics"
             raise FieldError("evaluate_every", problem, got(self.evaluate_every))
         if batch % self.accumulate:
             of = Field("batch_size", batch)

@@ -9,8 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jax_ddpm._errors import FieldError
 from jax_ddpm.data import batch_indices, random_crop, random_flip
-from jax_ddpm.data.augmentation import augmentation
-from jax_ddpm.data.loading import Order, prefetched
+from jax_ddpm.data.batches import Order, augmentation, prefetched
 from jax_ddpm.training.sharding import data_sharding, device_mesh
 
 pytestmark = pytest.mark.usefixtures("defaults")

@@ -1,28 +1,41 @@
 """Decoded pictures on the disk: found by content, safe against kills, damage and two writers."""
 
+import os
 import shutil
 import signal
 import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from unittest.mock import Mock, call
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from jax_ddpm._errors import FieldError
 from jax_ddpm.data import Preparation, load_dataset
+from jax_ddpm.data.files import _Folder, _Zip
 
 pytestmark = pytest.mark.usefixtures("untyped")
 PREPARATION = Preparation(image_size=12)
 
-DIES = """
-import os, sys
+LOADS = """
+import os, sys, time
+from jax_ddpm._errors import FieldError
 from jax_ddpm.data import Preparation, load_dataset
-die = lambda what, *_: what == "decoding" and os.kill(os.getpid(), 9)
-load_dataset(sys.argv[1], Preparation(image_size=12), cache=sys.argv[2], progress=die)
+def progress(what, done, total):
+    if what == "decoding":
+        print("decodes")
+        {}
+load_dataset(sys.argv[1], Preparation(image_size=12), cache=sys.argv[2], progress=progress)
 """
+
+
+def command(action, *arguments):
+    program = [sys.executable, "-c", LOADS.format(action), *map(str, arguments)]
+    return subprocess.Popen(program, stdout=subprocess.PIPE, text=True)
 
 
 @pytest.fixture(scope="module")
@@ -30,13 +43,44 @@ def expected(zoo):
     return load_dataset(zoo, PREPARATION, cache="none").images[:]
 
 
-def test_the_same_pictures_are_decoded_once(zoo, expected, tmp_path):
-    for flip in (False, True):  # which the step does
-        progress = Mock()
-        data = load_dataset(zoo, replace(PREPARATION, flip=flip), cache=tmp_path, progress=progress)
-        assert call("reading", 105, 105) in progress.mock_calls
-        assert (call("decoding", 105, 105) in progress.mock_calls) != flip
-        np.testing.assert_array_equal(data.images[:], expected)
+@pytest.mark.parametrize("suffix", ["", ".zip"])
+def test_a_second_start_opens_no_picture(zoo, expected, tmp_path, monkeypatch, suffix):
+    """Nor files that are none; flips are of the step. One that was touched is read again."""
+    place, cache = shutil.copytree(zoo, tmp_path / "zoo"), tmp_path / "cache"
+    (place / "bright/notes").write_text("no picture")
+    if suffix:
+        place = Path(shutil.make_archive(tmp_path / "x", "zip", place))
+    kind, real, read = (_Zip if suffix else _Folder), (_Zip if suffix else _Folder)._read, []
+    monkeypatch.setattr(kind, "_read", lambda *of: read.append(of[1]) or real(*of))
+    first = load_dataset(place, PREPARATION, cache=cache)
+    assert len(set(read)) == 106
+    read.clear()
+    progress = Mock()
+    flipped = replace(PREPARATION, flip=True)
+    second = load_dataset(place, flipped, cache=cache, progress=progress)
+    assert not read and progress.mock_calls == [call("reading", 105, 105)]
+    assert second.describe() == first.describe() and second.notes[:-1] == first.notes[:-1]
+    for images in (first.images, second.images):
+        np.testing.assert_array_equal(images, expected)
+    touched = place if suffix else next(place.rglob("*L.png"))
+    os.utime(touched, ns=(1, 1))
+    assert load_dataset(place, PREPARATION, cache=cache).digest() == first.digest()
+    assert len(set(read)) == (106 if suffix else 1)
+    for record in cache.glob("*.json"):
+        record.write_bytes(record.read_bytes()[:-9])
+    assert load_dataset(place, PREPARATION, cache=cache).digest() == first.digest()
+
+
+def test_what_changed_behind_its_size_and_time_is_found_when_it_is_decoded(tmp_path):
+    for level in (1, 2):
+        Image.new("L", (16, 16), level).save(tmp_path / "x.bmp")
+        os.utime(tmp_path / "x.bmp", (1, 1))
+        load = partial(load_dataset, tmp_path, cache=tmp_path / ".cache")
+        if level == 1:
+            load()
+    with pytest.raises(FieldError, match="x.bmp has changed since it was first read"):
+        load(PREPARATION)
+    assert load(PREPARATION).images.max() == 2
 
 
 def test_it_is_keyed_by_content_and_by_preparation(zoo, tmp_path):
@@ -44,45 +88,40 @@ def test_it_is_keyed_by_content_and_by_preparation(zoo, tmp_path):
     digest = load_dataset(folder, PREPARATION, cache=cache).digest()
     for number, other in enumerate(({"image_size": 8}, {"crop": "none"}, {"channels": 1}), 2):
         load_dataset(folder, replace(PREPARATION, **other), cache=cache)
-        assert len(list(cache.iterdir())) == number
+        assert len(list(cache.glob("*/"))) == number
     path = next(folder.rglob("*L.png"))
     Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
     assert load_dataset(folder, PREPARATION, cache=cache).digest() != digest
-    assert len(list(cache.iterdir())) == 5
+    assert len(list(cache.glob("*/"))) == 5
 
 
 def test_killed_while_it_is_written(zoo, expected, tmp_path):
-    """By a real SIGKILL. Leftovers are removed; the folder of a writer that just began stays."""
-    killed = subprocess.run([sys.executable, "-c", DIES, zoo, tmp_path], timeout=300)
-    assert killed.returncode == -signal.SIGKILL
-    (leftover,) = tmp_path.glob(".new-*")
-    new = tmp_path / ".new-without-a-lock-yet"
-    new.mkdir()
-    (new / ".lock").touch()
+    """By a real SIGKILL. What it leaves is removed."""
+    with command("os.kill(os.getpid(), 9)", zoo, tmp_path) as killed:
+        assert killed.wait(300) == -signal.SIGKILL
+    (leftover,) = tmp_path.glob(".*.tmp")
     images = load_dataset(zoo, PREPARATION, cache=tmp_path).images[:]
     np.testing.assert_array_equal(images, expected)
-    assert new.exists() and not leftover.exists()
+    assert not leftover.exists()
 
 
-def test_two_writers_at_once(zoo, expected, tmp_path):
-    """The second begins and ends while the first decodes, which then takes what is there."""
-    load, second = partial(load_dataset, zoo, PREPARATION, cache=tmp_path), []
-
-    def progress(what, done, total):
-        if what == "decoding" and done == total:
-            second.append(load().images[:])
-
-    np.testing.assert_array_equal([load(progress=progress).images[:], *second], [expected] * 2)
-    assert len(list(tmp_path.iterdir())) == 1
+def test_of_two_processes_one_decodes(zoo, expected, tmp_path):
+    """The other waits."""
+    first = command("time.sleep(2)", zoo, tmp_path)
+    assert first.stdout.readline() == "decodes\n"
+    with first, command("", zoo, tmp_path) as second:
+        assert second.communicate(timeout=300)[0] == "" and first.wait(300) == second.wait() == 0
+    images = load_dataset(zoo, PREPARATION, cache=tmp_path).images
+    np.testing.assert_array_equal(images, expected)
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "about"])
+@pytest.mark.parametrize("damage", ["header", "cut", "about"])
 def test_what_is_damaged_is_decoded_again(zoo, expected, tmp_path, damage):
     load_dataset(zoo, PREPARATION, cache=tmp_path)
-    (path,) = tmp_path.glob("*/about.json" if damage == "about" else "*/images.bin")
+    (path,) = tmp_path.glob("*/about.json" if damage == "about" else "*/images.npy")
     content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content if damage == "flip" else content[:-50])
+    content[40] ^= 1
+    path.write_bytes(content if damage == "header" else content[:-50])
     images = load_dataset(zoo, PREPARATION, cache=tmp_path).images[:]
     np.testing.assert_array_equal(images, expected)
 
@@ -95,7 +134,7 @@ def test_without_room_pictures_are_decoded_when_needed(zoo, expected, tmp_path, 
         data = load_dataset(zoo, PREPARATION, cache=tmp_path)
     assert "decoded whenever they are needed: 0.0 GiB are not kept" in data.notes
     np.testing.assert_array_equal(data.images[:], expected)
-    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.glob("*/"))
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert "not kept (cannot write" in load_dataset(zoo, PREPARATION).notes[-2]

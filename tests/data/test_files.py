@@ -11,6 +11,12 @@ from jax_ddpm.data.files import ARCHIVES, open_files
 
 FILES = {"b.txt": b"text", "cats/10.png": b"ten", "cats/9.png": b"nine" * 1000}
 FILES |= {"cats/old/1.png": b"", "cats-2/1.png": b"dash", "dögs/ü.png": b"umlauts"}
+
+
+def contents(files, names=None):
+    return [(name, read()) for name, read in files.stream(names or files.names)]
+
+
 HIDDEN = [".a", "cats/.DS_Store", ".git/x.png", "__MACOSX/cats/._1.png", "cats/__MACOSX/1.png"]
 HIDDEN += ["cats/@eaDir/9.png/SYNOPHOTO_THUMB_M.png"]
 
@@ -19,13 +25,10 @@ HIDDEN += ["cats/@eaDir/9.png/SYNOPHOTO_THUMB_M.png"]
 def test_every_kind_holds_the_same(tmp_path, name, write_files):
     reversed_names = dict(reversed(FILES.items()))
     path = write_files(tmp_path / name, reversed_names | dict.fromkeys(HIDDEN, b"hidden"))
-    files = open_files(str(path))
+    files = open_files(path)
     assert files.names == tuple(FILES)
-    assert [*files.stream()] == [*(reversed_names if path.suffix else FILES).items()]
-    assert dict(files.stream(["dögs/ü.png", "b.txt"] * 2)).keys() == {"b.txt", "dögs/ü.png"}
-    for unknown in ("c.txt", "../x", "cats/.DS_Store", "cats"):
-        with pytest.raises(ValueError, match=re.escape(f"no file {unknown} in {path}")):
-            list(files.stream([unknown]))
+    assert contents(files) == [*(reversed_names if path.suffix else FILES).items()]
+    assert dict(contents(files, ["dögs/ü.png", "b.txt"])).keys() == {"b.txt", "dögs/ü.png"}
     if path.suffix.lower() in ("", ".zip", ".tar"):
         names = list(FILES) * 50
         with ThreadPoolExecutor(8) as threads:
@@ -52,8 +55,8 @@ def test_names_and_links_are_those_within_the_archive(tmp_path, name, write_file
     inside |= {f"c/{each}/{k}.png": b"%d" % k for each in ("now", "old") for k in (1, 2)}
     inside |= {"c/pool.png": b"6", "d/deep/pool.png": b"6"}
     inside |= {"home/3.png": b"3", "host/5.png": b"5", "pics/4.png": b"4"}
-    assert dict(found.stream()) == inside
-    assert list(found.stream(["b/sym.png"])) == [("b/sym.png", b"1")]
+    assert dict(contents(found)) == inside
+    assert contents(found, ["b/sym.png"]) == [("b/sym.png", b"1")]
     loops = {"c/up", "loop", "pool", "d/deep/now", "d/deep/old", "d/deep/up"}
     assert {*found.left_out} == {"../evil.png", "../b.png", "b/out.png", "root.png", *loops}
 
@@ -85,8 +88,7 @@ def test_damaged_archives_are_named_in_one_line(tmp_path, suffix, damage, write_
     cut = {"flip": 0, "end": 12_000 if suffix == ".tar" else 4, "empty": len(content)}[damage]
     path.write_bytes(content[: len(content) - cut])
     with pytest.raises(ValueError, match=f"^cannot read .*{re.escape(str(path))}: [^\n]+$"):
-        files = open_files(path)
-        files.read_all(files.names)  # a zip says it here
+        contents(open_files(path))  # a zip says it when it is read
 
 
 def test_a_tar_that_was_cut_since_and_sparse_and_encrypted_files_are_named(tmp_path, write_files):

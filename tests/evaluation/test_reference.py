@@ -29,10 +29,10 @@ def pixel_means(size):
 @pytest.fixture(scope="module")
 def digits():
     """300 of 4×4, the means of 2×2 pixels, sorted by class, as files often are."""
-    images, labels, *_ = load_dataset("digits")
-    images = images[:300].reshape(300, 4, 2, 4, 2, 1).mean((2, 4))
-    order = np.argsort(labels[:300], stable=True)
-    return Dataset(to_bytes(images[order]), labels[order])
+    data = load_dataset("digits")
+    images = data.images[:300].reshape(300, 4, 2, 4, 2, 1).mean((2, 4))
+    order = np.argsort(data.labels[:300], stable=True)
+    return Dataset(to_bytes(images[order]), data.labels[order])
 
 
 @pytest.fixture(scope="module")

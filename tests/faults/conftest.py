@@ -18,7 +18,7 @@ from jax_ddpm.runs.model import PICTURES
 
 STEPS = 60
 SETTINGS = {"model": "simple", "batch_size": 8, "timesteps": 4}
-SETTINGS |= {"steps": STEPS, "checkpoint_every": 10}
+SETTINGS |= {"steps": STEPS, "checkpoint_every": 10, "log_every": 50}
 PREPARATION = {"image_size": 8, "crop": "random"}
 FLAGS = [f"--{name.replace('_', '-')}={value}" for name, value in (SETTINGS | PREPARATION).items()]
 

@@ -1,8 +1,10 @@
 """What would spoil a run stops it, in one line, with everything before it intact."""
 
 import errno
+import itertools
 import json
 import os
+import shutil
 import threading
 from dataclasses import replace
 
@@ -12,7 +14,7 @@ import pytest
 from jax_ddpm.data import load_dataset
 from jax_ddpm.io.checkpoint import load_checkpoint
 from jax_ddpm.models import SimpleUNet
-from jax_ddpm.runs import Settings, fit, fitting
+from jax_ddpm.runs import Settings, fit, training
 
 
 def contents(folder):
@@ -23,7 +25,7 @@ def contents(folder):
 @pytest.fixture
 def nan_at_step_4(data, monkeypatch):
     """The fourth step meets an image with a NaN, as a failing disk or preprocessing gives it."""
-    prefetched, seen = fitting.prefetched, []
+    prefetched, seen = training.prefetched, []
 
     def broken(arrays, order, dispatches, sharding):
         batches = prefetched(arrays, order, dispatches, sharding)
@@ -33,7 +35,7 @@ def nan_at_step_4(data, monkeypatch):
                 batch = batch | {"images": batch["images"].at[1].set(np.nan)}
             yield batch
 
-    monkeypatch.setattr(fitting, "prefetched", broken)
+    monkeypatch.setattr(training, "prefetched", broken)
     return seen
 
 
@@ -43,8 +45,8 @@ def test_a_nan_stops_the_run_or_is_dropped_and_counted(steps_of, short, data, na
     assert f"may be at fault: {', '.join(map(str, nan_at_step_4))}" in said
     assert steps_of(data / "runs/x") == [2]
     short("1 of 6 steps dropped: their loss or gradient", flags="--on-nan skip")
-    (line,) = map(json.loads, (data / "runs/x/metrics.jsonl").read_text().splitlines())
-    assert line["dropped"] == 1 and np.isfinite(line["loss"])
+    lines = map(json.loads, (data / "runs/x/metrics.jsonl").read_text().splitlines())
+    assert [line.get("dropped") for line in lines] == [None, 1, None]
     last = load_checkpoint(data / "runs/x/checkpoints/00000006")
     # Of six steps the optimizer took five.
     assert (last.step, last.arrays["optimizer"]["1/0/count"]) == (6, 5)
@@ -61,22 +63,52 @@ def test_what_changed_is_named_and_allowed_only_when_told(steps_of, short, copy)
         short(*words, flags=flags, code=2)
         assert contents(copy / "runs") == before
 
-    words = ["--learning-rate: was 0.002, is 1", "--dtype: was float32, is bfloat16"]
-    words += ["--steps: was 6, is 8", "with --accept-changes in spite of it"]
+    words = ["--dtype: was float32, is bfloat16; --learning-rate: was 0.002, is 1.0: "]
+    words += ["another --name begins beside it, --overwrite in its place, --accept-changes resumes"]
     refused("--steps 8 --learning-rate 1 --dtype bfloat16", *words)
-    refused("--seed 3 --accept-changes", "--seed: was 0, is 3", "x is trained to step 6 already")
+    words = [
+        "--seed: was 0, is 3",
+        "x is trained to step 6",
+        "larger --steps with --accept-changes",
+    ]
+    refused("--seed 3 --accept-changes", *words)
+    refused("--steps 5", "--steps: was 6, is 5")
     refused("", "images were [9, 4, 4, 1], are [8, 4, 4, 1]", images=images[:-1])
     refused("", "the images or their labels are others", images=1 - images)
 
     words = ["resuming from step 6", "2 steps a dispatch, jax", "not to the bit"]
-    words += ["accepted: --steps: was 6, is 8; --data: the images"]
+    words += ["accepted: --data: the images"]
     short(*words, flags="--steps 8 --accept-changes --steps-per-dispatch 2")
     assert steps_of(copy / "runs/x") == [4, 6, 8]
     assert json.loads((copy / "runs/x/config.json").read_text())["train"]["steps"] == 8
-    # What does not fit the weights is refused, whatever is accepted.
+    # What does not fit the weights is refused, whatever is accepted, and not advised.
     before, colours = contents(copy / "runs"), images[..., None].repeat(3, axis=-1)
-    words = "step 8 is of another network (params: "
-    refused("--steps 10 --accept-changes", words, images=colours)
+    words = "the weights of runs/x are of another network; another --name begins beside it, "
+    refused("--steps 10 --accept-changes", f"{words}--overwrite in its place\n", images=colours)
+
+
+@pytest.mark.slow
+def test_after_a_trial_every_way_that_is_named_leads_on(short, copy, finished):
+    """A longer training only resumes; what was overwritten is as if it had never been."""
+    short(flags="--steps 3 --name trial")
+    short("resuming from step 3", flags="--name trial")
+    np.save(copy / "y.npy", np.load(copy / "x.npy")[..., None].repeat(3, axis=-1))
+    ways, named = ("--name other", "--overwrite", "--accept-changes --steps 9"), []
+    weights_fit = ["--seed 5 --steps 8", "--seed 5"]
+    for flags in (*weights_fit, "--data y.npy --name x"):
+        for way in ways:
+            shutil.rmtree(copy / "runs")
+            shutil.copytree(finished / "runs", copy / "runs")
+            if way.split()[0] in short(flags=flags, code=2):
+                named.append((flags, way))
+                short("wrote runs/", flags=f"{flags} {way}")
+    assert named[:6] == [*itertools.product(weights_fit, ways)] and len(named) == 8
+    short(flags="--seed 5 --name fresh")
+    short(flags="--seed 5 --overwrite")
+    short("trained to step 6 already", flags="--seed 5 --overwrite")  # the same command resumes
+    last = "checkpoints/00000006/params.safetensors"
+    assert (copy / "runs/x" / last).read_bytes() == (copy / "runs/fresh" / last).read_bytes()
+    assert not list((copy / "runs/x").glob(".over*"))
 
 
 def test_a_folder_of_something_else_is_left_alone(short, data, write_run):
@@ -138,10 +170,10 @@ def test_another_optimizer_starts_anew_from_the_weights(short, copy):
 
 
 def test_classes_that_changed_are_named(copy, one_level):
-    data = load_dataset(copy / "x.npy")._replace(labels=np.arange(9, dtype=np.int32) % 3)
+    data = replace(load_dataset(copy / "x.npy"), labels=np.arange(9, dtype=np.int32) % 3)
     settings = Settings(unet=one_level, batch_size=4, timesteps=4, steps=2)
-    fit(copy / "named", data._replace(class_names=("ant", "bee", "cat")), settings)
-    fewer = data._replace(labels=data.labels % 2, class_names=("bee", "cat"))
-    for others in (fewer, data._replace(class_names=("bee", "ant", "cat"))):
+    fit(copy / "named", replace(data, class_names=("ant", "bee", "cat")), settings)
+    fewer = replace(data, labels=data.labels % 2, class_names=("bee", "cat"))
+    for others in (fewer, replace(data, class_names=("bee", "ant", "cat"))):
         with pytest.raises(ValueError, match=r"the classes were \['ant', .*, are \['bee"):
             fit(copy / "named", others, replace(settings, steps=3))

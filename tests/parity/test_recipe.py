@@ -12,15 +12,14 @@ import pytest
 
 from jax_ddpm import runs
 from jax_ddpm.data import Dataset, to_float
-from jax_ddpm.data.augmentation import augmentation
-from jax_ddpm.data.loading import Order
+from jax_ddpm.data.batches import Order, augmentation
 from jax_ddpm.interop import unet_to_torch
 from jax_ddpm.interop.diffusers import unet_config
 from jax_ddpm.interop.model import parameter_shapes
 from jax_ddpm.io.arrays import load_tensors, unflatten
 from jax_ddpm.parity.harness import relative_error, vector
 from jax_ddpm.parity.tolerances import TOLERANCES
-from jax_ddpm.runs import starting
+from jax_ddpm.runs import initial
 from jax_ddpm.runs.programs import optimizer
 from jax_ddpm.training import draw_step, init_train_state
 
@@ -37,15 +36,16 @@ def drawn(model, key, image_shape):
 
 @pytest.mark.slow
 def test_twenty_steps_of_the_recipe(tmp_path, monkeypatch, one_level, torch, diffusers):
-    monkeypatch.setattr(starting, "init_variables", drawn)
+    monkeypatch.setattr(initial, "init_variables", drawn)
     recipe = runs.RECIPES["cifar10"]
     small = {**one_level, "down_block_types": ("AttnDownBlock2D",), "layers_per_block": 1}
     unet = {**recipe.settings.unet, **small, "dropout": 0.0}
     changes = {"batch_size": BATCH, "steps": STEPS, "warmup_steps": WARMUP, "sample_every": 0}
+    changes["log_every"] = STEPS
     settings = replace(recipe.settings, unet=unet, **changes)
     pixels = np.random.default_rng(0).integers(0, 256, (STEPS * BATCH, 8, 8, 3), np.uint8)
     data = Dataset(pixels, preparation=recipe.preparation)
-    start = starting.new_run(settings, data)
+    start = initial.new_run(settings, data)
     end = runs.fit(tmp_path / "run", data, settings)
 
     # What the steps draw, from the keys that `fit` says it uses.

@@ -10,8 +10,8 @@ import pytest
 from jax_ddpm.data import Dataset
 from jax_ddpm.plan import measuring
 from jax_ddpm.plan.measuring import measure_sampling, measure_training, planned
-from jax_ddpm.runs import Settings, draw, drawing, fit, fitting, load_run
-from jax_ddpm.runs.starting import new_run
+from jax_ddpm.runs import Settings, draw, drawing, fit, load_run, training
+from jax_ddpm.runs.initial import new_run
 from jax_ddpm.samplers import ancestral
 
 pytestmark = pytest.mark.usefixtures("defaults", "untyped")
@@ -39,7 +39,7 @@ def same_program(monkeypatch):
         advance.lower = advance.trace = advance
         return programs._replace(advance=advance)
 
-    for module in (fitting, drawing, measuring):
+    for module in (training, drawing, measuring):
         for name in vars(module).keys() & {"fit_programs", "draw_programs"}:
             monkeypatch.setattr(module, name, partial(recorded, getattr(module, name)))
 

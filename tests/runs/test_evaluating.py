@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -126,7 +127,7 @@ def test_classes_go_by_their_names(data, tmp_path, names, called):
     first = evaluate_samples(tmp_path / "x.npz", real, num=10)
     assert first["judged"] == 10 and first["recipe"]["samples"].startswith("10 of the 12 in ")
     with pytest.warns(UserWarning, match=f"no image shows, left out: {called[1]}$"):
-        fewer = evaluate_samples(tmp_path / "drawn", real._replace(labels=data.labels % 9))
+        fewer = evaluate_samples(tmp_path / "drawn", replace(real, labels=data.labels % 9))
     assert fewer["judged"] == 6
     runs.save_samples(tmp_path / "all.npz", images, data.labels)
     two = Dataset(images[last], data.labels[last] - 8, class_names=("8", "9"))
@@ -149,7 +150,7 @@ def test_a_run_is_measured_by_names(run, data, tmp_path, recwarn, names, numbers
     """Drawn are those that the images show; agreement and likelihood go by their names."""
     labels = data.labels % len(numbers)
     run = run._replace(class_names=None if names == "15" else run.class_names)
-    real = data._replace(labels=labels, class_names=names and tuple(names))
+    real = replace(data, labels=labels, class_names=names and tuple(names))
     found = evaluate(run, real, **OPTIONS | {"num_scored": 4, "folder": tmp_path / "kept"})
     told = " ".join(str(each.message) for each in recwarn)
     assert re.search(said, told) and bool(told) == bool(said)
@@ -157,7 +158,7 @@ def test_a_run_is_measured_by_names(run, data, tmp_path, recwarn, names, numbers
     assert open_samples(tmp_path / "kept").labels.tolist() == np.resize(shown, 12).tolist()
     again = evaluate_samples(tmp_path / "kept", real)
     assert (found["judged"], found["agreement"]) == (again["judged"], again["agreement"])
-    by_number = data._replace(labels=np.asarray(numbers, np.int32)[labels])  # 10 is of no class
+    by_number = replace(data, labels=np.asarray(numbers, np.int32)[labels])  # 10 is of no class
     assert found["bits_per_dim"] == score(jax.random.key(0), run, by_number, 4, 0, None)
 
 
@@ -166,10 +167,10 @@ def test_a_run_that_learned_no_class_is_measured_by_its_null_label(run, data):
     """Bits per dimension of four images of the whole file, which need not be the first four."""
     run = run._replace(learned=(), guidance=1.0)
     found = evaluate(run, data, **OPTIONS | {"num_scored": 4})
-    of_no_class = data._replace(labels=np.full_like(data.labels, 10))
+    of_no_class = replace(data, labels=np.full_like(data.labels, 10))
     assert "agreement" not in found
     assert found["bits_per_dim"] == score(jax.random.key(0), run, of_no_class, 4, 0, None)
-    later = data._replace(images=np.concatenate([data.images[:4], 255 - data.images[4:]]))
+    later = replace(data, images=np.concatenate([data.images[:4], 255 - data.images[4:]]))
     other = evaluate(run, later, num=0, num_scored=4)
     assert {*other} == {"num", "steps", "bits_per_dim", "left_out", "notes", "recipe"}
     assert 1e-3 < abs(other["bits_per_dim"] - found["bits_per_dim"]) < np.inf
@@ -186,8 +187,8 @@ def test_a_rare_class_is_judged_too(monkeypatch):
 
 
 def test_what_cannot_be_measured_is_named(run, data, tmp_path):
-    floats = data._replace(images=np.float32(data.images) / 255)
-    low = data._replace(images=data.images[:, :4])
+    floats = replace(data, images=np.float32(data.images) / 255)
+    low = replace(data, images=data.images[:, :4])
     for options, words in (
         ({"data": data, "num": 0, "folder": tmp_path}, "num: expected more than 0"),
         ({"data": floats, "num_scored": 5}, "num_scored: expected images of 8 bits"),
@@ -208,7 +209,7 @@ def test_few_real_images_are_said_to_be_few(monkeypatch, tmp_path):
     runs.save_samples(tmp_path / "noise.npz", noise)
     for count, said in ((31, ["precision and recall say little of 15 images"]), (240, [])):
         rows = order[:count]
-        few = digits._replace(images=digits.images[rows], labels=digits.labels[rows])
+        few = replace(digits, images=digits.images[rows], labels=digits.labels[rows])
         found = evaluate_samples(tmp_path / "noise.npz", few, seed=1, agreement=False)
         assert [note.partition(":")[0] for note in found["notes"]] == said
         assert (found["precision"] > 0.3) == bool(said)

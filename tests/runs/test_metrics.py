@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jax_ddpm.runs.metrics import MetricsLog, read_metrics
+from jax_ddpm.runs.settings import Settings
 
 pytestmark = pytest.mark.usefixtures("defaults", "untyped")
 
@@ -17,16 +18,16 @@ LOSSES[7, 1] = np.nan
 
 
 def open_log(path, **options):
-    """A log of sixty steps, of two images each."""
-    options |= {"batch_size": 2, "num_timesteps": 8}
-    return MetricsLog(path, 60, learning_rate=lambda step: 0.1 * step, **options)
+    """A log of sixty steps, of two images each; the rate falls by 1 in each."""
+    rate = {"learning_rate": 60, "learning_rate_schedule": "linear", "warmup_steps": 0}
+    return MetricsLog(path, Settings(steps=60, batch_size=2, **rate), 8, **options)
 
 
 def add(log, first, stop):
     losses = LOSSES[first:stop]
     measured = {"loss": losses.mean(1), "grad_norm": 2 * losses.mean(1), "losses": losses}
-    log.add(range(first, stop), jax.device_put({**measured, "t": T[first:stop]}))
-    return log.collect()
+    log.add(stop, jax.device_put({**measured, "t": T[first:stop]}))
+    return log.collect(lambda: None)
 
 
 def test_a_line_holds_the_means_since_the_line_before(tmp_path):
@@ -39,20 +40,19 @@ def test_a_line_holds_the_means_since_the_line_before(tmp_path):
     whole = log.write({"figure": 1.5})
     log = open_log(path, step=30, pending=pending)
     assert not read_metrics(path), "a line after the checkpoint is dropped"
-    assert add(log, 30, 50) is None and log.is_due
+    assert add(log, 30, 50) is None and log.taken() == 50
     written = log.write({"figure": 1.5})
     assert written["loss_quarters"] == whole["loss_quarters"]
     losses, t = np.delete(LOSSES[:50], 7, axis=0), np.delete(T[:50], 7, axis=0)
     # Of T = 8 the first quarter is t = 0 and 1.
     quarters = [losses[t // 2 == k].mean() for k in range(4)]
     assert written["loss_quarters"] == pytest.approx(quarters)
-    expected = {"step": 50, "dropped": 1, "figure": 1.5, "learning_rate": 4.9}  # of the last, 49
+    expected = {"step": 50, "dropped": 1, "figure": 1.5, "learning_rate": 11}  # of the last, 49
     expected |= {"loss": losses.mean(), "grad_norm": 2 * losses.mean()}
     assert {name: written[name] for name in expected} == pytest.approx(expected)
     assert {"images_per_second", "waiting", "seconds_left"} <= written.keys()
     (line,) = read_metrics(path)
     assert line.items() <= written.items() and "waiting" not in line
-    assert add(log, 50, 51) is None and not log.is_due
-    assert add(log, 51, 60) is None and log.is_due, "the last line is of what is left"
+    assert add(log, 50, 60) is None, "the last line is of what is left"
     assert log.write({})["loss"] == pytest.approx(LOSSES[50:].mean())
     assert open_log(path, step=60).lines == read_metrics(path)

@@ -10,7 +10,7 @@ import pytest
 
 from jax_ddpm import runs
 from jax_ddpm.data import Dataset, Preparation
-from jax_ddpm.runs import RECIPES, starting
+from jax_ddpm.runs import RECIPES, initial
 from jax_ddpm.runs.drawing import labels_in_turn, with_guidance
 
 pytestmark = pytest.mark.usefixtures("defaults", "untyped")
@@ -60,7 +60,7 @@ def test_what_makes_no_sense_is_named(options, words):
 @pytest.mark.parametrize(("shape", "levels"), [((8, 8, 1), 2), ((32, 64, 3), 3), ((64, 62, 3), 2)])
 def test_the_network_grows_with_the_images(shape, levels):
     """A level more for every doubling from 32 pixels on; one label more stands for none."""
-    run = starting.untrained(runs.Settings(variance_type="learned_range"), shape, 3)
+    run = initial.untrained(runs.Settings(variance_type="learned_range"), shape, 3)
     model = run.model
     assert model.block_out_channels == (32, 64, 64, 64)[:levels]
     assert model.down_block_types == (*("DownBlock2D",) * (levels - 1), "AttnDownBlock2D")
@@ -74,7 +74,7 @@ def test_it_starts_from_a_run(untrained, tmp_path):
     data = Dataset(BLACK, LABELS % 9, preparation=Preparation(flip=True))
     before = runs.load_run(settings.init)
     with pytest.warns(UserWarning, match="no image shows, left out: 9$"):
-        run = starting.new_run(settings, data)
+        run = initial.new_run(settings, data)
     assert eqx.tree_equal(run.variables, before.variables)
     assert run.model == before.model and run.preparation["flip"]
     assert (run.num_classes, run.null_label, run.guidance) == (9, 10, 3)
@@ -84,10 +84,10 @@ def test_it_starts_from_a_run(untrained, tmp_path):
         ({"images": BLACK[:, :4]}, r"expected images of \(8, 8, 1\)"),
     ):
         with pytest.raises(runs.FieldError, match=f"^init: {words}"):
-            starting.new_run(settings, data._replace(**wrong))
+            initial.new_run(settings, replace(data, **wrong))
     runs.save_run(tmp_path, run._replace(num_classes=None, null_label=None))
     with pytest.warns(UserWarning, match="^labels are left out: the network of init has no class"):
-        starting.new_run(runs.Settings(init=tmp_path), data)
+        initial.new_run(runs.Settings(init=tmp_path), data)
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar10_iddpm", *SLOW])
@@ -102,7 +102,7 @@ def test_a_recipes_values_are_those_that_were_published(name):
     assert {key: found[key] for key in NAMES} == dict(zip(NAMES, published, strict=True))
     assert settings.ema_decay == 0.9999 and not settings.ema_warmup
     assert preparation.image_size in (None, size) and settings.learning_rate_schedule == "constant"
-    run = starting.untrained(settings, (size, *rest), num_classes)
+    run = initial.untrained(settings, (size, *rest), num_classes)
     # Their networks see T = 1,000 steps, however many there are.
     assert run.model.time_scale * run.schedule.num_timesteps == 1000
     parameters = sum(leaf.size for leaf in jax.tree.leaves(run.variables))
@@ -113,7 +113,7 @@ def test_defaults_suit_the_images_and_large_seeds_do_not_wrap(one_level):
     """A batch is 64, or the largest power of two that there are images for."""
     assert [runs.Settings().batched(n) for n in (1, 3, 62, 64, 60_000)] == [1, 2, 32, 64, 64]
     settings, data = runs.Settings(unet=one_level), Dataset(np.zeros((2, 8, 8, 1), np.uint8))
-    first, second = (starting.new_run(replace(settings, seed=seed), data) for seed in (0, 2**32))
+    first, second = (initial.new_run(replace(settings, seed=seed), data) for seed in (0, 2**32))
     assert not eqx.tree_equal(first.variables, second.variables)
 
 
@@ -135,7 +135,7 @@ def test_training_goes_on_by_names(untrained, tmp_path, recwarn, known, names, r
     data = Dataset(BLACK, LABELS % classes, class_names=names and (*names,))
     null_label = classes if 10 in rows else None
     options = {"init": tmp_path / "run", "label_dropout": 0.1 if null_label else 0}
-    run = starting.new_run(runs.Settings(**options), data)
+    run = initial.new_run(runs.Settings(**options), data)
     assert re.search(said, " ".join(str(each.message) for each in recwarn))
     both = (each.variables["params"] for each in (before, run))
     old, new = (params["class_embedding"]["embedding"] for params in both)
@@ -158,7 +158,7 @@ def test_training_goes_on_by_names(untrained, tmp_path, recwarn, known, names, r
 )
 def test_only_what_was_trained_is_drawn(tmp_path, one_level, options, labels, null, scale, drawn):
     data = Dataset(BLACK, np.resize(np.int32(labels), 12), class_names=("a", "b", "c"))
-    run = starting.new_run(runs.Settings(unet=one_level, **options), data)
+    run = initial.new_run(runs.Settings(unet=one_level, **options), data)
     runs.save_run(tmp_path, run)
     run = runs.load_run(tmp_path)
     assert (run.num_classes, run.null_label, run.guidance) == (3, null, scale)

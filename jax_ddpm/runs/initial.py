@@ -30,8 +30,7 @@ def new_run(settings: Settings, data: Dataset) -> DiffusionModel:
         run = _from_init(settings, settings.init, data)
     else:
         run = untrained(settings, data.image_shape, data.num_classes)
-        key = seed_key(settings.seed)
-        variables = init_variables(run.model, key, data.image_shape)
+        variables = init_variables(run.model, seed_key(settings.seed), data.image_shape)
         run = run._replace(variables=variables)
     check_loss(settings.loss_type, settings.weighting, run.variance_type)
     run = run._replace(preparation=data.preparation.record())
@@ -111,21 +110,19 @@ def _from_init(settings: Settings, init: Path, data: Dataset) -> DiffusionModel:
     if null_label is None and settings.label_dropout not in (Settings.label_dropout, 0):
         raise FieldError("label_dropout", "the network has no label that stands for no class")
     if named or null_label is None:
-        run = _relabelled(run, rows + [null_label] * (null_label is not None), settings.seed)
+        # Label k becomes the network's own label `rows[k]`, or a new one for None.
+        labels = rows + [null_label] * (null_label is not None)
+        network: Any = run.model
+        network = network.clone(num_class_embeds=len(labels))
+        new = init_variables(network, jax.random.key(settings.seed), data.image_shape)["params"]
+        params, table = run.variables["params"], "class_embedding"
+        new, old = (each[table]["embedding"] for each in (new, params))
+        chosen = [new[k] if row is None else old[row] for k, row in enumerate(labels)]
+        variables = {"params": {**params, table: {"embedding": np.stack(chosen)}}}
+        run = run._replace(model=network, variables=variables)
         null_label = None if null_label is None else len(rows)
     run = run._replace(class_names=names, guidance=_guidance(settings, null_label))
     return run._replace(num_classes=len(rows), null_label=null_label)
-
-
-def _relabelled(run: DiffusionModel, rows: list[int | None], seed: int) -> DiffusionModel:
-    """The run with a network whose label k is its own label `rows[k]`, or a new one for None."""
-    model: Any = run.model.clone(num_class_embeds=len(rows))
-    new = init_variables(model, jax.random.key(seed), run.shape(1)[1:])["params"]
-    params = run.variables["params"]
-    new, old = (each["class_embedding"]["embedding"] for each in (new, params))
-    table = np.stack([new[k] if row is None else old[row] for k, row in enumerate(rows)])
-    variables = {"params": {**params, "class_embedding": {"embedding": table}}}
-    return run._replace(model=model, variables=variables)
 
 
 def _guidance(settings: Settings, null_label: int | None) -> float:
@@ -150,28 +147,21 @@ def _new_model(
             raise FieldError("variance_type", "a learned one comes with ", Field("model", "unet"))
         return SimpleUNet(channels=channels)
     given: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in (settings.unet or {}).items()
+        k: tuple(x) if isinstance(x, list) else x for k, x in (settings.unet or {}).items()
     }
-    # One more level for every doubling from 32 pixels on; attention at the lowest.
+    # One more level for every doubling from 32 pixels on, up to four; attention at the lowest.
     levels = 2
-    while (
-        levels < 4
-        and min(height, width) >= 2 ** (levels + 3)
-        and not (height % 2**levels or width % 2**levels)
-    ):
-        levels += 1
-    widths = given.get("block_out_channels", (32, *(64,) * (levels - 1)))
-    levels = len(widths) if isinstance(widths, tuple) else levels
+    for side in (32, 64):
+        levels += min(height, width) >= side and not (height % (side // 8) or width % (side // 8))
+    widths: Any = given.get("block_out_channels", (32, *(64,) * (levels - 1)))
+    plain = len(widths) - 1 if isinstance(widths, tuple) else levels - 1
     small: dict[str, Any] = {
         "block_out_channels": widths,
-        "down_block_types": (*("DownBlock2D",) * (levels - 1), "AttnDownBlock2D"),
-        "up_block_types": ("AttnUpBlock2D", *("UpBlock2D",) * (levels - 1)),
-    }
-    from_images = {
+        "down_block_types": (*("DownBlock2D",) * plain, "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", *("UpBlock2D",) * plain),
         "sample_size": (height, width),
         "in_channels": channels,
         "out_channels": channels * (1 + learned),
         "num_class_embeds": num_labels,
     }
-    return ddpm_digits(**small | given | from_images)
+    return ddpm_digits(**small | given)

@@ -1,8 +1,12 @@
 """Trainings from Python: watched or not, stopped and resumed, they end with the same bits."""
 
+import json
+import re
 import shutil
 import sys
 from dataclasses import replace
+from itertools import count, pairwise
+from pathlib import Path
 from unittest.mock import Mock
 
 import equinox as eqx
@@ -13,9 +17,9 @@ from PIL import Image
 
 from jax_ddpm import runs
 from jax_ddpm.data import Dataset
+from jax_ddpm.runs.callbacks import best_line
 from jax_ddpm.runs.figures import image_grid
-from jax_ddpm.runs.fitting import _dispatches
-from jax_ddpm.runs.watching import best_line
+from jax_ddpm.runs.training import Dispatches
 
 pytestmark = pytest.mark.usefixtures("defaults", "untyped")
 
@@ -41,7 +45,7 @@ def watched(monkeypatch):
         return {FIGURE: -float(samples.mean())}
 
     reference = Mock(**{"return_value.measure": measure})
-    monkeypatch.setattr("jax_ddpm.runs.watching.reference_of_images", reference)
+    monkeypatch.setattr("jax_ddpm.runs.callbacks.reference_of_images", reference)
     wandb = Mock(**{"init.return_value.step": 0})
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     return wandb.init.return_value.log
@@ -72,18 +76,18 @@ def test_a_whole_state_is_saved_and_restored(whole, tmp_path):
 def test_it_is_stopped_and_resumes_and_is_watched(whole, pictures, watched, tmp_path):
     """Samples and figures change no bit, nor does the pause; of all checkpoints but the newest the
     best is kept; and samples that were drawn after the checkpoint are removed."""
-    folder, seen = tmp_path / "run", []
-    watch = {"progress": seen.append, "stop": lambda: seen[-1].done == 60}
-    stopped = runs.fit(folder, pictures, WATCHED, **watch)
+    folder, seen, asked = tmp_path / "run", [], count(1)
+    options = {"progress": seen.append, "stop": lambda: next(asked) == 60}
+    stopped = runs.fit(folder, pictures, WATCHED, **options)
     assert (stopped.step, stopped.stopped) == (60, True)
-    assert [(here.done, here.total) for here in seen] == [(done, 100) for done in range(61)]
+    assert (str(seen[0]), str(seen[1])) == ("compiling…", "training: 0 of 100")
     previews = folder / "samples"
     assert sorted(path.name for path in previews.iterdir()) == ["00000025.png", "00000050.png"]
     shutil.copy(previews / "00000050.png", previews / "00000070.png")
     end = runs.fit(str(folder), pictures, WATCHED)
     assert eqx.tree_equal(end.state, whole[0].state), "to the bit"
     found, expected = (runs.read_metrics(each / "metrics.jsonl") for each in (folder, whole[1]))
-    assert best_line(found)[0]["step"] == 50 and len(found) == 2
+    assert best_line(found)[0]["step"] == 50 and len(found) == 20
     ignored = {FIGURE: None, "steps_per_second": None}  # one measured only; a machine's speed
     assert [line | ignored for line in found] == [line | ignored for line in expected]
     assert {int(path.name) for path in (folder / "checkpoints").iterdir()} == {50, 100}
@@ -93,25 +97,32 @@ def test_it_is_stopped_and_resumes_and_is_watched(whole, pictures, watched, tmp_
     np.testing.assert_array_equal(np.asarray(Image.open(previews / "00000100.png")), picture)
     with Image.open(folder / "training.gif") as animation:
         assert animation.n_frames == 4
-    assert {given.kwargs["step"] for given in watched.call_args_list} == {25, 50, 75, 100}
+    assert {x.kwargs["step"] for x in watched.call_args_list if "samples" in x.args[0]} == set(
+        range(25, 125, 25)
+    )
     runs.fit(folder, pictures, WATCHED)
     assert (folder / "training.gif").exists(), "a run that is whole keeps its pictures"
-
-
-def test_the_best_line_is_the_lowest_and_the_first_of_equals():
-    lines = [{"step": step, FIGURE: x} for step, x in ((50, 3.0), (100, 1.0), (150, 1.0))]
-    assert best_line([{"step": 25}, *lines, {"step": 250}]) == (lines[1], FIGURE)
-    # FID has another scale: what the last line has decides.
-    fid = {"step": 250, "fid": 90.0}
-    assert best_line([*lines, fid]) == (fid, "fid") and best_line([{"step": 25}]) is None
 
 
 def test_dispatches_end_where_a_checkpoint_is_due():
     """At the same steps wherever a run resumes: a scan of another length may round otherwise."""
     settings = runs.Settings(steps=10, steps_per_dispatch=3, checkpoint_every=4)
     expected = [range(0, 3), range(3, 4), range(4, 6), range(6, 8), range(8, 9), range(9, 10)]
-    assert _dispatches(0, settings) == expected
-    assert _dispatches(4, settings) == expected[2:] and not _dispatches(10, settings)
+    assert list(Dispatches(0, settings)) == expected and list(Dispatches(10, settings)) == []
+    assert list(Dispatches(4, settings)) == expected[2:]
+    assert list(Dispatches(5, settings)) == [range(5, 6), *expected[3:]]
+    assert Dispatches(5, settings).lengths == {1, 2}
+    # As the sets of all cuts say, which are not made in a long training.
+    for done, steps, *every in ((0, 97, 4, 6), (13, 97, 12, 5), (96, 97, 7, 91)):
+        settings = runs.Settings(
+            steps=steps, steps_per_dispatch=every[0], checkpoint_every=every[1]
+        )
+        cuts = {k for n in every for k in range(n, steps, n) if k > done} | {done, steps}
+        found = Dispatches(done, settings)
+        assert list(found) == [range(*pair) for pair in pairwise(sorted(cuts))]
+        assert found.lengths == set(map(len, found))
+    long = Dispatches(1, replace(settings, steps=10**12, steps_per_dispatch=10))
+    assert len(long) > 10**11 and long[len(long) - 1].stop == 10**12 and len(long.lengths) == 10
 
 
 def test_what_is_wrong_is_named_before_the_training(pictures, tmp_path):
@@ -122,7 +133,63 @@ def test_what_is_wrong_is_named_before_the_training(pictures, tmp_path):
         ({}, nowhere, "inception: expected images of 3 channels"),
     ):
         with pytest.raises(runs.FieldError, match=words):
-            runs.fit(tmp_path / "x", pictures._replace(**wrong), replace(SETTINGS, **options))
+            runs.fit(tmp_path / "x", replace(pictures, **wrong), replace(SETTINGS, **options))
     assert not any(tmp_path.glob("x/checkpoints/*"))
     default = replace(SETTINGS, batch_size=None, steps=2)  # in batches of two
     assert runs.fit(tmp_path / "few", Dataset(pictures.images[:3]), default).step == 2
+
+
+def test_it_says_how_far_it_is(whole, pictures, tmp_path, monkeypatch):
+    """Also while it waits for the device, and in a line to read; what it returns is another."""
+    clock, seen = count(), []  # a second passes whenever it is asked
+    monkeypatch.setattr("jax_ddpm.runs.training.time.monotonic", lambda: next(clock))
+    end = runs.fit(tmp_path / "x", pictures, SETTINGS, progress=seen.append)
+    steps = [here.done for here in seen if here.what == "training"]
+    assert steps == sorted(steps) and steps[0] == 0 and steps[-1] == 100 and len(steps) > 90
+    assert re.fullmatch(
+        r"training: 100 of 100, loss 0\.\d{4}, [\d,]+ images/s, 0 s left", str(seen[-1])
+    )
+    assert len(repr(end)) < 200 and "step=100" in repr(end) and "\n" not in repr(end)
+
+
+def test_a_short_run_has_many_lines(whole, pictures, tmp_path):
+    """At least twenty, at the same steps when it resumes; a longer one need not keep its pace."""
+    lines = lambda folder: [line["step"] for line in runs.read_metrics(folder / "metrics.jsonl")]
+    assert lines(whole[1]) == list(range(5, 105, 5))
+    assert [SETTINGS.logged(steps) for steps in (1, 20, 60, 999, 1000, 10**6)] == [
+        1,
+        1,
+        2,
+        25,
+        50,
+        50,
+    ]
+    short, asked = replace(SETTINGS, steps=20), count(1)
+    runs.fit(tmp_path / "x", pictures, replace(short, log_every=8), stop=lambda: next(asked) == 9)
+    runs.fit(tmp_path / "x", pictures, short)
+    assert lines(tmp_path / "x") == [8, 16, 20]
+    assert runs.fit(tmp_path / "x", pictures, replace(SETTINGS, steps=41)).step == 41
+    assert lines(tmp_path / "x") == [8, 16, 20, *range(22, 42, 2), 41]
+
+
+OLD = Path(__file__).with_name("format_0_1_0")
+
+
+def test_a_run_of_the_first_format_is_opened_drawn_and_resumed(tmp_path):
+    """By every later version; how it was made says its README."""
+    folder = shutil.copytree(OLD, tmp_path / "run")
+    expected = np.load(folder / "expected.npz")
+    samples = runs.draw(jax.random.key(0), runs.load_run(folder), 4)
+    np.testing.assert_allclose(samples, expected["samples"], atol=1e-4)
+    images = np.random.default_rng(0).integers(0, 256, (12, 4, 4, 1), np.uint8)
+    data = Dataset(images, np.arange(12, dtype=np.int32) % 2, class_names=("ant", "bee"))
+    assert runs.check_run(folder).intact == [56]
+    train = json.loads((folder / "config.json").read_text())["train"]
+    with pytest.warns(UserWarning, match="step 56 was trained by 1 × cpu"):
+        end = runs.fit(folder, data, runs.Settings(**train))
+    assert (end.step, [line["step"] for line in runs.read_metrics(folder / "metrics.jsonl")]) == (
+        60,
+        [50, 60],
+    )
+    last = runs.read_metrics(folder / "metrics.jsonl")[-1]
+    assert (last["loss"], last["grad_norm"]) == pytest.approx(tuple(expected["last"]), rel=1e-3)

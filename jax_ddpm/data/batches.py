@@ -1,0 +1,170 @@
+"""What a step sees: the order of the images, their flips and windows, and batches ahead of the
+device.
+
+All of it is a pure function of the key and the step, so there is no state to save: a run that
+resumes at step n asks for batch n. Each sample of a step draws from a key of its own, so that how a
+batch is split over devices and hosts does not matter.
+"""
+
+import threading
+from collections.abc import Callable, Generator, Mapping, Sequence
+from functools import lru_cache
+from itertools import islice
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import NamedSharding
+from jaxtyping import Array, Int
+
+from jax_ddpm._errors import FieldError, check_key, check_whole
+from jax_ddpm._typing import Image, Pixels, PRNGKey
+
+Images = Image | Pixels
+"""[image, height, width, channel], floats or bytes."""
+_AHEAD_BYTES = 2**28
+_AHEAD = 16
+_THREADS = 8
+
+
+def batch_indices(
+    key: PRNGKey, step: int | Array, dataset_size: int, batch_size: int
+) -> Int[Array, "batch"]:
+    """Which images step `step` sees: slices of a permutation that each epoch draws anew.
+
+    An epoch drops what does not fill a batch. `step` may be traced (the order can live inside
+    a scan). Raises `ValueError` if a batch is larger than the data.
+    """
+    check_key("key", key)
+    check_whole("step", step, 0)
+    per_epoch = _steps_per_epoch(dataset_size, batch_size)
+    order = _epoch_order(key, step // per_epoch, dataset_size)
+    return lax.dynamic_slice_in_dim(order, step % per_epoch * batch_size, batch_size)
+
+
+class Order:
+    """The indices of a range of steps, as `batch_indices` gives them one by one; the permutation
+    of an epoch is drawn once. Safe in several threads."""
+
+    def __init__(self, key: PRNGKey, dataset_size: int, batch_size: int) -> None:
+        self._per_epoch = _steps_per_epoch(dataset_size, batch_size)
+        self.batch_size, self._lock = batch_size, threading.Lock()
+        draw = jax.jit(lambda epoch: _epoch_order(key, epoch, dataset_size))
+        self._epoch = lru_cache(2)(lambda epoch: np.asarray(draw(epoch)))
+
+    def __call__(self, steps: range) -> np.ndarray:
+        """int32 [step, batch]."""
+        return np.stack([self._batch(step) for step in steps])
+
+    def _batch(self, step: int) -> np.ndarray:
+        epoch, place = divmod(step, self._per_epoch)
+        with self._lock:
+            order = self._epoch(epoch)
+        return order[place * self.batch_size :][: self.batch_size]
+
+
+def _steps_per_epoch(dataset_size: int, batch_size: int) -> int:
+    if not 1 <= batch_size <= dataset_size:
+        raise ValueError(f"batch_size: expected 1 to {dataset_size} (the data), got {batch_size}")
+    return dataset_size // batch_size
+
+
+def _epoch_order(key: PRNGKey, epoch: int | Array, dataset_size: int) -> Array:
+    return jax.random.permutation(jax.random.fold_in(key, epoch), dataset_size)
+
+
+def load_batch(array: Any, indices: np.ndarray, sharding: NamedSharding) -> Array:
+    """`array[indices]`, placed; each process reads only the rows that its own devices get.
+
+    `array` is NumPy's, or anything with its `shape` and rows by index.
+    `indices` may have any shape; `sharding` may split its axes, and no others.
+    """
+    shape = (*indices.shape, *array.shape[1:])
+
+    def rows(index: Any) -> np.ndarray:
+        return array[indices[index[: indices.ndim]]]
+
+    return jax.make_array_from_callback(shape, sharding, rows)
+
+
+def prefetched(
+    arrays: Mapping[str, Any], order: Order, dispatches: Sequence[range], sharding: NamedSharding
+) -> Generator[dict[str, jax.Array]]:
+    """For each range of steps its rows of each array, [step, batch, …], placed as `sharding` says.
+
+    An array is anything with `shape`, `dtype` and rows by index. Grain's threads keep as many
+    dispatches ready as fit in 256 MiB, between 2 and 16. What reading raises is raised here, when
+    its turn comes.
+    """
+    import grain
+
+    class Dispatches:
+        def __len__(self) -> int:
+            return len(dispatches)
+
+        def __getitem__(self, index: int) -> dict[str, jax.Array]:
+            indices = order(dispatches[index])
+            return {name: load_batch(array, indices, sharding) for name, array in arrays.items()}
+
+    row = sum(np.prod(array.shape[1:]) * array.dtype.itemsize for array in arrays.values())
+    size = order.batch_size * int(row) * max(map(len, islice(dispatches, 100)), default=0)
+    ahead = int(np.clip(_AHEAD_BYTES // max(size, 1), 2, _AHEAD))
+    options = grain.ReadOptions(num_threads=min(ahead, _THREADS), prefetch_buffer_size=ahead)
+    source: Any = Dispatches()
+    batches = iter(grain.MapDataset.source(source).to_iter_dataset(options))
+    try:
+        yield from batches
+    finally:
+        batches.close()
+
+
+def random_flip(key: PRNGKey, images: Images) -> Array:
+    """Mirror each image left to right with probability 1/2."""
+
+    def flip(key, image):
+        return jnp.where(jax.random.bernoulli(key), image[:, ::-1], image)
+
+    return jax.vmap(flip)(_keys(key, images), images)
+
+
+def random_crop(
+    key: PRNGKey, images: Images, size: int, extents: Int[Array, "image 2"] | None = None
+) -> Array:
+    """Cut a window of size × size out of each image, anywhere with the same probability.
+
+    `extents` are the height and width of what each image holds, in its upper left; by default all
+    of it. Raises `FieldError` if the images are smaller than the window.
+    """
+    _, height, width, channels = images.shape
+    if not 1 <= size <= min(height, width):
+        raise FieldError("size", f"expected 1 to {min(height, width)}, got {size}")
+    if extents is None:
+        extents = jnp.broadcast_to(jnp.array([height, width], jnp.int32), (len(images), 2))
+
+    def crop(key, image, extent):
+        top, left = jax.random.randint(key, (2,), 0, extent - size + 1)
+        return lax.dynamic_slice(image, (top, left, 0), (size, size, channels))
+
+    return jax.vmap(crop)(_keys(key, images), images, extents)
+
+
+def augmentation(image_size: int | None, flip: bool) -> Callable[..., Array]:
+    """The function of (key, images[, extents]) that cuts out windows, then flips; `image_size` is
+    None where nothing is cut."""
+
+    def augment(key: PRNGKey, images: Images, extents: Array | None = None) -> Array:
+        crop_key, flip_key = jax.random.split(key)
+        if image_size is not None and images.shape[1:3] != (image_size, image_size):
+            images = random_crop(crop_key, images, image_size, extents)
+        return random_flip(flip_key, images) if flip else jnp.asarray(images)
+
+    return augment
+
+
+def _keys(key: PRNGKey, images: Images) -> Array:
+    check_key("key", key)
+    if images.ndim != 4:
+        raise FieldError("images", f"expected [image, height, width, channel], got {images.shape}")
+    return jax.vmap(lambda sample: jax.random.fold_in(key, sample))(jnp.arange(len(images)))

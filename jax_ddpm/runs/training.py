@@ -1,0 +1,421 @@
+"""Training on the disk: batches in, steps, lines of metrics and checkpoints out.
+
+threads: indices of k steps ─▶ each process reads its rows, ahead of the devices
+devices: lax.scan over k training steps, the state donated
+host:    metrics, callbacks and checkpoints between two dispatches
+"""
+
+import hashlib
+import json
+import math
+import shutil
+import time
+import warnings
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental.multihost_utils import sync_global_devices
+from jax.sharding import Mesh
+
+from jax_ddpm._errors import Field, FieldError, check_kind
+from jax_ddpm.data import Dataset
+from jax_ddpm.data.batches import Order, prefetched
+from jax_ddpm.interop import DiffusionModel
+from jax_ddpm.io.arrays import flatten, to_bytes
+from jax_ddpm.io.checkpoint import list_checkpoints, prune_checkpoints, save_checkpoint
+from jax_ddpm.io.files import make_folder, write_json
+from jax_ddpm.noise import seed_key
+from jax_ddpm.runs.callbacks import Every, best_line, open_callbacks, open_trackers
+from jax_ddpm.runs.initial import computing, new_run
+from jax_ddpm.runs.metrics import MetricsLog, Progress
+from jax_ddpm.runs.model import CHECKPOINTS, CONFIG, METRICS, PICTURES, PathLike, describe
+from jax_ddpm.runs.programs import fit_programs
+from jax_ddpm.runs.resume import (
+    OVERWRITTEN,
+    Found,
+    find,
+    hold,
+    on_host,
+    read_state,
+    shared,
+)
+from jax_ddpm.runs.settings import LOG_EVERY, CheckpointSettings, Settings
+from jax_ddpm.training import TrainState, hosts
+from jax_ddpm.training.sharding import device_mesh
+
+
+class Fit(NamedTuple):
+    """Where a training ended."""
+
+    run: DiffusionModel
+    """The model, with the average of the weights."""
+    state: TrainState
+    step: int
+    stopped: bool
+    """Whether it was asked to stop before its last step."""
+
+    def __repr__(self) -> str:
+        return f"Fit(step={self.step}, stopped={self.stopped}, run={self.run!r})"
+
+
+def fit(
+    folder: PathLike,
+    data: Dataset,
+    settings: Settings | None = None,
+    *,
+    accept_changes: bool = False,
+    overwrite: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> Fit:
+    """Train a model on images, in a folder that can be resumed: `jax-ddpm train` without pictures.
+
+    Called again with the same arguments, after it was stopped or killed at any moment, it resumes
+    and ends with the same weights to the bit (on the same devices); with more `steps`, it trains
+    longer. It warns of checkpoints that were damaged and set aside, and of other devices.
+
+    Args:
+      folder: of the run; made if need be.
+      data: the images, as `load_dataset` reads them.
+      settings: everything else. Default: `Settings()`.
+      accept_changes: resume although settings or images are no longer those it began with.
+      overwrite: begin anew where settings or images are not those of the run in the folder.
+      progress: called when programs are compiled, before the first step, about every second and
+        at the end; `print` will do.
+      stop: asked after every dispatch; once it is true in any process, the training saves and
+        ends there (several processes: at the next line of metrics or checkpoint).
+
+    Raises:
+      FieldError: naming the setting, or the file, that is wrong; where a loss or gradient is not
+        finite (unless `on_nan="skip"`).
+      OSError: something cannot be written. What was saved before is still there.
+    """
+    settings = settings or Settings()
+    check_kind("data", data, Dataset, "load_dataset(path)")
+    check_kind("settings", settings, Settings, "Settings(steps=1000)")
+    options = {"accept_changes": accept_changes, "overwrite": overwrite}
+    with open_run(folder, data, settings, **options) as training:
+        for note in training.notes:
+            warnings.warn(note, stacklevel=3)
+        return train(training, progress, stop)
+
+
+class Training(NamedTuple):
+    """A training that can begin or resume."""
+
+    folder: Path
+    settings: Settings
+    data: Dataset
+    run: DiffusionModel
+    """The model before the first step."""
+    mesh: Mesh
+    description: dict[str, Any]
+    """Its config.json."""
+    found: Found
+
+    @property
+    def step(self) -> int:
+        """How many steps were taken."""
+        return self.found.checkpoint.step if self.found.checkpoint else 0
+
+    @property
+    def computed_by(self) -> str:
+        """What decides the last bits of a training, as far as it is known."""
+        counts = (jax.process_count(), self.settings.fsdp, self.settings.dispatched())
+        named = zip(counts, ("processes", "fsdp", "steps a dispatch"), strict=True)
+        layout = "".join(f", {count} {what}" for count, what in named if count > 1)
+        kind = self.mesh.devices.flat[0].device_kind
+        return f"{self.mesh.size} × {kind}{layout}, jax {jax.__version__}"
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know of where it resumes: damaged checkpoints, other devices."""
+        lines, checkpoint = list(self.found.damaged), self.found.checkpoint
+        before = checkpoint.state["computed_by"] if checkpoint else self.computed_by
+        if before != self.computed_by and self.step < self.settings.steps:
+            was = f"step {self.step:,} was trained by {before}, now it is {self.computed_by}"
+            lines.append(f"{was}: the same within rounding, not to the bit")
+        return lines
+
+    def summary(self) -> str:
+        """What is trained, on what, and from where: lines to read."""
+        run, data, classes = self.run, self.data, self.run.num_classes or 0
+        lines = [*self.notes, *data.notes]
+        names = run.class_names or range(classes)
+        if unseen := [str(name) for k, name in enumerate(names) if k not in run.drawn]:
+            lines.append(f"not learned, so not drawn by default: {', '.join(unseen[:20])}")
+        images = f"{len(data.images):,} images of {'×'.join(map(str, data.image_shape))}"
+        images += f" in {classes} classes" if classes else ""
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(run.variables))
+        devices = f"{self.mesh.size} {jax.default_backend()} device(s)"
+        if idle := jax.device_count() - self.mesh.size:
+            devices += f" ({idle} more do not divide the batch)"
+        lines.append(f"{images}, {parameters:,} parameters, {devices} → {self.folder}")
+        if self.step >= self.settings.steps:
+            lines.append(f"trained to step {self.step:,} already")
+        elif self.step:
+            lines.append(f"resuming from step {self.step:,}")
+        return "\n".join(lines)
+
+
+@contextmanager
+def open_run(
+    folder: PathLike,
+    data: Dataset,
+    settings: Settings,
+    *,
+    accept_changes: bool = False,
+    overwrite: bool = False,
+) -> Iterator[Training]:
+    """Hold a run's folder for this process alone, and find where its training begins or resumes.
+
+    Arguments and errors are those of `fit`.
+    """
+    folder = Path(folder)
+
+    def prepare() -> tuple[Settings, DiffusionModel, Mesh]:
+        data.check()
+        whole = replace(settings, batch_size=settings.batched(len(data.images)))
+        run = new_run(whole, data)
+        computing(run, dtype=whole.dtype, remat=whole.remat)  # refuses what does not go together
+        # All devices that share a part of the batch evenly.
+        return whole, run, device_mesh(whole.batched() // whole.accumulate, fsdp=whole.fsdp)
+
+    settings, run, mesh = hosts.run_on_all(prepare)
+    described = data.describe()
+    if jax.process_count() > 1:
+        weights = to_bytes(flatten(jax.device_get(run.variables)))
+        for field, what, here in (
+            ("data", "images", {**described, "source": None}),
+            (None, "settings", repr(replace(settings, init=None, inception=None))),
+            ("init", "model", [describe(run), hashlib.sha256(weights).hexdigest()]),
+        ):
+            here = json.dumps(here)
+            if hosts.any_process(hosts.broadcast(here) != here):
+                raise FieldError(field, f"expected the same {what} in every process")
+
+    with ExitStack() as held:
+
+        def look() -> Found:
+            held.enter_context(hold(folder))
+            now = describe(run, settings.record(), described)
+            return find(folder, now, settings, run.variables, accept_changes, overwrite)
+
+        found = shared(hosts.run_on_writer(look))
+        was = found.checkpoint.state["run"]["train"] if found.checkpoint else {}
+        every = settings.logged(settings.steps)
+        if settings.log_every is None and was.get("steps") == settings.steps:
+            every = was.get("log_every", LOG_EVERY)  # as in the lines before
+        whole = replace(settings, log_every=every)
+        description = describe(run, whole.record(), described)
+        yield Training(folder, whole, data, run, mesh, description, found)
+
+
+def train(
+    training: Training,
+    progress: Callable[[Progress], None] | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> Fit:
+    """Train what `open_run` opened, to its end or until `stop` is true, and save it."""
+    folder, settings, data, run, mesh, description, (checkpoint, *_) = training
+    done, total, tell = training.step, settings.steps, progress or (lambda _: None)
+    data_key, train_key = jax.random.split(jax.random.fold_in(seed_key(settings.seed), 0))
+    computed = computing(run, dtype=settings.dtype, remat=settings.remat)
+    programs = fit_programs(computed, settings, mesh, train_key)
+    pending = {}
+    if checkpoint is None:
+        state = programs.init(jax.device_get(run.variables))
+    else:
+        state = programs.to_devices(read_state(checkpoint, programs.state))
+        pending = checkpoint.state["pending"]
+
+    dispatches = Dispatches(done, settings)
+    order = Order(data_key, len(data.images), settings.batched())
+    labels = None if run.num_classes is None else data.labels
+    arrays = {"images": data.images, "labels": labels, "extents": data.extents}
+    arrays = {name: array for name, array in arrays.items() if array is not None}
+
+    def open_log() -> MetricsLog:
+        return MetricsLog(folder / METRICS, settings, run.schedule.num_timesteps, done, pending)
+
+    def end() -> Fit:
+        average = run._replace(variables=hosts.gather(state.ema_params))
+        return Fit(average, state, done, stopped=done < total)
+
+    def compiled(steps: int) -> Any:
+        batches = {}
+        for name, array in arrays.items():
+            shape, place = (steps, order.batch_size, *array.shape[1:]), programs.batch_sharding
+            batches[name] = jax.ShapeDtypeStruct(shape, array.dtype, sharding=place)
+        return programs.advance.lower(state, batches).compile()
+
+    def report(last: bool = False) -> None:
+        """Say how far it is, about every second."""
+        nonlocal told
+        if last or time.monotonic() - told >= 1:
+            told = time.monotonic()
+            tell(Progress(log.taken(), total, line, "training"))
+
+    def settle() -> None:
+        """Wait for the steps so far, and end the training if one was not finite."""
+        bad = log.collect(report)
+        if bad is not None and settings.on_nan == "stop":
+            saver.wait()
+            saved = "no checkpoint was saved yet"
+            if saver.last is not None:
+                saved = f"the last good checkpoint is of step {saver.last:,}"
+            problem = f"step {bad + 1:,}: the loss or its gradient is not finite; {saved}; "
+            images = ", ".join(map(str, order(range(bad, bad + 1))[0]))
+            rest = f" drops such steps; some of its images may be at fault: {images}"
+            raise FieldError(None, problem, Field("on_nan", "skip"), rest)
+
+    def best_step() -> int | None:
+        best = best_line(measured) if settings.keep_best else None
+        return best and best[0]["step"]
+
+    if not dispatches:
+        open_log()  # which drops lines that are damaged
+        return end()
+    tell(Progress(0, 0, what="compiling"))
+    advance = {length: compiled(length) for length in sorted(dispatches.lengths)}
+    sync_global_devices("compiled")  # see `cli.devices`
+    hosts.run_on_writer(lambda: write_json(folder / CONFIG, description))
+    callbacks = open_callbacks(folder, run, data, settings, mesh, done)
+    every = settings.logged(total), settings.checkpoint_every
+    time_to_log, time_to_save = (Every(each, total) for each in every)
+    with (
+        open_trackers(settings.tracker, folder, description, done) as track,
+        Saver(folder / CHECKPOINTS, settings, done if checkpoint else None) as saver,
+        closing(prefetched(arrays, order, dispatches, programs.batch_sharding)) as ahead,
+    ):
+        hosts.run_on_writer(lambda: _make_room(folder, done if checkpoint else None))
+        log = open_log()
+        kept = {int(path.name) for path in list_checkpoints(folder / CHECKPOINTS)}
+        measured = hosts.broadcast([each for each in log.lines if each["step"] in kept])
+        told, line, best = time.monotonic(), None, best_step()
+        report(last=True)
+        for steps in dispatches:
+            with log.spent("waiting"):
+                batch = next(ahead)
+            state, metrics = advance[len(steps)](state, batch)
+            done, found = steps.stop, {}
+            log.add(done, metrics)
+            logs, saves = time_to_log(steps), time_to_save(steps)
+            due = [callback for callback in callbacks if callback.every(steps)]
+            if logs or due:
+                settle()
+            with log.spent("callbacks"):
+                for callback in due:
+                    found |= callback.find(done, state.ema_params)
+            if logs:
+                figures = {name: x for name, x in found.items() if not isinstance(x, np.ndarray)}
+                found |= (line := log.write(figures))
+                if figures:
+                    measured.append(line)
+                    best = best_step()
+            if found:
+                track(done, found)
+            report(last=done == total)
+            # Several processes agree to stop where they wait anyway.
+            together = logs or saves or jax.process_count() == 1
+            stopping = together and hosts.any_process(stop is not None and stop())
+            if saves or stopping or best == done:
+                settle()
+                belongs = {"computed_by": training.computed_by, "run": description}
+                saver.save(state, done, {"pending": log.pending, **belongs}, best)
+            if stopping:
+                break
+    return end()
+
+
+def _make_room(folder: Path, done: int | None) -> None:
+    """From here on the folder is of this training: pictures, and those of a run that is written
+    over the checkpoints, are removed."""
+    if done is None and (folder / CHECKPOINTS).exists():
+        # Renamed first: half-removed checkpoints would look damaged.
+        shutil.rmtree((folder / CHECKPOINTS).rename(folder / OVERWRITTEN))
+    make_folder(folder / CHECKPOINTS)
+    for name in PICTURES:
+        (folder / name).unlink(missing_ok=True)
+
+
+class Dispatches(Sequence[range]):
+    """The steps to go, cut at the multiples of a dispatch's and of a checkpoint's steps: at the
+    same steps wherever a run resumes, since a scan of another length may round otherwise."""
+
+    def __init__(self, done: int, settings: Settings) -> None:
+        self._done, self._total = done, settings.steps
+        self._every = settings.dispatched(), settings.checkpoint_every
+        self._before = self._cuts(done)
+
+    def _cuts(self, step: int) -> int:
+        """How many there are up to a step."""
+        one, other = self._every
+        return step // one + step // other - step // math.lcm(one, other)
+
+    def __len__(self) -> int:
+        return self._cuts(self._total - 1) - self._before + 1 if self._done < self._total else 0
+
+    def __getitem__(self, index: Any) -> Any:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        numbers = (self._before + index, self._before + index + 1)
+        start, stop = (bisect_left(range(self._total), x, key=self._cuts) for x in numbers)
+        return range(max(start, self._done), stop)
+
+    @property
+    def lengths(self) -> set[int]:
+        """Of them all; they repeat."""
+        period = self._cuts(math.lcm(*self._every))
+        return {len(self[k]) for k in (*range(min(len(self), period + 1)), len(self) - 1)}
+
+
+class Saver:
+    """Saves one checkpoint at a time, in a thread; entered around a training, it waits for the
+    last one."""
+
+    def __init__(self, folder: Path, settings: CheckpointSettings, last: int | None = None) -> None:
+        self._folder, self._settings, self.last = folder, settings, last
+        """`last`: the step of the newest checkpoint on the disk, or on its way there."""
+        self._threads = ThreadPoolExecutor(1)
+        self._writing: Future[None] | None = None
+
+    def __enter__(self) -> "Saver":
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._threads.shutdown()
+        if exception[0] is None:
+            self.wait()
+
+    def save(
+        self, state: TrainState, step: int, extra: Mapping[str, Any], best: int | None = None
+    ) -> None:
+        """Save the state after `step` steps, and what belongs to it; `best` is a step to keep."""
+        self.wait()
+        # Copies: the next step writes into the buffers of this one.
+        arrays, key = on_host(state, hosts.gather_to_writer)
+
+        def write() -> None:
+            try:
+                save_checkpoint(self._folder, step, arrays, {"key": key, **extra})
+            except ValueError as error:
+                raise FieldError(None, f"step {step:,} is not saved: {error}") from None
+            keep, every = self._settings.keep, self._settings.keep_every
+            prune_checkpoints(self._folder, keep=keep, keep_every=every, also=(best,))
+
+        if hosts.is_writer():
+            self._writing = self._threads.submit(write)
+        self.last = step
+
+    def wait(self) -> None:
+        """Until what was saved is on the disk. Raises what kept it from being written."""
+        writing, self._writing = self._writing, None
+        hosts.run_on_writer(lambda: writing.result() if writing else None)
