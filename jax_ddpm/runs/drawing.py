@@ -87,7 +87,7 @@ class Drawer:
         # A batch that the devices divide; samples beyond the last are drawn and dropped.
         devices = jax.device_count() if mesh is None else mesh.size
         self._size = -(-batch_size // devices) * devices
-        self._chain, self._mesh = chain, mesh or device_mesh(self._size)
+        self._chain, self._mesh = chain, device_mesh(self._size) if mesh is None else mesh
         self._programs = draw_programs(run, chain, sampler, self._size, self._mesh)
 
     def batches(

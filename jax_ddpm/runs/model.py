@@ -179,7 +179,8 @@ def _read_run(path: Path, weights: str) -> DiffusionModel:
         shape: Any = tuple(run["image_shape"])
         fields = scheduler_from_config(run["scheduler"], file)
         fields |= {name: run[name] for name in _LABELS}
-        fields |= {name: tuple(run[name]) for name in _LABELS[3:] if run[name] is not None}
+        for name in ("class_names", "learned"):
+            fields[name] = None if run[name] is None else tuple(run[name])
         fields["preparation"] = Preparation(**run["preparation"]).record()
         if run["model"]["_class_name"] == "SimpleUNet":
             model = SimpleUNet(channels=run["model"]["channels"])
