@@ -1,6 +1,5 @@
 """Draw many images from a model, a batch at a time over all devices."""
 
-import operator
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -9,14 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jax_ddpm._errors import (
-    Field,
-    FieldError,
-    check_between,
-    check_finite,
-    check_kind,
-    check_positive,
-)
+from jax_ddpm._errors import FieldError, check_between, check_finite, check_kind, check_positive
 from jax_ddpm._typing import PRNGKey
 from jax_ddpm.data import load_batch
 from jax_ddpm.interop import DiffusionModel
@@ -28,7 +20,6 @@ from jax_ddpm.schedule import NoiseSchedule, warn_of_signal
 from jax_ddpm.training.hosts import gather
 from jax_ddpm.training.sharding import data_sharding, device_mesh
 
-_STEPS = 50
 Labels = int | str | Sequence[int] | Sequence[str] | np.ndarray
 
 
@@ -46,14 +37,15 @@ def draw(
     progress: Callable[[Progress], None] | None = None,
     watch: Callable[[np.ndarray], None] | None = None,
 ) -> np.ndarray:
-    """Draw images from a model, as `jax-ddpm sample` does: `draw(key, model, 10, labels=7)`.
+    """Draw images, float32 [num, height, width, channel], as `jax-ddpm sample` does:
+    `draw(key, model, 10, labels=7)`.
 
     Image k of a key is the same whatever `num` and `batch_size` are.
 
     Args:
       key: typed key.
       model: from `load_run`, `load_diffusers` or `load_openai`.
-      num: how many images.
+      num, batch_size: how many images, and how many at a time.
       labels: the class of all images, or several classes, taken in turn: a number is a label, 0
         to num_classes - 1, and a text a name, where the run knows names. Default: every class
         that the training set had images of, in turn.
@@ -61,20 +53,14 @@ def draw(
       steps: of the reverse chain, at most the model's timesteps. Default: 50, or all if fewer.
       chain: a chain of one's own instead, such as a `respace`d one.
       sampler: the update rule. Default: `ddim()`.
-      batch_size: images drawn at a time.
       progress: called after each piece of a chain.
       watch: called with the states of the first batch: x_T, then after every piece of the chain.
 
-    Returns:
-      Images [num, height, width, channel], float32.
-
-    Raises:
-      FieldError: naming the argument that does not suit the run.
+    Raises `FieldError` naming the argument that does not suit the run.
     """
-    num, batch_size = operator.index(num), operator.index(batch_size)
     check_positive(num=num, batch_size=batch_size)
     if chain is not None and steps is not None:
-        raise FieldError("steps", "cannot be given with ", Field("chain"))
+        raise FieldError("steps", "cannot be given with chain")
     run = with_guidance(model, guidance)
     chain = make_chain(run, steps) if chain is None else chain
     check_kind("chain", chain, NoiseSchedule, "model.chain(20)")
@@ -88,8 +74,7 @@ def draw(
 
 
 class Drawer:
-    """Draws images from a run's network, in batches over all devices, by programs that are compiled
-    once."""
+    """Draws batches of images, by programs that are compiled once, over all devices or a mesh."""
 
     def __init__(
         self,
@@ -99,7 +84,6 @@ class Drawer:
         batch_size: int,
         mesh: Mesh | None = None,
     ) -> None:
-        """Over the devices of `mesh`. Default: all."""
         # A batch that the devices divide; samples beyond the last are drawn and dropped.
         devices = jax.device_count() if mesh is None else mesh.size
         self._size = -(-batch_size // devices) * devices
@@ -118,23 +102,24 @@ class Drawer:
         watch: Callable[[np.ndarray], None] | None = None,
     ) -> Iterator[np.ndarray]:
         """Images `first_sample` to `num` - 1 of a key, of the classes `labels` [num], float32."""
-        programs, place = self._programs, data_sharding(self._mesh)
+        programs, here = self._programs, None
         weights = programs.to_devices(weights)
         starts = range(first_sample, num, self._size)
-        done, total = 0, self._chain.num_timesteps * len(starts)
-        tell = progress or (lambda _: None)
+        total = self._chain.num_timesteps * len(starts)
+        tell, done = progress or (lambda _: None), 0
         tell(Progress(done, total))
         for first in starts:
-            show = (lambda x_t: watch(gather(x_t))) if watch and first == 0 else lambda _: None
-            here, state = None, programs.init(key, np.int32(first))
+            state = programs.init(key, np.int32(first))
             if labels is not None:
                 here = np.resize(labels[first : first + self._size], self._size)
-                here = load_batch(here, np.arange(self._size), place)
-            show(state.x_t)
+                here = load_batch(here, np.arange(self._size), data_sharding(self._mesh))
+            if watch and first == 0:
+                watch(gather(state.x_t))
             for length in pieces(self._chain):
                 state = programs.advance(key, weights, here, state, np.int32(first), length)
                 jax.block_until_ready(state)
-                show(state.x_t)
+                if watch and first == 0:
+                    watch(gather(state.x_t))
                 done += length
                 tell(Progress(done, total))
             yield gather(state.x_t)[: num - first]
@@ -143,8 +128,7 @@ class Drawer:
 def labels_in_turn(
     run: DiffusionModel, num: int, labels: Labels | None = None
 ) -> np.ndarray | None:
-    """Labels of `num` images: all that were learned in turn, or these. None for a model without
-    classes."""
+    """Labels of `num` images, in turn: these, or all that were learned. None without classes."""
     if run.num_classes is None:
         if labels is not None:
             raise FieldError("labels", "expected none: the model has no classes")
@@ -155,9 +139,8 @@ def labels_in_turn(
     if given.dtype.kind == "U":
         numbers = [class_number(name, run.class_names) for name in given.tolist()]
         if None in numbers:
-            unknown = str(given[numbers.index(None)])
-            names = ", ".join((run.class_names or ())[:20])
-            names = names or "numbers, as the run knows no names"
+            names = ", ".join((run.class_names or ())[:20]) or "numbers, as the run knows no names"
+            unknown = given.tolist()[numbers.index(None)]
             raise FieldError("labels", f"expected {names}, got {unknown!r}")
         given = np.asarray(numbers)
     if not given.size or given.ndim > 1 or given.dtype.kind not in "iu":
@@ -181,11 +164,11 @@ def make_chain(run: DiffusionModel, steps: int | None = None) -> NoiseSchedule:
     one, otherwise 50 steps, or all if fewer."""
     timesteps = run.schedule.num_timesteps
     if steps is None:
-        return run.chain(run.timestep_respacing or min(_STEPS, timesteps))
-    check_positive(steps=steps)
+        return run.chain(run.timestep_respacing or min(50, timesteps))
     if steps > timesteps:
-        problem = f"expected at most {timesteps}, the model's timesteps, got {steps}"
-        raise FieldError("steps", problem)
+        raise FieldError(
+            "steps", f"expected at most {timesteps}, the model's timesteps, got {steps}"
+        )
     return run.chain(steps)
 
 

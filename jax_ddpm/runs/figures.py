@@ -15,6 +15,8 @@ from typing import Any, BinaryIO
 
 import jax
 import numpy as np
+from PIL import Image as pillow
+from PIL import ImageDraw, ImageFont
 
 from jax_ddpm._errors import FieldError, check_between, check_positive
 from jax_ddpm._typing import Image, Pixels
@@ -30,23 +32,14 @@ from jax_ddpm.samplers import ancestral
 from jax_ddpm.schedule import NoiseSchedule
 from jax_ddpm.training.hosts import is_writer
 
-_INK = (60, 60, 60)
-_LONG_SIDE = 640
-_FONT_SIZES = (10, 20)
-_NAME_LENGTH = 60
-_STEPS = 200
+Titles = Sequence[str] | None
 
 
 def image_grid(
-    images: Image | Pixels, columns: int | None = None, titles: Sequence[str] | None = None
+    images: Image | Pixels, columns: int | None = None, titles: Titles = None
 ) -> np.ndarray:
-    """Images side by side on white, uint8 [height, width, 3], enlarged by whole pixels.
-
-    `titles` are those of the columns, drawn above them: one for each. Raises `FieldError`.
-    """
-    from PIL import Image as pillow
-    from PIL import ImageDraw
-
+    """Images side by side on white, uint8 [height, width, 3], enlarged by whole pixels to 640 of
+    them at most. `titles` stand above the columns, one for each. Raises `FieldError`."""
     check_positive(columns=columns)
     pictures = [_picture(pixels) for pixels in to_bytes(images)]
     if not pictures:
@@ -57,7 +50,7 @@ def image_grid(
     columns = min(columns, len(pictures))
     rows = -(-len(pictures) // columns)
     width, height = pictures[0].size
-    scale = max(1, _LONG_SIDE // max(columns * width, rows * height))
+    scale = max(1, 640 // max(columns * width, rows * height))
     gap, width, height = max(2, scale // 2), width * scale, height * scale
     titles = [" ".join(str(title).split()) for title in (titles or ())[:columns]]
     font: Any = _font(titles, width) if titles else None
@@ -73,34 +66,28 @@ def image_grid(
         while len(title) > 1 and font.getlength(title) > width:
             title = title.removesuffix("…")[:-1].rstrip() + "…"
         middle = gap + column * (width + gap) + width / 2
-        ImageDraw.Draw(canvas).text((middle, gap), title, fill=_INK, font=font, anchor="ma")
+        ImageDraw.Draw(canvas).text((middle, gap), title, (60, 60, 60), font, anchor="ma")
     return np.asarray(canvas)
 
 
-def _picture(pixels: np.ndarray) -> Any:
+def _picture(pixels: np.ndarray) -> pillow.Image:
     """Bytes [height, width, channel] as Pillow's image; of five channels or more, the first."""
-    from PIL import Image as pillow
-
     channels = pixels.shape[-1]
     pixels = pixels[..., :3] if channels > 4 else pixels
     return pillow.fromarray(pixels[..., 0] if channels == 1 else pixels)
 
 
-def _font(titles: Sequence[str], width: int) -> Any:
-    """A font in one size that suits all titles, as far as it stays legible. Pillow's own knows
-    ASCII alone; this one, many alphabets."""
+def _font(titles: Sequence[str], width: int) -> ImageFont.FreeTypeFont:
+    """One size for all titles, 10 to 20. Pillow's own font knows ASCII; this, many alphabets."""
     import matplotlib
-    from PIL import ImageFont
 
     path = Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")
-    least, most = _FONT_SIZES
-    longest = max(ImageFont.truetype(path, most).getlength(title) for title in titles)
-    return ImageFont.truetype(path, max(least, min(most, most * width // max(longest, 1))))
+    longest = max(ImageFont.truetype(path, 20).getlength(title) for title in titles)
+    return ImageFont.truetype(path, max(10, min(20, 20 * width // max(longest, 1))))
 
 
 def class_columns(run: DiffusionModel) -> int | None:
-    """Columns of a grid with one class each, repeated where the classes are few; None if there are
-    no classes, or more than 16."""
+    """Columns of a grid with one class each, which repeat if few; None for 0 or more than 16."""
     count = len(run.drawn)
     return count * max(1, 8 // count) if 0 < count <= 16 else None
 
@@ -110,19 +97,16 @@ def class_titles(run: DiffusionModel) -> tuple[str, ...] | None:
     columns = class_columns(run)
     if run.class_names is None or columns is None:
         return None
-    names = tuple(run.class_names[label] for label in run.drawn)
-    return names * (columns // len(names))
+    return tuple(run.class_names[label] for label in np.resize(run.drawn, columns))
 
 
 def save_grid(
     file: PathLike | BinaryIO,
     images: Image | Pixels,
     columns: int | None = None,
-    titles: Sequence[str] | None = None,
+    titles: Titles = None,
 ) -> None:
     """Write a grid of images as PNG, with a title above each column if there are any."""
-    from PIL import Image as pillow
-
     pillow.fromarray(image_grid(images, columns, titles)).save(file, format="PNG")
 
 
@@ -131,27 +115,20 @@ def save_samples(
     images: Image | Pixels,
     labels: np.ndarray | None = None,
     columns: int | None = None,
-    titles: Sequence[str] | None = None,
+    titles: Titles = None,
     names: Sequence[str] | None = None,
 ) -> None:
-    """Write images as a grid, a .png; as numbers, a .npz; or each as its own file, in a folder.
+    """Write images as a grid, a .png, with these `columns` and `titles`; as numbers, a .npz; or,
+    where `path` has no suffix, each as a .png of its own, in a new or empty folder.
 
-    Args:
-      path: the file; without a suffix, a new or empty folder, which gets 00000.png and so on.
-      images: the images.
-      labels: the class of each: in a .npz beside the images, in a folder part of the file's name.
-      columns: of a grid.
-      titles: of its columns.
-      names: of the classes: in a .npz `class_names`; in a folder they stand in place of the label.
-
-    A .npz holds `samples`, as they are, `labels` if any, and `arr_0`, the samples as uint8, which
-    is what Dhariwal & Nichol's evaluator reads. All is written or nothing. Raises `FieldError`
+    A .npz holds `samples`, as they are, `labels` and `class_names` if any, and `arr_0`, the samples
+    as uint8, which is what Dhariwal & Nichol's evaluator reads. In a folder the label of an image,
+    or its name of `names`, is part of the file's. All is written or nothing. Raises `FieldError`
     naming what does not fit, and `OSError`.
     """
-    path = Path(path)
+    path, images = Path(path), np.asarray(images)
     if path.suffix not in (".png", ".npz", "") or not path.name:
         raise FieldError("path", f"expected a .png, a .npz or a new folder, got {path}")
-    images = np.asarray(images)
     if images.ndim != 4:
         problem = f"expected [image, height, width, channel], got {images.shape}"
         raise FieldError("images", problem)
@@ -166,31 +143,26 @@ def save_samples(
         if names is not None:
             check_between("labels", labels, 0, len(names) - 1)
             arrays["class_names"] = np.asarray(names, str)
-    if not path.suffix:
-        _save_each(path, to_bytes(images), labels, names)
+    if path.suffix:
+        with replacing(path) as file:
+            if path.suffix == ".png":
+                save_grid(file, images, columns, titles)
+            else:
+                np.savez(file, **arrays, arr_0=to_bytes(images))
         return
-    with replacing(path) as file:
-        if path.suffix == ".png":
-            save_grid(file, images, columns, titles)
-        else:
-            np.savez(file, **arrays, arr_0=to_bytes(images))
-
-
-def _save_each(
-    folder: Path, pixels: np.ndarray, labels: np.ndarray | None, names: Sequence[str] | None
-) -> None:
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise FieldError("path", f"expected a new or empty folder, got {folder}")
-    if pixels.shape[-1] > 4:
-        raise FieldError("images", f"expected 1 to 4 channels, got {pixels.shape[-1]}")
-    with new_folder(folder) as new:
-        for number, picture in enumerate(pixels):
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        raise FieldError("path", f"expected a new or empty folder, got {path}")
+    if images.shape[-1] > 4:
+        raise FieldError("images", f"expected 1 to 4 channels, got {images.shape[-1]}")
+    pictures = [_picture(pixels) for pixels in to_bytes(images)]
+    with new_folder(path) as new:
+        for number, picture in enumerate(pictures):
             name, file = f"{number:05d}", BytesIO()
             if labels is not None:
                 called = labels[number] if names is None else names[labels[number]]
-                safe = re.sub(r"[^\w.]+", "-", str(called))[:_NAME_LENGTH].strip("-.")
+                safe = re.sub(r"[^\w.]+", "-", str(called))[:60].strip("-.")
                 name += f"-{safe or labels[number]}"
-            _picture(picture).save(file, format="PNG")
+            picture.save(file, format="PNG")
             write_file(new / f"{name}.png", file.getvalue())
 
 
@@ -198,34 +170,29 @@ def save_gif(
     path: PathLike,
     frames: Sequence[Image | Pixels],
     columns: int | None = None,
-    titles: Sequence[str] | None = None,
+    titles: Titles = None,
     *,
     hold: int = 25,
 ) -> None:
     """Write grids of images as a GIF that holds the last one for `hold` frames, then repeats."""
-    grids = [image_grid(frame, columns, titles) for frame in frames]
-    save_animation(path, grids, 60, hold=hold)
+    save_animation(path, [image_grid(each, columns, titles) for each in frames], 60, hold=hold)
 
 
 def save_animation(
     file: PathLike | BinaryIO, pictures: Sequence[np.ndarray], milliseconds: int, *, hold: int = 5
 ) -> None:
-    """Write pictures, uint8 [height, width, 3], as a GIF that shows each for so long, the last one
-    `hold` times as long, then repeats."""
-    from PIL import Image as pillow
-
+    """Write pictures, uint8 [height, width, 3], as a GIF that repeats; `hold` is of the last."""
     first, *others = (pillow.fromarray(picture).quantize() for picture in pictures)
-    duration = [milliseconds] * len(others) + [milliseconds * hold]
-    options = {"append_images": others, "duration": duration, "loop": 0}
-    first.save(file, format="GIF", save_all=True, **options)
+    options: Any = {"duration": [milliseconds] * len(others) + [milliseconds * hold], "loop": 0}
+    first.save(file, format="GIF", save_all=True, append_images=others, **options)
 
 
 def save_forward(path: PathLike, schedule: NoiseSchedule, images: Any) -> None:
     """Write an image [height, width, channel], or several, a row each, at four steps of noise."""
     total, rows = schedule.num_timesteps, to_float(images)
-    rows = rows.reshape(-1, *rows.shape[-3:])
     steps = np.unique([0, total // 4, total // 2, total - 1])
-    x_start, t = np.repeat(rows, len(steps), axis=0), np.tile(steps, len(rows))
+    x_start = np.repeat(rows.reshape(-1, *rows.shape[-3:]), len(steps), axis=0)
+    t = np.resize(steps, len(x_start))
     noise = np.asarray(jax.random.normal(jax.random.key(0), x_start.shape, x_start.dtype))
     noisy = np.asarray(q_sample(schedule, x_start, t, noise))
     save_grid(path, noisy, len(steps), [f"t = {step}" for step in steps])
@@ -243,8 +210,7 @@ def save_loss(path: PathLike, steps: Sequence[int], losses: Sequence[float]) -> 
     label = f"mean of {min(steps, default=1)} steps"
     axis.semilogy(steps, losses, color="tab:blue", label=label, **style)
     if width > 1:
-        windows = np.lib.stride_tricks.sliding_window_view(losses, width)
-        median = np.median(windows, axis=1)
+        median = np.median(np.lib.stride_tricks.sliding_window_view(losses, width), axis=1)
         axis.semilogy(steps[width - 1 :], median, color="tab:blue", label="running median")
     axis.set(xlabel="training step", ylabel="training loss")
     axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
@@ -265,31 +231,29 @@ def save_pictures(
     seed: int = 0,
     progress: Callable[[Progress], None] | None = None,
 ) -> None:
-    """Draw from a run that was trained in `folder`, and write all of `PICTURES` there, or none.
-
-    `progress` is that of `draw`. Raises `OSError`.
-    """
-    frames, columns, titles = [], class_columns(run) or 8, class_titles(run)
-    schedule = run.schedule
+    """Draw from a run that was trained in `folder`, and write all of `PICTURES` there, or none."""
+    folder, schedule, frames = Path(folder), run.schedule, []
+    columns, titles = class_columns(run) or 8, class_titles(run)
     samples = draw(
         jax.random.fold_in(seed_key(seed), 1),
         run,
         8 * columns,
-        chain=schedule if schedule.num_timesteps <= _STEPS else run.chain(_STEPS),
+        chain=schedule if schedule.num_timesteps <= 200 else run.chain(200),
         sampler=ancestral(),
         progress=progress,
         watch=lambda x_t: frames.append(x_t[: 2 * columns]),
     )
     if not is_writer():
         return
-    folder = Path(folder)
     lines = [line for line in read_metrics(folder / METRICS) if line["loss"] is not None]
-    steps, losses = [line["step"] for line in lines], [line["loss"] for line in lines]
-    two = np.unique([0, len(data.images) // 2])
-    with tempfile.TemporaryDirectory(prefix=".pictures", dir=folder) as new:
-        save_grid(Path(new, "samples.png"), samples, columns, titles)
-        save_gif(Path(new, "reverse.gif"), frames, columns, titles)
-        save_forward(Path(new, "forward.png"), schedule, data.whole(two))
-        save_loss(Path(new, "loss.png"), steps, losses)
-        for name in PICTURES:
-            os.replace(Path(new, name), folder / name)
+    two = data.whole(np.unique([0, len(data.images) // 2]))
+    with tempfile.TemporaryDirectory(prefix=".pictures", dir=folder) as name:
+        new = Path(name)
+        save_grid(new / "samples.png", samples, columns, titles)
+        save_gif(new / "reverse.gif", frames, columns, titles)
+        save_forward(new / "forward.png", schedule, two)
+        save_loss(
+            new / "loss.png", [line["step"] for line in lines], [line["loss"] for line in lines]
+        )
+        for picture in PICTURES:
+            os.replace(new / picture, folder / picture)

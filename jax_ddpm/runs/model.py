@@ -1,5 +1,4 @@
-"""Models on the disk: the folder of a run, and every other place that a `DiffusionModel` is read
-from.
+"""Models on the disk: the folder of a run, and whatever else a `DiffusionModel` is read from.
 
 Network and schedule are written in the words of diffusers' configs, as `interop` reads them.
 """
@@ -42,7 +41,7 @@ FILES = {
 """What is in the folder of a run; the pictures are of its last weights."""
 CONFIG, METRICS, CHECKPOINTS, *PICTURES = FILES
 
-_TUTORIAL_TIMESTEPS = 200
+_LABELS = ("num_classes", "null_label", "guidance", "class_names", "learned")
 PathLike = str | os.PathLike[str]
 Weights = Literal["ema", "params"]
 
@@ -63,11 +62,7 @@ def describe(run: DiffusionModel, train: Any = None, data: Any = None) -> dict[s
         "model": unet_config(model) if isinstance(model, UNet) else simple,
         "scheduler": scheduler_config(run),
         "image_shape": run.shape(1)[1:],
-        "num_classes": run.num_classes,
-        "null_label": run.null_label,
-        "guidance": run.guidance,
-        "class_names": run.class_names,
-        "learned": run.learned,
+        **{name: getattr(run, name) for name in _LABELS},
         "preparation": Preparation(**run.preparation).record(),
         "train": train,
         "data": data,
@@ -84,9 +79,8 @@ def save_run(folder: PathLike, model: DiffusionModel) -> None:
     check_kind("model", model, DiffusionModel, "load_run(folder)")
     description, weights = describe(model), model.variables
     with new_folder(Path(folder)) as new:
-        save_checkpoint(
-            new / CHECKPOINTS, 0, {"params": weights, "ema": weights}, {"run": description}
-        )
+        arrays = {"params": weights, "ema": weights}
+        save_checkpoint(new / CHECKPOINTS, 0, arrays, {"run": description})
         write_json(new / CONFIG, description)
 
 
@@ -106,15 +100,11 @@ def load_model(
     openai_flags: str | None = None,
     image_size: int | None = None,
 ) -> DiffusionModel:
-    """Read a model, whatever `folder` is: a run or one of its checkpoints, a folder of diffusers, a
-    state dict of OpenAI's code (.pt or .safetensors) or of the tutorial's `SimpleUNet`
-    (.safetensors), whose schedule is the tutorial's.
-
-    Where a folder of diffusers does not say which label is the null label, it is the last, if
-    samples are guided. OpenAI's models have no null label.
+    """Read a model, whatever `folder` is: a run or one of its checkpoints, a folder of diffusers or
+    its name on Hugging Face's hub, a state dict of OpenAI's code (.pt or .safetensors) or of the
+    tutorial's `SimpleUNet` (.safetensors), whose schedule is the tutorial's.
 
     Args:
-      folder: the folder, the file, or a name on Hugging Face's hub.
       weights: of a run, as in `load_run`.
       openai_flags: of OpenAI's, which cannot be read without: its MODEL_FLAGS and DIFFUSION_FLAGS.
       image_size: of the tutorial's, which does not say: height and width. Default: 64.
@@ -123,12 +113,8 @@ def load_model(
       FieldError: naming what is missing or does not fit, or an option of another kind of model.
     """
     folder = Path(folder)
-    if is_run(folder):
-        kind = "weights"
-    elif folder.is_file() and openai_flags is None:
-        kind = "image_size"
-    else:
-        kind = "openai_flags"
+    tutorials = folder.is_file() and openai_flags is None
+    kind = "weights" if is_run(folder) else "image_size" if tutorials else "openai_flags"
     options = {
         "weights": (weights, "a run"),
         "openai_flags": (openai_flags, "a state dict of OpenAI's"),
@@ -149,11 +135,10 @@ def load_model(
         flags = openai_flags
         model = load_diffusers(folder) if flags is None else load_openai(folder, flags)
         _check_drawable(model)
-        return model
     except (ImportError, ValueError) as error:
-        if getattr(error, "field", None) == "flags":
-            raise FieldError("openai_flags", str(error).removeprefix("flags: ")) from None
-        raise FieldError("folder", str(error)) from None
+        name = "openai_flags" if getattr(error, "field", None) == "flags" else "folder"
+        raise FieldError(name, str(error).removeprefix("flags: ")) from None
+    return model
 
 
 def load_run(
@@ -166,17 +151,16 @@ def load_run(
       checkpoint: the step of a checkpoint. Default: the newest.
       weights: their average ("ema"), which samples are drawn from, or the weights ("params").
 
-    Raises:
-      FieldError: naming the file that is missing, damaged or does not fit.
+    Raises `FieldError` naming the file that is missing, damaged or does not fit.
     """
     check_choice("weights", weights, get_args(Weights))
     folder = Path(folder)
-    alone = checkpoint is None and _is_checkpoint(folder)
-    there = folder.parent if alone else folder / CHECKPOINTS
-    paths = {int(path.name): path for path in list_checkpoints(there)}
+    if checkpoint is None and _is_checkpoint(folder):
+        folder, checkpoint = folder.parents[1], int(folder.name)
+    paths = {int(path.name): path for path in list_checkpoints(folder / CHECKPOINTS)}
     if not paths:
         raise FieldError("folder", f"expected a run's folder, got {folder} (no checkpoint in it)")
-    step = int(folder.name) if alone else max(paths) if checkpoint is None else checkpoint
+    step = max(paths) if checkpoint is None else checkpoint
     if step not in paths:
         steps = ", ".join(map(str, paths))
         raise FieldError("checkpoint", f"expected one of {steps} in {folder}, got {step}")
@@ -189,22 +173,20 @@ def load_run(
 
 
 def _read_run(path: Path, weights: str) -> DiffusionModel:
-    checkpoint = load_checkpoint(path)
+    checkpoint, file = load_checkpoint(path), path / "state.json"
     try:
-        description = checkpoint.state["run"]
-        height, width, channels = description["image_shape"]
-        model, image_shape = description["model"], (height, width, channels)
-        if model["_class_name"] == "SimpleUNet":
-            model = SimpleUNet(channels=model["channels"])
-        else:
-            model = unet_from_config(model, path / "state.json")
-        scheduler = scheduler_from_config(description["scheduler"], path / "state.json")
-        labels = {name: description[name] for name in ("num_classes", "null_label", "guidance")}
+        run = {"learned": None} | checkpoint.state["run"]  # which earlier runs did not record
+        shape: Any = tuple(run["image_shape"])
+        fields = scheduler_from_config(run["scheduler"], file)
+        fields |= {name: run[name] for name in _LABELS}
         for name in ("class_names", "learned"):
-            values = description.get(name)
-            labels[name] = None if values is None else tuple(values)
-        preparation = Preparation(**description["preparation"]).record()
-        expected = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), image_shape))
+            fields[name] = None if run[name] is None else tuple(run[name])
+        fields["preparation"] = Preparation(**run["preparation"]).record()
+        if run["model"]["_class_name"] == "SimpleUNet":
+            model = SimpleUNet(channels=run["model"]["channels"])
+        else:
+            model = unet_from_config(run["model"], file)
+        expected = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), shape))
         # Weights that came from elsewhere keep their dtype.
         flat, template = checkpoint.arrays[weights], flatten(expected)
         for name in template.keys() & flat.keys():
@@ -212,8 +194,7 @@ def _read_run(path: Path, weights: str) -> DiffusionModel:
         variables = restore(unflatten(template), flat)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: expected a run's checkpoint: {error!r}") from None
-    scheduler |= {"image_shape": image_shape, "preparation": preparation}
-    return DiffusionModel(model, variables, **scheduler, **labels)
+    return DiffusionModel(model, variables, image_shape=shape, **fields)
 
 
 def _check_drawable(model: DiffusionModel) -> None:
@@ -230,8 +211,8 @@ def _check_drawable(model: DiffusionModel) -> None:
 def _tutorials(path: Path, image_size: int) -> DiffusionModel:
     variables: dict[str, Any] = simple_unet_from_torch(load_tensors(path))
     channels = int(np.shape(variables["params"]["down1"]["kernel"])[2])
-    schedule = make_schedule(linear_beta_schedule(_TUTORIAL_TIMESTEPS))
     model, shape = SimpleUNet(channels=channels), (image_size, image_size, channels)
+    schedule = make_schedule(linear_beta_schedule(200))
     return DiffusionModel(model, variables, schedule, shape, timestep_spacing="trailing")
 
 
@@ -246,17 +227,15 @@ def class_number(name: str, names: Sequence[str] | None) -> int | None:
 
 
 def by_name(names: Sequence[str] | None, others: Sequence[str] | None) -> bool:
-    """Whether classes are matched by name: both sides have names, or those of one are numbers, and
-    so the other's numbers are its names."""
+    """Whether classes are matched by name: both sides have names, or those of one are numbers."""
     return bool(names and others) or all(map(str.isdecimal, names or others or ("none",)))
 
 
 def matched(
     names: Sequence[str] | None, labels: Sequence[int], data: Dataset, *, some: bool = False
 ) -> dict[int, int]:
-    """The images' own label of each of `labels` whose class they show, by name or by number, as
-    `by_name` says. Warns of `labels` that no image has, and of classes that only the images
-    have, unless `labels` may be `some` of theirs."""
+    """The images' own label of each of `labels` that they show, by name or by number. Warns of
+    the others, and of classes that only the images have, unless `labels` are `some` of theirs."""
     called, shown = data.class_names, np.unique(np.asarray(data.labels)).tolist()
     name_of, named = {k: names[k] if names else str(k) for k in labels}, by_name(names, called)
     found: Any = {k: class_number(name_of[k], called) if named else k for k in labels}

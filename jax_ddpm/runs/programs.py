@@ -30,21 +30,18 @@ from jax_ddpm.schedule import NoiseSchedule
 from jax_ddpm.training import TrainState, ema_warmup, init_train_state, make_train_step
 from jax_ddpm.training.sharding import data_sharding, gather_params, replicated, state_sharding
 
-_PIECES = 20
-_AUGMENTATION = 2**31 - 1
-"""Folded into the key of a training, whose steps fold in their own numbers, below this one."""
-
 
 class FitPrograms(NamedTuple):
-    """What a training runs."""
+    """What a training runs. `init` makes the first state of weights, and `to_devices` puts a state
+    of the host there.
+
+    `advance(state, batches) -> (state, metrics)` is one dispatch, a scan over [step, image, …]. The
+    state is donated. Batches have `images`, and `labels` and `extents` where there are any.
+    """
 
     init: Callable[[Any], TrainState]
-    """Weights to the state before the first step."""
     to_devices: Callable[[TrainState], TrainState]
-    """A state on the host to one on the devices."""
     advance: Any
-    """`(state, batches) -> (state, metrics)`: one dispatch, a scan over [step, image, …]. The state
-    is donated. Batches have `images`, and `labels` and `extents` where there are any."""
     state: TrainState
     """Shapes, each with its place."""
     batch_sharding: NamedSharding
@@ -76,7 +73,8 @@ def fit_programs(run: DiffusionModel, settings: Settings, mesh: Mesh, key: PRNGK
     augment = augmentation(window, prepared.flip)
 
     def step(state, batch):
-        step_key = jax.random.fold_in(jax.random.fold_in(key, _AUGMENTATION), state.step)
+        # The noise of step n is of the key that folds in n, which is less than this.
+        step_key = jax.random.fold_in(jax.random.fold_in(key, 2**31 - 1), state.step)
         images = augment(step_key, batch["images"], batch.get("extents"))
         labels = (batch["labels"],) if run.num_classes is not None else ()
         return train_step(state, (images, *labels))
@@ -84,10 +82,9 @@ def fit_programs(run: DiffusionModel, settings: Settings, mesh: Mesh, key: PRNGK
     def init(params):
         return init_train_state(key, params, transformation)
 
-    shapes = jax.eval_shape(init, run.variables)
+    shapes, whole = jax.eval_shape(init, run.variables), replicated(mesh)
     placement = state_sharding(mesh, shapes)
     batches = NamedSharding(mesh, P(None, *data_sharding(mesh).spec))
-    whole = replicated(mesh)
     # What is of single samples stays where they are: only the gradient and the loss travel.
     measured = {"loss": whole, "grad_norm": whole, "losses": batches, "t": batches}
     return FitPrograms(
@@ -130,14 +127,15 @@ def learning_rate(settings: Settings) -> optax.Schedule:
 
 
 class DrawPrograms(NamedTuple):
-    """What draws a batch of samples."""
+    """What draws a batch of samples: `to_devices` puts weights on every device, and
+    `init(key, first_sample)` draws x_T.
+
+    `advance(key, weights, labels, state, first_sample, steps) -> state` is a piece of the chain.
+    """
 
     to_devices: Callable[[Any], Any]
-    """Weights on the host to every device."""
     init: Callable[[PRNGKey, Any], SampleState]
-    """`(key, first_sample) -> state`: x_T."""
     advance: Any
-    """`(key, weights, labels, state, first_sample, steps) -> state`: a piece of the chain."""
     arguments: tuple[Any, ...]
     """Shapes of those of `advance`, but for `steps`, each with its place."""
 
@@ -147,62 +145,46 @@ def draw_programs(
 ) -> DrawPrograms:
     """The reverse chain of `batch_size` samples at once, split over the mesh."""
     data, whole = data_sharding(mesh), replicated(mesh)
-    shape = run.shape(batch_size)
+    batch: Any = {"sampler": sampler, "sharding": data}
 
-    def init(key, first_sample):
+    def init(size, key, first_sample):
         noise = partial(sample_noise, first_sample=first_sample, sharding=data, dtype=jnp.float32)
-        x_T = noise(key, chain.num_timesteps, shape)
-        return p_sample_init(None, chain, shape, sampler=sampler, x_T=x_T, sharding=data)
+        x_T = noise(key, chain.num_timesteps, run.shape(size))
+        return p_sample_init(None, chain, x_T.shape, x_T=x_T, **batch)
 
     def advance(key, weights, labels, state, first_sample, steps):
-        return p_sample_steps(
-            key,
-            chain,
-            guided_denoise_fn(run, weights, labels),
-            state,
-            steps,
-            sampler=sampler,
-            first_sample=first_sample,
-            sharding=data,
-            **run.policy,
-        )
+        denoise_fn = guided_denoise_fn(run, weights, labels)
+        options = {"first_sample": first_sample, **batch, **run.policy}
+        return p_sample_steps(key, chain, denoise_fn, state, steps, **options)
 
     key = jax.eval_shape(lambda: jax.random.key(0))
     number = jax.ShapeDtypeStruct((), jnp.int32)
     labels = None if run.num_classes is None else jax.ShapeDtypeStruct((batch_size,), jnp.int32)
-    state: Any = jax.eval_shape(init, key, number)
-    memory = _memory_sharding(sampler, shape, data)
-    states = state._replace(i=whole, x_t=data, memory=memory)
-    weights = run.variables
-    by_label = None if labels is None else data
-    places = (whole, jax.tree.map(lambda _: whole, weights), by_label, states, whole)
+    state = jax.eval_shape(partial(init, batch_size), key, number)
+
+    # A rule may remember arrays with an axis for the samples, such as the step before, which are
+    # split along it, and others, which are whole on each device.
+    def place(x, twice):
+        axes = [data.spec[0] if n != m else None for n, m in zip(x.shape, twice.shape, strict=True)]
+        return NamedSharding(mesh, P(*axes))
+
+    states = jax.tree.map(place, state, jax.eval_shape(partial(init, 2 * batch_size), key, number))
+    weights = jax.tree.map(lambda _: whole, run.variables)
+    places = (whole, weights, None if labels is None else data, states, whole)
+    arguments = (key, run.variables, labels, state, number)
     return DrawPrograms(
         to_devices=jax.jit(lambda weights: weights, out_shardings=whole),
-        init=jax.jit(init, out_shardings=states),
+        init=jax.jit(partial(init, batch_size), out_shardings=states),
         advance=jax.jit(advance, static_argnums=5, in_shardings=places, out_shardings=states),
-        arguments=jax.tree.map(_placed, (key, weights, labels, state, number), places),
+        arguments=jax.tree.map(_placed, arguments, places),
     )
-
-
-def _memory_sharding(sampler: Sampler, shape: tuple[int, ...], data: NamedSharding) -> Any:
-    """A rule may remember arrays with an axis for the samples, such as the step before, which are
-    split along it, and others, which are whole on each device."""
-    batch, *image = shape
-    shapes = (jax.ShapeDtypeStruct((n, *image), jnp.float32) for n in (batch, 2 * batch))
-    of_batch, of_twice = (jax.eval_shape(sampler.init, x_T) for x_T in shapes)
-
-    def place(x, other):
-        axes = [data.spec[0] if n != m else None for n, m in zip(x.shape, other.shape, strict=True)]
-        return NamedSharding(data.mesh, P(*axes))
-
-    return jax.tree.map(place, of_batch, of_twice)
 
 
 def pieces(chain: NoiseSchedule) -> list[int]:
     """The lengths of the pieces that a chain is drawn in, so that its progress can be shown."""
-    piece = -(-chain.num_timesteps // _PIECES)
-    whole, rest = divmod(chain.num_timesteps, piece)
-    return [piece] * whole + [rest] * (rest > 0)
+    steps = chain.num_timesteps
+    piece = -(-steps // 20)
+    return [min(piece, steps - done) for done in range(0, steps, piece)]
 
 
 def guided_denoise_fn(run: DiffusionModel, weights: Any, labels: Any) -> Callable[[Any, Any], Any]:
@@ -211,17 +193,13 @@ def guided_denoise_fn(run: DiffusionModel, weights: Any, labels: Any) -> Callabl
     if labels is None:
         return partial(model.apply, weights)
 
-    def conditional(x_t, t):
-        return model.apply(weights, x_t, t, labels)
+    def of_class(labels):
+        return lambda x_t, t: model.apply(weights, x_t, t, labels)
 
     if run.guidance == 1:
-        return conditional
+        return of_class(labels)
     null_labels = labels * 0 + run.null_label
-
-    def unconditional(x_t, t):
-        return model.apply(weights, x_t, t, null_labels)
-
-    return classifier_free_guidance(conditional, unconditional, run.guidance)
+    return classifier_free_guidance(of_class(labels), of_class(null_labels), run.guidance)
 
 
 def _placed(x: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:

@@ -144,4 +144,3 @@ RECIPES = {
         "Dhariwal & Nichol 2021, ImageNet 64×64",
     ),
 }
-"""By name."""

@@ -27,16 +27,9 @@ from jax_ddpm.reverse import PredictionType, VarianceType
 LOG_EVERY = 50
 """Steps between two lines of metrics, in a run of a thousand steps or more."""
 TrackerName = Literal["tensorboard", "wandb"]
-_BROUGHT = ("model", "unet", "schedule", "timesteps", "prediction_type", "variance_type")
-"""What `init` brings with it."""
 ScheduleName = Literal["linear", "scaled_linear", "cosine", "sigmoid"]
-_BETAS = {
-    "linear": schedules.linear_beta_schedule,
-    "scaled_linear": schedules.scaled_linear_beta_schedule,
-    "cosine": schedules.cosine_beta_schedule,
-    "sigmoid": schedules.sigmoid_beta_schedule,
-}
-
+# What `init` brings with it.
+_BROUGHT = ("model", "unet", "schedule", "timesteps", "prediction_type", "variance_type")
 # What follows from the images, and what is set for the whole run.
 _NOT_CHOSEN = ("parent", "name", "sample_size", "in_channels", "out_channels", "num_class_embeds")
 _NOT_CHOSEN += ("dtype", "param_dtype", "remat")
@@ -45,8 +38,8 @@ UNET_FIELDS = tuple(each.name for each in fields(UNet) if each.name not in _NOT_
 
 
 def named_schedule(name: ScheduleName, timesteps: int) -> schedules.NoiseSchedule:
-    """The schedule of this name, with its defaults."""
-    return schedules.make_schedule(_BETAS[name](timesteps))
+    """The schedule of `linear_beta_schedule` and the others of this form, with its defaults."""
+    return schedules.make_schedule(getattr(schedules, f"{name}_beta_schedule")(timesteps))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,8 +106,7 @@ class OptimizerSettings:
     ema_warmup: bool = True
     """Whether the decay is smaller over the first steps: min(decay, (1 + step) / (10 + step))."""
     on_nan: Literal["stop", "skip"] = "stop"
-    """What to do when a loss or gradient is not finite: end the training, or drop the step and
-    count it. Neither lets it into the weights."""
+    """On a loss or gradient that is not finite, end the training, or drop the step and count it."""
     seed: int = 0
     """Decides the initial weights, the order of the data, the noise and the samples."""
 
@@ -175,8 +167,7 @@ class LayoutSettings:
     remat: bool = False
     """Recompute the insides of the U-Net's blocks for the gradient instead of keeping them."""
     fsdp: int = 1
-    """Split weights and optimizer state over this many devices, to save memory; a divisor of the
-    number of devices in use."""
+    """Split weights and optimizer state over this many devices, a divisor of those in use."""
     steps_per_dispatch: int | None = None
     """Training steps per dispatch to the devices. Default: 10, on a CPU 1."""
 
@@ -184,8 +175,7 @@ class LayoutSettings:
         """`steps_per_dispatch`, or what suits the backend. Default: JAX's own."""
         # An accelerator never waits for the host. A CPU is the host: there a step takes 10 ms or
         # more, a dispatch 0.1 ms, and a signal or a failure should not wait for nine more steps.
-        suits = 1 if (backend or jax.default_backend()) == "cpu" else 10
-        return self.steps_per_dispatch or suits
+        return self.steps_per_dispatch or (1 if (backend or jax.default_backend()) == "cpu" else 10)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,13 +190,12 @@ class Settings(ModelSettings, OptimizerSettings, CheckpointSettings, LayoutSetti
     more for every doubling of the images from 32 pixels on, attention at the lowest."""
 
     def __post_init__(self) -> None:
+        values: Any = dict(vars(self))
         for name, hint in get_type_hints(Settings).items():
-            value: Any = getattr(self, name)
-            kind: Any = hint
-            if type(None) in get_args(hint):
-                kind = get_args(hint)[0]
-                if value is None:
-                    continue
+            value, kinds = values[name], get_args(hint)
+            kind: Any = kinds[0] if type(None) in kinds else hint
+            if value is None and kind is not hint:
+                continue
             if get_origin(kind) is Literal:
                 check_choice(name, value, get_args(kind))
             elif kind is int:
@@ -214,27 +203,29 @@ class Settings(ModelSettings, OptimizerSettings, CheckpointSettings, LayoutSetti
             elif kind is float:
                 check_finite(name, value)
             if kind in (int, float, Path):
-                object.__setattr__(self, name, kind(value))  # NumPy's too, and a path's name
-        trackers = (self.tracker,) if isinstance(self.tracker, str) else tuple(self.tracker)
-        object.__setattr__(self, "tracker", trackers)
-        for each in trackers:
-            check_choice("tracker", each, get_args(TrackerName))
+                values[name] = kind(values[name])  # NumPy's too, and a path's name
+        trackers = values["tracker"]
+        values["tracker"] = (trackers,) if isinstance(trackers, str) else tuple(trackers)
         if self.unet is not None:  # as JSON gives it back: lists for tuples
-            object.__setattr__(self, "unet", json.loads(json.dumps(dict(self.unet))))
-        for each in self.unet or {}:
+            values["unet"] = json.loads(json.dumps(dict(self.unet)))
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+        for each in self.tracker:
+            check_choice("tracker", each, get_args(TrackerName))
+        for each in self.unet or ():
             check_choice("unet", each, UNET_FIELDS)
         positive = ("steps", "batch_size", "learning_rate", "accumulate", "fsdp", "adam_eps")
         positive += ("steps_per_dispatch", "checkpoint_every", "keep", "keep_every")
         positive += ("min_snr_gamma", "evaluate_num", "log_every")
-        check_positive(**{name: getattr(self, name) for name in positive})
+        check_positive(**{name: values[name] for name in positive})
         check_between("timesteps", self.timesteps, 2)
         for name in ("grad_clip", "weight_decay", "warmup_steps", "sample_every", "evaluate_every"):
-            check_between(name, getattr(self, name) or 0, 0)
+            check_between(name, values[name] or 0, 0)
         check_between("seed", self.seed, 0, 2**63 - 1)
         check_between("label_dropout", self.label_dropout, 0, 1)
         for name in ("ema_decay", "adam_b1", "adam_b2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise FieldError(name, f"expected 0 to 1, below 1, got {getattr(self, name)}")
+            if not 0 <= values[name] < 1:
+                raise FieldError(name, f"expected 0 to 1, below 1, got {values[name]}")
         if self.keep_best and not self.evaluate_every:
             raise FieldError("keep_best", "comes with ", Field("evaluate_every"))
         if self.weight_decay and self.optimizer != "adamw":
@@ -242,19 +233,17 @@ class Settings(ModelSettings, OptimizerSettings, CheckpointSettings, LayoutSetti
         if self.unet is not None and self.model != "unet":
             raise FieldError("unet", "comes with ", Field("model", "unet"))
         for name in _BROUGHT if self.init is not None else ():
-            if getattr(self, name) != getattr(Settings, name):
+            if values[name] != getattr(Settings, name):
                 raise FieldError(name, "comes with ", Field("init"))
-        got = ", got {}".format
+        got, batch, every = ", got {}".format, self.batched(), self.log_every or LOG_EVERY
         if (self.keep_every or 0) % self.checkpoint_every:
             of = Field("checkpoint_every", self.checkpoint_every)
             raise FieldError("keep_every", "expected a multiple of ", of, got(self.keep_every))
-        if (self.evaluate_every or 0) % (every := self.log_every or LOG_EVERY):
-            of = f"{every}, the steps of a line of metrics"
-            raise FieldError(
-                "evaluate_every", "expected a multiple of ", of, got(self.evaluate_every)
-            )
-        if self.batched() % self.accumulate:
-            of = Field("batch_size", self.batched())
+        if (self.evaluate_every or 0) % every:
+            problem = f"expected a multiple of {every}, the steps of a line of metrics"
+            raise FieldError("evaluate_every", problem, got(self.evaluate_every))
+        if batch % self.accumulate:
+            of = Field("batch_size", batch)
             raise FieldError("accumulate", "expected a divisor of ", of, got(self.accumulate))
         if self.learning_rate_schedule != "constant" and (self.warmup_steps or 0) >= self.steps:
             than = Field("steps", self.steps)

@@ -47,8 +47,7 @@ def test_memory_is_split_along_the_axis_of_the_samples(untrained):
     programs = draw_programs(run, run.chain(2), rule, 4, device_mesh(4))
     memory = programs.init(jax.random.key(0), np.int32(0)).memory
     shards = {name: x.sharding.shard_shape(x.shape) for name, x in memory.items()}
-    image = (8, 8, 1)
-    assert shards == {"table": (4,), "last": (2, *image), "older": (2, 2, *image), "i": ()}
+    assert shards == {"table": (4,), "last": (2, 8, 8, 1), "older": (2, 2, 8, 8, 1), "i": ()}
     drawn = [runs.draw(jax.random.key(0), run, 4, steps=2, sampler=each) for each in (rule, ddim)]
     np.testing.assert_array_equal(*drawn)
 
