@@ -48,7 +48,6 @@ class Preparation:
     """Read pictures of up to so many pixels. Default: Pillow's limit, 178,956,970."""
 
     def __post_init__(self) -> None:
-        """Raises `FieldError` naming the field that makes no sense."""
         for name in ("image_size", "max_pixels"):
             count = getattr(self, name)
             if count is not None and (type(count) is not int or count < 1):
@@ -79,14 +78,12 @@ class Dataset:
     source: str = "arrays"
     """Where they come from, for the record of a run."""
     notes: tuple[str, ...] = ()
-    """What was decided in reading them, and what a user should know."""
+    """What a user should know of how they were read."""
     class_names: tuple[str, ...] | None = None
-    """What each class is called, if it is known."""
     preparation: Preparation = Preparation()
     """How they were read, and how each step draws from them."""
     extents: np.ndarray | None = None
-    """Height and width of what each image holds, int32 [image, 2], where they differ and random
-    windows are cut out."""
+    """Height and width of what each image holds, int32 [image, 2], if windows are cut out."""
     sha256: str | None = None
     """A digest of the files that the images were decoded from."""
 
@@ -139,8 +136,7 @@ class Dataset:
         return np.stack([image[y : y + height, x : x + width] for image, (y, x) in pairs])
 
     def check(self) -> None:
-        """Raises `FieldError` unless this is what `load_dataset` makes: uint8 images, or float32 in
-        [-1, 1], and int32 labels from 0."""
+        """Raises `FieldError` unless this is what `load_dataset` makes."""
         shape, dtype = np.shape(self.images), getattr(self.images, "dtype", None)
         labels = self.labels
         if dtype not in (np.uint8, np.float32) or len(shape) != 4 or not np.prod(shape):

@@ -19,7 +19,6 @@ from jax_ddpm.data.dataset import Preparation
 Encoded = bytes | np.ndarray
 """A file, or pixels, uint8 [height, width, channel] with 1, 3 or 4 channels."""
 
-_ORIENTATION = 0x0112
 # EPS, for which Pillow runs Ghostscript, formats that it only names, films, and measurements.
 _REFUSED = {"BUFR", "EPS", "FITS", "FLI", "GRIB", "HDF5", "IPTC", "MCIDAS", "MPEG", "SPIDER", "WMF"}
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -48,12 +47,10 @@ def survey(encoded: Encoded) -> Survey:
     # It may stand at the end of a PNG, all of which Pillow decodes to find it.
     is_png = encoded.startswith(_PNG)
     picture = _open(encoded, decoded=is_png and any(mark in encoded for mark in _MAY_TURN))
-    several = getattr(picture, "is_animated", False)
-    sixteen = picture.mode.startswith("I")
+    several, sixteen = getattr(picture, "is_animated", False), picture.mode.startswith("I")
     largest = round(65535 * _sixteen_bits(picture).max()) if sixteen else None
-    width, height = picture.size
-    if _orientation(picture) >= 5:  # it lies on its side
-        height, width = width, height
+    lies = _orientation(picture) >= 5  # on its side
+    height, width = picture.size if lies else picture.size[::-1]
     grey = _is_grey(picture) or (is_png and encoded[25] == 4)  # of 16 bits, with opacity
     return Survey(height, width, grey, several, largest)
 
@@ -79,8 +76,7 @@ def decode(
         if (turn := _TURNS.get(_orientation(opened))) is not None:
             picture = picture.transpose(turn)
     picture, on_white = _on_white(picture, channels)
-    picture = _resize(picture.convert(_MODES[channels]), preparation)
-    pixels = np.asarray(picture)
+    pixels = np.asarray(_resize(picture.convert(_MODES[channels]), preparation))
     return pixels[..., None] if channels == 1 else pixels, on_white
 
 
@@ -129,7 +125,7 @@ def _with_chunks(data: bytes, kinds: tuple[bytes, ...]) -> bytes:
 def _orientation(picture: Any) -> int:
     """As EXIF says it; 1 is upright."""
     with suppress(Exception):  # whatever Pillow meets in there
-        if (value := picture.getexif().get(_ORIENTATION)) in tuple(_TURNS):
+        if (value := picture.getexif().get(0x0112)) in tuple(_TURNS):
             return value
     return 1
 

@@ -1,8 +1,7 @@
 """The files of known sets as they were published: MNIST's, and CIFAR's.
 
-To add one: write a function like `read_mnist`, and put it into `FORMATS`. It is given the files of
-a folder or an archive, and the name of one of them if that was asked for, and answers None if they
-are not its own.
+To add one: write a function like `read_mnist`, and put it into `FORMATS`. It is given files, and
+the name of one of them if that was asked for, and answers None if they are not its own.
 """
 
 import gzip
@@ -191,4 +190,3 @@ def _read(files: Files, names: list[str], parse: Callable[[bytes], Any]) -> list
 
 
 FORMATS: tuple[Callable[[Files, str | None], Dataset | None], ...] = (read_mnist, read_cifar)
-"""What reads the files of a set, or answers None where they are not its own."""

@@ -24,9 +24,7 @@ DATASETS = ("digits", "mnist5k", "photo_crops")
 32×32 from scikit-learn's two photographs."""
 
 _PICTURES = (".bmp", ".gif", ".jpeg", ".jpg", ".pfm", ".png", ".tif", ".tiff", ".webp")
-_HEADER = 2**26
-"""Bytes of a file of another name that are read to see whether it is a picture."""
-_MODES = {1: "grey", 3: "RGB", 4: "RGB with opacity"}
+_HEADER = 2**26  # bytes of a file of another name, read to see whether it is a picture
 _CROPS = {
     "center": "the center is kept",
     "random": "a window cut out anew in each step",
@@ -76,8 +74,7 @@ def load_dataset(
     try:
         with pictures.remembered(where, str(data)) as known:
             found = _find(data, preparation, known)
-            if not isinstance(found.images, Files) and _is_to_change(found.images, preparation):
-                found = replace(found, images=_as_pictures(found.images))
+            found = replace(found, images=_to_prepare(found.images, preparation))
             if isinstance(found.images, Files):
                 tell = progress or (lambda what, done, total: None)
                 found = pictures.prepared(found, preparation, where, known, tell)
@@ -89,7 +86,7 @@ def load_dataset(
     if preparation.labels == "none":
         notes.append("labels are left out, as asked")
         found = replace(found, labels=None, class_names=None)
-    notes = (*notes, *_said(found, preparation))
+    notes = (*notes, *_said(preparation))
     preparation = replace(preparation, range=found.preparation.range or preparation.range)
     return replace(found, source=str(data), preparation=preparation, notes=notes)
 
@@ -99,9 +96,9 @@ def _find(data: str | os.PathLike[str], preparation: Preparation, known: dict[st
     if isinstance(data, str) and data in DATASETS:
         return {"digits": _digits, "mnist5k": _mnist5k, "photo_crops": _photo_crops}[data]()
     data, labelled = os.path.expanduser(data), preparation.labels == "folders"
-    if data.startswith(HUB):
-        return read_parquet(data, labelled=labelled)
     path = Path(data)
+    if data.startswith(HUB) or (path.suffix == PARQUET and path.is_file()):
+        return read_parquet(data, labelled=labelled)
     if not path.exists():
         hint = f"; on Hugging Face's hub it would be {HUB}{data}" if data.count("/") == 1 else ""
         if path.name == data and not path.suffix:
@@ -109,8 +106,6 @@ def _find(data: str | os.PathLike[str], preparation: Preparation, known: dict[st
         raise FieldError("data", f"no such file or folder: {path}{hint}")
     if path.suffix.lower() in (".npy", ".npz"):
         return read_arrays(path, preparation)
-    if path.is_file() and path.suffix == PARQUET:
-        return read_parquet(data, labelled=labelled)
     chosen = path.name if path.is_file() and not path.name.lower().endswith(ARCHIVES) else None
     files = open_files(path if chosen is None else path.parent, deep=chosen is None)
     for read in FORMATS:
@@ -145,27 +140,25 @@ def _from_pictures(files: Files, labelled: bool, known: dict[str, Any]) -> Datas
     return Dataset(files.only(names), labels, notes=notes, class_names=classes)
 
 
-def _is_to_change(images: np.ndarray, preparation: Preparation) -> bool:
-    """Whether an array is not yet what `preparation` asks for."""
+def _to_prepare(images: Any, preparation: Preparation) -> Any:
+    """An array as pictures, where it is not yet what `preparation` asks for."""
+    if isinstance(images, Files):
+        return images
     (_, *shape), size = images.shape, preparation.image_size
     if shape == [size or shape[0], size or shape[1], preparation.channels or shape[2]]:
-        return False
+        return images
     if images.dtype != np.uint8 or shape[2] == 2:
         problem = f"expected uint8 images of 1, 3 or 4 channels, got {images.dtype} of {shape[2]}"
         raise FieldError("channels" if size is None else "image_size", problem)
-    return True
-
-
-def _as_pictures(images: np.ndarray) -> Rows:
     # An array in memory was just read.
     here = stamp(Path(str(images.filename))) if isinstance(images, np.memmap) else ""
-    return Rows("image", len(images), images.__getitem__, here, images.shape[-1])
+    return Rows("image", len(images), images.__getitem__, here, shape[2])
 
 
 def _training(names: list[str]) -> tuple[list[str], list[str]]:
     """The pictures of the training part, if the folders of a level are parts, and the folders of
-    the other pictures. A level where most folders name no part holds classes. Raises `ValueError`
-    if a few name none, or if no part is for training."""
+    the others. A level where most folders name no part holds classes. Raises `ValueError` if a few
+    name none, or if no part is for training."""
     folders = [name.split("/")[:-1] for name in names]
     for level in range(max(map(len, folders), default=0)):
         places = [("/".join(each[:level]), "".join(each[level : level + 1])) for each in folders]
@@ -209,13 +202,13 @@ def _shown(text: str) -> str:
     return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
-def _said(data: Dataset, preparation: Preparation) -> tuple[str, ...]:
+def _said(preparation: Preparation) -> tuple[str, ...]:
     """What is done to images, in a line; nothing where that is nothing."""
     words, size = [], preparation.image_size
     if size is not None:
         words.append(f"resized to {size}×{size}, {_CROPS[preparation.crop]}")
     if preparation.channels is not None:
-        words.append(_MODES[data.images.shape[-1]])
+        words.append({1: "grey", 3: "RGB", 4: "RGB with opacity"}[preparation.channels])
     if preparation.flip:
         words.append("mirrored with probability 1/2")
     return (f"images are {', '.join(words)}",) if words else ()
