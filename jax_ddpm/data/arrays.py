@@ -128,10 +128,10 @@ def _to_signed(
             raise FieldError("data", f"expected arr_0 to hold the samples as bytes in {path}")
         note = note if fits else f"samples beyond [-1, 1], clipped as in arr_0: {got}"
     elif not fits:
-        which = (f"[{least}, 1], as ", Field("range", given), " says")
-        raise FieldError(
-            "data", "expected pixels in ", *(which if given else ("[0, 1] or [-1, 1]",)), f", {got}"
-        )
+        if given is None:
+            raise FieldError("data", f"expected pixels in [0, 1] or [-1, 1], {got}")
+        expected = f"expected pixels in [{least}, 1], as "
+        raise FieldError("data", expected, Field("range", given), f" says, {got}")
     elif given is None and taken == "unit":
         note += ', since none is below 0; if they are in [-1, 1], the range is "signed"'
     images = np.clip(images, least, 1)

@@ -34,10 +34,9 @@ def read_parquet(data: str, *, labelled: bool = True) -> Dataset:
         raise FieldError("data", f"cannot read {data}: {lines[0]}") from None
     features: dict[str, Any] = dict(table.features)
     kinds = {name: type(kind).__name__ for name, kind in features.items()}
-    structs = {
-        name for name, kind in features.items() if isinstance(kind, dict) and "bytes" in kind
-    }
-    pictures = [name for name, kind in kinds.items() if kind == "Image" or name in structs]
+    structs = {name for name, kind in features.items() if isinstance(kind, dict)}
+    in_bytes = {name for name in structs if "bytes" in features[name]}
+    pictures = [name for name, kind in kinds.items() if kind == "Image" or name in in_bytes]
     if len(pictures) != 1:
         got = ", ".join(f"{name} {getattr(features[name], 'dtype', kinds[name])}" for name in kinds)
         raise FieldError("data", f"expected one column of images in {data}, got {got}")

@@ -254,11 +254,10 @@ def _fitted(
         notes.append(f"{problem}; times {65535 // max(largest, 1)}, they would have all tones")
     sizes = [resized_shape(head.height, head.width, preparation) for head in found]
     if target is None and len(set(sizes)) > 1:
-        got = {
-            size: f"{name} is {size[0]}×{size[1]}" for size, name in zip(sizes, heads, strict=True)
-        }
+        name_of = dict(zip(sizes, heads, strict=True))
+        one, two, *_ = [f"{name} is {size[0]}×{size[1]}" for size, name in name_of.items()]
         problem = "expected pictures of one size, or an image size to bring them to"
-        raise FieldError("data", f"{problem}: {', '.join(islice(got.values(), 2))}")
+        raise FieldError("data", f"{problem}: {one}, {two}")
     height, width = np.max(sizes, axis=0).tolist()
     extents = None
     if target is not None and preparation.crop == "random":

