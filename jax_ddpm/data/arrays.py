@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from jax_ddpm._errors import Field, FieldError, described
-from jax_ddpm.data.dataset import Dataset, Preparation, numbered, to_bytes
+from jax_ddpm.data.dataset import Dataset, Labelling, Preparation, numbered, to_bytes
 from jax_ddpm.data.files import part_of, reason
 
 _IN_MEMORY = 2**28
@@ -62,11 +62,8 @@ def _unexpected(expected: str, where: object, got: object) -> FieldError:
     return FieldError("data", f"expected {expected} in {where}, got {got}")
 
 
-def read_labels(
-    labels: np.ndarray, where: object, called: np.ndarray | None = None
-) -> tuple[np.ndarray, tuple[str, ...] | None, tuple[str, ...]]:
-    """int32 labels, the names of their classes, and notes. Where some are missing between 0 and the
-    largest, they are the names of the classes."""
+def read_labels(labels: np.ndarray, where: object, called: np.ndarray | None = None) -> Labelling:
+    """Where some numbers are missing between 0 and the largest, they are the names of classes."""
     if labels.min() < 0:
         raise _unexpected("labels from 0", where, labels.min())
     if called is not None:
@@ -78,8 +75,7 @@ def read_labels(
         return labels.astype(np.int32), names, said
     if int(labels.max()) < len(np.unique(labels)):
         return labels.astype(np.int32), None, ()
-    labels, names, said = numbered(list(map(str, labels.tolist())), "label")
-    return labels, names, (said,)
+    return numbered(list(map(str, labels.tolist())), "label")
 
 
 def _load(path: Path, labelled: bool) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:

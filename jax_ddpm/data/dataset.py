@@ -11,6 +11,8 @@ import numpy as np
 from jax_ddpm._errors import FieldError, check_between, check_choice
 from jax_ddpm._typing import AnyArray
 
+Labelling = tuple[np.ndarray | None, tuple[str, ...] | None, tuple[str, ...]]
+"""Labels, int32 [image], what the classes are called, and what to say of them."""
 _LEVELS = ((np.arange(256) - 127.5) / 127.5).astype(np.float32)  # what each byte means
 _BLOCK = 2**24
 _CHOICES = {
@@ -188,8 +190,8 @@ def to_bytes(images: AnyArray) -> np.ndarray:
     return np.clip((images + 1) * 127.5, 0, 255).round().astype(np.uint8)
 
 
-def numbered(of_each: Sequence[str], by: str) -> tuple[np.ndarray, tuple[str, ...], str]:
-    """Labels int32 for the names of classes, numbers in their order; each class's name; a note."""
+def numbered(of_each: Sequence[str], by: str) -> Labelling:
+    """The labels of images whose classes are called so; numbers are in their order."""
     names = sorted(set(of_each))
     if all(map(str.isdecimal, names)):
         names.sort(key=int)
@@ -198,4 +200,4 @@ def numbered(of_each: Sequence[str], by: str) -> tuple[np.ndarray, tuple[str, ..
     said += ", …" * (len(names) > 20)
     if any(name.isdecimal() and int(name) != label for name, label in label_of.items()):
         said += "; their numbers are not those in their names"
-    return np.asarray([label_of[name] for name in of_each], np.int32), tuple(names), said
+    return np.asarray([label_of[name] for name in of_each], np.int32), tuple(names), (said,)

@@ -13,7 +13,7 @@ import numpy as np
 
 from jax_ddpm._errors import FieldError
 from jax_ddpm.data.arrays import read_arrays
-from jax_ddpm.data.dataset import Dataset, Preparation, numbered
+from jax_ddpm.data.dataset import Dataset, Labelling, Preparation, numbered
 from jax_ddpm.data.files import ARCHIVES, Files, Rows, open_files, part_of, stamp
 from jax_ddpm.data.formats import FORMATS
 from jax_ddpm.data.hub import HUB, PARQUET, read_parquet
@@ -179,21 +179,17 @@ def _training(names: list[str]) -> tuple[list[str], list[str]]:
     return names, []
 
 
-def _classes(
-    names: list[str],
-) -> tuple[np.ndarray | None, tuple[str, ...] | None, tuple[str, ...]]:
-    """Labels, what they are called, and what to say of them, by the first folder that differs."""
+def _classes(names: list[str]) -> Labelling:
+    """By the first folder that differs."""
     parts = [normalize("NFC", _shown(name)).split("/") for name in names]
     while all(len(each) > 2 and each[0] == parts[0][0] for each in parts):
         parts = [each[1:] for each in parts]
     folders = [each[0] for each in parts if len(each) > 1]
     alone = len(folders) < len(parts)
-    if len(set(folders)) + alone < 2:
-        return None, None, ()
-    if alone:
-        return None, None, ("no classes: not every picture lies in a subfolder",)
-    labels, called, said = numbered(folders, "subfolder")
-    return labels, called, (said,)
+    if alone or len(set(folders)) < 2:
+        note = "no classes: not every picture lies in a subfolder"
+        return None, None, (note,) if alone and folders else ()
+    return numbered(folders, "subfolder")
 
 
 def _shown(text: str) -> str:
