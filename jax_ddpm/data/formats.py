@@ -32,8 +32,8 @@ def read_mnist(files: Files, chosen: str | None = None) -> Dataset | None:
         sets.setdefault((part, folder), {}).setdefault(kind, match.string)
     if not sets or (chosen and not _IDX.fullmatch(chosen)):
         return None
-    training = [part for part, _ in sets if part == "train"]
-    wanted = chosen.partition("-")[0] if chosen else "train" if training else "t10k"
+    parts = {part for (part, _), pair in sets.items() if "images" in pair}
+    wanted = chosen.partition("-")[0] if chosen else "train" if "train" in parts else "t10k"
     pairs = [pair for (part, _), pair in sets.items() if part == wanted and len(pair) == 2]
     if len(pairs) != 1:
         got = ", ".join(name for pair in pairs or sets.values() for name in pair.values())
@@ -45,9 +45,9 @@ def read_mnist(files: Files, chosen: str | None = None) -> Dataset | None:
         got = f"{paths[0]} {list(pixels.shape)}, {paths[1]} {list(classes.shape)}"
         problem = "expected images [image, height, width] and labels [image]"
         raise ValueError(f"{problem} in {files.path}, got {got}")
-    note = "the images of the test" + ": those for training are not there" * (not training)
+    note = "the images of the test" + ": those for training are not there" * ("train" not in parts)
     if wanted == "train":
-        note = "the training images" + _LEFT_OUT * (len(training) < len(sets))
+        note = "the training images" + _LEFT_OUT * ("t10k" in parts)
     return Dataset(pixels[..., None], classes.astype(np.int32), notes=(note,))
 
 
