@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from jax_ddpm._errors import Field, FieldError
-from jax_ddpm.data.dataset import Dataset, Preparation, numbered, to_bytes
-from jax_ddpm.data.files import part_of
-from jax_ddpm.data.pictures import reason
+from jax_ddpm._errors import Field, FieldError, described
+from jax_ddpm.data.dataset import Dataset, Labelling, Preparation, numbered, to_bytes
+from jax_ddpm.data.files import part_of, reason
 
 _IN_MEMORY = 2**28
 """Bytes. A .npy up to this size is read whole; a larger one of uint8 stays on the disk, and must
@@ -19,24 +18,21 @@ _ROUNDING = 1e-6
 
 
 def read_arrays(path: Path, preparation: Preparation) -> Dataset:
-    """Images [image, height, width(, channel)], uint8, or float in [0, 1] or [-1, 1], and labels.
-
-    Integers of shape [image] or [image, 1] beside the images in a .npz are labels; of several parts
-    that for training is read. Raises `FieldError` naming what cannot be read or has another form.
-    """
-    labelled, names = preparation.labels == "folders", None
+    """Images [image, height, width(, channel)], and labels [image] or [image, 1]; of several parts
+    that for training. Raises `FieldError` naming what cannot be read or has another form."""
+    labelled, names, taken = preparation.labels == "folders", None, None
     arrays, notes = _load(path, labelled)
     # Of `save_samples`: what the classes are called, and the samples as bytes.
-    called = arrays.pop("class_names", None)
-    shapes = [arrays[name].shape for name in ("samples", "arr_0") if name in arrays]
-    in_bytes = arrays.pop("arr_0") if len(shapes) == 2 and shapes[0] == shapes[1] else None
+    called, in_bytes = arrays.pop("class_names", None), None
+    if {"samples", "arr_0"} <= arrays.keys() and arrays["samples"].shape == arrays["arr_0"].shape:
+        in_bytes = arrays.pop("arr_0")
     pictures = [array for array in arrays.values() if array.ndim in (3, 4)]
     columns = [array for array in arrays.values() if array.ndim == 1 or array.shape[1:] == (1,)]
     unknown = len(arrays) > len(pictures) + len(columns) or len(columns) > 1
     if len(pictures) != 1 or (labelled and unknown):
-        got = ", ".join(f"{name} {each.dtype}{list(each.shape)}" for name, each in arrays.items())
-        problem = "expected one array of images [image, height, width(, channel)] and at most one"
-        raise FieldError("data", f"{problem} of labels [image], in {path}, got {got}")
+        got = ", ".join(f"{name} {described(each)}" for name, each in arrays.items())
+        expected = "one array of images [image, height, width(, channel)] and at most one of labels"
+        raise _unexpected(f"{expected} [image]", path, got)
     (images,) = pictures
     got = f"got {list(images.shape)} in {path}"
     if images.ndim == 3:
@@ -49,11 +45,10 @@ def read_arrays(path: Path, preparation: Preparation) -> Dataset:
     labels = columns[0].reshape(-1) if labelled and columns else None
     if labels is not None:
         if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
-            problem = f"expected an integer label for each of {len(images)} images in {path}"
-            raise FieldError("data", f"{problem}, got {labels.dtype}{list(labels.shape)}")
-        labels, names, said = read_labels(labels, str(path), called)
+            expected = f"an integer label for each of {len(images)} images"
+            raise _unexpected(expected, path, described(labels))
+        labels, names, said = read_labels(labels, path, called)
         notes += said
-    taken = None
     if images.dtype != np.uint8:
         images, taken, note = _to_signed(np.asarray(images), path, preparation.range, in_bytes)
         notes += (note,)
@@ -63,25 +58,24 @@ def read_arrays(path: Path, preparation: Preparation) -> Dataset:
     return Dataset(images, labels, notes=notes, class_names=names, preparation=how)
 
 
-def read_labels(
-    labels: np.ndarray, where: str, called: np.ndarray | None = None
-) -> tuple[np.ndarray, tuple[str, ...] | None, tuple[str, ...]]:
-    """Whole numbers as int32 labels, of the classes `called` so. Where some are missing between 0
-    and the largest, they are the names of the classes, and a line says so."""
+def _unexpected(expected: str, where: object, got: object) -> FieldError:
+    return FieldError("data", f"expected {expected} in {where}, got {got}")
+
+
+def read_labels(labels: np.ndarray, where: object, called: np.ndarray | None = None) -> Labelling:
+    """Where some numbers are missing between 0 and the largest, they are the names of classes."""
     if labels.min() < 0:
-        raise FieldError("data", f"expected labels from 0 in {where}, got {labels.min()}")
+        raise _unexpected("labels from 0", where, labels.min())
     if called is not None:
         names, shown = tuple(called.astype(str).reshape(-1).tolist()), {*labels.tolist()}
         if (most := max(shown)) >= len(names):
-            problem = f"expected labels of the {len(names)} class_names in {where}, got {most}"
-            raise FieldError("data", problem)
+            raise _unexpected(f"labels of the {len(names)} class_names", where, most)
         idle = ", ".join([name for k, name in enumerate(names) if k not in shown][:20])
         said = (f"classes that no image shows: {idle}",) if idle else ()
         return labels.astype(np.int32), names, said
     if int(labels.max()) < len(np.unique(labels)):
         return labels.astype(np.int32), None, ()
-    labels, names, said = numbered(list(map(str, labels.tolist())), "label")
-    return labels, names, (said,)
+    return numbered(list(map(str, labels.tolist())), "label")
 
 
 def _load(path: Path, labelled: bool) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
@@ -113,11 +107,11 @@ def _to_signed(
 ) -> tuple[np.ndarray, Any, str]:
     """Float images in [-1, 1], the range that they were taken for, and what to say of it."""
     if not np.issubdtype(images.dtype, np.floating):
-        raise FieldError("data", f"expected uint8 or float images, got {images.dtype} in {path}")
-    if len(wrong := np.flatnonzero(~np.isfinite(images).all(axis=(1, 2, 3)))):
-        problem = f"expected finite pixels, got NaN or infinity in {len(wrong)} of the "
-        rest = f"{len(images)} images in {path}, the first of them image {wrong[0]}"
-        raise FieldError("data", problem + rest)
+        raise _unexpected("uint8 or float images", path, images.dtype)
+    wrong = np.flatnonzero(~np.isfinite(images).all(axis=(1, 2, 3)))
+    if len(wrong):
+        got = f"NaN or infinity in {len(wrong)} of them, the first of them image {wrong[0]}"
+        raise FieldError("data", f"expected finite pixels, got {got} in {path}")
     low, high = float(images.min()), float(images.max())
     got = f"got [{low:.9g}, {high:.9g}] in {path}"
     rounding = max(_ROUNDING, 4 * float(np.finfo(images.dtype).eps))
@@ -130,10 +124,10 @@ def _to_signed(
             raise FieldError("data", f"expected arr_0 to hold the samples as bytes in {path}")
         note = note if fits else f"samples beyond [-1, 1], clipped as in arr_0: {got}"
     elif not fits:
-        which = (f"[{least}, 1], as ", Field("range", given), " says")
-        raise FieldError(
-            "data", "expected pixels in ", *(which if given else ("[0, 1] or [-1, 1]",)), f", {got}"
-        )
+        if given is None:
+            raise FieldError("data", f"expected pixels in [0, 1] or [-1, 1], {got}")
+        expected = f"expected pixels in [{least}, 1], as "
+        raise FieldError("data", expected, Field("range", given), f" says, {got}")
     elif given is None and taken == "unit":
         note += ', since none is below 0; if they are in [-1, 1], the range is "signed"'
     images = np.clip(images, least, 1)

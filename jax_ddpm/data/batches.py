@@ -1,9 +1,7 @@
-"""What a step sees: the order of the images, their flips and windows, and batches ahead of the
-device.
+"""What a step sees: the order of the images, flips and windows, and batches ahead of the device.
 
-All of it is a pure function of the key and the step, so there is no state to save: a run that
-resumes at step n asks for batch n. Each sample of a step draws from a key of its own, so that how a
-batch is split over devices and hosts does not matter.
+All of it is a pure function of the key and the step: a run that resumes at step n asks for batch n.
+Each sample of a step draws from its own key, whatever devices and hosts a batch is split over.
 """
 
 import threading
@@ -34,8 +32,8 @@ def batch_indices(
 ) -> Int[Array, "batch"]:
     """Which images step `step` sees: slices of a permutation that each epoch draws anew.
 
-    An epoch drops what does not fill a batch. `step` may be traced (the order can live inside
-    a scan). Raises `ValueError` if a batch is larger than the data.
+    An epoch drops what does not fill a batch. `step` may be traced. Raises `ValueError` if a batch
+    is larger than the data.
     """
     check_key("key", key)
     check_whole("step", step, 0)
@@ -45,8 +43,7 @@ def batch_indices(
 
 
 class Order:
-    """The indices of a range of steps, as `batch_indices` gives them one by one; the permutation
-    of an epoch is drawn once. Safe in several threads."""
+    """The indices of a range of steps, as `batch_indices` gives them. Safe in several threads."""
 
     def __init__(self, key: PRNGKey, dataset_size: int, batch_size: int) -> None:
         self._per_epoch = _steps_per_epoch(dataset_size, batch_size)
@@ -56,13 +53,12 @@ class Order:
 
     def __call__(self, steps: range) -> np.ndarray:
         """int32 [step, batch]."""
-        return np.stack([self._batch(step) for step in steps])
-
-    def _batch(self, step: int) -> np.ndarray:
-        epoch, place = divmod(step, self._per_epoch)
-        with self._lock:
-            order = self._epoch(epoch)
-        return order[place * self.batch_size :][: self.batch_size]
+        batches = []
+        for epoch, batch in (divmod(step, self._per_epoch) for step in steps):
+            with self._lock:
+                order = self._epoch(epoch)
+            batches.append(order[batch * self.batch_size :][: self.batch_size])
+        return np.stack(batches)
 
 
 def _steps_per_epoch(dataset_size: int, batch_size: int) -> int:
@@ -78,8 +74,8 @@ def _epoch_order(key: PRNGKey, epoch: int | Array, dataset_size: int) -> Array:
 def load_batch(array: Any, indices: np.ndarray, sharding: NamedSharding) -> Array:
     """`array[indices]`, placed; each process reads only the rows that its own devices get.
 
-    `array` is NumPy's, or anything with its `shape` and rows by index.
-    `indices` may have any shape; `sharding` may split its axes, and no others.
+    `array` is anything with `shape` and rows by index. `indices` may have any shape; `sharding` may
+    split its axes, and no others.
     """
     shape = (*indices.shape, *array.shape[1:])
 
@@ -94,26 +90,20 @@ def prefetched(
 ) -> Generator[dict[str, jax.Array]]:
     """For each range of steps its rows of each array, [step, batch, …], placed as `sharding` says.
 
-    An array is anything with `shape`, `dtype` and rows by index. Grain's threads keep as many
-    dispatches ready as fit in 256 MiB, between 2 and 16. What reading raises is raised here, when
-    its turn comes.
+    Grain's threads keep as many dispatches ready as fit in 256 MiB, between 2 and 16. What reading
+    raises is raised here, when its turn comes.
     """
     import grain
 
-    class Dispatches:
-        def __len__(self) -> int:
-            return len(dispatches)
-
-        def __getitem__(self, index: int) -> dict[str, jax.Array]:
-            indices = order(dispatches[index])
-            return {name: load_batch(array, indices, sharding) for name, array in arrays.items()}
+    def load(index: int) -> dict[str, jax.Array]:
+        indices = order(dispatches[index])
+        return {name: load_batch(array, indices, sharding) for name, array in arrays.items()}
 
     row = sum(np.prod(array.shape[1:]) * array.dtype.itemsize for array in arrays.values())
     size = order.batch_size * int(row) * max(map(len, islice(dispatches, 100)), default=0)
     ahead = int(np.clip(_AHEAD_BYTES // max(size, 1), 2, _AHEAD))
     options = grain.ReadOptions(num_threads=min(ahead, _THREADS), prefetch_buffer_size=ahead)
-    source: Any = Dispatches()
-    batches = iter(grain.MapDataset.source(source).to_iter_dataset(options))
+    batches = iter(grain.MapDataset.range(len(dispatches)).map(load).to_iter_dataset(options))
     try:
         yield from batches
     finally:
@@ -134,8 +124,7 @@ def random_crop(
 ) -> Array:
     """Cut a window of size × size out of each image, anywhere with the same probability.
 
-    `extents` are the height and width of what each image holds, in its upper left; by default all
-    of it. Raises `FieldError` if the images are smaller than the window.
+    `extents` are the height and width of what each image holds, in its upper left. Default: all.
     """
     _, height, width, channels = images.shape
     if not 1 <= size <= min(height, width):
@@ -151,8 +140,7 @@ def random_crop(
 
 
 def augmentation(image_size: int | None, flip: bool) -> Callable[..., Array]:
-    """The function of (key, images[, extents]) that cuts out windows, then flips; `image_size` is
-    None where nothing is cut."""
+    """The function of (key, images[, extents]) that cuts out windows, if any, then flips."""
 
     def augment(key: PRNGKey, images: Images, extents: Array | None = None) -> Array:
         crop_key, flip_key = jax.random.split(key)

@@ -8,11 +8,12 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 
-from jax_ddpm._errors import FieldError, check_choice
+from jax_ddpm._errors import FieldError, check_between, check_choice
 from jax_ddpm._typing import AnyArray
 
-_LEVELS = ((np.arange(256) - 127.5) / 127.5).astype(np.float32)
-"""What each byte means."""
+Labelling = tuple[np.ndarray | None, tuple[str, ...] | None, tuple[str, ...]]
+"""Labels, int32 [image], what the classes are called, and what to say of them."""
+_LEVELS = ((np.arange(256) - 127.5) / 127.5).astype(np.float32)  # what each byte means
 _BLOCK = 2**24
 _CHOICES = {
     "crop": ("center", "random", "none"),
@@ -28,8 +29,7 @@ class Preparation:
     """How images are read: decided once, and kept in the run."""
 
     image_size: int | None = None
-    """Height and width that images are brought to. Default: they stay as they are, all of one
-    size."""
+    """Height and width that images are brought to. Default: they stay as they are."""
     crop: Literal["center", "random", "none"] = "center"
     """With an image size, the shorter side is resized to it; then the center is cut out, or a
     window that each step draws anew. "none" resizes both sides, whatever their ratio."""
@@ -50,7 +50,6 @@ class Preparation:
     """Read pictures of up to so many pixels. Default: Pillow's limit, 178,956,970."""
 
     def __post_init__(self) -> None:
-        """Raises `FieldError` naming the field that makes no sense."""
         for name in ("image_size", "max_pixels"):
             count = getattr(self, name)
             if count is not None and (type(count) is not int or count < 1):
@@ -81,14 +80,12 @@ class Dataset:
     source: str = "arrays"
     """Where they come from, for the record of a run."""
     notes: tuple[str, ...] = ()
-    """What was decided in reading them, and what a user should know."""
+    """What a user should know of how they were read."""
     class_names: tuple[str, ...] | None = None
-    """What each class is called, if it is known."""
     preparation: Preparation = Preparation()
     """How they were read, and how each step draws from them."""
     extents: np.ndarray | None = None
-    """Height and width of what each image holds, int32 [image, 2], where they differ and random
-    windows are cut out."""
+    """Height and width of what each image holds, int32 [image, 2], if windows are cut out."""
     sha256: str | None = None
     """A digest of the files that the images were decoded from."""
 
@@ -96,34 +93,30 @@ class Dataset:
         return len(self.images)
 
     def __getitem__(self, index: Any) -> Any:
-        rows, labels = np.arange(len(self))[index], self.labels
+        every = np.arange(len(self))
+        rows = every[index]
+        labels = None if self.labels is None else self.labels[rows]
         if rows.ndim == 0:
-            return np.asarray(self.images[int(rows)]), None if labels is None else int(labels[rows])
-        if np.array_equal(rows, np.arange(len(self))):
+            return np.asarray(self.images[int(rows)]), None if labels is None else int(labels)
+        if np.array_equal(rows, every):
             return self
         # Pictures that are decoded when they are needed stay so.
         images = getattr(self.images, "some", self.images.__getitem__)(rows)
+        extents = None if self.extents is None else self.extents[rows]
         known = self.sha256 and hashlib.sha256(f"{self.sha256} {rows.tolist()}".encode())
-        return replace(
-            self,
-            images=images,
-            labels=None if labels is None else labels[rows],
-            extents=None if self.extents is None else self.extents[rows],
-            sha256=known and known.hexdigest(),
-        )
+        sha256 = known and known.hexdigest()
+        return replace(self, images=images, labels=labels, extents=extents, sha256=sha256)
 
     def __repr__(self) -> str:
-        shape, classes = "×".join(map(str, self.image_shape)), self.num_classes
-        in_classes = f" in {classes} classes" if classes else ""
-        kind = f"{len(self):,} images of {shape}, {np.dtype(self.images.dtype)}{in_classes}"
-        return f"Dataset({kind}, from {self.source})"
+        shape, dtype = "×".join(map(str, self.image_shape)), np.dtype(self.images.dtype)
+        classes = f" in {self.num_classes} classes" if self.num_classes else ""
+        return f"Dataset({len(self):,} images of {shape}, {dtype}{classes}, from {self.source})"
 
     @property
     def num_classes(self) -> int | None:
         """How many classes, or None."""
-        if self.labels is None:
-            return None
-        return max(int(self.labels.max()) + 1, len(self.class_names or ()))
+        labels = self.labels
+        return None if labels is None else max(int(labels.max()) + 1, len(self.class_names or ()))
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -145,16 +138,15 @@ class Dataset:
         return np.stack([image[y : y + height, x : x + width] for image, (y, x) in pairs])
 
     def check(self) -> None:
-        """Raises `FieldError` unless this is what `load_dataset` makes: uint8 images, or float32 in
-        [-1, 1], and int32 labels from 0."""
+        """Raises `FieldError` unless this is what `load_dataset` makes."""
         shape, dtype = np.shape(self.images), getattr(self.images, "dtype", None)
+        labels = self.labels
         if dtype not in (np.uint8, np.float32) or len(shape) != 4 or not np.prod(shape):
             problem = "expected uint8 or float32 images [image, height, width, channel]"
             raise FieldError("data", f"{problem}, got {dtype}{list(shape)}")
-        if dtype == np.float32 and not np.max(np.abs(self.images)) <= 1:  # which NaN is not
-            got = f"got [{np.min(self.images):g}, {np.max(self.images):g}]"
-            raise FieldError("data", f"expected finite pixels in [-1, 1], {got}")
-        if (labels := self.labels) is None:
+        if dtype == np.float32:
+            check_between("data", self.images, -1, 1)
+        if labels is None:
             return
         if labels.dtype != np.int32 or labels.shape != shape[:1] or labels.min() < 0:
             problem = f"expected int32 labels [{shape[0]}], from 0, one for each image"
@@ -165,8 +157,7 @@ class Dataset:
 
     def describe(self) -> dict[str, Any]:
         """Their source, shape and dtype, and a SHA-256 of images and labels in hexadecimal."""
-        shape = [len(self), *self.image_shape]
-        dtype = str(np.dtype(self.images.dtype))
+        shape, dtype = [len(self), *self.image_shape], str(np.dtype(self.images.dtype))
         return {"source": self.source, "shape": shape, "dtype": dtype, "sha256": self.digest()}
 
     def digest(self) -> str:
@@ -199,9 +190,8 @@ def to_bytes(images: AnyArray) -> np.ndarray:
     return np.clip((images + 1) * 127.5, 0, 255).round().astype(np.uint8)
 
 
-def numbered(of_each: Sequence[str], by: str) -> tuple[np.ndarray, tuple[str, ...], str]:
-    """Labels int32 for the names of classes; each class's name, numbers in their order; and a line
-    that says so."""
+def numbered(of_each: Sequence[str], by: str) -> Labelling:
+    """The labels of images whose classes are called so; numbers are in their order."""
     names = sorted(set(of_each))
     if all(map(str.isdecimal, names)):
         names.sort(key=int)
@@ -210,4 +200,4 @@ def numbered(of_each: Sequence[str], by: str) -> tuple[np.ndarray, tuple[str, ..
     said += ", …" * (len(names) > 20)
     if any(name.isdecimal() and int(name) != label for name, label in label_of.items()):
         said += "; their numbers are not those in their names"
-    return np.asarray([label_of[name] for name in of_each], np.int32), tuple(names), said
+    return np.asarray([label_of[name] for name in of_each], np.int32), tuple(names), (said,)

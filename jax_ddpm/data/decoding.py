@@ -12,13 +12,13 @@ from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from PIL import Image, ImageCms
 
 from jax_ddpm.data.dataset import Preparation
 
 Encoded = bytes | np.ndarray
-"""A file's bytes, or pixels, uint8 [height, width, channel] with 1, 3 or 4 channels."""
+"""A file, or pixels, uint8 [height, width, channel] with 1, 3 or 4 channels."""
 
-_ORIENTATION = 0x0112
 # EPS, for which Pillow runs Ghostscript, formats that it only names, films, and measurements.
 _REFUSED = {"BUFR", "EPS", "FITS", "FLI", "GRIB", "HDF5", "IPTC", "MCIDAS", "MPEG", "SPIDER", "WMF"}
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -36,10 +36,8 @@ class Survey(NamedTuple):
     height: int
     width: int
     grey: bool
-    several: bool
-    """Whether other frames or pages follow the first."""
-    largest: int | None = None
-    """Of grey of 16 bits, the largest value, whether 0 is black or white."""
+    several: bool  # whether other frames or pages follow the first
+    largest: int | None = None  # of grey of 16 bits, the largest value, be 0 black or white
 
 
 def survey(encoded: Encoded) -> Survey:
@@ -49,12 +47,10 @@ def survey(encoded: Encoded) -> Survey:
     # It may stand at the end of a PNG, all of which Pillow decodes to find it.
     is_png = encoded.startswith(_PNG)
     picture = _open(encoded, decoded=is_png and any(mark in encoded for mark in _MAY_TURN))
-    several = getattr(picture, "is_animated", False)
-    sixteen = picture.mode.startswith("I")
+    several, sixteen = getattr(picture, "is_animated", False), picture.mode.startswith("I")
     largest = round(65535 * _sixteen_bits(picture).max()) if sixteen else None
-    width, height = picture.size
-    if _orientation(picture) >= 5:  # it lies on its side
-        height, width = width, height
+    lies = _orientation(picture) >= 5  # on its side
+    height, width = picture.size if lies else picture.size[::-1]
     grey = _is_grey(picture) or (is_png and encoded[25] == 4)  # of 16 bits, with opacity
     return Survey(height, width, grey, several, largest)
 
@@ -70,10 +66,8 @@ def resized_shape(height: int, width: int, preparation: Preparation) -> tuple[in
 def decode(
     encoded: Encoded, channels: Literal[1, 3, 4], preparation: Preparation
 ) -> tuple[np.ndarray, bool]:
-    """Pixels of `resized_shape`, and whether any was transparent and is on white now. Raises an
-    error of Pillow's, or `ValueError`, if it cannot."""
-    from PIL import Image
-
+    """Pixels of `resized_shape`, and whether any was transparent. Raises an error of Pillow's, or
+    `ValueError`, if it cannot."""
     if isinstance(encoded, np.ndarray):
         picture: Any = Image.fromarray(encoded[..., 0] if encoded.shape[2] == 1 else encoded)
     else:
@@ -82,14 +76,11 @@ def decode(
         if (turn := _TURNS.get(_orientation(opened))) is not None:
             picture = picture.transpose(turn)
     picture, on_white = _on_white(picture, channels)
-    picture = _resize(picture.convert(_MODES[channels]), preparation)
-    pixels = np.asarray(picture)
+    pixels = np.asarray(_resize(picture.convert(_MODES[channels]), preparation))
     return pixels[..., None] if channels == 1 else pixels, on_white
 
 
 def _open(data: bytes, *, decoded: bool) -> Any:
-    from PIL import Image
-
     Image.init()
     formats = [each for each in Image.ID if each not in _REFUSED]
     problem: Any = None
@@ -134,7 +125,7 @@ def _with_chunks(data: bytes, kinds: tuple[bytes, ...]) -> bytes:
 def _orientation(picture: Any) -> int:
     """As EXIF says it; 1 is upright."""
     with suppress(Exception):  # whatever Pillow meets in there
-        if (value := picture.getexif().get(_ORIENTATION)) in tuple(_TURNS):
+        if (value := picture.getexif().get(0x0112)) in tuple(_TURNS):
             return value
     return 1
 
@@ -145,8 +136,6 @@ def _is_grey(picture: Any) -> bool:
 
 def _eight_bits(picture: Any) -> Any:
     """Sixteen bits scaled to eight, with the value that is transparent as opacity."""
-    from PIL import Image
-
     if not picture.mode.startswith("I"):
         return picture
     white = getattr(picture, "tag_v2", {}).get(_COLOURS) == 0  # where 0 is white
@@ -163,10 +152,9 @@ def _sixteen_bits(picture: Any) -> np.ndarray:
 
 def _in_srgb(picture: Any, profile: bytes | None) -> Any:
     """Colours of a profile in sRGB; as they are if the profile is broken, or of other channels."""
-    from PIL import ImageCms
-
     mode = "L" if _is_grey(picture) else "CMYK" if picture.mode == "CMYK" else "RGB"
-    if profile is None or (transform := _to_srgb(profile, mode)) is None:
+    transform = _to_srgb(profile, mode) if profile else None
+    if transform is None:
         return picture
     opacity = picture.convert("RGBA").getchannel("A") if picture.has_transparency_data else None
     picture = ImageCms.applyTransform(picture.convert(mode), transform)
@@ -178,8 +166,6 @@ def _in_srgb(picture: Any, profile: bytes | None) -> Any:
 @lru_cache(maxsize=16)
 def _to_srgb(profile: bytes, mode: str) -> Any:
     """None also where nothing changes by more than a rounding."""
-    from PIL import Image, ImageCms
-
     try:
         srgb: Any = ImageCms.createProfile("sRGB")
         transform: Any = ImageCms.buildTransform(io.BytesIO(profile), srgb, mode, "RGB")
@@ -193,8 +179,6 @@ def _to_srgb(profile: bytes, mode: str) -> Any:
 
 
 def _on_white(picture: Any, channels: int) -> tuple[Any, bool]:
-    from PIL import Image
-
     if channels == 4 or not picture.has_transparency_data:
         return picture, False
     picture = picture.convert("RGBA")
@@ -214,8 +198,6 @@ def _scaled(height: int, width: int, size: int) -> tuple[int, int]:
 def _resize(picture: Any, preparation: Preparation) -> Any:
     """By area while it is twice too large or more, then bicubic, as the code of Dhariwal & Nichol
     2021 (ADM) does."""
-    from PIL import Image
-
     size = preparation.image_size
     if size is None or picture.size == (size, size):
         return picture

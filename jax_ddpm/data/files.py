@@ -8,13 +8,17 @@ import stat
 import tarfile
 import zipfile
 from bisect import bisect_left
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
+from copy import copy
+from functools import lru_cache, partial
 from itertools import accumulate
 from pathlib import Path
 from threading import Lock
 from typing import Any
+
+Member = tuple[str, Any, str | None]
+"""Its name, its place, and of a link where it leads ("" of what is neither a link nor a file)."""
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 """How the names of archives end, in any case."""
@@ -26,7 +30,7 @@ _PART = re.compile(
 
 
 class Unreadable(ValueError):
-    """Says what cannot be read; `reason` says why, without the name."""
+    """Says what cannot be read; `reason` is why."""
 
     def __init__(self, what: object, reason: str) -> None:
         super().__init__(f"cannot read {what}: {reason}")
@@ -34,37 +38,61 @@ class Unreadable(ValueError):
 
 
 class Files:
-    """Files by their names in `path`, without hidden ones, `__MACOSX` and Synology's `@eaDir`.
-
-    `names` are relative, such as "cats/1.png", and in the order of their parts; `left_out` are the
-    names of an archive's links to no file in it, and of what is no file or would lie outside.
+    """Files in `path` by relative names, such as "cats/1.png", in the order of their parts, without
+    hidden ones; `left_out` are links to no file in an archive, and what is no file or lies outside.
     """
+
+    channels = None
 
     def __init__(self, path: Path, places: dict[str, Any], left_out: tuple[str, ...] = ()) -> None:
         self.path, self.left_out = path, left_out
         self.names = tuple(sorted(places, key=_parts))
         self._places = places
 
-    def read(self, name: str, most: int = -1) -> bytes:
-        """One file, or its first bytes; several threads may read at once. Raises `ValueError`
-        naming what cannot be."""
+    def only(self, names: Sequence[str]) -> "Files":
+        """Some of the files, in this order."""
+        some = copy(self)
+        some.names = tuple(names)
+        return some
+
+    def read(self, name: str, most: int = -1) -> Any:
+        """The bytes of a file, or the first of them, in any thread. Raises `Unreadable`."""
         with _naming(f"{name} in {self.path}"):
             return self._read(name, self._places[name], most)
 
     def stream(
         self, names: Collection[str], most: int = -1
-    ) -> Iterator[tuple[str, Callable[[], bytes]]]:
-        """The name of each file, and what reads it as `read` does, in the order that is fastest.
-        Raises `ValueError` where nothing after it can be read."""
+    ) -> Iterator[tuple[str, Callable[[], Any]]]:
+        """The name of each file, and what reads it as `read` does, in the order that is fastest."""
         for name in sorted(names, key=self._places.__getitem__):
             yield name, partial(self.read, name, most)
 
     def stamp(self, name: str) -> str:
-        """Of the file that a name lies in."""
+        """What is another once a file is another; "" where nothing says so."""
         return stamp(self.path)
 
     def _read(self, name: str, place: Any, most: int) -> bytes:
         raise NotImplementedError
+
+
+class Rows(Files):
+    """Pictures that have a number and no name, and what reads one of them.
+
+    `channels` are those of an array, which stay where no others are asked for.
+    """
+
+    def __init__(
+        self, kind: str, count: int, read: Callable[[int], Any], stamp: str, channels: Any = None
+    ) -> None:
+        super().__init__(Path(), {f"{kind} {index}": index for index in range(count)})
+        self.names = tuple(self._places)
+        self._row, self._stamp, self.channels = read, stamp, channels
+
+    def read(self, name: str, most: int = -1) -> Any:
+        return self._row(self._places[name])
+
+    def stamp(self, name: str) -> str:
+        return self._stamp
 
 
 def stamp(path: Path) -> str:
@@ -78,12 +106,11 @@ def stamp(path: Path) -> str:
 def open_files(path: Path, *, deep: bool = True) -> Files:
     """The files of a folder, with those behind links and below it if `deep`, or of a .zip or .tar.
 
-    A compressed tar is read from beginning to end, by `stream`, and `read` refuses. An archive's
-    names may be those of Windows, or begin at a root; its links are followed within it. Raises
+    A compressed tar is read from beginning to end, by `stream`, and `read` refuses. Raises
     `ValueError` naming what is damaged or no archive.
     """
     if path.is_dir():
-        return _Folder(path, deep=deep)
+        return _Folder(path, deep)
     return _Zip(path) if path.suffix.lower() == ".zip" else _Tar(path)
 
 
@@ -93,13 +120,22 @@ def part_of(name: str) -> str | None:
     return found and ("train" if found[1].startswith("tr") else found[1])
 
 
+def reason(error: Exception) -> str:
+    """The first line of what an error says, without an object's address in memory."""
+    if isinstance(error, Unreadable):
+        return error.reason
+    said = getattr(error, "strerror", None) or str(error)
+    said = said.partition("\n")[0].partition(" <_io.")[0] or type(error).__name__
+    said = re.sub("^File <.*> is ", "it is ", said)  # as zipfile says what is encrypted
+    return said.replace("cannot identify image file", "no picture that Pillow can decode")
+
+
 class _Folder(Files):
-    def __init__(self, path: Path, *, deep: bool) -> None:
+    def __init__(self, path: Path, deep: bool) -> None:
         try:
-            names = sorted(_walk(str(path), deep), key=_parts)
+            super().__init__(path, dict.fromkeys(_walk(str(path), deep), 0))
         except OSError as error:
-            raise Unreadable(error.filename or path, error.strerror or str(error)) from None
-        super().__init__(path, {name: number for number, name in enumerate(names)})
+            raise Unreadable(error.filename or path, reason(error)) from None
 
     def stamp(self, name: str) -> str:
         return stamp(self.path / name)
@@ -129,89 +165,77 @@ class _Zip(Files):
     def __init__(self, path: Path) -> None:
         with _naming(path):
             self._zip = zipfile.ZipFile(path)
-            self._infos, left_out = _placed(map(self._member, self._zip.infolist()))
+            self._infos = {info.header_offset: info for info in self._zip.infolist()}
+            super().__init__(path, *_placed(map(self._member, self._zip.infolist())))
         self._lock = Lock()
-        places = {name: info.header_offset for name, info in self._infos.items()}
-        super().__init__(path, places, left_out)
 
-    def _member(self, info: zipfile.ZipInfo) -> tuple[str, Any, str | None]:
+    def _member(self, info: zipfile.ZipInfo) -> Member:
         name, is_link = info.filename, stat.S_ISLNK(info.external_attr >> 16)
         with suppress(UnicodeError):  # some write UTF-8 and do not say so
             name = name if info.flag_bits & 0x800 else name.encode("cp437").decode()
-        return name, info, os.fsdecode(self._zip.read(info)) if is_link else None
+        return name, info.header_offset, os.fsdecode(self._zip.read(info)) if is_link else None
 
-    def _read(self, name: str, place: Any, most: int) -> bytes:
-        with self._lock, self._zip.open(self._infos[name]) as file:
+    def _read(self, name: str, place: int, most: int) -> bytes:
+        with self._lock, self._zip.open(self._infos[place]) as file:
             return file.read(most)
 
 
 class _Tar(Files):
-    """The places are (offset, size) in the unpacked archive."""
-
     def __init__(self, path: Path) -> None:
         with _naming(path), tarfile.open(path) as tar:
             file: Any = tar.fileobj
             self._is_plain = isinstance(file, io.BufferedReader)
-            places, left_out = _placed(map(self._member, _members(tar)))
+            super().__init__(path, *_placed(_members(tar)))
             # tarfile takes a damaged header for the end.
             file.seek(tar.offset)
             if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
                 raise ValueError(f"expected a header at byte {tar.offset}")
             while not self._is_plain and file.read(2**20):
                 pass  # to the checksum behind the end
-        super().__init__(path, places, left_out)
-
-    def _member(self, member: tarfile.TarInfo) -> tuple[str, Any, str | None]:
-        if member.issparse():
-            raise ValueError(f"{member.name} is sparse; unpack the archive")
-        # A hard link's target is named as from the root, that of another from where the link lies.
-        target = f"/{member.linkname}" if member.islnk() else member.linkname
-        place = member.offset_data, member.size
-        return member.name, place, None if member.isreg() else target
 
     def stream(
         self, names: Collection[str], most: int = -1
-    ) -> Iterator[tuple[str, Callable[[], bytes]]]:
+    ) -> Iterator[tuple[str, Callable[[], Any]]]:
         if self._is_plain:
             yield from super().stream(names, most)
             return
-        wanted: dict[int, set[str]] = {}
-        for name in names:
-            wanted.setdefault(self._places[name][0], set()).add(name)  # links are of one place
         with _naming(self.path), tarfile.open(self.path) as tar:
-            members = _members(tar)
-            while wanted:
-                member: Any = next(members)
-                if here := wanted.pop(member.offset_data, None):
-                    data: Any = tar.extractfile(member)
-                    data = data.read(most)
-                    yield from ((name, lambda data=data: data) for name in sorted(here))
+            # A file and the links to it are of one place, which is read once.
+            read = lru_cache(1)(lambda place: _cut(tar.fileobj, place, most))
+            for name in sorted(names, key=self._places.__getitem__):
+                yield name, partial(bytes, read(self._places[name]))
 
     def _read(self, name: str, place: Any, most: int) -> bytes:
         if not self._is_plain:
             raise ValueError("the archive is compressed: unpack it, or decode into a cache")
-        offset, size = place
-        size = size if most < 0 else min(size, most)
         with self.path.open("rb") as file:  # each its own: threads do not wait for one another
-            file.seek(offset)
-            data = file.read(size)
-        if len(data) != size:
-            raise ValueError(f"expected {size} bytes, got {len(data)}")
-        return data
+            return _cut(file, place, most)
 
 
-def _members(tar: Any) -> Iterator[tarfile.TarInfo]:
+def _cut(file: Any, place: tuple[int, int], most: int) -> bytes:
+    offset, size = place
+    size = size if most < 0 else min(size, most)
+    file.seek(offset)
+    data = file.read(size)
+    if len(data) != size:
+        raise ValueError(f"expected {size} bytes, got {len(data)}")
+    return data
+
+
+def _members(tar: Any) -> Iterator[Member]:
     while (member := tar.next()) is not None:
         tar.members.clear()  # or it keeps a kilobyte for each
+        if member.issparse():
+            raise ValueError(f"{member.name} is sparse; unpack the archive")
+        # A hard link's target is named as from the root, that of another from where the link lies.
+        target = f"/{member.linkname}" if member.islnk() else member.linkname
         if not member.isdir():
-            yield member
+            place = member.offset_data, member.size
+            yield member.name, place, None if member.isreg() else target
 
 
-def _placed(
-    members: Iterable[tuple[str, Any, str | None]],
-) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The places of an archive's members, and what is left out. Of a link comes where it leads, ""
-    of what is no file; the last of a name counts."""
+def _placed(members: Iterable[Member]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The places of an archive's members, and what is left out; the last of a name counts."""
     places, links, left_out = {}, {}, []
     for raw, place, target in members:
         name = _cleaned(raw)
@@ -260,6 +284,4 @@ def _naming(what: object) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # zipfile's, tarfile's and zlib's errors share no nearer base
-        reason = (isinstance(error, OSError) and error.strerror) or str(error).partition("\n")[0]
-        reason = re.sub("^File <.*> is ", "it is ", reason)  # as zipfile says what is encrypted
-        raise Unreadable(what, reason or type(error).__name__) from None
+        raise Unreadable(what, reason(error)) from None

