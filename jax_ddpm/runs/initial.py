@@ -121,12 +121,9 @@ def _from_init(settings: Settings, init: Path, data: Dataset) -> DiffusionModel:
         variables = {"params": {**params, table: {"embedding": np.stack(chosen)}}}
         run = run._replace(model=network, variables=variables)
         null_label = None if null_label is None else len(rows)
-    return run._replace(
-        num_classes=len(rows),
-        null_label=null_label,
-        class_names=names,
-        guidance=_guidance(settings, null_label),
-    )
+    guidance = _guidance(settings, null_label)
+    run = run._replace(num_classes=len(rows), null_label=null_label, guidance=guidance)
+    return run._replace(class_names=names)
 
 
 def _guidance(settings: Settings, null_label: int | None) -> float:
