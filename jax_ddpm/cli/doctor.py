@@ -93,7 +93,7 @@ def _run(folder: Path | None, found: Findings) -> int:
     """Every file of a run; how many are not intact."""
     print(f"run        {folder}: {len(found.intact) + len(found.damaged)} checkpoint(s)")
     intact = [f"step {step:,} intact" for step in found.intact]
-    for line in (*intact, *found.notes, *(f"WRONG: {problem}" for problem in found.problems)):
+    for line in (*intact, *(f"WRONG: {problem}" for problem in found.problems)):
         print(f"           {line}")
     if found.damaged:
         print(f"           {_remedy(found.intact, found.damaged)}")

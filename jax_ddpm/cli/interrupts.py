@@ -9,8 +9,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 
 STOPPED = 130
 """The exit code of a command that was asked to stop, and did."""
@@ -26,10 +26,8 @@ class Interrupts:
     """Whether a signal has come."""
     saved: Callable[[], str] | None = None
     """Says what will be there after the end."""
-
-    def __init__(self) -> None:
-        self._busy = False
-        self._lock = threading.Lock()
+    busy = False
+    """Whether the first signal waits to be noticed in `asked`: there is something to save."""
 
     def __enter__(self) -> "Interrupts":
         self._reader, self._writer = os.pipe()
@@ -45,17 +43,6 @@ class Interrupts:
             signal.signal(each, handler)
         os.close(self._writer)  # ends the thread
 
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Inside, the first signal waits to be noticed in `asked`: there is something to save."""
-        with self._lock:
-            self._busy = True
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._busy = False
-
     def _watch(self) -> None:
         last = -_ECHO
         while data := os.read(self._reader, 1):
@@ -63,23 +50,19 @@ class Interrupts:
             if data[0] not in _SIGNALS or now - last < _ECHO:
                 continue
             last = now
-            with self._lock:
-                if not self._busy or (self.asked and data[0] == signal.SIGINT):
-                    self._end()
-                asked, self.asked = self.asked, True
-            if not asked:
+            # Whatever is half written has another name: nothing has to be tidied up.
+            if not self.busy or (self.asked and data[0] == signal.SIGINT):
+                try:
+                    _say(f"stopped; {self.saved()}" if self.saved else "stopped")
+                    with suppress(OSError, ValueError):
+                        sys.stdout.flush()
+                finally:
+                    os._exit(STOPPED)
+            if not self.asked:
+                self.asked = True
                 again = "Ctrl-C again" if data[0] == signal.SIGINT else "SIGINT (Ctrl-C)"
                 _say(f"stopping after this step; {again} stops at once")
         os.close(self._reader)
-
-    def _end(self) -> None:
-        """Whatever is half written has another name: nothing has to be tidied up."""
-        try:
-            _say(f"stopped; {self.saved()}" if self.saved else "stopped")
-            with suppress(OSError, ValueError):
-                sys.stdout.flush()
-        finally:
-            os._exit(STOPPED)
 
 
 def _say(line: str) -> None:

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from tqdm import tqdm
@@ -16,62 +16,48 @@ _SECONDS = 10
 
 
 @contextmanager
-def bar(what: str, unit: str = "step") -> Iterator[Callable[[Progress], None]]:
-    """Shows each `Progress` that it is called with, once for all processes."""
-    shown: list[tqdm] = []
+def bars() -> Iterator[Callable[[Progress], None]]:
+    """Shows each `Progress`, once for all processes: a bar for each piece of work in turn."""
+    shown: dict[str, tqdm] = {}
+
+    def close() -> None:
+        with suppress(OSError):  # a terminal that has gone
+            for each in shown.values():
+                each.close()
 
     def show(progress: Progress) -> None:
-        with suppress(OSError):  # a terminal that has gone
-            if not shown:
-                shown.append(_open(what, unit, progress))
+        with suppress(OSError):
+            if progress.what not in shown:
+                close()  # that of what was done before
+                shown[progress.what] = _open(progress)
+            bar = shown[progress.what]
             if progress.line is not None:
                 line = progress.line
                 loss = "none finite" if line["loss"] is None else f"{line['loss']:.4f}"
-                speed = f"{line['images_per_second']:,.0f}"
-                waiting = f"{line['waiting']:.0%}"
-                postfix = {"loss": loss, "images/s": speed, "waiting": waiting}
+                postfix = {"loss": loss, "images/s": f"{line['images_per_second']:,.0f}"}
+                postfix |= {"waiting": f"{line['waiting']:.0%}"}
                 postfix |= {name: f"{line[name]:.4g}" for name in FIGURES if name in line}
-                shown[0].set_postfix(postfix, refresh=False)
-            shown[0].update(progress.done - shown[0].n)
+                bar.set_postfix(postfix, refresh=False)
+            bar.update(progress.done - bar.n)
 
     try:
         yield show
     finally:
-        with suppress(OSError):
-            for each in shown:
-                each.close()
+        close()
 
 
-@contextmanager
-def bars() -> Iterator[Callable[[Progress], None]]:
-    """A bar for each piece of work, one after the other."""
-    with ExitStack() as stack:
-        shown: dict[str, Callable[[Progress], None]] = {}
-
-        def show(progress: Progress) -> None:
-            what = progress.what
-            if what not in shown:
-                stack.close()  # that of what was done before
-                unit = "step" if what == Progress._field_defaults["what"] else "image"
-                shown[what] = stack.enter_context(bar(what, unit))
-            shown[what](progress)
-
-        yield show
-
-
-def _open(what: str, unit: str, progress: Progress) -> tqdm:
+def _open(progress: Progress) -> tqdm:
     on_terminal = sys.stderr.isatty()
+    in_lines = "{desc}: {n_fmt} of {total_fmt}, {rate_fmt}, {remaining} left{postfix}"
     return tqdm(
         total=progress.total,
         initial=progress.done,
-        desc=what,
-        unit=unit,
+        desc=progress.what,
+        unit="step" if progress.what in ("training", "sampling") else "image",
         disable=not is_writer(),
         file=sys.stderr if on_terminal else _Lines(sys.stderr),  # pyright: ignore
         mininterval=0.1 if on_terminal else _SECONDS,
-        bar_format=None
-        if on_terminal
-        else "{desc}: {n_fmt} of {total_fmt}, {rate_fmt}, {remaining} left{postfix}",
+        bar_format=None if on_terminal else in_lines,
     )
 
 
@@ -79,13 +65,10 @@ class _Lines:
     """Writes each state of a bar as a line of its own."""
 
     def __init__(self, stream: Any) -> None:
-        self._stream, self._last = stream, ""
+        self.flush, self._stream, self._last = stream.flush, stream, ""
 
     def write(self, text: str) -> None:
-        text = text.strip()
-        if text and text.partition(",")[0] != self._last:  # how far it is
-            self._stream.write(text + "\n")
-            self._last = text.partition(",")[0]
-
-    def flush(self) -> None:
-        self._stream.flush()
+        done = text.strip().partition(",")[0]
+        if done not in ("", self._last):
+            self._stream.write(text.strip() + "\n")
+            self._last = done

@@ -7,7 +7,7 @@ from jax_ddpm.cli.chain import load_chain, make_sampler
 from jax_ddpm.cli.config import SampleConfig
 from jax_ddpm.cli.devices import say, start_devices
 from jax_ddpm.cli.errors import UsageError, check_file, naming, writing
-from jax_ddpm.cli.progress import bar
+from jax_ddpm.cli.progress import bars
 from jax_ddpm.interop import DiffusionModel
 from jax_ddpm.noise import seed_key
 from jax_ddpm.runs import draw, save_samples
@@ -29,7 +29,7 @@ def sample(config: SampleConfig) -> None:
     key = seed_key(config.seed)
     run, chain, labels = run_on_all(lambda: _prepare(config))
     labels = labels if run.drawn or config.label else None  # the null label is no class
-    with bar("sampling") as show:
+    with bars() as show:
         samples = draw(
             key,
             run,

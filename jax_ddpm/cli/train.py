@@ -1,7 +1,6 @@
 """`jax-ddpm train`: from images to a folder with weights and pictures."""
 
 import sys
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from jax_ddpm.cli.devices import say, start_devices
 from jax_ddpm.cli.errors import UsageError, naming
 from jax_ddpm.cli.images import load_images
 from jax_ddpm.cli.interrupts import STOPPED, Interrupts
-from jax_ddpm.cli.progress import bar
+from jax_ddpm.cli.progress import bars
 from jax_ddpm.data import Preparation
 from jax_ddpm.io.checkpoint import list_checkpoints
 from jax_ddpm.runs import Fit, Progress, load_model
@@ -23,7 +22,7 @@ from jax_ddpm.runs.training import Training, open_run
 from jax_ddpm.runs.training import train as run_training
 from jax_ddpm.training.hosts import any_process, is_writer, run_on_all
 
-_UNSAID = vars(Preparation())
+_NEXT = "next: jax-ddpm sample --run {} --num 64 --out samples.png"
 
 
 def train(config: TrainConfig, interrupts: Interrupts) -> None:
@@ -43,19 +42,16 @@ def train(config: TrainConfig, interrupts: Interrupts) -> None:
     opened = open_run(folder, data, settings, **ways)
     try:
         with naming(folder="--name", images="samples"), opened as training:
-            if accepted := training.found.changes:
-                changes = (f"--{name.replace('_', '-')}: {what}" for name, what in accepted)
-                say(f"accepted: {'; '.join(changes)}")
             say(training.summary())
             done = training.step >= settings.steps
             if any_process(done and is_writer() and is_whole(folder)):
-                say(_next(folder))
+                say(_NEXT.format(folder))
                 return
             end = _run(training, interrupts)
             if any_process(interrupts.asked):
                 say(f"stopped at step {end.step:,} and saved: the same command resumes")
                 sys.exit(STOPPED)
-            with bar("sampling") as show:
+            with bars() as show:
                 save_pictures(folder, end.run, data, seed=settings.seed, progress=show)
     except OSError as error:
         named = Path(error.filename or folder)
@@ -72,23 +68,26 @@ def _preparation(config: TrainConfig) -> Preparation:
     given, init = config.images.preparation, config.model.init
     if init is None or not is_run(init):
         return given
-    flags = {name: value for name, value in vars(given).items() if value != _UNSAID[name]}
+    unsaid = vars(Preparation())
+    flags = {name: value for name, value in vars(given).items() if value != unsaid[name]}
     return replace(Preparation(**load_model(init).preparation), **flags)
 
 
 def _run(training: Training, interrupts: Interrupts) -> Fit:
     """Train under a bar; from the first step on a signal waits until that is saved."""
-    with ExitStack() as held, bar("training") as show:
 
-        def progress(here: Progress) -> None:
-            if here.what == "compiling":
-                say(str(here))
-                return
-            if here.done == training.step:
-                held.enter_context(interrupts.held())
+    def progress(here: Progress) -> None:
+        interrupts.busy = here.what == "training"
+        if interrupts.busy:
             show(here)
+        else:
+            say(str(here))
 
-        return run_training(training, progress, lambda: interrupts.asked)
+    try:
+        with bars() as show:
+            return run_training(training, progress, lambda: interrupts.asked)
+    finally:
+        interrupts.busy = False
 
 
 def _saved(folder: Path) -> str:
@@ -100,24 +99,20 @@ def _saved(folder: Path) -> str:
 
 
 def _report(training: Training) -> None:
-    folder, in_columns = training.folder, class_columns(training.run) is not None
-    print(f"\nwrote {folder}/")
-    for name, content in FILES.items():
-        sorted_by = ", one class in each column" if name == "samples.png" and in_columns else ""
-        print(f"  {name:<16}{content}{sorted_by}")
+    folder, contents, lines = training.folder, dict(FILES), read_metrics(training.folder / METRICS)
+    if class_columns(training.run) is not None:
+        contents["samples.png"] += ", one class in each column"
     if (folder / TRAINING_GIF).exists():
-        what = f"samples on the way; {TRAINING_GIF} shows them one after the other"
-        print(f"  {'samples/':<16}{what}")
-    if dropped := sum(line.get("dropped", 0) for line in read_metrics(folder / METRICS)):
+        contents["samples/"] = f"samples on the way; {TRAINING_GIF} shows them one after the other"
+    print(f"\nwrote {folder}/")
+    for name, content in contents.items():
+        print(f"  {name:<16}{content}")
+    if dropped := sum(line.get("dropped", 0) for line in lines):
         what = f"{dropped:,} of {training.settings.steps:,} steps dropped"
         print(f"\n{what}: their loss or gradient was not finite")
-    if found := best_line(read_metrics(folder / METRICS)):
+    if found := best_line(lines):
         best, name = found
-        here = {int(path.name) for path in list_checkpoints(folder / CHECKPOINTS)}
-        kept = f"--checkpoint {best['step']}" if best["step"] in here else "its checkpoint is gone"
+        here = (folder / CHECKPOINTS / f"{best['step']:08d}").exists()
+        kept = f"--checkpoint {best['step']}" if here else "its checkpoint is gone"
         print(f"\nbest: step {best['step']:,}, {name} {best[name]:.4g} ({kept})")
-    print("\n" + _next(folder))
-
-
-def _next(folder: Path) -> str:
-    return f"next: jax-ddpm sample --run {folder} --num 64 --out samples.png"
+    print("\n" + _NEXT.format(folder))

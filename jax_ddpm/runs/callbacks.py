@@ -31,7 +31,7 @@ from jax_ddpm.runs.evaluating import feature_network
 from jax_ddpm.runs.figures import class_columns, class_titles, image_grid, save_animation
 from jax_ddpm.runs.settings import Settings
 from jax_ddpm.samplers import ddim
-from jax_ddpm.training.hosts import broadcast, is_writer, run_on_all, run_on_writer
+from jax_ddpm.training.hosts import broadcast, run_on_all, run_on_writer
 
 TRAINING_GIF = "training.gif"
 FIGURES = tuple(main_figure(main) for main in ("2048", "features"))
@@ -48,16 +48,14 @@ class Every(NamedTuple):
 
     def __call__(self, steps: range) -> bool:
         """Whether it is time, once these steps are taken."""
-        passed = self.n and steps.stop // self.n > steps.start // self.n
-        return bool(passed or (self.n and steps.stop == self.last))
+        if self.n == 0:
+            return False
+        return steps.stop // self.n > steps.start // self.n or steps.stop == self.last
 
 
-class Callback(NamedTuple):
-    """Something that is done on the way."""
-
-    every: Every
-    find: Callable[[int, Any], Mapping[str, Any]]
-    """`(step, params)` to figures and pictures, the same in all processes, each of which calls."""
+Callback = tuple[Every, Callable[[int, Any], Mapping[str, Any]]]
+"""When, and what: `(step, params)` to figures and pictures, the same in all processes, each of
+which calls."""
 
 
 def open_callbacks(
@@ -73,12 +71,13 @@ def _samples(
 ) -> Callback:
     """The pictures `samples/STEP.png` of a training, and at its end `training.gif` of them all;
     always from the same noise, so that one sees them improve."""
-    total, columns, key = settings.steps, class_columns(run) or 8, seed_key(settings.seed)
-    every, number, key = settings.sampled(total), 2 * columns, jax.random.fold_in(key, 1)
+    total, every = settings.steps, settings.sampled(settings.steps)
+    columns, key = class_columns(run) or 8, jax.random.fold_in(seed_key(settings.seed), 1)
+    number, pictures = 2 * columns, folder / "samples"
     labels, drawer = labels_in_turn(run, number), Drawer(run, make_chain(run), ddim(), number, mesh)
 
     def drawn() -> list[Path]:
-        return sorted(path for path in (folder / "samples").glob("*.png") if path.stem.isdigit())
+        return sorted(path for path in pictures.glob("*.png") if path.stem.isdigit())
 
     def remove_later() -> None:
         for path in drawn():
@@ -89,8 +88,8 @@ def _samples(
     def save(step: int, picture: np.ndarray) -> None:
         from PIL import Image
 
-        make_folder(folder / "samples")
-        with replacing(folder / "samples" / f"{step:08d}.png") as file:
+        make_folder(pictures)
+        with replacing(pictures / f"{step:08d}.png") as file:
             Image.fromarray(picture).save(file, format="PNG")
         paths = drawn()
         if step == total and len(paths) > 1:
@@ -108,7 +107,7 @@ def _samples(
         return {"samples": picture}
 
     run_on_writer(remove_later)
-    return Callback(Every(every if every <= total else 0, total), find)
+    return Every(every if every <= total else 0, total), find
 
 
 def _measurements(run: DiffusionModel, data: Dataset, settings: Settings, mesh: Mesh) -> Callback:
@@ -127,18 +126,15 @@ def _measurements(run: DiffusionModel, data: Dataset, settings: Settings, mesh: 
             warnings.warn(f"step {step:,} is not measured: {error}", stacklevel=2)
             return {}
 
-    return Callback(Every(settings.evaluate_every or 0, settings.steps), find)
+    return Every(settings.evaluate_every or 0, settings.steps), find
 
 
 def best_line(lines: Iterable[Mapping[str, Any]]) -> tuple[Mapping[str, Any], str] | None:
     """The line whose samples were nearest to the images, the first of equals, and the figure that
     says so: that of the latest line that has one, since one cannot be compared with another."""
-    lines = list(lines)
-    found = [name for line in lines for name in FIGURES if line.get(name) is not None]
-    if not found:
-        return None
-    name = found[-1]
-    return min((line for line in lines if line.get(name) is not None), key=lambda x: x[name]), name
+    known = [(line, name) for line in lines for name in FIGURES if line.get(name) is not None]
+    comparable = [(line, name) for line, name in known if name == known[-1][1]]
+    return min(comparable, key=lambda found: found[0][found[1]], default=None)
 
 
 @contextmanager
@@ -154,7 +150,7 @@ def open_trackers(
     trackers: dict[str, Any] = {}
 
     def start() -> None:
-        for name in dict.fromkeys(names) if is_writer() else ():
+        for name in dict.fromkeys(names):
             trackers[name] = _TRACKERS[name](folder, description, step)
 
     def each(action: Callable[[Any], None]) -> None:
@@ -176,7 +172,7 @@ def open_trackers(
         each(lambda tracker: tracker.log(step, known))
 
     try:
-        run_on_all(start)
+        run_on_writer(start)
         yield log
     finally:
         each(lambda tracker: tracker.finish())

@@ -111,7 +111,7 @@ def _from_init(settings: Settings, init: Path, data: Dataset) -> DiffusionModel:
         raise FieldError("label_dropout", "the network has no label that stands for no class")
     if named or null_label is None:
         # Label k becomes the network's own label `rows[k]`, or a new one for None.
-        labels = rows + [null_label] * (null_label is not None)
+        labels = rows if null_label is None else [*rows, null_label]
         network: Any = run.model
         network = network.clone(num_class_embeds=len(labels))
         new = init_variables(network, jax.random.key(settings.seed), data.image_shape)["params"]
@@ -121,8 +121,9 @@ def _from_init(settings: Settings, init: Path, data: Dataset) -> DiffusionModel:
         variables = {"params": {**params, table: {"embedding": np.stack(chosen)}}}
         run = run._replace(model=network, variables=variables)
         null_label = None if null_label is None else len(rows)
-    run = run._replace(class_names=names, guidance=_guidance(settings, null_label))
-    return run._replace(num_classes=len(rows), null_label=null_label)
+    guidance = _guidance(settings, null_label)
+    run = run._replace(num_classes=len(rows), null_label=null_label, guidance=guidance)
+    return run._replace(class_names=names)
 
 
 def _guidance(settings: Settings, null_label: int | None) -> float:
@@ -137,9 +138,7 @@ def _guidance(settings: Settings, null_label: int | None) -> float:
     return 1.0
 
 
-def _new_model(
-    settings: Settings, image_shape: tuple[int, int, int], num_labels: int | None
-) -> UNet | SimpleUNet:
+def _new_model(settings: Settings, image_shape: tuple[int, ...], num_labels: int | None) -> Any:
     height, width, channels = image_shape
     learned = settings.variance_type.startswith("learned")
     if settings.model == "simple":

@@ -9,7 +9,7 @@ checkpoint, so an interrupted run writes the lines of an uninterrupted one, but 
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -20,7 +20,7 @@ from jax_ddpm.io.files import replace_file, write_file
 from jax_ddpm.runs.model import PathLike
 from jax_ddpm.runs.programs import learning_rate
 from jax_ddpm.runs.settings import Settings
-from jax_ddpm.training.hosts import broadcast, gather, run_on_writer
+from jax_ddpm.training.hosts import gather, run_on_writer
 
 
 class Progress(NamedTuple):
@@ -61,27 +61,26 @@ class MetricsLog:
         self._path, self._settings, self._num_timesteps = path, settings, num_timesteps
         self.pending = pending or {}
         """By name, numbers or lists of them that are in no line yet; None: not finite."""
-        self._step, self._taken = step, step
-        self._coming: list[tuple[int, dict[str, Any]]] = []
-        self._written = step - len(next(iter(self.pending.values()), []))
-        self.lines: list[dict[str, Any]] = broadcast(run_on_writer(self._open) or [])
-        """All of the file, in every process."""
-        self._restart()
+        self._coming: list[tuple[range, dict[str, Any]]] = []
+        written = step - len(next(iter(self.pending.values()), []))
 
-    def _restart(self) -> None:
+        def reopen() -> list[dict[str, Any]]:
+            lines = [line for line in read_metrics(path) if line["step"] <= written]
+            replace_file(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
+            return lines
+
+        self.lines = run_on_writer(reopen) or []
+        """Those that are in the file already, in the writer."""
+        self._restart(step)
+
+    def _restart(self, step: int) -> None:
+        self._step, self._timed, self._since = step, step, time.perf_counter()
         self._spent = {"waiting": 0.0, "callbacks": 0.0}
-        self._timed, self._since = self._step, time.perf_counter()
 
-    def _open(self) -> list[dict[str, Any]]:
-        """Drop the lines after the checkpoint: they will be written again."""
-        lines = [line for line in read_metrics(self._path) if line["step"] <= self._written]
-        replace_file(self._path, "".join(json.dumps(line) + "\n" for line in lines).encode())
-        return lines
-
-    def add(self, step: int, metrics: dict[str, Any]) -> None:
-        """What the dispatch that ends at `step` will have measured; it is not waited for."""
-        self._coming.append((step, metrics))
-        self._step = step
+    def add(self, steps: range, metrics: dict[str, Any]) -> None:
+        """What the dispatch of these steps will have measured; it is not waited for."""
+        self._coming.append((steps, metrics))
+        self._step = steps.stop
 
     @contextmanager
     def spent(self, on: Literal["waiting", "callbacks"]) -> Iterator[None]:
@@ -92,40 +91,32 @@ class MetricsLog:
 
     def taken(self) -> int:
         """The number of steps that are known to be taken; nothing is waited for."""
-        for step, metrics in self._coming:
-            if not metrics["loss"].is_ready():
-                break
-            self._taken = step
-        return self._taken
+        unknown = (steps for steps, each in self._coming if not each["loss"].is_ready())
+        return next(unknown, range(self._step, self._step)).start
 
     def collect(self, waited: Callable[[], None]) -> int | None:
         """Wait for the steps so far, with a call after each dispatch. The first step whose loss or
         gradient was not finite, if any."""
-        bad, first = None, self._written + len(next(iter(self.pending.values()), []))
+        bad = None
         for _, metrics in self._coming:
             jax.block_until_ready(metrics)
             waited()
-        self._taken = self._step
-        for metrics in gather([metrics for _, metrics in self._coming]):
-            metrics = self._by_quarters(metrics)
+        measured = gather([metrics for _, metrics in self._coming])
+        for (steps, _), metrics in zip(self._coming, measured, strict=True):
+            # In place of the losses of single samples, each quarter's contribution to their mean,
+            # and the share of samples whose t falls in it.
+            losses, t = metrics.pop("losses"), metrics.pop("t")
+            within = 4 * t // self._num_timesteps == np.arange(4)[:, None, None]
+            metrics["loss_quarters"] = np.where(within, losses, 0).mean(axis=-1).T
+            metrics["share_quarters"] = within.mean(axis=-1).T
             finite = np.isfinite(metrics["loss"]) & np.isfinite(metrics["grad_norm"])
             if bad is None and not np.all(finite):
-                bad = first + int(np.argmin(finite))
+                bad = steps[int(np.argmin(finite))]
             for name, values in metrics.items():
                 kept = [x.tolist() if ok else None for x, ok in zip(values, finite, strict=True)]
                 self.pending.setdefault(name, []).extend(kept)
-            first += len(finite)
         self._coming = []
         return bad
-
-    def _by_quarters(self, metrics: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Each quarter's contribution to the mean loss, and the share of samples whose t falls in
-        it, in place of the losses of single samples."""
-        rest = dict(metrics)
-        losses, t = rest.pop("losses"), rest.pop("t")
-        within = 4 * t // self._num_timesteps == np.arange(4)[:, None, None]
-        parts = np.where(within, losses, 0).mean(axis=-1)
-        return rest | {"loss_quarters": parts.T, "share_quarters": within.mean(axis=-1).T}
 
     def write(self, figures: Mapping[str, Any]) -> dict[str, Any]:
         """Make a line of what was collected, and of `figures`; steps that were not finite are
@@ -138,16 +129,14 @@ class MetricsLog:
             means[name] = np.mean(kept, axis=0).tolist() if kept else None
             if len(kept) < len(values):
                 line["dropped"] = len(values) - len(kept)
-        line |= {"loss": means.get("loss"), "grad_norm": means.get("grad_norm")}
-        parts, shares = (means.get(f"{name}_quarters") or [0.0] * 4 for name in ("loss", "share"))
-        line["loss_quarters"] = [
-            part / share if share else None for part, share in zip(parts, shares, strict=True)
-        ]
+        line |= {"loss": means["loss"], "grad_norm": means["grad_norm"]}
+        parts, shares = (means[f"{name}_quarters"] or [0.0] * 4 for name in ("loss", "share"))
+        quarters = zip(parts, shares, strict=True)
+        line["loss_quarters"] = [part / share if share else None for part, share in quarters]
         learned: Any = learning_rate(self._settings)(self._step - 1)
-        line["learning_rate"] = float(learned)
         elapsed = time.perf_counter() - self._since - self._spent["callbacks"]
         rate = (self._step - self._timed) / elapsed
-        line |= {"steps_per_second": round(rate, 2), **figures}
+        line |= {"learning_rate": float(learned), "steps_per_second": round(rate, 2), **figures}
         text = (json.dumps(line) + "\n").encode()
         run_on_writer(lambda: write_file(self._path, text, "ab"))
         speed = {
@@ -155,24 +144,20 @@ class MetricsLog:
             "waiting": round(self._spent["waiting"] / elapsed, 4),
             "seconds_left": round((self._settings.steps - self._step) / max(rate, 1e-9), 1),
         }
-        self.lines.append(line)
-        self.pending, self._written = {}, self._step
-        self._restart()
+        self.pending = {}
+        self._restart(self._step)
         return line | speed
 
 
 def read_metrics(path: PathLike) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl; what is damaged, or was left unfinished, is no line."""
-    lines = []
-    path = Path(path)
+    lines, path = [], Path(path)
     text = path.read_bytes().decode(errors="replace") if path.exists() else ""
     for each in text.splitlines():
-        try:
+        with suppress(ValueError):
             line = json.loads(each)
-        except ValueError:
-            continue
-        if isinstance(line, dict) and type(line.get("step")) is int and "loss" in line:
-            lines.append(line)
+            if isinstance(line, dict) and type(line.get("step")) is int and "loss" in line:
+                lines.append(line)
     return lines
 
 

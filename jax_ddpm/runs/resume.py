@@ -5,7 +5,6 @@ config.json alone    begin again, as the settings are now: no checkpoint was rea
 checkpoints/         resume from the newest that is intact; what is damaged is set aside
 """
 
-import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
@@ -30,6 +29,7 @@ from jax_ddpm.runs.settings import LOG_EVERY, CheckpointSettings, Settings
 from jax_ddpm.training import TrainState
 from jax_ddpm.training.hosts import broadcast
 
+_OVERWRITE, _ACCEPT = Field("overwrite", True), Field("accept_changes", True)
 OVERWRITTEN = ".overwritten"
 """What another run's checkpoints are called while they are removed."""
 # How a run is laid out and guarded: its weights do not depend on these.
@@ -39,16 +39,6 @@ _FREE |= {"skip_unreadable", "max_pixels", "range"}  # which show in the images
 _FROM_INIT = ("model", "scheduler", "image_shape", "num_classes", "null_label")
 # Files of a checkpoint, and the fields of a `TrainState` that they hold.
 _TREES = {"params": "params", "ema": "ema_params", "optimizer": "opt_state"}
-
-
-class Found(NamedTuple):
-    """What a folder holds for a training: nothing, where it begins."""
-
-    checkpoint: Checkpoint | None = None
-    changes: tuple[tuple[str, str], ...] = ()
-    """Settings that are not as they were, which was accepted, and what they were."""
-    damaged: tuple[str, ...] = ()
-    """What was wrong with the checkpoints that were set aside."""
 
 
 @contextmanager
@@ -76,70 +66,64 @@ def hold(folder: Path) -> Iterator[None]:
 
 def find(
     folder: Path, now: dict[str, Any], settings: Settings, variables: Any, accept: bool, over: bool
-) -> Found:
+) -> Checkpoint | None:
     """Where the training that `now` describes resumes: a model with these variables.
 
     Raises `FieldError` where the folder holds another run, unless that is to be written `over`,
-    or the changes are to be `accept`ed and the weights fit.
+    or the changes are to be `accept`ed and the weights fit. Warns of changes, and of damage.
     """
-    paths, newest, damaged = files.list_checkpoints(folder / CHECKPOINTS), None, {}
-    while newest is None and len(damaged) < len(paths):
-        path = paths[-1 - len(damaged)]
+    newest, damaged = None, {}
+    ways = ["another ", Field("folder"), " begins beside it, ", _OVERWRITE, " in its place"]
+    for path in reversed(files.list_checkpoints(folder / CHECKPOINTS)):
         try:
             newest = load_checkpoint(path)
+            break
         except Damaged as error:
             damaged[path] = str(error)
         except ValueError as error:  # of a later version
             raise FieldError("folder", str(error)) from None
-    ways = "another {folder} begins beside it, {overwrite} in its place"
-    if paths and newest is None and not over:
-        problem = f"no checkpoint is intact: {damaged[paths[-1]]}; "
-        raise FieldError(None, problem, *_naming(ways))
-    if newest is None and (paths or not (folder / CONFIG).exists()):
-        return Found()
+    if newest is None and damaged and not over:
+        problem = next(iter(damaged.values()))
+        raise FieldError(None, f"no checkpoint is intact: {problem}; ", *ways)
+    if newest is None and (damaged or not (folder / CONFIG).exists()):
+        return None
     was: Any = None
     with suppress(ValueError):
         was = newest.state.get("run") if newest else read_json(folder / CONFIG)
     if not was or not was.get("train"):
         problem = f"{folder} exists already, and `train` did not make it: choose another name"
         raise FieldError("folder", problem)
-    if newest is None:
-        return Found()
+    changes = list(_changes(was, now)) if newest else []
+    if newest is None or (over and (changes or was["train"]["steps"] != settings.steps)):
+        return None
 
-    changes = tuple(_changes(was, now))
-    if over and (changes or was["train"]["steps"] != settings.steps):
-        return Found()
     before = {name: array.shape for name, array in newest.arrays["params"].items()}
     fits = before == {name: leaf.shape for name, leaf in flatten(variables).items()}
     ended = newest.step >= settings.steps
     if changes and not (accept and fits and not ended):
+        why = f"{folder} was trained otherwise"
         if not fits:
             why = f"the weights of {folder} are of another network"
         elif ended:
             why = f"{folder} is trained to step {newest.step:,} already"
-            ways += ", a larger {steps} with {accept_changes} continues it"
+            ways += [", a larger ", Field("steps"), " with ", _ACCEPT, " continues it"]
         else:
-            why = f"{folder} was trained otherwise"
-            ways += ", {accept_changes} resumes it all the same"
+            ways += [", ", _ACCEPT, " resumes it all the same"]
         named = [part for name, what in changes for part in ("; ", Field(name), f": {what}")]
-        raise FieldError(None, *named[1:], f": {why}; ", *_naming(ways))
+        raise FieldError(None, *named[1:], f": {why}; ", *ways)
     if ended:
         write_json(folder / CONFIG, was)  # nothing begins, but it may be missing or damaged
-    aside = {files.set_aside(path, "damaged"): problem for path, problem in damaged.items()}
-    notes = tuple(f"{problem}; set aside as {path.name}" for path, problem in aside.items())
-    return Found(_with_optimizer(newest, settings), changes, notes)
-
-
-def _naming(text: str) -> list[str | Field]:
-    """The pieces of a message; words in braces are settings."""
-    values = {"overwrite": True, "accept_changes": True}
-    pieces = enumerate(re.split("[{}]", text))
-    return [Field(x, values.get(x)) if place % 2 else x for place, x in pieces]
+    if changes:
+        accepted = "; ".join(f"{name}: {what}" for name, what in changes)
+        warnings.warn(f"accepted: {accepted}", stacklevel=4)
+    for path, problem in damaged.items():
+        aside = files.set_aside(path, "damaged").name
+        warnings.warn(f"{problem}; set aside as {aside}", stacklevel=4)
+    return _with_optimizer(newest, settings)
 
 
 def _changes(was: dict[str, Any], now: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """What the weights depend on that is not as it was."""
-    # Guidance follows from the network where nobody chose it.
+    """What the weights depend on that is not as it was. Guidance is the model's, not as chosen."""
     before, after = (
         each["train"] | each["preparation"] | {"guidance": each["guidance"]} for each in (was, now)
     )
@@ -148,20 +132,23 @@ def _changes(was: dict[str, Any], now: dict[str, Any]) -> Iterator[tuple[str, st
         longer = name == "steps" and value > old
         if name not in _FREE and old != value and not longer:
             yield name, f"was {old}, is {value}"
-    shapes, digests = ([x["data"][name] for x in (was, now)] for name in ("shape", "sha256"))
-    classes = [each["class_names"] or each["num_classes"] for each in (was, now)]
-    for what, (old, new) in (("images", shapes), ("classes", classes)):
-        if old != new:
-            yield "data", f"the {what} were {old}, are {new}"
-    if shapes[0] == shapes[1] and digests[0] != digests[1]:
+    (shape, digest), (new, new_digest) = (
+        (x["data"]["shape"], x["data"]["sha256"]) for x in (was, now)
+    )
+    classes, called = (each["class_names"] or each["num_classes"] for each in (was, now))
+    if shape != new:
+        yield "data", f"the images were {shape}, are {new}"
+    elif digest != new_digest:
         yield "data", "the images or their labels are others"
+    if classes != called:
+        yield "data", f"the classes were {classes}, are {called}"
     if after["init"] and any(was[name] != now[name] for name in _FROM_INIT):
         yield "init", "its network or its schedule is another"
 
 
 def _with_optimizer(checkpoint: Checkpoint, settings: Settings) -> Checkpoint:
-    """The checkpoint; if the settings' optimizer is another than its own, with theirs before a
-    first step, but for the rate, whose schedule goes on. That is warned of."""
+    """The checkpoint; with the settings' optimizer before a first step, but for the rate, whose
+    schedule goes on, and a warning, if its own is another."""
     params, init = checkpoint.arrays["params"], optimizer(settings).init
     if flatten(jax.eval_shape(init, params)).keys() == checkpoint.arrays["optimizer"].keys():
         return checkpoint
@@ -172,17 +159,15 @@ def _with_optimizer(checkpoint: Checkpoint, settings: Settings) -> Checkpoint:
     return checkpoint._replace(arrays=checkpoint.arrays | {"optimizer": arrays})
 
 
-def shared(found: Found | None) -> Found:
+def shared(here: Checkpoint | None) -> Checkpoint | None:
     """What the writer has found, in every process."""
-    found = found or Found()
-    here = found.checkpoint
     if jax.process_count() == 1 or not broadcast(here is not None):
-        return found
-    arrays, known = {}, here and (here.step, here.state, sorted(here.arrays))
-    step, state, names = broadcast(known or (0, {}, []))
-    for name in names:
-        arrays[name] = from_bytes(broadcast(to_bytes(here.arrays[name]) if here else b""))
-    return found._replace(checkpoint=Checkpoint(step, arrays, state))
+        return here
+    known = (here.step, here.state, sorted(here.arrays)) if here else (0, {}, [])
+    step, state, names = broadcast(known)
+    parts = (to_bytes(here.arrays[name]) if here else b"" for name in names)
+    arrays = {name: from_bytes(broadcast(part)) for name, part in zip(names, parts, strict=True)}
+    return Checkpoint(step, arrays, state)
 
 
 def save_state(folder: PathLike, state: TrainState) -> Path:
@@ -227,46 +212,42 @@ def read_state(checkpoint: Checkpoint, like: TrainState) -> TrainState:
 
 
 class Findings(NamedTuple):
-    """What is in a run's folder: steps of checkpoints that are to the bit what was written, and of
-    those that are not; what is no damage; and what is wrong, a line for each file."""
+    """What is in a run's folder."""
 
     intact: list[int]
+    """Steps of checkpoints that are to the bit what was written."""
     damaged: list[int]
-    notes: list[str]
+    """Steps of those that are not."""
     problems: list[str]
+    """What is wrong, a line for each file."""
 
 
 def check_run(folder: PathLike) -> Findings:
     """Read all of a run. Raises `FieldError` if `folder` is not a run's."""
-    folder, run = Path(folder), {}
+    folder, train = Path(folder), None
+    metrics = folder / METRICS
     if not (folder / CHECKPOINTS).is_dir():
         raise FieldError("folder", f"expected a run's folder, got {folder}")
-    intact, damaged, notes, problems = found = Findings([], [], [], [])
+    intact, damaged, problems = found = Findings([], [], [])
     for path in files.list_checkpoints(folder / CHECKPOINTS):
         try:
-            run = load_checkpoint(path).state.get("run") or {}
+            train = load_checkpoint(path).state.get("run", {}).get("train")
             intact.append(int(path.name))
         except ValueError as error:
             problems.append(str(error))
-            damaged += [int(path.name)] * isinstance(error, Damaged)
-    train = run.get("train")
+            if isinstance(error, Damaged):
+                damaged.append(int(path.name))
     try:
-        # It may say already what the next checkpoint will: a difference is no damage.
-        content, names = read_json(folder / CONFIG), run.keys() - {"train", "versions"}
-        if differing := sorted(name for name in names if content.get(name) != run[name]):
-            notes.append(f"{CONFIG}: {', '.join(differing)} not as in the newest checkpoint")
+        read_json(folder / CONFIG)
     except ValueError as error:
         problems.append(f"{error}{'; the same training command mends it' if train else ''}")
-    metrics, step = folder / METRICS, max(intact + damaged, default=0)
+    step = max(intact + damaged, default=0)
     last = max((x["step"] for x in read_metrics(metrics) if x["step"] <= step), default=0)
     if count := damaged_lines(metrics):
-        remedy = "the same training command drops them"
-        problems.append(f"{metrics}: {count} line(s) damaged; {remedy}")
+        problem = f"{count} line(s) damaged; the same training command drops them"
+        problems.append(f"{metrics}: {problem}")
     elif train and step - last >= train.get("log_every", LOG_EVERY):
         problems.append(f"{metrics}: expected lines up to step {step:,}, got {last or 'none'}")
-    for path in sorted((folder / CHECKPOINTS).glob(".*")):
-        what = "a leftover, which the next save removes"
-        notes.append(f"{path.name}: {what if path.suffix in files.LEFTOVERS else 'set aside'}")
     return found
 
 

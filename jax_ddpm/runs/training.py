@@ -29,7 +29,7 @@ from jax_ddpm.data import Dataset
 from jax_ddpm.data.batches import Order, prefetched
 from jax_ddpm.interop import DiffusionModel
 from jax_ddpm.io.arrays import flatten, to_bytes
-from jax_ddpm.io.checkpoint import list_checkpoints, prune_checkpoints, save_checkpoint
+from jax_ddpm.io.checkpoint import Checkpoint, list_checkpoints, prune_checkpoints, save_checkpoint
 from jax_ddpm.io.files import make_folder, write_json
 from jax_ddpm.noise import seed_key
 from jax_ddpm.runs.callbacks import Every, best_line, open_callbacks, open_trackers
@@ -37,15 +37,7 @@ from jax_ddpm.runs.initial import computing, new_run
 from jax_ddpm.runs.metrics import MetricsLog, Progress
 from jax_ddpm.runs.model import CHECKPOINTS, CONFIG, METRICS, PICTURES, PathLike, describe
 from jax_ddpm.runs.programs import fit_programs
-from jax_ddpm.runs.resume import (
-    OVERWRITTEN,
-    Found,
-    find,
-    hold,
-    on_host,
-    read_state,
-    shared,
-)
+from jax_ddpm.runs.resume import OVERWRITTEN, find, hold, on_host, read_state, shared
 from jax_ddpm.runs.settings import LOG_EVERY, CheckpointSettings, Settings
 from jax_ddpm.training import TrainState, hosts
 from jax_ddpm.training.sharding import device_mesh
@@ -60,9 +52,6 @@ class Fit(NamedTuple):
     step: int
     stopped: bool
     """Whether it was asked to stop before its last step."""
-
-    def __repr__(self) -> str:
-        return f"Fit(step={self.step}, stopped={self.stopped}, run={self.run!r})"
 
 
 def fit(
@@ -79,7 +68,8 @@ def fit(
 
     Called again with the same arguments, after it was stopped or killed at any moment, it resumes
     and ends with the same weights to the bit (on the same devices); with more `steps`, it trains
-    longer. It warns of checkpoints that were damaged and set aside, and of other devices.
+    longer. It warns of damaged checkpoints, which are set aside, of accepted changes and of other
+    devices.
 
     Args:
       folder: of the run; made if need be.
@@ -102,8 +92,6 @@ def fit(
     check_kind("settings", settings, Settings, "Settings(steps=1000)")
     options = {"accept_changes": accept_changes, "overwrite": overwrite}
     with open_run(folder, data, settings, **options) as training:
-        for note in training.notes:
-            warnings.warn(note, stacklevel=3)
         return train(training, progress, stop)
 
 
@@ -118,12 +106,13 @@ class Training(NamedTuple):
     mesh: Mesh
     description: dict[str, Any]
     """Its config.json."""
-    found: Found
+    checkpoint: Checkpoint | None
+    """From which it resumes."""
 
     @property
     def step(self) -> int:
         """How many steps were taken."""
-        return self.found.checkpoint.step if self.found.checkpoint else 0
+        return self.checkpoint.step if self.checkpoint else 0
 
     @property
     def computed_by(self) -> str:
@@ -134,34 +123,23 @@ class Training(NamedTuple):
         kind = self.mesh.devices.flat[0].device_kind
         return f"{self.mesh.size} × {kind}{layout}, jax {jax.__version__}"
 
-    @property
-    def notes(self) -> list[str]:
-        """What a user should know of where it resumes: damaged checkpoints, other devices."""
-        lines, checkpoint = list(self.found.damaged), self.found.checkpoint
-        before = checkpoint.state["computed_by"] if checkpoint else self.computed_by
-        if before != self.computed_by and self.step < self.settings.steps:
-            was = f"step {self.step:,} was trained by {before}, now it is {self.computed_by}"
-            lines.append(f"{was}: the same within rounding, not to the bit")
-        return lines
-
     def summary(self) -> str:
         """What is trained, on what, and from where: lines to read."""
-        run, data, classes = self.run, self.data, self.run.num_classes or 0
-        lines = [*self.notes, *data.notes]
-        names = run.class_names or range(classes)
+        run, data, lines = self.run, self.data, list(self.data.notes)
+        names = run.class_names or range(run.num_classes or 0)
         if unseen := [str(name) for k, name in enumerate(names) if k not in run.drawn]:
             lines.append(f"not learned, so not drawn by default: {', '.join(unseen[:20])}")
         images = f"{len(data.images):,} images of {'×'.join(map(str, data.image_shape))}"
-        images += f" in {classes} classes" if classes else ""
+        images += f" in {run.num_classes} classes" if run.num_classes else ""
         parameters = sum(leaf.size for leaf in jax.tree.leaves(run.variables))
         devices = f"{self.mesh.size} {jax.default_backend()} device(s)"
         if idle := jax.device_count() - self.mesh.size:
             devices += f" ({idle} more do not divide the batch)"
         lines.append(f"{images}, {parameters:,} parameters, {devices} → {self.folder}")
-        if self.step >= self.settings.steps:
-            lines.append(f"trained to step {self.step:,} already")
-        elif self.step:
-            lines.append(f"resuming from step {self.step:,}")
+        if self.step:
+            ended = self.step >= self.settings.steps
+            where = "trained to step {:,} already" if ended else "resuming from step {:,}"
+            lines.append(where.format(self.step))
         return "\n".join(lines)
 
 
@@ -203,19 +181,24 @@ def open_run(
 
     with ExitStack() as held:
 
-        def look() -> Found:
+        def look() -> Checkpoint | None:
             held.enter_context(hold(folder))
             now = describe(run, settings.record(), described)
             return find(folder, now, settings, run.variables, accept_changes, overwrite)
 
-        found = shared(hosts.run_on_writer(look))
-        was = found.checkpoint.state["run"]["train"] if found.checkpoint else {}
+        checkpoint = shared(hosts.run_on_writer(look))
+        was = checkpoint.state["run"]["train"] if checkpoint else {}
         every = settings.logged(settings.steps)
         if settings.log_every is None and was.get("steps") == settings.steps:
             every = was.get("log_every", LOG_EVERY)  # as in the lines before
         whole = replace(settings, log_every=every)
         description = describe(run, whole.record(), described)
-        yield Training(folder, whole, data, run, mesh, description, found)
+        training = Training(folder, whole, data, run, mesh, description, checkpoint)
+        before, now = checkpoint and checkpoint.state["computed_by"], training.computed_by
+        if before != now and 0 < training.step < settings.steps and hosts.is_writer():
+            note = f"step {training.step:,} was trained by {before}, now it is {now}"
+            warnings.warn(f"{note}: the same within rounding, not to the bit", stacklevel=4)
+        yield training
 
 
 def train(
@@ -224,22 +207,21 @@ def train(
     stop: Callable[[], bool] | None = None,
 ) -> Fit:
     """Train what `open_run` opened, to its end or until `stop` is true, and save it."""
-    folder, settings, data, run, mesh, description, (checkpoint, *_) = training
+    folder, settings, data, run, mesh, description, checkpoint = training
     done, total, tell = training.step, settings.steps, progress or (lambda _: None)
     data_key, train_key = jax.random.split(jax.random.fold_in(seed_key(settings.seed), 0))
     computed = computing(run, dtype=settings.dtype, remat=settings.remat)
     programs = fit_programs(computed, settings, mesh, train_key)
-    pending = {}
     if checkpoint is None:
-        state = programs.init(jax.device_get(run.variables))
+        state, pending = programs.init(jax.device_get(run.variables)), {}
     else:
         state = programs.to_devices(read_state(checkpoint, programs.state))
         pending = checkpoint.state["pending"]
 
     dispatches = Dispatches(done, settings)
     order = Order(data_key, len(data.images), settings.batched())
-    labels = None if run.num_classes is None else data.labels
-    arrays = {"images": data.images, "labels": labels, "extents": data.extents}
+    arrays = {"images": data.images, "extents": data.extents}
+    arrays["labels"] = None if run.num_classes is None else data.labels
     arrays = {name: array for name, array in arrays.items() if array is not None}
 
     def open_log() -> MetricsLog:
@@ -256,6 +238,9 @@ def train(
             batches[name] = jax.ShapeDtypeStruct(shape, array.dtype, sharding=place)
         return programs.advance.lower(state, batches).compile()
 
+    def saved() -> list[int]:
+        return [int(path.name) for path in list_checkpoints(folder / CHECKPOINTS)]
+
     def report(last: bool = False) -> None:
         """Say how far it is, about every second."""
         nonlocal told
@@ -268,10 +253,10 @@ def train(
         bad = log.collect(report)
         if bad is not None and settings.on_nan == "stop":
             saver.wait()
-            saved = "no checkpoint was saved yet"
-            if saver.last is not None:
-                saved = f"the last good checkpoint is of step {saver.last:,}"
-            problem = f"step {bad + 1:,}: the loss or its gradient is not finite; {saved}; "
+            good = "no checkpoint was saved yet"
+            if there := hosts.broadcast(saved()):
+                good = f"the last good checkpoint is of step {there[-1]:,}"
+            problem = f"step {bad + 1:,}: the loss or its gradient is not finite; {good}; "
             images = ", ".join(map(str, order(range(bad, bad + 1))[0]))
             rest = f" drops such steps; some of its images may be at fault: {images}"
             raise FieldError(None, problem, Field("on_nan", "skip"), rest)
@@ -288,16 +273,15 @@ def train(
     sync_global_devices("compiled")  # see `cli.devices`
     hosts.run_on_writer(lambda: write_json(folder / CONFIG, description))
     callbacks = open_callbacks(folder, run, data, settings, mesh, done)
-    every = settings.logged(total), settings.checkpoint_every
-    time_to_log, time_to_save = (Every(each, total) for each in every)
+    time_to_log = Every(settings.logged(total), total)
+    time_to_save = Every(settings.checkpoint_every, total)
     with (
         open_trackers(settings.tracker, folder, description, done) as track,
-        Saver(folder / CHECKPOINTS, settings, done if checkpoint else None) as saver,
+        closing(Saver(folder / CHECKPOINTS, settings)) as saver,
         closing(prefetched(arrays, order, dispatches, programs.batch_sharding)) as ahead,
     ):
-        hosts.run_on_writer(lambda: _make_room(folder, done if checkpoint else None))
-        log = open_log()
-        kept = {int(path.name) for path in list_checkpoints(folder / CHECKPOINTS)}
+        hosts.run_on_writer(lambda: _make_room(folder, anew=checkpoint is None))
+        log, kept = open_log(), saved()
         measured = hosts.broadcast([each for each in log.lines if each["step"] in kept])
         told, line, best = time.monotonic(), None, best_step()
         report(last=True)
@@ -306,14 +290,14 @@ def train(
                 batch = next(ahead)
             state, metrics = advance[len(steps)](state, batch)
             done, found = steps.stop, {}
-            log.add(done, metrics)
+            log.add(steps, metrics)
             logs, saves = time_to_log(steps), time_to_save(steps)
-            due = [callback for callback in callbacks if callback.every(steps)]
+            due = [callback for every, callback in callbacks if every(steps)]
             if logs or due:
                 settle()
             with log.spent("callbacks"):
                 for callback in due:
-                    found |= callback.find(done, state.ema_params)
+                    found |= callback(done, state.ema_params)
             if logs:
                 figures = {name: x for name, x in found.items() if not isinstance(x, np.ndarray)}
                 found |= (line := log.write(figures))
@@ -332,13 +316,13 @@ def train(
                 saver.save(state, done, {"pending": log.pending, **belongs}, best)
             if stopping:
                 break
+        saver.wait()
     return end()
 
 
-def _make_room(folder: Path, done: int | None) -> None:
-    """From here on the folder is of this training: pictures, and those of a run that is written
-    over the checkpoints, are removed."""
-    if done is None and (folder / CHECKPOINTS).exists():
+def _make_room(folder: Path, *, anew: bool) -> None:
+    """Remove the pictures of before, and the checkpoints of a run that is written over."""
+    if anew and (folder / CHECKPOINTS).exists():
         # Renamed first: half-removed checkpoints would look damaged.
         shutil.rmtree((folder / CHECKPOINTS).rename(folder / OVERWRITTEN))
     make_folder(folder / CHECKPOINTS)
@@ -378,22 +362,12 @@ class Dispatches(Sequence[range]):
 
 
 class Saver:
-    """Saves one checkpoint at a time, in a thread; entered around a training, it waits for the
-    last one."""
+    """Saves one checkpoint at a time, in a thread. `close` it after the last."""
 
-    def __init__(self, folder: Path, settings: CheckpointSettings, last: int | None = None) -> None:
-        self._folder, self._settings, self.last = folder, settings, last
-        """`last`: the step of the newest checkpoint on the disk, or on its way there."""
+    def __init__(self, folder: Path, settings: CheckpointSettings) -> None:
+        self._folder, self._settings = folder, settings
         self._threads = ThreadPoolExecutor(1)
         self._writing: Future[None] | None = None
-
-    def __enter__(self) -> "Saver":
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        self._threads.shutdown()
-        if exception[0] is None:
-            self.wait()
 
     def save(
         self, state: TrainState, step: int, extra: Mapping[str, Any], best: int | None = None
@@ -413,9 +387,11 @@ class Saver:
 
         if hosts.is_writer():
             self._writing = self._threads.submit(write)
-        self.last = step
 
     def wait(self) -> None:
         """Until what was saved is on the disk. Raises what kept it from being written."""
         writing, self._writing = self._writing, None
         hosts.run_on_writer(lambda: writing.result() if writing else None)
+
+    def close(self) -> None:
+        self._threads.shutdown()

@@ -68,6 +68,7 @@ def test_a_write_that_fails_is_named_and_leaves_nothing(here, copy, monkeypatch)
         assert sorted(copy.rglob("*")) == before
 
 
+@pytest.mark.filterwarnings("default:.* set aside as")
 def test_training_falls_back_to_the_last_good_one(short, copy, finished):
     words = []
     for step, name in ((4, "state.json"), (6, "params.safetensors")):
@@ -136,11 +137,12 @@ def test_the_doctor_finds_what_is_damaged(here, copy):
     here(look, *wrong, "2 thing(s) wrong", remedy, code=1)
 
 
+@pytest.mark.filterwarnings("default:.* set aside as")
 @pytest.mark.parametrize("resumes", [False, True])
 def test_the_training_that_the_doctor_advises_mends_the_run(short, here, copy, resumes):
     """One that had ended, and one that resumes from before the damage."""
     config = copy / "runs/x/config.json"
-    whole = config.read_bytes()
+    whole = json.loads(config.read_text())
     config.write_text('{"model": ')
     with (copy / "runs/x/metrics.jsonl").open("a") as file:
         file.write('{"step": 5, "lo\n')
@@ -153,6 +155,5 @@ def test_the_training_that_the_doctor_advises_mends_the_run(short, here, copy, r
     here("doctor --run runs/x", *advice, code=1)
     assert ("resuming from step 4" in short()) == resumes
     here("doctor --run runs/x")
-    mended, expected = json.loads(config.read_bytes()), json.loads(whole)
-    assert mended["data"].pop("source").endswith("x.npy") and expected["data"].pop("source")
-    assert mended == expected
+    # Its images are now elsewhere.
+    assert json.loads(config.read_text()) | {"data": None} == whole | {"data": None}
