@@ -27,8 +27,9 @@ def evaluate(config: EvaluateConfig) -> None:
     check_file("--json", config.json)
     check_file("--save-statistics", config.save_statistics, ".npz")
     source: DataConfig | None = config.data
+    learned = None
     if config.reference == "data":
-        source = _images_of_run(config)
+        source, learned = _images_of_run(config)
     elif config.data.dataset is not None:
         raise UsageError("--dataset: cannot be given with --reference; --data can")
     elif config.data.data is None:
@@ -45,7 +46,7 @@ def evaluate(config: EvaluateConfig) -> None:
         if config.samples is not None:
             figures = _of_samples(config.samples, config, source, options)
         else:
-            figures = _of_model(config, source, options)
+            figures = _of_model(config, source, learned, options)
     for line in report(figures):
         say(line)
     if (path := config.json) is not None:
@@ -56,7 +57,7 @@ def evaluate(config: EvaluateConfig) -> None:
 
 
 def _of_model(
-    config: EvaluateConfig, source: DataConfig | None, options: dict[str, Any]
+    config: EvaluateConfig, source: DataConfig | None, learned: str | None, options: dict[str, Any]
 ) -> dict[str, Any]:
     if config.run is None and config.pretrained is None:
         raise UsageError("expected --run, --pretrained or --samples, and one of them only")
@@ -67,11 +68,15 @@ def _of_model(
     run, data = run_on_all(lambda: load_chain(config)), None
     if source is not None:
         # As the run read them, but whole and not mirrored.
-        prepared = Preparation(**run.preparation)
-        crop = "center" if prepared.crop == "random" else prepared.crop
-        prepared = replace(prepared, flip=False, crop=crop, range=config.range or prepared.range)
+        before = Preparation(**run.preparation)
+        crop = "center" if before.crop == "random" else before.crop
+        prepared = replace(before, flip=False, crop=crop, range=config.range or before.range)
         like = "the images that the run learned; --data says where those are"
         data = run_on_all(lambda: _load(source, prepared, like))
+        # A digest of numbers, not of files, is of the prepared images.
+        alike = data.sha256 or (before.crop, before.range) == (prepared.crop, prepared.range)
+        if learned and alike and data.digest() != learned:
+            say(f"{data.source}: images or labels are not those that the run learned")
     with bars() as show:
         return measure(
             *(run, data),
@@ -120,22 +125,23 @@ def _load(source: DataConfig, preparation: Preparation, like: str) -> Dataset:
     return data
 
 
-def _images_of_run(config: EvaluateConfig) -> DataConfig:
+def _images_of_run(config: EvaluateConfig) -> tuple[DataConfig, str | None]:
     """What `--data` and `--dataset` say, or else the images that the run learned, where its record
-    says which."""
+    says which; and the digest of those in the record."""
     given, run = config.data, config.run
     if run is None or given.data is not None or given.dataset is not None:
-        return given
+        return given, None
     try:
         folder = run.parents[1] if run.parent.name == CHECKPOINTS else run
-        source = read_json(folder / CONFIG)["data"]["source"]
+        record = read_json(folder / CONFIG)["data"]
+        source, learned = record["source"], record.get("sha256")
     except (ValueError, TypeError, KeyError):  # not of `train`, or damaged: the checkpoints count
-        return given
+        return given, None
     if source in DATASETS:
-        return replace(given, dataset=source)
+        return replace(given, dataset=source), learned
     if Path(source).is_absolute() and not Path(source).exists():
         problem = f"the images that the run learned, {source}, are no longer there"
         raise UsageError(f"--data: {problem}; --data PATH says where they are")
     # Relative to which folder, a record of before does not say.
     known = Path(source).is_absolute() or source.startswith(HUB)
-    return replace(given, data=source) if known else given
+    return (replace(given, data=source), learned) if known else (given, None)

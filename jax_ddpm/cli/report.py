@@ -48,7 +48,7 @@ def report(figures: dict[str, Any]) -> Iterator[str]:
             "from it"
         )
     if "bits_per_dim" in figures:
-        yield f"{figures['bits_per_dim']:.3f} bits per dimension at most, on the images learned"
+        yield f"{figures['bits_per_dim']:.3f} bits per dimension at most"
     yield from figures["notes"]
     for name, why in figures["left_out"].items():
         yield f"{_title(name)} is left out: {why}"

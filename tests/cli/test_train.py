@@ -77,12 +77,19 @@ def test_it_is_measured_on_its_own_pictures(trained, jax_ddpm_here, monkeypatch)
     monkeypatch.setattr("jax_ddpm.cli.evaluate.measure", measure)
     evaluate = "evaluate --run runs/shapes --num 0 --num-scored 4 --json figures.json".split()
     result = jax_ddpm_here(*evaluate, "--seed", "3", cwd=trained[0])
-    assert "3.000 bits per dimension at most, on the images learned" in result.stdout, result.stderr
+    assert "3.000 bits per dimension at most\n" in result.stdout, result.stderr
+    assert "not those that the run learned" not in result.stdout
     (_, data), options = measure.call_args
     assert (options["num"], options["num_scored"], options["seed"]) == (0, 4, 3)
     assert data.preparation.crop == "center" and not data.preparation.flip
     figures = json.loads((trained[0] / "figures.json").read_text())
     assert figures == {"run": "runs/shapes", **report}
+    picture, other = sorted((trained[0] / "shapes/bars").iterdir())[:2]
+    before = picture.read_bytes()
+    picture.write_bytes(other.read_bytes())
+    result = jax_ddpm_here(*evaluate, cwd=trained[0])
+    picture.write_bytes(before)
+    assert "shapes: images or labels are not those that the run learned\n" in result.stdout
     gone = trained[0] / "elsewhere"
     (trained[0] / "shapes").rename(gone)
     result = jax_ddpm_here(*evaluate, cwd=trained[0])
