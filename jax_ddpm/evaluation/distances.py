@@ -53,8 +53,8 @@ def compare(generated: Extracted, real: Extracted, main: str) -> dict[str, Any]:
     figures = {}
     for name in sorted(real.statistics, key=lambda name: name != main):
         called = main_figure(main) if name == main else f"{main_figure(main)}_{name}"
-        (_, *one), (_, *other) = generated.statistics[name], real.statistics[name]
-        figures[called] = frechet_distance(*one, *other)
+        one, other = generated.statistics[name], real.statistics[name]
+        figures[called] = frechet_distance(one.mu, one.sigma, other.mu, other.sigma)
     if generated.logits is not None and len(generated.logits) >= 100:  # ten a part
         score = inception_score(generated.logits)
         figures |= {"inception_score": score.mean, "inception_score_std": score.std}

@@ -7,7 +7,6 @@ features are no FID, and compare only with those of the same images, seed and ve
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain, pairwise
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,18 +69,27 @@ def over_devices(
     size = -(-size // devices) * devices
     mesh = device_mesh(size)
     data = data_sharding(mesh)
-    variables = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(variables)
+    variables = jax.jit(_same, out_shardings=replicated(mesh))(variables)
     program = jax.jit(apply_fn, out_shardings=data)
 
-    def begun() -> Iterator[tuple[int, Any]]:
-        for batch in batches:
-            filled = np.resize(np.arange(len(batch[0])), size)
-            rows = (load_batch(each, filled, data) for each in batch)
-            yield len(batch[0]), program(variables, *rows)
+    def gathered(count: int, result: Any) -> Any:
+        return jax.tree.map(itemgetter(slice(count)), gather(result))
 
-    # The devices have the next batch to work on while the host gathers one.
-    for (count, result), _ in pairwise(chain(begun(), [(0, None)])):
-        yield jax.tree.map(itemgetter(slice(count)), gather(result))
+    begun = None
+    for batch in batches:
+        count = len(batch[0])
+        filled = np.resize(np.arange(count), size)
+        result = program(variables, *(load_batch(each, filled, data) for each in batch))
+        # The devices have this batch to work on while the host gathers the one before.
+        if begun is not None:
+            yield gathered(*begun)
+        begun = count, result
+    if begun is not None:
+        yield gathered(*begun)
+
+
+def _same(tree: Any) -> Any:
+    return tree
 
 
 def load_inception(

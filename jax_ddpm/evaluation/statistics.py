@@ -4,7 +4,7 @@ Memory grows by the logits alone.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
@@ -64,8 +64,12 @@ def extract(network: FeatureNetwork, batches: Iterable[np.ndarray], most: int) -
     kept, logits = [], []
     images = chain.from_iterable(batches)
     first = islice(images, most)
-    groups = ((np.stack(rows),) for rows in iter(lambda: [*islice(first, _BATCH)], []))
-    for features in over_devices(network.apply_fn, network.variables, groups, _BATCH):
+
+    def groups() -> Iterator[tuple[np.ndarray]]:
+        while rows := list(islice(first, _BATCH)):
+            yield (np.stack(rows),)
+
+    for features in over_devices(network.apply_fn, network.variables, groups(), _BATCH):
         if LOGITS in features:
             logits.append(features.pop(LOGITS))
         if sum(map(len, kept)) < KEPT:

@@ -60,6 +60,15 @@ def test_figures_are_torch_fidelitys(found, expected, rel):
     assert found() == pytest.approx(expected, rel=rel)
 
 
+def test_kernel_distance_of_all_samples_by_its_definition():
+    """Sums over pairs of different samples, Bińkowski et al. 2018, eq. 4."""
+    x, y = X[:5], Y[:5]
+    kernel = lambda one, other: (np.einsum("if,jf->ij", one, other) / 32 + 1) ** 3
+    within = sum(kernel(each, each)[~np.eye(5, dtype=bool)].mean() for each in (x, y))
+    expected = within - 2 * kernel(x, y).mean()
+    assert kernel_distance(x, y).mean == pytest.approx(expected, rel=1e-9)
+
+
 def test_inception_score_in_closed_form():
     """1 where nothing is told apart, the number of classes where each is certain."""
     logits = np.tile(100 * np.eye(8), (10, 1))
