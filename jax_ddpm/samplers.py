@@ -69,7 +69,7 @@ class StepFn(Protocol):
 
 
 class Sampler(NamedTuple):
-    """An update rule as a pair of pure functions, and its name in records of what was sampled."""
+    """An update rule as a pair of pure functions; `name` holds every option, for records."""
 
     init: InitFn
     step: StepFn

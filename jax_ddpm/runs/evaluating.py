@@ -81,8 +81,8 @@ def evaluate(
     | `num`, `steps`, `recipe` | always: all that is needed to measure again |
 
     What ends in `_std` is a spread. Classes are matched by name where both sides have names, or
-    those of one are numbers, else by number. Drawn are those learned that the images show, or all
-    if none is; it warns of the others.
+    those of one are numbers, else by number. It draws the learned classes that the images show, or
+    all learned classes if they show none, and warns of the others.
 
     Args:
       model: from `load_run`, `load_diffusers` or `load_openai`.
@@ -106,6 +106,8 @@ def evaluate(
     check_whole("num_scored", num_scored or 0, 0)
     key, seed = seed_key(seed), int(seed)
     run, sampler = with_guidance(model, guidance), sampler or ancestral()
+    if folder is not None and not sampler.name:
+        raise FieldError("sampler", "expected one with a name, since samples are kept, got none")
     chain = make_chain(run, run.schedule.num_timesteps if steps is None else steps)
     warn_of_signal(chain)
     image_shape, shown = run.shape(1)[1:], None if data is None else data.labels
@@ -117,11 +119,11 @@ def evaluate(
     scored, unscored = min(num, _SCORED) if num_scored is None else num_scored, {}
     labelled = shown is not None and (there or run.null_label is not None)
     if data is None or not _is_8_bit(data) or (run.num_classes and not labelled):
-        expected = "expected images of 8 bits, with labels where the model has classes"
+        needed = "images of 8 bits, with labels where the model has classes"
         if num_scored:
-            raise FieldError("num_scored", f"{expected}, got {num_scored} to score")
+            raise FieldError("num_scored", f"expected {needed}, got {num_scored} to score")
         if scored and data is not None:
-            unscored["bits_per_dim"] = f"{expected}, got others"
+            unscored["bits_per_dim"] = f"it needs {needed}"
         scored = 0
     if not num and (not scored or reference or statistics or folder):
         problem = "expected more than 0: without samples there are only bits per dimension, got 0"
@@ -242,31 +244,33 @@ def _measure(
             run_on_writer(lambda: save_statistics(statistics, real))
         images = f"{real.num:,} of the {len(data.images):,} images of {data.source}"
         recipe["reference"] = f"{images}, SHA-256 {data.digest()}"
-        if (fewest := min(target.at_most or num, real.num)) < _FEW:
-            few = f"precision and recall say little of {fewest} images"
-            notes.append(f"{few}: of fewer than {_FEW}, noise may look real")
+    unjudged = _unjudged(data, asked) if agreement else "it was not asked for"
     judged: list[np.ndarray] = []
 
     def passing() -> Iterator[np.ndarray]:
         for batch in batches:
-            if sum(map(len, judged)) < _JUDGED:
+            if unjudged is None and sum(map(len, judged)) < _JUDGED:
                 judged.append(batch)
             yield batch
 
-    figures, left_out = target.measure(passing(), num), {}
+    figures = target.measure(passing(), num)
+    fewest = min(target.at_most or num, len(target.real.kept))
+    if "precision" in figures and fewest < _FEW:
+        few = f"precision and recall say little of {fewest} images"
+        notes.append(f"{few}: of fewer than {_FEW}, noise may look real")
     if "fid" in figures and num < _MANY:
         few = f"FID of {num:,} samples is larger than of many"
         notes.append(f"{few}: compare it with that of as many")
+    wanted = [] if network is None else ["inception_score"]
     if reference is None:
         figures["held_out"] = target.floor
-        kernel = "kid" if "fid" in figures else "classifier_kernel_distance"
-        missing = {kernel, "precision", "recall"} - figures.keys()
-        left_out = dict.fromkeys(sorted(missing), "there are too few samples or images")
-    if not agreement:
-        left_out["agreement"] = "it was not asked for"
-    elif data is None or data.labels is None or asked is None:
-        left_out["agreement"] = "the samples or the images have no classes"
-    else:
+        kernel = "classifier_kernel_distance" if network is None else "kid"
+        wanted += [kernel, "precision", "recall"]
+    missing = [name for name in wanted if name not in figures]
+    left_out = dict.fromkeys(missing, "there are too few samples or images")
+    if unjudged is not None:
+        left_out["agreement"] = unjudged
+    elif data is not None and asked is not None:
         samples, labels = to_float(np.concatenate(judged)[:_JUDGED]), asked[:_JUDGED]
         samples, labels = samples[labels >= 0], labels[labels >= 0]
         try:
@@ -279,24 +283,31 @@ def _measure(
     return figures | {"left_out": left_out, "notes": notes}, recipe
 
 
+def _unjudged(data: Dataset | None, asked: np.ndarray | None) -> str | None:
+    """Why no SVC judges samples, as far as is known before they are drawn; None: one may."""
+    if data is None or data.labels is None or asked is None:
+        return "the samples or the images have no classes"
+    if not (asked[:_JUDGED] >= 0).any():
+        return "the samples and the images have no class in common"
+    classes, numbers = len(np.unique(data.labels)), int(np.prod(data.image_shape))
+    if classes > _CLASSES or numbers > _NUMBERS:
+        expected = f"an SVC judges at most {_CLASSES} classes and {_NUMBERS:,} numbers an image"
+        return f"{expected}, got {classes:,} classes and {numbers:,} numbers"
+    return None
+
+
 def label_agreement(
     data: Dataset, samples: np.ndarray, labels: np.ndarray, seed: int = 0
 ) -> tuple[float, float]:
     """How often an SVC names the label of a sample, and of a real image held out from it; raises
-    `FieldError` where that takes long, or it cannot learn the labels and be tried on others."""
+    `FieldError` where it cannot learn the labels and be tried on others."""
     from sklearn.model_selection import train_test_split
     from sklearn.svm import SVC
 
     assert data.labels is not None
-    if not len(labels):
-        raise FieldError(None, "the samples and the images have no class in common")
-    classes, numbers = np.unique(data.labels), int(np.prod(data.image_shape))
-    if len(classes) > _CLASSES or numbers > _NUMBERS:
-        expected = f"an SVC judges at most {_CLASSES} classes and {_NUMBERS:,} numbers an image"
-        raise FieldError(None, f"{expected}, got {len(classes):,} classes and {numbers:,} numbers")
     order = np.random.default_rng(seed).permutation(len(data.labels))
     # Some of each class first, or none of a rare one could be held out.
-    some = [order[data.labels[order] == label][:_OF_EACH] for label in classes]
+    some = [order[data.labels[order] == label][:_OF_EACH] for label in np.unique(data.labels)]
     rest = np.setdiff1d(order, np.concatenate(some), assume_unique=True)
     chosen = np.sort(np.concatenate([*some, rest])[:_JUDGED_BY])
     labels_of = data.labels[chosen]

@@ -11,6 +11,7 @@ import pytest
 
 from jax_ddpm import runs
 from jax_ddpm.data import Dataset, load_dataset, to_float
+from jax_ddpm.evaluation import FeatureNetwork, save_statistics, statistics
 from jax_ddpm.runs.evaluating import evaluate, evaluate_samples, label_agreement, score
 from jax_ddpm.runs.samples import kept_samples, open_samples, resumed
 from jax_ddpm.samplers import ddim
@@ -194,6 +195,8 @@ def test_what_cannot_be_measured_is_named(run, data):
         ({}, "data: expected real images, or reference, got neither"),
         ({"data": low}, r"data: expected images of \(8, 8, 1\), as the run's"),
         ({"reference": "x.npz"}, "reference: statistics are of Inception's features"),
+        ({"data": data, "num": 0, "num_scored": 4, "folder": "kept"}, "num: expected more than 0"),
+        ({"sampler": ddim()._replace(name=""), "folder": "kept"}, "sampler: expected one with a"),
     ):
         with pytest.raises(ValueError, match=f"^{words}"):
             evaluate(run, **options)
@@ -213,6 +216,29 @@ def test_few_real_images_are_said_to_be_few(monkeypatch, tmp_path):
         assert [note.partition(":")[0] for note in found["notes"]] == said
         assert (found["precision"] > 0.3) == bool(said)
         assert found["left_out"]["agreement"] == "it was not asked for"
+
+
+def test_fewer_than_100_samples_have_no_inception_score(run, data, tmp_path, monkeypatch):
+    """And that is said, beside images as beside statistics; the pixels stand for features."""
+
+    def apply_fn(variables, images):
+        x = images.reshape(len(images), 64).astype(np.float32)
+        return {"2048": x, "64": x, "logits_unbiased": x}
+
+    network = FeatureNetwork(apply_fn, (), "2048", "pixels")
+    monkeypatch.setattr("jax_ddpm.runs.evaluating.feature_network", lambda *_: network)
+    path = tmp_path / "x.npz"
+    save_statistics(path, statistics(np.float32(data.images).reshape(60, 64)))
+    for found in (
+        evaluate(run, data, **OPTIONS),
+        evaluate(run, reference=path, **OPTIONS),
+        evaluate(run, replace(data, images=data.images[:2], labels=None), **OPTIONS),
+    ):
+        assert ("inception_score", "there are too few samples or images") in found[
+            "left_out"
+        ].items()
+        said = any(note.startswith("precision and recall say little") for note in found["notes"])
+        assert said == ("precision" in found)
 
 
 LABELS = np.arange(60, dtype=np.int32)
