@@ -134,8 +134,9 @@ class CheckpointSettings:
     """Draw samples every so many steps, always from the same noise; 0: never. Default: a twentieth
     of all steps, but at least 500."""
     evaluate_every: int | None = None
-    """Measure samples every so many steps, a multiple of --log-every or of 50, and at the end:
-    distances from the images, precision and recall go into metrics.jsonl. Default: never."""
+    """Measure samples every so many steps, and at the end: distances from the images, precision and
+    recall go into metrics.jsonl. A multiple of the steps between two lines, where those are given,
+    else of 50. Default: never."""
     evaluate_num: int = 1000
     """How many samples are drawn for that, in 50 steps of DDIM."""
     inception: Path | None = None
