@@ -92,8 +92,8 @@ class RunConfig:
     accept_changes: bool = False
     """Resume a run although its settings or images are no longer those it began with."""
     overwrite: bool = False
-    """Begin anew in the place of a run whose settings or images were others. The same command then
-    resumes, as always."""
+    """Begin anew in the place of a run with other settings (--steps too) or images, or with no
+    intact checkpoint. The same command then resumes, as always."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_ddpm._errors import check_choice
+from jax_ddpm._errors import FieldError, check_choice
 from jax_ddpm.interop import DiffusionModel
 from jax_ddpm.io.arrays import check_weights, flatten
 from jax_ddpm.io.files import read_json, replace_file, write_json
@@ -56,6 +56,8 @@ def export(
 
     Raises `FieldError` naming what is wrong, or a weight that is not finite, and `OSError`.
     """
+    if isinstance(platforms, str) or not platforms:
+        raise FieldError("platforms", f"expected a list, such as ['cpu'], got {platforms!r}")
     for each in platforms:
         check_choice("platforms", each, PLATFORMS)
     import_module("flatbuffers")  # JAX would ask for it only after the work

@@ -155,9 +155,10 @@ def save_samples(
     if images.shape[-1] > 4:
         raise FieldError("images", f"expected 1 to 4 channels, got {images.shape[-1]}")
     pictures = [_picture(pixels) for pixels in to_bytes(images)]
+    digits = max(5, len(str(len(pictures) - 1)))  # names sort as numbers do
     with new_folder(path) as new:
         for number, picture in enumerate(pictures):
-            name, file = f"{number:05d}", BytesIO()
+            name, file = f"{number:0{digits}d}", BytesIO()
             if labels is not None:
                 called = labels[number] if names is None else names[labels[number]]
                 safe = re.sub(r"[^\w.]+", "-", str(called))[:60].strip("-.")

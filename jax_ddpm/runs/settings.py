@@ -4,6 +4,7 @@ docstrings; config.json records them."""
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -17,6 +18,7 @@ from jax_ddpm._errors import (
     check_between,
     check_choice,
     check_finite,
+    check_kind,
     check_positive,
     check_whole,
 )
@@ -127,13 +129,14 @@ class CheckpointSettings:
     """Also keep, for good, those at multiples of this many steps: a multiple of the above."""
     log_every: int | None = None
     """Write a line of metrics every so many steps, and at the end. Default: 50, or in a run of less
-    than 1,000 steps as few as make twenty lines."""
+    than 1,000 steps the largest of 25, 10, 5 and 2 that gives twenty lines, or else 1."""
     sample_every: int | None = None
     """Draw samples every so many steps, always from the same noise; 0: never. Default: a twentieth
     of all steps, but at least 500."""
     evaluate_every: int | None = None
-    """Measure samples every so many steps, a multiple of 50 or of `log_every`, and at the end:
-    distances from the images, precision and recall go into metrics.jsonl. Default: never."""
+    """Measure samples every so many steps, and at the end: distances from the images, precision and
+    recall go into metrics.jsonl. A multiple of the steps between two lines, where those are given,
+    else of 50. Default: never."""
     evaluate_num: int = 1000
     """How many samples are drawn for that, in 50 steps of DDIM."""
     inception: Path | None = None
@@ -146,7 +149,7 @@ class CheckpointSettings:
     Weights & Biases (the extras "tensorboard" and "wandb")."""
 
     def logged(self, steps: int) -> int:
-        """`log_every` of a training of so many steps. Multiples of 50 always get a line."""
+        """`log_every` of a training of so many steps. By default multiples of 50 get a line."""
         divisors = [n for n in (50, 25, 10, 5, 2) if 20 * n <= steps]
         return self.log_every or max(divisors, default=1)
 
@@ -201,13 +204,21 @@ class Settings(ModelSettings, OptimizerSettings, CheckpointSettings, LayoutSetti
             elif kind is int:
                 check_whole(name, value, -np.inf)
             elif kind is float:
+                check_kind(name, value, Real, "0.5")
                 check_finite(name, value)
+            elif kind is bool:
+                check_kind(name, value, bool, "True")
             if kind in (int, float, Path):
                 values[name] = kind(values[name])  # NumPy's too, and a path's name
         trackers = values["tracker"]
-        values["tracker"] = (trackers,) if isinstance(trackers, str) else tuple(trackers)
-        if self.unet is not None:  # as JSON gives it back: lists for tuples
-            values["unet"] = json.loads(json.dumps(dict(self.unet)))
+        several = isinstance(trackers, list | tuple)
+        values["tracker"] = tuple(trackers) if several else (trackers,)
+        if self.unet is not None:
+            try:  # as JSON gives it back: lists for tuples
+                values["unet"] = json.loads(json.dumps(dict(self.unet)))
+            except (TypeError, ValueError) as error:
+                problem = f"expected names with numbers, texts or lists: {error}"
+                raise FieldError("unet", problem) from None
         for name, value in values.items():
             object.__setattr__(self, name, value)
         for each in self.tracker:
@@ -240,8 +251,10 @@ class Settings(ModelSettings, OptimizerSettings, CheckpointSettings, LayoutSetti
             of = Field("checkpoint_every", self.checkpoint_every)
             raise FieldError("keep_every", "expected a multiple of ", of, got(self.keep_every))
         if (self.evaluate_every or 0) % every:
-            problem = f"expected a multiple of {every}, the steps of a line of metrics"
-            raise FieldError("evaluate_every", problem, got(self.evaluate_every))
+            of = Field("log_every", every)
+            raise FieldError(
+                "evaluate_every", "expected a multiple of ", of, got(self.evaluate_every)
+            )
         if batch % self.accumulate:
             of = Field("batch_size", batch)
             raise FieldError("accumulate", "expected a divisor of ", of, got(self.accumulate))

@@ -9,6 +9,7 @@ from PIL import Image
 import jax_ddpm as ddpm
 from jax_ddpm import runs
 from jax_ddpm.data import to_bytes
+from jax_ddpm.runs import figures
 from jax_ddpm.runs.drawing import labels_in_turn, warn_of_labels
 from jax_ddpm.runs.figures import class_columns, image_grid
 
@@ -165,3 +166,10 @@ def test_no_folder_is_overwritten(tmp_path, monkeypatch):
         with pytest.raises(runs.FieldError, match=f"^{field}: expected "):
             runs.save_samples(**{"path": "new", "images": IMAGES, **wrong})
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_names_of_many_files_sort_as_their_numbers(tmp_path, monkeypatch):
+    names = []
+    monkeypatch.setattr(figures, "write_file", lambda path, _: names.append(path.name))
+    runs.save_samples(tmp_path / "new", np.zeros((100_001, 1, 1, 1), np.uint8))
+    assert names == sorted(names) and len(names) == 100_001
