@@ -52,7 +52,8 @@ def load_dataset(
         whole process.
       cache: a folder where decoded pictures are kept, or "none". Default: ~/.cache/jax_ddpm/images,
         for sets of up to 16 GiB. Others are decoded whenever they are needed.
-      progress: called with "reading" or "decoding", how many pictures are done, and of how many.
+      progress: called with "reading", "waiting" (for a process that decodes the same set) or
+        "decoding", how many pictures are done, and of how many.
 
     Raises:
       FieldError: naming what cannot be read or has another form.
@@ -71,12 +72,13 @@ def load_dataset(
         limit = Image.MAX_IMAGE_PIXELS  # None is none
         Image.MAX_IMAGE_PIXELS = limit and max(limit, preparation.max_pixels)
     try:
-        with pictures.remembered(where, str(data)) as known:
+        record = pictures.record_of(where, str(data))
+        with pictures.remembered(record) as known:
             found = _find(data, preparation, known)
             found = replace(found, images=_to_prepare(found.images, preparation))
             if isinstance(found.images, Files):
                 tell = progress or (lambda what, done, total: None)
-                found = pictures.prepared(found, preparation, where, known, tell)
+                found = pictures.prepared(found, preparation, where, record, known, tell)
     except FieldError:
         raise
     except ValueError as error:
