@@ -170,6 +170,10 @@ def test_batches_are_read_whoever_wrote_them(tmp_path, write_files, protocol):
     expected = pixels(1).reshape(2, 3, 32, 32).transpose(0, 2, 3, 1)
     np.testing.assert_array_equal(data.images, expected, strict=True)
     assert data.labels.tolist() == [98, 4]
+    for end in (*range(60), len(batch) // 2, *range(len(batch) - 60, len(batch))):
+        (tmp_path / "hundred/train").write_bytes(batch[:end])
+        with pytest.raises(FieldError, match="data: cannot read train in "):
+            load_dataset(tmp_path / "hundred")
 
 
 CRAFTED = {
