@@ -104,10 +104,8 @@ class Dataset:
             return self
         labels = None if self.labels is None else self.labels[rows]
         # Pictures that are decoded when they are needed stay so, and arrays where they are.
-        if hasattr(self.images, "some"):
-            images = self.images.some(rows)
-        else:
-            images = self.images[index if isinstance(index, slice) else rows]
+        some = getattr(self.images, "some", None)
+        images = some(rows) if some else self.images[index if isinstance(index, slice) else rows]
         extents = None if self.extents is None else self.extents[rows]
         known = self.sha256 and hashlib.sha256(f"{self.sha256} {rows.tolist()}".encode())
         sha256 = known and known.hexdigest()

@@ -35,8 +35,6 @@ from jax_ddpm.data.decoding import Encoded, Survey, decode, resized_shape, surve
 from jax_ddpm.data.files import Files, Unreadable, reason
 from jax_ddpm.io.files import make_folder, read_json, replace_file, write_json
 
-Known = dict[str, list[Any]]
-"""By the name of a picture its stamp, its digest and its header."""
 Progress = Callable[[str, int, int], Any]
 
 _VERSION = f"5 {PIL.__version__}"  # of the cache, and of the decoding
@@ -45,21 +43,23 @@ _AT_ONCE = 64
 _LONGEST = 2  # sides of a picture that random windows are cut out of, in image sizes
 
 
+class Known(dict[str, list[Any]]):
+    """By the name of a picture its stamp, its digest and its header."""
+
+    path: Path | None = None  # of the file of the cache that keeps it
+
+
 class _Changed(FieldError):
     """A picture is not the one that was looked at."""
 
 
-def record_of(cache: Path | None, data: str) -> Path | None:
-    """The file of the cache for what was found in the files of a set."""
-    return cache and cache / f"{_hex(f'{_VERSION} {os.path.abspath(data)}')}.json"
-
-
 @contextmanager
-def remembered(path: Path | None) -> Iterator[Known]:
-    """What was found in the files of a set: `look` adds to it, and the file at `path` keeps it."""
-    known = {}
+def remembered(cache: Path | None, data: str) -> Iterator[Known]:
+    """What was found in the files of a set: `look` adds to it, and the cache keeps it."""
+    known = Known()
+    path = known.path = cache and cache / f"{_hex(f'{_VERSION} {os.path.abspath(data)}')}.json"
     with suppress(OSError, ValueError):
-        known = json.loads(path.read_bytes()) if path else {}
+        known.update(json.loads(path.read_bytes()) if path else {})
     before = dict(known)
     try:
         yield known
@@ -74,7 +74,7 @@ def remembered(path: Path | None) -> Iterator[Known]:
 
 
 def look(
-    files: Files, known: Known, progress: Progress, most: int = -1
+    files: Files, known: dict[str, list[Any]], progress: Progress, most: int = -1
 ) -> tuple[dict[str, bytes], dict[str, Survey], dict[str, str]]:
     """By name the digest of each picture, its header, and what is wrong with the others. What is
     not known is read; with `most` so many bytes at most, of what may be something else."""
@@ -132,10 +132,6 @@ class Pictures:
                 images[place], _ = self._decode(row, partial(self.files.read, name))
             except Unreadable as error:
                 raise _refused({name: error.reason}) from None
-            except _Changed:
-                if self.record is not None:  # which would end every start
-                    self.record.unlink(missing_ok=True)
-                raise
         return images.reshape(*np.shape(chosen), *self.image_shape)
 
     def some(self, rows: np.ndarray) -> "Pictures":
@@ -176,6 +172,9 @@ class Pictures:
         except ValueError as error:
             raise FieldError("data", f"cannot read {name}: {reason(error)}") from None
         if _digest(data) != self.digests[name]:
+            with suppress(OSError):
+                if self.record is not None:  # which would end every start
+                    self.record.unlink()
             raise _Changed("data", f"{name} has changed since it was first read")
         try:
             pixels, on_white = decode(data, channels, self.preparation)  # pyright: ignore[reportArgumentType]
@@ -194,12 +193,7 @@ class Pictures:
 
 
 def prepared(
-    data: Dataset,
-    preparation: Preparation,
-    cache: Path | None,
-    record: Path | None,
-    known: Known,
-    progress: Progress,
+    data: Dataset, preparation: Preparation, cache: Path | None, known: Known, progress: Progress
 ) -> Dataset:
     """A set of files with its images, in the cache, or decoded when they are needed. Raises
     `FieldError` naming pictures that cannot be read, and `OSError`."""
@@ -212,7 +206,7 @@ def prepared(
     if not kept:
         raise FieldError("data", f"none of {len(names):,} pictures can be read")
     shape, extents, notes = _fitted({name: heads[name] for name in kept}, preparation)
-    pictures = Pictures(files.only(kept), digests, preparation, shape, extents, record)
+    pictures = Pictures(files.only(kept), digests, preparation, shape, extents, known.path)
     sha256 = hashlib.sha256(b"".join(digests.get(name, bytes(32)) for name in names)).hexdigest()
     images, failed, on_white, why = None, {}, 0, ""
     try:

@@ -72,13 +72,12 @@ def load_dataset(
         limit = Image.MAX_IMAGE_PIXELS  # None is none
         Image.MAX_IMAGE_PIXELS = limit and max(limit, preparation.max_pixels)
     try:
-        record = pictures.record_of(where, str(data))
-        with pictures.remembered(record) as known:
+        with pictures.remembered(where, str(data)) as known:
             found = _find(data, preparation, known)
             found = replace(found, images=_to_prepare(found.images, preparation))
             if isinstance(found.images, Files):
                 tell = progress or (lambda what, done, total: None)
-                found = pictures.prepared(found, preparation, where, record, known, tell)
+                found = pictures.prepared(found, preparation, where, known, tell)
     except FieldError:
         raise
     except ValueError as error:

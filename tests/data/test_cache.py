@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from jax_ddpm._errors import FieldError
-from jax_ddpm.data import Preparation, load_dataset
+from jax_ddpm.data import Preparation, load_dataset, pictures
 from jax_ddpm.data.files import Files
 
 pytestmark = pytest.mark.usefixtures("untyped")
@@ -139,6 +139,22 @@ def test_without_locks_the_first_writer_stays(zoo, expected, tmp_path, monkeypat
     for each in (images, found[0].images):
         np.testing.assert_array_equal(each, expected)
     assert os.stat(images.filename).st_ino == found[1] and not list(tmp_path.glob(".*-*"))
+
+
+def test_what_another_process_has_just_finished_is_taken(zoo, tmp_path, monkeypatch):
+    """It ends while this one finds no entry."""
+    load, others = partial(load_dataset, zoo, PREPARATION, cache=tmp_path), []
+    real = pictures.read_json
+
+    def late(path):
+        if others:
+            return real(path)
+        others.append(path)
+        others.append(os.stat(load().images.filename).st_ino)
+        raise ValueError(path)
+
+    monkeypatch.setattr(pictures, "read_json", late)
+    assert os.stat(load().images.filename).st_ino == others[1]
 
 
 def test_of_two_processes_one_decodes(zoo, expected, tmp_path):
