@@ -39,8 +39,8 @@ class Unreadable(ValueError):
 
 class Files:
     """Files in `path` by relative names, such as "cats/1.png", in the order of their parts, without
-    hidden ones. `left_out` names, in an archive, links to no file, and members that are no files or
-    lie outside of it.
+    hidden ones. `left_out` names members of an archive that are no file, lead to none, or lie
+    outside of it.
     """
 
     channels = None

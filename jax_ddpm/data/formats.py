@@ -45,11 +45,10 @@ def read_mnist(files: Files, chosen: str | None = None) -> Dataset | None:
         got = f"{paths[0]} {list(pixels.shape)}, {paths[1]} {list(classes.shape)}"
         problem = "expected images [image, height, width] and labels [image]"
         raise ValueError(f"{problem} in {files.path}, got {got}")
+    alone = "" if "train" in parts else ": those for training are not there"
+    note = f"the images of the test{alone}"
     if wanted == "train":
         note = f"the training images{_LEFT_OUT if 't10k' in parts else ''}"
-    else:
-        alone = "" if "train" in parts else ": those for training are not there"
-        note = f"the images of the test{alone}"
     return Dataset(pixels[..., None], classes.astype(np.int32), notes=(note,))
 
 
@@ -89,11 +88,9 @@ def read_cifar(files: Files, chosen: str | None = None) -> Dataset | None:
     `ValueError`."""
     here, found = set(files.names), []
     for folder in dict.fromkeys(name[: name.rfind("/") + 1] for name in files.names):
-        for version in _VERSIONS:
-            marks = [version.train[0]]
-            if version.num_classes == 100:  # a file called "train" alone is not yet CIFAR's
-                marks.append(version.meta)
-            if here.issuperset(folder + mark for mark in marks):
+        for version in _VERSIONS:  # a file called "train" alone is not yet CIFAR's
+            sure = version.num_classes == 10 or folder + version.meta in here
+            if sure and folder + version.train[0] in here:
                 found.append((folder, version))
     if not found or (chosen and chosen not in {version.test for _, version in found}):
         return None

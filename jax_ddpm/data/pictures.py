@@ -5,7 +5,7 @@
 Looking fixes what a resumed run must find unchanged: the shape, and a digest of what was read.
 The cache keeps
 
-    SET.json           what was found in each file of a set, by its size and time of change
+    SET.json           what was found in each picture of a set, by its size and times of change
     KEY/images.npy     uint8 [image, height, width, channel]
     KEY/about.json     what could not be decoded
 
@@ -291,7 +291,8 @@ def _cached(
     key, size = _hex(f"{sha256} {how} {_VERSION}"), int(np.prod(pictures.shape))
     if cache is None or (cache == default_cache() and size > _LARGEST):
         return None, {}, 0
-    opened = _open(cache / key, pictures.shape)
+    folder = cache / key
+    opened = _open(folder, pictures.shape)
     if opened is None:
         make_folder(cache)
         for killed in cache.glob(".*-*"):
@@ -301,11 +302,16 @@ def _cached(
                     shutil.rmtree(killed, ignore_errors=True)
         if 2 * size > shutil.disk_usage(cache).free:
             return None, {}, 0
-        waits = partial(progress, "waiting", 0, len(pictures))
-        with _alone(cache / f".{key}.lock", waits):  # the other processes of this host wait
-            if _open(cache / key, pictures.shape) is None:
-                _decode_into(cache / key, pictures, progress)
-        opened = _open(cache / key, pictures.shape)
+        with _alone(cache / f".{key}.lock", partial(progress, "waiting", 0, len(pictures))):
+            if _open(folder, pictures.shape) is None:
+                shutil.rmtree(folder, ignore_errors=True)  # it is damaged
+                with TemporaryDirectory(prefix=f".{key}-", dir=cache) as temporary:
+                    new = Path(temporary, "new")
+                    new.mkdir()
+                    _write(new, pictures, progress)
+                    with suppress(OSError):  # another process was first: the system has no locks
+                        new.rename(folder)
+        opened = _open(folder, pictures.shape)
     return opened or (None, {}, 0)
 
 
@@ -318,22 +324,6 @@ def _open(folder: Path, shape: tuple[int, ...]) -> tuple[np.ndarray, dict[int, s
             failed = dict(about["failed"])
             return images[: len(images) - len(failed)], failed, about["on_white"]
     return None
-
-
-def _decode_into(folder: Path, pictures: Pictures, progress: Progress) -> None:
-    """Make a folder of the cache, in place of a damaged one. Where the system has no locks, several
-    processes may do so at once: each writes its own, and the first one stays."""
-    with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
-        new = Path(temporary, "new")
-        new.mkdir()
-        _write(new, pictures, progress)
-        if _open(folder, pictures.shape) is None:
-            shutil.rmtree(folder, ignore_errors=True)
-        try:
-            os.rename(new, folder)
-        except OSError:
-            if _open(folder, pictures.shape) is None:
-                raise
 
 
 def _write(folder: Path, pictures: Pictures, progress: Progress) -> None:
