@@ -21,6 +21,7 @@ _CHOICES = {
     "channels": (None, 1, 3, 4),
     "range": (None, "unit", "signed"),
     "labels": ("folders", "none"),
+    "skip_unreadable": (False, True),
 }
 
 
@@ -93,15 +94,18 @@ class Dataset:
         return len(self.images)
 
     def __getitem__(self, index: Any) -> Any:
+        if not isinstance(index, slice) and np.ndim(index) == 0:
+            row = range(len(self))[index]
+            label = None if self.labels is None else int(self.labels[row])
+            return np.asarray(self.images[row]), label
         every = np.arange(len(self))
         rows = every[index]
-        labels = None if self.labels is None else self.labels[rows]
-        if rows.ndim == 0:
-            return np.asarray(self.images[int(rows)]), None if labels is None else int(labels)
         if np.array_equal(rows, every):
             return self
-        # Pictures that are decoded when they are needed stay so.
-        images = getattr(self.images, "some", self.images.__getitem__)(rows)
+        labels = None if self.labels is None else self.labels[rows]
+        # Pictures that are decoded when they are needed stay so, and arrays where they are.
+        some = getattr(self.images, "some", None)
+        images = some(rows) if some else self.images[index if isinstance(index, slice) else rows]
         extents = None if self.extents is None else self.extents[rows]
         known = self.sha256 and hashlib.sha256(f"{self.sha256} {rows.tolist()}".encode())
         sha256 = known and known.hexdigest()
@@ -148,6 +152,7 @@ class Dataset:
             check_between("data", self.images, -1, 1)
         if labels is None:
             return
+        labels = np.asarray(labels)
         if labels.dtype != np.int32 or labels.shape != shape[:1] or labels.min() < 0:
             problem = f"expected int32 labels [{shape[0]}], from 0, one for each image"
             raise FieldError("data", f"{problem}, got {labels.dtype}{list(labels.shape)}")

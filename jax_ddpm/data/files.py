@@ -39,7 +39,8 @@ class Unreadable(ValueError):
 
 class Files:
     """Files in `path` by relative names, such as "cats/1.png", in the order of their parts, without
-    hidden ones; `left_out` are links to no file in an archive, and what is no file or lies outside.
+    hidden ones. `left_out` names members of an archive that are no file, lead to none, or lie
+    outside of it.
     """
 
     channels = None
@@ -96,10 +97,10 @@ class Rows(Files):
 
 
 def stamp(path: Path) -> str:
-    """The size of a file and when it was changed; "" if it is not there."""
+    """The size of a file and when it and its entry were changed; "" if it is not there."""
     with suppress(OSError):
         here = os.stat(path)
-        return f"{here.st_size} {here.st_mtime_ns}"
+        return f"{here.st_size} {here.st_mtime_ns} {here.st_ctime_ns}"
     return ""
 
 
@@ -115,7 +116,7 @@ def open_files(path: Path, *, deep: bool = True) -> Files:
 
 
 def part_of(name: str) -> str | None:
-    """Which part of a set a name tells, "train" or another; None if it tells none."""
+    """The part of a set that a name says, "train" or another; None if it says none."""
     found = _PART.search(re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower())
     return found and ("train" if found[1].startswith("tr") else found[1])
 

@@ -45,9 +45,10 @@ def read_mnist(files: Files, chosen: str | None = None) -> Dataset | None:
         got = f"{paths[0]} {list(pixels.shape)}, {paths[1]} {list(classes.shape)}"
         problem = "expected images [image, height, width] and labels [image]"
         raise ValueError(f"{problem} in {files.path}, got {got}")
-    note = "the images of the test" + ": those for training are not there" * ("train" not in parts)
+    alone = "" if "train" in parts else ": those for training are not there"
+    note = f"the images of the test{alone}"
     if wanted == "train":
-        note = "the training images" + _LEFT_OUT * ("t10k" in parts)
+        note = f"the training images{_LEFT_OUT if 't10k' in parts else ''}"
     return Dataset(pixels[..., None], classes.astype(np.int32), notes=(note,))
 
 
@@ -88,8 +89,8 @@ def read_cifar(files: Files, chosen: str | None = None) -> Dataset | None:
     here, found = set(files.names), []
     for folder in dict.fromkeys(name[: name.rfind("/") + 1] for name in files.names):
         for version in _VERSIONS:  # a file called "train" alone is not yet CIFAR's
-            marks = (version.train[0], version.meta)[: 1 + (version.num_classes == 100)]
-            if here.issuperset(folder + mark for mark in marks):
+            sure = version.num_classes == 10 or folder + version.meta in here
+            if sure and folder + version.train[0] in here:
                 found.append((folder, version))
     if not found or (chosen and chosen not in {version.test for _, version in found}):
         return None
@@ -104,7 +105,7 @@ def read_cifar(files: Files, chosen: str | None = None) -> Dataset | None:
     names = None
     if folder + version.meta in here:
         (names,) = _read(files, [folder + version.meta], partial(_names, version))
-    said = "the training images" + _LEFT_OUT * (folder + version.test in here)
+    said = f"the training images{_LEFT_OUT if folder + version.test in here else ''}"
     note = f"CIFAR-{version.num_classes}: {'the test images' if chosen else said}"
     pixels = np.concatenate(images).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     classes = np.concatenate(labels).astype(np.int32)

@@ -43,9 +43,9 @@ def read_parquet(data: str, *, labelled: bool = True) -> Dataset:
     notes = [f"files of other splits, left out: {', '.join(others)}"] if others else []
     labels, names = None, None
     # Of several columns of classes the one with the commonest name.
-    whole = [name for name in _LABELS if "int" in str(getattr(features.get(name), "dtype", ""))]
+    counted = [name for name in _LABELS if "int" in str(getattr(features.get(name), "dtype", ""))]
     classes = [name for name, kind in kinds.items() if kind == "ClassLabel"]
-    named = [name for name in _LABELS if name in (*classes, *whole)]
+    named = [name for name in _LABELS if name in (*classes, *counted)]
     if labelled and (column := next(iter((*named, *classes)), None)):
         cells = table[column][:]
         if None in cells:

@@ -5,7 +5,7 @@
 Looking fixes what a resumed run must find unchanged: the shape, and a digest of what was read.
 The cache keeps
 
-    SET.json           what was found in each file of a set, by its size and time of change
+    SET.json           what was found in each picture of a set, by its size and times of change
     KEY/images.npy     uint8 [image, height, width, channel]
     KEY/about.json     what could not be decoded
 
@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -32,16 +33,20 @@ from jax_ddpm._errors import Field, FieldError
 from jax_ddpm.data.dataset import Dataset, Preparation
 from jax_ddpm.data.decoding import Encoded, Survey, decode, resized_shape, survey
 from jax_ddpm.data.files import Files, Unreadable, reason
-from jax_ddpm.io.files import make_folder, new_folder, read_json, replace_file, write_json
+from jax_ddpm.io.files import make_folder, read_json, replace_file, write_json
 
-Known = dict[str, list[Any]]
-"""By the name of a file its stamp, its digest ("" if it is no picture) and its header."""
 Progress = Callable[[str, int, int], Any]
 
 _VERSION = f"5 {PIL.__version__}"  # of the cache, and of the decoding
 _LARGEST = 2**34  # bytes of decoded pictures that are kept in the default cache
 _AT_ONCE = 64
 _LONGEST = 2  # sides of a picture that random windows are cut out of, in image sizes
+
+
+class Known(dict[str, list[Any]]):
+    """By the name of a picture its stamp, its digest and its header."""
+
+    path: Path | None = None  # of the file of the cache that keeps it
 
 
 class _Changed(FieldError):
@@ -51,13 +56,14 @@ class _Changed(FieldError):
 @contextmanager
 def remembered(cache: Path | None, data: str) -> Iterator[Known]:
     """What was found in the files of a set: `look` adds to it, and the cache keeps it."""
-    known, path = {}, cache and cache / f"{_hex(f'{_VERSION} {os.path.abspath(data)}')}.json"
+    known = Known()
+    path = known.path = cache and cache / f"{_hex(f'{_VERSION} {os.path.abspath(data)}')}.json"
     with suppress(OSError, ValueError):
-        known = json.loads(path.read_bytes()) if path else {}
+        known.update(json.loads(path.read_bytes()) if path else {})
     before = dict(known)
     try:
         yield known
-    except _Changed:  # in spite of its size and time
+    except _Changed:  # in spite of its size and times
         known.clear()
         raise
     finally:
@@ -68,7 +74,7 @@ def remembered(cache: Path | None, data: str) -> Iterator[Known]:
 
 
 def look(
-    files: Files, known: Known, progress: Progress, most: int = -1
+    files: Files, known: dict[str, list[Any]], progress: Progress, most: int = -1
 ) -> tuple[dict[str, bytes], dict[str, Survey], dict[str, str]]:
     """By name the digest of each picture, its header, and what is wrong with the others. What is
     not known is read; with `most` so many bytes at most, of what may be something else."""
@@ -77,10 +83,8 @@ def look(
         stamp, (was, digest, *head) = files.stamp(name), known.get(name, ("", ""))
         if not stamp or stamp != was:
             unknown[name] = stamp
-        elif digest:
-            digests[name], heads[name] = bytes.fromhex(digest), Survey(*head)
         else:
-            wrong[name] = "no picture"
+            digests[name], heads[name] = bytes.fromhex(digest), Survey(*head)
     first = len(names) - len(unknown)
     progress("reading", first, len(names))
     for done, (name, read) in enumerate(files.stream(unknown, most), first + 1):
@@ -91,9 +95,7 @@ def look(
             if len(data) != most:
                 known[name] = [unknown[name], digests[name].hex(), *heads[name]]
         except Exception as error:  # Pillow's plugins raise whatever they meet
-            wrong[name] = reason(error)
-            if most > 0 and name in digests:  # a file that should be a picture is read again
-                known[name] = [unknown[name], ""]
+            wrong[name] = reason(error)  # by another limit, or another Pillow, it may be read
         progress("reading", done, len(names))
     return digests, heads, wrong
 
@@ -108,6 +110,7 @@ class Pictures:
     preparation: Preparation
     image_shape: tuple[int, int, int]
     extents: np.ndarray | None  # of each picture within that shape, int32 [image, 2]
+    record: Path | None  # where the cache keeps what was found
 
     dtype = np.dtype(np.uint8)
 
@@ -169,6 +172,9 @@ class Pictures:
         except ValueError as error:
             raise FieldError("data", f"cannot read {name}: {reason(error)}") from None
         if _digest(data) != self.digests[name]:
+            with suppress(OSError):
+                if self.record is not None:  # which would end every start
+                    self.record.unlink()
             raise _Changed("data", f"{name} has changed since it was first read")
         try:
             pixels, on_white = decode(data, channels, self.preparation)  # pyright: ignore[reportArgumentType]
@@ -200,13 +206,14 @@ def prepared(
     if not kept:
         raise FieldError("data", f"none of {len(names):,} pictures can be read")
     shape, extents, notes = _fitted({name: heads[name] for name in kept}, preparation)
-    pictures = Pictures(files.only(kept), digests, preparation, shape, extents)
+    pictures = Pictures(files.only(kept), digests, preparation, shape, extents, known.path)
     sha256 = hashlib.sha256(b"".join(digests.get(name, bytes(32)) for name in names)).hexdigest()
     images, failed, on_white, why = None, {}, 0, ""
     try:
         images, failed, on_white = _cached(cache, sha256, pictures, progress)
     except OSError as error:
         if cache != default_cache():
+            error.filename = error.filename or str(cache)
             raise  # otherwise nobody asked for it
         why = f" (cannot write {error.filename or cache}: {error.strerror or error})"
     if images is None:
@@ -284,16 +291,27 @@ def _cached(
     key, size = _hex(f"{sha256} {how} {_VERSION}"), int(np.prod(pictures.shape))
     if cache is None or (cache == default_cache() and size > _LARGEST):
         return None, {}, 0
-    opened = _open(cache / key, pictures.shape)
+    folder = cache / key
+    opened = _open(folder, pictures.shape)
     if opened is None:
         make_folder(cache)
+        for killed in cache.glob(".*-*"):
+            lock = cache / f"{killed.name.partition('-')[0]}.lock"
+            with suppress(OSError), _alone(lock) as alone:
+                if alone:
+                    shutil.rmtree(killed, ignore_errors=True)
         if 2 * size > shutil.disk_usage(cache).free:
             return None, {}, 0
-        with _alone(cache / f".{key}.lock"):  # the other processes of this host wait
-            if _open(cache / key, pictures.shape) is None:
-                with new_folder(cache / key) as new:
+        with _alone(cache / f".{key}.lock", partial(progress, "waiting", 0, len(pictures))):
+            if _open(folder, pictures.shape) is None:
+                shutil.rmtree(folder, ignore_errors=True)  # it is damaged
+                with TemporaryDirectory(prefix=f".{key}-", dir=cache) as temporary:
+                    new = Path(temporary, "new")
+                    new.mkdir()
                     _write(new, pictures, progress)
-        opened = _open(cache / key, pictures.shape)
+                    with suppress(OSError):  # another process was first: the system has no locks
+                        new.rename(folder)
+        opened = _open(folder, pictures.shape)
     return opened or (None, {}, 0)
 
 
@@ -305,7 +323,6 @@ def _open(folder: Path, shape: tuple[int, ...]) -> tuple[np.ndarray, dict[int, s
         if images.dtype == np.uint8 and images.shape == shape:
             failed = dict(about["failed"])
             return images[: len(images) - len(failed)], failed, about["on_white"]
-    shutil.rmtree(folder, ignore_errors=True)
     return None
 
 
@@ -331,14 +348,23 @@ def _write(folder: Path, pictures: Pictures, progress: Progress) -> None:
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Wait until no other process of this host is here, where the system has locks."""
+def _alone(path: Path, waits: Callable[[], Any] | None = None) -> Iterator[bool]:
+    """Whether no other process of this host is here: with `waits`, which is called if one is, wait
+    for it. False where the system has no locks."""
+    alone = False
     with path.open("a") as lock:
         with suppress(ImportError, OSError):
             import fcntl
 
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if waits is None:
+                    raise
+                waits()
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            alone = True
+        yield alone
 
 
 def _hex(text: str) -> str:

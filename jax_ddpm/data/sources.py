@@ -52,7 +52,8 @@ def load_dataset(
         whole process.
       cache: a folder where decoded pictures are kept, or "none". Default: ~/.cache/jax_ddpm/images,
         for sets of up to 16 GiB. Others are decoded whenever they are needed.
-      progress: called with "reading" or "decoding", how many pictures are done, and of how many.
+      progress: called with "reading", "waiting" (for a process that decodes the same set) or
+        "decoding", how many pictures are done, and of how many.
 
     Raises:
       FieldError: naming what cannot be read or has another form.

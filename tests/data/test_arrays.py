@@ -45,10 +45,13 @@ def test_bytes_stay_bytes_and_of_the_parts_of_a_file_the_training_is_read(tmp_pa
 REFUSED = {
     r"one of labels .* got x uint8\[5, 8, 8\], y int64\[5, 5\]": {"y": np.eye(5, dtype=np.int64)},
     "an integer label for each of 5 images .* int64.4.": {"y": np.zeros(4, int)},
+    "an integer label for each of 5 images .* float64.5.": {"y": np.zeros(5)},
     "labels from 0 .*, got -1": {"y": np.arange(5) - 1},
     "the 2 class_names in .*x.npz, got 2": {"y": np.arange(5) % 3, "class_names": [*"ab"]},
     "Object arrays": {"y": np.array([{}] * 5)},
     r"one picture, got \[8, 8, 3\]": {"x": np.zeros((8, 8, 3))},
+    r"one picture, got \[3, 8, 8\]": {"x": BYTES[:3]},
+    "uint8 or float images .* got int64": {"x": BYTES.astype(int)},
     r"one image or more, .* got \[0, 8, 8\]": {"x": BYTES[:0]},
     r"1 to 4 channels last, got \[5, 3, 8, 8\]": {"x": np.zeros((5, 3, 8, 8), "u1")},
     "finite pixels, .* first of them image 1": {"x": np.array([0, np.nan]).reshape(2, 1, 1)},
@@ -81,8 +84,10 @@ def test_a_large_file_is_not_held_in_memory(tmp_path):
 def test_rows_of_a_large_file_are_those_of_the_array(tmp_path, monkeypatch, order):
     monkeypatch.setattr("jax_ddpm.data.arrays._IN_MEMORY", 0)
     np.save(tmp_path / "x.npy", np.asarray(BYTES, order=order))
-    rows = load_dataset(tmp_path / "x.npy").images
+    data = load_dataset(tmp_path / "x.npy")
+    rows = data.images
     assert isinstance(rows, np.memmap) == (order == "C")
+    assert np.shares_memory(data[1:4].images, rows)  # a part of it is not copied
     for index in (np.array([[3, 3], [0, 4]]), 2, slice(1, 3), slice(None)):
         np.testing.assert_array_equal(rows[index], BYTES[..., None][index])
     os.truncate(tmp_path / "x.npy", os.path.getsize(tmp_path / "x.npy") - 63)
@@ -105,6 +110,8 @@ def test_a_set_is_indexed_by_image(tmp_path):
     )
     with pytest.raises(IndexError):
         data[5]
+    with pytest.raises(FieldError, match=r"int32 labels .5., .* got int64.2."):
+        replace(data, labels=[0, 1]).check()
     unlabelled = replace(data, labels=None)
     assert unlabelled[0][1] is unlabelled[:2].labels is None
 

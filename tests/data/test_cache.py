@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from jax_ddpm._errors import FieldError
-from jax_ddpm.data import Preparation, load_dataset
+from jax_ddpm.data import Preparation, load_dataset, pictures
 from jax_ddpm.data.files import Files
 
 pytestmark = pytest.mark.usefixtures("untyped")
@@ -45,7 +45,7 @@ def expected(zoo):
 
 @pytest.mark.parametrize("suffix", ["", ".zip"])
 def test_a_second_start_opens_no_picture(zoo, expected, tmp_path, monkeypatch, suffix):
-    """Nor files that are none; flips are of the step. One that was touched is read again."""
+    """Only files that are none; flips are of the step. One that was touched is read again."""
     place, cache = shutil.copytree(zoo, tmp_path / "zoo"), tmp_path / "cache"
     (place / "bright/notes").write_text("no picture")
     if suffix:
@@ -58,29 +58,48 @@ def test_a_second_start_opens_no_picture(zoo, expected, tmp_path, monkeypatch, s
     progress = Mock()
     flipped = replace(PREPARATION, flip=True)
     second = load_dataset(place, flipped, cache=cache, progress=progress)
-    assert not read and progress.mock_calls == [call("reading", 105, 105)]
+    assert set(read) == {"bright/notes"} and progress.mock_calls == [call("reading", 105, 105)]
     assert second.describe() == first.describe() and second.notes[:-1] == first.notes[:-1]
     for images in (first.images, second.images):
         np.testing.assert_array_equal(images, expected)
+    read.clear()
     touched = place if suffix else next(place.rglob("*L.png"))
     os.utime(touched, ns=(1, 1))
     assert load_dataset(place, PREPARATION, cache=cache).digest() == first.digest()
-    assert len(set(read)) == (106 if suffix else 1)
+    assert len(set(read)) == (106 if suffix else 2)
     for record in cache.glob("*.json"):
         record.write_bytes(record.read_bytes()[:-9])
     assert load_dataset(place, PREPARATION, cache=cache).digest() == first.digest()
 
 
-def test_what_changed_behind_its_size_and_time_is_found_when_it_is_decoded(tmp_path):
+@pytest.mark.parametrize("stamp", ["of the system", "kept", "kept, without room"])
+def test_what_changed_behind_its_size_and_time_is_read_again(tmp_path, monkeypatch, stamp):
+    """By the time of its entry; if that is the same too, once decoding has found it."""
+    load = partial(load_dataset, tmp_path, cache=tmp_path / ".cache")
+    if "kept" in stamp:
+        monkeypatch.setattr("jax_ddpm.data.files.stamp", lambda path: "the same")
+    if "room" in stamp:
+        usage = shutil.disk_usage(tmp_path)._replace(free=0)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     for level in (1, 2):
         Image.new("L", (16, 16), level).save(tmp_path / "x.bmp")
         os.utime(tmp_path / "x.bmp", (1, 1))
-        load = partial(load_dataset, tmp_path, cache=tmp_path / ".cache")
         if level == 1:
             load()
-    with pytest.raises(FieldError, match="x.bmp has changed since it was first read"):
-        load(PREPARATION)
-    assert load(PREPARATION).images.max() == 2
+    if "kept" in stamp:
+        with pytest.raises(FieldError, match="x.bmp has changed since it was first read"):
+            _ = load(PREPARATION).images[:]
+    assert load(PREPARATION).images[:].max() == 2
+
+
+def test_what_one_limit_refuses_another_reads(tmp_path, monkeypatch):
+    """Also of a picture whose name does not say that it is one."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    for name, side in (("x.png", 8), ("y.png", 8), ("large.jfif", 64)):
+        Image.new("L", (side, side)).save(tmp_path / name, "PNG")
+    for most, count in ((None, 2), (None, 2), (10**6, 3)):
+        how = replace(PREPARATION, max_pixels=most)
+        assert len(load_dataset(tmp_path, how, cache=tmp_path / ".cache")) == count
 
 
 def test_it_is_keyed_by_content_and_by_preparation(zoo, tmp_path):
@@ -96,13 +115,46 @@ def test_it_is_keyed_by_content_and_by_preparation(zoo, tmp_path):
 
 
 def test_killed_while_it_is_written(zoo, expected, tmp_path):
-    """By a real SIGKILL. What it leaves is removed."""
+    """By a real SIGKILL. What it leaves is removed, whatever is decoded next."""
     with command("os.kill(os.getpid(), 9)", zoo, tmp_path) as killed:
         assert killed.wait(300) == -signal.SIGKILL
-    (leftover,) = tmp_path.glob(".*.tmp")
+    (leftover,) = tmp_path.glob(".*-*")
+    load_dataset(zoo, replace(PREPARATION, image_size=8), cache=tmp_path)
+    assert not leftover.exists()
     images = load_dataset(zoo, PREPARATION, cache=tmp_path).images[:]
     np.testing.assert_array_equal(images, expected)
-    assert not leftover.exists()
+
+
+def test_without_locks_the_first_writer_stays(zoo, expected, tmp_path, monkeypatch):
+    """The second begins and ends while the first decodes; no entry of it is moved or removed."""
+    monkeypatch.setattr("fcntl.flock", Mock(side_effect=OSError("no locks")))
+    load, found = partial(load_dataset, zoo, PREPARATION, cache=tmp_path), []
+
+    def progress(what, done, total):
+        if what == "decoding" and not found:
+            found.append(load())
+            found.append((tmp_path / found[0].images.filename).stat().st_ino)
+
+    images = load(progress=progress).images
+    for each in (images, found[0].images):
+        np.testing.assert_array_equal(each, expected)
+    assert os.stat(images.filename).st_ino == found[1] and not list(tmp_path.glob(".*-*"))
+
+
+def test_what_another_process_has_just_finished_is_taken(zoo, tmp_path, monkeypatch):
+    """It ends while this one finds no entry."""
+    load, others = partial(load_dataset, zoo, PREPARATION, cache=tmp_path), []
+    real = pictures.read_json
+
+    def late(path):
+        if others:
+            return real(path)
+        others.append(path)
+        others.append(os.stat(load().images.filename).st_ino)
+        raise ValueError(path)
+
+    monkeypatch.setattr(pictures, "read_json", late)
+    assert os.stat(load().images.filename).st_ino == others[1]
 
 
 def test_of_two_processes_one_decodes(zoo, expected, tmp_path):

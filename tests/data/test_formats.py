@@ -127,11 +127,11 @@ WRONG = {
     "idx3-ubyte [4, 3, 2], train-labels-idx1-ubyte [5]": (MNIST, idx((4, 3, 2), bytes(24))),
     "number 00 00 08, got 00 00 0d": (MNIST, b"\0\0\x0d\x01" + bytes(8)),  # floats
     "Compressed file ended": (MNIST, gzip.compress(IMAGES)[:-9]),
-    "cannot reshape array of size 6145": (
-        "data_batch_1.bin",
-        binary(1, [1], [8])[:-1],
-    ),
+    "CRC check failed": (MNIST, gzip.compress(IMAGES)[:-8] + bytes(8)),
+    "cannot reshape array of size 29 into shape (5,3,2)": (MNIST, IMAGES[:-1]),
+    "cannot reshape array of size 6145": ("data_batch_1.bin", binary(1, [1], [8])[:-1]),
     "labels from 0 to 9, got 3 to 10": ("data_batch_2.bin", binary(1, [10], [3])),
+    "from 0 to 9, got -1 to 1": ("data_batch_1", pickled(data=pixels(1), labels=[1, -1])),
     "the names of 10 classes, got 2": ("batches.meta.txt", b"a\nb\n"),
     "need a bytes-like object, int found": ("batches.meta", pickled(label_names=[1] * 10)),
     "got uint8[2, 3072] and int64[3]": ("data_batch_1", pickled(data=pixels(1), labels=[1, 2, 3])),
@@ -170,6 +170,10 @@ def test_batches_are_read_whoever_wrote_them(tmp_path, write_files, protocol):
     expected = pixels(1).reshape(2, 3, 32, 32).transpose(0, 2, 3, 1)
     np.testing.assert_array_equal(data.images, expected, strict=True)
     assert data.labels.tolist() == [98, 4]
+    for end in (*range(60), len(batch) // 2, *range(len(batch) - 60, len(batch))):
+        (tmp_path / "hundred/train").write_bytes(batch[:end])
+        with pytest.raises(FieldError, match="data: cannot read train in "):
+            load_dataset(tmp_path / "hundred")
 
 
 CRAFTED = {

@@ -122,7 +122,8 @@ def test_unreadable_pictures_are_named_or_counted(zoo, tmp_path):
 
 def test_a_preparation_that_makes_no_sense_is_named():
     wrong = {"image_size": 6.5, "crop": "middle", "channels": 2, "labels": "names", "flip": "no"}
-    for name, value in [*wrong.items(), ("image_size", 0), ("crop", "random")]:
+    others = [("image_size", 0), ("crop", "random"), ("skip_unreadable", "no")]
+    for name, value in [*wrong.items(), *others]:
         with pytest.raises(FieldError, match=f"^{name}: expected "):
             Preparation(**{name: value})
 
@@ -146,6 +147,9 @@ FOLDERS = {
     "train/a/1 train/b/1 val/a/1 test/b/1": ("a b", "01", "test: 1, val: 1"),
     "Training/a/1 Training/b/1 Testing/a/1 2": ("a b", "01", "Testing: 1, no folder: 1"),
     "a/train/1 a/test/2 b/train/3 b/valid/4": ("a b", "01", "test: 1, valid: 1"),
+    "trainA/1 trainB/1 testA/1 testB/1": ("trainA trainB", "01", "testA: 1, testB: 1"),
+    "a/1 b/train/1 b/test/1 c/holdout/2": ("a b", "01", "holdout: 1, test: 1"),
+    "imagesTr/1 imagesTr/2 imagesTs/1": (None, "..", "imagesTs: 1"),
     "seg_train2017/1 seg_train2017/2 seg_val2017/1": (None, "..", "seg_val2017: 1"),
     "trainval/a/1 trainval/b/1 extra/1 hold_out/1 query/1 tst/1": ("a b", "01", "1, query: 1, tst"),
     "trn/1 trn/2 crossval/1 prediction/1 validate/1": (None, "..", "prediction: 1, validate: 1"),
