@@ -251,10 +251,8 @@ class Settings(ModelSettings, OptimizerSettings, CheckpointSettings, LayoutSetti
             of = Field("checkpoint_every", self.checkpoint_every)
             raise FieldError("keep_every", "expected a multiple of ", of, got(self.keep_every))
         if (self.evaluate_every or 0) % every:
-            of = Field("log_every", every)
-            raise FieldError(
-                "evaluate_every", "expected a multiple of ", of, got(self.evaluate_every)
-            )
+            of, found = Field("log_every", every), got(self.evaluate_every)
+            raise FieldError("evaluate_every", "expected a multiple of ", of, found)
         if batch % self.accumulate:
             of = Field("batch_size", batch)
             raise FieldError("accumulate", "expected a divisor of ", of, got(self.accumulate))
