@@ -32,7 +32,14 @@ from jax_ddpm.io.arrays import flatten, to_bytes
 from jax_ddpm.io.checkpoint import Checkpoint, list_checkpoints, prune_checkpoints, save_checkpoint
 from jax_ddpm.io.files import make_folder, write_json
 from jax_ddpm.noise import seed_key
-from jax_ddpm.runs.callbacks import Every, best_line, open_callbacks, open_trackers
+from jax_ddpm.runs.callbacks import (
+    TRAINING_GIF,
+    Every,
+    best_line,
+    open_callbacks,
+    open_trackers,
+    samples_on_the_way,
+)
 from jax_ddpm.runs.initial import computing, new_run
 from jax_ddpm.runs.metrics import MetricsLog, Progress
 from jax_ddpm.runs.model import CHECKPOINTS, CONFIG, METRICS, PICTURES, PathLike, describe
@@ -268,11 +275,9 @@ def train(
     if not dispatches:
         open_log()  # which drops lines that are damaged
         return end()
-    tell(Progress(0, 0, what="compiling"))
-    advance = {length: compiled(length) for length in sorted(dispatches.lengths)}
-    sync_global_devices("compiled")  # see `cli.devices`
-    hosts.run_on_writer(lambda: write_json(folder / CONFIG, description))
-    callbacks = open_callbacks(folder, run, data, settings, mesh, done)
+    # What may be refused comes before anything of an earlier run is removed.
+    hosts.run_on_writer(lambda: make_folder(folder / CHECKPOINTS))
+    callbacks = open_callbacks(folder, run, data, settings, mesh)
     time_to_log = Every(settings.logged(total), total)
     time_to_save = Every(settings.checkpoint_every, total)
     with (
@@ -280,7 +285,10 @@ def train(
         closing(Saver(folder / CHECKPOINTS, settings)) as saver,
         closing(prefetched(arrays, order, dispatches, programs.batch_sharding)) as ahead,
     ):
-        hosts.run_on_writer(lambda: _make_room(folder, anew=checkpoint is None))
+        tell(Progress(0, 0, what="compiling"))
+        advance = {length: compiled(length) for length in sorted(dispatches.lengths)}
+        sync_global_devices("compiled")  # see `cli.devices`
+        hosts.run_on_writer(lambda: _make_room(folder, description, done))
         log, kept = open_log(), saved()
         measured = hosts.broadcast([each for each in log.lines if each["step"] in kept])
         told, line, best = time.monotonic(), None, best_step()
@@ -320,14 +328,17 @@ def train(
     return end()
 
 
-def _make_room(folder: Path, *, anew: bool) -> None:
-    """Remove the pictures of before, and the checkpoints of a run that is written over."""
-    if anew and (folder / CHECKPOINTS).exists():
+def _make_room(folder: Path, description: dict[str, Any], done: int) -> None:
+    """Make the folder this training's: nothing of another run, or of later steps, is left."""
+    if not done:
         # Renamed first: half-removed checkpoints would look damaged.
-        shutil.rmtree((folder / CHECKPOINTS).rename(folder / OVERWRITTEN))
+        (folder / CHECKPOINTS).rename(folder / OVERWRITTEN)
+    write_json(folder / CONFIG, description)
+    shutil.rmtree(folder / OVERWRITTEN, ignore_errors=True)
     make_folder(folder / CHECKPOINTS)
-    for name in PICTURES:
-        (folder / name).unlink(missing_ok=True)
+    later = [path for path in samples_on_the_way(folder) if int(path.stem) > done]
+    for path in (*later, *(folder / name for name in (TRAINING_GIF, *PICTURES))):
+        path.unlink(missing_ok=True)
 
 
 class Dispatches(Sequence[range]):

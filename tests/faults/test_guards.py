@@ -5,8 +5,10 @@ import itertools
 import json
 import os
 import shutil
+import sys
 import threading
 from dataclasses import replace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -107,6 +109,21 @@ def test_after_a_trial_every_way_that_is_named_leads_on(short, copy, finished):
     last = "checkpoints/00000006/params.safetensors"
     assert (copy / "runs/x" / last).read_bytes() == (copy / "runs/fresh" / last).read_bytes()
     assert not list((copy / "runs/x").glob(".over*"))
+
+
+def test_what_is_refused_removes_nothing(short, copy, monkeypatch):
+    """A tracker that is not there, with a run of other images to be written over, and with none."""
+    monkeypatch.setitem(sys.modules, "wandb", Mock(**{"init.side_effect": ValueError("no key")}))
+    np.save(copy / "y.npy", 1 - np.load(copy / "x.npy"))
+    for name in ("runs/x/samples/00000006.png", "runs/x/training.gif"):
+        (copy / name).parent.mkdir(exist_ok=True)
+        (copy / name).touch()
+    before = contents(copy / "runs")
+    flags = "--data y.npy --name x --overwrite --tracker wandb"
+    short("--tracker: wandb: no key", flags=flags, code=2)
+    assert contents(copy / "runs") == before
+    short("wandb: no key", flags="--name new --tracker tensorboard wandb", code=2)
+    short("wrote runs/new", flags="--name new")
 
 
 def test_a_folder_of_something_else_is_left_alone(short, data, write_run):
