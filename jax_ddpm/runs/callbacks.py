@@ -1,7 +1,7 @@
 """What happens between the steps of a training: samples, measurements, and trackers.
 
 A callback is asked by its `every`, and called with a step and the averaged weights after it. It
-returns what it found, by name: figures, for the line of metrics.jsonl, and pictures, uint8
+returns what it found, by name: figures, for a line of metrics.jsonl, and pictures, uint8
 [height, width, 3]. Trackers take both. Callbacks have keys of their own, so the training's bits
 are the same with and without them. A new figure is a new callback in `open_callbacks`.
 """

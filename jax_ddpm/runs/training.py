@@ -83,7 +83,7 @@ def fit(
       data: the images, as `load_dataset` reads them.
       settings: everything else. Default: `Settings()`.
       accept_changes: resume although settings or images are no longer those it began with.
-      overwrite: begin anew where settings or images are not those of the run in the folder.
+      overwrite: instead, begin anew in its place where those, or the steps, are others.
       progress: called when programs are compiled, before the first step, about every second and
         at the end; `print` will do.
       stop: asked after every dispatch; once it is true in any process, the training saves and
@@ -164,6 +164,9 @@ def open_run(
     Arguments and errors are those of `fit`.
     """
     folder = Path(folder)
+    if accept_changes and overwrite:
+        ways = Field("accept_changes", True), " and ", Field("overwrite", True)
+        raise FieldError(None, "expected one of ", *ways, ", got both")
 
     def prepare() -> tuple[Settings, DiffusionModel, Mesh]:
         data.check()
@@ -196,8 +199,10 @@ def open_run(
         checkpoint = shared(hosts.run_on_writer(look))
         was = checkpoint.state["run"]["train"] if checkpoint else {}
         every = settings.logged(settings.steps)
+        old = was.get("log_every", LOG_EVERY)
         if settings.log_every is None and was.get("steps") == settings.steps:
-            every = was.get("log_every", LOG_EVERY)  # as in the lines before
+            if (settings.evaluate_every or 0) % old == 0:
+                every = old  # as in the lines before
         whole = replace(settings, log_every=every)
         description = describe(run, whole.record(), described)
         training = Training(folder, whole, data, run, mesh, description, checkpoint)
@@ -306,8 +311,8 @@ def train(
             with log.spent("callbacks"):
                 for callback in due:
                     found |= callback(done, state.ema_params)
-            if logs:
-                figures = {name: x for name, x in found.items() if not isinstance(x, np.ndarray)}
+            figures = {name: x for name, x in found.items() if not isinstance(x, np.ndarray)}
+            if logs or figures:
                 found |= (line := log.write(figures))
                 if figures:
                     measured.append(line)
