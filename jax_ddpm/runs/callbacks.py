@@ -1,7 +1,7 @@
 """What happens between the steps of a training: samples, measurements, and trackers.
 
 A callback is asked by its `every`, and called with a step and the averaged weights after it. It
-returns what it found, by name: figures, for the line of metrics.jsonl, and pictures, uint8
+returns what it found, by name: figures, for a line of metrics.jsonl, and pictures, uint8
 [height, width, 3]. Trackers take both. Callbacks have keys of their own, so the training's bits
 are the same with and without them. A new figure is a new callback in `open_callbacks`.
 """
@@ -59,16 +59,21 @@ which calls."""
 
 
 def open_callbacks(
-    folder: Path, run: DiffusionModel, data: Dataset, settings: Settings, mesh: Mesh, done: int
+    folder: Path, run: DiffusionModel, data: Dataset, settings: Settings, mesh: Mesh
 ) -> list[Callback]:
-    """Those of a training that resumes after `done` steps."""
-    measured = [_measurements(run, data, settings, mesh)] if settings.evaluate_every else []
-    return [*measured, _samples(folder, run, settings, mesh, done)]
+    """Those of a training. Nothing is written before the first is called."""
+    callbacks = [_measurements(run, data, settings, mesh)] if settings.evaluate_every else []
+    if 0 < settings.sampled(settings.steps) <= settings.steps:
+        callbacks.append(_samples(folder, run, settings, mesh))
+    return callbacks
 
 
-def _samples(
-    folder: Path, run: DiffusionModel, settings: Settings, mesh: Mesh, done: int
-) -> Callback:
+def samples_on_the_way(folder: Path) -> list[Path]:
+    """The pictures `samples/STEP.png` of a run, the earliest first."""
+    return sorted(path for path in folder.glob("samples/*.png") if path.stem.isdecimal())
+
+
+def _samples(folder: Path, run: DiffusionModel, settings: Settings, mesh: Mesh) -> Callback:
     """The pictures `samples/STEP.png` of a training, and at its end `training.gif` of them all;
     always from the same noise, so that one sees them improve."""
     total, every = settings.steps, settings.sampled(settings.steps)
@@ -76,22 +81,13 @@ def _samples(
     number, pictures = 2 * columns, folder / "samples"
     labels, drawer = labels_in_turn(run, number), Drawer(run, make_chain(run), ddim(), number, mesh)
 
-    def drawn() -> list[Path]:
-        return sorted(path for path in pictures.glob("*.png") if path.stem.isdigit())
-
-    def remove_later() -> None:
-        for path in drawn():
-            if int(path.stem) > done:
-                path.unlink()
-        (folder / TRAINING_GIF).unlink(missing_ok=True)
-
     def save(step: int, picture: np.ndarray) -> None:
         from PIL import Image
 
         make_folder(pictures)
         with replacing(pictures / f"{step:08d}.png") as file:
             Image.fromarray(picture).save(file, format="PNG")
-        paths = drawn()
+        paths = samples_on_the_way(folder)
         if step == total and len(paths) > 1:
             shown = np.linspace(0, len(paths) - 1, min(len(paths), _FRAMES)).round().astype(int)
             with replacing(folder / TRAINING_GIF) as file:
@@ -106,8 +102,7 @@ def _samples(
         run_on_writer(lambda: save(step, picture))
         return {"samples": picture}
 
-    run_on_writer(remove_later)
-    return Every(every if every <= total else 0, total), find
+    return Every(every, total), find
 
 
 def _measurements(run: DiffusionModel, data: Dataset, settings: Settings, mesh: Mesh) -> Callback:
@@ -234,16 +229,15 @@ class _WeightsAndBiases:
 
     def __init__(self, folder: Path, description: Mapping[str, Any], step: int) -> None:
         self._wandb, path = import_module("wandb"), folder / "wandb" / "id"
-        if not path.exists() or not step:  # wherever the folder is moved to, it is the same run
-            make_folder(path.parent)
-            replace_file(path, secrets.token_hex(8).encode())
+        # Wherever the folder is moved to, it is the same run.
+        name = path.read_text() if path.exists() and step else secrets.token_hex(8)
         try:
             self._run = self._wandb.init(
                 dir=str(folder),
                 project="jax_ddpm",
                 name=folder.resolve().name,
                 config=dict(description),
-                id=path.read_text(),
+                id=name,
                 resume="allow",
                 allow_val_change=True,  # a resumed run may have been given more steps
             )
@@ -251,6 +245,8 @@ class _WeightsAndBiases:
             raise
         except Exception as error:  # such as no key, or no network
             raise FieldError("tracker", f"wandb: {_line(error)}") from None
+        make_folder(path.parent)
+        replace_file(path, name.encode())
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
         # wandb refuses steps that it has already; after a resume those lines are identical.

@@ -8,7 +8,7 @@ checkpoints/         resume from the newest that is intact; what is damaged is s
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ import numpy as np
 from optax.tree_utils import tree_set
 
 from jax_ddpm._errors import Field, FieldError
+from jax_ddpm.data import Preparation
 from jax_ddpm.io import checkpoint as files
 from jax_ddpm.io.arrays import flatten, from_bytes, to_bytes
 from jax_ddpm.io.checkpoint import Checkpoint, Damaged, load_checkpoint
@@ -87,20 +88,28 @@ def find(
         raise FieldError(None, f"no checkpoint is intact: {problem}; ", *ways)
     if newest is None and (damaged or not (folder / CONFIG).exists()):
         return None
-    was: Any = None
-    with suppress(ValueError):
-        was = newest.state.get("run") if newest else read_json(folder / CONFIG)
+    try:
+        was: Any = newest.state.get("run") if newest else read_json(folder / CONFIG)
+    except ValueError as error:
+        if over:
+            return None
+        raise FieldError("folder", f"{error}; nothing was trained yet: ", *ways) from None
     if not was or not was.get("train"):
         problem = f"{folder} exists already, and `train` did not make it: choose another name"
         raise FieldError("folder", problem)
-    changes = list(_changes(was, now)) if newest else []
-    if newest is None or (over and (changes or was["train"]["steps"] != settings.steps)):
+    if newest is None:
         return None
 
+    changes = list(_changes(was, now))
     before = {name: array.shape for name, array in newest.arrays["params"].items()}
     fits = before == {name: leaf.shape for name, leaf in flatten(variables).items()}
+    if over and (changes or not fits or was["train"]["steps"] != settings.steps):
+        if settings.init and settings.init.resolve().is_relative_to(folder.resolve()):
+            problem = f"{settings.init} would be overwritten; another "
+            raise FieldError("init", problem, Field("folder"), " begins beside it")
+        return None
     ended = newest.step >= settings.steps
-    if changes and not (accept and fits and not ended):
+    if not fits or (changes and not (accept and not ended)):
         why = f"{folder} was trained otherwise"
         if not fits:
             why = f"the weights of {folder} are of another network"
@@ -109,8 +118,8 @@ def find(
             ways += [", a larger ", Field("steps"), " with ", _ACCEPT, " continues it"]
         else:
             ways += [", ", _ACCEPT, " resumes it all the same"]
-        named = [part for name, what in changes for part in ("; ", Field(name), f": {what}")]
-        raise FieldError(None, *named[1:], f": {why}; ", *ways)
+        named = [part for name, what in changes for part in (Field(name), f": {what}; ")]
+        raise FieldError(None, *named, f"{why}; ", *ways)
     if ended:
         write_json(folder / CONFIG, was)  # nothing begins, but it may be missing or damaged
     if changes:
@@ -127,8 +136,12 @@ def _changes(was: dict[str, Any], now: dict[str, Any]) -> Iterator[tuple[str, st
     before, after = (
         each["train"] | each["preparation"] | {"guidance": each["guidance"]} for each in (was, now)
     )
+    networks = [each.pop("unet", None) or {} for each in (before, after)]
+    for name in sorted({*networks[0], *networks[1]}):
+        before[f"unet.{name}"], after[f"unet.{name}"] = (each.get(name) for each in networks)
+    defaults = Settings().record() | Preparation().record()  # of what is in no older record
     for name, value in after.items():
-        old = before.get(name, value)  # an older version did not have every setting
+        old = before.get(name, defaults.get(name, value))
         longer = name == "steps" and value > old
         if name not in _FREE and old != value and not longer:
             yield name, f"was {old}, is {value}"
@@ -205,7 +218,8 @@ def read_state(checkpoint: Checkpoint, like: TrainState) -> TrainState:
         try:
             trees[field] = files.restore(getattr(like, field), checkpoint.arrays.get(name, {}))
         except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
+            problem = f"the checkpoint of step {checkpoint.step:,} does not fit: {name}: {error}"
+            raise FieldError(None, problem) from None
     key = checkpoint.state["key"]
     key = jax.random.wrap_key_data(jnp.asarray(key["data"], jnp.uint32), impl=key["impl"])
     return TrainState(step=jnp.int32(checkpoint.step), key=key, **trees)

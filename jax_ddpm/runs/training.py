@@ -32,7 +32,14 @@ from jax_ddpm.io.arrays import flatten, to_bytes
 from jax_ddpm.io.checkpoint import Checkpoint, list_checkpoints, prune_checkpoints, save_checkpoint
 from jax_ddpm.io.files import make_folder, write_json
 from jax_ddpm.noise import seed_key
-from jax_ddpm.runs.callbacks import Every, best_line, open_callbacks, open_trackers
+from jax_ddpm.runs.callbacks import (
+    TRAINING_GIF,
+    Every,
+    best_line,
+    open_callbacks,
+    open_trackers,
+    samples_on_the_way,
+)
 from jax_ddpm.runs.initial import computing, new_run
 from jax_ddpm.runs.metrics import MetricsLog, Progress
 from jax_ddpm.runs.model import CHECKPOINTS, CONFIG, METRICS, PICTURES, PathLike, describe
@@ -76,7 +83,7 @@ def fit(
       data: the images, as `load_dataset` reads them.
       settings: everything else. Default: `Settings()`.
       accept_changes: resume although settings or images are no longer those it began with.
-      overwrite: begin anew where settings or images are not those of the run in the folder.
+      overwrite: instead, begin anew in its place where those, or the steps, are others.
       progress: called when programs are compiled, before the first step, about every second and
         at the end; `print` will do.
       stop: asked after every dispatch; once it is true in any process, the training saves and
@@ -157,6 +164,9 @@ def open_run(
     Arguments and errors are those of `fit`.
     """
     folder = Path(folder)
+    if accept_changes and overwrite:
+        ways = Field("accept_changes", True), " and ", Field("overwrite", True)
+        raise FieldError(None, "expected one of ", *ways, ", got both")
 
     def prepare() -> tuple[Settings, DiffusionModel, Mesh]:
         data.check()
@@ -189,8 +199,10 @@ def open_run(
         checkpoint = shared(hosts.run_on_writer(look))
         was = checkpoint.state["run"]["train"] if checkpoint else {}
         every = settings.logged(settings.steps)
+        old = was.get("log_every", LOG_EVERY)
         if settings.log_every is None and was.get("steps") == settings.steps:
-            every = was.get("log_every", LOG_EVERY)  # as in the lines before
+            if (settings.evaluate_every or 0) % old == 0:
+                every = old  # as in the lines before
         whole = replace(settings, log_every=every)
         description = describe(run, whole.record(), described)
         training = Training(folder, whole, data, run, mesh, description, checkpoint)
@@ -268,11 +280,9 @@ def train(
     if not dispatches:
         open_log()  # which drops lines that are damaged
         return end()
-    tell(Progress(0, 0, what="compiling"))
-    advance = {length: compiled(length) for length in sorted(dispatches.lengths)}
-    sync_global_devices("compiled")  # see `cli.devices`
-    hosts.run_on_writer(lambda: write_json(folder / CONFIG, description))
-    callbacks = open_callbacks(folder, run, data, settings, mesh, done)
+    # What may be refused comes before anything of an earlier run is removed.
+    hosts.run_on_writer(lambda: make_folder(folder / CHECKPOINTS))
+    callbacks = open_callbacks(folder, run, data, settings, mesh)
     time_to_log = Every(settings.logged(total), total)
     time_to_save = Every(settings.checkpoint_every, total)
     with (
@@ -280,7 +290,10 @@ def train(
         closing(Saver(folder / CHECKPOINTS, settings)) as saver,
         closing(prefetched(arrays, order, dispatches, programs.batch_sharding)) as ahead,
     ):
-        hosts.run_on_writer(lambda: _make_room(folder, anew=checkpoint is None))
+        tell(Progress(0, 0, what="compiling"))
+        advance = {length: compiled(length) for length in sorted(dispatches.lengths)}
+        sync_global_devices("compiled")  # see `cli.devices`
+        hosts.run_on_writer(lambda: _make_room(folder, description, done))
         log, kept = open_log(), saved()
         measured = hosts.broadcast([each for each in log.lines if each["step"] in kept])
         told, line, best = time.monotonic(), None, best_step()
@@ -298,8 +311,8 @@ def train(
             with log.spent("callbacks"):
                 for callback in due:
                     found |= callback(done, state.ema_params)
-            if logs:
-                figures = {name: x for name, x in found.items() if not isinstance(x, np.ndarray)}
+            figures = {name: x for name, x in found.items() if not isinstance(x, np.ndarray)}
+            if logs or figures:
                 found |= (line := log.write(figures))
                 if figures:
                     measured.append(line)
@@ -320,14 +333,17 @@ def train(
     return end()
 
 
-def _make_room(folder: Path, *, anew: bool) -> None:
-    """Remove the pictures of before, and the checkpoints of a run that is written over."""
-    if anew and (folder / CHECKPOINTS).exists():
+def _make_room(folder: Path, description: dict[str, Any], done: int) -> None:
+    """Make the folder this training's: nothing of another run, or of later steps, is left."""
+    if not done:
         # Renamed first: half-removed checkpoints would look damaged.
-        shutil.rmtree((folder / CHECKPOINTS).rename(folder / OVERWRITTEN))
+        (folder / CHECKPOINTS).rename(folder / OVERWRITTEN)
+    write_json(folder / CONFIG, description)
+    shutil.rmtree(folder / OVERWRITTEN, ignore_errors=True)
     make_folder(folder / CHECKPOINTS)
-    for name in PICTURES:
-        (folder / name).unlink(missing_ok=True)
+    later = [path for path in samples_on_the_way(folder) if int(path.stem) > done]
+    for path in (*later, *(folder / name for name in (TRAINING_GIF, *PICTURES))):
+        path.unlink(missing_ok=True)
 
 
 class Dispatches(Sequence[range]):

@@ -95,7 +95,8 @@ def test_a_run_that_never_reached_a_checkpoint_begins_again(short, here, copy):
     assert json.loads((copy / "runs/x/config.json").read_text())["train"]["seed"] == 3
     shutil.rmtree(copy / "runs/x/checkpoints")
     (copy / "runs/x/config.json").write_text('{"model": ')
-    short("runs/x exists already, and `train` did not make it: choose another name", code=2)
+    short("runs/x/config.json: expected a JSON file", "--overwrite in its place", code=2)
+    short("wrote runs/x", flags="--overwrite")
 
 
 def test_a_flipped_setting_in_config_json_misleads_nobody(copy):

@@ -5,16 +5,18 @@ import itertools
 import json
 import os
 import shutil
+import sys
 import threading
 from dataclasses import replace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
 from jax_ddpm.data import load_dataset
-from jax_ddpm.io.checkpoint import load_checkpoint
+from jax_ddpm.io.checkpoint import load_checkpoint, save_checkpoint
 from jax_ddpm.models import SimpleUNet
-from jax_ddpm.runs import Settings, fit, training
+from jax_ddpm.runs import FieldError, Settings, fit, training
 
 
 def contents(folder):
@@ -109,6 +111,54 @@ def test_after_a_trial_every_way_that_is_named_leads_on(short, copy, finished):
     assert not list((copy / "runs/x").glob(".over*"))
 
 
+def test_another_checkpoint_is_named(short, copy):
+    """One that lacks a setting, as an older version wrote it, and two of another network."""
+    step, arrays, state = load_checkpoint(copy / "runs/x/checkpoints/00000006")
+
+    def saved(**others):
+        save_checkpoint(copy / "runs/x/checkpoints", step, arrays | others, state)
+
+    del state["run"]["train"]["optimizer"]
+    saved()
+    short("trained to step 6 already")
+    short("--optimizer: was adam, is adamw; ", flags="--steps 8 --optimizer adamw", code=2)
+    saved(ema={})
+    words = "the checkpoint of step 6 does not fit: ema: params/"
+    short(words, flags="--steps 8", code=2)
+    saved(params={name: x[..., :1] for name, x in arrays["params"].items()})
+    short("jax-ddpm: the weights of runs/x are of another network; another --name", code=2)
+    short("wrote runs/x", flags="--overwrite")
+
+
+def test_a_run_is_not_overwritten_by_what_starts_from_it(copy):
+    before, images = contents(copy / "runs/x"), load_dataset(copy / "x.npy")
+    settings = Settings(init=copy / "runs/x/checkpoints/00000004", batch_size=4, steps=6)
+    ways = {"overwrite": True}
+    for words in (
+        "^init: .*/00000004 would be overwritten; another folder b",
+        "^expected one of a",
+    ):
+        with pytest.raises(FieldError, match=words):
+            fit(copy / "runs/x", images, settings, **ways)
+        ways["accept_changes"] = True
+    assert contents(copy / "runs/x") == before
+
+
+def test_what_is_refused_removes_nothing(short, copy, monkeypatch):
+    """A tracker that is not there, with a run of other images to be written over, and with none."""
+    monkeypatch.setitem(sys.modules, "wandb", Mock(**{"init.side_effect": ValueError("no key")}))
+    np.save(copy / "y.npy", 1 - np.load(copy / "x.npy"))
+    for name in ("runs/x/samples/00000006.png", "runs/x/training.gif"):
+        (copy / name).parent.mkdir(exist_ok=True)
+        (copy / name).touch()
+    before = contents(copy / "runs")
+    flags = "--data y.npy --name x --overwrite --tracker wandb"
+    short("--tracker: wandb: no key", flags=flags, code=2)
+    assert contents(copy / "runs") == before
+    short("wandb: no key", flags="--name new --tracker tensorboard wandb", code=2)
+    short("wrote runs/new", flags="--name new")
+
+
 def test_a_folder_of_something_else_is_left_alone(short, data, write_run):
     (data / "runs/x").mkdir(parents=True)
     (data / "runs/x/thesis.txt").write_text("mine")
@@ -171,6 +221,9 @@ def test_classes_that_changed_are_named(copy, one_level):
     data = replace(load_dataset(copy / "x.npy"), labels=np.arange(9, dtype=np.int32) % 3)
     settings = Settings(unet=one_level, batch_size=4, timesteps=4, steps=2)
     fit(copy / "named", replace(data, class_names=("ant", "bee", "cat")), settings)
+    other = replace(settings, unet={**one_level, "dropout": 0.5})
+    with pytest.raises(ValueError, match=r"^unet.dropout: was None, is 0.5; \S* is trained"):
+        fit(copy / "named", replace(data, class_names=("ant", "bee", "cat")), other)
     fewer = replace(data, labels=data.labels % 2, class_names=("bee", "cat"))
     for others in (fewer, replace(data, class_names=("bee", "ant", "cat"))):
         with pytest.raises(ValueError, match=r"the classes were \['ant', .*, are \['bee"):

@@ -17,9 +17,9 @@ from PIL import Image
 
 from jax_ddpm import runs
 from jax_ddpm.data import Dataset
-from jax_ddpm.runs.callbacks import best_line
+from jax_ddpm.runs.callbacks import Every, best_line
 from jax_ddpm.runs.figures import image_grid
-from jax_ddpm.runs.training import Dispatches
+from jax_ddpm.runs.training import Dispatches, open_run
 
 pytestmark = pytest.mark.usefixtures("defaults", "untyped")
 
@@ -144,18 +144,31 @@ def test_it_says_how_far_it_is(whole, pictures, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_short_run_has_many_lines(whole, pictures, tmp_path):
-    """At least twenty, at the same steps when it resumes; a longer one need not keep its pace."""
+def test_a_short_run_has_many_lines(whole, pictures, tmp_path, monkeypatch):
+    """At least twenty, at the same steps when it resumes; a longer one need not keep its pace, nor
+    one that is measured at others. A figure has a line of its own."""
     lines = lambda folder: [line["step"] for line in runs.read_metrics(folder / "metrics.jsonl")]
     assert lines(whole[1]) == list(range(5, 105, 5))
     every = {1: 1, 20: 1, 60: 2, 999: 25, 1000: 50, 10**6: 50}
     assert {steps: SETTINGS.logged(steps) for steps in every} == every
     short, asked = replace(SETTINGS, steps=20), count(1)
     runs.fit(tmp_path / "x", pictures, replace(short, log_every=8), stop=lambda: next(asked) == 9)
+    for evaluated, every in ((None, 8), (50, 1)):
+        measured = replace(short, evaluate_every=evaluated)
+        with open_run(tmp_path / "x", pictures, measured) as training:
+            assert training.settings.log_every == every
     runs.fit(tmp_path / "x", pictures, short)
     assert lines(tmp_path / "x") == [8, 16, 20]
     assert runs.fit(tmp_path / "x", pictures, replace(SETTINGS, steps=41)).step == 41
     assert lines(tmp_path / "x") == [8, 16, 20, *range(22, 42, 2), 41]
+    sevens = Every(7, 20), lambda step, _: {"figure": step}
+    monkeypatch.setattr("jax_ddpm.runs.training.open_callbacks", lambda *_: [sevens])
+    runs.fit(tmp_path / "y", pictures, replace(short, log_every=10))
+    found = [
+        (line["step"], line.get("figure"))
+        for line in runs.read_metrics(tmp_path / "y/metrics.jsonl")
+    ]
+    assert found == [(7, 7), (10, None), (14, 14), (20, 20)]
 
 
 OLD = Path(__file__).with_name("format_0_1_0")
