@@ -24,6 +24,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -317,7 +318,7 @@ def _cached(
 
 def _open(folder: Path, shape: tuple[int, ...]) -> tuple[np.ndarray, dict[int, str], int] | None:
     """What is in a folder of the cache; None if there is none, or not what was written."""
-    with suppress(FileNotFoundError, ValueError, EOFError):
+    with suppress(FileNotFoundError, ValueError, EOFError, TokenError):  # the last is of a header
         about = read_json(folder / "about.json")
         images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
         if images.dtype == np.uint8 and images.shape == shape:
