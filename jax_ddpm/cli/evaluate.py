@@ -76,7 +76,7 @@ def _of_model(
         # A digest of numbers, not of files, is of the prepared images.
         alike = data.sha256 or (before.crop, before.range) == (prepared.crop, prepared.range)
         if learned and alike and data.digest() != learned:
-            say(f"{data.source}: images or labels are not those that the run learned")
+            say(f"{data.source}: images or labels have changed since training")
     with bars() as show:
         return measure(
             *(run, data),

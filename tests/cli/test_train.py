@@ -78,7 +78,7 @@ def test_it_is_measured_on_its_own_pictures(trained, jax_ddpm_here, monkeypatch)
     evaluate = "evaluate --run runs/shapes --num 0 --num-scored 4 --json figures.json".split()
     result = jax_ddpm_here(*evaluate, "--seed", "3", cwd=trained[0])
     assert "3.000 bits per dimension at most\n" in result.stdout, result.stderr
-    assert "not those that the run learned" not in result.stdout
+    assert "changed since training" not in result.stdout
     (_, data), options = measure.call_args
     assert (options["num"], options["num_scored"], options["seed"]) == (0, 4, 3)
     assert data.preparation.crop == "center" and not data.preparation.flip
@@ -89,7 +89,7 @@ def test_it_is_measured_on_its_own_pictures(trained, jax_ddpm_here, monkeypatch)
     picture.write_bytes(other.read_bytes())
     result = jax_ddpm_here(*evaluate, cwd=trained[0])
     picture.write_bytes(before)
-    assert "shapes: images or labels are not those that the run learned\n" in result.stdout
+    assert "shapes: images or labels have changed since training\n" in result.stdout
     gone = trained[0] / "elsewhere"
     (trained[0] / "shapes").rename(gone)
     result = jax_ddpm_here(*evaluate, cwd=trained[0])
