@@ -14,8 +14,7 @@ from docstring_parser import parse_from_object
 from jax_ddpm import __version__
 from jax_ddpm.cli import config as configs
 from jax_ddpm.cli.config import TrainConfig
-from jax_ddpm.cli.errors import UsageError, naming, warning_lines
-from jax_ddpm.cli.interrupts import Interrupts
+from jax_ddpm.cli.terminal import Interrupts, UsageError, naming, warning_lines
 from jax_ddpm.runs import RECIPES
 from jax_ddpm.training.hosts import PartnerFailed
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from jax_ddpm.cli.errors import UsageError
+from jax_ddpm.cli.terminal import UsageError
 from jax_ddpm.cli.unet import UNetConfig, chosen_fields
 from jax_ddpm.data import DATASETS, Preparation
 from jax_ddpm.data.hub import HUB

@@ -1,7 +1,7 @@
 """`jax-ddpm convert`: between a run, a folder of diffusers and a PyTorch state dict."""
 
 from jax_ddpm.cli.config import ConvertConfig
-from jax_ddpm.cli.errors import UsageError, naming, writing
+from jax_ddpm.cli.terminal import UsageError, naming, writing
 from jax_ddpm.interop import DiffusionModel, save_diffusers, simple_unet_to_torch, unet_to_torch
 from jax_ddpm.interop.diffusers import check_words, is_hub_name
 from jax_ddpm.io.arrays import save_tensors

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_ddpm.cli.config import DoctorConfig
-from jax_ddpm.cli.errors import UsageError, naming
+from jax_ddpm.cli.terminal import UsageError, naming
 from jax_ddpm.cpu import use_cores
 from jax_ddpm.runs import Findings, check_run
 from jax_ddpm.runs.exporting import check_export

@@ -5,13 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from jax_ddpm._errors import FieldError
-from jax_ddpm.cli.chain import load_chain, make_sampler
+from jax_ddpm.cli.common import load_chain, load_images, make_sampler, say, start_devices
 from jax_ddpm.cli.config import ChainConfig, DataConfig, EvaluateConfig
-from jax_ddpm.cli.devices import say, start_devices
-from jax_ddpm.cli.errors import UsageError, check_file, naming, writing
-from jax_ddpm.cli.images import load_images
-from jax_ddpm.cli.progress import bars
 from jax_ddpm.cli.report import report
+from jax_ddpm.cli.terminal import UsageError, bars, check_file, naming, writing
 from jax_ddpm.data import DATASETS, Dataset, Preparation
 from jax_ddpm.data.hub import HUB
 from jax_ddpm.io.files import read_json, write_json

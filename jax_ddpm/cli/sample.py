@@ -3,11 +3,9 @@
 import numpy as np
 
 from jax_ddpm._errors import check_positive
-from jax_ddpm.cli.chain import load_chain, make_sampler
+from jax_ddpm.cli.common import load_chain, make_sampler, say, start_devices
 from jax_ddpm.cli.config import SampleConfig
-from jax_ddpm.cli.devices import say, start_devices
-from jax_ddpm.cli.errors import UsageError, check_file, naming, writing
-from jax_ddpm.cli.progress import bars
+from jax_ddpm.cli.terminal import UsageError, bars, check_file, naming, writing
 from jax_ddpm.interop import DiffusionModel
 from jax_ddpm.noise import seed_key
 from jax_ddpm.runs import draw, save_samples

@@ -4,12 +4,9 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from jax_ddpm.cli.common import load_images, say, start_devices
 from jax_ddpm.cli.config import TrainConfig
-from jax_ddpm.cli.devices import say, start_devices
-from jax_ddpm.cli.errors import UsageError, naming
-from jax_ddpm.cli.images import load_images
-from jax_ddpm.cli.interrupts import STOPPED, Interrupts
-from jax_ddpm.cli.progress import bars
+from jax_ddpm.cli.terminal import STOPPED, Interrupts, UsageError, bars, naming
 from jax_ddpm.data import Preparation
 from jax_ddpm.io.checkpoint import list_checkpoints
 from jax_ddpm.runs import Fit, Progress, load_model

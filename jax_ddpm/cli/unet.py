@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import tyro
 from docstring_parser import parse_from_object
 
-from jax_ddpm.cli.errors import UsageError
+from jax_ddpm.cli.terminal import UsageError
 from jax_ddpm.interop.diffusers import unet_from_config
 from jax_ddpm.io.files import read_json
 from jax_ddpm.models import UNet

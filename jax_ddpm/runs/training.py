@@ -292,7 +292,7 @@ def train(
     ):
         tell(Progress(0, 0, what="compiling"))
         advance = {length: compiled(length) for length in sorted(dispatches.lengths)}
-        sync_global_devices("compiled")  # see `cli.devices`
+        sync_global_devices("compiled")  # see `cli.common`
         hosts.run_on_writer(lambda: _make_room(folder, description, done))
         log, kept = open_log(), saved()
         measured = hosts.broadcast([each for each in log.lines if each["step"] in kept])

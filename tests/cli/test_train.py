@@ -15,7 +15,7 @@ from PIL import Image
 
 from jax_ddpm import runs
 from jax_ddpm.cli.config import DataConfig, RunConfig, TrainConfig
-from jax_ddpm.cli.errors import UsageError
+from jax_ddpm.cli.terminal import UsageError
 from jax_ddpm.data import Preparation, load_dataset
 from jax_ddpm.runs import RECIPES
 from jax_ddpm.runs.model import FILES

@@ -1,0 +1,100 @@
+"""What commands have in common: devices, images, and a model with its chain."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.experimental.multihost_utils import sync_global_devices
+
+from jax_ddpm.cli.config import ChainConfig, DataConfig, DevicesConfig
+from jax_ddpm.cli.terminal import UsageError, bars, naming
+from jax_ddpm.cpu import use_cores
+from jax_ddpm.data import Dataset, Preparation, load_dataset
+from jax_ddpm.interop import DiffusionModel
+from jax_ddpm.runs import Progress, load_model, load_run
+from jax_ddpm.runs.drawing import with_guidance
+from jax_ddpm.runs.model import is_run
+from jax_ddpm.samplers import Sampler, ancestral, ddim, dpm_solver_pp, heun
+from jax_ddpm.training.hosts import connect, is_writer
+
+SAMPLERS = {"ancestral": ancestral, "ddim": ddim, "dpm_solver_pp": dpm_solver_pp, "heun": heun}
+_OPTIONS = {"eta": "ddim", "order": "dpm_solver_pp", "stochastic": "dpm_solver_pp"}
+
+
+def start_devices(config: DevicesConfig) -> None:
+    """Call before JAX's first use."""
+    if config.coordinator is not None:
+        process = f"process {config.process_id} of {config.num_processes}"
+        print(f"{process}: waiting for the others at {config.coordinator}", file=sys.stderr)
+    connect(config.coordinator, config.num_processes, config.process_id)
+    use_cores()
+    # Processes may have no more than 30 s to form a group, so they do now, before loading.
+    sync_global_devices("started")
+    settings: Any = jax.config
+    cache = config.compilation_cache
+    if cache.lower() == "none" or settings.jax_compilation_cache_dir is not None:
+        return
+    if "://" not in cache:
+        try:
+            folder = Path(cache).expanduser()
+            folder.mkdir(parents=True, exist_ok=True)
+        except (OSError, RuntimeError) as error:
+            if cache == DevicesConfig.compilation_cache:
+                return  # nobody asked for it
+            raise UsageError(f"--compilation-cache: cannot write it: {error}") from None
+        cache = str(folder)
+    jax.config.update("jax_compilation_cache_dir", cache)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def say(line: str) -> None:
+    """Print a line, once for all processes."""
+    if is_writer():
+        print(line, flush=True)
+
+
+def load_images(config: DataConfig, preparation: Preparation) -> Dataset:
+    """Read them as `preparation` says."""
+    with bars() as show:
+
+        def progress(what: str, done: int, total: int) -> None:
+            show(Progress(done, total, what=what))
+
+        return load_dataset(config.source, preparation, cache=config.data_cache, progress=progress)
+
+
+def make_sampler(config: ChainConfig) -> Sampler:
+    """The rule of `--sampler`, with its options. Raises `UsageError` for those of another rule."""
+    options = {}
+    for name, owner in _OPTIONS.items():
+        value = getattr(config, name)
+        if value is None or value is False:
+            continue
+        if owner != config.sampler:
+            raise UsageError(f"--{name}: comes with --sampler {owner}")
+        options[name] = value
+    return SAMPLERS[config.sampler](**options)
+
+
+def load_chain(config: ChainConfig) -> DiffusionModel:
+    """The model under its guidance, with its spacing."""
+    if (config.run is None) == (config.pretrained is None):
+        raise UsageError("expected --run or --pretrained, and one of them only")
+    if config.run is not None:
+        if config.openai_flags is not None:
+            raise UsageError("--openai-flags: comes with --pretrained")
+        with naming(folder="--run"):
+            run = load_run(config.run, checkpoint=config.checkpoint)
+    else:
+        if config.checkpoint is not None:
+            raise UsageError("--checkpoint: comes with --run")
+        assert config.pretrained is not None
+        if is_run(config.pretrained):
+            raise UsageError(f"--pretrained: {config.pretrained} is a run, for --run")
+        with naming(folder="--pretrained"):
+            run = load_model(config.pretrained, openai_flags=config.openai_flags)
+    run = with_guidance(run, config.guidance)
+    if config.spacing is not None:
+        run = run._replace(timestep_spacing=config.spacing)
+    return run
