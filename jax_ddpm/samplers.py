@@ -194,6 +194,10 @@ def heun(*, max_slope: float = 10.0) -> Sampler:
     return Sampler(lambda x_T: (), step, f"heun, max_slope {max_slope}")
 
 
+SAMPLERS = {"ddim": ddim, "ancestral": ancestral, "dpm_solver_pp": dpm_solver_pp, "heun": heun}
+"""By the names of the command line, whose flags give the rules their options."""
+
+
 def _higher_order(schedule, i, k, A, done, m_0, m_1, m_2=None):
     """k ∫ e^{-k(λ' - s)} (x̂_0(s) - m_0) ds, by the polynomial through m_0, m_1 (and m_2).
 

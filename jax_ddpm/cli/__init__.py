@@ -1,10 +1,15 @@
 """The command line: one frozen dataclass and one function a command."""
 
+import io
+import re
 import sys
-from collections.abc import Iterator
+from ast import literal_eval
+from collections.abc import Iterable, Iterator
+from contextlib import redirect_stderr
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from importlib import import_module
+from itertools import takewhile
 from typing import Annotated, Any, Union
 
 import jax
@@ -28,25 +33,12 @@ _COMMANDS = {
 
 def run(arguments: list[str] | None = None) -> None:
     """Parse the command line and run it. What is wrong with it is one line and exit code 2."""
-    arguments = _with_quoted(sys.argv[1:] if arguments is None else arguments)
+    arguments = _with_quoted(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if arguments == ["--version"]:
         print(f"jax_ddpm {__version__}, jax {jax.__version__}")
         return
-    for each in _COMMANDS.values():
-        _join_lines(each)
-    config, unknown = tyro.cli(
-        _command(arguments),
-        prog="jax-ddpm",
-        description="Train, sample, certify and plan diffusion models (DDPM) in JAX. "
-        "--version says which version this is.",
-        args=arguments,
-        return_unknown_args=True,
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone),
-    )
     try:
-        name = next(name for name, each in _COMMANDS.items() if type(config) is each)
-        if unknown:
-            raise UsageError(_unknown(name, config, unknown[0].partition("=")[0]))
+        name, config = _parsed(arguments)
         # Each command is imported when it is run: `parity` alone needs torch.
         command = getattr(import_module(f"jax_ddpm.cli.{name}"), name)
         with Interrupts() as interrupts, warning_lines(), naming():
@@ -63,6 +55,66 @@ def run(arguments: list[str] | None = None) -> None:
         problem = f"{error.filename or 'a file'}: {error.strerror or error}"
     print(f"jax-ddpm: {problem}", file=sys.stderr)
     sys.exit(2)
+
+
+def _parsed(arguments: list[str]) -> tuple[str, Any]:
+    """The command and its settings. Raises `UsageError` where tyro would draw a box."""
+    if (word := arguments[0]) not in _COMMANDS and not word.startswith("-"):
+        hint = _meant(word, _COMMANDS) or f"expected one of {', '.join(_COMMANDS)}"
+        raise UsageError(f"{word}: no such command; {hint}")
+    for each in _COMMANDS.values():
+        _describe(each)
+    box = io.StringIO()
+    try:
+        with redirect_stderr(box):
+            config, unknown = tyro.cli(
+                _command(arguments),
+                prog="jax-ddpm",
+                description="Train, sample, certify and plan diffusion models (DDPM) in JAX. "
+                "--version says which version this is.",
+                args=arguments,
+                return_unknown_args=True,
+                config=(
+                    tyro.conf.OmitArgPrefixes,
+                    tyro.conf.FlagCreatePairsOff,
+                    tyro.conf.DisallowNone,
+                ),
+            )
+    except SystemExit as end:
+        if not end.code:  # --help
+            raise
+        raise UsageError(_unboxed(box.getvalue())) from None
+    name = next(name for name, each in _COMMANDS.items() if type(config) is each)
+    if unknown:
+        word = unknown[0].partition("=")[0]
+        flags = [*_flags(config)]
+        initials = {"--" + "".join(part[0] for part in flag[2:].split("-")): flag for flag in flags}
+        hint = _meant(initials.get(word, word), flags) or f"see jax-ddpm {name} --help"
+        raise UsageError(f"{word}: no such flag of {name}; {hint}")
+    return name, config
+
+
+def _unboxed(box: str) -> str:
+    """The first paragraph of an error of tyro's, in our words where it is of a choice."""
+    _, *lines = (line.strip("│")[1:].rstrip() for line in box.splitlines())
+    lines = [*takewhile(lambda line: line and not line.startswith("──"), lines)]
+    if lines[0].startswith("Missing from"):
+        missing = [line.strip() for line in lines if re.match(r" {4}\S", line)]
+        return f"expected also {', '.join(missing)}"
+    text = " ".join(line.strip() for line in lines)
+    choice = r"invalid choice '(.*)' for argument '(.*)'\. Expected one of (.*)\."
+    if (wrong := re.fullmatch(choice, text)) is None:
+        return text.removeprefix("Error parsing ")
+    value, flag, choices = wrong.groups()
+    choices = [each for each in sorted(literal_eval(choices)) if each != "None"]
+    hint = _meant(value, choices)
+    return f"{flag}: expected {', '.join(choices)}, got {value}" + (f"; {hint}" if hint else "")
+
+
+def _meant(word: str, choices: Iterable[str]) -> str | None:
+    """Which of these a word is near to."""
+    close = get_close_matches(word, [*choices], n=1)
+    return f"did you mean {close[0]}?" if close else None
 
 
 def _with_quoted(arguments: list[str]) -> list[str]:
@@ -90,27 +142,26 @@ def _command(arguments: list[str]) -> Any:
     return Union[tuple(commands)]  # noqa: UP007
 
 
-def _join_lines(config: Any) -> None:
-    """Makes one line of each field's docstring, which tyro breaks where the source does."""
+def _describe(config: Any) -> None:
+    """Gives tyro the docstring of each field in one line, and defaults that are values."""
+
+    def hint(default: str) -> str:
+        return "" if default in ("None", "True", "False", "") else f"(default: {default})"
+
     for group in config.__mro__[:-1]:
         for doc in parse_from_object(group).params:
-            words = (doc.description or "").split()
-            group.__dataclass_fields__[doc.arg_name].metadata = {"help": " ".join(words)}
+            words = " ".join((doc.description or "").split())
+            told = tyro.conf.arg(help=words, help_behavior_hint=hint)
+            group.__annotations__[doc.arg_name] = Annotated[
+                group.__annotations__[doc.arg_name], told
+            ]
     for field in fields(config):
         if is_dataclass(field.type):
-            _join_lines(field.type)
+            _describe(field.type)
 
 
-def _unknown(name: str, config: Any, word: str) -> str:
-    """Says that command `name` has no such flag, and which one is near or has its initials."""
-    flags = ["--" + field.replace("_", "-") for field in _fields(config)]
-    initials = {"--" + "".join(part[0] for part in flag[2:].split("-")): flag for flag in flags}
-    close = [initials[word]] if word in initials else get_close_matches(word, flags, n=1)
-    meant = f"did you mean {close[0]}?" if close else f"see jax-ddpm {name} --help"
-    return f"{word}: no such flag of {name}; {meant}"
-
-
-def _fields(config: Any) -> Iterator[str]:
+def _flags(config: Any) -> Iterator[str]:
     for field in fields(config):
-        value = getattr(config, field.name)
-        yield from _fields(value) if is_dataclass(value) else [field.name]
+        value, name = getattr(config, field.name), field.name.replace("_", "-")
+        no = "no-" if field.default is True else ""
+        yield from _flags(value) if is_dataclass(value) else [f"--{no}{name}"]

@@ -1,6 +1,7 @@
 """What commands have in common: devices, images, and a model with its chain."""
 
 import sys
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,8 @@ from jax_ddpm.interop import DiffusionModel
 from jax_ddpm.runs import Progress, load_model, load_run
 from jax_ddpm.runs.drawing import with_guidance
 from jax_ddpm.runs.model import is_run
-from jax_ddpm.samplers import Sampler, ancestral, ddim, dpm_solver_pp, heun
+from jax_ddpm.samplers import SAMPLERS, Sampler
 from jax_ddpm.training.hosts import connect, is_writer
-
-SAMPLERS = {"ancestral": ancestral, "ddim": ddim, "dpm_solver_pp": dpm_solver_pp, "heun": heun}
-_OPTIONS = {"eta": "ddim", "order": "dpm_solver_pp", "stochastic": "dpm_solver_pp"}
 
 
 def start_devices(config: DevicesConfig) -> None:
@@ -67,12 +65,13 @@ def load_images(config: DataConfig, preparation: Preparation) -> Dataset:
 def make_sampler(config: ChainConfig) -> Sampler:
     """The rule of `--sampler`, with its options. Raises `UsageError` for those of another rule."""
     options = {}
-    for name, owner in _OPTIONS.items():
+    for name in ("eta", "order", "stochastic"):
         value = getattr(config, name)
         if value is None or value is False:
             continue
-        if owner != config.sampler:
-            raise UsageError(f"--{name}: comes with --sampler {owner}")
+        owners = [each for each, rule in SAMPLERS.items() if name in signature(rule).parameters]
+        if config.sampler not in owners:
+            raise UsageError(f"--{name}: comes with --sampler {' or '.join(owners)}")
         options[name] = value
     return SAMPLERS[config.sampler](**options)
 

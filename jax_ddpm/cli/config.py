@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -18,11 +18,17 @@ from jax_ddpm.runs.settings import (
     OptimizerSettings,
     Settings,
 )
+from jax_ddpm.samplers import SAMPLERS
 from jax_ddpm.schedule import Spacing
 
-DatasetName = Literal["digits", "mnist5k", "photo_crops"]
-RecipeName = Literal["digits", "mnist", "cifar10", "cifar10_iddpm", "celebahq256", "imagenet64_adm"]
-SamplerName = Literal["ddim", "ancestral", "dpm_solver_pp", "heun"]
+if TYPE_CHECKING:
+    DatasetName = str
+    RecipeName = str
+    SamplerName = str
+else:
+    DatasetName = Literal[*DATASETS]
+    RecipeName = Literal[*RECIPES]
+    SamplerName = Literal[*SAMPLERS]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +134,7 @@ class TrainConfig:
             return kind(**{field.name: getattr(settings, field.name) for field in fields(kind)})
 
         return cls(
-            run=RunConfig(recipe=name),  # pyright: ignore[reportArgumentType]
+            run=RunConfig(recipe=name),
             images=ImagesConfig(**vars(preparation)),
             model=group(ModelSettings),
             optimisation=group(OptimizerSettings),
