@@ -10,6 +10,7 @@ from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from importlib import import_module
 from itertools import takewhile
+from textwrap import dedent
 from typing import Annotated, Any, Union
 
 import jax
@@ -96,12 +97,13 @@ def _parsed(arguments: list[str]) -> tuple[str, Any]:
 
 def _unboxed(box: str) -> str:
     """The first paragraph of an error of tyro's, in our words where it is of a choice."""
-    _, *lines = (line.strip("│")[1:].rstrip() for line in box.splitlines())
-    lines = [*takewhile(lambda line: line and not line.startswith("──"), lines)]
-    if lines[0].startswith("Missing from"):
-        missing = [line.strip() for line in lines if re.match(r" {4}\S", line)]
-        return f"expected also {', '.join(missing)}"
+    plain = re.sub(r"\x1b\[[\d;]*m|│", "", box)
+    _, paragraph, *_ = re.split(r".*[─-]{3}.*\n", plain)
+    lines = [*takewhile(str.strip, dedent(paragraph).splitlines())]
     text = " ".join(line.strip() for line in lines)
+    if text.startswith("Missing from"):
+        missing = re.findall(r"^ {4}(\S.*\S)", "\n".join(lines), re.M)
+        return f"expected also {', '.join(missing)}"
     choice = r"invalid choice '(.*)' for argument '(.*)'\. Expected one of (.*)\."
     if (wrong := re.fullmatch(choice, text)) is None:
         return text.removeprefix("Error parsing ")

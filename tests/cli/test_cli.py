@@ -41,7 +41,7 @@ def here(tmp_path_factory, untrained, write_run, defaults):
         ("train --unet.dropout 1.5", "dropout: expected 0 to 1, below 1, got 1.5"),
         ("train --data grey.npy --batch-size 64", "--batch-size: expected at most 20, the number"),
         ("trian --steps 3", "trian: no such command; did you mean train?"),
-        ("train --dataset mnist", "--dataset: expected digits, mnist5k, photo_crops, got mnist; did"),
+        ("train --dataset mnist", "--dataset: expected digits, mnist5k, photo_crops, got mnist;"),
         ("train --ema-warmup False", "--ema-warmup: no such flag of train; did you mean --no-ema-"),
         ("train --unet.dropout x", "--unet.dropout: no type matching FLOAT could be instantiated"),
         ("convert SIMPLE", "expected also OUT, --to {run,diffusers,torch}"),
