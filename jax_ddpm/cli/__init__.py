@@ -17,7 +17,6 @@ import jax
 import tyro
 from docstring_parser import parse_from_object
 
-from jax_ddpm import __version__
 from jax_ddpm.cli import config as configs
 from jax_ddpm.cli.config import TrainConfig
 from jax_ddpm.cli.terminal import Interrupts, UsageError, naming, warning_lines
@@ -30,14 +29,13 @@ _COMMANDS = {
     name: getattr(configs, f"{name.capitalize()}Config")
     for name in ("train", "sample", "convert", "evaluate", "export", "parity", "doctor", "plan")
 }
+_OF_RUNS = ("sample", "evaluate", "export", "doctor")
+"""The commands whose first word may be a run: `jax-ddpm sample runs/digits`."""
 
 
 def run(arguments: list[str] | None = None) -> None:
     """Parse the command line and run it. What is wrong with it is one line and exit code 2."""
     arguments = _with_quoted(sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    if arguments == ["--version"]:
-        print(f"jax_ddpm {__version__}, jax {jax.__version__}")
-        return
     try:
         name, config = _parsed(arguments)
         # Each command is imported when it is run: `parity` alone needs torch.
@@ -63,6 +61,8 @@ def _parsed(arguments: list[str]) -> tuple[str, Any]:
     if (word := arguments[0]) not in _COMMANDS and not word.startswith("-"):
         hint = _meant(word, _COMMANDS) or f"expected one of {', '.join(_COMMANDS)}"
         raise UsageError(f"{word}: no such command; {hint}")
+    if word in _OF_RUNS and not (arguments[1:2] or ["-"])[0].startswith("-"):
+        arguments = [word, "--run", *arguments[1:]]
     for each in _COMMANDS.values():
         _describe(each)
     box = io.StringIO()

@@ -164,7 +164,8 @@ class ChainConfig:
     """A model, and how its chain is run."""
 
     run: Path | None = None
-    """Folder of the run, as `jax-ddpm train` made it, or of one of its checkpoints."""
+    """Folder of the run, as `jax-ddpm train` made it, or of one of its checkpoints. As the first
+    word it needs no flag: `jax-ddpm sample runs/digits`."""
     pretrained: Path | None = None
     """Or a folder of diffusers, as `DDPMPipeline.save_pretrained` made it; or a state dict of
     OpenAI's code."""

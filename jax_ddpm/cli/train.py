@@ -4,10 +4,11 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from jax_ddpm._errors import FieldError
 from jax_ddpm.cli.common import load_images, say, start_devices
 from jax_ddpm.cli.config import TrainConfig
 from jax_ddpm.cli.terminal import STOPPED, Interrupts, UsageError, bars, naming
-from jax_ddpm.data import Preparation
+from jax_ddpm.data import Dataset, Preparation
 from jax_ddpm.io.checkpoint import list_checkpoints
 from jax_ddpm.runs import Fit, Progress, load_model
 from jax_ddpm.runs.callbacks import TRAINING_GIF, best_line
@@ -32,7 +33,7 @@ def train(config: TrainConfig, interrupts: Interrupts) -> None:
     if is_writer():
         interrupts.saved = lambda: _saved(folder)
     with naming(folder="--init"):
-        data = run_on_all(lambda: load_images(config.data, _preparation(config)))
+        data = run_on_all(lambda: _images(config))
     if isinstance(source := config.data.source, Path):  # where `evaluate` finds them again
         data = replace(data, source=str(source.absolute()))
     ways = {"accept_changes": config.run.accept_changes, "overwrite": config.run.overwrite}
@@ -58,6 +59,20 @@ def train(config: TrainConfig, interrupts: Interrupts) -> None:
         raise UsageError(f"--out: {problem}; {_saved(folder)}") from None
     if is_writer():
         _report(training)
+
+
+def _images(config: TrainConfig) -> Dataset:
+    preparation = _preparation(config)
+    try:
+        return load_images(config.data, preparation)
+    except FieldError as error:
+        if config.data.data is not None or error.field is None:
+            raise
+        flag = f"--{error.field.replace('_', '-')}"
+        if config.run.recipe is not None:
+            flag = f"--recipe {config.run.recipe}"
+        images = f"{config.data.source} cannot be prepared so; --data takes images of your own"
+        raise UsageError(f"{flag}: {images}") from None
 
 
 def _preparation(config: TrainConfig) -> Preparation:
