@@ -103,7 +103,10 @@ def test_bad_input_is_one_line_and_leaves_nothing(here, jax_ddpm_here, monkeypat
 
 def test_a_missing_package_names_its_extra(here, capsys, monkeypatch):
     code = "import sys; sys.modules['tyro'] = None\nfrom jax_ddpm.__main__ import main; main()"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True)
+    version = subprocess.run([*command, "--version"], capture_output=True, text=True)
+    assert version.stdout == f"jax_ddpm {__version__}, jax {jax.__version__}\n"
     monkeypatch.setitem(sys.modules, "flatbuffers", None)
     monkeypatch.setattr(sys, "argv", ["jax-ddpm", "export", "--run", f"{here}/DIGITS"])
     with pytest.raises(SystemExit, match="2"):
@@ -111,11 +114,6 @@ def test_a_missing_package_names_its_extra(here, capsys, monkeypatch):
     assert result.returncode == 2
     for said, package in ((result.stderr, "tyro"), (capsys.readouterr().err, "flatbuffers")):
         assert said == f'jax-ddpm: this command needs {package}: pip install "jax_ddpm[train]"\n'
-
-
-def test_version(jax_ddpm_here, tmp_path):
-    result = jax_ddpm_here("--version", cwd=tmp_path)
-    assert result.stdout == f"jax_ddpm {__version__}, jax {jax.__version__}\n"
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
