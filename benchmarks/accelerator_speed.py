@@ -20,8 +20,7 @@ from benchmarks import contenders as sides
 from benchmarks.harness import Row, interleave, left_out, max_relative_difference, problem, timed
 from benchmarks.networks import ArithmeticName, Spec, autocast, set_torch_precision
 from jax_ddpm.parity.tolerances import REDUCED, TOLERANCES
-from jax_ddpm.plan.flops import count_flops
-from jax_ddpm.plan.hlo import memory_traffic
+from jax_ddpm.plan.hlo import count_flops, memory_traffic
 from jax_ddpm.plan.targets import parse_target
 from torch_reference.schedule import T
 

@@ -29,7 +29,7 @@ import jax_ddpm as ddpm
 from benchmarks import contenders as sides
 from benchmarks.harness import cores, timed
 from benchmarks.networks import CIFAR10, TUTORIAL, Network
-from jax_ddpm.plan.flops import count_flops
+from jax_ddpm.plan.hlo import count_flops
 from torch_reference.schedule import T
 
 __all__ = ["KINDS", "main", "profile", "shares"]

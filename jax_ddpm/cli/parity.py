@@ -19,7 +19,7 @@ def parity(config: ParityConfig) -> None:
     import torch
 
     from jax_ddpm.parity import CASES, DType, run_case
-    from jax_ddpm.parity.report import report
+    from jax_ddpm.parity.table import report
 
     word = (config.only or "").lower()
     cases = [case for case in CASES if word in case.name.lower()]

@@ -16,8 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jax_ddpm.plan.flops import count_flops
-from jax_ddpm.plan.hlo import Collective, collectives, memory_traffic
+from jax_ddpm.plan.hlo import Collective, collectives, count_flops, memory_traffic
 from jax_ddpm.plan.targets import Target
 
 

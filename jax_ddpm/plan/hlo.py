@@ -1,15 +1,17 @@
-"""What a compiled program does, read from its text: the bytes it moves, and its collectives.
+"""What a program does: its operations as traced, its bytes and collectives as compiled.
 
 XLA's own `cost_analysis` counts the body of a loop once and says nothing on CUDA; here a body
 counts as often as it runs.
 
-    print(collectives(compiled.as_text()))
+    print(count_flops(traced.jaxpr), collectives(compiled.as_text()))
 """
 
 import math
 import re
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from jax.extend.core import ClosedJaxpr, Jaxpr
 
 _ITEM_BITS = {"pred": 8, "token": 0, "opaque": 0}
 _ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\](?:\{([^}]*)\})?")
@@ -66,6 +68,44 @@ class Collective(NamedTuple):
         """Those of so many runs of the program, or of a share of one."""
         times, nbytes = round(self.times * factor), round(self.nbytes * factor)
         return self._replace(times=times, nbytes=nbytes, sent=self.sent * factor)
+
+
+def count_flops(jaxpr: Jaxpr | ClosedJaxpr) -> int:
+    """Floating-point operations of one run, of convolutions and matrix products.
+
+    A multiplication and an addition are two operations. What is multiplied by padding counts, as is
+    usual in the papers; zeros that a gradient puts between pixels do not. Everything else (norms,
+    activations, the optimizer) is a percent, is bound by memory, and is left out.
+    """
+    if isinstance(jaxpr, ClosedJaxpr):
+        jaxpr = jaxpr.jaxpr
+    return sum(_equation(equation) for equation in jaxpr.eqns)
+
+
+def _equation(equation: Any) -> int:
+    name, params = equation.primitive.name, equation.params
+    if name == "dot_general":
+        (contracting, _), _ = params["dimension_numbers"]
+        shape = equation.invars[0].aval.shape
+        depth = math.prod(shape[axis] for axis in contracting)
+        return 2 * depth * equation.outvars[0].aval.size
+    if name == "conv_general_dilated":
+        kernel = equation.invars[1].aval
+        out_features = kernel.shape[params["dimension_numbers"].rhs_spec[0]]
+        products = equation.outvars[0].aval.size * kernel.size // out_features
+        return 2 * products // math.prod(params["lhs_dilation"])
+    inner = [count_flops(each) for value in params.values() for each in _jaxprs(value)]
+    if name == "cond":
+        return max(inner)
+    return params.get("length", 1) * sum(inner)
+
+
+def _jaxprs(value: Any) -> list[Jaxpr | ClosedJaxpr]:
+    if isinstance(value, Jaxpr | ClosedJaxpr):
+        return [value]
+    if isinstance(value, tuple | list):
+        return [each for item in value for each in _jaxprs(item)]
+    return []
 
 
 def parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:

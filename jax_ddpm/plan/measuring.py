@@ -14,7 +14,6 @@ from jax_ddpm.interop import DiffusionModel
 from jax_ddpm.models import SimpleUNet, UNet, ddpm_cifar10, ddpm_digits
 from jax_ddpm.plan.compilation import Cost, Refused, TooLarge, compile_for, quiet
 from jax_ddpm.plan.report import line
-from jax_ddpm.plan.search import largest_batch
 from jax_ddpm.plan.targets import Target
 from jax_ddpm.runs.drawing import make_chain
 from jax_ddpm.runs.initial import computing
@@ -23,6 +22,12 @@ from jax_ddpm.runs.programs import draw_programs, fit_programs, pieces
 from jax_ddpm.runs.settings import Settings, named_schedule
 from jax_ddpm.samplers import ancestral
 from jax_ddpm.training.sharding import device_mesh
+
+Memory = dict[int, int | float]
+
+_TRIALS = 5
+_CLOSE = 1.1
+_MARGIN = 0.98
 
 
 def preset(name: str) -> DiffusionModel:
@@ -127,6 +132,41 @@ def largest_training(
         rest = f"fit, in {share:.0f} % of the memory; {rest}"
     found = [tried[fits]] if fits and fits != row["images"] else []
     return found, line("largest batch", f"{fits:,}", rest)
+
+
+def largest_batch(
+    needed: Callable[[int], int | float], available: int | float, first: int, unit: int
+) -> tuple[int, int | None]:
+    """The largest multiple of `unit` found to fit, and the smallest found not to, if any.
+
+    `needed(batch)` is the memory of a batch, infinite where all that is known is that it does not
+    fit. The search starts at `first` and ends within 10 % of the limit, or after five calls.
+    """
+    fits: Memory = {0: 0}
+    fails: Memory = {}
+    batch = first
+    for _ in range(_TRIALS):
+        memory = needed(batch)
+        (fits if memory <= available else fails)[batch] = memory
+        low, high = max(fits), min(fails, default=math.inf)
+        if high <= max(_CLOSE * low, low + unit) or _CLOSE * fits[low] >= available:
+            break
+        batch = _next(fits, fails, available, unit)
+    return max(fits), min(fails, default=None)
+
+
+def _next(fits: Memory, fails: Memory, available: int | float, unit: int) -> int:
+    """A little below where the line through the two points about the limit meets it."""
+    low, high = max(fits), min(fails, default=None)
+    memory = fits | fails
+    x0, x1 = sorted(fits)[-2:] if high is None else (low, high)
+    rise = memory[x1] - memory[x0]
+    if 0 < rise < math.inf:
+        guess = _MARGIN * (x0 + (available - memory[x0]) * (x1 - x0) / rise)
+    else:
+        guess = 2 * low if high is None else (low + high) / 2
+    batch = int(guess) // unit * unit
+    return max(batch, low + unit) if high is None else min(max(batch, low + unit), high - unit)
 
 
 def _devices(target: Target, field: str, size: int, parts: int = 1) -> list[Any]:

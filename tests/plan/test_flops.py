@@ -6,7 +6,7 @@ import pytest
 from jax import lax
 
 import jax_ddpm as ddpm
-from jax_ddpm.plan.flops import count_flops
+from jax_ddpm.plan.hlo import count_flops
 
 pytestmark = pytest.mark.usefixtures("defaults")
 

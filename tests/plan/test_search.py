@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from jax_ddpm.plan.search import largest_batch
+from jax_ddpm.plan.measuring import largest_batch
 
 
 @pytest.mark.parametrize("unit", [1, 8])
