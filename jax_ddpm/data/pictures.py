@@ -211,8 +211,9 @@ def prepared(
     pictures = Pictures(files.only([*heads]), known, digests, preparation, shape, extents)
     try:
         images = _cached(cache, pictures, progress)
-        if images is None and skips:
-            for _ in pictures.decoded(progress):
+        if images is None:
+            files.read(pictures.files.names[0])  # not every archive can give one at a time
+            for _ in pictures.decoded(progress) if skips else ():
                 pass  # it is decoded again when it is needed
     except _Refused:  # by now these are known: they are named, or left out
         return prepared(data, preparation, cache, known, progress)
@@ -223,7 +224,6 @@ def prepared(
         return prepared(data, preparation, None, known, progress)
     if images is None:
         images, size = pictures, np.prod(pictures.shape) / 2**30
-        files.read(pictures.files.names[0])  # not every archive can give one at a time
         notes.append(f"decoded whenever they are needed: {size:.1f} GiB are not kept")
     if wrong:
         notes.append(f"pictures that cannot be read, left out: {len(wrong):,} ({_listed(wrong)})")
@@ -246,22 +246,16 @@ def _fitted(
         one, two, *_ = [f"{name} is {size[0]}×{size[1]}" for size, name in name_of.items()]
         problem = "expected pictures of one size, or an image size to bring them to"
         raise FieldError("data", f"{problem}: {one}, {two}")
-    (height, width), extents, cut = np.max(sizes, axis=0).tolist(), None, 0
+    (height, width), extents = np.max(sizes, axis=0).tolist(), None
     if target is not None and preparation.crop == "random":
-        longest = _LONGEST * target
-        cut = sum(max(size) > longest for size in sizes)
-        height, width = min(height, longest), min(width, longest)
+        height, width = min(height, _LONGEST * target), min(width, _LONGEST * target)
         extents = np.minimum(sizes, [height, width]).astype(np.int32)
-    grey = sum(head.grey for head in found)
-    channels = preparation.channels or (1 if grey == len(found) else 3)
-    is_mixed = preparation.channels is None and channels == 3
-    counts = {
-        "grey pictures among those in colour, taken as RGB": grey * is_mixed,
-        "pictures of several frames, of which the first is taken": sum(h.several for h in found),
-        "pictures with opacity, put on white": sum(h.opacity for h in found) * (channels != 4),
-        f"pictures of which the middle {_LONGEST}:1 is kept": cut,
-    }
-    notes = [f"{what}: {count:,}" for what, count in counts.items() if count]
+    channels = preparation.channels or (1 if all(head.grey for head in found) else 3)
+    notes = []
+    if several := sum(head.several for head in found):
+        notes.append(f"pictures of several frames, of which the first is taken: {several:,}")
+    if channels != 4 and (opacity := sum(head.opacity for head in found)):
+        notes.append(f"pictures with opacity, put on white: {opacity:,}")
     largest = max((head.largest for head in found if head.largest is not None), default=65535)
     if largest < 2**15:
         problem = f"dark (light if 0 is white): no value is above {largest:,} of 65,535 in 16 bits"

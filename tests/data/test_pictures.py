@@ -2,9 +2,7 @@
 
 import io
 import os
-import re
 import shutil
-from dataclasses import replace
 from functools import partial
 from unittest.mock import Mock
 
@@ -89,35 +87,9 @@ def test_windows_are_cut_from_the_longer_side_of_what_was_there_at_first(tmp_pat
     np.testing.assert_array_equal(images[1, :20, :30, 0], wide)
     np.testing.assert_array_equal(images[2, :30, :20, 0], wide.T)
     np.testing.assert_array_equal(images[0, :20, :, 0], np.repeat(wide, 3, axis=1)[:, 25:65])
-    assert "pictures of which the middle 2:1 is kept: 1" in data.notes
     Image.fromarray(wide[::-1]).save(tmp_path / "b.png")
     with pytest.raises(FieldError, match="data: b.png has changed since it was first read"):
         data.images[1]
-
-
-def test_unreadable_pictures_are_named_or_counted(zoo, tmp_path):
-    folder, preparation = shutil.copytree(zoo, tmp_path / "copy"), Preparation(image_size=SIZE)
-    skipping = replace(preparation, skip_unreadable=True)
-    expected = load_dataset(folder, preparation, cache="none")
-    empty, cut, gone = (folder / name for name in ("bright/00.png", "dark/y.png", "dark/z.png"))
-    empty.touch()
-    cut.write_bytes(next(folder.rglob("*RGB.png")).read_bytes()[:-60])
-    gone.symlink_to(folder / "nowhere.png")
-    for cache in ("none", tmp_path / "cache"):
-        with pytest.raises(FieldError, match=r"read bright/00.png: no pic.*dark/z.png: No such"):
-            load_dataset(folder, preparation, cache=cache)
-        data = load_dataset(folder, skipping, cache=cache)
-        said = r"left out: 3 \(bright/00.png: .*; dark/y.png: .*; dark/z.png: No such file "
-        assert re.search(said, data.notes[-2])
-        np.testing.assert_array_equal(data.images[:], expected.images[:])
-        np.testing.assert_array_equal(data.labels, expected.labels)
-    # `cut` has a whole header: only decoding finds it. What was skipped is not skipped for good.
-    empty.unlink()
-    gone.unlink()
-    load_dataset(folder, skipping, cache=tmp_path / "cache")
-    for cache in (tmp_path / "cache", tmp_path / "new"):
-        with pytest.raises(FieldError, match="data: cannot read dark/y.png: "):
-            load_dataset(folder, preparation, cache=cache)
 
 
 def test_a_preparation_that_makes_no_sense_is_named():
