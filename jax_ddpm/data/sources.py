@@ -79,11 +79,13 @@ def load_dataset(
         raise FieldError("data", str(error)) from None
     if preparation.labels == "none":
         found = replace(found, labels=None, class_names=None)
-    asked = {name: each for name, each in preparation.record().items() if each != _DEFAULTS[name]}
-    said = "images are prepared with " + ", ".join(f"{name}={asked[name]!r}" for name in asked)
-    notes = (*map(_shown, found.notes), *[said] * bool(asked))
+    how = replace(preparation, range=None).record()  # the range is said where it is read
+    asked = [f"{name}={each!r}" for name, each in how.items() if each != _DEFAULTS[name]]
+    notes = [*map(_shown, found.notes)]
+    if asked:
+        notes.append(f"images are prepared with {', '.join(asked)}")
     preparation = replace(preparation, range=found.preparation.range or preparation.range)
-    return replace(found, source=str(data), preparation=preparation, notes=notes)
+    return replace(found, source=str(data), preparation=preparation, notes=(*notes,))
 
 
 def _find(data: str | os.PathLike[str], preparation: Preparation, known: dict[str, Any]) -> Dataset:
