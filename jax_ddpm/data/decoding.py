@@ -28,6 +28,7 @@ _MAY_TURN = (b"eXIf", b"tiff:Orientation", b"Raw profile type exif")
 _TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # Pillow's `Transpose` for an orientation
 _BY_A_QUARTER = (2, 4, 5, 6)  # of these
 _BITS, _COLOURS, _SIGNS = 258, 262, 339  # tags of a TIFF
+_LONGEST = 2  # sides of a picture that windows are cut out of, in image sizes
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
@@ -63,7 +64,10 @@ def resized_shape(height: int, width: int, preparation: Preparation) -> tuple[in
     size = preparation.image_size
     if size is None:
         return height, width
-    return _scaled(height, width, size) if preparation.crop == "random" else (size, size)
+    if preparation.crop != "random":
+        return size, size
+    height, width = _scaled(height, width, size)
+    return min(height, _LONGEST * size), min(width, _LONGEST * size)
 
 
 def decode(encoded: Encoded, channels: Literal[1, 3, 4], preparation: Preparation) -> np.ndarray:
@@ -185,17 +189,16 @@ def _scaled(height: int, width: int, size: int) -> tuple[int, int]:
 
 def _resize(picture: Any, preparation: Preparation) -> Any:
     """By area while it is twice too large or more, then bicubic, as the code of Dhariwal & Nichol
-    2021 (ADM) does."""
+    2021 (ADM) does; of that the middle."""
     size = preparation.image_size
     if size is None or picture.size == (size, size):
         return picture
+    height, width = resized_shape(picture.height, picture.width, preparation)
     whole = preparation.crop == "none"
-    height, width = (size, size) if whole else _scaled(picture.height, picture.width, size)
+    tall, wide = (size, size) if whole else _scaled(picture.height, picture.width, size)
     while min(picture.size) >= 2 * size:
         halves = (picture.width // 2, picture.height // 2)
         picture = picture.resize(halves, Image.Resampling.BOX)
-    picture = picture.resize((width, height), Image.Resampling.BICUBIC)
-    if preparation.crop != "center":
-        return picture
-    left, top = (width - size) // 2, (height - size) // 2
-    return picture.crop((left, top, left + size, top + size))
+    picture = picture.resize((wide, tall), Image.Resampling.BICUBIC)
+    left, top = (wide - width) // 2, (tall - height) // 2
+    return picture.crop((left, top, left + width, top + height))

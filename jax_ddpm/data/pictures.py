@@ -40,7 +40,6 @@ Progress = Callable[[str, int, int], Any]
 _VERSION = f"6 {PIL.__version__}"  # of the cache, and of the decoding
 _LARGEST = 2**34  # bytes of decoded pictures that are kept in the default cache
 _AT_ONCE = 64
-_LONGEST = 2  # sides of a picture that random windows are cut out of, in image sizes
 
 
 class Known(dict[str, list[Any]]):
@@ -171,19 +170,17 @@ class Pictures:
             raise _Refused(wrong)
 
     def _decode(self, row: int, read: Callable[[], Encoded]) -> np.ndarray:
-        """A picture, or the middle of it if it is larger. Raises `_Refused`, and `ValueError` if it
-        cannot be read or is not what was looked at."""
-        name, (height, width, channels) = self.files.names[row], self.image_shape
-        data, image = read(), np.zeros(self.image_shape, np.uint8)
+        """One picture, in the upper left of its image. Raises `_Refused` if it cannot be decoded,
+        and `ValueError` if it cannot be read or is not what was looked at."""
+        name, data, image = self.files.names[row], read(), np.zeros(self.image_shape, np.uint8)
+        *sides, channels = self.image_shape
+        height, width = sides if self.extents is None else self.extents[row]
         if _digest(data) != self.digests[name]:
             self.known.forget()  # or it would end every start
             raise FieldError("data", f"{name} has changed since it was first read")
         try:
             pixels = decode(data, channels, self.preparation)  # pyright: ignore[reportArgumentType]
-            top, left = max(0, pixels.shape[0] - height) // 2, max(0, pixels.shape[1] - width) // 2
-            if self.extents is not None:
-                height, width = self.extents[row]
-            image[:height, :width] = pixels[top : top + height, left : left + width]
+            image[:height, :width] = pixels
         except MemoryError:
             raise
         except Exception as error:  # Pillow's plugins raise whatever they meet
@@ -239,17 +236,15 @@ def _fitted(
 ) -> tuple[tuple[int, int, int], np.ndarray | None, list[str]]:
     """The shape of the images, their extents in it, and what to say of them. Raises `FieldError`
     naming two of other sizes, where there is no image size to bring them to."""
-    found, target = list(heads.values()), preparation.image_size
+    found = heads.values()
     sizes = [resized_shape(head.height, head.width, preparation) for head in found]
-    if target is None and len({*sizes}) > 1:
+    if preparation.image_size is None and len({*sizes}) > 1:
         name_of = dict(zip(sizes, heads, strict=True))
         one, two, *_ = [f"{name} is {size[0]}×{size[1]}" for size, name in name_of.items()]
         problem = "expected pictures of one size, or an image size to bring them to"
         raise FieldError("data", f"{problem}: {one}, {two}")
-    (height, width), extents = np.max(sizes, axis=0).tolist(), None
-    if target is not None and preparation.crop == "random":
-        height, width = min(height, _LONGEST * target), min(width, _LONGEST * target)
-        extents = np.minimum(sizes, [height, width]).astype(np.int32)
+    height, width = np.max(sizes, axis=0).tolist()
+    extents = np.asarray(sizes, np.int32) if preparation.crop == "random" else None
     channels = preparation.channels or (1 if all(head.grey for head in found) else 3)
     notes = []
     if several := sum(head.several for head in found):
