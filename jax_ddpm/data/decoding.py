@@ -22,11 +22,13 @@ Encoded = bytes | np.ndarray
 # EPS, for which Pillow runs Ghostscript, formats that it only names, films, and measurements.
 _REFUSED = {"BUFR", "EPS", "FITS", "FLI", "GRIB", "HDF5", "IPTC", "MCIDAS", "MPEG", "SPIDER", "WMF"}
 _PNG = b"\x89PNG\r\n\x1a\n"
-_METADATA = (None, (b"tRNS", b"iCCP", b"eXIf"), (b"eXIf",))
-"""The chunks of a PNG that are read beside its pixels, the more the better; None is all."""
+_METADATA = ((b"tRNS", b"iCCP", b"eXIf"), (b"eXIf",))
+"""The chunks of a PNG that are read beside its pixels, if not all can be; the more the better."""
 _MAY_TURN = (b"eXIf", b"tiff:Orientation", b"Raw profile type exif")
 _TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # Pillow's `Transpose` for an orientation
+_BY_A_QUARTER = (2, 4, 5, 6)  # of these
 _BITS, _COLOURS, _SIGNS = 258, 262, 339  # tags of a TIFF
+_LONGEST = 2  # sides of a picture that windows are cut out of, in image sizes
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
@@ -37,22 +39,24 @@ class Survey(NamedTuple):
     width: int
     grey: bool
     several: bool  # whether other frames or pages follow the first
+    opacity: bool  # whether pixels may be transparent
     largest: int | None = None  # of grey of 16 bits, the largest value, be 0 black or white
 
 
 def survey(encoded: Encoded) -> Survey:
     """Height and width once it is upright. Raises an error of Pillow's if it is no picture."""
     if isinstance(encoded, np.ndarray):
-        return Survey(*encoded.shape[:2], grey=encoded.shape[2] == 1, several=False)
+        height, width, channels = encoded.shape
+        return Survey(height, width, grey=channels == 1, several=False, opacity=channels == 4)
     # It may stand at the end of a PNG, all of which Pillow decodes to find it.
     is_png = encoded.startswith(_PNG)
     picture = _open(encoded, decoded=is_png and any(mark in encoded for mark in _MAY_TURN))
-    several, sixteen = getattr(picture, "is_animated", False), picture.mode.startswith("I")
-    largest = round(65535 * _sixteen_bits(picture).max()) if sixteen else None
-    lies = _orientation(picture) >= 5  # on its side
-    height, width = picture.size if lies else picture.size[::-1]
+    height, width = picture.size if _turn(picture) in _BY_A_QUARTER else picture.size[::-1]
     grey = _is_grey(picture) or (is_png and encoded[25] == 4)  # of 16 bits, with opacity
-    return Survey(height, width, grey, several, largest)
+    several, opacity = getattr(picture, "is_animated", False), picture.has_transparency_data
+    sixteen = picture.mode.startswith("I")
+    largest = round(65535 * _sixteen_bits(picture).max()) if sixteen else None
+    return Survey(height, width, grey, several, opacity, largest)
 
 
 def resized_shape(height: int, width: int, preparation: Preparation) -> tuple[int, int]:
@@ -60,41 +64,40 @@ def resized_shape(height: int, width: int, preparation: Preparation) -> tuple[in
     size = preparation.image_size
     if size is None:
         return height, width
-    return _scaled(height, width, size) if preparation.crop == "random" else (size, size)
+    if preparation.crop != "random":
+        return size, size
+    height, width = _scaled(height, width, size)
+    return min(height, _LONGEST * size), min(width, _LONGEST * size)
 
 
-def decode(
-    encoded: Encoded, channels: Literal[1, 3, 4], preparation: Preparation
-) -> tuple[np.ndarray, bool]:
-    """Pixels of `resized_shape`, and whether any was transparent. Raises an error of Pillow's, or
-    `ValueError`, if it cannot."""
+def decode(encoded: Encoded, channels: Literal[1, 3, 4], preparation: Preparation) -> np.ndarray:
+    """Pixels of `resized_shape`. Raises an error of Pillow's, or `ValueError`, if it cannot."""
     if isinstance(encoded, np.ndarray):
         picture: Any = Image.fromarray(encoded[..., 0] if encoded.shape[2] == 1 else encoded)
     else:
         opened = _open(encoded, decoded=True)
         picture = _in_srgb(_eight_bits(opened), opened.info.get("icc_profile"))
-        if (turn := _TURNS.get(_orientation(opened))) is not None:
+        if (turn := _turn(opened)) is not None:
             picture = picture.transpose(turn)
-    picture, on_white = _on_white(picture, channels)
+    if channels != 4 and picture.has_transparency_data:
+        white = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(white, picture.convert("RGBA"))
     pixels = np.asarray(_resize(picture.convert(_MODES[channels]), preparation))
-    return pixels[..., None] if channels == 1 else pixels, on_white
+    return pixels[..., None] if channels == 1 else pixels
 
 
-def _open(data: bytes, *, decoded: bool) -> Any:
+def _open(data: bytes, *, decoded: bool, fewer: Any = _METADATA) -> Any:
+    """With all metadata, or else with fewer of them."""
     Image.init()
     formats = [each for each in Image.ID if each not in _REFUSED]
-    problem: Any = None
-    for kinds in _METADATA if data.startswith(_PNG) else [None]:
-        try:
-            file = io.BytesIO(data if kinds is None else _with_chunks(data, kinds))
-            picture: Any = Image.open(file, formats=formats)
-            if decoded or picture.format == "TIFF":  # which Pillow turns as it decodes
-                picture.load()
-            break
-        except Exception as error:  # Pillow's plugins raise whatever they meet
-            problem = error
-    else:
-        raise problem
+    try:
+        picture: Any = Image.open(io.BytesIO(data), formats=formats)
+        if decoded or picture.format == "TIFF":  # which Pillow turns as it decodes
+            picture.load()
+    except Exception:  # Pillow's plugins raise whatever they meet
+        if not fewer or not data.startswith(_PNG):
+            raise
+        return _open(_with_chunks(data, fewer[0]), decoded=decoded, fewer=fewer[1:])
     transparent = picture.info.get("transparency")
     if decoded and isinstance(transparent, tuple) and data[24] == 16:  # Pillow keeps the upper 8
         lower: Any = Image.open(io.BytesIO(_with_chunks(data, ())), formats=["PNG"])
@@ -122,12 +125,10 @@ def _with_chunks(data: bytes, kinds: tuple[bytes, ...]) -> bytes:
     return b"".join(chunks)
 
 
-def _orientation(picture: Any) -> int:
-    """As EXIF says it; 1 is upright."""
+def _turn(picture: Any) -> Any:
+    """What brings it upright, as EXIF says."""
     with suppress(Exception):  # whatever Pillow meets in there
-        if (value := picture.getexif().get(0x0112)) in tuple(_TURNS):
-            return value
-    return 1
+        return _TURNS.get(picture.getexif().get(0x0112))
 
 
 def _is_grey(picture: Any) -> bool:
@@ -178,15 +179,6 @@ def _to_srgb(profile: bytes, mode: str) -> Any:
     return transform if np.abs(change).max() > 1 else None
 
 
-def _on_white(picture: Any, channels: int) -> tuple[Any, bool]:
-    if channels == 4 or not picture.has_transparency_data:
-        return picture, False
-    picture = picture.convert("RGBA")
-    transparent = picture.getchannel("A").getextrema()[0] < 255
-    white = Image.new("RGBA", picture.size, "white")
-    return Image.alpha_composite(white, picture).convert("RGB"), transparent
-
-
 def _scaled(height: int, width: int, size: int) -> tuple[int, int]:
     """With the shorter side of this size. Halving comes first, and drops odd rows."""
     while min(height, width) >= 2 * size:
@@ -197,17 +189,16 @@ def _scaled(height: int, width: int, size: int) -> tuple[int, int]:
 
 def _resize(picture: Any, preparation: Preparation) -> Any:
     """By area while it is twice too large or more, then bicubic, as the code of Dhariwal & Nichol
-    2021 (ADM) does."""
+    2021 (ADM) does; of that the middle."""
     size = preparation.image_size
     if size is None or picture.size == (size, size):
         return picture
+    height, width = resized_shape(picture.height, picture.width, preparation)
     whole = preparation.crop == "none"
-    height, width = (size, size) if whole else _scaled(picture.height, picture.width, size)
+    tall, wide = (size, size) if whole else _scaled(picture.height, picture.width, size)
     while min(picture.size) >= 2 * size:
         halves = (picture.width // 2, picture.height // 2)
         picture = picture.resize(halves, Image.Resampling.BOX)
-    picture = picture.resize((width, height), Image.Resampling.BICUBIC)
-    if preparation.crop != "center":
-        return picture
-    left, top = (width - size) // 2, (height - size) // 2
-    return picture.crop((left, top, left + size, top + size))
+    picture = picture.resize((wide, tall), Image.Resampling.BICUBIC)
+    left, top = (wide - width) // 2, (tall - height) // 2
+    return picture.crop((left, top, left + width, top + height))

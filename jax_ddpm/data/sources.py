@@ -24,11 +24,7 @@ DATASETS = ("digits", "mnist5k", "photo_crops")
 
 _PICTURES = (".bmp", ".gif", ".jpeg", ".jpg", ".pfm", ".png", ".tif", ".tiff", ".webp")
 _HEADER = 2**26  # bytes of a file of another name, read to see whether it is a picture
-_CROPS = {
-    "center": "the center is kept",
-    "random": "a window cut out anew in each step",
-    "none": "whatever their ratio",
-}
+_DEFAULTS = Preparation().record()
 
 
 def load_dataset(
@@ -59,6 +55,8 @@ def load_dataset(
       FieldError: naming what cannot be read or has another form.
       OSError: the cache cannot be written.
     """
+    from PIL import Image
+
     from jax_ddpm.data import pictures  # which needs Pillow
 
     preparation = preparation or Preparation()
@@ -66,11 +64,8 @@ def load_dataset(
         where = pictures.default_cache()
     else:
         where = None if str(cache).lower() == "none" else Path(cache).expanduser()
-    if preparation.max_pixels is not None:
-        from PIL import Image
-
-        limit = Image.MAX_IMAGE_PIXELS  # None is none
-        Image.MAX_IMAGE_PIXELS = limit and max(limit, preparation.max_pixels)
+    if preparation.max_pixels and (limit := Image.MAX_IMAGE_PIXELS):
+        Image.MAX_IMAGE_PIXELS = max(limit, preparation.max_pixels)
     try:
         with pictures.remembered(where, str(data)) as known:
             found = _find(data, preparation, known)
@@ -82,13 +77,15 @@ def load_dataset(
         raise
     except ValueError as error:
         raise FieldError("data", str(error)) from None
-    notes = [_shown(note) for note in found.notes]
     if preparation.labels == "none":
-        notes.append("labels are left out, as asked")
         found = replace(found, labels=None, class_names=None)
-    notes = (*notes, *_said(preparation))
+    how = replace(preparation, range=None).record()  # the range is said where it is read
+    asked = [f"{name}={each!r}" for name, each in how.items() if each != _DEFAULTS[name]]
+    notes = [*map(_shown, found.notes)]
+    if asked:
+        notes.append(f"images are prepared with {', '.join(asked)}")
     preparation = replace(preparation, range=found.preparation.range or preparation.range)
-    return replace(found, source=str(data), preparation=preparation, notes=notes)
+    return replace(found, source=str(data), preparation=preparation, notes=(*notes,))
 
 
 def _find(data: str | os.PathLike[str], preparation: Preparation, known: dict[str, Any]) -> Dataset:
@@ -100,10 +97,8 @@ def _find(data: str | os.PathLike[str], preparation: Preparation, known: dict[st
     if data.startswith(HUB) or (path.suffix == PARQUET and path.is_file()):
         return read_parquet(data, labelled=labelled)
     if not path.exists():
-        hint = f"; on Hugging Face's hub it would be {HUB}{data}" if data.count("/") == 1 else ""
-        if path.name == data and not path.suffix:
-            hint = f"; data sets with a name are {', '.join(DATASETS)}"
-        raise FieldError("data", f"no such file or folder: {path}{hint}")
+        others = f"{', '.join(DATASETS)}, or {HUB}OWNER/NAME"
+        raise FieldError("data", f"no such file or folder: {path}; other sets are {others}")
     if path.suffix.lower() in (".npy", ".npz"):
         return read_arrays(path, preparation)
     chosen = path.name if path.is_file() and not path.name.lower().endswith(ARCHIVES) else None
@@ -122,8 +117,9 @@ def _find(data: str | os.PathLike[str], preparation: Preparation, known: dict[st
 def _from_pictures(files: Files, labelled: bool, known: dict[str, Any]) -> Dataset:
     from jax_ddpm.data import pictures
 
-    unsure = [name for name in files.names if not name.lower().endswith(_PICTURES)]
-    *_, others = pictures.look(files.only(unsure), known, lambda *_: None, _HEADER)
+    unsure = files.only([name for name in files.names if not name.lower().endswith(_PICTURES)])
+    pictures.look(unsure, known, lambda *_: None, _HEADER)
+    others = {name for name in unsure.names if isinstance(known[name][2], str)}
     names, rest = _training([name for name in files.names if name not in others])
     notes = []
     for what, left_out in (
@@ -163,8 +159,6 @@ def _training(names: list[str]) -> tuple[list[str], list[str]]:
     for level in range(max(map(len, folders), default=0)):
         places = [("/".join(each[:level]), "".join(each[level : level + 1])) for each in folders]
         parts = {folder: part_of(folder) for _, folder in places if folder}
-        copies = [name for name in parts if "(" in name and name.split("(")[0].rstrip() in parts]
-        parts |= dict.fromkeys(copies)  # such as "train (1)"
         known = sorted(name for name in parts if parts[name])
         kinds = {parts[name] for name in known}
         divided = {above for above, folder in places if parts.get(folder)}
@@ -196,18 +190,6 @@ def _classes(names: list[str]) -> Labelling:
 def _shown(text: str) -> str:
     """With the names of files, which need not be UTF-8, as text."""
     return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
-
-
-def _said(preparation: Preparation) -> tuple[str, ...]:
-    """What is done to images, in a line; nothing where that is nothing."""
-    words, size = [], preparation.image_size
-    if size is not None:
-        words.append(f"resized to {size}×{size}, {_CROPS[preparation.crop]}")
-    if preparation.channels is not None:
-        words.append({1: "grey", 3: "RGB", 4: "RGB with opacity"}[preparation.channels])
-    if preparation.flip:
-        words.append("mirrored with probability 1/2")
-    return (f"images are {', '.join(words)}",) if words else ()
 
 
 def _digits() -> Dataset:

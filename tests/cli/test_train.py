@@ -48,7 +48,7 @@ def test_it_writes_a_run_and_says_so(trained):
     for words in (
         "pictures that cannot be read, left out: 1 (dots/broken.jpg: ",
         "classes by subfolder: 0 bars, 1 dots",
-        "resized to 12×12, a window cut out anew in each step, mirrored with probability 1/2",
+        "images are prepared with image_size=12, crop='random', flip=True, skip_unreadable=True",
         "12 images of 12×12×3 in 2 classes",
         "compiling…",
         "next: jax-ddpm sample --run runs/shapes",

@@ -1,6 +1,7 @@
 """Decoded pictures on the disk: found by content, safe against kills, damage and two writers."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 from PIL import Image
 
 from jax_ddpm._errors import FieldError
-from jax_ddpm.data import Preparation, load_dataset, pictures
+from jax_ddpm.data import Preparation, load_dataset
 from jax_ddpm.data.files import Files
 
 pytestmark = pytest.mark.usefixtures("untyped")
@@ -23,7 +24,6 @@ PREPARATION = Preparation(image_size=12)
 
 LOADS = """
 import os, sys, time
-from jax_ddpm._errors import FieldError
 from jax_ddpm.data import Preparation, load_dataset
 def progress(what, done, total):
     if what == "decoding":
@@ -44,140 +44,107 @@ def expected(zoo):
 
 
 @pytest.mark.parametrize("suffix", ["", ".zip"])
-def test_a_second_start_opens_no_picture(zoo, expected, tmp_path, monkeypatch, suffix):
-    """Only files that are none; flips are of the step. One that was touched is read again."""
-    place, cache = shutil.copytree(zoo, tmp_path / "zoo"), tmp_path / "cache"
+def test_a_second_start_opens_no_file(zoo, expected, tmp_path, monkeypatch, suffix):
+    """Except what could not be read. What is no picture, or damaged, is named or left out."""
+    place, cache, links = shutil.copytree(zoo, tmp_path / "zoo"), tmp_path / "cache", not suffix
     (place / "bright/notes").write_text("no picture")
+    (place / "bright/00.png").touch()
+    # Its header is whole: only decoding finds that it is cut.
+    (place / "dark/y.png").write_bytes(next(place.rglob("*RGB.png")).read_bytes()[:-60])
+    (place / "dark/z.png").symlink_to("nowhere")  # which no archive takes
     if suffix:
         place = Path(shutil.make_archive(tmp_path / "x", "zip", place))
-    real, read = Files.read, []
+    real, read, progress = Files.read, [], Mock()
     monkeypatch.setattr(Files, "read", lambda *of: read.append(of[1]) or real(*of))
-    first = load_dataset(place, PREPARATION, cache=cache)
-    assert len(set(read)) == 106
+    load = partial(load_dataset, place, replace(PREPARATION, skip_unreadable=True), cache=cache)
+    first = load()
+    assert len(set(read)) == 108 + links and len(list(cache.glob("*.pixels"))) == 1
+    said = (
+        r"left out: [23] \(bright/00.png: no pic.*; dark/y.png: \w.*" + "; dark/z.png: No" * links
+    )
+    assert re.search(said, first.notes[-2])
     read.clear()
-    progress = Mock()
-    flipped = replace(PREPARATION, flip=True)
-    second = load_dataset(place, flipped, cache=cache, progress=progress)
-    assert set(read) == {"bright/notes"} and progress.mock_calls == [call("reading", 105, 105)]
-    assert second.describe() == first.describe() and second.notes[:-1] == first.notes[:-1]
-    for images in (first.images, second.images):
-        np.testing.assert_array_equal(images, expected)
+    second = load(progress=progress)
+    assert read == ["dark/z.png"] * links and "decoding" not in str(progress.mock_calls)
+    for data in (second, load(cache="none")):
+        assert data.describe() == first.describe() and data.labels.tolist() == first.labels.tolist()
+        np.testing.assert_array_equal(data.images[:], expected)
+    with pytest.raises(FieldError, match="cannot read bright/00.png: .*; dark/y.png.*skip_unread"):
+        load_dataset(place, PREPARATION, cache=cache)
     read.clear()
-    touched = place if suffix else next(place.rglob("*L.png"))
-    os.utime(touched, ns=(1, 1))
-    assert load_dataset(place, PREPARATION, cache=cache).digest() == first.digest()
-    assert len(set(read)) == (106 if suffix else 2)
+    os.utime(place if suffix else next(place.rglob("*L.png")), ns=(1, 1))
+    assert load().digest() == first.digest() and len(set(read)) == (2 if links else 108)
     for record in cache.glob("*.json"):
         record.write_bytes(record.read_bytes()[:-9])
-    assert load_dataset(place, PREPARATION, cache=cache).digest() == first.digest()
+    assert load().digest() == first.digest()
 
 
-@pytest.mark.parametrize("stamp", ["of the system", "kept", "kept, without room"])
-def test_what_changed_behind_its_size_and_time_is_read_again(tmp_path, monkeypatch, stamp):
+@pytest.mark.parametrize("free", [0, 2**40])
+def test_what_changed_behind_its_size_and_time_is_read_again(tmp_path, monkeypatch, free):
     """By the time of its entry; if that is the same too, once decoding has found it."""
-    load = partial(load_dataset, tmp_path, cache=tmp_path / ".cache")
-    if "kept" in stamp:
-        monkeypatch.setattr("jax_ddpm.data.files.stamp", lambda path: "the same")
-    if "room" in stamp:
-        usage = shutil.disk_usage(tmp_path)._replace(free=0)
-        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    for level in (1, 2):
+    usage = shutil.disk_usage(tmp_path)._replace(free=free)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+
+    def loaded(level, size=16):
         Image.new("L", (16, 16), level).save(tmp_path / "x.bmp")
         os.utime(tmp_path / "x.bmp", (1, 1))
-        if level == 1:
-            load()
-    if "kept" in stamp:
-        with pytest.raises(FieldError, match="x.bmp has changed since it was first read"):
-            _ = load(PREPARATION).images[:]
-    assert load(PREPARATION).images[:].max() == 2
+        how = Preparation(image_size=size)
+        return load_dataset(tmp_path, how, cache=tmp_path / ".cache").images[:].max()
 
-
-def test_what_one_limit_refuses_another_reads(tmp_path, monkeypatch):
-    """Also of a picture whose name does not say that it is one."""
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    for name, side in (("x.png", 8), ("y.png", 8), ("large.jfif", 64)):
-        Image.new("L", (side, side)).save(tmp_path / name, "PNG")
-    for most, count in ((None, 2), (None, 2), (10**6, 3)):
-        how = replace(PREPARATION, max_pixels=most)
-        assert len(load_dataset(tmp_path, how, cache=tmp_path / ".cache")) == count
+    assert (loaded(1), loaded(2)) == (1, 2)
+    monkeypatch.setattr("jax_ddpm.data.files.stamp", lambda path: "the same")
+    assert loaded(3) == 3
+    with pytest.raises(FieldError, match="x.bmp has changed since it was first read"):
+        loaded(4, size=8)
+    assert loaded(4, size=8) == 4
 
 
 def test_it_is_keyed_by_content_and_by_preparation(zoo, tmp_path):
     folder, cache = shutil.copytree(zoo, tmp_path / "zoo"), tmp_path / "cache"
     digest = load_dataset(folder, PREPARATION, cache=cache).digest()
-    for number, other in enumerate(({"image_size": 8}, {"crop": "none"}, {"channels": 1}), 2):
+    for other in ({"image_size": 8}, {"crop": "none"}, {"channels": 1}, {"flip": True}):
         load_dataset(folder, replace(PREPARATION, **other), cache=cache)
-        assert len(list(cache.glob("*/"))) == number
+    assert len(list(cache.glob("*.pixels"))) == 4  # flips are of the step
     path = next(folder.rglob("*L.png"))
     Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
     assert load_dataset(folder, PREPARATION, cache=cache).digest() != digest
-    assert len(list(cache.glob("*/"))) == 5
+    assert len(list(cache.glob("*.pixels"))) == 5
 
 
 def test_killed_while_it_is_written(zoo, expected, tmp_path):
-    """By a real SIGKILL. What it leaves is removed, whatever is decoded next."""
+    """By a real SIGKILL. What it leaves is removed when the same set is decoded."""
     with command("os.kill(os.getpid(), 9)", zoo, tmp_path) as killed:
         assert killed.wait(300) == -signal.SIGKILL
-    (leftover,) = tmp_path.glob(".*-*")
-    load_dataset(zoo, replace(PREPARATION, image_size=8), cache=tmp_path)
-    assert not leftover.exists()
-    images = load_dataset(zoo, PREPARATION, cache=tmp_path).images[:]
+    (leftover,) = tmp_path.glob("*.tmp")
+    images = load_dataset(zoo, PREPARATION, cache=tmp_path).images
     np.testing.assert_array_equal(images, expected)
+    assert not leftover.exists()
+    os.truncate(images.filename, expected.nbytes - 1)  # a damaged one is decoded again
+    np.testing.assert_array_equal(load_dataset(zoo, PREPARATION, cache=tmp_path).images, expected)
 
 
-def test_without_locks_the_first_writer_stays(zoo, expected, tmp_path, monkeypatch):
-    """The second begins and ends while the first decodes; no entry of it is moved or removed."""
+def test_without_locks_two_processes_may_decode(zoo, expected, tmp_path, monkeypatch):
+    """The second begins and ends while the first decodes."""
     monkeypatch.setattr("fcntl.flock", Mock(side_effect=OSError("no locks")))
     load, found = partial(load_dataset, zoo, PREPARATION, cache=tmp_path), []
 
     def progress(what, done, total):
         if what == "decoding" and not found:
             found.append(load())
-            found.append((tmp_path / found[0].images.filename).stat().st_ino)
 
-    images = load(progress=progress).images
-    for each in (images, found[0].images):
-        np.testing.assert_array_equal(each, expected)
-    assert os.stat(images.filename).st_ino == found[1] and not list(tmp_path.glob(".*-*"))
+    for each in (load(progress=progress), *found):
+        np.testing.assert_array_equal(each.images, expected)
+    assert len(list(tmp_path.iterdir())) == 3  # SET.json, KEY.pixels and the lock
 
 
-def test_what_another_process_has_just_finished_is_taken(zoo, tmp_path, monkeypatch):
-    """It ends while this one finds no entry."""
-    load, others = partial(load_dataset, zoo, PREPARATION, cache=tmp_path), []
-    real = pictures.read_json
-
-    def late(path):
-        if others:
-            return real(path)
-        others.append(path)
-        load()
-        raise ValueError(path)
-
-    monkeypatch.setattr(pictures, "read_json", late)
-    progress = Mock()
-    load(progress=progress)
-    assert others and "decoding" not in [each.args[0] for each in progress.mock_calls]
-
-
-def test_of_two_processes_one_decodes(zoo, expected, tmp_path):
+def test_of_two_processes_one_decodes(zoo, tmp_path):
     """The other waits."""
-    first = command("time.sleep(2)", zoo, tmp_path)
-    assert first.stdout.readline() == "decodes\n"
-    with first, command("", zoo, tmp_path) as second:
-        assert second.communicate(timeout=300)[0] == "" and first.wait(300) == second.wait() == 0
-    images = load_dataset(zoo, PREPARATION, cache=tmp_path).images
-    np.testing.assert_array_equal(images, expected)
-
-
-@pytest.mark.parametrize("damage", ["header", "cut", "about"])
-def test_what_is_damaged_is_decoded_again(zoo, expected, tmp_path, damage):
-    load_dataset(zoo, PREPARATION, cache=tmp_path)
-    (path,) = tmp_path.glob("*/about.json" if damage == "about" else "*/images.npy")
-    content = bytearray(path.read_bytes())
-    content[20] ^= 1
-    path.write_bytes(content if damage == "header" else content[:-50])
-    images = load_dataset(zoo, PREPARATION, cache=tmp_path).images[:]
-    np.testing.assert_array_equal(images, expected)
+    progress = Mock()
+    with command("time.sleep(2)", zoo, tmp_path) as first:
+        assert first.stdout.readline() == "decodes\n"
+        load_dataset(zoo, PREPARATION, cache=tmp_path, progress=progress)
+        assert first.wait(300) == 0
+    assert progress.mock_calls[-1] == call("waiting", 0, 105)
 
 
 def test_without_room_pictures_are_decoded_when_needed(zoo, expected, tmp_path, monkeypatch):
@@ -188,21 +155,17 @@ def test_without_room_pictures_are_decoded_when_needed(zoo, expected, tmp_path, 
         data = load_dataset(zoo, PREPARATION, cache=tmp_path)
     assert "decoded whenever they are needed: 0.0 GiB are not kept" in data.notes
     np.testing.assert_array_equal(data.images[:], expected)
-    assert not list(tmp_path.glob("*/"))
+    assert not list(tmp_path.glob("*.pixels"))
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert "not kept (cannot write" in load_dataset(zoo, PREPARATION).notes[-2]
+    notes = "\n".join(load_dataset(zoo, PREPARATION).notes)
+    assert "cannot write into the cache: [Errno" in notes and "0.0 GiB are not kept" in notes
     with pytest.raises(OSError, match="File exists"):
         load_dataset(zoo, PREPARATION, cache=tmp_path / "file/mine")
-
-
-def test_without_a_home_nothing_is_kept(zoo, expected, tmp_path, monkeypatch):
-    """As in a container whose user has no name. No folder is called ~ then."""
+    # As in a container whose user has no name. No folder is called ~ then.
     for name in ("HOME", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
     monkeypatch.chdir(tmp_path)
-    for cache in (None, "none"):
-        images = load_dataset(zoo, PREPARATION, cache=cache).images
-        np.testing.assert_array_equal(images[:], expected)
-    assert not list(tmp_path.iterdir())
+    np.testing.assert_array_equal(load_dataset(zoo, PREPARATION).images[:], expected)
+    assert not Path("~").exists()
