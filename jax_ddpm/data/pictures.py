@@ -60,8 +60,9 @@ class _Refused(FieldError):
     """Pictures cannot be read: `wrong` says why, by their names."""
 
     def __init__(self, wrong: Mapping[str, str]) -> None:
+        larger = (Field("max_pixels"), " reads larger ones, ") if "bomb" in str(wrong) else ()
         end = Field("skip_unreadable", True), " leaves such pictures out"
-        super().__init__("data", f"cannot read {_listed(wrong)}; ", *end)
+        super().__init__("data", f"cannot read {_listed(wrong)}; ", *larger, *end)
         self.wrong = wrong
 
 
