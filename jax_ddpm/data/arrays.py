@@ -40,12 +40,11 @@ def read_arrays(path: Path, preparation: Preparation) -> Dataset:
         raise _unexpected(f"{expected} [image]", path, got)
     (images,) = pictures
     _, height, width, *channels = shape = images.shape
-    if not channels and (len(images) == 3 or (width <= 4 and height != width)):
-        expected = "[image, height, width, channel] and not one picture, which needs an axis more,"
-        raise _unexpected(expected, path, list(shape))
+    is_one = not channels and (len(images) == 3 or (width <= 4 and height != width))
     images = images if channels else images[..., None]
-    if images.size == 0 or images.shape[-1] > 4:
-        raise _unexpected("one image or more, of 1 to 4 channels last,", path, list(shape))
+    if is_one or images.size == 0 or images.shape[-1] > 4:
+        expected = "images of 1 to 4 channels, which are last (of one picture: add an axis),"
+        raise _unexpected(expected, path, list(shape))
     if labelled and columns:
         labels = columns[0].reshape(-1)
         if len(labels) != len(images) or not np.issubdtype(labels.dtype, np.integer):
@@ -55,8 +54,9 @@ def read_arrays(path: Path, preparation: Preparation) -> Dataset:
         notes += said
     taken = None
     if images.dtype != np.uint8:
+        images = np.clip(images, -1, 1) if ours else np.asarray(images)  # as arr_0 is
         given = "signed" if ours else preparation.range
-        images, taken, note = _to_signed(np.asarray(images), path, given, clips=ours)
+        images, taken, note = _to_signed(images, path, given)
         notes += (note,)
     elif images[:1000].max() <= 1 and images.max() <= 1:  # the first tell: masks are so anywhere
         notes += ("no pixel is above 1 of 255: masks of 0 and 1 have to be times 255",)
@@ -99,23 +99,19 @@ def _load(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
         return {name: loaded[name] for name in parts if name not in others}, notes
 
 
-def _to_signed(
-    images: np.ndarray, path: Path, given: Any, *, clips: bool
-) -> tuple[np.ndarray, Any, str]:
+def _to_signed(images: np.ndarray, path: Path, given: Any) -> tuple[np.ndarray, Any, str]:
     """Float images in [-1, 1], the range that they were taken for, and what to say of it."""
     if not np.issubdtype(images.dtype, np.floating):
         raise _unexpected("uint8 or float images", path, images.dtype)
     low, high = float(images.min()), float(images.max())  # NaN if any is
     rounding = max(_ROUNDING, 4 * float(np.finfo(images.dtype).eps))
     taken = given or ("unit" if low >= -rounding else "signed")
-    least, got = 0 if taken == "unit" else -1, f"[{low:.9g}, {high:.9g}]"
-    note = f"pixels in [{least}, 1]"
+    least = 0 if taken == "unit" else -1
     if not (least - rounding <= low and high <= 1 + rounding):
-        if not clips:
-            expected = f"[{least}, 1]" if given else "[0, 1] or [-1, 1]"
-            raise _unexpected(f"pixels in {expected}", path, got)
-        note = f"samples beyond [-1, 1], clipped: {got}"
-    elif given is None and taken == "unit":
+        expected = f"[{least}, 1]" if given else "[0, 1] or [-1, 1]"
+        raise _unexpected(f"pixels in {expected}", path, f"[{low:.9g}, {high:.9g}]")
+    note = f"pixels in [{least}, 1]"
+    if given is None and taken == "unit":
         note += ', since none is below 0; if they are in [-1, 1], the range is "signed"'
     images = np.clip(images, least, 1)
     return (images if least else images * 2 - 1).astype(np.float32), taken, note

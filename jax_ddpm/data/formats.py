@@ -18,8 +18,7 @@ from jax_ddpm.data.dataset import Dataset
 from jax_ddpm.data.files import Files
 
 _IDX = re.compile(r"(.*/)?(train|t10k)-(images|labels)[-.]idx[13]-ubyte(\.gz)?")
-_PIXELS = 3 * 32 * 32
-_NOTES = {"train": "the training images", "t10k": "the test images"}
+_TRAIN, _TEST = "the training images", "the test images"
 
 
 def read_mnist(files: Files, chosen: str | None = None) -> Dataset | None:
@@ -39,7 +38,8 @@ def read_mnist(files: Files, chosen: str | None = None) -> Dataset | None:
         got = ", ".join(name for pair in pairs or sets.values() for name in pair.values())
         raise ValueError(f"expected images and labels in one folder of {files.path}, got {got}")
     pixels, labels = _read(files, [pairs[0]["images"], pairs[0]["labels"]], _from_idx)
-    return Dataset(pixels[..., None], labels.astype(np.int32), notes=(_NOTES[wanted],))
+    note = _TRAIN if wanted == "train" else _TEST
+    return Dataset(pixels[..., None], labels.astype(np.int32), notes=(note,))
 
 
 def _from_idx(data: bytes) -> np.ndarray:
@@ -94,7 +94,7 @@ def read_cifar(files: Files, chosen: str | None = None) -> Dataset | None:
     (names,) = _read(files, [folder + version.meta], partial(_names, version))
     images, labels = zip(*_read(files, batches, partial(_from_batch, version)), strict=True)
     pixels = np.ascontiguousarray(np.concatenate(images).transpose(0, 2, 3, 1))
-    note = f"{version.title}: {_NOTES['t10k' if chosen else 'train']}"
+    note = f"{version.title}: {_TEST if chosen else _TRAIN}"
     return Dataset(pixels, np.concatenate(labels), class_names=names, notes=(note,))
 
 
@@ -104,7 +104,7 @@ def _from_batch(version: _Cifar, data: bytes) -> tuple[np.ndarray, np.ndarray]:
         batch = _unpickled(data)
         pixels, labels = batch["data"], batch[version.keys[0]]
     else:
-        rows = np.frombuffer(data, np.uint8).reshape(-1, version.num_labels + _PIXELS)
+        rows = np.frombuffer(data, np.uint8).reshape(-1, version.num_labels + 3 * 32 * 32)
         pixels, labels = rows[:, version.num_labels :], rows[:, version.num_labels - 1]
     return np.reshape(np.asarray(pixels, np.uint8), (-1, 3, 32, 32)), np.asarray(labels, np.int32)
 

@@ -47,11 +47,11 @@ REFUSED = {
     "5 integer labels .* int64.4.": {"y": np.zeros(4, int)},
     "5 integer labels .* float64.5.": {"y": np.zeros(5)},
     "labels from 0 .*, got -1": {"y": np.arange(5) - 1},
-    r"one picture, .* got \[8, 8, 3\]": {"x": np.zeros((8, 8, 3))},
-    r"one picture, .* got \[3, 8, 8\]": {"x": BYTES[:3]},
+    r"of one picture: add .* got \[8, 8, 3\]": {"x": np.zeros((8, 8, 3))},
+    r"of one picture: add .* got \[3, 8, 8\]": {"x": BYTES[:3]},
     "uint8 or float images .* got int64": {"x": BYTES.astype(int)},
-    r"one image or more, .* got \[0, 8, 8\]": {"x": BYTES[:0]},
-    r"1 to 4 channels last, .* got \[5, 3, 8, 8\]": {"x": np.zeros((5, 3, 8, 8), "u1")},
+    r"images .* got \[0, 8, 8\]": {"x": BYTES[:0]},
+    r"1 to 4 channels, .* last .* got \[5, 3, 8, 8\]": {"x": np.zeros((5, 3, 8, 8), "u1")},
     r"or \[-1, 1\] .* got \[nan, nan\]": {"x": np.array([0, np.nan]).reshape(2, 1, 1)},
     r"or \[-1, 1\] .* got \[0, 1\.00001\]": {"x": np.array([0, 1.00001]).reshape(2, 1, 1)},
 }
@@ -103,11 +103,8 @@ def test_a_set_is_indexed_by_image(tmp_path):
         assert some.labels.tolist() == [0, 1, 0] and some.digest() == data[1:4].digest()
         np.testing.assert_array_equal(some.images, BYTES[1:4, ..., None])
     assert data[:].digest() == data.digest() != some.digest()
-    assert (
-        repr(data) == f"Dataset(5 images of 8×8×1, uint8 in 3 classes, from {tmp_path / 'x.npz'})"
-    )
-    with pytest.raises(IndexError):
-        data[5]
+    said = f"Dataset(5 images of 8×8×1, uint8 in 3 classes, from {tmp_path / 'x.npz'})"
+    assert repr(data) == said
     wrong = {"images": BYTES}, {"images": 2 * to_float(data.images)}, {"labels": [0, 1]}
     for fields in (*wrong, {"labels": data.labels - 1}, {"class_names": ("a", "b")}):
         with pytest.raises(FieldError, match="data: expected "):
@@ -125,8 +122,7 @@ def test_samples_of_ours_are_read_as_their_bytes_say(tmp_path, low, high, dtype)
     np.testing.assert_array_equal(to_bytes(data.images), saved["arr_0"])
     samples = open_samples(tmp_path / "x.npz")
     np.testing.assert_array_equal(*samples.batches(), to_bytes(data.images))
-    assert np.max(np.abs(data.images)) <= 1
-    assert ("beyond [-1, 1], clipped" in data.notes[0]) == (high > 1)
+    assert np.max(np.abs(data.images)) <= 1 and data.notes == ("pixels in [-1, 1]",)
 
 
 def test_a_range_is_set_or_said(tmp_path, monkeypatch):

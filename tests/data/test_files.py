@@ -12,8 +12,8 @@ FILES = {"b.txt": b"text", "cats/10.png": b"ten", "cats/9.png": b"nine" * 1000}
 FILES |= {"cats/old/1.png": b"", "cats-2/1.png": b"dash", "dögs/ü.png": b"umlauts"}
 
 
-def contents(files, names=None):
-    return [(name, read()) for name, read in files.stream(names or files.names)]
+def contents(files):
+    return [(name, read()) for name, read in files.stream(files.names)]
 
 
 HIDDEN = [".a", "cats/.DS_Store", ".git/x.png", "__MACOSX/cats/._1.png", "cats/__MACOSX/1.png"]
@@ -28,7 +28,6 @@ def test_every_kind_holds_the_same(tmp_path, name, write_files):
     assert files.names == tuple(FILES)
     order = reversed_names if path.suffix else sorted(FILES)
     assert contents(files) == [(name, FILES[name]) for name in order]
-    assert dict(contents(files, ["dögs/ü.png", "b.txt"])).keys() == {"b.txt", "dögs/ü.png"}
     if path.suffix.lower() in ("", ".zip", ".tar"):
         names = list(FILES) * 50
         with ThreadPoolExecutor(8) as threads:
@@ -40,7 +39,7 @@ def test_every_kind_holds_the_same(tmp_path, name, write_files):
 
 @pytest.mark.parametrize("name", ["x.zip", "x.tar", "x.tar.gz"])
 def test_names_are_those_within_the_archive_and_links_are_left_out(tmp_path, name, write_files):
-    """From its root, with Windows' separators, the last of a name. A tar's hard links are files."""
+    """Without the root, with Windows' separators; a tar's hard links are files."""
     hidden = dict.fromkeys([".", "./.b", "a/..\\.b\\c"], b"hidden")
     files = {"a/1.png": b"old", "./a/1.png": b"1", "a//2.png": b"2", "/home/3.png": b"3"}
     files |= {"C:\\pics\\4.png": b"4", "\\\\host\\5.png": b"5", "../up/6.png": b"6", **hidden}
