@@ -102,7 +102,7 @@ def _load(config: PlanConfig) -> DiffusionModel:
     elif config.recipe is not None:
         recipe = RECIPES[config.recipe]
         run = untrained(recipe.settings, recipe.image_shape, recipe.num_classes)
-        run = run._replace(preparation=dict(vars(recipe.preparation)))
+        run = run._replace(preparation=recipe.preparation.record())
     else:
         run = preset(config.model)
     make_chain(run, config.steps)  # refuses too many

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -54,6 +54,10 @@ class Preparation:
         check_choice("skip_unreadable", self.skip_unreadable, (False, True))
         if self.crop != "center" and self.image_size is None:
             raise FieldError("crop", "expected an image size with it, got none")
+
+    def record(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return asdict(self)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -33,7 +33,7 @@ def new_run(settings: Settings, data: Dataset) -> DiffusionModel:
         variables = init_variables(run.model, seed_key(settings.seed), data.image_shape)
         run = run._replace(variables=variables)
     check_loss(settings.loss_type, settings.weighting, run.variance_type)
-    run = run._replace(preparation=dict(vars(data.preparation)))
+    run = run._replace(preparation=data.preparation.record())
     if run.num_classes is None:
         return run
     learned = np.unique(np.asarray(data.labels)).tolist() if settings.label_dropout < 1 else ()

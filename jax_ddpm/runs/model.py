@@ -63,7 +63,7 @@ def describe(run: DiffusionModel, train: Any = None, data: Any = None) -> dict[s
         "scheduler": scheduler_config(run),
         "image_shape": run.shape(1)[1:],
         **{name: getattr(run, name) for name in _LABELS},
-        "preparation": vars(Preparation(**run.preparation)),
+        "preparation": Preparation(**run.preparation).record(),
         "train": train,
         "data": data,
         "versions": {"jax_ddpm": __version__, "jax": jax.__version__, "numpy": np.__version__},
@@ -181,7 +181,7 @@ def _read_run(path: Path, weights: str) -> DiffusionModel:
         fields |= {name: run[name] for name in _LABELS}
         for name in ("class_names", "learned"):
             fields[name] = None if run[name] is None else tuple(run[name])
-        fields["preparation"] = vars(Preparation(**run["preparation"]))
+        fields["preparation"] = Preparation(**run["preparation"]).record()
         if run["model"]["_class_name"] == "SimpleUNet":
             model = SimpleUNet(channels=run["model"]["channels"])
         else:

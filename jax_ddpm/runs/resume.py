@@ -139,7 +139,7 @@ def _changes(was: dict[str, Any], now: dict[str, Any]) -> Iterator[tuple[str, st
     networks = [each.pop("unet", None) or {} for each in (before, after)]
     for name in sorted({*networks[0], *networks[1]}):
         before[f"unet.{name}"], after[f"unet.{name}"] = (each.get(name) for each in networks)
-    defaults = Settings().record() | vars(Preparation())  # of what is in no older record
+    defaults = Settings().record() | Preparation().record()  # of what is in no older record
     for name, value in after.items():
         old = before.get(name, defaults.get(name, value))
         longer = name == "steps" and value > old

@@ -67,7 +67,7 @@ def test_it_writes_a_run_and_says_so(trained):
         assert animation.n_frames == 5
     config = json.loads((folder / "config.json").read_text())
     expected = {"image_shape": [12, 12, 3], "class_names": ["bars", "dots"], "null_label": 2}
-    assert config.items() >= {**expected, "preparation": vars(PREPARATION)}.items()
+    assert config.items() >= {**expected, "preparation": PREPARATION.record()}.items()
 
 
 def test_it_is_measured_on_its_own_pictures(trained, jax_ddpm_here, monkeypatch):
