@@ -83,13 +83,6 @@ def test_damaged_archives_are_named_in_one_line(tmp_path, suffix, damage, write_
         contents(open_files(path))  # a zip says it when it is read
 
 
-def test_encrypted_files_are_named(tmp_path, write_files):
-    path = write_files(tmp_path / "x.zip", {"1.png": bytes(5000)})
-    path.write_bytes(path.read_bytes().replace(b"\x14\0\0\0\x08", b"\x14\0\1\0\x08"))
-    with pytest.raises(ValueError, match=f"^cannot read 1.png in {path}: .* is encrypted, pass"):
-        open_files(path).read("1.png")
-
-
 @pytest.mark.parametrize("bits", [b"\0", b"\x08"])
 def test_names_in_a_zip_that_does_not_say_it_is_utf8(tmp_path, bits, write_files):
     path = write_files(tmp_path / "x.zip", {"dög\\ü.png": b"1", "dög\\": b""})
