@@ -4,8 +4,8 @@ All of it is a pure function of the key and the step: a run that resumes at step
 Each sample of a step draws from its own key, whatever devices and hosts a batch is split over.
 """
 
-import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from functools import lru_cache
 from itertools import islice
 from typing import Any
@@ -46,19 +46,16 @@ class Order:
     """The indices of a range of steps, as `batch_indices` gives them. Safe in several threads."""
 
     def __init__(self, key: PRNGKey, dataset_size: int, batch_size: int) -> None:
+        self.batch_size = batch_size
         self._per_epoch = _steps_per_epoch(dataset_size, batch_size)
-        self.batch_size, self._lock = batch_size, threading.Lock()
         draw = jax.jit(lambda epoch: _epoch_order(key, epoch, dataset_size))
         self._epoch = lru_cache(2)(lambda epoch: np.asarray(draw(epoch)))
 
     def __call__(self, steps: range) -> np.ndarray:
         """int32 [step, batch]."""
-        batches = []
-        for epoch, batch in (divmod(step, self._per_epoch) for step in steps):
-            with self._lock:
-                order = self._epoch(epoch)
-            batches.append(order[batch * self.batch_size :][: self.batch_size])
-        return np.stack(batches)
+        places = [divmod(step, self._per_epoch) for step in steps]
+        size = self.batch_size
+        return np.stack([self._epoch(epoch)[n * size : (n + 1) * size] for epoch, n in places])
 
 
 def _steps_per_epoch(dataset_size: int, batch_size: int) -> int:
@@ -103,11 +100,9 @@ def prefetched(
     size = order.batch_size * int(row) * max(map(len, islice(dispatches, 100)), default=0)
     ahead = int(np.clip(_AHEAD_BYTES // max(size, 1), 2, _AHEAD))
     options = grain.ReadOptions(num_threads=min(ahead, _THREADS), prefetch_buffer_size=ahead)
-    batches = iter(grain.MapDataset.range(len(dispatches)).map(load).to_iter_dataset(options))
-    try:
-        yield from batches
-    finally:
-        batches.close()
+    batches = grain.MapDataset.range(len(dispatches)).map(load).to_iter_dataset(options)
+    with closing(iter(batches)) as ready:
+        yield from ready
 
 
 def random_flip(key: PRNGKey, images: Images) -> Array:

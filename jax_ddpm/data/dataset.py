@@ -8,21 +8,12 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 
-from jax_ddpm._errors import FieldError, check_between, check_choice
+from jax_ddpm._errors import FieldError, check_between, check_choice, described
 from jax_ddpm._typing import AnyArray
 
 Labelling = tuple[np.ndarray | None, tuple[str, ...] | None, tuple[str, ...]]
 """Labels, int32 [image], what the classes are called, and what to say of them."""
 _LEVELS = ((np.arange(256) - 127.5) / 127.5).astype(np.float32)  # what each byte means
-_BLOCK = 2**24
-_CHOICES = {
-    "crop": ("center", "random", "none"),
-    "flip": (False, True),
-    "channels": (None, 1, 3, 4),
-    "range": (None, "unit", "signed"),
-    "labels": ("folders", "none"),
-    "skip_unreadable": (False, True),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +46,12 @@ class Preparation:
             count = getattr(self, name)
             if count is not None and (type(count) is not int or count < 1):
                 raise FieldError(name, f"expected a whole number above 0, got {count!r}")
-        for name, choices in _CHOICES.items():
-            check_choice(name, getattr(self, name), choices)
+        check_choice("crop", self.crop, ("center", "random", "none"))
+        check_choice("flip", self.flip, (False, True))
+        check_choice("channels", self.channels, (None, 1, 3, 4))
+        check_choice("range", self.range, (None, "unit", "signed"))
+        check_choice("labels", self.labels, ("folders", "none"))
+        check_choice("skip_unreadable", self.skip_unreadable, (False, True))
         if self.crop != "center" and self.image_size is None:
             raise FieldError("crop", "expected an image size with it, got none")
 
@@ -104,11 +99,11 @@ class Dataset:
             return self
         labels = None if self.labels is None else self.labels[rows]
         # Pictures that are decoded when they are needed stay so, and arrays where they are.
-        some = getattr(self.images, "some", None)
-        images = some(rows) if some else self.images[index if isinstance(index, slice) else rows]
+        is_lazy = hasattr(self.images, "some")
+        images = self.images.some(rows) if is_lazy else self.images[index]
         extents = None if self.extents is None else self.extents[rows]
-        known = self.sha256 and hashlib.sha256(f"{self.sha256} {rows.tolist()}".encode())
-        sha256 = known and known.hexdigest()
+        known = f"{self.sha256} {rows.tolist()}"
+        sha256 = self.sha256 and hashlib.sha256(known.encode()).hexdigest()
         return replace(self, images=images, labels=labels, extents=extents, sha256=sha256)
 
     def __repr__(self) -> str:
@@ -136,29 +131,27 @@ class Dataset:
         height, width, _ = self.image_shape
         if images.shape[1:3] == (height, width):
             return images
-        extents = images.shape[1:3] if self.extents is None else self.extents[rows]
-        corners = np.resize((np.asarray(extents) - (height, width)) // 2, (len(rows), 2))
-        pairs = zip(images, corners, strict=True)
+        held = [images.shape[1:3]] * len(rows) if self.extents is None else self.extents[rows]
+        pairs = zip(images, (np.asarray(held) - (height, width)) // 2, strict=True)
         return np.stack([image[y : y + height, x : x + width] for image, (y, x) in pairs])
 
     def check(self) -> None:
         """Raises `FieldError` unless this is what `load_dataset` makes."""
         shape, dtype = np.shape(self.images), getattr(self.images, "dtype", None)
-        labels = self.labels
         if dtype not in (np.uint8, np.float32) or len(shape) != 4 or not np.prod(shape):
-            problem = "expected uint8 or float32 images [image, height, width, channel]"
-            raise FieldError("data", f"{problem}, got {dtype}{list(shape)}")
+            expected = "expected uint8 or float32 images [image, height, width, channel]"
+            raise FieldError("data", f"{expected}, got {dtype}{list(shape)}")
         if dtype == np.float32:
             check_between("data", self.images, -1, 1)
-        if labels is None:
-            return
-        labels = np.asarray(labels)
-        if labels.dtype != np.int32 or labels.shape != shape[:1] or labels.min() < 0:
-            problem = f"expected int32 labels [{shape[0]}], from 0, one for each image"
-            raise FieldError("data", f"{problem}, got {labels.dtype}{list(labels.shape)}")
-        if self.class_names is not None and len(self.class_names) <= labels.max():
-            problem = f"expected a name for each of {labels.max() + 1} classes"
-            raise FieldError("data", f"{problem}, got {len(self.class_names)}")
+        if self.labels is not None:
+            labels = np.asarray(self.labels)
+            if labels.dtype != np.int32 or labels.shape != shape[:1]:
+                got = described(labels)
+                raise FieldError("data", f"expected int32 labels [{shape[0]}], got {got}")
+            low, high, names = labels.min(), labels.max(), self.class_names
+            most = high if names is None else len(names) - 1
+            if not 0 <= low <= high <= most:
+                raise FieldError("data", f"expected labels from 0 to {most}, got {low} to {high}")
 
     def describe(self) -> dict[str, Any]:
         """Their source, shape and dtype, and a SHA-256 of images and labels in hexadecimal."""
@@ -169,9 +162,8 @@ class Dataset:
         """Of images and labels: of the files that were read if that is known, or of the numbers."""
         digest = hashlib.sha256((self.sha256 or "").encode())
         if self.sha256 is None:
-            rows = max(1, _BLOCK // np.asarray(self.images[0]).nbytes)
-            for first in range(0, len(self), rows):
-                digest.update(np.ascontiguousarray(self.images[first : first + rows]).data)
+            for row in range(len(self)):
+                digest.update(np.ascontiguousarray(self.images[row]).data)
         if self.labels is not None:
             digest.update(self.labels.tobytes())
         return digest.hexdigest()

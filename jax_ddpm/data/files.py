@@ -7,18 +7,16 @@ import re
 import stat
 import tarfile
 import zipfile
-from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from copy import copy
+from dataclasses import dataclass
 from functools import lru_cache, partial
-from itertools import accumulate
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
-Member = tuple[str, Any, str | None]
-"""Its name, its place, and of a link where it leads ("" of what is neither a link nor a file)."""
+Readers = Iterator[tuple[str, Callable[[], Any]]]
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 """How the names of archives end, in any case."""
@@ -37,18 +35,24 @@ class Unreadable(ValueError):
         self.reason = reason
 
 
+@dataclass(eq=False)
 class Files:
-    """Files in `path` by relative names, such as "cats/1.png", in the order of their parts, without
-    hidden ones. `left_out` names members of an archive that are no file, lead to none, or lie
-    outside of it.
+    """Files by relative names, such as "cats/1.png", without hidden ones; or rows by their numbers.
+
+    `stamp` of a name is another once its file is another; "" where nothing says so. `left_out`
+    names links in an archive. `channels` are those of an array, kept where no others are asked for.
     """
 
-    channels = None
+    path: Path
+    places: dict[str, Any]
+    fetch: Callable[[Any, int], Any]
+    """What is at a place, or so many bytes of it; -1 is all."""
+    stamp: Callable[[str], str]
+    left_out: tuple[str, ...] = ()
+    channels: Any = None
 
-    def __init__(self, path: Path, places: dict[str, Any], left_out: tuple[str, ...] = ()) -> None:
-        self.path, self.left_out = path, left_out
-        self.names = tuple(sorted(places, key=_parts))
-        self._places = places
+    def __post_init__(self) -> None:
+        self.names = tuple(self.places)
 
     def only(self, names: Sequence[str]) -> "Files":
         """Some of the files, in this order."""
@@ -59,41 +63,26 @@ class Files:
     def read(self, name: str, most: int = -1) -> Any:
         """The bytes of a file, or the first of them, in any thread. Raises `Unreadable`."""
         with _naming(f"{name} in {self.path}"):
-            return self._read(name, self._places[name], most)
+            return self.fetch(self.places[name], most)
 
-    def stream(
-        self, names: Collection[str], most: int = -1
-    ) -> Iterator[tuple[str, Callable[[], Any]]]:
-        """The name of each file, and what reads it as `read` does, in the order that is fastest."""
-        for name in sorted(names, key=self._places.__getitem__):
+    def stream(self, names: Collection[str], most: int = -1) -> Readers:
+        """The name of each file, and what reads it as `read` does, in the order of their places."""
+        for name in sorted(names, key=self.places.__getitem__):
             yield name, partial(self.read, name, most)
 
-    def stamp(self, name: str) -> str:
-        """What is another once a file is another; "" where nothing says so."""
-        return stamp(self.path)
 
-    def _read(self, name: str, place: Any, most: int) -> bytes:
-        raise NotImplementedError
-
-
-class Rows(Files):
-    """Pictures that have a number and no name, and what reads one of them.
-
-    `channels` are those of an array, which stay where no others are asked for.
-    """
-
-    def __init__(
-        self, kind: str, count: int, read: Callable[[int], Any], stamp: str, channels: Any = None
-    ) -> None:
-        super().__init__(Path(), {f"{kind} {index}": index for index in range(count)})
-        self.names = tuple(self._places)
-        self._row, self._stamp, self.channels = read, stamp, channels
+class _Packed(Files):
+    """The files of a compressed tar, which is read from its beginning to its end."""
 
     def read(self, name: str, most: int = -1) -> Any:
-        return self._row(self._places[name])
+        raise Unreadable(self.path, "it is compressed: unpack it, or decode into a cache")
 
-    def stamp(self, name: str) -> str:
-        return self._stamp
+    def stream(self, names: Collection[str], most: int = -1) -> Readers:
+        with _naming(self.path), tarfile.open(self.path) as tar:
+            # A file and the hard links to it are of one place, which is read once.
+            read = lru_cache(1)(lambda place: _cut(tar.fileobj, place, most))
+            for name in sorted(names, key=self.places.__getitem__):
+                yield name, partial(bytes, read(self.places[name]))
 
 
 def stamp(path: Path) -> str:
@@ -104,15 +93,22 @@ def stamp(path: Path) -> str:
     return ""
 
 
+def rows(count: int, read: Callable[[int], Any], stamp: str, channels: Any = None) -> Files:
+    """Pictures that have a number and no name, and what reads one of them."""
+    places, fetch = {f"row {n}": n for n in range(count)}, lambda n, most: read(n)
+    return Files(Path(), places, fetch, lambda name: stamp, channels=channels)
+
+
 def open_files(path: Path, *, deep: bool = True) -> Files:
     """The files of a folder, with those behind links and below it if `deep`, or of a .zip or .tar.
 
     A compressed tar is read from beginning to end, by `stream`, and `read` refuses. Raises
     `ValueError` naming what is damaged or no archive.
     """
-    if path.is_dir():
-        return _Folder(path, deep)
-    return _Zip(path) if path.suffix.lower() == ".zip" else _Tar(path)
+    with _naming(path):
+        if path.is_dir():
+            return _open_folder(path, deep)
+        return _open_zip(path) if path.suffix.lower() == ".zip" else _open_tar(path)
 
 
 def part_of(name: str) -> str | None:
@@ -122,28 +118,22 @@ def part_of(name: str) -> str | None:
 
 
 def reason(error: Exception) -> str:
-    """The first line of what an error says, without an object's address in memory."""
+    """The first line of what an error says."""
     if isinstance(error, Unreadable):
         return error.reason
-    said = getattr(error, "strerror", None) or str(error)
-    said = said.partition("\n")[0].partition(" <_io.")[0] or type(error).__name__
-    said = re.sub("^File <.*> is ", "it is ", said)  # as zipfile says what is encrypted
-    return said.replace("cannot identify image file", "no picture that Pillow can decode")
+    said = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    if said.startswith("cannot identify image file"):  # which goes on with an address in memory
+        return "no picture that Pillow can decode"
+    return said.partition("\n")[0]
 
 
-class _Folder(Files):
-    def __init__(self, path: Path, deep: bool) -> None:
-        try:
-            super().__init__(path, dict.fromkeys(_walk(str(path), deep), 0))
-        except OSError as error:
-            raise Unreadable(error.filename or path, reason(error)) from None
-
-    def stamp(self, name: str) -> str:
-        return stamp(self.path / name)
-
-    def _read(self, name: str, place: Any, most: int) -> bytes:
-        with (self.path / name).open("rb") as file:
+def _open_folder(path: Path, deep: bool) -> Files:
+    def fetch(name: str, most: int) -> bytes:
+        with (path / name).open("rb") as file:
             return file.read(most)
+
+    places = {name: name for name in sorted(_walk(str(path), deep), key=_parts)}
+    return Files(path, places, fetch, lambda name: stamp(path / name))
 
 
 def _walk(folder: str, deep: bool, prefix: str = "", above: tuple[str, ...] = ()) -> Iterator[str]:
@@ -162,114 +152,67 @@ def _walk(folder: str, deep: bool, prefix: str = "", above: tuple[str, ...] = ()
                 yield prefix + entry.name
 
 
-class _Zip(Files):
-    def __init__(self, path: Path) -> None:
-        with _naming(path):
-            self._zip = zipfile.ZipFile(path)
-            self._infos = {info.header_offset: info for info in self._zip.infolist()}
-            super().__init__(path, *_placed(map(self._member, self._zip.infolist())))
-        self._lock = Lock()
+def _open_zip(path: Path) -> Files:
+    archive, lock = zipfile.ZipFile(path), Lock()
 
-    def _member(self, info: zipfile.ZipInfo) -> Member:
+    def fetch(place: tuple[int, str], most: int) -> bytes:
+        with lock, archive.open(place[1]) as file:
+            return file.read(most)
+
+    members = []
+    for info in archive.infolist():
         name, is_link = info.filename, stat.S_ISLNK(info.external_attr >> 16)
         with suppress(UnicodeError):  # some write UTF-8 and do not say so
             name = name if info.flag_bits & 0x800 else name.encode("cp437").decode()
-        return name, info.header_offset, os.fsdecode(self._zip.read(info)) if is_link else None
-
-    def _read(self, name: str, place: int, most: int) -> bytes:
-        with self._lock, self._zip.open(self._infos[place]) as file:
-            return file.read(most)
+        if not name.endswith(("/", "\\")):
+            members.append((name, None if is_link else (info.header_offset, info.filename)))
+    return _placed(Files, path, members, fetch)
 
 
-class _Tar(Files):
-    def __init__(self, path: Path) -> None:
-        with _naming(path), tarfile.open(path) as tar:
-            file: Any = tar.fileobj
-            self._is_plain = isinstance(file, io.BufferedReader)
-            super().__init__(path, *_placed(_members(tar)))
-            # tarfile takes a damaged header for the end.
-            file.seek(tar.offset)
-            if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
-                raise ValueError(f"expected a header at byte {tar.offset}")
-            while not self._is_plain and file.read(2**20):
-                pass  # to the checksum behind the end
+def _open_tar(path: Path) -> Files:
+    members = {}
+    with tarfile.open(path) as tar:
+        file: Any = tar.fileobj
+        while (member := tar.next()) is not None:
+            # Or it keeps a kilobyte for each.
+            tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]
+            if member.islnk():
+                members[member.name] = members.get(member.linkname)
+            elif not member.isdir():
+                place = member.offset_data, member.size
+                members[member.name] = place if member.isreg() else None
+        file.seek(tar.offset)
+        if file.read(tarfile.BLOCKSIZE).strip(b"\0"):  # tarfile takes a damaged header for the end
+            raise ValueError(f"expected a header at byte {tar.offset}")
+        while file.read(2**20):
+            pass  # to the checksum behind the end
 
-    def stream(
-        self, names: Collection[str], most: int = -1
-    ) -> Iterator[tuple[str, Callable[[], Any]]]:
-        if self._is_plain:
-            yield from super().stream(names, most)
-            return
-        with _naming(self.path), tarfile.open(self.path) as tar:
-            # A file and the links to it are of one place, which is read once.
-            read = lru_cache(1)(lambda place: _cut(tar.fileobj, place, most))
-            for name in sorted(names, key=self._places.__getitem__):
-                yield name, partial(bytes, read(self._places[name]))
-
-    def _read(self, name: str, place: Any, most: int) -> bytes:
-        if not self._is_plain:
-            raise ValueError("the archive is compressed: unpack it, or decode into a cache")
-        with self.path.open("rb") as file:  # each its own: threads do not wait for one another
+    def fetch(place: tuple[int, int], most: int) -> bytes:
+        with path.open("rb") as file:  # each its own: threads do not wait for one another
             return _cut(file, place, most)
+
+    kind = Files if isinstance(file, io.BufferedReader) else _Packed
+    return _placed(kind, path, members.items(), fetch)
 
 
 def _cut(file: Any, place: tuple[int, int], most: int) -> bytes:
     offset, size = place
-    size = size if most < 0 else min(size, most)
     file.seek(offset)
-    data = file.read(size)
-    if len(data) != size:
-        raise ValueError(f"expected {size} bytes, got {len(data)}")
-    return data
+    return file.read(size if most < 0 else min(size, most))
 
 
-def _members(tar: Any) -> Iterator[Member]:
-    while (member := tar.next()) is not None:
-        tar.members.clear()  # or it keeps a kilobyte for each
-        if member.issparse():
-            raise ValueError(f"{member.name} is sparse; unpack the archive")
-        # A hard link's target is named as from the root, that of another from where the link lies.
-        target = f"/{member.linkname}" if member.islnk() else member.linkname
-        if not member.isdir():
-            place = member.offset_data, member.size
-            yield member.name, place, None if member.isreg() else target
-
-
-def _placed(members: Iterable[Member]) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The places of an archive's members, and what is left out; the last of a name counts."""
-    places, links, left_out = {}, {}, []
-    for raw, place, target in members:
-        name = _cleaned(raw)
-        if name.startswith("../") or target == "":
-            left_out.append(name)
-        elif target is not None:
-            links[name] = _cleaned(posixpath.join(posixpath.dirname(name), target))
-        elif not raw.endswith(("/", "\\")):
-            places[name] = place
-    every, aliases = sorted({*places, *links}), {}
-    for name in links:
-        end = _followed(name, links)
-        below = every[bisect_left(every, f"{end}/") : bisect_left(every, f"{end}0")]
-        if not below or f"{name}/".startswith(f"{end}/"):  # no folder, or one that it lies in
-            below = [end]
-        aliases |= {name + each[len(end) :]: _followed(each, links) for each in below}
-    left_out += sorted(name for name, end in aliases.items() if end not in places)
-    places = {name: places[end] for name, end in aliases.items() if end in places} | places
-    shown = [name for name in places if not any(map(_is_hidden, _parts(name)))]
-    return {name: places[name] for name in shown}, tuple(left_out)
-
-
-def _followed(name: str, links: dict[str, str], most: int = 40) -> str:
-    """Where a path leads within an archive, by as many links as Linux follows."""
-    for top in accumulate(_parts(name), posixpath.join):
-        if top in links and most:
-            return _followed(posixpath.normpath(links[top] + name[len(top) :]), links, most - 1)
-    return name
-
-
-def _cleaned(name: str) -> str:
-    """A member's name as it would be in a folder: without the root, "./" and Windows' "\\"."""
-    return posixpath.normpath(re.sub(r"^([A-Za-z]:)?/+", "", name.replace("\\", "/")))
+def _placed(
+    kind: type[Files], path: Path, members: Iterable[tuple[str, Any]], fetch: Callable[..., Any]
+) -> Files:
+    """Of an archive's members those that have a place, and the last of a name."""
+    found = {}
+    for name, place in members:  # as in a folder: without Windows' "\\", the root, and "../"
+        name = posixpath.normpath(name.replace("\\", "/"))
+        found[re.sub(r"^([A-Za-z]:)?[./]*/", "", name)] = place
+    names = [n for n in sorted(found, key=_parts) if not any(map(_is_hidden, _parts(n)))]
+    places = {name: found[name] for name in names if found[name] is not None}
+    left_out = tuple(name for name in names if name not in places)
+    return kind(path, places, fetch, lambda name: stamp(path), left_out)
 
 
 def _parts(name: str) -> list[str]:
@@ -277,7 +220,7 @@ def _parts(name: str) -> list[str]:
 
 
 def _is_hidden(part: str) -> bool:
-    return part.startswith(".") or part in ("__MACOSX", "@eaDir")  # which holds for ".." too
+    return part.startswith(".") or part in ("__MACOSX", "@eaDir")
 
 
 @contextmanager
@@ -285,4 +228,4 @@ def _naming(what: object) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # zipfile's, tarfile's and zlib's errors share no nearer base
-        raise Unreadable(what, reason(error)) from None
+        raise Unreadable(getattr(error, "filename", None) or what, reason(error)) from None

@@ -18,8 +18,7 @@ from jax_ddpm.data.dataset import Dataset
 from jax_ddpm.data.files import Files
 
 _IDX = re.compile(r"(.*/)?(train|t10k)-(images|labels)[-.]idx[13]-ubyte(\.gz)?")
-_PIXELS = 3 * 32 * 32
-_LEFT_OUT = "; those of the test are left out"
+_TRAIN, _TEST = "the training images", "the test images"
 
 
 def read_mnist(files: Files, chosen: str | None = None) -> Dataset | None:
@@ -32,24 +31,15 @@ def read_mnist(files: Files, chosen: str | None = None) -> Dataset | None:
         sets.setdefault((part, folder), {}).setdefault(kind, match.string)
     if not sets or (chosen and not _IDX.fullmatch(chosen)):
         return None
-    parts = {part for (part, _), pair in sets.items() if "images" in pair}
-    wanted = chosen.partition("-")[0] if chosen else "train" if "train" in parts else "t10k"
+    has_train = "train" in [part for part, _ in sets]
+    wanted = chosen.partition("-")[0] if chosen else "train" if has_train else "t10k"
     pairs = [pair for (part, _), pair in sets.items() if part == wanted and len(pair) == 2]
     if len(pairs) != 1:
         got = ", ".join(name for pair in pairs or sets.values() for name in pair.values())
-        problem = "one data set" if pairs else "images and labels in one folder"
-        raise ValueError(f"expected {problem} in {files.path}, got {got}")
-    paths = [pairs[0]["images"], pairs[0]["labels"]]
-    pixels, classes = _read(files, paths, _from_idx)
-    if pixels.ndim != 3 or classes.shape != pixels.shape[:1] or not len(classes):
-        got = f"{paths[0]} {list(pixels.shape)}, {paths[1]} {list(classes.shape)}"
-        problem = "expected images [image, height, width] and labels [image]"
-        raise ValueError(f"{problem} in {files.path}, got {got}")
-    alone = "" if "train" in parts else ": those for training are not there"
-    note = f"the images of the test{alone}"
-    if wanted == "train":
-        note = f"the training images{_LEFT_OUT if 't10k' in parts else ''}"
-    return Dataset(pixels[..., None], classes.astype(np.int32), notes=(note,))
+        raise ValueError(f"expected images and labels in one folder of {files.path}, got {got}")
+    pixels, labels = _read(files, [pairs[0]["images"], pairs[0]["labels"]], _from_idx)
+    note = _TRAIN if wanted == "train" else _TEST
+    return Dataset(pixels[..., None], labels.astype(np.int32), notes=(note,))
 
 
 def _from_idx(data: bytes) -> np.ndarray:
@@ -63,85 +53,70 @@ def _from_idx(data: bytes) -> np.ndarray:
 
 
 class _Cifar(NamedTuple):
-    """What the files of a version are called, and the key of the labels in its pickles."""
+    """The files of a version, and what its pickles call labels and names. A binary one is rows of
+    labels, of which the last is the class, and pixels."""
 
-    num_classes: int
+    title: str
+    num_labels: int
     train: tuple[str, ...]
     test: str
     meta: str
-    labels: str | None = None
+    keys: tuple[str, str] | None = None
 
 
 _BATCHES = tuple(f"data_batch_{number}" for number in range(1, 6))
 _BINARIES = tuple(f"{name}.bin" for name in _BATCHES)
 _VERSIONS = (
-    _Cifar(10, _BINARIES, "test_batch.bin", "batches.meta.txt"),
-    _Cifar(10, _BATCHES, "test_batch", "batches.meta", "labels"),
-    _Cifar(100, ("train.bin",), "test.bin", "fine_label_names.txt"),
-    _Cifar(100, ("train",), "test", "meta", "fine_labels"),
+    _Cifar("CIFAR-10", 1, _BINARIES, "test_batch.bin", "batches.meta.txt"),
+    _Cifar("CIFAR-10", 1, _BATCHES, "test_batch", "batches.meta", ("labels", "label_names")),
+    _Cifar("CIFAR-100", 2, ("train.bin",), "test.bin", "fine_label_names.txt"),
+    _Cifar("CIFAR-100", 2, ("train",), "test", "meta", ("fine_labels", "fine_label_names")),
 )
 
 
 def read_cifar(files: Files, chosen: str | None = None) -> Dataset | None:
     """CIFAR-10 or CIFAR-100, binary or Python's: the training images, or those of the test if its
-    file was chosen, with their (fine) labels, and their names if they are there. Raises
-    `ValueError`."""
+    file was chosen, with their (fine) labels and the names of those. Raises `ValueError`."""
     here, found = set(files.names), []
     for folder in dict.fromkeys(name[: name.rfind("/") + 1] for name in files.names):
         for version in _VERSIONS:  # a file called "train" alone is not yet CIFAR's
-            sure = version.num_classes == 10 or folder + version.meta in here
-            if sure and folder + version.train[0] in here:
+            if {folder + version.train[0], folder + version.meta} <= here:
                 found.append((folder, version))
-    if not found or (chosen and chosen not in {version.test for _, version in found}):
+    if not found or (chosen and chosen not in [version.test for _, version in found]):
         return None
     if len(found) > 1:
         got = ", ".join(f"{folder}{version.train[0]}" for folder, version in found)
         raise ValueError(f"expected one CIFAR in {files.path}, got {got}")
-    folder, version = found[0]
+    ((folder, version),) = found
     batches = [folder + name for name in ((version.test,) if chosen else version.train)]
     if missing := [name for name in batches if name not in here]:
         raise ValueError(f"expected {', '.join(missing)} beside the others in {files.path}")
+    (names,) = _read(files, [folder + version.meta], partial(_names, version))
     images, labels = zip(*_read(files, batches, partial(_from_batch, version)), strict=True)
-    names = None
-    if folder + version.meta in here:
-        (names,) = _read(files, [folder + version.meta], partial(_names, version))
-    said = f"the training images{_LEFT_OUT if folder + version.test in here else ''}"
-    note = f"CIFAR-{version.num_classes}: {'the test images' if chosen else said}"
-    pixels = np.concatenate(images).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-    classes = np.concatenate(labels).astype(np.int32)
-    return Dataset(np.ascontiguousarray(pixels), classes, class_names=names, notes=(note,))
+    pixels = np.ascontiguousarray(np.concatenate(images).transpose(0, 2, 3, 1))
+    note = f"{version.title}: {_TEST if chosen else _TRAIN}"
+    return Dataset(pixels, np.concatenate(labels), class_names=names, notes=(note,))
 
 
 def _from_batch(version: _Cifar, data: bytes) -> tuple[np.ndarray, np.ndarray]:
     """Pixels and labels of a file."""
-    if version.labels:
+    if version.keys:
         batch = _unpickled(data)
-        pixels, labels = np.asarray(batch["data"]), np.asarray(batch[version.labels])
+        pixels, labels = batch["data"], batch[version.keys[0]]
     else:
-        label_bytes = 1 if version.num_classes == 10 else 2  # of which the last is the class
-        rows = np.frombuffer(data, np.uint8).reshape(-1, label_bytes + _PIXELS)
-        pixels, labels = rows[:, label_bytes:], rows[:, label_bytes - 1]
-    kinds = pixels.dtype == np.uint8 and labels.dtype.kind in "iu" and len(pixels)
-    if not kinds or pixels.shape != (len(labels), _PIXELS):
-        got = f"{pixels.dtype}{list(pixels.shape)} and {labels.dtype}{list(labels.shape)}"
-        raise ValueError(f"expected uint8 [image, {_PIXELS}] and whole numbers [image], got {got}")
-    if labels.min() < 0 or labels.max() >= version.num_classes:
-        expected = f"expected labels from 0 to {version.num_classes - 1}"
-        raise ValueError(f"{expected}, got {labels.min()} to {labels.max()}")
-    return pixels, labels
+        rows = np.frombuffer(data, np.uint8).reshape(-1, version.num_labels + 3 * 32 * 32)
+        pixels, labels = rows[:, version.num_labels :], rows[:, version.num_labels - 1]
+    return np.reshape(np.asarray(pixels, np.uint8), (-1, 3, 32, 32)), np.asarray(labels, np.int32)
 
 
 def _names(version: _Cifar, data: bytes) -> tuple[str, ...]:
     """What the classes are called."""
-    key = (version.labels or "").removesuffix("s") + "_names"
-    names = _unpickled(data)[key] if version.labels else data.split()
-    if len(names) != version.num_classes:
-        raise ValueError(f"expected the names of {version.num_classes} classes, got {len(names)}")
+    names = _unpickled(data)[version.keys[1]] if version.keys else data.split()
     return tuple(map(_text, names))
 
 
 def _unpickled(data: bytes) -> dict[str, Any]:
-    """The dict of a pickle, whose keys Python 2 wrote as bytes. Nothing that it names is run."""
+    """The dict of a pickle, whose keys Python 2 wrote as bytes."""
     content = _Unpickler(io.BytesIO(data), encoding="bytes").load()
     return {_text(key): value for key, value in content.items()}
 
@@ -150,21 +125,15 @@ class _Unpickler(pickle.Unpickler):
     """Of bytes, texts, numbers, lists, dicts, and NumPy's arrays of uint8."""
 
     def find_class(self, module_name: str, global_name: str) -> Any:
-        # Made for each name anew: a pickle can change a function that it is given.
-        def uint8(code: str | bytes, *_: Any) -> np.dtype:
-            if code not in ("u1", b"u1"):
-                raise pickle.UnpicklingError(f"it has an array of {code}, which is refused")
-            return np.dtype(np.uint8)
-
-        def from_buffer(data: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
-            return np.frombuffer(data, np.uint8).reshape(shape, order=order)
-
+        # Stand-ins, made anew: a pickle can change a function that it is given, and crash Python
+        # by the state of a real `numpy.dtype`.
         allowed: dict[str, Any] = {
-            "__builtin__.bytes": lambda: b"",
             "_codecs.encode": lambda text, encoding: text.encode("latin1"),
             "numpy.core.multiarray._reconstruct": lambda *_: np.empty(0, np.uint8),
-            "numpy.core.numeric._frombuffer": from_buffer,
-            "numpy.dtype": uint8,
+            "numpy.core.numeric._frombuffer": lambda data, dtype, shape, order, *_: np.reshape(
+                np.frombuffer(data, np.uint8), shape, order
+            ),
+            "numpy.dtype": lambda *_: np.dtype(np.uint8),
             "numpy.ndarray": None,
         }
         name = f"{module_name}.{global_name}".replace("numpy._core.", "numpy.core.")

@@ -14,7 +14,7 @@ import numpy as np
 from jax_ddpm._errors import FieldError
 from jax_ddpm.data.arrays import read_arrays
 from jax_ddpm.data.dataset import Dataset, Labelling, Preparation, numbered
-from jax_ddpm.data.files import ARCHIVES, Files, Rows, open_files, part_of, stamp
+from jax_ddpm.data.files import ARCHIVES, Files, open_files, part_of, rows, stamp
 from jax_ddpm.data.formats import FORMATS
 from jax_ddpm.data.hub import HUB, PARQUET, read_parquet
 
@@ -105,6 +105,7 @@ def _find(data: str | os.PathLike[str], preparation: Preparation, known: dict[st
     files = open_files(path if chosen is None else path.parent, deep=chosen is None)
     for read in FORMATS:
         if (found := read(files, chosen)) is not None:
+            found.check()
             return found
     if chosen is not None:
         expected = "expected a .npz, a .npy or a folder of pictures, or a .zip, .tar or .parquet"
@@ -124,7 +125,7 @@ def _from_pictures(files: Files, labelled: bool, known: dict[str, Any]) -> Datas
     notes = []
     for what, left_out in (
         ("files that are no pictures", [splitext(name)[1].lower() or name for name in others]),
-        ("links to no file in the archive, and names outside of it", files.left_out),
+        ("links in the archive (unpack it to have them)", files.left_out),
         ("other parts of the data", rest),
     ):
         kinds = [f"{kind}: {count:,}" for kind, count in Counter(sorted(left_out)).most_common(5)]
@@ -148,7 +149,7 @@ def _to_prepare(images: Any, preparation: Preparation) -> Any:
         raise FieldError("channels" if size is None else "image_size", problem)
     # An array in memory was just read.
     here = stamp(Path(str(images.filename))) if isinstance(images, np.memmap) else ""
-    return Rows("image", len(images), images.__getitem__, here, shape[2])
+    return rows(len(images), images.__getitem__, here, shape[2])
 
 
 def _training(names: list[str]) -> tuple[list[str], list[str]]:

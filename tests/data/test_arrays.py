@@ -44,18 +44,16 @@ def test_bytes_stay_bytes_and_of_the_parts_of_a_file_the_training_is_read(tmp_pa
 
 REFUSED = {
     r"one of labels .* got x uint8\[5, 8, 8\], y int64\[5, 5\]": {"y": np.eye(5, dtype=np.int64)},
-    "an integer label for each of 5 images .* int64.4.": {"y": np.zeros(4, int)},
-    "an integer label for each of 5 images .* float64.5.": {"y": np.zeros(5)},
+    "5 integer labels .* int64.4.": {"y": np.zeros(4, int)},
+    "5 integer labels .* float64.5.": {"y": np.zeros(5)},
     "labels from 0 .*, got -1": {"y": np.arange(5) - 1},
-    "the 2 class_names in .*x.npz, got 2": {"y": np.arange(5) % 3, "class_names": [*"ab"]},
-    "Object arrays": {"y": np.array([{}] * 5)},
-    r"one picture, got \[8, 8, 3\]": {"x": np.zeros((8, 8, 3))},
-    r"one picture, got \[3, 8, 8\]": {"x": BYTES[:3]},
+    r"of one picture: add .* got \[8, 8, 3\]": {"x": np.zeros((8, 8, 3))},
+    r"of one picture: add .* got \[3, 8, 8\]": {"x": BYTES[:3]},
     "uint8 or float images .* got int64": {"x": BYTES.astype(int)},
-    r"one image or more, .* got \[0, 8, 8\]": {"x": BYTES[:0]},
-    r"1 to 4 channels last, got \[5, 3, 8, 8\]": {"x": np.zeros((5, 3, 8, 8), "u1")},
-    "finite pixels, .* first of them image 1": {"x": np.array([0, np.nan]).reshape(2, 1, 1)},
-    r"or \[-1, 1\], got \[0, 1\.00001\]": {"x": np.array([0, 1.00001]).reshape(2, 1, 1)},
+    r"images .* got \[0, 8, 8\]": {"x": BYTES[:0]},
+    r"1 to 4 channels, .* last .* got \[5, 3, 8, 8\]": {"x": np.zeros((5, 3, 8, 8), "u1")},
+    r"or \[-1, 1\] .* got \[nan, nan\]": {"x": np.array([0, np.nan]).reshape(2, 1, 1)},
+    r"or \[-1, 1\] .* got \[0, 1\.00001\]": {"x": np.array([0, 1.00001]).reshape(2, 1, 1)},
 }
 
 
@@ -105,13 +103,12 @@ def test_a_set_is_indexed_by_image(tmp_path):
         assert some.labels.tolist() == [0, 1, 0] and some.digest() == data[1:4].digest()
         np.testing.assert_array_equal(some.images, BYTES[1:4, ..., None])
     assert data[:].digest() == data.digest() != some.digest()
-    assert (
-        repr(data) == f"Dataset(5 images of 8×8×1, uint8 in 3 classes, from {tmp_path / 'x.npz'})"
-    )
-    with pytest.raises(IndexError):
-        data[5]
-    with pytest.raises(FieldError, match=r"int32 labels .5., .* got int64.2."):
-        replace(data, labels=[0, 1]).check()
+    said = f"Dataset(5 images of 8×8×1, uint8 in 3 classes, from {tmp_path / 'x.npz'})"
+    assert repr(data) == said
+    wrong = {"images": BYTES}, {"images": 2 * to_float(data.images)}, {"labels": [0, 1]}
+    for fields in (*wrong, {"labels": data.labels - 1}, {"class_names": ("a", "b")}):
+        with pytest.raises(FieldError, match="data: expected "):
+            replace(data, **fields).check()
     unlabelled = replace(data, labels=None)
     assert unlabelled[0][1] is unlabelled[:2].labels is None
 
@@ -125,10 +122,7 @@ def test_samples_of_ours_are_read_as_their_bytes_say(tmp_path, low, high, dtype)
     np.testing.assert_array_equal(to_bytes(data.images), saved["arr_0"])
     samples = open_samples(tmp_path / "x.npz")
     np.testing.assert_array_equal(*samples.batches(), to_bytes(data.images))
-    assert np.max(np.abs(data.images)) <= 1
-    assert ("beyond [-1, 1], clipped" in data.notes[0]) == (high > 1)
-    with pytest.raises(FieldError, match="data: expected arr_0 to hold the samples as bytes"):
-        load(tmp_path, samples=saved["samples"], arr_0=saved["arr_0"] // 2)
+    assert np.max(np.abs(data.images)) <= 1 and data.notes == ("pixels in [-1, 1]",)
 
 
 def test_a_range_is_set_or_said(tmp_path, monkeypatch):
@@ -147,22 +141,19 @@ def test_a_range_is_set_or_said(tmp_path, monkeypatch):
         np.testing.assert_array_equal(*samples.batches(), to_bytes(data.images))
         assert samples.recipe == {"read as": data.notes[0]}
     for name, given in (("dark", "unit"), ("far", "signed"), ("far", "unit")):
-        with pytest.raises(FieldError, match=f"expected pixels in .* as range='{given}' says, got"):
+        with pytest.raises(FieldError, match="expected pixels in .(0|-1), 1. in .*, got"):
             load_dataset(tmp_path / f"{name}.npy", Preparation(range=given))
-    with pytest.raises(FieldError, match="samples: expected pixels in .* as range='unit' says"):
+    with pytest.raises(FieldError, match="samples: expected pixels in .0, 1. in .*, got"):
         evaluate_samples(tmp_path / "dark.npy", load_dataset("digits"), range="unit")
     assert "no pixel is above 1 of 255" in load(tmp_path, x=BYTES % 2).notes[0]
 
 
-@pytest.mark.parametrize(
-    ("labels", "names", "idle"),
-    [([2, 0, 2, 0, 0], ("ant", "bee", "cat"), "bee"), ([[1], [0], [1], [0], [1]], (5, 7), "")],
-)
-def test_classes_of_our_files_have_names(tmp_path, labels, names, idle):
-    data = load(tmp_path, samples=BYTES, arr_0=BYTES, labels=labels, class_names=names)
-    for found in (data, open_samples(tmp_path / "x.npz")):
-        assert [*found.labels] == [*np.ravel(labels)] and found.class_names == (*map(str, names),)
-    assert data.notes == (f"classes that no image shows: {idle}",) * bool(idle)
+def test_classes_of_our_files_have_names(tmp_path):
+    for labels, names in (([2, 0, 2, 0, 0], ("ant", "bee", "cat")), ([[1]] * 5, (5, 7))):
+        data = load(tmp_path, samples=BYTES, arr_0=BYTES, labels=labels, class_names=names)
+        for found in (data, open_samples(tmp_path / "x.npz")):
+            assert found.class_names == (*map(str, names),)
+            assert [*found.labels] == [*np.ravel(labels)]
 
 
 @pytest.mark.parametrize("labels", [[1, 2, 3, 10, 2], [0, 1, 100_000, 1, 0], [2**40, 7, 7, 7, 9]])

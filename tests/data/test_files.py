@@ -2,7 +2,6 @@
 
 import os
 import re
-import tarfile
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -13,8 +12,8 @@ FILES = {"b.txt": b"text", "cats/10.png": b"ten", "cats/9.png": b"nine" * 1000}
 FILES |= {"cats/old/1.png": b"", "cats-2/1.png": b"dash", "dögs/ü.png": b"umlauts"}
 
 
-def contents(files, names=None):
-    return [(name, read()) for name, read in files.stream(names or files.names)]
+def contents(files):
+    return [(name, read()) for name, read in files.stream(files.names)]
 
 
 HIDDEN = [".a", "cats/.DS_Store", ".git/x.png", "__MACOSX/cats/._1.png", "cats/__MACOSX/1.png"]
@@ -27,8 +26,8 @@ def test_every_kind_holds_the_same(tmp_path, name, write_files):
     path = write_files(tmp_path / name, reversed_names | dict.fromkeys(HIDDEN, b"hidden"))
     files = open_files(path)
     assert files.names == tuple(FILES)
-    assert contents(files) == [*(reversed_names if path.suffix else FILES).items()]
-    assert dict(contents(files, ["dögs/ü.png", "b.txt"])).keys() == {"b.txt", "dögs/ü.png"}
+    order = reversed_names if path.suffix else sorted(FILES)
+    assert contents(files) == [(name, FILES[name]) for name in order]
     if path.suffix.lower() in ("", ".zip", ".tar"):
         names = list(FILES) * 50
         with ThreadPoolExecutor(8) as threads:
@@ -39,26 +38,19 @@ def test_every_kind_holds_the_same(tmp_path, name, write_files):
 
 
 @pytest.mark.parametrize("name", ["x.zip", "x.tar", "x.tar.gz"])
-def test_names_and_links_are_those_within_the_archive(tmp_path, name, write_files):
-    """From its root, with Windows' separators, the last of a name; what leads out is left out."""
-    evil = ["../evil.png", "a/../../evil.png", "..\\b.png", "c/../../b.png", ".", "./.b"]
+def test_names_are_those_within_the_archive_and_links_are_left_out(tmp_path, name, write_files):
+    """Without the root, with Windows' separators; a tar's hard links are files."""
+    hidden = dict.fromkeys([".", "./.b", "a/..\\.b\\c"], b"hidden")
     files = {"a/1.png": b"old", "./a/1.png": b"1", "a//2.png": b"2", "/home/3.png": b"3"}
-    files |= {"C:\\pics\\4.png": b"4", "\\\\host\\5.png": b"5", **dict.fromkeys(evil, b"evil")}
-    hard = "../a/1.png" if name == "x.zip" else "a/1.png"  # named as from the root
-    links = {"b/hard.png": hard, "b/sym.png": "../a/1.png", "b/out.png": "../../a/1.png"}
-    links |= {"chain.png": "b/sym.png", "c/old": "../a", "c/now": "old", "c/pool.png": "../.pool/6"}
-    links |= {"c/up": "../c", "loop": "pool", "pool": "loop", "root.png": "/etc/passwd"}
-    links |= {"d/deep": "../c", "b/hard2.png": "hard.png" if name == "x.zip" else "b/hard.png"}
-    found = open_files(write_files(tmp_path / name, files | links | {".pool/6": b"6"}))
-    inside = {"a/1.png": b"1", "a/2.png": b"2", "b/hard.png": b"1", "b/sym.png": b"1"}
-    inside["b/hard2.png"] = inside["chain.png"] = b"1"
-    inside |= {f"c/{each}/{k}.png": b"%d" % k for each in ("now", "old") for k in (1, 2)}
-    inside |= {"c/pool.png": b"6", "d/deep/pool.png": b"6"}
-    inside |= {"home/3.png": b"3", "host/5.png": b"5", "pics/4.png": b"4"}
+    files |= {"C:\\pics\\4.png": b"4", "\\\\host\\5.png": b"5", "../up/6.png": b"6", **hidden}
+    links = {"b/hard.png": "a//2.png", "z.png": "a//2.png", "b/deep": "../a", "hard": "gone"}
+    found = open_files(write_files(tmp_path / name, files | links))
+    inside = {"a/1.png": b"1", "a/2.png": b"2", "b/hard.png": b"2", "home/3.png": b"3"}
+    inside |= {"host/5.png": b"5", "pics/4.png": b"4", "up/6.png": b"6"}
+    if name == "x.zip":
+        del inside["b/hard.png"]
     assert dict(contents(found)) == inside
-    assert contents(found, ["b/sym.png"]) == [("b/sym.png", b"1")]
-    loops = {"c/up", "loop", "pool", "d/deep/now", "d/deep/old", "d/deep/up"}
-    assert {*found.left_out} == {"../evil.png", "../b.png", "b/out.png", "root.png", *loops}
+    assert {*found.left_out} == links.keys() - inside.keys()
 
 
 def test_links_in_a_folder_are_followed_once(tmp_path, write_files):
@@ -73,7 +65,7 @@ def test_links_in_a_folder_are_followed_once(tmp_path, write_files):
     files = open_files(folder)
     assert files.names == ("3.png", "a/2.png", "link/deep/1.png", "z.png")
     assert files.read("3.png") == files.read("link/deep/1.png") == b"1"
-    with pytest.raises(ValueError, match=f"^cannot read z.png in {folder}: No such file or direct"):
+    with pytest.raises(ValueError, match=f"^cannot read {folder}/z.png: No such file or direct"):
         files.read("z.png")
 
 
@@ -89,24 +81,6 @@ def test_damaged_archives_are_named_in_one_line(tmp_path, suffix, damage, write_
     path.write_bytes(content[: len(content) - cut])
     with pytest.raises(ValueError, match=f"^cannot read .*{re.escape(str(path))}: [^\n]+$"):
         contents(open_files(path))  # a zip says it when it is read
-
-
-def test_a_tar_that_was_cut_since_and_sparse_and_encrypted_files_are_named(tmp_path, write_files):
-    path = write_files(tmp_path / "x.zip", {"1.png": bytes(5000)})
-    path.write_bytes(path.read_bytes().replace(b"\x14\0\0\0\x08", b"\x14\0\1\0\x08"))
-    with pytest.raises(ValueError, match=f"^cannot read 1.png in {path}: it is encrypted, pass"):
-        open_files(path).read("1.png")
-    path = write_files(tmp_path / "x.tar", {"1.png": bytes(5000)})
-    files = open_files(path)
-    os.truncate(path, 4000)
-    with pytest.raises(ValueError, match=f"cannot read 1.png in {path}: expected 5000 bytes, got "):
-        files.read("1.png")
-    member = tarfile.TarInfo("1.png")
-    member.pax_headers = {"GNU.sparse.map": "0,4", "GNU.sparse.size": "100"}
-    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
-        archive.addfile(member)
-    with pytest.raises(ValueError, match="x.tar: 1.png is sparse; unpack the archive"):
-        open_files(path)
 
 
 @pytest.mark.parametrize("bits", [b"\0", b"\x08"])

@@ -36,19 +36,20 @@ def test_mnists_training_images_are_read(tmp_path, write_files, files, place):
     pixels = np.arange(30, dtype=np.uint8).reshape(5, 3, 2, 1)
     np.testing.assert_array_equal(data.images, pixels, strict=True)
     np.testing.assert_array_equal(data.labels, np.array([7, 0, 9, 9, 1], np.int32), strict=True)
-    rest = "; those of the test are left out" if TEST.keys() < files.keys() else ""
-    assert data.notes == (f"the training images{rest}",)
+    assert data.notes == ("the training images",)
 
 
 def test_mnists_test_images_are_read_by_their_file_or_alone(tmp_path, write_files):
     for path in (write_files(tmp_path, TEST), tmp_path / "t10k-labels-idx1-ubyte"):
         data = load_dataset(path)
         assert data.images.shape == (1, 3, 2, 1) and data.labels.tolist() == [3]
-        assert data.notes == ("the images of the test: those for training are not there",)
+        assert data.notes == ("the test images",)
     write_files(tmp_path, TRAIN)
     assert load_dataset(tmp_path / "t10k-images-idx3-ubyte").labels.tolist() == [3]
     write_files(tmp_path / "again", TRAIN)
-    with pytest.raises(FieldError, match="one data set .* got again/train-images.*, train-images"):
+    with pytest.raises(
+        FieldError, match="images and labels .* got again/train-images.*, train-images"
+    ):
         load_dataset(tmp_path)
 
 
@@ -97,7 +98,7 @@ def test_cifars_images_are_read_in_order(tmp_path, write_files, files):
         title, names, batches, labels = "CIFAR-100", HUNDRED, [1], [98, 4]
     row, column, channel = np.indices((32, 32, 3))
     for path in (inner.parent, inner, write_files(tmp_path / "x.tar.gz", members), test):
-        said = "the training images; those of the test are left out"
+        said = "the training images"
         if path == test:
             said, batches, labels = "the test images", [0], [0, 3]
         rows, data = np.concatenate([pixels(seed) for seed in batches]), load_dataset(path)
@@ -108,11 +109,11 @@ def test_cifars_images_are_read_in_order(tmp_path, write_files, files):
 
 
 def test_what_is_missing_or_there_twice(tmp_path, write_files):
-    """The names of the classes and the test images may be missing; a batch may not."""
-    files = {name: data for name, data in BINARY_10.items() if "data" in name}
-    data = load_dataset(write_files(tmp_path / "ten", files))
-    assert data.class_names is None and data.notes == ("CIFAR-10: the training images",)
-    (tmp_path / "ten/data_batch_3.bin").unlink()
+    """The test images may be missing; a batch may not."""
+    ten = write_files(tmp_path / "ten", BINARY_10)
+    (ten / "test_batch.bin").unlink()
+    assert len(load_dataset(ten)) == 10
+    (ten / "data_batch_3.bin").unlink()
     with pytest.raises(FieldError, match=f"expected ten/data_batch_3.bin beside .* {tmp_path}"):
         load_dataset(tmp_path)
     write_files(tmp_path / "hundred", PYTHON_100)
@@ -120,40 +121,10 @@ def test_what_is_missing_or_there_twice(tmp_path, write_files):
         load_dataset(tmp_path)
 
 
-MNIST, IMAGES = next(iter(TRAIN.items()))
-WRONG = {
-    "expected images and labels in one folder": (MNIST, None),
-    "labels [image] in ": (MNIST, idx((5,), bytes(5))),
-    "idx3-ubyte [4, 3, 2], train-labels-idx1-ubyte [5]": (MNIST, idx((4, 3, 2), bytes(24))),
-    "number 00 00 08, got 00 00 0d": (MNIST, b"\0\0\x0d\x01" + bytes(8)),  # floats
-    "Compressed file ended": (MNIST, gzip.compress(IMAGES)[:-9]),
-    "CRC check failed": (MNIST, gzip.compress(IMAGES)[:-8] + bytes(8)),
-    "cannot reshape array of size 29 into shape (5,3,2)": (MNIST, IMAGES[:-1]),
-    "cannot reshape array of size 6145": ("data_batch_1.bin", binary(1, [1], [8])[:-1]),
-    "labels from 0 to 9, got 3 to 10": ("data_batch_2.bin", binary(1, [10], [3])),
-    "from 0 to 9, got -1 to 1": ("data_batch_1", pickled(data=pixels(1), labels=[1, -1])),
-    "the names of 10 classes, got 2": ("batches.meta.txt", b"a\nb\n"),
-    "need a bytes-like object, int found": ("batches.meta", pickled(label_names=[1] * 10)),
-    "got uint8[2, 3072] and int64[3]": ("data_batch_1", pickled(data=pixels(1), labels=[1, 2, 3])),
-    "no attribute 'items'": ("data_batch_1", pickle.dumps([1], 2)),
-    "EOFError: Ran out of input": ("data_batch_1", pickled(data=pixels(1))[:-5]),
-}
-
-
-@pytest.mark.parametrize("problem", WRONG)
-def test_damage_is_named(tmp_path, write_files, problem):
-    name, content = WRONG[problem]
-    files = next(files for files in (TRAIN, *CIFAR) if name in files) | {name: content}
-    path = write_files(tmp_path / "x", {name: data for name, data in files.items() if data})
-    with pytest.raises(FieldError, match=f"^data: [^\n]*{re.escape(problem)}[^\n]*$") as error:
-        load_dataset(path)
-    assert name in str(error.value) or content is None
-
-
 # What NumPy of Python 2 writes: an array that is filled later, and a dtype of bytes.
 ARRAY = b"cnumpy.core.multiarray\n_reconstruct\n"
 EMPTY = ARRAY + b"cnumpy\nndarray\nK\x00\x85U\x01b\x87R"
-U1 = b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R"
+U1, V8 = (b"cnumpy\ndtype\nU\x02" + kind + b"K\x00K\x01\x87R" for kind in (b"u1", b"V8"))
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 5, None])
@@ -170,31 +141,37 @@ def test_batches_are_read_whoever_wrote_them(tmp_path, write_files, protocol):
     expected = pixels(1).reshape(2, 3, 32, 32).transpose(0, 2, 3, 1)
     np.testing.assert_array_equal(data.images, expected, strict=True)
     assert data.labels.tolist() == [98, 4]
-    for end in (*range(60), len(batch) // 2, *range(len(batch) - 60, len(batch))):
-        (tmp_path / "hundred/train").write_bytes(batch[:end])
-        with pytest.raises(FieldError, match="data: cannot read train in "):
-            load_dataset(tmp_path / "hundred")
 
 
-CRAFTED = {
-    "asks for posix.system": b"cposix\nsystem\n(U\x09touch rantR.",
-    "asks for builtins.set": pickle.dumps({1}, 2).replace(b"__builtin__", b"builtins"),
-    "an array of O8": pickle.dumps(np.array([None]), 2),
-    "not callable": b"cnumpy\nndarray\nK\x03\x85\x85R.",
-    "buffer size does not match": EMPTY + b"(K\x01K\x04\x85" + U1 + b"\x89U\x03abctb.",
-    "impossible dimension": EMPTY + b"(K\x01I-1\nI-3\n\x86" + U1 + b"\x89U\x03abctb.",
-    "pickle not returning string": EMPTY + b"(K\x01K\x01\x85" + U1 + b"\x89]tb.",
-    "has no attribute 'items'": ARRAY + b"N}X\x0c\0\0\0__defaults__Ns\x86b.",
+MNIST, IMAGES = next(iter(TRAIN.items()))
+WRONG = {
+    "expected images and labels in one folder": (MNIST, None),
+    "expected uint8 or float32 images [image, height, ": (MNIST, idx((5,), bytes(5))),
+    "expected int32 labels [4], got int32[5]": (MNIST, idx((4, 3, 2), bytes(24))),
+    "number 00 00 08, got 00 00 0d": (MNIST, b"\0\0\x0d\x01" + bytes(8)),  # floats
+    "Compressed file ended": (MNIST, gzip.compress(IMAGES)[:-9]),
+    "cannot reshape array of size 29 into shape (5,3,2)": (MNIST, IMAGES[:-1]),
+    "cannot reshape array of size 6145": ("data_batch_1.bin", binary(1, [1], [8])[:-1]),
+    "labels from 0 to 9, got 1 to 10": ("data_batch_2.bin", binary(1, [10], [3])),
+    "argument must be": ("train", pickled(data=[None, 1], fine_labels=[1, 2])),
+    "EOFError: Ran out of input": ("data_batch_1", pickled(data=pixels(1))[:-5]),
+    # Crafted pickles: what would run code is refused, and what else they do ends with them.
+    "asks for posix.system": ("train", b"cposix\nsystem\n(U\x09touch rantR."),
+    "asks for builtins.set": ("train", pickle.dumps({1}, 2).replace(b"__builtin__", b"builtins")),
+    "buffer size does not match": ("train", EMPTY + b"(K\x01K\x04\x85" + U1 + b"\x89U\x03abctb."),
+    # The state of a real dtype crashes Python here.
+    "UInt8DType' object has no": ("train", V8 + b"(K\x03U\x01|NNNK\x04K\x01K?tb."),
+    "has no attribute 'items'": ("train", ARRAY + b"N}X\x0c\0\0\0__defaults__Ns\x86b."),
 }
 
 
-@pytest.mark.parametrize("problem", CRAFTED)
-def test_what_would_run_or_is_no_plain_data_is_refused(tmp_path, write_files, monkeypatch, problem):
-    """And what it does to a function that it is given ends with it."""
-    folder = write_files(tmp_path / "x", PYTHON_100 | {"train": CRAFTED[problem]})
-    monkeypatch.chdir(write_files(tmp_path / "empty", {".a": b""}))
-    with pytest.raises(FieldError, match=f"^data: cannot read train in [^\n]*{problem}[^\n]*$"):
-        load_dataset(folder)
-    assert len(list((tmp_path / "empty").iterdir())) == 1
-    write_files(folder, {"train": PYTHON_100["train"]})
-    assert load_dataset(folder).labels.tolist() == [98, 4]
+@pytest.mark.parametrize("problem", WRONG)
+def test_damage_is_named_and_no_code_is_run(tmp_path, write_files, monkeypatch, problem):
+    monkeypatch.chdir(tmp_path)
+    name, content = WRONG[problem]
+    files = next(files for files in (TRAIN, *CIFAR) if name in files) | {name: content}
+    path = write_files(tmp_path / "x", {name: data for name, data in files.items() if data})
+    with pytest.raises(FieldError, match=f"^data: [^\n]*{re.escape(problem)}[^\n]*$") as error:
+        load_dataset(path)
+    assert list(tmp_path.iterdir()) == [path]
+    assert "cannot read" not in str(error.value) or name in str(error.value)
