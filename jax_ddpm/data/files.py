@@ -16,6 +16,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from jax_ddpm._errors import FieldError
+
 Readers = Iterator[tuple[str, Callable[[], Any]]]
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
@@ -27,12 +29,15 @@ _PART = re.compile(
 )
 
 
-class Unreadable(ValueError):
+class Unreadable(FieldError):
     """Says what cannot be read; `reason` is why."""
 
     def __init__(self, what: object, reason: str) -> None:
-        super().__init__(f"cannot read {what}: {reason}")
+        super().__init__("data", f"cannot read {what}: {reason}")
         self.reason = reason
+
+    def __reduce__(self) -> Any:
+        return FieldError, ("data", *self.problem)
 
 
 @dataclass(eq=False)
@@ -103,7 +108,7 @@ def open_files(path: Path, *, deep: bool = True) -> Files:
     """The files of a folder, with those behind links and below it if `deep`, or of a .zip or .tar.
 
     A compressed tar is read from beginning to end, by `stream`, and `read` refuses. Raises
-    `ValueError` naming what is damaged or no archive.
+    `Unreadable` naming what is damaged or no archive.
     """
     with _naming(path):
         if path.is_dir():

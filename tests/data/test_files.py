@@ -65,7 +65,7 @@ def test_links_in_a_folder_are_followed_once(tmp_path, write_files):
     files = open_files(folder)
     assert files.names == ("3.png", "a/2.png", "link/deep/1.png", "z.png")
     assert files.read("3.png") == files.read("link/deep/1.png") == b"1"
-    with pytest.raises(ValueError, match=f"^cannot read {folder}/z.png: No such file or direct"):
+    with pytest.raises(ValueError, match=f"^data: cannot read {folder}/z.png: No such file or direct"):
         files.read("z.png")
 
 
@@ -79,7 +79,7 @@ def test_damaged_archives_are_named_in_one_line(tmp_path, suffix, damage, write_
     # A tar that is not compressed ends with 10,240 bytes at most, which say nothing.
     cut = {"flip": 0, "end": 12_000 if suffix == ".tar" else 4, "empty": len(content)}[damage]
     path.write_bytes(content[: len(content) - cut])
-    with pytest.raises(ValueError, match=f"^cannot read .*{re.escape(str(path))}: [^\n]+$"):
+    with pytest.raises(ValueError, match=f"^data: cannot read .*{re.escape(str(path))}: [^\n]+$"):
         contents(open_files(path))  # a zip says it when it is read
 
 
