@@ -86,7 +86,6 @@ def test_it_starts_from_a_run(untrained, tmp_path):
     assert run.model == before.model and run.preparation["flip"]
     assert (run.num_classes, run.null_label, run.guidance) == (9, 10, 3)
     for wrong, words in (
-        ({"labels": LABELS}, "its network has 10 classes, the images 12"),
         ({"labels": None}, "its network has 10 classes, the images none"),
         ({"images": BLACK[:, :4]}, r"expected images of \(8, 8, 1\)"),
     ):
@@ -132,6 +131,7 @@ def test_defaults_suit_the_images_and_large_seeds_do_not_wrap(one_level):
         (LETTERS, "xy", (None, None), "left out: a, b, .* only images show: x, y"),
         (LETTERS, None, (0, 1), "no image shows, left out: c, d, "),
         (None, "12", (1, 2, 10), "no image shows, left out: 0, 3, 4"),
+        (None, None, (*range(10), None, None, 10), "only images show: 10, 11"),
         (range(1, 11), None, (None, 0, 1, 10), "left out: 3, 4, .* only images show: 0"),
     ],
 )
