@@ -22,10 +22,7 @@ from jax_ddpm.runs.settings import Settings, named_schedule
 
 
 def new_run(settings: Settings, data: Dataset) -> DiffusionModel:
-    """The model that `settings` ask for, for these images, not yet trained on them.
-
-    Raises `FieldError` where they do not suit one another.
-    """
+    """The model that `settings` ask for, for these images, not yet trained on them."""
     if (settings.batch_size or 1) > len(data.images):
         problem = f"expected at most {len(data.images)} images, got {settings.batch_size}"
         raise FieldError("batch_size", problem)
@@ -33,8 +30,8 @@ def new_run(settings: Settings, data: Dataset) -> DiffusionModel:
         run = _trained(settings, settings.init, data)
     else:
         run = untrained(settings, data.image_shape, data.num_classes)
-        variables = init_variables(run.model, seed_key(settings.seed), data.image_shape)
-        run = run._replace(variables=variables)
+        key = seed_key(settings.seed)
+        run = run._replace(variables=init_variables(run.model, key, data.image_shape))
     check_loss(settings.loss_type, settings.weighting, run.variance_type)
     run = run._replace(preparation=data.preparation.record())
     if run.num_classes is not None:
@@ -47,10 +44,7 @@ def new_run(settings: Settings, data: Dataset) -> DiffusionModel:
 def untrained(
     settings: Settings, image_shape: tuple[int, int, int], num_classes: int | None
 ) -> DiffusionModel:
-    """The model that `settings` ask for; its weights are shapes.
-
-    Raises `FieldError` where the network does not suit the images.
-    """
+    """A new model, as `settings` ask for; its weights are shapes."""
     classes = num_classes if settings.model == "unet" else None
     null_label = classes if settings.label_dropout else None
     model = _new_model(settings, image_shape, classes and classes + (null_label is not None))
@@ -118,13 +112,14 @@ def _trained(settings: Settings, init: Path, data: Dataset) -> DiffusionModel:
         raise FieldError("init", f"its network has {run.num_classes} classes, the images none")
 
     # The network has a row for each label: which one is that of each class of the images?
-    classes = np.arange(data.num_classes)
-    whole = replace(data, labels=classes)  # a class without an image has its row, too
+    classes = [*range(data.num_classes)]
     labels = [k for k in range(run.num_classes) if k != run.null_label or k in classes]
-    row_of = {k: row for row, k in matched(run.class_names, labels, whole).items()}
-    rows = [row_of.get(k) for k in classes.tolist()]  # None: the class is new
-    stay = rows == classes.tolist()
+    shown = replace(data, labels=np.asarray(classes))  # a class without an image has its row, too
+    row_of = {k: row for row, k in matched(run.class_names, labels, shown).items()}
+    rows = [row_of.get(k) for k in classes]  # None: the class is new
+    stay = rows == classes
     names = run.class_names[: len(rows)] if stay and run.class_names else None
+    # The label of no class goes where a class of the images has its row, or no label is dropped.
     null = run.null_label if settings.label_dropout and run.null_label not in rows else None
     if null is None and settings.label_dropout not in (Settings.label_dropout, 0):
         raise FieldError("label_dropout", "the network has no label that stands for no class")

@@ -112,9 +112,8 @@ def learning_rate(settings: Settings) -> optax.Schedule:
     warmup = min(100, steps // 10) if settings.warmup_steps is None else settings.warmup_steps
     if settings.learning_rate_schedule == "cosine":
         return optax.warmup_cosine_decay_schedule(0, peak, warmup, steps)
-    rest = optax.constant_schedule(peak)
-    if settings.learning_rate_schedule == "linear":
-        rest = optax.linear_schedule(peak, 0, steps - warmup)
+    end = peak if settings.learning_rate_schedule == "constant" else 0
+    rest = optax.linear_schedule(peak, end, max(steps - warmup, 1))
     return optax.join_schedules([optax.linear_schedule(0, peak, warmup), rest], [warmup])
 
 

@@ -36,16 +36,12 @@ def test_guidance_is_by_the_null_label(untrained):
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_memory_of_the_images_shape_is_split_as_they_are(untrained):
-    """And no other: a table of as many numbers as there are samples is whole on each device."""
-    run, ddim = runs.load_run(untrained / "runs/digits"), ddpm.ddim()
-    rule = ddim._replace(init=lambda x_T: {"table": jnp.arange(4.0), "last": x_T, "i": 0})
-    programs = draw_programs(run, run.chain(2), rule, 4, device_mesh(4))
-    memory = programs.init(jax.random.key(0), np.int32(0)).memory
-    shards = {name: x.sharding.shard_shape(x.shape) for name, x in memory.items()}
-    assert shards == {"table": (4,), "last": (2, 8, 8, 1), "i": ()}
-    drawn = [runs.draw(jax.random.key(0), run, 4, steps=2, sampler=each) for each in (rule, ddim)]
-    np.testing.assert_array_equal(*drawn)
+def test_what_a_sampler_remembers_of_the_images_is_split_as_they_are(untrained):
+    run = runs.load_run(untrained / "runs/digits")
+    programs = draw_programs(run, run.chain(2), ddpm.dpm_solver_pp(), 4, device_mesh(4))
+    done, last = programs.init(jax.random.key(0), np.int32(0)).memory
+    assert last.sharding.shard_shape(last.shape) == (2, 8, 8, 1)
+    assert done.shape == () and done.sharding.is_fully_replicated
 
 
 def test_every_step_mirrors_other_images():
