@@ -117,7 +117,8 @@ def _trained(settings: Settings, init: Path, data: Dataset) -> DiffusionModel:
     shown = replace(data, labels=np.asarray(classes))  # a class without an image has its row, too
     row_of = {k: row for row, k in matched(run.class_names, labels, shown).items()}
     rows = [row_of.get(k) for k in classes]  # None: the class is new
-    stay = rows == classes
+    # By name, rows of other classes are dropped. By number, a larger table stays as it is.
+    stay = rows == classes and not (run.class_names and data.class_names)
     names = run.class_names[: len(rows)] if stay and run.class_names else None
     # The label of no class goes where a class of the images has its row, or no label is dropped.
     null = run.null_label if settings.label_dropout and run.null_label not in rows else None
