@@ -128,8 +128,9 @@ def _write_run(folder: Path) -> None:
     import jax
 
     from jax_ddpm.interop import DiffusionModel
+    from jax_ddpm.interop.model import init_variables
     from jax_ddpm.models import ddpm_digits
-    from jax_ddpm.runs.model import init_variables, save_run
+    from jax_ddpm.runs.model import save_run
     from jax_ddpm.runs.settings import named_schedule
 
     model, shape = ddpm_digits(), (8, 8, 1)

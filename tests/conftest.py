@@ -162,7 +162,8 @@ def defaults():
 def write_run():
     """Writes a run of 8×8 images, T = 20, with random weights, as `jax-ddpm train` would."""
     from jax_ddpm.interop import DiffusionModel
-    from jax_ddpm.runs.model import init_variables, save_run
+    from jax_ddpm.interop.model import init_variables
+    from jax_ddpm.runs.model import save_run
     from jax_ddpm.runs.settings import named_schedule
 
     def write(folder, model, num_classes=None):

@@ -11,13 +11,13 @@ import numpy as np
 
 from jax_ddpm._errors import FieldError, check_choice
 from jax_ddpm.interop import DiffusionModel
+from jax_ddpm.interop.model import init_variables
 from jax_ddpm.models import SimpleUNet, UNet, ddpm_cifar10, ddpm_digits
 from jax_ddpm.plan.compilation import Cost, Refused, TooLarge, compile_for, quiet
 from jax_ddpm.plan.report import line
 from jax_ddpm.plan.targets import Target
 from jax_ddpm.runs.drawing import make_chain
 from jax_ddpm.runs.initial import computing
-from jax_ddpm.runs.model import init_variables
 from jax_ddpm.runs.programs import draw_programs, fit_programs, pieces
 from jax_ddpm.runs.settings import Settings, named_schedule
 from jax_ddpm.samplers import ancestral

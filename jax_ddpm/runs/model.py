@@ -19,14 +19,11 @@ from jax_ddpm._errors import Field, FieldError, check_choice, check_kind
 from jax_ddpm.data import Dataset, Preparation
 from jax_ddpm.interop import DiffusionModel, load_diffusers, load_openai, simple_unet_from_torch
 from jax_ddpm.interop.diffusers import unet_config, unet_from_config
-from jax_ddpm.interop.model import init_variables as initialized
 from jax_ddpm.interop.scheduler import scheduler_config, scheduler_from_config
-from jax_ddpm.io.arrays import flatten, load_tensors, unflatten
-from jax_ddpm.io.checkpoint import list_checkpoints, load_checkpoint, restore, save_checkpoint
+from jax_ddpm.io.arrays import load_tensors, unflatten
+from jax_ddpm.io.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
 from jax_ddpm.io.files import new_folder, write_json
 from jax_ddpm.models import SimpleUNet, UNet
-from jax_ddpm.reverse import p_mean_variance
-from jax_ddpm.runs.programs import guided_denoise_fn
 from jax_ddpm.schedule import linear_beta_schedule, make_schedule
 
 FILES = {
@@ -41,17 +38,10 @@ FILES = {
 """What is in the folder of a run; the pictures are of its last weights."""
 CONFIG, METRICS, CHECKPOINTS, *PICTURES = FILES
 
-_LABELS = ("num_classes", "null_label", "guidance", "class_names", "learned")
+# Fields of a `DiffusionModel` that are written as they are.
+_KEPT = ("num_classes", "null_label", "guidance", "class_names", "learned")
 PathLike = str | os.PathLike[str]
 Weights = Literal["ema", "params"]
-
-
-def init_variables(model: UNet | SimpleUNet, key: Any, image_shape: tuple[int, ...]) -> Any:
-    """Initial variables. Raises `ValueError` if images of this shape do not suit the network."""
-    try:
-        return initialized(model, key, image_shape)
-    except ValueError as error:
-        raise ValueError(f"the network refuses images of {image_shape}: {error}") from None
 
 
 def describe(run: DiffusionModel, train: Any = None, data: Any = None) -> dict[str, Any]:
@@ -62,7 +52,7 @@ def describe(run: DiffusionModel, train: Any = None, data: Any = None) -> dict[s
         "model": unet_config(model) if isinstance(model, UNet) else simple,
         "scheduler": scheduler_config(run),
         "image_shape": run.shape(1)[1:],
-        **{name: getattr(run, name) for name in _LABELS},
+        **{name: getattr(run, name) for name in _KEPT},
         "preparation": Preparation(**run.preparation).record(),
         "train": train,
         "data": data,
@@ -86,11 +76,8 @@ def save_run(folder: PathLike, model: DiffusionModel) -> None:
 
 def is_run(folder: PathLike) -> bool:
     """Whether `folder` looks like a run, or one of its checkpoints, damaged or not."""
-    return (Path(folder) / CHECKPOINTS).is_dir() or _is_checkpoint(Path(folder))
-
-
-def _is_checkpoint(folder: Path) -> bool:
-    return folder.parent.name == CHECKPOINTS and folder in list_checkpoints(folder.parent)
+    parent, name = Path(folder).parent.name, Path(folder).name
+    return (Path(folder) / CHECKPOINTS).is_dir() or (parent == CHECKPOINTS and name.isdecimal())
 
 
 def load_model(
@@ -113,32 +100,30 @@ def load_model(
       FieldError: naming what is missing or does not fit, or an option of another kind of model.
     """
     folder = Path(folder)
-    tutorials = folder.is_file() and openai_flags is None
-    kind = "weights" if is_run(folder) else "image_size" if tutorials else "openai_flags"
-    options = {
-        "weights": (weights, "a run"),
-        "openai_flags": (openai_flags, "a state dict of OpenAI's"),
-        "image_size": (image_size, "a state dict of the tutorial's"),
-    }
-    for name, (value, owner) in options.items():
+    simple = folder.is_file() and openai_flags is None
+    kind = "weights" if is_run(folder) else "image_size" if simple else "openai_flags"
+    given = {"weights": weights, "openai_flags": openai_flags, "image_size": image_size}
+    for name, value in given.items():
         if value is not None and name != kind:
-            raise FieldError(name, f"comes with {owner}, which {folder} is not")
+            raise FieldError(name, f"expected none for {folder}, got {value}")
     if kind == "weights":
         return load_run(folder, weights=weights or "ema")
-    if kind == "image_size" and folder.suffix in (".pt", ".pth", ".bin", ".pkl"):
-        pickled = f"{folder} is a pickle, which can run code; one of OpenAI's comes with "
-        other = "; make a .safetensors of another by safetensors.torch.save_file"
-        raise FieldError("folder", pickled, Field("openai_flags"), other)
     try:
-        if kind == "image_size":
-            return _tutorials(folder, image_size or 64)
-        flags = openai_flags
-        model = load_diffusers(folder) if flags is None else load_openai(folder, flags)
-        _check_drawable(model)
+        if openai_flags is not None:
+            return load_openai(folder, openai_flags)
+        return _load_simple(folder, image_size or 64) if simple else load_diffusers(folder)
     except (ImportError, ValueError) as error:
         name = "openai_flags" if getattr(error, "field", None) == "flags" else "folder"
-        raise FieldError(name, str(error).removeprefix("flags: ")) from None
-    return model
+        hint = ("; one of OpenAI's comes with ", Field("openai_flags")) if simple else ()
+        raise FieldError(name, str(error).removeprefix("flags: "), *hint) from None
+
+
+def _load_simple(path: Path, image_size: int) -> DiffusionModel:
+    variables: dict[str, Any] = simple_unet_from_torch(load_tensors(path))
+    channels = int(np.shape(variables["params"]["down1"]["kernel"])[2])
+    model, shape = SimpleUNet(channels=channels), (image_size, image_size, channels)
+    schedule = make_schedule(linear_beta_schedule(200))
+    return DiffusionModel(model, variables, schedule, shape, timestep_spacing="trailing")
 
 
 def load_run(
@@ -155,7 +140,7 @@ def load_run(
     """
     check_choice("weights", weights, get_args(Weights))
     folder = Path(folder)
-    if checkpoint is None and _is_checkpoint(folder):
+    if checkpoint is None and folder.parent.name == CHECKPOINTS and folder.name.isdecimal():
         folder, checkpoint = folder.parents[1], int(folder.name)
     paths = {int(path.name): path for path in list_checkpoints(folder / CHECKPOINTS)}
     if not paths:
@@ -165,55 +150,26 @@ def load_run(
         steps = ", ".join(map(str, paths))
         raise FieldError("checkpoint", f"expected one of {steps} in {folder}, got {step}")
     try:
-        return _read_run(paths[step], weights)
+        return _from_checkpoint(load_checkpoint(paths[step]), paths[step], weights)
     except ValueError as error:
         older = [f"the one before: {path}" for each, path in paths.items() if each < step]
         hint = older[-1] if older else "there is no older one"
         raise FieldError("folder", f"{error}; {hint}") from None
 
 
-def _read_run(path: Path, weights: str) -> DiffusionModel:
-    checkpoint, file = load_checkpoint(path), path / "state.json"
-    try:
-        run = {"learned": None} | checkpoint.state["run"]  # which earlier runs did not record
-        shape: Any = tuple(run["image_shape"])
-        fields = scheduler_from_config(run["scheduler"], file)
-        fields |= {name: run[name] for name in _LABELS}
-        for name in ("class_names", "learned"):
-            fields[name] = None if run[name] is None else tuple(run[name])
-        fields["preparation"] = Preparation(**run["preparation"]).record()
-        if run["model"]["_class_name"] == "SimpleUNet":
-            model = SimpleUNet(channels=run["model"]["channels"])
-        else:
-            model = unet_from_config(run["model"], file)
-        expected = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), shape))
-        # Weights that came from elsewhere keep their dtype.
-        flat, template = checkpoint.arrays[weights], flatten(expected)
-        for name in template.keys() & flat.keys():
-            template[name] = template[name].update(dtype=flat[name].dtype)
-        variables = restore(unflatten(template), flat)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: expected a run's checkpoint: {error!r}") from None
-    return DiffusionModel(model, variables, image_shape=shape, **fields)
-
-
-def _check_drawable(model: DiffusionModel) -> None:
-    """Raises `ValueError` if schedule, network and image size contradict each other."""
-    labels = None if model.num_classes is None else np.zeros(1, np.int32)
-
-    def step(variables: Any, x_t: Any) -> Any:
-        denoise_fn = guided_denoise_fn(model, variables, labels)
-        return p_mean_variance(model.schedule, denoise_fn, x_t, 0, **model.policy)
-
-    jax.eval_shape(step, model.variables, jax.ShapeDtypeStruct(model.shape(1), np.float32))
-
-
-def _tutorials(path: Path, image_size: int) -> DiffusionModel:
-    variables: dict[str, Any] = simple_unet_from_torch(load_tensors(path))
-    channels = int(np.shape(variables["params"]["down1"]["kernel"])[2])
-    model, shape = SimpleUNet(channels=channels), (image_size, image_size, channels)
-    schedule = make_schedule(linear_beta_schedule(200))
-    return DiffusionModel(model, variables, schedule, shape, timestep_spacing="trailing")
+def _from_checkpoint(checkpoint: Checkpoint, path: Path, weights: str) -> DiffusionModel:
+    if "run" not in checkpoint.state:
+        raise ValueError(f"{path}: expected a run's checkpoint, got one of another training loop")
+    run = checkpoint.state["run"]
+    file, config = path / "state.json", run["model"]
+    simple = config["_class_name"] == "SimpleUNet"
+    model = SimpleUNet(config["channels"]) if simple else unet_from_config(config, file)
+    fields = scheduler_from_config(run["scheduler"], file)
+    for name in ("image_shape", *_KEPT):
+        value = run.get(name)  # the first runs did not record what was `learned`
+        fields[name] = tuple(value) if isinstance(value, list) else value
+    fields["preparation"] = Preparation(**run["preparation"]).record()
+    return DiffusionModel(model, unflatten(checkpoint.arrays[weights]), **fields)
 
 
 def class_number(name: str, names: Sequence[str] | None) -> int | None:
@@ -226,23 +182,21 @@ def class_number(name: str, names: Sequence[str] | None) -> int | None:
     return numbers.get(int(name)) if numbers else int(name)
 
 
-def by_name(names: Sequence[str] | None, others: Sequence[str] | None) -> bool:
-    """Whether classes are matched by name: both sides have names, or those of one are numbers."""
-    return bool(names and others) or all(map(str.isdecimal, names or others or ("none",)))
-
-
 def matched(
     names: Sequence[str] | None, labels: Sequence[int], data: Dataset, *, some: bool = False
 ) -> dict[int, int]:
-    """The images' own label of each of `labels` that they show, by name or by number. Warns of
-    the others, and of classes that only the images have, unless `labels` are `some` of theirs."""
+    """The images' own label of each class of `labels` that they show: by name where both sides have
+    names, or those of one are numbers, else by number. Warns of the others, and of classes that
+    only the images have, unless `labels` are `some` of theirs."""
     called, shown = data.class_names, np.unique(np.asarray(data.labels)).tolist()
-    name_of, named = {k: names[k] if names else str(k) for k in labels}, by_name(names, called)
-    found: Any = {k: class_number(name_of[k], called) if named else k for k in labels}
-    lacked = [name_of[k] for k in labels if found[k] not in shown]
-    known = shown if some else found.values()
+    by_name = bool(names and called) or all(map(str.isdecimal, names or called or ()))
+    name_of = {k: names[k] if names else str(k) for k in labels}
+    found: Any = {k: class_number(name_of[k], called) if by_name else k for k in labels}
+    there = {k: label for k, label in found.items() if label in shown}
+    lacked = [name_of[k] for k in labels if k not in there]
+    known = shown if some else there.values()
     strange = [str(called[k] if called else k) for k in shown if k not in known]
     for what, few in (("no image shows, left out", lacked), ("only images show", strange)):
         if few:
             warnings.warn(f"classes that {what}: {', '.join(few[:20])}", stacklevel=3)
-    return {label: there for label, there in found.items() if there in shown}
+    return there

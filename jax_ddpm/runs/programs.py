@@ -1,7 +1,6 @@
 """The jitted programs of a run, each written once: `fit` and `draw` run them, `plan` compiles them.
 
-Where their arguments live is part of a program, so arrays and `ShapeDtypeStruct`s lower to the
-same text.
+Where arrays live is part of a program, so arrays and their shapes lower to the same text.
 """
 
 from collections.abc import Callable
@@ -10,7 +9,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import lax
 from jax.sharding import Mesh, NamedSharding
@@ -49,12 +47,11 @@ class FitPrograms(NamedTuple):
 
 def fit_programs(run: DiffusionModel, settings: Settings, mesh: Mesh, key: PRNGKey) -> FitPrograms:
     """Training as `settings` say, from `key`, with the state split over the mesh's `fsdp`."""
-    model, prepared = run.model, Preparation(**run.preparation)
-    transformation = optimizer(settings)
+    rule = optimizer(settings)
     train_step = make_train_step(
         run.schedule,
-        gather_params(model.apply, mesh),
-        transformation,
+        gather_params(run.model.apply, mesh),
+        rule,
         ema_decay=ema_warmup(settings.ema_decay) if settings.ema_warmup else settings.ema_decay,
         prediction_type=run.prediction_type,
         variance_type=run.variance_type,
@@ -63,12 +60,12 @@ def fit_programs(run: DiffusionModel, settings: Settings, mesh: Mesh, key: PRNGK
         min_snr_gamma=settings.min_snr_gamma,
         null_label=run.null_label,
         label_dropout=settings.label_dropout,
-        dropout=isinstance(model, UNet) and model.dropout > 0,
+        dropout=isinstance(run.model, UNet) and run.model.dropout > 0,
         accumulate=settings.accumulate,
         skip_nonfinite=True,
         per_sample=True,
     )
-
+    prepared = Preparation(**run.preparation)
     window = prepared.image_size if prepared.crop == "random" else None
     augment = augmentation(window, prepared.flip)
 
@@ -80,25 +77,21 @@ def fit_programs(run: DiffusionModel, settings: Settings, mesh: Mesh, key: PRNGK
         return train_step(state, (images, *labels))
 
     def init(params):
-        return init_train_state(key, params, transformation)
+        return init_train_state(key, params, rule)
 
-    shapes, whole = jax.eval_shape(init, run.variables), replicated(mesh)
-    placement = state_sharding(mesh, shapes)
-    batches = NamedSharding(mesh, P(None, *data_sharding(mesh).spec))
+    placement = state_sharding(mesh, jax.eval_shape(init, run.variables))
+    start = jax.jit(init, out_shardings=placement)
+    batches, whole = NamedSharding(mesh, P(None, *data_sharding(mesh).spec)), replicated(mesh)
     # What is of single samples stays where they are: only the gradient and the loss travel.
     measured = {"loss": whole, "grad_norm": whole, "losses": batches, "t": batches}
-    return FitPrograms(
-        init=jax.jit(init, out_shardings=placement),
-        to_devices=jax.jit(lambda state: state, out_shardings=placement),
-        advance=jax.jit(
-            lambda state, batches: lax.scan(step, state, batches),
-            donate_argnums=0,
-            in_shardings=(placement, batches),
-            out_shardings=(placement, measured),
-        ),
-        state=jax.tree.map(_placed, shapes, placement),
-        batch_sharding=batches,
+    advance = jax.jit(
+        lambda state, batches: lax.scan(step, state, batches),
+        donate_argnums=0,
+        in_shardings=(placement, batches),
+        out_shardings=(placement, measured),
     )
+    to_devices = jax.jit(lambda state: state, out_shardings=placement)
+    return FitPrograms(start, to_devices, advance, jax.eval_shape(start, run.variables), batches)
 
 
 def optimizer(settings: Settings) -> optax.GradientTransformation:
@@ -120,10 +113,8 @@ def learning_rate(settings: Settings) -> optax.Schedule:
     if settings.learning_rate_schedule == "cosine":
         return optax.warmup_cosine_decay_schedule(0, peak, warmup, steps)
     end = peak if settings.learning_rate_schedule == "constant" else 0
-    falling = optax.linear_schedule(peak, end, max(steps - warmup, 1))
-    if warmup == 0:
-        return falling
-    return optax.join_schedules([optax.linear_schedule(0, peak, warmup), falling], [warmup])
+    rest = optax.linear_schedule(peak, end, max(steps - warmup, 1))
+    return optax.join_schedules([optax.linear_schedule(0, peak, warmup), rest], [warmup])
 
 
 class DrawPrograms(NamedTuple):
@@ -137,47 +128,39 @@ class DrawPrograms(NamedTuple):
     init: Callable[[PRNGKey, Any], SampleState]
     advance: Any
     arguments: tuple[Any, ...]
-    """Shapes of those of `advance`, but for `steps`, each with its place."""
+    """Shapes of those of `advance`, each with its place, but for `steps`."""
 
 
 def draw_programs(
     run: DiffusionModel, chain: NoiseSchedule, sampler: Sampler, batch_size: int, mesh: Mesh
 ) -> DrawPrograms:
     """The reverse chain of `batch_size` samples at once, split over the mesh."""
-    data, whole = data_sharding(mesh), replicated(mesh)
-    batch: Any = {"sampler": sampler, "sharding": data}
+    data, whole, shape = data_sharding(mesh), replicated(mesh), run.shape(batch_size)
+    options: Any = {"sampler": sampler, "sharding": data}
 
-    def init(size, key, first_sample):
+    def init(key, first_sample):
         noise = partial(sample_noise, first_sample=first_sample, sharding=data, dtype=jnp.float32)
-        x_T = noise(key, chain.num_timesteps, run.shape(size))
-        return p_sample_init(None, chain, x_T.shape, x_T=x_T, **batch)
+        x_T = noise(key, chain.num_timesteps, shape)
+        return p_sample_init(None, chain, shape, x_T=x_T, **options)
 
     def advance(key, weights, labels, state, first_sample, steps):
         denoise_fn = guided_denoise_fn(run, weights, labels)
-        options = {"first_sample": first_sample, **batch, **run.policy}
-        return p_sample_steps(key, chain, denoise_fn, state, steps, **options)
+        own = {"first_sample": first_sample, **options, **run.policy}
+        return p_sample_steps(key, chain, denoise_fn, state, steps, **own)
 
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    number = jax.ShapeDtypeStruct((), jnp.int32)
-    labels = None if run.num_classes is None else jax.ShapeDtypeStruct((batch_size,), jnp.int32)
-    state = jax.eval_shape(partial(init, batch_size), key, number)
-
-    # A rule may remember arrays with an axis for the samples, such as the step before, which are
-    # split along it, and others, which are whole on each device.
-    def place(x, twice):
-        axes = [data.spec[0] if n != m else None for n, m in zip(x.shape, twice.shape, strict=True)]
-        return NamedSharding(mesh, P(*axes))
-
-    states = jax.tree.map(place, state, jax.eval_shape(partial(init, 2 * batch_size), key, number))
-    weights = jax.tree.map(lambda _: whole, run.variables)
-    places = (whole, weights, None if labels is None else data, states, whole)
-    arguments = (key, run.variables, labels, state, number)
-    return DrawPrograms(
-        to_devices=jax.jit(lambda weights: weights, out_shardings=whole),
-        init=jax.jit(partial(init, batch_size), out_shardings=states),
-        advance=jax.jit(advance, static_argnums=5, in_shardings=places, out_shardings=states),
-        arguments=jax.tree.map(_placed, arguments, places),
-    )
+    key = jax.eval_shape(lambda: jax.random.key(0)).update(sharding=whole)
+    number = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
+    labels = jax.ShapeDtypeStruct((batch_size,), jnp.int32, sharding=data)
+    # What a rule remembers in the shape of the images is split as they are, the rest is whole.
+    shapes = jax.eval_shape(init, key, number)
+    states = jax.tree.map(lambda x: data if x.shape == shape else whole, shapes)
+    start = jax.jit(init, out_shardings=states)
+    to_devices = jax.jit(lambda weights: weights, out_shardings=whole)
+    weights, state = jax.eval_shape(to_devices, run.variables), jax.eval_shape(start, key, number)
+    arguments = (key, weights, None if run.num_classes is None else labels, state, number)
+    places = jax.tree.map(lambda x: x.sharding, arguments)
+    program = jax.jit(advance, static_argnums=5, in_shardings=places, out_shardings=states)
+    return DrawPrograms(to_devices, start, program, arguments)
 
 
 def pieces(chain: NoiseSchedule) -> list[int]:
@@ -198,9 +181,5 @@ def guided_denoise_fn(run: DiffusionModel, weights: Any, labels: Any) -> Callabl
 
     if run.guidance == 1:
         return of_class(labels)
-    null_labels = labels * 0 + run.null_label
-    return classifier_free_guidance(of_class(labels), of_class(null_labels), run.guidance)
-
-
-def _placed(x: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=sharding)
+    null = of_class(labels * 0 + run.null_label)
+    return classifier_free_guidance(of_class(labels), null, run.guidance)

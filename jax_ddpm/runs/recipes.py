@@ -43,26 +43,36 @@ _HO_ET_AL: dict[str, Any] = {
 
 # Nichol & Dhariwal 2021, Appendix A, and the flags of their README (openai/improved-diffusion).
 _NICHOL_DHARIWAL: dict[str, Any] = {
-    "timesteps": 4000,  # --diffusion_steps 4000
     "schedule": "cosine",  # --noise_schedule cosine
     "variance_type": "learned_range",  # --learn_sigma True
     "loss_type": "hybrid",  # §3.1, L_hybrid
     "optimizer": "adamw",  # train_util.py
     "weight_decay": 0.0,  # scripts/image_train.py
-    "learning_rate": 1e-4,  # --lr 1e-4
     "learning_rate_schedule": "constant",  # scripts/image_train.py: lr_anneal_steps=0
     "warmup_steps": 0,
     "grad_clip": 0.0,  # none
     "ema_decay": 0.9999,  # scripts/image_train.py: ema_rate
     "ema_warmup": False,
-    "batch_size": 128,  # --batch_size 128
     "checkpoint_every": 1000,
 }
 
+_IMPROVED = ddpm_cifar10(
+    layers_per_block=3,  # --num_res_blocks 3
+    down_block_types=("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
+    up_block_types=("UpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),  # 16, 8
+    attention_head_dim=64,  # four heads of 256 channels
+    attn_norm_num_groups=32,
+    resnet_time_scale_shift="scale_shift",
+    dropout=0.3,  # --dropout 0.3
+    norm_eps=1e-5,
+    downsample_padding=1,
+    flip_sin_to_cos=True,
+    freq_shift=0,
+    time_scale=0.25,  # --rescale_timesteps True, their default: t · 1000 / 4000
+)
+
 RECIPES = {
-    "digits": Recipe(
-        Settings(), Preparation(), (8, 8, 1), 10, "measured here: benchmarks/README.md"
-    ),
+    "digits": Recipe(Settings(), Preparation(), (8, 8, 1), 10, "chosen here: benchmarks/README.md"),
     "mnist": Recipe(
         # Twice the channels and four times the steps of the digits, for images of 28×28.
         Settings(unet={"block_out_channels": (64, 128)}, steps=6000, learning_rate=1e-3),
@@ -102,22 +112,10 @@ RECIPES = {
     "cifar10_iddpm": Recipe(
         Settings(
             **_NICHOL_DHARIWAL,
-            unet=unet_fields(
-                ddpm_cifar10(
-                    layers_per_block=3,  # --num_res_blocks 3
-                    down_block_types=("DownBlock2D", *("AttnDownBlock2D",) * 2, "DownBlock2D"),
-                    up_block_types=("UpBlock2D", *("AttnUpBlock2D",) * 2, "UpBlock2D"),  # 16, 8
-                    attention_head_dim=64,  # four heads of 256 channels
-                    attn_norm_num_groups=32,
-                    resnet_time_scale_shift="scale_shift",
-                    dropout=0.3,  # --dropout 0.3
-                    norm_eps=1e-5,
-                    downsample_padding=1,
-                    flip_sin_to_cos=True,
-                    freq_shift=0,
-                    time_scale=0.25,  # --rescale_timesteps True, their default: t · 1000 / 4000
-                )
-            ),
+            unet=unet_fields(_IMPROVED),
+            timesteps=4000,  # --diffusion_steps 4000
+            learning_rate=1e-4,  # --lr 1e-4
+            batch_size=128,  # --batch_size 128
             steps=500_000,  # of their checkpoint: cifar10_uncond_50M_500K.pt
         ),
         Preparation(channels=3, labels="none"),
@@ -127,16 +125,14 @@ RECIPES = {
     ),
     "imagenet64_adm": Recipe(
         Settings(
-            **_NICHOL_DHARIWAL
-            | {
-                "timesteps": 1000,  # --diffusion_steps 1000
-                "learning_rate": 3e-4,  # Table 11
-                "batch_size": 2048,  # Table 11
-                "steps": 540_000,  # Table 11
-                "label_dropout": 0.0,  # their guidance is a classifier's
-                "guidance": 1.0,
-            },
+            **_NICHOL_DHARIWAL,
             unet=unet_fields(adm_imagenet64()),
+            timesteps=1000,  # --diffusion_steps 1000
+            learning_rate=3e-4,  # Table 11
+            batch_size=2048,  # Table 11
+            steps=540_000,  # Table 11
+            label_dropout=0.0,  # their guidance is a classifier's
+            guidance=1.0,
         ),
         Preparation(image_size=64, channels=3, flip=True),  # image_datasets.py: random_flip
         (64, 64, 3),

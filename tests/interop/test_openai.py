@@ -211,7 +211,7 @@ def test_labels_and_chain_go_wherever_the_network_goes(tmp_path):
     dataset = data.Dataset(np.zeros((2, 32, 32, 3), np.float32), np.arange(2, dtype=np.int32))
     for name, value in (("guidance", 3.0), ("label_dropout", 0.2)):
         settings = runs.Settings(init=tmp_path / "adm", steps=1, batch_size=1, **{name: value})
-        with pytest.raises(ValueError, match=f"{name}: the network has no label that stands"):
+        with pytest.raises(ValueError, match=f"{name}: the .* label that stands for no"):
             runs.fit(tmp_path / "trained", dataset, settings)
 
 

@@ -36,20 +36,12 @@ def test_guidance_is_by_the_null_label(untrained):
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_memory_is_split_along_the_axis_of_the_samples(untrained):
-    """And no other: a table of as many numbers as there are samples is whole on each device."""
-    run, ddim = runs.load_run(untrained / "runs/digits"), ddpm.ddim()
-
-    def init(x_T):
-        return {"table": jnp.arange(4.0), "last": x_T, "older": jnp.stack([x_T, x_T]), "i": 0}
-
-    rule = ddim._replace(init=init)
-    programs = draw_programs(run, run.chain(2), rule, 4, device_mesh(4))
-    memory = programs.init(jax.random.key(0), np.int32(0)).memory
-    shards = {name: x.sharding.shard_shape(x.shape) for name, x in memory.items()}
-    assert shards == {"table": (4,), "last": (2, 8, 8, 1), "older": (2, 2, 8, 8, 1), "i": ()}
-    drawn = [runs.draw(jax.random.key(0), run, 4, steps=2, sampler=each) for each in (rule, ddim)]
-    np.testing.assert_array_equal(*drawn)
+def test_what_a_sampler_remembers_of_the_images_is_split_as_they_are(untrained):
+    run = runs.load_run(untrained / "runs/digits")
+    programs = draw_programs(run, run.chain(2), ddpm.dpm_solver_pp(), 4, device_mesh(4))
+    done, last = programs.init(jax.random.key(0), np.int32(0)).memory
+    assert last.sharding.shard_shape(last.shape) == (2, 8, 8, 1)
+    assert done.shape == () and done.sharding.is_fully_replicated
 
 
 def test_every_step_mirrors_other_images():
@@ -74,14 +66,14 @@ def test_every_step_mirrors_other_images():
 )
 def test_the_rate_rises_and_falls(name, quarter, end):
     """The peak is 2, and the warm-up by default a tenth of all steps, at most a hundred."""
+    options = {"learning_rate": 2.0, "learning_rate_schedule": name}
     for steps, warmup, expected in (
         (220, 20, {0: 0, 10: 1, 20: 2, 70: 2 * quarter, 220: 2 * end}),
         (220, None, {11: 1, 22: 2}),
         (10**6, None, {50: 1, 100: 2}),
         (220, 0, {0: 2, 55: 2 * quarter}),
     ):
-        options = {"learning_rate": 2.0, "learning_rate_schedule": name, "warmup_steps": warmup}
-        rate = jax.jit(learning_rate(runs.Settings(steps=steps, **options)))
+        rate = learning_rate(runs.Settings(steps=steps, warmup_steps=warmup, **options))
         found = [float(rate(step)) for step in expected]
         np.testing.assert_allclose(found, [*expected.values()], atol=1e-6)
 

@@ -82,11 +82,9 @@ def test_it_starts_from_a_run(untrained, tmp_path):
     before = runs.load_run(settings.init)
     with pytest.warns(UserWarning, match="no image shows, left out: 9$"):
         run = initial.new_run(settings, data)
-    assert eqx.tree_equal(run.variables, before.variables)
-    assert run.model == before.model and run.preparation["flip"]
-    assert (run.num_classes, run.null_label, run.guidance) == (9, 10, 3)
+    assert eqx.tree_equal(run.variables, before.variables) and run.model == before.model
+    assert run.preparation["flip"] and (run.num_classes, run.null_label, run.guidance) == (9, 10, 3)
     for wrong, words in (
-        ({"labels": LABELS}, "its network has 10 classes, the images 12"),
         ({"labels": None}, "its network has 10 classes, the images none"),
         ({"images": BLACK[:, :4]}, r"expected images of \(8, 8, 1\)"),
     ):
@@ -132,6 +130,7 @@ def test_defaults_suit_the_images_and_large_seeds_do_not_wrap(one_level):
         (LETTERS, "xy", (None, None), "left out: a, b, .* only images show: x, y"),
         (LETTERS, None, (0, 1), "no image shows, left out: c, d, "),
         (None, "12", (1, 2, 10), "no image shows, left out: 0, 3, 4"),
+        (None, None, (*range(10), None, None, 10), "only images show: 10, 11"),
         (range(1, 11), None, (None, 0, 1, 10), "left out: 3, 4, .* only images show: 0"),
     ],
 )
