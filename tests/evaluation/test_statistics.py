@@ -46,8 +46,6 @@ def test_what_does_not_fit_is_named(tmp_path):
     for arrays, problem in (
         ({"images": mu}, "expected a .npz of arrays mu and sigma"),
         ({"mu": mu, "sigma": sigma[:2]}, r"expected mu \[feature\] and sigma"),
-        ({"mu": mu * np.nan, "sigma": sigma}, "expected finite numbers and a symmetric sigma"),
-        ({"mu": mu, "sigma": np.triu(sigma + 1)}, "expected finite numbers and a symmetric sigma"),
     ):
         np.savez(tmp_path / "x.npz", **arrays)
         with pytest.raises(ValueError, match=f"x.npz: {problem}"):
