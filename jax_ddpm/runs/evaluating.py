@@ -2,7 +2,7 @@
 
 Distances are those of `evaluation`. Where there are classes, a support vector machine that was
 trained on real images also judges the first 1,000 samples: how often does it name the class that
-was asked for? Pixels of 8 bits also have a likelihood: the bound of `bits_per_dim`.
+was asked for? Pixels of uint8 also have a likelihood: the bound of `bits_per_dim`.
 """
 
 import hashlib
@@ -74,7 +74,7 @@ def evaluate(
     | `precision`, `recall`, `nearest`, `nearest_real`, `nearer_than_1_percent` | with images |
     | `held_out`: the same figures of real images, a floor | with images |
     | `agreement`, `svc_held_out`, `judged` | of a run with classes, with images |
-    | `bits_per_dim` | with images of 8 bits |
+    | `bits_per_dim` | with images of uint8 |
     | `left_out`: why, by the figure's name; `notes`; `num`, `steps`, `recipe` | always |
 
     What ends in `_std` is a spread. Classes are matched by name where both sides have names, or
@@ -220,20 +220,16 @@ def evaluate_samples(
         figures |= label_agreement(data, images, np.asarray(labels), seed)
     except (ValueError, ImportError) as error:
         left_out["agreement"] = str(error)
-    fewest = min(target.at_most or num, len(target.real.kept))
-    if "precision" in figures and fewest < _FEW:
-        few = f"precision and recall say little of {fewest} images"
-        notes.append(f"{few}: of fewer than {_FEW}, noise may look real")
+    few = min(target.at_most or num, len(target.real.kept))
+    if "precision" in figures and few < _FEW:
+        notes.append(f"precision and recall say little of {few} images: noise may look real")
     if "fid" in figures and num < _MANY:
-        few = f"FID of {num:,} samples is larger than of many"
-        notes.append(f"{few}: compare it with that of as many")
-    which = f"{num:,} of the {found.num:,} {where}, SHA-256 {digest.hexdigest()}"
-    recipe = {"samples": which, **found.recipe}
-    recipe |= {"split seed": seed, "features": target.network.description, **target.how}
-    recipe |= {"pixels": "rounded to 8 bits", "versions": _VERSIONS}
-    steps = {"steps": recipe["steps"]} if "steps" in recipe else {}
-    said = {"left_out": left_out, "notes": notes, "recipe": recipe}
-    return {"num": num, **steps, **figures, **said}
+        notes.append(f"FID of {num:,} samples is larger than of many: compare it with as many")
+    recipe = {"samples": f"{num:,} of the {found.num:,} {where}, SHA-256 {digest.hexdigest()}"}
+    recipe |= {**found.recipe, "split seed": seed, "features": target.network.description}
+    recipe |= {**target.how, "pixels": "rounded to 8 bits", "versions": _VERSIONS}
+    report = {"num": num} | ({"steps": recipe["steps"]} if "steps" in recipe else {})
+    return report | figures | {"left_out": left_out, "notes": notes, "recipe": recipe}
 
 
 def label_agreement(
@@ -282,11 +278,9 @@ def score(
         none = -1 if run.null_label is None else run.null_label
         labels = np.asarray([here.get(each, none) for each in data.labels.tolist()], np.int32)
         chosen = chosen[labels[chosen] >= 0]
-    in_bytes = data.images.dtype == np.uint8
-    if not in_bytes:  # 17 greys of scikit-learn's digits are not 256
-        in_bytes = np.allclose(to_float(to_bytes(data.images)), data.images, atol=1e-5)
-    if not in_bytes or not len(chosen) or (run.num_classes and data.labels is None):
-        raise FieldError(None, "it needs images of 8 bits, with labels where the model has classes")
+    unlabelled = run.num_classes is not None and data.labels is None
+    if data.images.dtype != np.uint8 or unlabelled or not len(chosen):
+        raise FieldError(None, "it needs images of uint8, with labels where the model has classes")
     chosen = chosen[:num]
     size = min(_BATCH, len(chosen))
 

@@ -57,8 +57,8 @@ def open_samples(path: PathLike, range: Any = None) -> Samples:
     except ValueError as error:
         raise FieldError("samples", *getattr(error, "problem", [str(error)])) from None
     recipe = {"read as": "; ".join(data.notes)} if data.notes else {}
-    rows = np.split(np.arange(len(data)), np.arange(_BATCH, len(data), _BATCH))
-    batches = partial(map, lambda rows: to_bytes(data.images[rows]), rows)
+    parts = [slice(k, k + _BATCH) for k in np.arange(0, len(data), _BATCH).tolist()]
+    batches = partial(map, lambda part: to_bytes(data.images[part]), parts)
     return Samples(len(data), data.image_shape, data.labels, data.class_names, recipe, batches)
 
 

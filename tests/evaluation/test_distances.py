@@ -54,13 +54,6 @@ def test_figures_are_torch_fidelitys(found, expected, rel):
     assert found() == pytest.approx(expected, rel=rel)
 
 
-def test_inception_score_in_closed_form():
-    """1 where nothing is told apart, the number of classes where each is certain."""
-    logits = np.tile(100 * np.eye(8), (10, 1))
-    assert inception_score(0 * logits).mean == pytest.approx(1, rel=1e-12)
-    assert inception_score(logits, splits=1).mean == pytest.approx(8, rel=1e-12)
-
-
 def test_precision_and_recall_of_points_on_a_line():
     """Around 0, 1, 2 and 3 the first neighbour is 1 away; around 2, 2.5 and 9 0.5, 0.5 and 6.5."""
     real, generated = np.arange(4.0)[:, None], np.asarray([[2.0], [2.5], [9.0]])
@@ -81,14 +74,9 @@ def test_nearest_distances():
     assert (nearest_distances(copies, X) < 1e-6).tolist() == [True] * 3 + [False] * 3
 
 
-@pytest.mark.usefixtures("untyped")
-def test_what_does_not_fit_is_named():
+def test_what_would_be_silent_is_named():
     _, mu, sigma = statistics(X)
-    broken = np.where(X > 2, np.nan, X)
-    for problem, call in {
-        "x: expected finite numbers of 2 axes": lambda: kernel_distance(broken, Y),
-        "Incompatible dimension": lambda: precision_recall(X, Y[:, 1:]),
-        "sigma_2: exp.* symmetric": lambda: frechet_distance(mu, sigma, mu, np.triu(sigma)),
-    }.items():
-        with pytest.raises(ValueError, match=problem):
-            call()
+    with pytest.raises(ValueError, match="sigma_2: expected a symmetric matrix"):
+        frechet_distance(mu, sigma, mu, np.triu(sigma))
+    with pytest.raises(ValueError, match="x: expected finite numbers of 2 axes"):
+        kernel_distance(np.where(X > 2, np.nan, X), Y)

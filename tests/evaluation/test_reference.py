@@ -126,8 +126,6 @@ def test_with_inception_all_real_images_are_compared():
 def test_windows_are_cut_from_the_center():
     """Of images that a training sees in random windows, each of its own extent."""
     images = np.arange(2 * 6 * 6, dtype=np.uint8).reshape(2, 6, 6, 1)
-    extents = np.asarray([[6, 6], [4, 6]], np.int32)
-    data = Dataset(images, preparation=Preparation(image_size=4, crop="random"), extents=extents)
-    whole = data.whole(np.arange(2))
-    np.testing.assert_array_equal(whole[0], images[0, 1:5, 1:5])
-    np.testing.assert_array_equal(whole[1], images[1, 0:4, 1:5])
+    extents, windows = np.int32([[6, 6], [4, 6]]), Preparation(image_size=4, crop="random")
+    whole = Dataset(images, preparation=windows, extents=extents).whole(np.arange(2))
+    np.testing.assert_array_equal(whole, [images[0, 1:5, 1:5], images[1, 0:4, 1:5]])
