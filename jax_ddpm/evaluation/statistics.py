@@ -106,7 +106,4 @@ def load_statistics(path: str | os.PathLike[str]) -> Statistics:
     except Exception as error:  # NumPy's, zipfile's and zlib's errors share no nearer base
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{path}: expected a .npz of arrays mu and sigma: {reason}") from None
-    if mu.ndim != 1 or sigma.shape != 2 * mu.shape:
-        expected = "expected mu [feature] and sigma [feature, feature]"
-        raise ValueError(f"{path}: {expected}, got {mu.shape} and {sigma.shape}")
     return Statistics(count, mu, sigma)

@@ -35,7 +35,7 @@ from jax_ddpm.training.hosts import run_on_all, run_on_writer
 
 Tell = Callable[[Progress], None] | None
 
-_JUDGED_BY, _HELD_OUT, _OF_EACH = 10_000, 0.2, 5
+_JUDGED_BY, _HELD_OUT = 10_000, 0.2
 _JUDGED, _CLASSES, _NUMBERS = 1000, 100, 4096
 """An SVC has a machine for each pair of classes, and kernels of all numbers of an image."""
 _SCORED, _BATCH = 1000, 250
@@ -224,7 +224,7 @@ def evaluate_samples(
     if "precision" in figures and few < _FEW:
         notes.append(f"precision and recall say little of {few} images: noise may look real")
     if "fid" in figures and num < _MANY:
-        notes.append(f"FID of {num:,} samples is larger than of many: compare it with as many")
+        notes.append(f"FID of {num:,} samples is larger than of many: compare like with like")
     recipe = {"samples": f"{num:,} of the {found.num:,} {where}, SHA-256 {digest.hexdigest()}"}
     recipe |= {**found.recipe, "split seed": seed, "features": target.network.description}
     recipe |= {**target.how, "pixels": "rounded to 8 bits", "versions": _VERSIONS}
@@ -235,29 +235,28 @@ def evaluate_samples(
 def label_agreement(
     data: Dataset, samples: np.ndarray, labels: np.ndarray, seed: int = 0
 ) -> dict[str, float]:
-    """How often an SVC that learned real images names the label of a sample, and of real images
-    held out from it. Raises `ValueError` where it cannot judge; labels below 0 are left out."""
+    """How often an SVC that learned up to 10,000 real images names the label of a sample, and of
+    real images held out from it. Raises `ValueError` where it cannot judge. Samples of labels that
+    it did not learn are left out."""
     from sklearn.model_selection import train_test_split
     from sklearn.svm import SVC
 
     assert data.labels is not None
-    samples, labels = to_float(samples[labels >= 0]), labels[labels >= 0]
-    classes, numbers = len(np.unique(data.labels)), int(np.prod(data.image_shape))
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(data))[:_JUDGED_BY])
+    learned = data.labels[chosen]
+    known = np.isin(labels, learned)
+    samples, labels = to_float(samples[known]), labels[known]
+    classes, numbers = len(np.unique(learned)), int(np.prod(data.image_shape))
     if not len(labels):
         raise FieldError(None, "the samples and the images have no classes in common")
     if classes > _CLASSES or numbers > _NUMBERS:
         most = f"an SVC judges at most {_CLASSES} classes and {_NUMBERS:,} numbers an image"
         raise FieldError(None, f"{most}, got {classes:,} classes and {numbers:,} numbers")
-    order = np.random.default_rng(seed).permutation(len(data))
-    # Some of each class first, or none of a rare one could be held out.
-    some = [order[data.labels[order] == label][:_OF_EACH] for label in np.unique(data.labels)]
-    rest = np.setdiff1d(order, np.concatenate(some), assume_unique=True)
-    chosen = np.sort(np.concatenate([*some, rest])[:_JUDGED_BY])
     # scikit-learn takes seeds of 32 bits.
     state: Any = seed if seed < 2**32 else np.random.RandomState(np.random.MT19937(seed))
-    images, of = to_float(data.whole(chosen)).reshape(len(chosen), -1), data.labels[chosen]
+    images = to_float(data.whole(chosen)).reshape(len(chosen), -1)
     seen, unseen, seen_labels, unseen_labels = train_test_split(
-        images, of, test_size=_HELD_OUT, random_state=state, stratify=of
+        images, learned, test_size=_HELD_OUT, random_state=state, stratify=learned
     )
     judge = SVC(C=10).fit(seen, seen_labels)
     agreement = judge.score(samples.reshape(len(samples), -1), labels)

@@ -11,7 +11,7 @@ import pytest
 from jax_ddpm import runs
 from jax_ddpm.data import Dataset, load_dataset
 from jax_ddpm.evaluation import FeatureNetwork, save_statistics, statistics
-from jax_ddpm.runs.evaluating import evaluate, evaluate_samples, label_agreement, score
+from jax_ddpm.runs.evaluating import evaluate, evaluate_samples, score
 from jax_ddpm.runs.samples import open_samples, resumed
 from jax_ddpm.samplers import ddim
 
@@ -120,7 +120,7 @@ def test_classes_go_by_their_names(data, tmp_path, names, called):
     last, all_names = data.labels >= 8, (*map(str, range(8)), *called)
     runs.save_samples(tmp_path / "x.npz", images[last], data.labels[last], names=all_names)
     for drawn in ("drawn", "x.npz"):
-        assert evaluate_samples(tmp_path / drawn, real, seed=np.array(3))["agreement"] == 1
+        assert evaluate_samples(tmp_path / drawn, real, seed=np.array(2**63 - 1))["agreement"] == 1
     first = evaluate_samples(tmp_path / "x.npz", real, num=10)
     assert first["judged"] == 10 and first["recipe"]["samples"].startswith("10 of the 12 in ")
     with pytest.warns(UserWarning, match=f"no image shows, left out: {called[1]}$"):
@@ -166,16 +166,6 @@ def test_a_run_that_learned_no_class_is_measured_by_its_null_label(run, data):
     other = evaluate(run, later, num=0, num_scored=4)
     assert {*other} == {"num", "steps", "bits_per_dim", "left_out", "notes", "recipe"}
     assert 1e-3 < abs(other["bits_per_dim"] - found["bits_per_dim"]) < np.inf
-
-
-def test_a_rare_class_is_judged_too(monkeypatch):
-    """Of 1,002 images 100 are drawn; both of the rare class are among them."""
-    monkeypatch.setattr("jax_ddpm.runs.evaluating._JUDGED_BY", 100)
-    images = np.uint8([0, 100, 255]).reshape(3, 1, 1, 1)
-    labels = np.repeat(np.int32([0, 1, 2]), [500, 500, 2])
-    data = Dataset(images[labels], labels)
-    for seed in (0, 1, 2, 2**32, 2**63 - 1):  # scikit-learn's own end at 2**32
-        assert [*label_agreement(data, images, np.arange(3), seed).values()] == [1, 1, 3]
 
 
 def test_what_cannot_be_measured_is_named(run, data):
