@@ -81,7 +81,7 @@ def main() -> None:
         for steps in STEPS:
             start = time.perf_counter()
             samples = draw(name, steps)
-            agreement, held_out = label_agreement(data, samples, labels)
+            agreement, held_out, _ = label_agreement(data, samples, labels).values()
             distance = float(np.sqrt(np.mean((samples - limit) ** 2)))
             rows.append(
                 {

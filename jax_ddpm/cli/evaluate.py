@@ -11,11 +11,12 @@ from jax_ddpm.cli.report import report
 from jax_ddpm.cli.terminal import UsageError, bars, check_file, naming, writing
 from jax_ddpm.data import DATASETS, Dataset, Preparation
 from jax_ddpm.data.hub import HUB
+from jax_ddpm.io.checkpoint import list_checkpoints
 from jax_ddpm.io.files import read_json, write_json
 from jax_ddpm.runs import evaluate as measure
 from jax_ddpm.runs import evaluate_samples
-from jax_ddpm.runs.model import CHECKPOINTS, CONFIG
-from jax_ddpm.runs.samples import kept_samples, open_samples
+from jax_ddpm.runs.model import CHECKPOINTS
+from jax_ddpm.runs.samples import open_samples
 from jax_ddpm.training.hosts import run_on_all, run_on_writer
 
 
@@ -60,8 +61,8 @@ def _of_model(
         raise UsageError("expected --run, --pretrained or --samples, and one of them only")
     sampler = make_sampler(config)
     start_devices(config.devices)
-    if config.out is not None and (found := kept_samples(config.out)):
-        say(f"{found:,} samples are in {config.out} already")
+    if config.out is not None and any(config.out.glob("*.npy")):
+        say(f"the samples in {config.out} are not drawn again")
     run, data = run_on_all(lambda: load_chain(config)), None
     if source is not None:
         # As the run read them, but whole and not mirrored.
@@ -129,16 +130,16 @@ def _images_of_run(config: EvaluateConfig) -> tuple[DataConfig, str | None]:
     if run is None or given.data is not None or given.dataset is not None:
         return given, None
     try:
-        folder = run.parents[1] if run.parent.name == CHECKPOINTS else run
-        record = read_json(folder / CONFIG)["data"]
+        paths = [run] if run.parent.name == CHECKPOINTS else list_checkpoints(run / CHECKPOINTS)
+        path = [path for path in paths if config.checkpoint in (None, int(path.name))][-1]
+        record = read_json(path / "state.json")["run"]["data"]
         source, learned = record["source"], record.get("sha256")
-    except (ValueError, TypeError, KeyError):  # not of `train`, or damaged: the checkpoints count
+    except (ValueError, TypeError, KeyError, IndexError):  # not of `train`, or damaged
         return given, None
     if source in DATASETS:
         return replace(given, dataset=source), learned
-    if Path(source).is_absolute() and not Path(source).exists():
-        problem = f"the images that the run learned, {source}, are no longer there"
-        raise UsageError(f"--data: {problem}; --data PATH says where they are")
-    # Relative to which folder, a record of before does not say.
-    known = Path(source).is_absolute() or source.startswith(HUB)
-    return (replace(given, data=source), learned) if known else (given, None)
+    # Relative to which folder, a record does not say.
+    if source.startswith(HUB) or (Path(source).is_absolute() and Path(source).exists()):
+        return replace(given, data=source), learned
+    problem = f"the images that the run learned, {source}, are not there"
+    raise UsageError(f"--data: {problem}; --data PATH or --dataset NAME says where they are")

@@ -70,18 +70,17 @@ def compare(generated: Extracted, real: Extracted, main: str) -> dict[str, Any]:
     return figures
 
 
-def copies(generated: Extracted, real: Extracted) -> dict[str, float]:
+def copies(generated: np.ndarray, real: np.ndarray) -> dict[str, float]:
     """Whether the model has memorised: the median distance of a generated image to the nearest real
     one, and of a real one to the nearest other; and the share of generated images that are nearer
     than all but 1 % of the real ones are to each other: about 1 % or less, if nothing is memorised.
     """
-    if len(real.kept) < 2:
+    if len(real) < 2:
         return {}
-    apart = nearest_distances(real.kept)
+    nearest, apart = nearest_distances(generated, real), nearest_distances(real)
     # Images that are twice in the data say nothing of how near others are.
     differing = apart[apart > 1e-5 * np.median(apart)]
     near = np.quantile(differing, 0.01) if len(differing) else 0.0
-    nearest = nearest_distances(generated.kept, real.kept)
     return {
         "nearest": float(np.median(nearest)),
         "nearest_real": float(np.median(apart)),
@@ -170,13 +169,9 @@ def precision_recall(real: Rows, generated: Rows, k: int = 3) -> PrecisionRecall
 def nearest_distances(x: Rows, y: Rows | None = None) -> np.ndarray:
     """Euclidean distance of each row of `x` to the nearest of `y`, or without `y` to the nearest
     other row of `x`; float64 [sample]."""
-    if y is not None:
-        x, y = _finite(2, x=x, y=y)
-        return _of_distances(x, y, lambda rows: rows.min(axis=1))
     (x,) = _finite(2, x=x)
-    if len(x) < 2:
-        raise FieldError("x", f"expected two samples or more, got {len(x)}")
-    return _of_distances(x, x, lambda rows: np.partition(rows, 1)[:, 1])
+    others, k = (x, 1) if y is None else (_finite(2, y=y)[0], 0)
+    return _of_distances(x, others, lambda rows: np.partition(rows, k)[:, k])
 
 
 def _of_distances(x: np.ndarray, y: np.ndarray, reduce: Callable[..., np.ndarray]) -> np.ndarray:

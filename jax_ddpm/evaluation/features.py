@@ -7,6 +7,7 @@ features are no FID, and compare only with those of the same images, seed and ve
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, pairwise
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +23,9 @@ from jaxtyping import Array
 from jax_ddpm._errors import FieldError, check_choice, described
 from jax_ddpm._typing import Label, Pixels
 from jax_ddpm.data.batches import load_batch
-from jax_ddpm.interop.torch import check_tensors, read_state_dict
+from jax_ddpm.interop.torch import read_state_dict
+from jax_ddpm.io.arrays import flatten
+from jax_ddpm.io.checkpoint import restore
 from jax_ddpm.models.classifier import FeatureClassifier
 from jax_ddpm.models.inception import InceptionV3
 from jax_ddpm.noise import seed_key
@@ -33,11 +36,8 @@ LOGITS = "logits_unbiased"
 VARIABLE = "JAX_DDPM_INCEPTION"
 WHERE = (
     "FID's Inception is weights-inception-2015-12-05-6726825d.pth of torch-fidelity's release "
-    "v0.2.0 (github.com/toshas/torch-fidelity/releases) or pt_inception-2015-12-05-6726825d.pth of "
-    "pytorch-fid's release fid_weights (github.com/mseitzer/pytorch-fid/releases); the SHA-256 of "
-    "either begins with 6726825d"
+    "v0.2.0, github.com/toshas/torch-fidelity/releases"
 )
-_WITHOUT = "without it, images are compared by the features of a small classifier, which is no FID"
 _NORM = ("weight", "bias", "running_mean", "running_var")
 _EPSILON = 1e-3  # of Inception's batch normalisation
 # Of the classifier's training.
@@ -65,31 +65,20 @@ def over_devices(
     apply_fn: Callable[..., Any], variables: Any, batches: Iterable[Any], size: int
 ) -> Iterator[Any]:
     """`apply_fn(variables, *batch)` of batches of up to `size` rows, which all devices share."""
-    devices = jax.device_count()
-    size = -(-size // devices) * devices
+    size = -(-size // jax.device_count()) * jax.device_count()
     mesh = device_mesh(size)
     data = data_sharding(mesh)
-    variables = jax.jit(_same, out_shardings=replicated(mesh))(variables)
+    variables = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(variables)
     program = jax.jit(apply_fn, out_shardings=data)
 
-    def gathered(count: int, result: Any) -> Any:
-        return jax.tree.map(itemgetter(slice(count)), gather(result))
-
-    begun = None
-    for batch in batches:
+    def begin(batch: Any) -> Any:
         count = len(batch[0])
         filled = np.resize(np.arange(count), size)
-        result = program(variables, *(load_batch(each, filled, data) for each in batch))
-        # The devices have this batch to work on while the host gathers the one before.
-        if begun is not None:
-            yield gathered(*begun)
-        begun = count, result
-    if begun is not None:
-        yield gathered(*begun)
+        return count, program(variables, *(load_batch(each, filled, data) for each in batch))
 
-
-def _same(tree: Any) -> Any:
-    return tree
+    # The devices have the next batch to work on while the host gathers one.
+    for (count, result), _ in pairwise(chain(map(begin, batches), [(0, None)])):
+        yield jax.tree.map(itemgetter(slice(count)), gather(result))
 
 
 def load_inception(
@@ -108,33 +97,25 @@ def load_inception(
     check_choice("dtype", jnp.dtype(dtype).name, ("float32", "float64"))
     given = path or os.environ.get(VARIABLE)
     if given is None or not Path(given).is_file():
-        raise FieldError("path", f"expected a file, got {given or 'none'}: {WHERE}; {_WITHOUT}")
+        raise FieldError("path", f"expected a file, got {given or 'none'}: {WHERE}")
     path, model = Path(given), InceptionV3(dtype=dtype)
     images = jax.ShapeDtypeStruct((1, 32, 32, 3), np.uint8)
     layers: Any = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
-    inputs, outputs = layers.pop("fc")["kernel"].shape
-    expected = {"fc.weight": (outputs, inputs), "fc.bias": (outputs,)}
-    for name, layer in layers.items():
-        *size, inputs, outputs = layer["kernel"].shape
-        expected[f"{name}.conv.weight"] = (outputs, inputs, *size)
-        expected |= {f"{name}.bn.{what}": (outputs,) for what in _NORM}
     try:
-        found = read_state_dict(path).items()
-        tensors = {name: x for name, x in found if not name.endswith("num_batches_tracked")}
-        check_tensors(tensors, expected, "Inception's")
-    except ValueError as error:
-        problem = str(error).removeprefix(f"{path}: ").removeprefix("state_dict: ")
-        raise FieldError("path", f"{path} is not FID's Inception: {problem}") from None
-    params = {"fc": {"kernel": tensors["fc.weight"].T}}
-    for name in layers:  # each a convolution with its batch normalisation in it
-        gain, bias, mean, variance = (tensors[f"{name}.bn.{what}"].astype(float) for what in _NORM)
-        scale = gain / np.sqrt(variance + _EPSILON)
-        kernel = tensors[f"{name}.conv.weight"].astype(float).transpose(2, 3, 1, 0)
-        params[name] = {"kernel": kernel * scale, "bias": bias - mean * scale}
-    variables = {"params": jax.tree.map(lambda x: np.asarray(x, model.dtype), params)}
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        tensors = read_state_dict(path)
+        params = {"fc": {"kernel": tensors["fc.weight"].T}}
+        for name in layers.keys() - params:  # each a convolution with its batch normalisation in it
+            gain, bias, mean, variance = (tensors[f"{name}.bn.{x}"].astype(float) for x in _NORM)
+            scale = gain / np.sqrt(variance + _EPSILON)
+            kernel = tensors[f"{name}.conv.weight"].astype(float).transpose(2, 3, 1, 0)
+            params[name] = {"kernel": kernel * scale, "bias": bias - mean * scale}
+        params = jax.tree.map(lambda x: np.asarray(x, layers["fc"]["kernel"].dtype), params)
+        variables = {"params": restore(layers, flatten(params))}
+    except (KeyError, ValueError) as error:
+        raise FieldError("path", f"{path} is not FID's Inception: {error!r}") from None
     apply_fn: Any = model.apply
-    return FeatureNetwork(apply_fn, variables, "2048", f"InceptionV3, SHA-256 {digest}")
+    description = f"InceptionV3, SHA-256 {hashlib.sha256(path.read_bytes()).hexdigest()}"
+    return FeatureNetwork(apply_fn, variables, "2048", description)
 
 
 def train_classifier(

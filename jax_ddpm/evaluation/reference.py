@@ -6,7 +6,8 @@ few images is larger than that of many. What the other half scores is the floor,
 model reaches. With Inception the generated images are compared with all real ones.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from functools import reduce
 from hashlib import sha256
 from os import PathLike
 from pathlib import Path
@@ -21,8 +22,6 @@ from jax_ddpm.evaluation.features import FeatureNetwork, train_classifier
 from jax_ddpm.evaluation.statistics import KEPT, Extracted, extract, load_statistics
 from jax_ddpm.models.inception import FEATURES
 
-Tell = Callable[[int, int], None] | None
-
 _BATCH = 256
 _LEARNED = 10_000  # images, at most, of which a classifier learns
 
@@ -33,8 +32,8 @@ class Reference(NamedTuple):
     network: FeatureNetwork
     real: Extracted
     """What generated images are compared with."""
-    learned: Extracted
-    """All real images."""
+    learned: np.ndarray
+    """Features of all real images, which generated ones may be copies of, as far as kept."""
     floor: dict[str, Any]
     """The figures of real images that were held out."""
     at_most: int | None
@@ -45,49 +44,51 @@ class Reference(NamedTuple):
     def measure(self, batches: Iterable[np.ndarray], total: int) -> dict[str, Any]:
         """The figures of `total` images, uint8."""
         found = extract(self.network, batches, min(total, self.at_most or total))
-        return compare(found, self.real, self.network.main) | copies(found, self.learned)
+        return compare(found, self.real, self.network.main) | copies(found.kept, self.learned)
 
 
 def reference_of_images(
-    data: Dataset, network: FeatureNetwork | None, num: int, *, seed: int = 0, progress: Tell = None
+    data: Dataset,
+    network: FeatureNetwork | None,
+    num: int,
+    *,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Reference:
     """Real images, for `num` generated ones; without a network, a classifier's features.
     `progress` is told how many images were looked at, and of how many."""
-    total = len(data.images)
+    total, looked = len(data), 0
     if total < 2:
         raise FieldError("data", "expected two images or more, half of which are held out, got 1")
     # Files are often sorted by class.
     half, rest = np.array_split(np.random.default_rng(seed).permutation(total), 2)
     # As many as there are samples; the others are looked at too, since a copy may be of any.
     held_out, unused = rest[:num], rest[num:]
-    at_most, how = None, {"held out": f"{len(held_out):,} real images against {len(half):,} others"}
+    at_most, how = None, {"reference": f"{total:,}"}
     if network is None:
         some = np.sort(half[:_LEARNED])
         labels = None if data.labels is None else data.labels[some]
         network = train_classifier(to_bytes(data.whole(some)), labels, seed=seed)
         at_most = len(held_out)
-        how = {"compared": f"{at_most:,} samples"} | how
+        how = {"reference": f"{len(half):,}", "compared": f"{at_most:,} samples"}
         unused = unused[: max(KEPT - len(half) - at_most, 0)]
-    looked = 0
+    how["reference"] += f" of the {total:,} images of {data.source}, SHA-256 {data.digest()}"
+    how["held out"] = f"{len(held_out):,} real images against {len(half):,} others"
 
-    def of(rows: np.ndarray) -> Extracted:
-        def batches() -> Iterator[np.ndarray]:
-            nonlocal looked
-            for first in range(0, len(rows), _BATCH):
-                batch = rows[first : first + _BATCH]
-                yield to_bytes(data.whole(batch))
-                looked += len(batch)
-                if progress:
-                    progress(looked, total)
+    def read(rows: np.ndarray) -> np.ndarray:
+        nonlocal looked
+        looked += len(rows)
+        if progress:
+            progress(looked, total)
+        return to_bytes(data.whole(rows))
 
-        return extract(network, batches(), len(rows))
-
-    one, other = of(half), of(held_out)
-    learned = one.joined(other)
-    if len(unused):
-        learned = learned.joined(of(unused))
-    floor = compare(other, one, network.main)
-    return Reference(network, one if at_most else learned, learned, floor, at_most, how)
+    parts = []
+    for rows in filter(len, (half, held_out, unused)):
+        batches = map(read, np.split(rows, range(_BATCH, len(rows), _BATCH)))
+        parts.append(extract(network, batches, len(rows)))
+    learned, floor = reduce(Extracted.joined, parts), compare(parts[1], parts[0], network.main)
+    real = parts[0] if at_most else learned
+    return Reference(network, real, learned.kept, floor, at_most, how)
 
 
 def reference_of_file(path: str | PathLike[str], network: FeatureNetwork) -> Reference:
@@ -96,10 +97,9 @@ def reference_of_file(path: str | PathLike[str], network: FeatureNetwork) -> Ref
         found = load_statistics(path)
     except ValueError as error:
         raise FieldError("reference", str(error)) from None
-    name = str(len(found.mu))
+    name, none = str(len(found.mu)), np.zeros((0, len(found.mu)))
     if name not in FEATURES:
         expected = "expected mu of 64, 192, 768, 2048 features of Inception"
         raise FieldError("reference", f"{path}: {expected}, got {name}")
-    known = Extracted({name: found}, np.zeros((0, len(found.mu)), np.float32))
     how = {"reference": f"{path}, SHA-256 {sha256(Path(path).read_bytes()).hexdigest()}"}
-    return Reference(network, known, known, {}, None, how)
+    return Reference(network, Extracted({name: found}, none), none, {}, None, how)

@@ -4,7 +4,7 @@ Memory grows by the logits alone.
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
@@ -64,12 +64,9 @@ def extract(network: FeatureNetwork, batches: Iterable[np.ndarray], most: int) -
     kept, logits = [], []
     images = chain.from_iterable(batches)
     first = islice(images, most)
-
-    def groups() -> Iterator[tuple[np.ndarray]]:
-        while rows := list(islice(first, _BATCH)):
-            yield (np.stack(rows),)
-
-    for features in over_devices(network.apply_fn, network.variables, groups(), _BATCH):
+    groups = iter(lambda: list(islice(first, _BATCH)), [])
+    stacked = ((np.stack(group),) for group in groups)
+    for features in over_devices(network.apply_fn, network.variables, stacked, _BATCH):
         if LOGITS in features:
             logits.append(features.pop(LOGITS))
         if sum(map(len, kept)) < KEPT:
@@ -109,10 +106,4 @@ def load_statistics(path: str | os.PathLike[str]) -> Statistics:
     except Exception as error:  # NumPy's, zipfile's and zlib's errors share no nearer base
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{path}: expected a .npz of arrays mu and sigma: {reason}") from None
-    if mu.ndim != 1 or sigma.shape != 2 * mu.shape:
-        expected = "expected mu [feature] and sigma [feature, feature]"
-        raise ValueError(f"{path}: {expected}, got {mu.shape} and {sigma.shape}")
-    symmetric = np.allclose(sigma, sigma.T, rtol=0, atol=1e-6 * np.abs(sigma).max(initial=0))
-    if not (np.isfinite(mu).all() and symmetric):
-        raise ValueError(f"{path}: expected finite numbers and a symmetric sigma, got others")
     return Statistics(count, mu, sigma)

@@ -12,7 +12,6 @@ import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from tokenize import TokenError
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,15 +27,15 @@ _BATCH = 256
 
 
 class Samples(NamedTuple):
-    """Images that somebody drew."""
+    """Images that somebody drew, or that are drawn as they are read."""
 
     num: int
     image_shape: tuple[int, int, int]
     labels: np.ndarray | None
-    """The classes that were asked for, if the file says."""
+    """The classes that were asked for, if they are known."""
     class_names: tuple[str, ...] | None
     recipe: dict[str, Any]
-    """How they were drawn, as far as the folder says."""
+    """How they are drawn, as far as it is known."""
     batches: Callable[[], Iterator[np.ndarray]]
     """uint8, from the first on."""
 
@@ -57,21 +56,10 @@ def open_samples(path: PathLike, range: Any = None) -> Samples:
         data = load_dataset(path, Preparation(range=range))
     except ValueError as error:
         raise FieldError("samples", *getattr(error, "problem", [str(error)])) from None
-
-    def read(first: int) -> np.ndarray:
-        return to_bytes(data.images[first : first + _BATCH])
-
-    num, recipe = len(data.images), {"read as": "; ".join(data.notes)} if data.notes else {}
-    batches = partial(map, read, np.arange(0, num, _BATCH).tolist())
-    return Samples(num, data.image_shape, data.labels, data.class_names, recipe, batches)
-
-
-def kept_samples(folder: PathLike) -> int:
-    """How many samples a folder of `resumed` holds; 0 where there is none, or one is damaged."""
-    try:
-        return _kept(Path(folder))[1]
-    except ValueError:  # `resumed` says so
-        return 0
+    recipe = {"read as": "; ".join(data.notes)} if data.notes else {}
+    parts = [slice(k, k + _BATCH) for k in np.arange(0, len(data), _BATCH).tolist()]
+    batches = partial(map, lambda part: to_bytes(data.images[part]), parts)
+    return Samples(len(data), data.image_shape, data.labels, data.class_names, recipe, batches)
 
 
 def resumed(
@@ -82,15 +70,14 @@ def resumed(
     the folder holds something else."""
     folder, recipe = Path(folder), json.loads(json.dumps(recipe))
 
-    def look() -> list[Path]:
-        path = folder / _RECIPE
-        if not path.exists():
-            if folder.is_file() or (folder.exists() and any(folder.iterdir())):
+    def begin() -> list[str]:
+        if not (folder / _RECIPE).exists():
+            if folder.exists() and any(folder.iterdir()):
                 raise FieldError("folder", f"expected a new or empty folder, got {folder}")
             make_folder(folder)
-            write_json(path, recipe)
+            write_json(folder / _RECIPE, recipe)
         try:
-            before, (files, _) = read_json(path), _kept(folder)
+            before, (files, _) = read_json(folder / _RECIPE), _kept(folder)
         except ValueError as error:
             raise FieldError("folder", f"{error}; choose another folder") from None
         for name in [*recipe, *before]:
@@ -98,16 +85,16 @@ def resumed(
                 what = f"{name} was {before.get(name)}, is {recipe.get(name)}"
                 problem = f"{folder} holds other samples: {what}; choose another folder"
                 raise FieldError("folder", problem)
-        return files
+        return [path.name for path in files]
 
-    found = run_on_writer(look) or []
+    names = broadcast(run_on_writer(begin)) or []
 
     def batches() -> Iterator[np.ndarray]:
         done = 0
-        for number in range(broadcast(len(found))):
+        for name in names:
             if done >= total:
                 return
-            read = run_on_writer(lambda number=number: found[number].read_bytes())
+            read = run_on_writer((folder / name).read_bytes)
             batch = np.load(io.BytesIO(broadcast(read or b"")))
             yield batch[: total - done]
             done += len(batch)
@@ -136,6 +123,6 @@ def _kept(folder: Path) -> tuple[list[Path], int]:
 
 def _load(path: Path) -> np.ndarray:
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError, TokenError) as error:  # the last is of a header
+        return np.load(path, mmap_mode="r")
+    except Exception as error:  # NumPy's, and its tokenizer's of a header
         raise ValueError(f"cannot read {path}: {error}: without it, it is drawn again") from None

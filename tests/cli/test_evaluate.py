@@ -47,5 +47,5 @@ def test_a_run_is_measured_and_its_samples_are_kept(untrained, jax_ddpm_here, tm
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert 0 <= figures["agreement"] <= 1 and figures["steps"] == 2 and figures["judged"] == 12
     result = jax_ddpm_here(*command, "--seed", "1", cwd=tmp_path)
-    assert "12 samples are in kept already" in result.stdout
+    assert "the samples in kept are not drawn again" in result.stdout
     assert result.returncode == 2 and "--out: kept holds other samples: seed was" in result.stderr

@@ -94,15 +94,15 @@ def test_it_is_measured_on_its_own_pictures(trained, jax_ddpm_here, monkeypatch)
     (trained[0] / "shapes").rename(gone)
     result = jax_ddpm_here(*evaluate, cwd=trained[0])
     gone.rename(trained[0] / "shapes")
-    expected = f"--data: the images that the run learned, {trained[0] / 'shapes'}, are no longer"
+    expected = f"--data: the images that the run learned, {trained[0] / 'shapes'}, are not there"
     assert result.returncode == 2 and expected in result.stderr
-    # A run of before its record said where they are, relative to a folder that nobody knows.
-    path = trained[0] / "runs/shapes/config.json"
+    # A run whose record says where they are, relative to a folder that nobody knows.
+    path = max(trained[0].glob("runs/shapes/checkpoints/*/state.json"))
     whole = path.read_text()
     path.write_text(whole.replace(json.dumps(str(trained[0] / "shapes")), json.dumps("shapes")))
     result = jax_ddpm_here(*evaluate, cwd=trained[0])
     path.write_text(whole)
-    assert result.returncode == 2 and "learned; --data says where those are" in result.stderr
+    assert result.returncode == 2 and "learned, shapes, are not there; --data" in result.stderr
 
 
 @pytest.fixture

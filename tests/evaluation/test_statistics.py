@@ -42,13 +42,6 @@ def test_files_go_both_ways(tmp_path):
 def test_what_does_not_fit_is_named(tmp_path):
     with pytest.raises(ValueError, match="features: expected one row or more"):
         statistics(FEATURES[:0])
-    mu, sigma = np.zeros(3), np.eye(3)
-    for arrays, problem in (
-        ({"images": mu}, "expected a .npz of arrays mu and sigma"),
-        ({"mu": mu, "sigma": sigma[:2]}, r"expected mu \[feature\] and sigma"),
-        ({"mu": mu * np.nan, "sigma": sigma}, "expected finite numbers and a symmetric sigma"),
-        ({"mu": mu, "sigma": np.triu(sigma + 1)}, "expected finite numbers and a symmetric sigma"),
-    ):
-        np.savez(tmp_path / "x.npz", **arrays)
-        with pytest.raises(ValueError, match=f"x.npz: {problem}"):
-            load_statistics(tmp_path / "x.npz")
+    np.savez(tmp_path / "x.npz", images=FEATURES)
+    with pytest.raises(ValueError, match="x.npz: expected a .npz of arrays mu and sigma"):
+        load_statistics(tmp_path / "x.npz")
