@@ -30,6 +30,8 @@ from jax_ddpm.runs.settings import CheckpointSettings, Settings
 from jax_ddpm.training import TrainState
 from jax_ddpm.training.hosts import broadcast
 
+_WAYS = ("another ", Field("folder"), " begins beside it, ", Field("overwrite", True))
+_WAYS += (" in its place",)
 OVERWRITTEN = ".overwritten"
 """What another run's checkpoints are called while they are removed."""
 # How a run is laid out and guarded: its weights do not depend on these.
@@ -72,13 +74,11 @@ def find(
     Raises `FieldError` where the folder holds another run, unless that is to be written `over`,
     or the changes are to be `accept`ed and the weights fit. Warns of changes, and of damage.
     """
-    ways = ["another ", Field("folder"), " begins beside it, ", Field("overwrite", True)]
-    ways += [" in its place"]
     newest, damaged = _newest(folder)
     if newest is None:
         if damaged and not over:
             problem = next(iter(damaged.values()))
-            raise FieldError(None, f"no checkpoint is intact: {problem}; ", *ways)
+            raise FieldError(None, f"no checkpoint is intact: {problem}; ", *_WAYS)
         return None
     was = newest.state.get("run") or {}
     if not was.get("train"):
@@ -90,17 +90,14 @@ def find(
     fits = shapes == {name: leaf.shape for name, leaf in flatten(variables).items()}
     if over and (changes or not fits or was["train"]["steps"] != settings.steps):
         if settings.init and settings.init.resolve().is_relative_to(folder.resolve()):
-            problem = f"{settings.init} would be overwritten; another "
-            raise FieldError("init", problem, Field("folder"), " begins beside it")
+            raise FieldError("init", f"{settings.init} would be overwritten")
         return None
-    if not fits or (changes and not accept):
-        why = f"{folder} was trained otherwise"
-        if fits:
-            ways += [", ", Field("accept_changes", True), " resumes it all the same"]
-        else:
-            why = f"the weights of {folder} are of another network"
-        named = [part for name, what in changes for part in (Field(name), f": {what}; ")]
-        raise FieldError(None, *named, f"{why}; ", *ways)
+    named = [part for name, what in changes for part in (Field(name), f": {what}; ")]
+    if not fits:
+        raise FieldError(None, *named, f"the weights of {folder} are of another network; ", *_WAYS)
+    if changes and not accept:
+        accepting = ", ", Field("accept_changes", True), " resumes it all the same"
+        raise FieldError(None, *named, f"{folder} was trained otherwise; ", *_WAYS, *accepting)
 
     if changes:
         accepted = "; ".join(f"{name}: {what}" for name, what in changes)
@@ -135,8 +132,6 @@ def _changes(was: dict[str, Any], now: dict[str, Any]) -> Iterator[tuple[str, st
         old, new = before.get(name), after.get(name)
         if old != new and not (name == "steps" and longer):
             yield name, f"was {old}, is {new}"
-    if was["data"]["sha256"] != now["data"]["sha256"] and before["data"] == after["data"]:
-        yield "data", "the images or their labels are others"
     if after["init"] and any(was[name] != now[name] for name in _FROM_INIT):
         yield "init", "its network or its schedule is another"
 
@@ -146,8 +141,9 @@ def _weighty(run: dict[str, Any]) -> dict[str, Any]:
     model's, not as chosen."""
     values = Settings().record() | Preparation().record() | run["train"] | run["preparation"]
     values |= {f"unet.{name}": value for name, value in (values.pop("unet") or {}).items()}
-    classes = run["class_names"] or run["num_classes"]
-    values |= {"guidance": run["guidance"], "data": f"{run['data']['shape']} in classes {classes}"}
+    data, classes = run["data"], run["class_names"] or run["num_classes"]
+    values["data"] = f"{data['shape']}, classes {classes}, SHA-256 {data['sha256'][:12]}"
+    values["guidance"] = run["guidance"]
     return {name: value for name, value in values.items() if name not in _FREE}
 
 
