@@ -4,8 +4,9 @@ docstrings; config.json records them."""
 import json
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
-from numbers import Integral, Real
+from operator import index
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -203,9 +204,10 @@ class Settings(ModelSettings, OptimizerSettings, CheckpointSettings, LayoutSetti
                 check_choice(name, value, get_args(kind))
             elif get_origin(kind) is Annotated:
                 number, expected, holds = get_args(kind)
-                if not isinstance(value, Integral if number is int else Real) or not holds(value):
+                with suppress(TypeError, ValueError):  # NumPy's numbers and JAX's too
+                    values[name] = (index if number is int else float)(values[name])
+                if type(values[name]) is not number or not holds(values[name]):
                     raise FieldError(name, f"expected {expected}, got {described(value)}")
-                values[name] = number(values[name])  # NumPy's too
             elif kind is bool:
                 check_kind(name, value, bool, "True")
             elif kind is Path:

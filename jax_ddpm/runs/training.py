@@ -21,7 +21,7 @@ import numpy as np
 from jax.experimental.multihost_utils import sync_global_devices
 from jax.sharding import Mesh
 
-from jax_ddpm._errors import Field, FieldError
+from jax_ddpm._errors import Field, FieldError, check_kind
 from jax_ddpm.data import Dataset
 from jax_ddpm.data.batches import Order, prefetched
 from jax_ddpm.interop import DiffusionModel
@@ -92,6 +92,7 @@ def fit(
         finite (unless `on_nan="skip"`).
       OSError: something cannot be written. What was saved before is still there.
     """
+    check_kind("data", data, Dataset, "load_dataset(path)")
     ways = {"accept_changes": accept_changes, "overwrite": overwrite}
     with open_run(folder, data, settings or Settings(), **ways) as training:
         return train(training, progress, stop)
