@@ -96,7 +96,8 @@ class RunConfig:
     recipe: RecipeName | None = None
     """A published training. It sets every option that you do not give."""
     accept_changes: bool = False
-    """Resume a run although its settings or images are no longer those it began with."""
+    """Resume a run although its settings or images are no longer those it began with. Not together
+    with --overwrite."""
     overwrite: bool = False
     """Begin anew in the place of a run with other settings (--steps too) or images, or with no
     intact checkpoint. The same command then resumes, as always."""

@@ -41,13 +41,14 @@ class Progress(NamedTuple):
         text = f"{self.what}: {self.done:,} of {self.total:,}"
         if self.line is None:
             return text
-        loss, speed, left = (self.line[x] for x in ("loss", "images_per_second", "seconds_left"))
-        loss = "not finite" if loss is None else f"{loss:.4f}"
+        loss = "not finite" if self.line["loss"] is None else f"{self.line['loss']:.4f}"
+        speed, left = self.line["images_per_second"], self.line["seconds_left"]
         return f"{text}, loss {loss}, {speed:,.0f} images/s, {left:,.0f} s left"
 
 
 class MetricsLog:
-    """Takes the measurements of a dispatch when it is sent, `collect`s them, `write`s a line."""
+    """Takes the measurements of a dispatch when it is sent, `collect`s them, `write`s a line, and
+    tells how far the training is."""
 
     def __init__(
         self,
@@ -56,6 +57,7 @@ class MetricsLog:
         num_timesteps: int,
         step: int = 0,
         pending: dict[str, list[Any]] | None = None,
+        tell: Callable[[Progress], None] = lambda _: None,
     ) -> None:
         """Resume after `step` steps with what was `pending` then; later lines are dropped."""
         self._path, self._settings, self._num_timesteps = path, settings, num_timesteps
@@ -63,18 +65,14 @@ class MetricsLog:
         """By name, numbers or lists of them that are in no line yet; None: not finite."""
         self._coming: list[tuple[range, dict[str, Any]]] = []
         written = step - len(next(iter(self.pending.values()), []))
-
-        def reopen() -> list[dict[str, Any]]:
-            lines = [line for line in read_metrics(path) if line["step"] <= written]
-            replace_file(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
-            return lines
-
-        self.lines = run_on_writer(reopen) or []
+        self.lines = run_on_writer(lambda: keep_lines(path, written)) or []
         """Those that are in the file already, in the writer."""
-        self._restart(step)
+        self._tell, self._told, self._line = tell, 0.0, None
+        self._step = step
+        self._restart()
 
-    def _restart(self, step: int) -> None:
-        self._step, self._timed, self._since = step, step, time.perf_counter()
+    def _restart(self) -> None:
+        self._timed, self._since = self._step, time.perf_counter()
         self._spent = {"waiting": 0.0, "callbacks": 0.0}
 
     def add(self, steps: range, metrics: dict[str, Any]) -> None:
@@ -89,18 +87,20 @@ class MetricsLog:
         yield
         self._spent[on] += time.perf_counter() - began
 
-    def taken(self) -> int:
-        """The number of steps that are known to be taken; nothing is waited for."""
-        unknown = (steps for steps, each in self._coming if not each["loss"].is_ready())
-        return next(unknown, range(self._step, self._step)).start
+    def report(self, now: bool = False) -> None:
+        """Tell how many steps are known to be taken, about every second; nothing is waited for."""
+        if now or time.monotonic() - self._told >= 1:
+            self._told = time.monotonic()
+            unknown = (steps for steps, each in self._coming if not each["loss"].is_ready())
+            taken = next(unknown, range(self._step, self._step)).start
+            self._tell(Progress(taken, self._settings.steps, self._line, "training"))
 
-    def collect(self, waited: Callable[[], None]) -> int | None:
-        """Wait for the steps so far, with a call after each dispatch. The first step whose loss or
-        gradient was not finite, if any."""
+    def collect(self) -> int | None:
+        """Wait for the steps so far. The first whose loss or gradient was not finite, if any."""
         bad = None
         for _, metrics in self._coming:
             jax.block_until_ready(metrics)
-            waited()
+            self.report()
         measured = gather([metrics for _, metrics in self._coming])
         for (steps, _), metrics in zip(self._coming, measured, strict=True):
             # In place of the losses of single samples, each quarter's contribution to their mean,
@@ -122,31 +122,28 @@ class MetricsLog:
         """Make a line of what was collected, and of `figures`; steps that were not finite are
         counted apart. Also returns, since they say more of the machine than of the run,
         `images_per_second`, `waiting` (the share of time) and `seconds_left`."""
-        line: dict[str, Any] = {"step": self._step}
-        means = {}
-        for name, values in self.pending.items():
-            kept = [value for value in values if value is not None]
-            means[name] = np.mean(kept, axis=0).tolist() if kept else None
-            if len(kept) < len(values):
-                line["dropped"] = len(values) - len(kept)
-        line |= {"loss": means["loss"], "grad_norm": means["grad_norm"]}
-        parts, shares = (means[f"{name}_quarters"] or [0.0] * 4 for name in ("loss", "share"))
-        quarters = zip(parts, shares, strict=True)
-        line["loss_quarters"] = [part / share if share else None for part, share in quarters]
-        learned: Any = learning_rate(self._settings)(self._step - 1)
+        kept = {name: [x for x in xs if x is not None] for name, xs in self.pending.items()}
+        means = {name: np.mean(xs, axis=0).tolist() if xs else None for name, xs in kept.items()}
+        parts, shares = (means[name] or [0] * 4 for name in ("loss_quarters", "share_quarters"))
+        quarters = [x / share if share else None for x, share in zip(parts, shares, strict=True)]
+        dropped = len(self.pending["loss"]) - len(kept["loss"])
+        rate: Any = learning_rate(self._settings)(self._step - 1)
         elapsed = time.perf_counter() - self._since - self._spent["callbacks"]
-        rate = (self._step - self._timed) / elapsed
-        line |= {"learning_rate": float(learned), "steps_per_second": round(rate, 2), **figures}
+        speed = (self._step - self._timed) / elapsed
+        line = {"step": self._step, **({"dropped": dropped} if dropped else {})}
+        line |= {"loss": means["loss"], "grad_norm": means["grad_norm"], "loss_quarters": quarters}
+        line |= {"learning_rate": float(rate), "steps_per_second": round(speed, 2), **figures}
         text = (json.dumps(line) + "\n").encode()
         run_on_writer(lambda: write_file(self._path, text, "ab"))
-        speed = {
-            "images_per_second": round(rate * self._settings.batched(), 1),
+        self._line = {
+            **line,
+            "images_per_second": round(speed * self._settings.batched(), 1),
             "waiting": round(self._spent["waiting"] / elapsed, 4),
-            "seconds_left": round((self._settings.steps - self._step) / max(rate, 1e-9), 1),
+            "seconds_left": round((self._settings.steps - self._step) / max(speed, 1e-9), 1),
         }
         self.pending = {}
-        self._restart(self._step)
-        return line | speed
+        self._restart()
+        return self._line
 
 
 def read_metrics(path: PathLike) -> list[dict[str, Any]]:
@@ -161,7 +158,8 @@ def read_metrics(path: PathLike) -> list[dict[str, Any]]:
     return lines
 
 
-def damaged_lines(path: Path) -> int:
-    """How many lines of a metrics.jsonl cannot be read, not counting an unfinished last one."""
-    count = path.read_bytes().count(b"\n") if path.exists() else 0
-    return max(0, count - len(read_metrics(path)))
+def keep_lines(path: Path, step: int) -> list[dict[str, Any]]:
+    """Keep the lines of a metrics.jsonl up to this step, and nothing that is damaged."""
+    lines = [line for line in read_metrics(path) if line["step"] <= step]
+    replace_file(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
+    return lines

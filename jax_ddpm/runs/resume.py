@@ -1,8 +1,8 @@
 """Training again in the same folder resumes: from where, what changed, and what is damaged.
 
-nothing there        begin
-config.json alone    begin again, as the settings are now: no checkpoint was reached
-checkpoints/         resume from the newest that is intact; what is damaged is set aside
+no checkpoint       begin, as the settings are now
+another run         refuse, and name each way on
+the same            resume from the newest that is intact; what is damaged is set aside
 """
 
 import shutil
@@ -23,14 +23,15 @@ from jax_ddpm.io import checkpoint as files
 from jax_ddpm.io.arrays import flatten, from_bytes, to_bytes
 from jax_ddpm.io.checkpoint import Checkpoint, Damaged, load_checkpoint
 from jax_ddpm.io.files import make_folder, read_json, write_json
-from jax_ddpm.runs.metrics import damaged_lines, read_metrics
+from jax_ddpm.runs.metrics import keep_lines, read_metrics
 from jax_ddpm.runs.model import CHECKPOINTS, CONFIG, FILES, METRICS, PathLike
 from jax_ddpm.runs.programs import optimizer
-from jax_ddpm.runs.settings import LOG_EVERY, CheckpointSettings, Settings
+from jax_ddpm.runs.settings import CheckpointSettings, Settings
 from jax_ddpm.training import TrainState
 from jax_ddpm.training.hosts import broadcast
 
-_OVERWRITE, _ACCEPT = Field("overwrite", True), Field("accept_changes", True)
+_WAYS = ("another ", Field("folder"), " begins beside it, ", Field("overwrite", True))
+_WAYS += (" in its place",)
 OVERWRITTEN = ".overwritten"
 """What another run's checkpoints are called while they are removed."""
 # How a run is laid out and guarded: its weights do not depend on these.
@@ -45,11 +46,11 @@ _TREES = {"params": "params", "ema": "ema_params", "optimizer": "opt_state"}
 @contextmanager
 def hold(folder: Path) -> Iterator[None]:
     """Make a run's folder, and lock it for this process until it ends, however it ends."""
-    if folder.is_dir() and not any((folder / name).exists() for name in (CONFIG, CHECKPOINTS)):
+    if folder.is_dir() and not any((folder / name).exists() for name in (METRICS, CHECKPOINTS)):
         if any(not file.name.startswith(".") for file in folder.iterdir()):
             problem = f"{folder} exists already, and is no run: choose another name"
             raise FieldError("folder", problem)
-    make_folder(folder)
+    make_folder(folder / CHECKPOINTS)
     with (folder / ".lock").open("a") as lock:
         try:
             import fcntl
@@ -73,90 +74,77 @@ def find(
     Raises `FieldError` where the folder holds another run, unless that is to be written `over`,
     or the changes are to be `accept`ed and the weights fit. Warns of changes, and of damage.
     """
-    newest, damaged = None, {}
-    ways = ["another ", Field("folder"), " begins beside it, ", _OVERWRITE, " in its place"]
-    for path in reversed(files.list_checkpoints(folder / CHECKPOINTS)):
-        try:
-            newest = load_checkpoint(path)
-            break
-        except Damaged as error:
-            damaged[path] = str(error)
-        except ValueError as error:  # of a later version
-            raise FieldError("folder", str(error)) from None
-    if newest is None and damaged and not over:
-        problem = next(iter(damaged.values()))
-        raise FieldError(None, f"no checkpoint is intact: {problem}; ", *ways)
-    if newest is None and (damaged or not (folder / CONFIG).exists()):
+    newest, damaged = _newest(folder)
+    if newest is None:
+        if damaged and not over:
+            problem = next(iter(damaged.values()))
+            raise FieldError(None, f"no checkpoint is intact: {problem}; ", *_WAYS)
         return None
-    try:
-        was: Any = newest.state.get("run") if newest else read_json(folder / CONFIG)
-    except ValueError as error:
-        if over:
-            return None
-        raise FieldError("folder", f"{error}; nothing was trained yet: ", *ways) from None
-    if not was or not was.get("train"):
+    was = newest.state.get("run") or {}
+    if not was.get("train"):
         problem = f"{folder} exists already, and `train` did not make it: choose another name"
         raise FieldError("folder", problem)
-    if newest is None:
-        return None
 
     changes = list(_changes(was, now))
-    before = {name: array.shape for name, array in newest.arrays["params"].items()}
-    fits = before == {name: leaf.shape for name, leaf in flatten(variables).items()}
+    shapes = {name: array.shape for name, array in newest.arrays["params"].items()}
+    fits = shapes == {name: leaf.shape for name, leaf in flatten(variables).items()}
     if over and (changes or not fits or was["train"]["steps"] != settings.steps):
         if settings.init and settings.init.resolve().is_relative_to(folder.resolve()):
-            problem = f"{settings.init} would be overwritten; another "
-            raise FieldError("init", problem, Field("folder"), " begins beside it")
+            raise FieldError("init", f"{settings.init} would be overwritten")
         return None
-    ended = newest.step >= settings.steps
-    if not fits or (changes and not (accept and not ended)):
-        why = f"{folder} was trained otherwise"
-        if not fits:
-            why = f"the weights of {folder} are of another network"
-        elif ended:
-            why = f"{folder} is trained to step {newest.step:,} already"
-            ways += [", a larger ", Field("steps"), " with ", _ACCEPT, " continues it"]
-        else:
-            ways += [", ", _ACCEPT, " resumes it all the same"]
-        named = [part for name, what in changes for part in (Field(name), f": {what}; ")]
-        raise FieldError(None, *named, f"{why}; ", *ways)
-    if ended:
-        write_json(folder / CONFIG, was)  # nothing begins, but it may be missing or damaged
+    named = [part for name, what in changes for part in (Field(name), f": {what}; ")]
+    if not fits:
+        raise FieldError(None, *named, f"the weights of {folder} are of another network; ", *_WAYS)
+    if changes and not accept:
+        accepting = ", ", Field("accept_changes", True), " resumes it all the same"
+        raise FieldError(None, *named, f"{folder} was trained otherwise; ", *_WAYS, *accepting)
+
     if changes:
         accepted = "; ".join(f"{name}: {what}" for name, what in changes)
         warnings.warn(f"accepted: {accepted}", stacklevel=4)
     for path, problem in damaged.items():
         aside = files.set_aside(path, "damaged").name
         warnings.warn(f"{problem}; set aside as {aside}", stacklevel=4)
+    if newest.step >= settings.steps:  # no step is left to mend what may be missing or damaged
+        write_json(folder / CONFIG, was)
+        keep_lines(folder / METRICS, newest.step)
     return _with_optimizer(newest, settings)
 
 
+def _newest(folder: Path) -> tuple[Checkpoint | None, dict[Path, str]]:
+    """The newest checkpoint that is intact, and what is wrong with those after it."""
+    damaged = {}
+    for path in reversed(files.list_checkpoints(folder / CHECKPOINTS)):
+        try:
+            return load_checkpoint(path), damaged
+        except Damaged as error:
+            damaged[path] = str(error)
+        except ValueError as error:  # of a later version
+            raise FieldError("folder", str(error)) from None
+    return None, damaged
+
+
 def _changes(was: dict[str, Any], now: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """What the weights depend on that is not as it was. Guidance is the model's, not as chosen."""
-    before, after = (
-        each["train"] | each["preparation"] | {"guidance": each["guidance"]} for each in (was, now)
-    )
-    networks = [each.pop("unet", None) or {} for each in (before, after)]
-    for name in sorted({*networks[0], *networks[1]}):
-        before[f"unet.{name}"], after[f"unet.{name}"] = (each.get(name) for each in networks)
-    defaults = Settings().record() | Preparation().record()  # of what is in no older record
-    for name, value in after.items():
-        old = before.get(name, defaults.get(name, value))
-        longer = name == "steps" and value > old
-        if name not in _FREE and old != value and not longer:
-            yield name, f"was {old}, is {value}"
-    (shape, digest), (new, new_digest) = (
-        (x["data"]["shape"], x["data"]["sha256"]) for x in (was, now)
-    )
-    classes, called = (each["class_names"] or each["num_classes"] for each in (was, now))
-    if shape != new:
-        yield "data", f"the images were {shape}, are {new}"
-    elif digest != new_digest:
-        yield "data", "the images or their labels are others"
-    if classes != called:
-        yield "data", f"the classes were {classes}, are {called}"
+    """What the weights depend on that is not as it was, by setting."""
+    before, after = _weighty(was), _weighty(now)
+    longer = after["steps"] > before["steps"]
+    for name in after | before:
+        old, new = before.get(name), after.get(name)
+        if old != new and not (name == "steps" and longer):
+            yield name, f"was {old}, is {new}"
     if after["init"] and any(was[name] != now[name] for name in _FROM_INIT):
         yield "init", "its network or its schedule is another"
+
+
+def _weighty(run: dict[str, Any]) -> dict[str, Any]:
+    """What weights depend on; by default where an older record does not have it. Guidance is the
+    model's, not as chosen."""
+    values = Settings().record() | Preparation().record() | run["train"] | run["preparation"]
+    values |= {f"unet.{name}": value for name, value in (values.pop("unet") or {}).items()}
+    data, classes = run["data"], run["class_names"] or run["num_classes"]
+    values["data"] = f"{data['shape']}, classes {classes}, SHA-256 {data['sha256'][:12]}"
+    values["guidance"] = run["guidance"]
+    return {name: value for name, value in values.items() if name not in _FREE}
 
 
 def _with_optimizer(checkpoint: Checkpoint, settings: Settings) -> Checkpoint:
@@ -173,11 +161,13 @@ def _with_optimizer(checkpoint: Checkpoint, settings: Settings) -> Checkpoint:
 
 
 def shared(here: Checkpoint | None) -> Checkpoint | None:
-    """What the writer has found, in every process."""
-    if jax.process_count() == 1 or not broadcast(here is not None):
+    """What the writer has found, in every process: the others may not see its folder."""
+    if jax.process_count() == 1:
         return here
-    known = (here.step, here.state, sorted(here.arrays)) if here else (0, {}, [])
-    step, state, names = broadcast(known)
+    known = broadcast(here and (here.step, here.state, sorted(here.arrays)))
+    if known is None:
+        return None
+    step, state, names = known
     parts = (to_bytes(here.arrays[name]) if here else b"" for name in names)
     arrays = {name: from_bytes(broadcast(part)) for name, part in zip(names, parts, strict=True)}
     return Checkpoint(step, arrays, state)
@@ -255,16 +245,14 @@ def check_run(folder: PathLike) -> Findings:
         read_json(folder / CONFIG)
     except ValueError as error:
         problems.append(f"{error}{'; the same training command mends it' if train else ''}")
-    step = max(intact + damaged, default=0)
-    last = max((x["step"] for x in read_metrics(metrics) if x["step"] <= step), default=0)
-    if count := damaged_lines(metrics):
-        problem = f"{count} line(s) damaged; the same training command drops them"
-        problems.append(f"{metrics}: {problem}")
-    elif train and step - last >= train.get("log_every", LOG_EVERY):
-        problems.append(f"{metrics}: expected lines up to step {step:,}, got {last or 'none'}")
+    if not metrics.exists():
+        problems += [f"{metrics}: no such file"] if train else []
+    elif (count := metrics.read_bytes().count(b"\n") - len(read_metrics(metrics))) > 0:
+        what = f"{count} line(s) damaged; the same training command drops them"
+        problems.append(f"{metrics}: {what}")
     return found
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether a run has all of its files, and no damaged line of metrics."""
-    return all((folder / name).exists() for name in FILES) and not damaged_lines(folder / METRICS)
+    """Whether a run has all of its files."""
+    return all((folder / name).exists() for name in FILES)

@@ -2,26 +2,18 @@
 docstrings; config.json records them."""
 
 import json
+import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
-from numbers import Real
+from operator import index
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import jax
-import numpy as np
 
 from jax_ddpm import schedule as schedules
-from jax_ddpm._errors import (
-    Field,
-    FieldError,
-    check_between,
-    check_choice,
-    check_finite,
-    check_kind,
-    check_positive,
-    check_whole,
-)
+from jax_ddpm._errors import Field, FieldError, check_choice, check_kind, described
 from jax_ddpm.losses import LossType, Weighting
 from jax_ddpm.models import UNet
 from jax_ddpm.reverse import PredictionType, VarianceType
@@ -30,6 +22,15 @@ LOG_EVERY = 50
 """Steps between two lines of metrics, in a run of a thousand steps or more."""
 TrackerName = Literal["tensorboard", "wandb"]
 ScheduleName = Literal["linear", "scaled_linear", "cosine", "sigmoid"]
+# Numbers by their range, which is checked as these types say it. NaN is in none.
+Finite = Annotated[float, "a finite number", math.isfinite]
+NotNegative = Annotated[float, "a finite number of 0 or more", lambda x: 0 <= x < math.inf]
+Positive = Annotated[float, "a finite number above 0", lambda x: 0 < x < math.inf]
+Share = Annotated[float, "a number from 0 to 1", lambda x: 0 <= x <= 1]
+Decay = Annotated[float, "a number from 0 to 1, below 1", lambda x: 0 <= x < 1]
+Count = Annotated[int, "a whole number of 1 or more", lambda n: n >= 1]
+Whole = Annotated[int, "a whole number of 0 or more", lambda n: n >= 0]
+Seed = Annotated[int, "a whole number from 0, below 2**63", lambda n: 0 <= n < 2**63]
 # What `init` brings with it.
 _BROUGHT = ("model", "unet", "schedule", "timesteps", "prediction_type", "variance_type")
 # What follows from the images, and what is set for the whole run.
@@ -55,7 +56,7 @@ class ModelSettings:
     weights, schedule and what it predicts, so settings of those cannot be given. Where both sides
     have names of classes these are matched, else numbers; new ones start untrained. If its network
     has no null label, or the images use it, no label is dropped and nothing is guided."""
-    timesteps: int = 200
+    timesteps: Annotated[int, "a whole number of 2 or more", lambda n: n >= 2] = 200
     """T, the steps of the noising chain."""
     schedule: ScheduleName = "cosine"
     """The noise schedule."""
@@ -68,9 +69,9 @@ class ModelSettings:
     where the variance is learned, else the squared error."""
     weighting: Weighting | None = None
     """Weigh the squared error by min(SNR, γ) (Hang et al. 2023). Default: not at all."""
-    min_snr_gamma: float = 5.0
+    min_snr_gamma: Positive = 5.0
     """γ of that weighting."""
-    guidance: float | None = None
+    guidance: Finite | None = None
     """Scale of classifier-free guidance in the pictures; 1 is without guidance. Default: 2, or 1
     where labels are never dropped, or always."""
 
@@ -79,37 +80,37 @@ class ModelSettings:
 class OptimizerSettings:
     """How it is trained."""
 
-    steps: int = 1500
+    steps: Count = 1500
     """Training steps."""
-    batch_size: int | None = None
+    batch_size: Count | None = None
     """Images per step. Default: 64, or the largest power of two that there are images for."""
-    learning_rate: float = 2e-3
+    learning_rate: Positive = 2e-3
     """The highest rate."""
     learning_rate_schedule: Literal["constant", "cosine", "linear"] = "cosine"
     """Once warm, the rate stays, or falls to 0 at the last step."""
-    warmup_steps: int | None = None
+    warmup_steps: Whole | None = None
     """Steps over which the rate rises from 0. Default: a tenth of all, at most 100."""
     optimizer: Literal["adam", "adamw"] = "adam"
     """AdamW also has a weight decay."""
-    adam_b1: float = 0.9
+    adam_b1: Decay = 0.9
     """Decay of Adam's average of the gradients."""
-    adam_b2: float = 0.999
+    adam_b2: Decay = 0.999
     """Decay of Adam's average of their squares."""
-    adam_eps: float = 1e-8
+    adam_eps: Positive = 1e-8
     """Added to the root of the squares."""
-    weight_decay: float = 0.0
+    weight_decay: NotNegative = 0.0
     """Of AdamW: times the rate, the share of each weight that is taken off it in a step."""
-    grad_clip: float = 1.0
+    grad_clip: NotNegative = 1.0
     """Gradients are scaled down to this global norm; 0: they are not."""
-    label_dropout: float = 0.1
+    label_dropout: Share = 0.1
     """Share of the labels that are dropped, so that guidance has something to compare with."""
-    ema_decay: float = 0.999
+    ema_decay: Decay = 0.999
     """Decay of the average of the weights, which is what samples are drawn from."""
     ema_warmup: bool = True
     """Whether the decay is smaller over the first steps: min(decay, (1 + step) / (10 + step))."""
     on_nan: Literal["stop", "skip"] = "stop"
     """On a loss or gradient that is not finite, end the training, or drop the step and count it."""
-    seed: int = 0
+    seed: Seed = 0
     """Decides the initial weights, the order of the data, the noise and the samples."""
 
     def batched(self, images: int = 64) -> int:
@@ -121,23 +122,22 @@ class OptimizerSettings:
 class CheckpointSettings:
     """What is kept and shown of a training."""
 
-    checkpoint_every: int = 100
+    checkpoint_every: Count = 100
     """Save a checkpoint every so many steps, and at the end: all that is needed to resume."""
-    keep: int = 3
+    keep: Count = 3
     """How many checkpoints are kept, the newest."""
-    keep_every: int | None = None
+    keep_every: Count | None = None
     """Also keep, for good, those at multiples of this many steps: a multiple of the above."""
-    log_every: int | None = None
+    log_every: Count | None = None
     """Write a line of metrics every so many steps, and at the end. Default: 50, or in a run of less
     than 1,000 steps the largest of 25, 10, 5 and 2 that gives twenty lines, or else 1."""
-    sample_every: int | None = None
+    sample_every: Whole | None = None
     """Draw samples every so many steps, always from the same noise; 0: never. Default: a twentieth
     of all steps, but at least 500."""
-    evaluate_every: int | None = None
+    evaluate_every: Whole | None = None
     """Measure samples every so many steps, and at the end: distances from the images, precision and
-    recall go into metrics.jsonl. A multiple of the steps between two lines, where those are given,
-    else of 50. Default: never."""
-    evaluate_num: int = 1000
+    recall go into a line of metrics.jsonl. Default: never."""
+    evaluate_num: Count = 1000
     """How many samples are drawn for that, in 50 steps of DDIM."""
     inception: Path | None = None
     """Inception's weights for that, as in `jax-ddpm evaluate`. Default: the environment's
@@ -150,8 +150,9 @@ class CheckpointSettings:
 
     def logged(self, steps: int) -> int:
         """`log_every` of a training of so many steps. By default multiples of 50 get a line."""
-        divisors = [n for n in (50, 25, 10, 5, 2) if 20 * n <= steps]
-        return self.log_every or max(divisors, default=1)
+        return self.log_every or max(
+            n for n in (LOG_EVERY, 25, 10, 5, 2, 1) if n == 1 or 20 * n <= steps
+        )
 
     def sampled(self, steps: int) -> int:
         """`sample_every` of a training of so many steps; 0: never."""
@@ -165,13 +166,13 @@ class LayoutSettings:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What the network computes in, and its gradients cross devices in; the weights, their
     average and Adam stay float32."""
-    accumulate: int = 1
+    accumulate: Count = 1
     """Split each batch into this many parts, computed one after the other, to save memory."""
     remat: bool = False
     """Recompute the insides of the U-Net's blocks for the gradient instead of keeping them."""
-    fsdp: int = 1
+    fsdp: Count = 1
     """Split weights and optimizer state over this many devices, a divisor of those in use."""
-    steps_per_dispatch: int | None = None
+    steps_per_dispatch: Count | None = None
     """Training steps per dispatch to the devices. Default: 10, on a CPU 1."""
 
     def dispatched(self, backend: str | None = None) -> int:
@@ -194,71 +195,50 @@ class Settings(ModelSettings, OptimizerSettings, CheckpointSettings, LayoutSetti
 
     def __post_init__(self) -> None:
         values: Any = dict(vars(self))
-        for name, hint in get_type_hints(Settings).items():
+        for name, hint in get_type_hints(Settings, include_extras=True).items():
             value, kinds = values[name], get_args(hint)
             kind: Any = kinds[0] if type(None) in kinds else hint
             if value is None and kind is not hint:
                 continue
             if get_origin(kind) is Literal:
                 check_choice(name, value, get_args(kind))
-            elif kind is int:
-                check_whole(name, value, -np.inf)
-            elif kind is float:
-                check_kind(name, value, Real, "0.5")
-                check_finite(name, value)
+            elif get_origin(kind) is Annotated:
+                number, expected, holds = get_args(kind)
+                with suppress(TypeError, ValueError):  # NumPy's numbers and JAX's too
+                    values[name] = (index if number is int else float)(values[name])
+                if type(values[name]) is not number or not holds(values[name]):
+                    raise FieldError(name, f"expected {expected}, got {described(value)}")
             elif kind is bool:
                 check_kind(name, value, bool, "True")
-            if kind in (int, float, Path):
-                values[name] = kind(values[name])  # NumPy's too, and a path's name
-        trackers = values["tracker"]
-        several = isinstance(trackers, list | tuple)
-        values["tracker"] = tuple(trackers) if several else (trackers,)
-        if self.unet is not None:
-            try:  # as JSON gives it back: lists for tuples
-                values["unet"] = json.loads(json.dumps(dict(self.unet)))
-            except (TypeError, ValueError) as error:
-                problem = f"expected names with numbers, texts or lists: {error}"
-                raise FieldError("unet", problem) from None
+            elif kind is Path:
+                values[name] = Path(values[name])
+        values["tracker"] = tuple(self.tracker)
+        if self.unet is not None:  # with lists for tuples, as JSON gives them back
+            values["unet"] = json.loads(json.dumps(dict(self.unet)))
+        for name, choices in (("tracker", get_args(TrackerName)), ("unet", UNET_FIELDS)):
+            for each in values[name] or ():
+                check_choice(name, each, choices)
         for name, value in values.items():
             object.__setattr__(self, name, value)
-        for each in self.tracker:
-            check_choice("tracker", each, get_args(TrackerName))
-        for each in self.unet or ():
-            check_choice("unet", each, UNET_FIELDS)
-        positive = ("steps", "batch_size", "learning_rate", "accumulate", "fsdp", "adam_eps")
-        positive += ("steps_per_dispatch", "checkpoint_every", "keep", "keep_every")
-        positive += ("min_snr_gamma", "evaluate_num", "log_every")
-        check_positive(**{name: values[name] for name in positive})
-        check_between("timesteps", self.timesteps, 2)
-        for name in ("grad_clip", "weight_decay", "warmup_steps", "sample_every", "evaluate_every"):
-            check_between(name, values[name] or 0, 0)
-        check_between("seed", self.seed, 0, 2**63 - 1)
-        check_between("label_dropout", self.label_dropout, 0, 1)
-        for name in ("ema_decay", "adam_b1", "adam_b2"):
-            if not 0 <= values[name] < 1:
-                raise FieldError(name, f"expected 0 to 1, below 1, got {values[name]}")
-        if self.keep_best and not self.evaluate_every:
-            raise FieldError("keep_best", "comes with ", Field("evaluate_every"))
-        if self.weight_decay and self.optimizer != "adamw":
-            raise FieldError("weight_decay", "comes with ", Field("optimizer", "adamw"))
-        if self.unet is not None and self.model != "unet":
-            raise FieldError("unet", "comes with ", Field("model", "unet"))
-        for name in _BROUGHT if self.init is not None else ():
-            if values[name] != getattr(Settings, name):
-                raise FieldError(name, "comes with ", Field("init"))
-        got, batch, every = ", got {}".format, self.batched(), self.log_every or LOG_EVERY
-        if (self.keep_every or 0) % self.checkpoint_every:
-            of = Field("checkpoint_every", self.checkpoint_every)
-            raise FieldError("keep_every", "expected a multiple of ", of, got(self.keep_every))
-        if (self.evaluate_every or 0) % every:
-            of, found = Field("log_every", every), got(self.evaluate_every)
-            raise FieldError("evaluate_every", "expected a multiple of ", of, found)
-        if batch % self.accumulate:
-            of = Field("batch_size", batch)
-            raise FieldError("accumulate", "expected a divisor of ", of, got(self.accumulate))
-        if self.learning_rate_schedule != "constant" and (self.warmup_steps or 0) >= self.steps:
-            than = Field("steps", self.steps)
-            raise FieldError("warmup_steps", "expected fewer than ", than, got(self.warmup_steps))
+
+        pairs = [("keep_best", Field("evaluate_every"), self.evaluate_every)]
+        pairs += [("weight_decay", Field("optimizer", "adamw"), self.optimizer == "adamw")]
+        pairs += [("unet", Field("model", "unet"), self.model == "unet")]
+        pairs += [(name, Field("init"), self.init is None) for name in _BROUGHT]
+        for name, other, fits in pairs:
+            if values[name] != getattr(Settings, name) and not fits:
+                raise FieldError(name, "comes with ", other)
+        warmup = self.warmup_steps or 0
+        constant = self.learning_rate_schedule == "constant"
+        kept = (self.keep_every or 0) % self.checkpoint_every == 0
+        for name, fits, expected, other in (
+            ("keep_every", kept, "a multiple of", "checkpoint_every"),
+            ("accumulate", self.batched() % self.accumulate == 0, "a divisor of", "batch_size"),
+            ("warmup_steps", constant or warmup < self.steps, "fewer than", "steps"),
+        ):
+            if not fits:
+                got = f", got {values[name]}"
+                raise FieldError(name, f"expected {expected} ", Field(other), got)
 
     def record(self) -> dict[str, Any]:
         """As JSON holds them."""

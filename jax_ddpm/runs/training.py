@@ -7,15 +7,13 @@ host:    metrics, callbacks and checkpoints between two dispatches
 
 import hashlib
 import json
-import math
 import shutil
-import time
 import warnings
-from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,9 +41,9 @@ from jax_ddpm.runs.callbacks import (
 from jax_ddpm.runs.initial import computing, new_run
 from jax_ddpm.runs.metrics import MetricsLog, Progress
 from jax_ddpm.runs.model import CHECKPOINTS, CONFIG, METRICS, PICTURES, PathLike, describe
-from jax_ddpm.runs.programs import fit_programs
+from jax_ddpm.runs.programs import FitPrograms, fit_programs
 from jax_ddpm.runs.resume import OVERWRITTEN, find, hold, on_host, read_state, shared
-from jax_ddpm.runs.settings import LOG_EVERY, CheckpointSettings, Settings
+from jax_ddpm.runs.settings import CheckpointSettings, Settings
 from jax_ddpm.training import TrainState, hosts
 from jax_ddpm.training.sharding import device_mesh
 
@@ -83,7 +81,8 @@ def fit(
       data: the images, as `load_dataset` reads them.
       settings: everything else. Default: `Settings()`.
       accept_changes: resume although settings or images are no longer those it began with.
-      overwrite: instead, begin anew in its place where those, or the steps, are others.
+      overwrite: instead, begin anew in its place where those, or the steps, are others; not
+        together with `accept_changes`.
       progress: called when programs are compiled, before the first step, about every second and
         at the end; `print` will do.
       stop: asked after every dispatch; once it is true in any process, the training saves and
@@ -94,11 +93,9 @@ def fit(
         finite (unless `on_nan="skip"`).
       OSError: something cannot be written. What was saved before is still there.
     """
-    settings = settings or Settings()
     check_kind("data", data, Dataset, "load_dataset(path)")
-    check_kind("settings", settings, Settings, "Settings(steps=1000)")
-    options = {"accept_changes": accept_changes, "overwrite": overwrite}
-    with open_run(folder, data, settings, **options) as training:
+    ways = {"accept_changes": accept_changes, "overwrite": overwrite}
+    with open_run(folder, data, settings or Settings(), **ways) as training:
         return train(training, progress, stop)
 
 
@@ -170,44 +167,34 @@ def open_run(
 
     def prepare() -> tuple[Settings, DiffusionModel, Mesh]:
         data.check()
-        whole = replace(settings, batch_size=settings.batched(len(data.images)))
+        batch, every = settings.batched(len(data.images)), settings.logged(settings.steps)
+        whole = replace(settings, batch_size=batch, log_every=every)
         run = new_run(whole, data)
         computing(run, dtype=whole.dtype, remat=whole.remat)  # refuses what does not go together
         # All devices that share a part of the batch evenly.
-        return whole, run, device_mesh(whole.batched() // whole.accumulate, fsdp=whole.fsdp)
+        return whole, run, device_mesh(batch // whole.accumulate, fsdp=whole.fsdp)
 
     settings, run, mesh = hosts.run_on_all(prepare)
-    described = data.describe()
+    description = describe(run, settings.record(), data.describe())
     if jax.process_count() > 1:
-        weights = to_bytes(flatten(jax.device_get(run.variables)))
-        for field, what, here in (
-            ("data", "images", {**described, "source": None}),
-            (None, "settings", repr(replace(settings, init=None, inception=None))),
-            ("init", "model", [describe(run), hashlib.sha256(weights).hexdigest()]),
-        ):
-            here = json.dumps(here)
-            if hosts.any_process(hosts.broadcast(here) != here):
-                raise FieldError(field, f"expected the same {what} in every process")
+        weights = hashlib.sha256(to_bytes(flatten(jax.device_get(run.variables)))).hexdigest()
+        train = replace(settings, init=None, inception=None).record()  # paths are each host's own
+        here = json.dumps([describe(run, train, data.digest()), weights])
+        if hosts.any_process(hosts.broadcast(here) != here):
+            problem = "expected the same images, settings and model of init in every process"
+            raise FieldError(None, problem)
 
     with ExitStack() as held:
 
         def look() -> Checkpoint | None:
             held.enter_context(hold(folder))
-            now = describe(run, settings.record(), described)
-            return find(folder, now, settings, run.variables, accept_changes, overwrite)
+            options = {"accept": accept_changes, "over": overwrite}
+            return find(folder, description, settings, run.variables, **options)
 
         checkpoint = shared(hosts.run_on_writer(look))
-        was = checkpoint.state["run"]["train"] if checkpoint else {}
-        every = settings.logged(settings.steps)
-        old = was.get("log_every", LOG_EVERY)
-        if settings.log_every is None and was.get("steps") == settings.steps:
-            if (settings.evaluate_every or 0) % old == 0:
-                every = old  # as in the lines before
-        whole = replace(settings, log_every=every)
-        description = describe(run, whole.record(), described)
-        training = Training(folder, whole, data, run, mesh, description, checkpoint)
+        training = Training(folder, settings, data, run, mesh, description, checkpoint)
         before, now = checkpoint and checkpoint.state["computed_by"], training.computed_by
-        if before != now and 0 < training.step < settings.steps and hosts.is_writer():
+        if hosts.is_writer() and 0 < training.step < settings.steps and before != now:
             note = f"step {training.step:,} was trained by {before}, now it is {now}"
             warnings.warn(f"{note}: the same within rounding, not to the bit", stacklevel=4)
         yield training
@@ -219,118 +206,118 @@ def train(
     stop: Callable[[], bool] | None = None,
 ) -> Fit:
     """Train what `open_run` opened, to its end or until `stop` is true, and save it."""
-    folder, settings, data, run, mesh, description, checkpoint = training
-    done, total, tell = training.step, settings.steps, progress or (lambda _: None)
+    _, settings, data, run, mesh, _, checkpoint = training
     data_key, train_key = jax.random.split(jax.random.fold_in(seed_key(settings.seed), 0))
     computed = computing(run, dtype=settings.dtype, remat=settings.remat)
     programs = fit_programs(computed, settings, mesh, train_key)
     if checkpoint is None:
-        state, pending = programs.init(jax.device_get(run.variables)), {}
+        state = programs.init(jax.device_get(run.variables))
     else:
         state = programs.to_devices(read_state(checkpoint, programs.state))
-        pending = checkpoint.state["pending"]
+    if training.step < settings.steps:
+        order = Order(data_key, len(data), settings.batched())
+        state = _train(training, programs, order, state, progress or (lambda _: None), stop)
+    average, step = run._replace(variables=hosts.gather(state.ema_params)), int(state.step)
+    return Fit(average, state, step, stopped=step < settings.steps)
 
+
+def _train(
+    training: Training,
+    programs: FitPrograms,
+    order: Order,
+    state: TrainState,
+    tell: Callable[[Progress], None],
+    stop: Callable[[], bool] | None,
+) -> TrainState:
+    """Take the steps from `state` on, and save them on the way."""
+    folder, settings, data, run, mesh, description, checkpoint = training
+    done, saved, total = training.step, training.step, settings.steps
+    pending = checkpoint.state["pending"] if checkpoint else {}
     dispatches = Dispatches(done, settings)
-    order = Order(data_key, len(data.images), settings.batched())
-    arrays = {"images": data.images, "extents": data.extents}
-    arrays["labels"] = None if run.num_classes is None else data.labels
+    labels = None if run.num_classes is None else data.labels
+    arrays = {"images": data.images, "extents": data.extents, "labels": labels}
     arrays = {name: array for name, array in arrays.items() if array is not None}
-
-    def open_log() -> MetricsLog:
-        return MetricsLog(folder / METRICS, settings, run.schedule.num_timesteps, done, pending)
-
-    def end() -> Fit:
-        average = run._replace(variables=hosts.gather(state.ema_params))
-        return Fit(average, state, done, stopped=done < total)
-
-    def compiled(steps: int) -> Any:
-        batches = {}
-        for name, array in arrays.items():
-            shape, place = (steps, order.batch_size, *array.shape[1:]), programs.batch_sharding
-            batches[name] = jax.ShapeDtypeStruct(shape, array.dtype, sharding=place)
-        return programs.advance.lower(state, batches).compile()
-
-    def saved() -> list[int]:
-        return [int(path.name) for path in list_checkpoints(folder / CHECKPOINTS)]
-
-    def report(last: bool = False) -> None:
-        """Say how far it is, about every second."""
-        nonlocal told
-        if last or time.monotonic() - told >= 1:
-            told = time.monotonic()
-            tell(Progress(log.taken(), total, line, "training"))
-
-    def settle() -> None:
-        """Wait for the steps so far, and end the training if one was not finite."""
-        bad = log.collect(report)
-        if bad is not None and settings.on_nan == "stop":
-            saver.wait()
-            good = "no checkpoint was saved yet"
-            if there := hosts.broadcast(saved()):
-                good = f"the last good checkpoint is of step {there[-1]:,}"
-            problem = f"step {bad + 1:,}: the loss or its gradient is not finite; {good}; "
-            images = ", ".join(map(str, order(range(bad, bad + 1))[0]))
-            rest = f" drops such steps; some of its images may be at fault: {images}"
-            raise FieldError(None, problem, Field("on_nan", "skip"), rest)
-
-    def best_step() -> int | None:
-        best = best_line(measured) if settings.keep_best else None
-        return best and best[0]["step"]
-
-    if not dispatches:
-        open_log()  # which drops lines that are damaged
-        return end()
-    # What may be refused comes before anything of an earlier run is removed.
-    hosts.run_on_writer(lambda: make_folder(folder / CHECKPOINTS))
-    callbacks = open_callbacks(folder, run, data, settings, mesh)
     time_to_log = Every(settings.logged(total), total)
     time_to_save = Every(settings.checkpoint_every, total)
+
+    # What may be refused comes before anything of an earlier run is removed.
+    callbacks = open_callbacks(folder, run, data, settings, mesh)
     with (
         open_trackers(settings.tracker, folder, description, done) as track,
         closing(Saver(folder / CHECKPOINTS, settings)) as saver,
         closing(prefetched(arrays, order, dispatches, programs.batch_sharding)) as ahead,
     ):
         tell(Progress(0, 0, what="compiling"))
-        advance = {length: compiled(length) for length in sorted(dispatches.lengths)}
+        advance = {}
+        for length in sorted(dispatches.lengths):
+            batch = {}
+            for name, array in arrays.items():
+                shape, place = (length, order.batch_size, *array.shape[1:]), programs.batch_sharding
+                batch[name] = jax.ShapeDtypeStruct(shape, array.dtype, sharding=place)
+            advance[length] = programs.advance.lower(state, batch).compile()
         sync_global_devices("compiled")  # see `cli.common`
         hosts.run_on_writer(lambda: _make_room(folder, description, done))
-        log, kept = open_log(), saved()
-        measured = hosts.broadcast([each for each in log.lines if each["step"] in kept])
-        told, line, best = time.monotonic(), None, best_step()
-        report(last=True)
+        log = MetricsLog(
+            folder / METRICS, settings, run.schedule.num_timesteps, done, pending, tell
+        )
+        kept = {int(path.name) for path in list_checkpoints(folder / CHECKPOINTS)}
+        measured = hosts.broadcast([line for line in log.lines if line["step"] in kept])
+        best = _best_step(settings, measured)
+        log.report(now=True)
         for steps in dispatches:
             with log.spent("waiting"):
                 batch = next(ahead)
             state, metrics = advance[len(steps)](state, batch)
-            done, found = steps.stop, {}
+            done = steps.stop
             log.add(steps, metrics)
+
             logs, saves = time_to_log(steps), time_to_save(steps)
             due = [callback for every, callback in callbacks if every(steps)]
-            if logs or due:
-                settle()
+            # Several processes agree to stop where they wait anyway.
+            together = logs or saves or jax.process_count() == 1
+            stopping = together and hosts.any_process(stop is not None and stop())
+            if logs or saves or due or stopping:
+                bad = log.collect()
+                if bad is not None and settings.on_nan == "stop":
+                    saver.wait()
+                    raise _not_finite(bad, order(range(bad, bad + 1))[0], saved)
+
+            found = {}
             with log.spent("callbacks"):
                 for callback in due:
                     found |= callback(done, state.ema_params)
             figures = {name: x for name, x in found.items() if not isinstance(x, np.ndarray)}
             if logs or figures:
-                found |= (line := log.write(figures))
+                line = log.write(figures)
+                found |= line
                 if figures:
                     measured.append(line)
-                    best = best_step()
+                    best = _best_step(settings, measured)
             if found:
                 track(done, found)
-            report(last=done == total)
-            # Several processes agree to stop where they wait anyway.
-            together = logs or saves or jax.process_count() == 1
-            stopping = together and hosts.any_process(stop is not None and stop())
+            log.report(now=done == total)
+
             if saves or stopping or best == done:
-                settle()
                 belongs = {"computed_by": training.computed_by, "run": description}
                 saver.save(state, done, {"pending": log.pending, **belongs}, best)
+                saved = done
             if stopping:
                 break
         saver.wait()
-    return end()
+    return state
+
+
+def _best_step(settings: Settings, lines: Sequence[dict[str, Any]]) -> int | None:
+    """The step of the best line, if its checkpoint is to be kept."""
+    best = best_line(lines) if settings.keep_best else None
+    return best and best[0]["step"]
+
+
+def _not_finite(step: int, images: np.ndarray, saved: int) -> FieldError:
+    good = f"the last good checkpoint is of step {saved:,}" if saved else "no checkpoint was saved"
+    problem = f"step {step + 1:,}: the loss or its gradient is not finite; {good}; "
+    rest = f" drops such steps; some of its images may be at fault: {', '.join(map(str, images))}"
+    return FieldError(None, problem, Field("on_nan", "skip"), rest)
 
 
 def _make_room(folder: Path, description: dict[str, Any], done: int) -> None:
@@ -338,43 +325,43 @@ def _make_room(folder: Path, description: dict[str, Any], done: int) -> None:
     if not done:
         # Renamed first: half-removed checkpoints would look damaged.
         (folder / CHECKPOINTS).rename(folder / OVERWRITTEN)
+        make_folder(folder / CHECKPOINTS)
+        shutil.rmtree(folder / OVERWRITTEN, ignore_errors=True)
     write_json(folder / CONFIG, description)
-    shutil.rmtree(folder / OVERWRITTEN, ignore_errors=True)
-    make_folder(folder / CHECKPOINTS)
     later = [path for path in samples_on_the_way(folder) if int(path.stem) > done]
     for path in (*later, *(folder / name for name in (TRAINING_GIF, *PICTURES))):
         path.unlink(missing_ok=True)
 
 
 class Dispatches(Sequence[range]):
-    """The steps to go, cut at the multiples of a dispatch's and of a checkpoint's steps: at the
-    same steps wherever a run resumes, since a scan of another length may round otherwise."""
+    """The steps after `done`, a range for each dispatch, made when it is asked for. Each stretch
+    from one checkpoint to the next is cut from its start, so at the same steps wherever a run
+    resumes: a scan of another length may round otherwise."""
 
     def __init__(self, done: int, settings: Settings) -> None:
-        self._done, self._total = done, settings.steps
-        self._every = settings.dispatched(), settings.checkpoint_every
-        self._before = self._cuts(done)
+        self._every, self._size = settings.checkpoint_every, settings.dispatched()
+        self._pieces = -(-self._every // self._size)  # of a stretch
+        self._steps = range(done, settings.steps)
+        stretch, rest = divmod(done, self._every)
+        self._first = stretch * self._pieces + rest // self._size
 
-    def _cuts(self, step: int) -> int:
-        """How many there are up to a step."""
-        one, other = self._every
-        return step // one + step // other - step // math.lcm(one, other)
+    def _cut(self, number: int) -> int:
+        stretch, piece = divmod(number, self._pieces)
+        return stretch * self._every + piece * self._size
 
     def __len__(self) -> int:
-        return self._cuts(self._total - 1) - self._before + 1 if self._done < self._total else 0
+        stretch, rest = divmod(self._steps.stop, self._every)
+        return max(0, stretch * self._pieces + -(-rest // self._size) - self._first)
 
     def __getitem__(self, index: Any) -> Any:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        numbers = (self._before + index, self._before + index + 1)
-        start, stop = (bisect_left(range(self._total), x, key=self._cuts) for x in numbers)
-        return range(max(start, self._done), stop)
+        number = range(self._first, self._first + len(self))[index]
+        start, stop = max(self._cut(number), self._steps.start), self._cut(number + 1)
+        return range(start, min(stop, self._steps.stop))
 
     @property
     def lengths(self) -> set[int]:
-        """Of them all; they repeat."""
-        period = self._cuts(math.lcm(*self._every))
-        return {len(self[k]) for k in (*range(min(len(self), period + 1)), len(self) - 1)}
+        """Of them all; they repeat from one stretch to the next."""
+        return {len(each) for each in (*islice(self, 2 * self._pieces), self[-1])}
 
 
 class Saver:
@@ -406,8 +393,7 @@ class Saver:
 
     def wait(self) -> None:
         """Until what was saved is on the disk. Raises what kept it from being written."""
-        writing, self._writing = self._writing, None
-        hosts.run_on_writer(lambda: writing.result() if writing else None)
+        hosts.run_on_writer(lambda: self._writing and self._writing.result())
 
     def close(self) -> None:
         self._threads.shutdown()
