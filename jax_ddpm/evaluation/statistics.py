@@ -106,4 +106,6 @@ def load_statistics(path: str | os.PathLike[str]) -> Statistics:
     except Exception as error:  # NumPy's, zipfile's and zlib's errors share no nearer base
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{path}: expected a .npz of arrays mu and sigma: {reason}") from None
+    if sigma.shape != 2 * mu.shape or not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
+        raise ValueError(f"{path}: expected finite mu [feature] and sigma [feature, feature]")
     return Statistics(count, mu, sigma)

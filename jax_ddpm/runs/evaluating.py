@@ -308,8 +308,11 @@ def feature_network(
     image_shape: tuple[int, ...], inception: PathLike | None
 ) -> FeatureNetwork | None:
     """Inception, where its weights are given, or known and of use; None: a classifier is needed."""
-    if inception is None and (image_shape[-1] != 3 or not os.environ.get(VARIABLE)):
+    channels = image_shape[-1]
+    if inception is None and (channels != 3 or not os.environ.get(VARIABLE)):
         return None
+    if channels != 3:
+        raise FieldError("inception", f"expected images of 3 channels with it, got {channels}")
     try:
         return load_inception(inception)
     except (FieldError, ImportError) as error:  # torch is imported for a pickle

@@ -351,7 +351,8 @@ class Dispatches(Sequence[range]):
 
     def __len__(self) -> int:
         stretch, rest = divmod(self._steps.stop, self._every)
-        return max(0, stretch * self._pieces + -(-rest // self._size) - self._first)
+        number = stretch * self._pieces + -(-rest // self._size)
+        return number - self._first if self._steps else 0
 
     def __getitem__(self, index: Any) -> Any:
         number = range(self._first, self._first + len(self))[index]
