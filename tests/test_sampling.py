@@ -96,26 +96,6 @@ def test_program_and_memory_do_not_grow_with_the_chain(name, key, network):
     assert grown == 0 or name == "heun" and grown < 1.01 * 4 * (1000 - 50)
 
 
-def test_a_sampler_of_ones_own_gets_fresh_noise_at_each_step(key, network):
-    """One default key for every step gave the same noise each time.
-
-    A rule that adds its noise to nothing, and counts its steps, shows what was drawn.
-    """
-
-    def step(schedule, predict, noise_fn, i, x_t, memory):
-        x_prev = 0 * predict(x_t, i).pred_xstart + noise_fn(i)
-        return x_prev.at[0, 0, 0, 0].set(memory), memory + 1
-
-    mine = ddpm.Sampler(init=lambda x_T: jnp.zeros(()), step=step)
-    chain, policy = ddpm.respace(SCHEDULE, range(50)), dict(sampler=mine, x_T=np.zeros(SHAPE))
-    _, drawn = ddpm.p_sample_loop(key, chain, network, SHAPE, save_every=1, **policy)
-    count, *drawn = np.asarray(drawn).reshape(50, -1).T
-    np.testing.assert_array_equal(count, np.arange(50))
-    assert np.unique(drawn).size == np.size(drawn)
-    correlation = np.corrcoef(np.transpose(drawn)) - np.eye(50)
-    assert np.abs(correlation).max() < 6 / np.sqrt(np.prod(SHAPE))
-
-
 def outcome(schedule, sampler, params, x_T):
     """A number made of x_0, with a network of one hidden layer."""
 

@@ -215,17 +215,6 @@ def test_labels_and_chain_go_wherever_the_network_goes(tmp_path):
             runs.fit(tmp_path / "trained", dataset, settings)
 
 
-def test_diffusers_opens_what_it_has_words_for(tmp_path, torch, diffusers):
-    """diffusers' own network, with the weights on their way through here, against OpenAI's."""
-    expected = outputs("unet", "adm_cond")
-    save_diffusers(tmp_path / "adm", load_openai(weights(ADM, np.float32), ADM["flags"]))
-    network = diffusers.UNet2DModel.from_pretrained(tmp_path / "adm" / "unet")
-    x, t, y = (torch.from_numpy(expected[name]) for name in ("x", "t", "y"))
-    with torch.no_grad():
-        output = network(x.permute(0, 3, 1, 2).float(), t, class_labels=y).sample
-    assert_close(output.permute(0, 2, 3, 1).numpy(), expected["out"], 1e-5)
-
-
 README = Path(ddpm.__file__).parent / "interop" / "README.md"
 SMALLER = {
     "64, 64": "32, 32",
