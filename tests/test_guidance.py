@@ -8,7 +8,6 @@ import pytest
 import jax_ddpm as ddpm
 
 SCHEDULE = ddpm.make_schedule(ddpm.linear_beta_schedule(200))
-SHORT = ddpm.respace(SCHEDULE, ddpm.spaced_timesteps(200, 10, "trailing"))
 SHAPE = (4, 3, 3, 2)
 X_T = np.random.default_rng(0).normal(size=SHAPE)
 T = np.array([0, 49, 50, 199], np.int32)
