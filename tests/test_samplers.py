@@ -121,13 +121,10 @@ def error(sampler, steps):
 
 
 # The last step of `heun`, which has no entry to look ahead to, is Euler's: once, an error of h².
-@pytest.mark.parametrize(
-    ("name", "order"), [("ddim", 1), ("dpm_1", 1), ("dpm_2", 2), ("dpm_3", 3), ("heun", 2)]
-)
+@pytest.mark.parametrize(("name", "order"), [("ddim", 1), ("dpm_2", 2), ("dpm_3", 3), ("heun", 2)])
 def test_order_of_convergence(name, order):
     """The error of a deterministic rule, which needs no key, falls as its paper states."""
-    sampler = ddpm.dpm_solver_pp(1) if name == "dpm_1" else SAMPLERS[name]
-    errors = np.array([error(sampler, steps) for steps in (64, 128, 256)])
+    errors = np.array([error(SAMPLERS[name], steps) for steps in (64, 128, 256)])
     slopes = np.log2(errors[:-1] / errors[1:])
     np.testing.assert_allclose(slopes, order, atol=0.25)
 
@@ -136,18 +133,16 @@ WEIGHTS, STDS = np.array([[0.3, 0.7]]), np.array([[0.2, 0.35]])
 MEANS = np.array([[-0.8, 0.3], [0.6, -0.5]])
 
 
-def mixture_eps(x, a, xp=jnp):
-    """The best ε for data Σ w_k N(μ_k, s_k² I) in the plane; `xp` is JAX's or plain NumPy.
+def mixture_eps(x, a):
+    """The best ε for data Σ w_k N(μ_k, s_k² I) in the plane.
 
     x_t ~ Σ w_k N(√ᾱ μ_k, v_k I), v_k = ᾱ s_k² + 1 - ᾱ, and with the responsibilities r_k at x_t
     E[ε | x_t] = √(1 - ᾱ) Σ r_k (x_t - √ᾱ μ_k) / v_k.
     """
     v = a * STDS**2 + 1 - a
-    gap = x[:, None] - xp.sqrt(a)[..., None] * MEANS[None]
-    log_r = np.log(WEIGHTS) - (gap**2).sum(2) / (2 * v) - xp.log(v)
-    r = xp.exp(log_r - log_r.max(1, keepdims=True))
-    r = r / r.sum(1, keepdims=True)
-    return xp.sqrt(1 - a) * ((r / v)[..., None] * gap).sum(1)
+    gap = x[:, None] - jnp.sqrt(a)[..., None] * MEANS[None]
+    r = jax.nn.softmax(np.log(WEIGHTS) - (gap**2).sum(2) / (2 * v) - jnp.log(v))
+    return jnp.sqrt(1 - a) * ((r / v)[..., None] * gap).sum(1)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,4 @@
-"""Whole chains against diffusers, every x_t on the way.
-
-diffusers is NCHW and its tables are float32.
-"""
+"""Whole chains against diffusers, whose tables are float32: every x_t on the way."""
 
 from functools import partial
 
