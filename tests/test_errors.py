@@ -148,6 +148,10 @@ def loop(**changes):
     return ddpm.p_sample_loop(**call)
 
 
+def losses(**options):
+    return ddpm.training_losses(SCHEDULE, network, X, T, X, **options)
+
+
 def guided(scale=2.0, unconditional=network, **options):
     return ddpm.classifier_free_guidance(network, unconditional, scale, **options)(X, T)
 
@@ -191,6 +195,9 @@ def labelled(labels, t=T):
         ("prediction_type", lambda: loop(schedule=NO_SIGNAL)),
         ("prediction_type", lambda: ddpm.training_losses(NO_SIGNAL, network, X, T % 2, X)),
         ("prediction_type", lambda: ddpm.make_train_step(NO_SIGNAL, network, SGD)),
+        ("weighting", lambda: losses(loss_type="vb", weighting="min_snr")),
+        ("loss_type", lambda: losses(loss_type="hybrid")),
+        ("min_snr_gamma", lambda: losses(min_snr_gamma=0.0)),
         ("clip_denoised", lambda: loop(clip_denoised=ddpm.dynamic_threshold)),
         ("scan body function carry", lambda: loop(sampler=ddpm.ddim()._replace(step=by_two))),
         ("model", lambda: runs.draw(KEY, "runs/digits", 2)),
@@ -237,7 +244,6 @@ RIGHT_TOO = {
     "no sign": lambda: ddpm.q_sample(SCHEDULE, X, T.astype(np.uint8), X),
     "whole weights": lambda: ddpm.interpolate(SCHEDULE, network, X, X, (0, 1)),
     "whole scales": lambda: guided(scale=np.array([1, 2])),
-    "a list for an interval": lambda: guided(interval=[0, 3]),
     "an array for an interval": lambda: guided(interval=np.array([0, 3])),
     "a scale in the shape of images": lambda: guided(scale=np.ones((2, 1, 1, 1))),
     "the sharding of an array": lambda: loop(sharding=ONE),

@@ -1,4 +1,5 @@
 from functools import partial
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -33,15 +34,6 @@ def test_walk_is_that_of_diffusers(diffusers, timesteps, jump_length, resamples)
     assert reached[-1] == -1
 
 
-def test_walk_takes_every_step_as_often_as_the_paper_says():
-    """T = 250 with jumps of 10 from 0, 10, … 230, nine times each."""
-    entries, up = ddpm.repaint_walk(250, jump_length=10, resamples=10)
-    assert len(entries) == 250 + 24 * 9 * 2 * 10 == 4570
-    down_visits = np.bincount(entries[~up], minlength=250)
-    np.testing.assert_array_equal(down_visits, [1, *[10] * 240, *[1] * 9])
-    np.testing.assert_array_equal(np.bincount(entries[up]), [0, *[9] * 240])
-
-
 @pytest.mark.parametrize("dtype", [bool, np.uint8, float])
 def test_what_is_known_is_kept_to_the_bit_in_any_batch(key, dtype, network):
     """With masks of any dtype, a traced schedule, and where the chain ends in noise."""
@@ -53,6 +45,28 @@ def test_what_is_known_is_kept_to_the_bit_in_any_batch(key, dtype, network):
     assert np.all(whole[~KNOWN] != X_START[~KNOWN])
     alone = jax.jit(partial(paint, first_sample=5))(key, noisy, x_start=X_START[5:6])
     np.testing.assert_allclose(alone[0], whole[5], rtol=1e-10, atol=1e-10)
+
+
+def test_every_visit_is_that_of_diffusers(torch, diffusers, network):
+    """Its steps down and undone steps, along its walk, with the same noise."""
+    theirs = diffusers.RePaintScheduler(10, trained_betas=SHORT.betas, eta=1.0, clip_sample=False)
+    theirs.set_timesteps(10, *JUMPS.values())
+    levels = [*theirs.timesteps.tolist(), -1]
+    draw = partial(torch.randn, SHAPE, dtype=torch.float64)
+    # It draws with one generator what the other draws here: the start, then a visit at a time.
+    generator, twin = (torch.Generator().manual_seed(0) for _ in range(2))
+    noise = torch.stack([draw(generator=twin) for _ in levels]).numpy()[::-1].copy()
+    x, known, mask = draw(generator=generator), torch.tensor(X_START), torch.tensor(1.0 * MASK)
+    denoise_fn = jax.jit(network)
+    for now, then in pairwise(levels):
+        if then > now:
+            x = theirs.undo_step(x, then, generator)
+        else:
+            output = np.array(denoise_fn(x.numpy(), np.full(8, SHORT.timesteps[now])))
+            x = theirs.step(torch.tensor(output), now, x, known, mask, generator).prev_sample
+    policy = dict(clip_denoised=False, noise_fn=lambda n: jnp.asarray(noise)[n], **JUMPS)
+    ours = jax.jit(partial(ddpm.inpaint, None, SHORT, network, mask=MASK, **policy))(X_START)
+    np.testing.assert_allclose(ours, x.numpy(), rtol=0, atol=1e-12)
 
 
 def test_without_a_mask_and_jumps_it_is_the_sampler(network):
@@ -100,70 +114,3 @@ def test_it_has_a_gradient(network):
     policy = dict(mask=MASK, jump_length=2, resamples=2, clip_denoised=False, **QUIET)
     paint = jax.jit(partial(ddpm.inpaint, None, schedule, network, **policy))
     check_grads(paint, (X_START,), order=1, modes=["rev"], atol=1e-6, rtol=1e-6, eps=1e-4)
-
-
-def exact_moments(diffusers, schedule, mean, covariance, x, jump_length, resamples):
-    """Of RePaint's output on two Gaussian pixels, the first known to be `x`: every step is affine.
-
-    Along diffusers' walk, with x_0 given x_t and x_{t-1} given both by Bayes' rule.
-    """
-    timesteps = len(schedule.betas)
-    walk = diffusers.RePaintScheduler(timesteps)
-    walk.set_timesteps(timesteps, jump_length, resamples)
-    levels = [*walk.timesteps.tolist(), -1]
-    alpha_bar = np.append(np.cumprod(1 - schedule.betas), 1.0)  # level -1 is the picture
-    m, c, identity = np.zeros(2), np.eye(2), np.eye(2)
-    for now, then in zip(levels, levels[1:], strict=False):
-        if then > now:
-            beta = schedule.betas[then]
-            m, c = np.sqrt(1 - beta) * m, (1 - beta) * c + beta * identity
-            continue
-        a, a_prev, beta = alpha_bar[now], alpha_bar[then], schedule.betas[now]
-        gain = np.sqrt(a) * covariance @ np.linalg.inv(a * covariance + (1 - a) * identity)
-        to_x_start = np.sqrt(a_prev) * beta / (1 - a)
-        slope = to_x_start * gain + np.sqrt(1 - beta) * (1 - a_prev) / (1 - a) * identity
-        offset = to_x_start * (mean - gain @ (np.sqrt(a) * mean))
-        m = slope @ m + offset
-        c = slope @ c @ slope.T + beta * (1 - a_prev) / (1 - a) * identity
-        m[0] = np.sqrt(a_prev) * x
-        c[0, :] = c[:, 0] = 0
-        c[0, 0] = 1 - a_prev
-    return m[1], c[1, 1]
-
-
-def test_two_correlated_pixels(diffusers):
-    """One known, the other's moments: exactly those of RePaint with the best ε.
-
-    RePaint forgets at each level which noise the known part had, so it is not the conditional
-    distribution, but resampling brings it nearer.
-    """
-    mean, std, correlation, x = np.array([0.2, -0.1]), 0.6, 0.8, 1.0
-    covariance = std**2 * np.array([[1, correlation], [correlation, 1]])
-    schedule = ddpm.make_schedule(ddpm.linear_beta_schedule(50, 2e-3, 0.4))
-    precision = np.stack(
-        [np.linalg.inv(a * covariance + (1 - a) * np.eye(2)) for a in schedule.alphas_cumprod]
-    )
-
-    def best_eps(x_t, t):
-        a = jnp.asarray(schedule.alphas_cumprod)[t].reshape(-1, 1)
-        residual = x_t - jnp.sqrt(a) * mean[None]
-        return jnp.sqrt(1 - a) * jnp.einsum("bij,bj->bi", jnp.asarray(precision)[t], residual)
-
-    @jax.jit
-    def paint(noise):
-        policy = dict(jump_length=5, resamples=10, clip_denoised=False)
-        x_start, mask = jnp.full(noise.shape[1:], x), np.array([1.0, 0.0])
-        draw = partial(ddpm.inpaint, None, schedule, best_eps, x_start, mask, **policy)
-        return draw(noise_fn=lambda n: noise[n])
-
-    # Sample 0 has no noise, and each other only one number of one visit, which is 1.
-    draws = len(ddpm.repaint_walk(50, 5, 10)[0]) + 1
-    noise = np.eye(2 * draws, 2 * draws + 1, k=1).reshape(draws, 2, -1)
-    offset, *others = np.asarray(paint(noise.transpose(0, 2, 1)))[:, 1]
-    expected, variance = exact_moments(diffusers, schedule, mean, covariance, x, 5, 10)
-    np.testing.assert_allclose(offset, expected, rtol=1e-9)
-    np.testing.assert_allclose(np.sum((others - offset) ** 2), variance, rtol=1e-9)
-
-    conditional = mean[1] + correlation * (x - mean[0])
-    without, _ = exact_moments(diffusers, schedule, mean, covariance, x, 5, 1)
-    assert abs(expected - conditional) < abs(without - conditional) / 2

@@ -3,13 +3,12 @@
 `dpm_solver_pp(1)` needs no row: it is DDIM, or the ancestral chain, and is tested to be.
 """
 
-from functools import cache, partial
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.integrate import solve_ivp
 from scipy.stats import norm
 
 import jax_ddpm as ddpm
@@ -18,14 +17,11 @@ SAMPLERS = {
     "ancestral": ddpm.ancestral(),
     "ddim": ddpm.ddim(),
     "ddim_half": ddpm.ddim(eta=0.5),
-    "ddim_full": ddpm.ddim(eta=1.0),
     "dpm_2": ddpm.dpm_solver_pp(2),
     "dpm_3": ddpm.dpm_solver_pp(3),
-    "dpm_sde_2": ddpm.dpm_solver_pp(2, stochastic=True),
     "dpm_sde_3": ddpm.dpm_solver_pp(3, stochastic=True),
     "heun": ddpm.heun(),
 }
-ALIKE = ("ddim_full", "dpm_sde_2")  # slow: the other rows take all of their branches
 SCHEDULE = ddpm.make_schedule(ddpm.linear_beta_schedule(200))
 SHORT = ddpm.respace(SCHEDULE, ddpm.spaced_timesteps(200, 10, "trailing"))
 LONG = ddpm.make_schedule(ddpm.linear_beta_schedule(1000))
@@ -33,14 +29,12 @@ NOISE = np.random.default_rng(0).normal(size=(11, 8, 3))  # of `SHORT`: every en
 X_START = np.tanh(np.random.default_rng(1).normal(size=(8, 3)))
 
 
-@pytest.fixture(
-    params=[pytest.param(n, marks=pytest.mark.slow if n in ALIKE else ()) for n in SAMPLERS]
-)
+@pytest.fixture(params=SAMPLERS)
 def sampler(request):
     return SAMPLERS[request.param]
 
 
-@partial(jax.jit, static_argnames=("sampler", "eps_fn", "clip_denoised", "save_every"))
+@partial(jax.jit, static_argnames=("sampler", "eps_fn", "clip_denoised"))
 def run(sampler, eps_fn, full, schedule, noise, **policy):
     """A chain of `full` with `noise` for each entry, the start's last, and ε = eps_fn(x_t, ᾱ)."""
     table = jnp.asarray(full.alphas_cumprod, noise.dtype)
@@ -78,24 +72,6 @@ def moments(x_start):
     with `gaussian_eps` x_0 is affine in the noise of every entry."""
     offset, *others = x_start[:, 0]
     return offset, np.sum((np.array(others) - offset) ** 2)
-
-
-def test_closed_form_on_gaussian_data(sampler, key, no_new_program):
-    """The samples have the moments that follow exactly, and one program runs all spacings."""
-    draw = jax.vmap(lambda i: ddpm.sample_noise(key, i, (20_000, 1)))
-    noise = np.concatenate([one_at_a_time(20), jax.jit(draw)(np.arange(21))], axis=1)
-
-    def check(spacing):
-        chain = respaced(SCHEDULE, 20, spacing)
-        x_start = np.asarray(run(sampler, gaussian_eps, SCHEDULE, chain, noise))
-        (mean, variance), samples = moments(x_start[:22]), x_start[22:]
-        assert abs(samples.mean() - mean) < 4 * np.sqrt(variance / 20_000)
-        assert abs(samples.var() - variance) < 4 * variance * np.sqrt(2 / 20_000)
-
-    check("leading")
-    with no_new_program():
-        check("trailing")
-        check("linspace")
 
 
 def test_a_long_chain_reaches_the_data(sampler):
@@ -145,13 +121,10 @@ def error(sampler, steps):
 
 
 # The last step of `heun`, which has no entry to look ahead to, is Euler's: once, an error of h².
-@pytest.mark.parametrize(
-    ("name", "order"), [("ddim", 1), ("dpm_1", 1), ("dpm_2", 2), ("dpm_3", 3), ("heun", 2)]
-)
+@pytest.mark.parametrize(("name", "order"), [("ddim", 1), ("dpm_2", 2), ("dpm_3", 3), ("heun", 2)])
 def test_order_of_convergence(name, order):
     """The error of a deterministic rule, which needs no key, falls as its paper states."""
-    sampler = ddpm.dpm_solver_pp(1) if name == "dpm_1" else SAMPLERS[name]
-    errors = np.array([error(sampler, steps) for steps in (64, 128, 256)])
+    errors = np.array([error(SAMPLERS[name], steps) for steps in (64, 128, 256)])
     slopes = np.log2(errors[:-1] / errors[1:])
     np.testing.assert_allclose(slopes, order, atol=0.25)
 
@@ -160,51 +133,24 @@ WEIGHTS, STDS = np.array([[0.3, 0.7]]), np.array([[0.2, 0.35]])
 MEANS = np.array([[-0.8, 0.3], [0.6, -0.5]])
 
 
-def mixture_eps(x, a, xp=jnp):
-    """The best ε for data Σ w_k N(μ_k, s_k² I) in the plane; `xp` is JAX's or plain NumPy.
+def mixture_eps(x, a):
+    """The best ε for data Σ w_k N(μ_k, s_k² I) in the plane.
 
     x_t ~ Σ w_k N(√ᾱ μ_k, v_k I), v_k = ᾱ s_k² + 1 - ᾱ, and with the responsibilities r_k at x_t
     E[ε | x_t] = √(1 - ᾱ) Σ r_k (x_t - √ᾱ μ_k) / v_k.
     """
     v = a * STDS**2 + 1 - a
-    gap = x[:, None] - xp.sqrt(a)[..., None] * MEANS[None]
-    log_r = np.log(WEIGHTS) - (gap**2).sum(2) / (2 * v) - xp.log(v)
-    r = xp.exp(log_r - log_r.max(1, keepdims=True))
-    r = r / r.sum(1, keepdims=True)
-    return xp.sqrt(1 - a) * ((r / v)[..., None] * gap).sum(1)
-
-
-@cache
-def solved_ode():
-    """Starts, and where an adaptive solver of eighth order leads them by dx̂ / dσ̂ = ε, σ̂ to 0."""
-    x_T = np.random.default_rng(0).normal(size=(16, 2))
-
-    def slope(sigma, x):
-        a = np.array([[1 / (1 + sigma**2)]])
-        return mixture_eps(np.sqrt(a) * x.reshape(x_T.shape), a, np).ravel()
-
-    start = LONG.alphas_cumprod[-1]
-    x_hat, span = (x_T / np.sqrt(start)).ravel(), (np.sqrt(1 / start - 1), 0.0)
-    exact = solve_ivp(slope, span, x_hat, "DOP853", rtol=1e-9, atol=1e-9).y[:, -1]
-    return x_T, exact.reshape(x_T.shape)
-
-
-# The worst error over 16 starts, twice what was measured or less. Half of it or more, but for
-# DDIM, comes from the last step: it is of first order, onto x_0 from σ̂ = 0.04.
-@pytest.mark.parametrize(
-    ("name", "steps", "tolerance"),
-    [("ddim", 400, 0.02), ("dpm_2", 100, 0.015), ("dpm_3", 100, 0.015), ("heun", 100, 0.01)],
-)
-def test_samples_of_the_ode_of_a_mixture(name, steps, tolerance):
-    x_T, exact = solved_ode()
-    ours = run(SAMPLERS[name], mixture_eps, LONG, respaced(LONG, steps), x_T[None])
-    np.testing.assert_allclose(ours, exact, rtol=0, atol=tolerance)
+    gap = x[:, None] - jnp.sqrt(a)[..., None] * MEANS[None]
+    r = jax.nn.softmax(np.log(WEIGHTS) - (gap**2).sum(2) / (2 * v) - jnp.log(v))
+    return jnp.sqrt(1 - a) * ((r / v)[..., None] * gap).sum(1)
 
 
 @pytest.mark.parametrize(
-    ("name", "steps"), [("ancestral", 400), ("ddim_half", 400), ("dpm_sde_3", 100)]
+    ("name", "steps"),
+    [("ancestral", 400), ("ddim", 400), ("ddim_half", 400)]
+    + [(name, 100) for name in ("dpm_2", "dpm_3", "dpm_sde_3", "heun")],
 )
-def test_moments_of_the_sde_of_a_mixture(name, steps):
+def test_moments_of_a_mixture(name, steps):
     """Mean, variance and the share of each mode: 4 standard errors, and 0.005 for finite steps."""
     noise = np.random.default_rng(0).normal(size=(steps + 1, 4000, 2))
     chain = respaced(LONG, steps)
@@ -226,7 +172,7 @@ def test_one_rule_written_two_ways():
 
     close = partial(np.testing.assert_allclose, atol=1e-12)
     ancestral, ddim = draw(SAMPLERS["ancestral"]), draw(SAMPLERS["ddim"])
-    close(draw(SAMPLERS["ddim_full"]), ancestral)
+    close(draw(ddpm.ddim(eta=1.0)), ancestral)
     close(draw(ddpm.dpm_solver_pp(1)), ddim)
     close(draw(ddpm.dpm_solver_pp(1, stochastic=True)), ancestral)
 
@@ -286,36 +232,6 @@ def test_heun_does_not_magnify_errors_where_sigma_falls_steeply():
     assert abs(heun - 0.5) < 0.1
 
 
-def told_eps(x, a):
-    """The ε in x_t = √ᾱ x_0 + √(1 - ᾱ) ε."""
-    return (x - jnp.sqrt(a) * X_START) / jnp.sqrt(1 - a)
-
-
-@pytest.mark.parametrize("name", ["ddim", "ancestral"])
-def test_strided_chains_read_alpha_bar_of_the_kept_entry_before(name):
-    """Strided sampling that still used ᾱ[t - 1] made images of noise (diffusers' Flax DDPM), and
-    DDIM read ᾱ[t - T / S], which under linspace and trailing is no kept entry (diffusers).
-
-    Told the true ε, DDIM stays on √ᾱ x_0 + √(1 - ᾱ) ε. A noiseless ancestral step is the
-    conditional of two jointly normal variables: given x_0, x_s and x_t have the covariance
-    √(ᾱ_t / ᾱ_s) (1 - ᾱ_s).
-    """
-    for spacing in ("leading", "trailing", "linspace"):
-        chain = respaced(SCHEDULE, 7, spacing)
-        a = SCHEDULE.alphas_cumprod[chain.timesteps][::-1, None, None]
-        x_T = np.sqrt(a[0]) * X_START + np.sqrt(1 - a[0]) * NOISE[0]
-        noise = np.concatenate([np.zeros((7, 8, 3)), x_T[None]])
-        last, states = run(SAMPLERS[name], told_eps, SCHEDULE, chain, noise, save_every=1)
-        np.testing.assert_allclose(last, X_START, atol=1e-12)
-        states = np.concatenate([x_T[None], states[:-1]])
-        expected = np.sqrt(a) * X_START + np.sqrt(1 - a) * NOISE[0]
-        if name == "ancestral":
-            slope = np.sqrt(a[:-1] / a[1:]) * (1 - a[1:]) / (1 - a[:-1])
-            gap = states[:-1] - np.sqrt(a[:-1]) * X_START
-            expected[1:] = np.sqrt(a[1:]) * X_START + slope * gap
-        np.testing.assert_allclose(states, expected, atol=1e-12)
-
-
 @partial(jax.jit, static_argnums=0, static_argnames="variance_type")
 def last_step(sampler, schedule, noise, **policy):
     """x_0 by one step from X_START, where ε is x / 2 and all of the noise is `noise`."""
@@ -335,7 +251,7 @@ def test_the_last_step_reads_no_entry_that_wraps(name):
     np.testing.assert_array_equal(*ends)
 
 
-@pytest.mark.parametrize("name", ["ancestral", "ddim_full", "dpm_sde_2"])
+@pytest.mark.parametrize("name", ["ancestral", "ddim_half", "dpm_sde_3"])
 def test_no_noise_is_added_at_t_0(name):
     """Noise added at t = 0 left every picture grainy: the last x_t is the mean, E[x_0 | x_1]."""
     step = partial(last_step, SAMPLERS[name], SCHEDULE, variance_type="fixed_large")

@@ -14,16 +14,8 @@ from jax.test_util import check_grads
 
 import jax_ddpm as ddpm
 
-SLOW = pytest.mark.slow
-SAMPLERS = {
-    "ancestral": ddpm.ancestral(),
-    "ddim": ddpm.ddim(),
-    "dpm_3": ddpm.dpm_solver_pp(3),
-    "dpm_sde_3": ddpm.dpm_solver_pp(3, stochastic=True),
-    "heun": ddpm.heun(),
-}
-EVERY_KIND = ["ancestral", "dpm_3", "heun"]
-EVERY_KIND += [pytest.param(name, marks=SLOW) for name in ("ddim", "dpm_sde_3")]
+# With noise, with a memory, and with a branch: the loop knows no other kinds.
+SAMPLERS = {"ancestral": ddpm.ancestral(), "dpm_3": ddpm.dpm_solver_pp(3), "heun": ddpm.heun()}
 SCHEDULE = ddpm.make_schedule(ddpm.linear_beta_schedule(200))
 SHORT = ddpm.respace(SCHEDULE, ddpm.spaced_timesteps(200, 10, "trailing"))
 SHAPE = (8, 2, 2, 3)
@@ -39,7 +31,7 @@ def draws():
     return np.asarray(jax.jit(draw)(np.arange(11)))
 
 
-@pytest.mark.parametrize("name", EVERY_KIND)
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_a_chain_is_the_same_however_it_is_run(name, draws, no_new_program, network):
     """But for rounding, since XLA compiles another program for each way."""
     sampler, keys = SAMPLERS[name], jax.vmap(jax.random.key)(np.arange(2))
@@ -78,7 +70,7 @@ def test_a_chain_is_the_same_however_it_is_run(name, draws, no_new_program, netw
     close(state.x_t, whole)
 
 
-@pytest.mark.parametrize("name", EVERY_KIND)
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_program_and_memory_do_not_grow_with_the_chain(name, key, network):
     """Nothing of the trajectory is kept."""
 
@@ -94,26 +86,6 @@ def test_program_and_memory_do_not_grow_with_the_chain(name, key, network):
     grown = after.temp_size_in_bytes - before.temp_size_in_bytes
     # A branch, as heun has, is given a copy of the schedule's table.
     assert grown == 0 or name == "heun" and grown < 1.01 * 4 * (1000 - 50)
-
-
-def test_a_sampler_of_ones_own_gets_fresh_noise_at_each_step(key, network):
-    """One default key for every step gave the same noise each time.
-
-    A rule that adds its noise to nothing, and counts its steps, shows what was drawn.
-    """
-
-    def step(schedule, predict, noise_fn, i, x_t, memory):
-        x_prev = 0 * predict(x_t, i).pred_xstart + noise_fn(i)
-        return x_prev.at[0, 0, 0, 0].set(memory), memory + 1
-
-    mine = ddpm.Sampler(init=lambda x_T: jnp.zeros(()), step=step)
-    chain, policy = ddpm.respace(SCHEDULE, range(50)), dict(sampler=mine, x_T=np.zeros(SHAPE))
-    _, drawn = ddpm.p_sample_loop(key, chain, network, SHAPE, save_every=1, **policy)
-    count, *drawn = np.asarray(drawn).reshape(50, -1).T
-    np.testing.assert_array_equal(count, np.arange(50))
-    assert np.unique(drawn).size == np.size(drawn)
-    correlation = np.corrcoef(np.transpose(drawn)) - np.eye(50)
-    assert np.abs(correlation).max() < 6 / np.sqrt(np.prod(SHAPE))
 
 
 def outcome(schedule, sampler, params, x_T):
@@ -133,10 +105,9 @@ def random_params(width):
     return {"in": rng.normal(size=(3, width)), "out": rng.normal(size=(width, 3)) / width**0.5}
 
 
-@pytest.mark.parametrize("name", ["ancestral", pytest.param("ddim", marks=SLOW)])
-def test_gradient_is_that_of_finite_differences(name):
+def test_gradient_is_that_of_finite_differences():
     """To x_T and to the network's parameters."""
-    value = jax.jit(partial(outcome, SHORT, SAMPLERS[name]))
+    value = jax.jit(partial(outcome, SHORT, ddpm.ancestral()))
     arguments = random_params(8), np.random.default_rng(1).normal(size=(2, 4, 3))
     check_grads(value, arguments, order=1, modes=["rev"], atol=1e-6, rtol=1e-6, eps=1e-4)
 

@@ -166,7 +166,6 @@ def test_the_published_networks_are_presets(torch, size):
         ({"num_channel": 32}, "flags: .*got num_channel; did you mean num_channels"),
         ({"large_size": 256}, "flags: .*large_size.*enlarges"),
         ({"num_channels": "many"}, "flags: num_channels: invalid int value: 'many'"),
-        ({"num_channels": 32.5}, "flags: num_channels: invalid int value: '32.5'"),
         ({"class_cond": "maybe"}, "flags: class_cond: invalid boolean value: 'maybe'"),
         ({"noise_schedule": "sigmoid"}, "flags: noise_schedule: invalid choice: 'sigmoid'"),
         ({"diffusion_steps": 0}, "flags: diffusion_steps: expected more than 0, got 0"),
@@ -182,10 +181,8 @@ def test_the_published_networks_are_presets(torch, size):
         ("--image_size '64", "flags: No closing quotation"),
         ("--image_size 64 32", "flags: expected the model's .*, got 32"),
         ("--image_size", "flags: image_size: expected one argument"),
-        ("--attention_resolutions 32, 16", "flags: expected the model's .*, got 16"),
         # What the file contradicts.
         ({"attention_resolutions": "16.5"}, "the flags that decide it: attention_resolutions"),
-        ({"attention_resolutions": ""}, "the flags that decide it: attention_resolutions"),
         ({"class_cond": False}, "got label_emb.weight; the flags that .*, class_cond"),
         ({"channel_mult": "1,2,2"}, "state_dict: expected input_blocks.5.0.*of shape"),
     ],
@@ -213,17 +210,6 @@ def test_labels_and_chain_go_wherever_the_network_goes(tmp_path):
         settings = runs.Settings(init=tmp_path / "adm", steps=1, batch_size=1, **{name: value})
         with pytest.raises(ValueError, match=f"{name}: the .* label that stands for no"):
             runs.fit(tmp_path / "trained", dataset, settings)
-
-
-def test_diffusers_opens_what_it_has_words_for(tmp_path, torch, diffusers):
-    """diffusers' own network, with the weights on their way through here, against OpenAI's."""
-    expected = outputs("unet", "adm_cond")
-    save_diffusers(tmp_path / "adm", load_openai(weights(ADM, np.float32), ADM["flags"]))
-    network = diffusers.UNet2DModel.from_pretrained(tmp_path / "adm" / "unet")
-    x, t, y = (torch.from_numpy(expected[name]) for name in ("x", "t", "y"))
-    with torch.no_grad():
-        output = network(x.permute(0, 3, 1, 2).float(), t, class_labels=y).sample
-    assert_close(output.permute(0, 2, 3, 1).numpy(), expected["out"], 1e-5)
 
 
 README = Path(ddpm.__file__).parent / "interop" / "README.md"
