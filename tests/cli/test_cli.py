@@ -67,7 +67,7 @@ def here(tmp_path_factory, untrained, write_run, defaults):
         ("convert DIGITS x --to run --openai-flags b", "--openai-flags: comes with a state dict"),
         ("convert SIMPLE empty --to run", "OUT: empty exists already"),
         ("export --pretrained DIGITS", "--pretrained: DIGITS is a run, for --run"),
-        ("export --run DIGITS --steps 21", "--steps: expected at most 20, the model's timesteps"),
+        ("export --run DIGITS --steps 21", "--steps: expected values in [1, 20], got 21"),
         ("export --run SIMPLE --guidance 3", "--guidance: the model has no classes"),
         ("export --run DIGITS --out x.bin", "--out: expected a .jaxexport, got x.bin"),
         ("evaluate", "expected --run, --pretrained or --samples, and one of them only"),
