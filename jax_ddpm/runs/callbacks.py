@@ -12,7 +12,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +22,6 @@ from jax.sharding import Mesh
 from PIL import Image
 
 from jax_ddpm._errors import FieldError
-from jax_ddpm._typing import PRNGKey
 from jax_ddpm.data import Dataset, to_bytes
 from jax_ddpm.evaluation.distances import main_figure
 from jax_ddpm.evaluation.reference import reference_of_images
@@ -57,7 +55,8 @@ class Every(NamedTuple):
         return steps.stop // self.n > steps.start // self.n or steps.stop == self.last
 
 
-Callback = tuple[Every, Callable[[int, Any], Mapping[str, Any]]]
+Find = Callable[[int, Any], Mapping[str, Any]]
+Callback = tuple[Every, Find]
 """When, and what: `(step, params)` to figures and pictures, the same in all processes, each of
 which calls."""
 Tracker = tuple[Callable[[int, Mapping[str, Any]], None], Callable[[], None]]
@@ -69,7 +68,6 @@ def open_callbacks(
 ) -> list[Callback]:
     """Those of a training. Nothing is written before the first is called."""
     total, every, callbacks = settings.steps, settings.sampled(settings.steps), []
-    keys = partial(jax.random.fold_in, seed_key(settings.seed))
     if settings.evaluate_every:
         num = settings.evaluate_num
         network = run_on_all(lambda: feature_network(data.image_shape, settings.inception))
@@ -78,8 +76,8 @@ def open_callbacks(
         def measure(_: int, batches: Iterator[np.ndarray]) -> Mapping[str, Any]:
             return broadcast(reference.measure(map(to_bytes, batches), num))
 
-        measured = _of_samples(run, mesh, keys(2), num, measure)
-        callbacks.append((Every(settings.evaluate_every, total), measured))
+        find = _of_samples(run, settings, mesh, 2, num, measure)
+        callbacks.append((Every(settings.evaluate_every, total), find))
     if 0 < every <= total:
         columns, titles = class_columns(run)
         columns = columns or 8
@@ -89,16 +87,16 @@ def open_callbacks(
             run_on_writer(lambda: _save(folder, step, picture, animate=step == total))
             return {"samples": picture}
 
-        shown = _of_samples(run, mesh, keys(1), 2 * columns, show)
-        callbacks.append((Every(every, total), shown))
+        find = _of_samples(run, settings, mesh, 1, 2 * columns, show)
+        callbacks.append((Every(every, total), find))
     return callbacks
 
 
 def _of_samples(
-    run: DiffusionModel, mesh: Mesh, key: PRNGKey, num: int, use: Callable[[int, Any], Any]
-) -> Callable[[int, Any], Mapping[str, Any]]:
+    run: DiffusionModel, settings: Settings, mesh: Mesh, stream: int, num: int, use: Find
+) -> Find:
     """What `use(step, batches)` finds in samples, which are always of the same noise."""
-    labels = labels_in_turn(run, num)
+    key, labels = jax.random.fold_in(seed_key(settings.seed), stream), labels_in_turn(run, num)
     drawer = Drawer(run, make_chain(run), ddim(), min(num, _BATCH), mesh)
 
     def find(step: int, params: Any) -> Mapping[str, Any]:

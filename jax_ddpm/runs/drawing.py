@@ -84,10 +84,9 @@ class Drawer:
         batch_size: int,
         mesh: Mesh | None = None,
     ) -> None:
+        self._chain, self._mesh = chain, mesh or device_mesh(jax.device_count())
         # A batch that the devices divide; samples beyond the last are drawn and dropped.
-        devices = jax.device_count() if mesh is None else mesh.size
-        self._size = -(-batch_size // devices) * devices
-        self._chain, self._mesh = chain, device_mesh(self._size) if mesh is None else mesh
+        self._size = -(-batch_size // self._mesh.size) * self._mesh.size
         self._programs = draw_programs(run, chain, sampler, self._size, self._mesh)
 
     def batches(

@@ -92,9 +92,8 @@ def export(
     finally:
         jax.config.update(limit, before)
     data, output = exported.serialize(), exported.out_avals[0]
-    described = describe(run)
-    of_the_run = ("scheduler", "num_classes", "null_label", "guidance", "versions")
     manifest = {
+        **describe(run),
         "format": "jax.export (StableHLO)",
         "bytes": len(data),
         "sha256": hashlib.sha256(data).hexdigest(),
@@ -104,7 +103,6 @@ def export(
         "arguments": arguments,
         "output": f"{output.dtype} [{', '.join(map(str, output.shape))}], pixels in [-1, 1]",
         "parameters": sum(int(np.size(leaf)) for leaf in jax.tree.leaves(run.variables)),
-        **{name: described[name] for name in of_the_run},
         **(extra or {}),
         "steps": chain.num_timesteps,
     }

@@ -143,10 +143,9 @@ def save_samples(
         with replacing(path) as file:
             np.savez(file, **given)
     else:
-        digits = max(5, len(str(len(pixels) - 1)))  # names sort as numbers do
         with new_folder(path) as new:
             for number, picture in enumerate(pixels):
-                name = f"{number:0{digits}d}"
+                name = f"{number:05d}"
                 if labels is not None:
                     name += f" {labels[number] if names is None else names[labels[number]]}"
                 picture = picture[..., 0] if picture.shape[-1] == 1 else picture

@@ -47,9 +47,7 @@ def wandb(monkeypatch):
 
 def events(folder):
     """Those in the files of TensorBoard, but for the version of each file."""
-    for path in sorted(
-        (folder / "tensorboard").iterdir(), key=lambda path: path.stat().st_mtime_ns
-    ):
+    for path in sorted((folder / "tensorboard").iterdir()):
         content = io.BytesIO(path.read_bytes())
         while header := content.read(12):  # length, its checksum, the event, its checksum
             event = Event.FromString(content.read(struct.unpack("<Q", header[:8])[0]))

@@ -25,10 +25,9 @@ def digits(untrained):
     return run._replace(prediction_type="v_prediction")  # or all pixels are ±1
 
 
-@pytest.mark.parametrize("sampler", [ddpm.ddim(eta=1.0), ddpm.heun()], ids=["ddim", "heun"])
-def test_a_sample_is_its_own_however_many_are_drawn(digits, sampler):
+def test_a_sample_is_its_own_however_many_are_drawn(digits):
     """In one batch or in several, the last of them not full."""
-    options, seen = {"labels": [3, 4, 5], "steps": 2, "sampler": sampler}, []
+    options, seen = {"labels": [3, 4, 5], "steps": 2, "sampler": ddpm.ddim(eta=1.0)}, []
     whole = runs.draw(jax.random.key(3), digits, 6, watch=seen.append, **options)
     parts = runs.draw(jax.random.key(3), digits, 5, batch_size=2, **options)
     np.testing.assert_allclose(parts, whole[:5], atol=1e-4)
@@ -137,18 +136,17 @@ def test_files_of_grids_and_of_numbers(tmp_path):
     runs.save_samples(tmp_path / "x.npz", IMAGES, labels)
     expected = {"samples": IMAGES, "labels": labels, "arr_0": to_bytes(IMAGES)}
     assert eqx.tree_equal(dict(np.load(tmp_path / "x.npz")), expected)
-    names = ["../cat, big", "Gänse", "?", "x"]
-    for given, expected in ((None, ["0", "1", "2", "3"]), (names, ["cat-big", "Gänse", "", "x"])):
-        runs.save_samples(tmp_path / f"{given}"[:4], IMAGES, labels, names=given)
-        found = sorted(file.stem for file in (tmp_path / f"{given}"[:4]).iterdir())
-        assert found == [f"0000{k}-{name}" for k, name in enumerate(expected)]
+    names = ["../cat, big", "Gänse", "?", "犬"]
+    for given, expected in ((None, "0 1 2 3"), (names, "cat-big Gänse  犬")):
+        runs.save_samples(tmp_path / expected, IMAGES, labels, names=given)
+        found = sorted(file.stem for file in (tmp_path / expected).iterdir())
+        assert found == [f"0000{k}-{name}" for k, name in enumerate(expected.split(" "))]
 
 
 def test_no_folder_is_overwritten(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "full").mkdir()
+    (tmp_path / "full/x").mkdir(parents=True)
     (tmp_path / "file").touch()
-    (tmp_path / "full/x").touch()
     before = sorted(tmp_path.rglob("*"))
     holed = np.where(IMAGES == IMAGES[1, 2, 3], np.float32(np.inf), IMAGES)
     with pytest.raises(runs.FieldError, match="^images: expected finite pixels, got NaN or inf"):
@@ -167,10 +165,3 @@ def test_no_folder_is_overwritten(tmp_path, monkeypatch):
         with pytest.raises(OSError, match=path):
             runs.save_samples(path, IMAGES)
     assert sorted(tmp_path.rglob("*")) == before
-
-
-def test_names_of_many_files_sort_as_their_numbers(tmp_path, monkeypatch):
-    names = []
-    monkeypatch.setattr(Image.Image, "save", lambda _, path: names.append(path.name))
-    runs.save_samples(tmp_path / "new", np.zeros((100_001, 1, 1, 1), np.uint8))
-    assert names == sorted(names) and len(names) == 100_001
