@@ -50,9 +50,8 @@ class Every(NamedTuple):
 
     def __call__(self, steps: range) -> bool:
         """Whether it is time, once these steps are taken."""
-        if self.n == 0:
-            return False
-        return steps.stop // self.n > steps.start // self.n or steps.stop == self.last
+        n, stop = self.n, steps.stop
+        return n > 0 and (stop // n > steps.start // n or stop == self.last)
 
 
 Find = Callable[[int, Any], Mapping[str, Any]]

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image as pillow
 from PIL import ImageDraw, ImageFont
 
-from jax_ddpm._errors import FieldError, check_between, check_positive
+from jax_ddpm._errors import FieldError, check_between
 from jax_ddpm._typing import Image, Pixels
 from jax_ddpm.data import Dataset, to_bytes, to_float
 from jax_ddpm.forward import q_sample
@@ -39,7 +39,6 @@ def image_grid(
 ) -> np.ndarray:
     """Images side by side on white, uint8 [height, width, 3], enlarged by whole pixels to 640 of
     them at most. `titles` stand above the columns, one for each. Raises `FieldError`."""
-    check_positive(columns=columns)
     pixels = to_bytes(images)
     count, height, width, channels = pixels.shape
     if not count:

@@ -98,8 +98,7 @@ def test_the_manifest_is_true(folder):
     expected["sha256"] = hashlib.sha256(data).hexdigest()
     assert manifest.items() >= expected.items() and len(sampler.platforms) == 3
     assert 4 * numbers < len(data) < 4 * numbers + 200_000, "once"
-    for name, aval in zip(("samples", "labels"), sampler.in_avals[1:], strict=True):
-        assert manifest["arguments"][name].startswith("int32 [batch], ") and aval.dtype == "int32"
+    assert len(manifest["arguments"]) == len(sampler.in_avals) == 3
     assert manifest["output"].startswith("float32 [batch, 8, 8, 1], ")
     assert manifest["scheduler"]["num_train_timesteps"] == 20
 

@@ -149,8 +149,6 @@ def test_no_folder_is_overwritten(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     before = sorted(tmp_path.rglob("*"))
     holed = np.where(IMAGES == IMAGES[1, 2, 3], np.float32(np.inf), IMAGES)
-    with pytest.raises(runs.FieldError, match="^images: expected finite pixels, got NaN or inf"):
-        runs.save_gif("x.gif", [IMAGES, holed * np.float32(np.nan)])
     for field, wrong in (
         *(("path", {"path": path}) for path in (".", "x.jpg")),
         ("labels", {"labels": np.arange(3)}),
