@@ -219,8 +219,6 @@ def labelled(labels, t=T):
         ("labels", lambda: runs.draw(KEY, RUN, 2, labels="x")),
         ("num", lambda: runs.evaluate(RUN, data.Dataset(X), num=0)),
         ("platforms", lambda: runs.export("x", RUN, platforms=("x",))),
-        ("platforms: expected a list,", lambda: runs.export("x", RUN, platforms=())),
-        ("platforms: expected a list,", lambda: runs.export("x", RUN, platforms="cpu")),
         ("weights", lambda: runs.export("x", NAN)),
         ("on_nan", lambda: runs.Settings(on_nan=None)),
         (r"kinds\['x'\]", lambda: interop.layers_from_torch({"x.weight": X}, {"x": "dense"})),

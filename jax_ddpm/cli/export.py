@@ -31,5 +31,5 @@ def export(config: ExportConfig) -> None:
         f'  sampler = jax.export.deserialize(bytearray(open("{config.out}", "rb").read()))\n'
         f"  images = sampler.{manifest['call']}\nwhere"
     )
-    for name, argument in manifest["arguments"].items():
-        print(f"  {name:<10}{argument['meaning']}")
+    for name, meaning in manifest["arguments"].items():
+        print(f"  {name:<10}{meaning}")

@@ -10,7 +10,7 @@ from jax_ddpm.interop import DiffusionModel
 from jax_ddpm.noise import seed_key
 from jax_ddpm.runs import draw, save_samples
 from jax_ddpm.runs.drawing import labels_in_turn, make_chain
-from jax_ddpm.runs.figures import class_columns, class_titles
+from jax_ddpm.runs.figures import class_columns
 from jax_ddpm.schedule import NoiseSchedule
 from jax_ddpm.training.hosts import run_on_all, run_on_writer
 
@@ -38,7 +38,7 @@ def sample(config: SampleConfig) -> None:
             batch_size=config.batch_size,
             progress=show,
         )
-    columns, titles = class_columns(run), class_titles(run)
+    columns, titles = class_columns(run)
     if config.label:
         several = 1 < len(config.label) <= 16
         columns, titles = (len(config.label), config.label) if several else (None, None)

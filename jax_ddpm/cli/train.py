@@ -112,7 +112,7 @@ def _saved(folder: Path) -> str:
 
 def _report(training: Training) -> None:
     folder, contents, lines = training.folder, dict(FILES), read_metrics(training.folder / METRICS)
-    if class_columns(training.run) is not None:
+    if class_columns(training.run)[0]:
         contents["samples.png"] += ", one class in each column"
     if (folder / TRAINING_GIF).exists():
         contents["samples/"] = f"samples on the way; {TRAINING_GIF} shows them one after the other"

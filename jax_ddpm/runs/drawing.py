@@ -65,11 +65,11 @@ def draw(
     chain = make_chain(run, steps) if chain is None else chain
     check_kind("chain", chain, NoiseSchedule, "model.chain(20)")
     warn_of_signal(chain)
-    in_turn = labels_in_turn(run, num, labels)
-    if labels is not None and in_turn is not None:
-        warn_of_labels(run, in_turn)
+    turn = labels_in_turn(run, num, labels)
+    if labels is not None and turn is not None:
+        warn_of_labels(run, turn)
     drawer = Drawer(run, chain, sampler or ddim(), min(num, batch_size))
-    batches = drawer.batches(key, run.variables, num, in_turn, progress=progress, watch=watch)
+    batches = drawer.batches(key, run.variables, num, turn, progress=progress, watch=watch)
     return np.concatenate(list(batches))
 
 
@@ -84,10 +84,9 @@ class Drawer:
         batch_size: int,
         mesh: Mesh | None = None,
     ) -> None:
+        self._chain, self._mesh = chain, mesh or device_mesh(jax.device_count())
         # A batch that the devices divide; samples beyond the last are drawn and dropped.
-        devices = jax.device_count() if mesh is None else mesh.size
-        self._size = -(-batch_size // devices) * devices
-        self._chain, self._mesh = chain, device_mesh(self._size) if mesh is None else mesh
+        self._size = -(-batch_size // self._mesh.size) * self._mesh.size
         self._programs = draw_programs(run, chain, sampler, self._size, self._mesh)
 
     def batches(
@@ -102,17 +101,15 @@ class Drawer:
         watch: Callable[[np.ndarray], None] | None = None,
     ) -> Iterator[np.ndarray]:
         """Images `first_sample` to `num` - 1 of a key, of the classes `labels` [num], float32."""
-        programs, here = self._programs, None
-        weights = programs.to_devices(weights)
-        starts = range(first_sample, num, self._size)
-        total = self._chain.num_timesteps * len(starts)
-        tell, done = progress or (lambda _: None), 0
+        programs, size, here = self._programs, self._size, None
+        weights, starts = programs.to_devices(weights), range(first_sample, num, size)
+        tell, done, total = progress or (lambda _: None), 0, self._chain.num_timesteps * len(starts)
         tell(Progress(done, total))
         for first in starts:
             state = programs.init(key, np.int32(first))
             if labels is not None:
-                here = np.resize(labels[first : first + self._size], self._size)
-                here = load_batch(here, np.arange(self._size), data_sharding(self._mesh))
+                here = np.resize(labels[first : first + size], size)
+                here = load_batch(here, np.arange(size), data_sharding(self._mesh))
             if watch and first == 0:
                 watch(gather(state.x_t))
             for length in pieces(self._chain):
@@ -135,13 +132,13 @@ def labels_in_turn(
         return None
     if labels is None:
         return np.resize(np.asarray(run.drawn or [run.null_label], np.int32), num)
-    given = np.atleast_1d(np.asarray(labels))
+    given, names = np.atleast_1d(np.asarray(labels)), run.class_names
     if given.dtype.kind == "U":
-        numbers = [class_number(name, run.class_names) for name in given.tolist()]
+        numbers = [class_number(name, names) for name in given.tolist()]
         if None in numbers:
-            names = ", ".join((run.class_names or ())[:20]) or "numbers, as the run knows no names"
+            known = ", ".join((names or ())[:20]) or "numbers, as the run knows no names"
             unknown = given.tolist()[numbers.index(None)]
-            raise FieldError("labels", f"expected {names}, got {unknown!r}")
+            raise FieldError("labels", f"expected {known}, got {unknown!r}")
         given = np.asarray(numbers)
     if not given.size or given.ndim > 1 or given.dtype.kind not in "iu":
         raise FieldError("labels", f"expected whole numbers, got {given.tolist()}")
@@ -162,13 +159,8 @@ def warn_of_labels(run: DiffusionModel, labels: np.ndarray) -> None:
 def make_chain(run: DiffusionModel, steps: int | None = None) -> NoiseSchedule:
     """The run's chain of `steps`, with its spacing. Default: that of its checkpoint, where it says
     one, otherwise 50 steps, or all if fewer."""
-    timesteps = run.schedule.num_timesteps
     if steps is None:
-        return run.chain(run.timestep_respacing or min(50, timesteps))
-    if steps > timesteps:
-        raise FieldError(
-            "steps", f"expected at most {timesteps}, the model's timesteps, got {steps}"
-        )
+        return run.chain(run.timestep_respacing or min(50, run.schedule.num_timesteps))
     return run.chain(steps)
 
 

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_ddpm._errors import FieldError, check_choice
+from jax_ddpm._errors import check_choice
 from jax_ddpm.interop import DiffusionModel
 from jax_ddpm.io.arrays import check_weights, flatten
 from jax_ddpm.io.files import read_json, replace_file, write_json
@@ -33,7 +33,7 @@ from jax_ddpm.runs.programs import guided_denoise_fn
 from jax_ddpm.samplers import Sampler, ddim
 from jax_ddpm.sampling import p_sample_loop
 
-PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+_PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
 def export(
@@ -56,10 +56,8 @@ def export(
 
     Raises `FieldError` naming what is wrong, or a weight that is not finite, and `OSError`.
     """
-    if isinstance(platforms, str) or not platforms:
-        raise FieldError("platforms", f"expected a list, such as ['cpu'], got {platforms!r}")
     for each in platforms:
-        check_choice("platforms", each, PLATFORMS)
+        check_choice("platforms", each, _PLATFORMS)
     import_module("flatbuffers")  # JAX would ask for it only after the work
     run = with_guidance(model, guidance)
     check_weights(flatten(run.variables))
@@ -77,36 +75,34 @@ def export(
         x_T = noise_fn(chain.num_timesteps)
         return p_sample_loop(None, chain, denoise_fn, shape, x_T=x_T, **options)
 
-    integers = jax.ShapeDtypeStruct(jax.export.symbolic_shape("batch"), jnp.int32)
-    described = {
-        "key": (jax.eval_shape(lambda: jax.random.key(0)), "a typed key: jax.random.key(seed)"),
-        "samples": (integers, "int32 [batch], each sample's number, which decides its noise"),
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    batch = jax.ShapeDtypeStruct(jax.export.symbolic_shape("batch"), jnp.int32)
+    arguments = {
+        "key": "a typed key: jax.random.key(seed)",
+        "samples": "int32 [batch], each sample's number, which decides its noise",
     }
     if run.num_classes is not None:
-        described["labels"] = (integers, f"int32 [batch], classes 0 to {run.num_classes - 1}")
-    arguments = [argument for argument, _ in described.values()]
-    once, limit = tuple(dict.fromkeys(platforms)), "jax_traceback_in_locations_limit"
+        arguments["labels"] = f"int32 [batch], classes 0 to {run.num_classes - 1}"
+    limit = "jax_traceback_in_locations_limit"
     before = getattr(jax.config, limit)
     jax.config.update(limit, 0)  # no paths of this machine: the same file anywhere
     try:
-        exported = jax.export.export(jax.jit(sample), platforms=once)(*arguments)
+        make = jax.export.export(jax.jit(sample), platforms=platforms)
+        exported = make(key, *[batch] * (len(arguments) - 1))
     finally:
         jax.config.update(limit, before)
-    data = exported.serialize()
-    of_the_run = ("scheduler", "num_classes", "null_label", "guidance", "versions")
+    data, output = exported.serialize(), exported.out_avals[0]
     manifest = {
-        "file": path.name,
+        **describe(run),
+        "format": "jax.export (StableHLO)",
         "bytes": len(data),
         "sha256": hashlib.sha256(data).hexdigest(),
-        "format": "jax.export (StableHLO)",
-        "calling_convention_version": exported.calling_convention_version,
         "platforms": list(exported.platforms),
         "requires": ["jax", "flatbuffers"],
-        "call": f"call({', '.join(described)})",
-        "arguments": {name: _array(*each) for name, each in described.items()},
-        "output": _array(exported.out_avals[0], "images, pixels in [-1, 1]"),
+        "call": f"call({', '.join(arguments)})",
+        "arguments": arguments,
+        "output": f"{output.dtype} [{', '.join(map(str, output.shape))}], pixels in [-1, 1]",
         "parameters": sum(int(np.size(leaf)) for leaf in jax.tree.leaves(run.variables)),
-        **{name: value for name, value in describe(run).items() if name in of_the_run},
         **(extra or {}),
         "steps": chain.num_timesteps,
     }
@@ -120,8 +116,3 @@ def check_export(path: PathLike) -> None:
     manifest = read_json(Path(f"{path}.json"))
     if hashlib.sha256(Path(path).read_bytes()).hexdigest() != manifest.get("sha256"):
         raise ValueError("its SHA-256 is not the manifest's")
-
-
-def _array(aval: Any, meaning: str) -> dict[str, Any]:
-    shape = [size if isinstance(size, int) else str(size) for size in aval.shape]
-    return {"shape": shape, "dtype": str(aval.dtype), "meaning": meaning}

@@ -9,7 +9,6 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,12 +17,12 @@ import numpy as np
 from PIL import Image as pillow
 from PIL import ImageDraw, ImageFont
 
-from jax_ddpm._errors import FieldError, check_between, check_positive
+from jax_ddpm._errors import FieldError, check_between
 from jax_ddpm._typing import Image, Pixels
 from jax_ddpm.data import Dataset, to_bytes, to_float
 from jax_ddpm.forward import q_sample
 from jax_ddpm.interop import DiffusionModel
-from jax_ddpm.io.files import new_folder, replacing, write_file
+from jax_ddpm.io.files import new_folder, replacing
 from jax_ddpm.noise import seed_key
 from jax_ddpm.runs.drawing import draw
 from jax_ddpm.runs.metrics import Progress, read_metrics
@@ -40,64 +39,56 @@ def image_grid(
 ) -> np.ndarray:
     """Images side by side on white, uint8 [height, width, 3], enlarged by whole pixels to 640 of
     them at most. `titles` stand above the columns, one for each. Raises `FieldError`."""
-    check_positive(columns=columns)
-    pictures = [_picture(pixels) for pixels in to_bytes(images)]
-    if not pictures:
+    pixels = to_bytes(images)
+    count, height, width, channels = pixels.shape
+    if not count:
         raise FieldError("images", "expected at least one, got none")
-    columns = columns or len(titles or ()) or math.ceil(math.sqrt(len(pictures)))
+    columns = columns or len(titles or ()) or math.ceil(math.sqrt(count))
     if titles is not None and len(titles) != columns:
         raise FieldError("titles", f"expected {columns}, one for each column, got {len(titles)}")
-    columns = min(columns, len(pictures))
-    rows = -(-len(pictures) // columns)
-    width, height = pictures[0].size
+    if channels in (2, 4):
+        colour, opacity = np.split(pixels.astype(np.uint16), [-1], axis=-1)
+        pixels = (colour * opacity + 255 * (255 - opacity) + 127) // 255
+    columns = min(columns, count)
+    rows = -(-count // columns)
     scale = max(1, 640 // max(columns * width, rows * height))
-    gap, width, height = max(2, scale // 2), width * scale, height * scale
-    titles = [" ".join(str(title).split()) for title in (titles or ())[:columns]]
-    font: Any = _font(titles, width) if titles else None
-    top = gap + sum(font.getmetrics()) if titles else 0
-    size = (columns * (width + gap) + gap, top + rows * (height + gap) + gap)
-    canvas = pillow.new("RGB", size, "white")
-    for k, picture in enumerate(pictures):
-        corner = (gap + k % columns * (width + gap), top + gap + k // columns * (height + gap))
-        large = picture.resize((width, height), pillow.Resampling.NEAREST)
-        opacity = large.getchannel("A") if large.mode in ("LA", "RGBA") else None
-        canvas.paste(large.convert("RGB"), corner, opacity)
-    for column, title in enumerate(titles):
-        while len(title) > 1 and font.getlength(title) > width:
-            title = title.removesuffix("…")[:-1].rstrip() + "…"
-        middle = gap + column * (width + gap) + width / 2
-        ImageDraw.Draw(canvas).text((middle, gap), title, (60, 60, 60), font, anchor="ma")
-    return np.asarray(canvas)
+    gap, height, width = max(2, scale // 2), height * scale, width * scale
+    shape = (rows * (height + gap) + gap, columns * (width + gap) + gap, 3)
+    grid = np.full(shape, 255, np.uint8)
+    for k, picture in enumerate(pixels):
+        top, left = gap + k // columns * (height + gap), gap + k % columns * (width + gap)
+        large = picture[..., :3].repeat(scale, axis=0).repeat(scale, axis=1)
+        grid[top : top + height, left : left + width] = large
+    return np.concatenate([_header(titles[:columns], width, gap), grid]) if titles else grid
 
 
-def _picture(pixels: np.ndarray) -> pillow.Image:
-    """Bytes [height, width, channel] as Pillow's image; of five channels or more, the first."""
-    channels = pixels.shape[-1]
-    pixels = pixels[..., :3] if channels > 4 else pixels
-    return pillow.fromarray(pixels[..., 0] if channels == 1 else pixels)
-
-
-def _font(titles: Sequence[str], width: int) -> ImageFont.FreeTypeFont:
-    """One size for all titles, 10 to 20. Pillow's own font knows ASCII; this, many alphabets."""
+def _header(titles: Sequence[str], width: int, gap: int) -> np.ndarray:
+    """Titles above columns of this width: one size, 10 to 20, that suits the longest."""
     import matplotlib
 
+    # Pillow's own font knows ASCII; this, many alphabets.
     path = Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")
+    titles = [" ".join(str(title).split()) for title in titles]
     longest = max(ImageFont.truetype(path, 20).getlength(title) for title in titles)
-    return ImageFont.truetype(path, max(10, min(20, 20 * width // max(longest, 1))))
+    font = ImageFont.truetype(path, max(10, 20 * width // max(longest, width)))
+    size = (len(titles) * (width + gap) + gap, gap + sum(font.getmetrics()))
+    header = pillow.new("RGB", size, "white")
+    for column, title in enumerate(titles):
+        while len(title) > 1 and font.getlength(title) > width:
+            title = title[:-2] + "…"
+        middle = gap + column * (width + gap) + width / 2
+        ImageDraw.Draw(header).text((middle, gap), title, (60, 60, 60), font, anchor="ma")
+    return np.asarray(header)
 
 
-def class_columns(run: DiffusionModel) -> int | None:
-    """Columns of a grid with one class each, which repeat if few; None for 0 or more than 16."""
+def class_columns(run: DiffusionModel) -> tuple[int | None, Titles]:
+    """Columns of a grid with one class each, which repeat if few, and their names, if known. None
+    for 0 or more than 16 classes."""
     count = len(run.drawn)
-    return count * max(1, 8 // count) if 0 < count <= 16 else None
-
-
-def class_titles(run: DiffusionModel) -> tuple[str, ...] | None:
-    """Class names, one for each of these columns."""
-    columns = class_columns(run)
-    if run.class_names is None or columns is None:
-        return None
-    return tuple(run.class_names[label] for label in np.resize(run.drawn, columns))
+    if not 0 < count <= 16:
+        return None, None
+    labels = np.resize(run.drawn, count * max(1, 8 // count)).tolist()
+    return len(labels), run.class_names and [run.class_names[label] for label in labels]
 
 
 def save_grid(
@@ -134,37 +125,30 @@ def save_samples(
         raise FieldError("images", problem)
     if images.dtype.itemsize == 2:  # NumPy's files know no bfloat16
         images = images.astype(np.float32)
-    arrays: dict[str, Any] = {"samples": images}
-    if labels is not None:
-        if len(labels) != len(images):
-            problem = f"expected {len(images)}, one for each image, got {len(labels)}"
-            raise FieldError("labels", problem)
-        arrays["labels"] = labels
-        if names is not None:
-            check_between("labels", labels, 0, len(names) - 1)
-            arrays["class_names"] = np.asarray(names, str)
-    if path.suffix:
+    if labels is None:
+        names = None
+    elif len(labels) != len(images):
+        problem = f"expected {len(images)}, one for each image, got {len(labels)}"
+        raise FieldError("labels", problem)
+    elif names is not None:
+        check_between("labels", labels, 0, len(names) - 1)
+    pixels = to_bytes(images)
+    if path.suffix == ".png":
         with replacing(path) as file:
-            if path.suffix == ".png":
-                save_grid(file, images, columns, titles)
-            else:
-                np.savez(file, **arrays, arr_0=to_bytes(images))
-        return
-    if path.is_file() or (path.is_dir() and any(path.iterdir())):
-        raise FieldError("path", f"expected a new or empty folder, got {path}")
-    if images.shape[-1] > 4:
-        raise FieldError("images", f"expected 1 to 4 channels, got {images.shape[-1]}")
-    pictures = [_picture(pixels) for pixels in to_bytes(images)]
-    digits = max(5, len(str(len(pictures) - 1)))  # names sort as numbers do
-    with new_folder(path) as new:
-        for number, picture in enumerate(pictures):
-            name, file = f"{number:0{digits}d}", BytesIO()
-            if labels is not None:
-                called = labels[number] if names is None else names[labels[number]]
-                safe = re.sub(r"[^\w.]+", "-", str(called))[:60].strip("-.")
-                name += f"-{safe or labels[number]}"
-            picture.save(file, format="PNG")
-            write_file(new / f"{name}.png", file.getvalue())
+            save_grid(file, pixels, columns, titles)
+    elif path.suffix == ".npz":
+        arrays = {"samples": images, "arr_0": pixels, "labels": labels, "class_names": names}
+        given: Any = {name: array for name, array in arrays.items() if array is not None}
+        with replacing(path) as file:
+            np.savez(file, **given)
+    else:
+        with new_folder(path) as new:
+            for number, picture in enumerate(pixels):
+                name = f"{number:05d}"
+                if labels is not None:
+                    name += f" {labels[number] if names is None else names[labels[number]]}"
+                picture = picture[..., 0] if picture.shape[-1] == 1 else picture
+                pillow.fromarray(picture).save(new / (re.sub(r"\W+", "-", name) + ".png"))
 
 
 def save_gif(
@@ -202,7 +186,7 @@ def save_forward(path: PathLike, schedule: NoiseSchedule, images: Any) -> None:
 def save_loss(path: PathLike, steps: Sequence[int], losses: Sequence[float]) -> None:
     """Write the training loss against the step, with a running median over it."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+    from matplotlib.ticker import LogLocator, MaxNLocator
 
     figure = Figure(figsize=(7, 4), layout="tight")
     axis = figure.subplots()
@@ -216,9 +200,9 @@ def save_loss(path: PathLike, steps: Sequence[int], losses: Sequence[float]) -> 
     axis.set(xlabel="training step", ylabel="training loss")
     axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
     axis.yaxis.set_major_formatter("{x:g}")
-    axis.yaxis.set_minor_formatter(NullFormatter())
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axis.grid(alpha=0.3, which="both")
+    axis.minorticks_off()
+    axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False)
     figure.savefig(path, dpi=120)
@@ -234,7 +218,8 @@ def save_pictures(
 ) -> None:
     """Draw from a run that was trained in `folder`, and write all of `PICTURES` there, or none."""
     folder, schedule, frames = Path(folder), run.schedule, []
-    columns, titles = class_columns(run) or 8, class_titles(run)
+    columns, titles = class_columns(run)
+    columns = columns or 8
     samples = draw(
         jax.random.fold_in(seed_key(seed), 1),
         run,
@@ -247,14 +232,13 @@ def save_pictures(
     if not is_writer():
         return
     lines = [line for line in read_metrics(folder / METRICS) if line["loss"] is not None]
+    steps, losses = ([line[name] for line in lines] for name in ("step", "loss"))
     two = data.whole(np.unique([0, len(data.images) // 2]))
     with tempfile.TemporaryDirectory(prefix=".pictures", dir=folder) as name:
         new = Path(name)
         save_grid(new / "samples.png", samples, columns, titles)
         save_gif(new / "reverse.gif", frames, columns, titles)
         save_forward(new / "forward.png", schedule, two)
-        save_loss(
-            new / "loss.png", [line["step"] for line in lines], [line["loss"] for line in lines]
-        )
+        save_loss(new / "loss.png", steps, losses)
         for picture in PICTURES:
             os.replace(new / picture, folder / picture)

@@ -72,7 +72,7 @@ def here(tmp_path_factory, untrained, write_run, defaults):
         ("convert SIMPLE x --to run --image-size 64", "--image-size: expected none for SIMPLE"),
         ("convert SIMPLE empty --to run", "OUT: empty exists already"),
         ("export --pretrained DIGITS", "--pretrained: DIGITS is a run, for --run"),
-        ("export --run DIGITS --steps 21", "--steps: expected at most 20, the model's timesteps"),
+        ("export --run DIGITS --steps 21", "--steps: expected values in [1, 20], got 21"),
         ("export --run SIMPLE --guidance 3", "--guidance: the model has no classes"),
         ("export --run DIGITS --out x.bin", "--out: expected a .jaxexport, got x.bin"),
         ("evaluate", "expected --run, --pretrained or --samples, and one of them only"),

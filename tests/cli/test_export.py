@@ -98,11 +98,8 @@ def test_the_manifest_is_true(folder):
     expected["sha256"] = hashlib.sha256(data).hexdigest()
     assert manifest.items() >= expected.items() and len(sampler.platforms) == 3
     assert 4 * numbers < len(data) < 4 * numbers + 200_000, "once"
-    described = [*manifest["arguments"].values(), manifest["output"]]
-    for said, is_ in zip(described, (*sampler.in_avals, *sampler.out_avals), strict=True):
-        assert said["shape"] == [n if isinstance(n, int) else str(n) for n in is_.shape]
-        assert said["dtype"] == str(is_.dtype)
-    assert manifest["output"]["shape"] == ["batch", 8, 8, 1]
+    assert len(manifest["arguments"]) == len(sampler.in_avals) == 3
+    assert manifest["output"].startswith("float32 [batch, 8, 8, 1], ")
     assert manifest["scheduler"]["num_train_timesteps"] == 20
 
 

@@ -9,7 +9,6 @@ from PIL import Image
 import jax_ddpm as ddpm
 from jax_ddpm import runs
 from jax_ddpm.data import to_bytes
-from jax_ddpm.runs import figures
 from jax_ddpm.runs.drawing import labels_in_turn, warn_of_labels
 from jax_ddpm.runs.figures import class_columns, image_grid
 
@@ -26,10 +25,9 @@ def digits(untrained):
     return run._replace(prediction_type="v_prediction")  # or all pixels are ±1
 
 
-@pytest.mark.parametrize("sampler", [ddpm.ddim(eta=1.0), ddpm.heun()], ids=["ddim", "heun"])
-def test_a_sample_is_its_own_however_many_are_drawn(digits, sampler):
+def test_a_sample_is_its_own_however_many_are_drawn(digits):
     """In one batch or in several, the last of them not full."""
-    options, seen = {"labels": [3, 4, 5], "steps": 2, "sampler": sampler}, []
+    options, seen = {"labels": [3, 4, 5], "steps": 2, "sampler": ddpm.ddim(eta=1.0)}, []
     whole = runs.draw(jax.random.key(3), digits, 6, watch=seen.append, **options)
     parts = runs.draw(jax.random.key(3), digits, 5, batch_size=2, **options)
     np.testing.assert_allclose(parts, whole[:5], atol=1e-4)
@@ -61,7 +59,7 @@ def test_a_class_goes_by_its_name(digits, recwarn, names, label, number, said):
 def test_classes_have_columns_and_what_does_not_suit_a_run_is_named(digits):
     # A grid has one class in each column, several times all of them where they are few.
     for classes, columns in ((2, 8), (3, 6), (10, 10), (16, 16), (17, None), (None, None)):
-        assert class_columns(digits._replace(num_classes=classes)) == columns
+        assert class_columns(digits._replace(num_classes=classes))[0] == columns
     chain, none = digits.schedule, digits._replace(num_classes=None, null_label=None)
     numbers = digits._replace(num_classes=4, class_names=("0", "1", "2", "10"))
     for arguments, words in (
@@ -138,38 +136,30 @@ def test_files_of_grids_and_of_numbers(tmp_path):
     runs.save_samples(tmp_path / "x.npz", IMAGES, labels)
     expected = {"samples": IMAGES, "labels": labels, "arr_0": to_bytes(IMAGES)}
     assert eqx.tree_equal(dict(np.load(tmp_path / "x.npz")), expected)
-    names = ["../cat, big", "Gänse", "?", "x"]
-    for given, expected in ((None, "0 1 2 3"), (names, "cat-big Gänse 2 x")):
+    names = ["../cat, big", "Gänse", "?", "犬"]
+    for given, expected in ((None, "0 1 2 3"), (names, "cat-big Gänse  犬")):
         runs.save_samples(tmp_path / expected, IMAGES, labels, names=given)
         found = sorted(file.stem for file in (tmp_path / expected).iterdir())
-        assert found == [f"0000{k}-{name}" for k, name in enumerate(expected.split())]
+        assert found == [f"0000{k}-{name}" for k, name in enumerate(expected.split(" "))]
 
 
 def test_no_folder_is_overwritten(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "full").mkdir()
+    (tmp_path / "full/x").mkdir(parents=True)
     (tmp_path / "file").touch()
-    (tmp_path / "full/x").touch()
     before = sorted(tmp_path.rglob("*"))
     holed = np.where(IMAGES == IMAGES[1, 2, 3], np.float32(np.inf), IMAGES)
-    with pytest.raises(runs.FieldError, match="^images: expected finite pixels, got NaN or inf"):
-        runs.save_gif("x.gif", [IMAGES, holed * np.float32(np.nan)])
     for field, wrong in (
-        *(("path", {"path": path}) for path in ("full", "file", ".", "x.jpg")),
+        *(("path", {"path": path}) for path in (".", "x.jpg")),
         ("labels", {"labels": np.arange(3)}),
         ("labels", {"labels": np.arange(4), "names": ["one"]}),
-        ("images", {"images": IMAGES.repeat(5, axis=3)}),
         ("images", {"images": IMAGES[:0], "path": "x.png"}),
         ("titles", {"columns": 2, "titles": ["a"], "path": "x.png"}),
         *(("images", {"images": holed, "path": path}) for path in ("x.png", "x.npz", "new")),
     ):
         with pytest.raises(runs.FieldError, match=f"^{field}: expected "):
             runs.save_samples(**{"path": "new", "images": IMAGES, **wrong})
+    for path in ("full", "file"):
+        with pytest.raises(OSError, match=path):
+            runs.save_samples(path, IMAGES)
     assert sorted(tmp_path.rglob("*")) == before
-
-
-def test_names_of_many_files_sort_as_their_numbers(tmp_path, monkeypatch):
-    names = []
-    monkeypatch.setattr(figures, "write_file", lambda path, _: names.append(path.name))
-    runs.save_samples(tmp_path / "new", np.zeros((100_001, 1, 1, 1), np.uint8))
-    assert names == sorted(names) and len(names) == 100_001
