@@ -195,7 +195,7 @@ class Settings(ModelSettings, OptimizerSettings, CheckpointSettings, LayoutSetti
 
     def __post_init__(self) -> None:
         values: Any = dict(vars(self))
-        for name, hint in get_type_hints(Settings, include_extras=True).items():
+        for name, hint in _KINDS.items():
             value, kinds = values[name], get_args(hint)
             kind: Any = kinds[0] if type(None) in kinds else hint
             if value is None and kind is not hint:
@@ -243,3 +243,6 @@ class Settings(ModelSettings, OptimizerSettings, CheckpointSettings, LayoutSetti
     def record(self) -> dict[str, Any]:
         """As JSON holds them."""
         return json.loads(json.dumps(asdict(self), default=str))  # a path as its name
+
+
+_KINDS = get_type_hints(Settings, include_extras=True)
