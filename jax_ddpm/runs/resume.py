@@ -26,7 +26,7 @@ from jax_ddpm.io.files import make_folder, read_json, write_json
 from jax_ddpm.runs.metrics import keep_lines, read_metrics
 from jax_ddpm.runs.model import CHECKPOINTS, CONFIG, FILES, METRICS, PathLike
 from jax_ddpm.runs.programs import optimizer
-from jax_ddpm.runs.settings import CheckpointSettings, Settings
+from jax_ddpm.runs.settings import LOG_EVERY, CheckpointSettings, Settings
 from jax_ddpm.training import TrainState
 from jax_ddpm.training.hosts import broadcast
 
@@ -46,7 +46,7 @@ _TREES = {"params": "params", "ema": "ema_params", "optimizer": "opt_state"}
 @contextmanager
 def hold(folder: Path) -> Iterator[None]:
     """Make a run's folder, and lock it for this process until it ends, however it ends."""
-    if folder.is_dir() and not any((folder / name).exists() for name in (METRICS, CHECKPOINTS)):
+    if folder.is_dir() and not any((folder / name).exists() for name in (CONFIG, CHECKPOINTS)):
         if any(not file.name.startswith(".") for file in folder.iterdir()):
             problem = f"{folder} exists already, and is no run: choose another name"
             raise FieldError("folder", problem)
@@ -75,29 +75,36 @@ def find(
     or the changes are to be `accept`ed and the weights fit. Warns of changes, and of damage.
     """
     newest, damaged = _newest(folder)
-    if newest is None:
-        if damaged and not over:
-            problem = next(iter(damaged.values()))
-            raise FieldError(None, f"no checkpoint is intact: {problem}; ", *_WAYS)
-        return None
-    was = newest.state.get("run") or {}
-    if not was.get("train"):
+    if newest is None and damaged and not over:
+        problem = next(iter(damaged.values()))
+        raise FieldError(None, f"no checkpoint is intact: {problem}; ", *_WAYS)
+    was: Any = newest.state.get("run") if newest else _begun(folder)
+    foreign = not newest and not damaged and any((folder / CHECKPOINTS).glob("[!.]*"))
+    if foreign or not was or not was.get("train"):
         problem = f"{folder} exists already, and `train` did not make it: choose another name"
         raise FieldError("folder", problem)
+    if newest is None:
+        return None
 
     changes = list(_changes(was, now))
     shapes = {name: array.shape for name, array in newest.arrays["params"].items()}
     fits = shapes == {name: leaf.shape for name, leaf in flatten(variables).items()}
     if over and (changes or not fits or was["train"]["steps"] != settings.steps):
         if settings.init and settings.init.resolve().is_relative_to(folder.resolve()):
-            raise FieldError("init", f"{settings.init} would be overwritten")
+            rest = Field("folder"), " begins beside it"
+            raise FieldError("init", f"{settings.init} would be overwritten; another ", *rest)
         return None
     named = [part for name, what in changes for part in (Field(name), f": {what}; ")]
+    ended, accepting = newest.step >= settings.steps, Field("accept_changes", True)
     if not fits:
         raise FieldError(None, *named, f"the weights of {folder} are of another network; ", *_WAYS)
+    if changes and ended:
+        longer = ", a larger ", Field("steps"), " with ", accepting, " continues it"
+        done = f"{folder} is trained to step {newest.step:,} already; "
+        raise FieldError(None, *named, done, *_WAYS, *longer)
     if changes and not accept:
-        accepting = ", ", Field("accept_changes", True), " resumes it all the same"
-        raise FieldError(None, *named, f"{folder} was trained otherwise; ", *_WAYS, *accepting)
+        why = f"{folder} was trained otherwise; "
+        raise FieldError(None, *named, why, *_WAYS, ", ", accepting, " resumes it all the same")
 
     if changes:
         accepted = "; ".join(f"{name}: {what}" for name, what in changes)
@@ -105,10 +112,18 @@ def find(
     for path, problem in damaged.items():
         aside = files.set_aside(path, "damaged").name
         warnings.warn(f"{problem}; set aside as {aside}", stacklevel=4)
-    if newest.step >= settings.steps:  # no step is left to mend what may be missing or damaged
+    if ended:  # no step is left to mend what may be missing or damaged
         write_json(folder / CONFIG, was)
         keep_lines(folder / METRICS, newest.step)
     return _with_optimizer(newest, settings)
+
+
+def _begun(folder: Path) -> dict[str, Any]:
+    """The record of a run without a checkpoint; what is not there, or damaged, is ours."""
+    try:
+        return read_json(folder / CONFIG)
+    except ValueError:
+        return {"train": "unknown"}
 
 
 def _newest(folder: Path) -> tuple[Checkpoint | None, dict[Path, str]]:
@@ -128,7 +143,8 @@ def _changes(was: dict[str, Any], now: dict[str, Any]) -> Iterator[tuple[str, st
     """What the weights depend on that is not as it was, by setting."""
     before, after = _weighty(was), _weighty(now)
     longer = after["steps"] > before["steps"]
-    for name in after | before:
+    unet = [name for name in before if name.startswith("unet.")]
+    for name in dict.fromkeys([*after, *unet]):
         old, new = before.get(name), after.get(name)
         if old != new and not (name == "steps" and longer):
             yield name, f"was {old}, is {new}"
@@ -142,7 +158,7 @@ def _weighty(run: dict[str, Any]) -> dict[str, Any]:
     values = Settings().record() | Preparation().record() | run["train"] | run["preparation"]
     values |= {f"unet.{name}": value for name, value in (values.pop("unet") or {}).items()}
     data, classes = run["data"], run["class_names"] or run["num_classes"]
-    values["data"] = f"{data['shape']}, classes {classes}, SHA-256 {data['sha256'][:12]}"
+    values["data"] = f"{data['shape']}, classes {classes}, SHA-256 {str(data['sha256'])[:12]}"
     values["guidance"] = run["guidance"]
     return {name: value for name, value in values.items() if name not in _FREE}
 
@@ -245,11 +261,13 @@ def check_run(folder: PathLike) -> Findings:
         read_json(folder / CONFIG)
     except ValueError as error:
         problems.append(f"{error}{'; the same training command mends it' if train else ''}")
-    if not metrics.exists():
-        problems += [f"{metrics}: no such file"] if train else []
-    elif (count := metrics.read_bytes().count(b"\n") - len(read_metrics(metrics))) > 0:
+    lines, step = read_metrics(metrics), max(intact + damaged, default=0)
+    last = max((line["step"] for line in lines if line["step"] <= step), default=0)
+    if metrics.exists() and (count := metrics.read_bytes().count(b"\n") - len(lines)) > 0:
         what = f"{count} line(s) damaged; the same training command drops them"
         problems.append(f"{metrics}: {what}")
+    elif train and step - last >= train.get("log_every", LOG_EVERY):
+        problems.append(f"{metrics}: expected lines up to step {step:,}, got {last or 'none'}")
     return found
 
 

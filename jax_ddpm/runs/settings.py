@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import jax
+import numpy as np
 
 from jax_ddpm import schedule as schedules
 from jax_ddpm._errors import Field, FieldError, check_choice, check_kind, described
@@ -204,17 +205,21 @@ class Settings(ModelSettings, OptimizerSettings, CheckpointSettings, LayoutSetti
                 check_choice(name, value, get_args(kind))
             elif get_origin(kind) is Annotated:
                 number, expected, holds = get_args(kind)
-                with suppress(TypeError, ValueError):  # NumPy's numbers and JAX's too
-                    values[name] = (index if number is int else float)(values[name])
+                if not isinstance(value, bool | np.bool_ | str | bytes):
+                    with suppress(TypeError, ValueError):  # NumPy's numbers and JAX's too
+                        values[name] = (index if number is int else float)(value)
                 if type(values[name]) is not number or not holds(values[name]):
                     raise FieldError(name, f"expected {expected}, got {described(value)}")
             elif kind is bool:
                 check_kind(name, value, bool, "True")
             elif kind is Path:
                 values[name] = Path(values[name])
-        values["tracker"] = tuple(self.tracker)
-        if self.unet is not None:  # with lists for tuples, as JSON gives them back
-            values["unet"] = json.loads(json.dumps(dict(self.unet)))
+        several = isinstance(self.tracker, list | tuple)
+        values["tracker"] = tuple(self.tracker) if several else (self.tracker,)
+        if self.unet is not None:
+            check_kind("unet", self.unet, Mapping, "{'dropout': 0.1}")
+            # With lists for tuples, as JSON gives them back.
+            values["unet"] = json.loads(json.dumps(dict(self.unet), default=str))
         for name, choices in (("tracker", get_args(TrackerName)), ("unet", UNET_FIELDS)):
             for each in values[name] or ():
                 check_choice(name, each, choices)
@@ -228,17 +233,17 @@ class Settings(ModelSettings, OptimizerSettings, CheckpointSettings, LayoutSetti
         for name, other, fits in pairs:
             if values[name] != getattr(Settings, name) and not fits:
                 raise FieldError(name, "comes with ", other)
-        warmup = self.warmup_steps or 0
+        batch, warmup = self.batched(), self.warmup_steps or 0
         constant = self.learning_rate_schedule == "constant"
         kept = (self.keep_every or 0) % self.checkpoint_every == 0
-        for name, fits, expected, other in (
-            ("keep_every", kept, "a multiple of", "checkpoint_every"),
-            ("accumulate", self.batched() % self.accumulate == 0, "a divisor of", "batch_size"),
-            ("warmup_steps", constant or warmup < self.steps, "fewer than", "steps"),
+        for name, fits, expected, other, limit in (
+            ("keep_every", kept, "a multiple of", "checkpoint_every", self.checkpoint_every),
+            ("accumulate", batch % self.accumulate == 0, "a divisor of", "batch_size", batch),
+            ("warmup_steps", constant or warmup < self.steps, "fewer than", "steps", self.steps),
         ):
             if not fits:
-                got = f", got {values[name]}"
-                raise FieldError(name, f"expected {expected} ", Field(other), got)
+                of, got = Field(other, limit), f", got {values[name]}"
+                raise FieldError(name, f"expected {expected} ", of, got)
 
     def record(self) -> dict[str, Any]:
         """As JSON holds them."""
