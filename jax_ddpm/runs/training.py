@@ -240,6 +240,13 @@ def _train(
     time_to_log = Every(settings.logged(total), total)
     time_to_save = Every(settings.checkpoint_every, total)
 
+    def settle() -> None:
+        """Wait for the steps so far, and end the training if one was not finite."""
+        bad = log.collect()
+        if bad is not None and settings.on_nan == "stop":
+            saver.wait()
+            raise _not_finite(bad, order(range(bad, bad + 1))[0], saved)
+
     # What may be refused comes before anything of an earlier run is removed.
     callbacks = open_callbacks(folder, run, data, settings, mesh)
     with (
@@ -273,14 +280,8 @@ def _train(
 
             logs, saves = time_to_log(steps), time_to_save(steps)
             due = [callback for every, callback in callbacks if every(steps)]
-            # Several processes agree to stop where they wait anyway.
-            together = logs or saves or jax.process_count() == 1
-            stopping = together and hosts.any_process(stop is not None and stop())
-            if logs or saves or due or stopping:
-                bad = log.collect()
-                if bad is not None and settings.on_nan == "stop":
-                    saver.wait()
-                    raise _not_finite(bad, order(range(bad, bad + 1))[0], saved)
+            if logs or saves or due:
+                settle()
 
             found = {}
             with log.spent("callbacks"):
@@ -297,7 +298,11 @@ def _train(
                 track(done, found)
             log.report(now=done == total)
 
+            # Several processes agree to stop where they wait anyway.
+            together = logs or saves or jax.process_count() == 1
+            stopping = together and hosts.any_process(stop is not None and stop())
             if saves or stopping or best == done:
+                settle()
                 belongs = {"computed_by": training.computed_by, "run": description}
                 saver.save(state, done, {"pending": log.pending, **belongs}, best)
                 saved = done

@@ -1,8 +1,10 @@
 """What would spoil a run stops it, in one line, with everything before it intact."""
 
 import errno
+import itertools
 import json
 import os
+import shutil
 import sys
 import threading
 from dataclasses import replace
@@ -67,9 +69,8 @@ def test_what_changed_is_named_and_allowed_only_when_told(steps_of, short, copy)
     words = ["--dtype: was float32, is bfloat16; --learning-rate: was 0.002, is 1.0; --flip: was "]
     words += ["another --name begins beside it, --overwrite in its place, --accept-changes resumes"]
     refused("--steps 8 --learning-rate 1 --dtype bfloat16 --flip", *words)
-    words = "accepted: seed: was 0, is 3", "trained to step 6 already"
-    short(*words, flags="--seed 3 --accept-changes")
-    before = contents(copy / "runs")
+    words = "--seed: was 0, is 3", "x is trained to step 6", "larger --steps with --accept-changes"
+    refused("--seed 3 --accept-changes", *words)
     refused("--steps 5", "--steps: was 6, is 5")
     refused("", "--data: was [9, 4, 4, 1], ", "is [8, 4, 4, 1], ", images=images[:-1])
     refused("", "--data: was [9, 4, 4, 1], classes None, SHA-256 ", images=1 - images)
@@ -87,19 +88,27 @@ def test_what_changed_is_named_and_allowed_only_when_told(steps_of, short, copy)
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default:accepted")
-def test_after_a_trial_every_way_that_is_named_leads_on(short, copy):
+def test_after_a_trial_every_way_that_is_named_leads_on(short, copy, finished):
     """A longer training only resumes; what was overwritten is as if it had never been."""
     short(flags="--steps 3 --name trial")
     short("resuming from step 3", flags="--name trial")
-    ways = "another --name begins", "--overwrite in its place", "--accept-changes resumes"
-    short(*ways, flags="--seed 5", code=2)
+    np.save(copy / "y.npy", np.load(copy / "x.npy")[..., None].repeat(3, axis=-1))
+    ways, named = ("--name other", "--overwrite", "--accept-changes --steps 9"), []
+    weights_fit = ["--seed 5 --steps 8", "--seed 5"]
+    for flags in (*weights_fit, "--data y.npy --name x"):
+        for way in ways:
+            shutil.rmtree(copy / "runs")
+            shutil.copytree(finished / "runs", copy / "runs")
+            if way.split()[0] in short(flags=flags, code=2):
+                named.append((flags, way))
+                short("wrote runs/", flags=f"{flags} {way}")
+    assert named[:6] == [*itertools.product(weights_fit, ways)] and len(named) == 8
     short(flags="--seed 5 --name fresh")
     short(flags="--seed 5 --overwrite")
     short("trained to step 6 already", flags="--seed 5 --overwrite")  # the same command resumes
     last = "checkpoints/00000006/params.safetensors"
     assert (copy / "runs/x" / last).read_bytes() == (copy / "runs/fresh" / last).read_bytes()
     assert not list((copy / "runs/x").glob(".over*"))
-    short("wrote runs/x", flags="--seed 7 --steps 9 --accept-changes")
 
 
 def test_another_checkpoint_is_named(short, copy):
@@ -126,7 +135,7 @@ def test_a_run_is_not_overwritten_by_what_starts_from_it(copy):
     settings = Settings(init=copy / "runs/x/checkpoints/00000004", batch_size=4, steps=6)
     ways = {"overwrite": True}
     for words in (
-        "^init: .*/00000004 would be overwritten$",
+        "^init: .*/00000004 would be overwritten; another folder b",
         "^expected one of a",
     ):
         with pytest.raises(FieldError, match=words):
@@ -156,7 +165,11 @@ def test_a_folder_of_something_else_is_left_alone(short, data, write_run):
     short("runs/x exists already, and is no run", code=2)
     assert [path.name for path in (data / "runs/x").iterdir()] == ["thesis.txt"]
     write_run(data / "runs/converted", SimpleUNet(channels=1))
-    short("`train` did not make it", flags="--name converted", code=2)
+    for name in ("converted", "foreign"):  # the other of a library that writes the same names
+        (data / "runs/foreign/checkpoints").mkdir(parents=True, exist_ok=True)
+        (data / "runs/foreign/checkpoints/epoch=3.ckpt").write_bytes(b"weights")
+        short("`train` did not make it", flags=f"--name {name}", code=2)
+    assert (data / "runs/foreign/checkpoints/epoch=3.ckpt").exists()
 
 
 def test_two_writers_on_one_run(steps_of, short, data):
@@ -213,7 +226,7 @@ def test_classes_that_changed_are_named(copy, one_level):
     settings = Settings(unet=one_level, batch_size=4, timesteps=4, steps=2)
     fit(copy / "named", replace(data, class_names=("ant", "bee", "cat")), settings)
     other = replace(settings, unet={**one_level, "dropout": 0.5})
-    with pytest.raises(ValueError, match=r"^unet.dropout: was None, is 0.5; \S* was trained"):
+    with pytest.raises(ValueError, match=r"^unet.dropout: was None, is 0.5; \S* is trained"):
         fit(copy / "named", replace(data, class_names=("ant", "bee", "cat")), other)
     fewer = replace(data, labels=data.labels % 2, class_names=("bee", "cat"))
     for others in (fewer, replace(data, class_names=("bee", "ant", "cat"))):
