@@ -64,6 +64,20 @@ def test_a_tpu_slice(tmp_path):
 
 
 @needs_tpu
+def test_fsdp_and_accumulation(tmp_path):
+    """A quarter of the state on each device, and its weights gathered for each part."""
+    command = [*TUTORIAL, "--work", "train"]
+    _, (whole,) = plan(*command, cwd=tmp_path)
+    _, (split,) = plan(*command, "--fsdp", "4", "--accumulate", "2", cwd=tmp_path)
+    (reduced,) = whole["collectives"]  # the gradient, and the loss
+    assert (reduced["kind"], reduced["nbytes"]) == ("all-reduce", 4 * (151_427 + 1))
+    assert split["flops"] == pytest.approx(whole["flops"], rel=1e-3)
+    assert split["aliased"] < 0.6 * whole["aliased"]  # tiles pad what is small
+    gathered = {each["kind"]: each["nbytes"] for each in split["collectives"]}
+    assert gathered["all-gather"] > 0.9 * 4 * 151_427
+
+
+@needs_tpu
 def test_an_absurd_batch_does_not_fit(tmp_path):
     command = [*DIGITS, "--work", "sample", "--target", "v5e:1x1", "--num", "8388608"]
     result, _ = plan(*command, cwd=tmp_path, code=1)
