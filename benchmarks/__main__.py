@@ -12,20 +12,19 @@ from typing import Any, NoReturn
 
 from benchmarks.harness import in_new_process, measure, options, write
 
-SECTIONS = "overhead peak sampling training cifar10_sampling cifar10_training checkpoints growth"
-SECTIONS = [*SECTIONS.split(), "scaling", "processes"]
-"""In the order in which they run."""
-
-BY_NAME = ["inception", "loading", "profile"]
-SCRIPTS = ["accelerator", "plan", "samplers"]
+RACES = ("overhead", "peak", "sampling", "training", "cifar10_sampling", "cifar10_training")
+SECTIONS = (*RACES, "checkpoints", "growth", "scaling", "processes")
+BY_NAME = ("inception", "loading", "profile")
+SCRIPTS = ("accelerator", "plan", "samplers")
 
 
 def main() -> None:
     """Parse the command line, measure, report."""
     sys.argv[0] = "python -m benchmarks"
-    if set(sys.argv[1:2]) & set(SCRIPTS):
+    if len(sys.argv) > 1 and sys.argv[1] in SCRIPTS:
+        script = import_module(f"benchmarks.{sys.argv[1]}")
         sys.argv[:2] = [" ".join(sys.argv[:2])]
-        return import_module(f"benchmarks.{sys.argv[0].split()[-1]}").main()
+        return script.main()
     parser = options(__doc__)
     sections = f"of {', '.join(SECTIONS)} (default: all of these)"
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=sections)

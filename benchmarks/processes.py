@@ -24,9 +24,8 @@ def processes(full: bool) -> list[Row]:
     from benchmarks.contenders import JAX_SHARDED, torch_contenders
 
     times, rows = 3 if full else 1, []
-    work = [
-        ("memory of sampling", each, _sampling, each) for each in (JAX_SHARDED, *torch_contenders())
-    ]
+    memory, names = f"memory of sampling {_BATCH} images", (JAX_SHARDED, *torch_contenders())
+    work = [(memory, name, _sampling, name) for name in names]
     for part in ("forward", "gradient"):
         what, torchs = f"memory of attention, {part}", "torch's scaled_dot_product_attention"
         work += [(what, "JAX jit", _jax_attention, part), (what, torchs, _torch_attention, part)]
