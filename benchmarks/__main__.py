@@ -1,94 +1,61 @@
-"""`python -m benchmarks`: measure, and print the tables; `--record` keeps them."""
+"""Measure, compare with the record, and print the tables: `python -m benchmarks`.
 
-import argparse
+These run only by name: inception, loading, profile. These have options and records of their own
+(`python -m benchmarks accelerator --help`): accelerator (one GPU or TPU), plan (the table of
+`jax-ddpm plan`), samplers (every sampler at few steps).
+"""
+
 import json
-import multiprocessing
 import sys
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict
-from importlib.util import find_spec
-from pathlib import Path
+from importlib import import_module
 from typing import Any, NoReturn
 
-from benchmarks.harness import FULL, SHORT, measure
+from benchmarks.harness import in_new_process, measure, options, write
 
-SECTIONS = {
-    "overhead": "sampling",
-    "peak": "sampling",
-    "sampling": "sampling",
-    "training": "training",
-    "cifar10_sampling": "sampling",
-    "cifar10_training": "training",
-    "checkpoints": "training",
-    "growth": "sampling",
-    "scaling": "scaling",
-    "processes": "processes",
-}
-"""In the order in which they run, each with its file: a section is a function of its name."""
+RACES = ("overhead", "peak", "sampling", "training", "cifar10_sampling", "cifar10_training")
+SECTIONS = (*RACES, "checkpoints", "growth", "scaling", "processes")
+BY_NAME = ("inception", "loading", "profile")
+SCRIPTS = ("accelerator", "plan", "samplers")
 
 
 def main() -> None:
     """Parse the command line, measure, report."""
-    if sys.argv[1:2] == ["accelerator"]:
-        from benchmarks import accelerator
-
-        accelerator.main(sys.argv[2:])
-        return
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument(
-        "sections",
-        nargs="*",
-        metavar="SECTION",
-        help=f"of {', '.join(SECTIONS)}: these alone; what is recorded of the others stays",
-    )
-    parser.add_argument("--full", action="store_true", help="batch 64 too, and more rounds")
+    sys.argv[0] = "python -m benchmarks"
+    if len(sys.argv) > 1 and sys.argv[1] in SCRIPTS:
+        script = import_module(f"benchmarks.{sys.argv[1]}")
+        sys.argv[:2] = [" ".join(sys.argv[:2])]
+        return script.main()
+    parser = options(__doc__)
+    sections = f"of {', '.join(SECTIONS)} (default: all of these)"
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=sections)
+    parser.add_argument("--full", action="store_true", help="larger batches too, and more rounds")
     parser.add_argument("--check", action="store_true", help="say what moved since the record")
-    parser.add_argument(
-        "--record",
-        action="store_true",
-        help="write the record: all of it, or the named sections of one made in the same way",
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path(__file__).parent / "results",
-        help="where the record is (default: benchmarks/results)",
-    )
+    parser.add_argument("--record", action="store_true", help="write the record, or these sections")
     arguments = parser.parse_args()
-    for name in arguments.sections:
-        if name not in SECTIONS:
-            parser.error(f"expected sections of {', '.join(SECTIONS)}, got {name}")
-    for package in ("torch", "diffusers", "matplotlib"):
-        if find_spec(package) is None:
-            _stop(f'{package} is missing: pip install -e ".[test]"')
-    recorded = arguments.out / "benchmarks.json"
-    if not recorded.exists() and (arguments.check or arguments.record and arguments.sections):
-        _stop(f"expected a record to compare with or to add to, got none at {recorded}")
-    record = json.loads(recorded.read_text()) if recorded.exists() else {}
-    settings = FULL if arguments.full else SHORT
-    new: dict[str, Any] = {"settings": json.loads(json.dumps(asdict(settings)))}
-    # A process for each section: none inherits another's memory or threads.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, context, max_tasks_per_child=1) as processes:
-        for name in arguments.sections or SECTIONS:
-            section = processes.submit(measure, SECTIONS[name], name, settings)
-            if error := section.exception():
-                print(f"benchmarks: {name}: {error}", file=sys.stderr)
-                sys.exit(1)
-            new["machine"], new[name] = section.result()
-            if arguments.record and arguments.sections and not _alike(record, new):
-                _stop(f"{recorded} is of another machine, other versions or other settings")
+    sections = arguments.sections or SECTIONS
+    if unknown := set(sections) - {*SECTIONS, *BY_NAME}:
+        parser.error(f"expected of {', '.join([*SECTIONS, *BY_NAME])}, got {', '.join(unknown)}")
+    path = arguments.out / "benchmarks.json"
+    if not path.exists() and (arguments.check or arguments.record and arguments.sections):
+        _stop(f"expected a record to compare with or to add to, got none at {path}")
+    record = json.loads(path.read_text()) if path.exists() else {}
+    new: dict[str, Any] = {"full": arguments.full}
+    for name in sections:
+        try:
+            machine, rows = in_new_process(measure, name, arguments.full)
+        except Exception as error:
+            _stop(f"{name}: {error}", code=1)
+        new |= {"machine": machine, name: rows}
+        if arguments.record and arguments.sections and not _alike(record, new):
+            _stop(f"{path} is of another machine, other versions or other settings")
     from benchmarks import report
 
     print(report.markdown(new))
     if arguments.record:
         results = record | new if arguments.sections else new
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        recorded.write_text(json.dumps(results, indent=1) + "\n")
-        (arguments.out / "benchmarks.md").write_text(report.markdown(results))
-        report.plot(results, arguments.out / "benchmarks.png")
+        write(path, results, report.markdown(results))
         report.plot_scaling(results["scaling"], arguments.out / "scaling.png")
-        print(f"wrote benchmarks.json, .md, .png and scaling.png to {arguments.out}")
+        print(f"wrote benchmarks.json, .md and scaling.png to {arguments.out}")
     if arguments.check:
         lines = report.moved(record, new)
         print("\n".join(lines) or "no ratio moved by more than the noise")
@@ -97,13 +64,13 @@ def main() -> None:
 
 def _alike(record: dict[str, Any], new: dict[str, Any]) -> bool:
     """Whether both were measured in the same way on the same machine, whenever it was."""
-    machines = [each["machine"] | {"date": None} for each in (record, new)]
-    return machines[0] == machines[1] and record["settings"] == new["settings"]
+    facts = [(each["full"], each["machine"] | {"date": None}) for each in (record, new)]
+    return facts[0] == facts[1]
 
 
-def _stop(problem: str) -> NoReturn:
+def _stop(problem: str, code: int = 2) -> NoReturn:
     print(f"benchmarks: {problem}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -1,328 +1,244 @@
-"""Correctness and speed on one GPU or TPU, in six minutes: `python -m benchmarks accelerator`.
+"""Parity, resuming and speed on one GPU or TPU: `python -m benchmarks accelerator`.
 
-On JAX's default backend: training that is resumed, against training that is not; parity with torch
-on the CPU; the reverse loop and the training step against torch on the same device. Writes JSON and
-markdown named after the device; exit code 1 if anything failed.
-
-Six minutes hold the most telling races. Parts that are named have the time to themselves, and the
-record keeps what the same device and versions gave for the others.
-
-It needs jax, flax, optax, numpy, jaxtyping and torch. What needs more is left out by name.
+On JAX's default backend: a resumed training against one that was not stopped; parity with torch on
+the CPU; reverse loop and training step against torch on the same device, where outputs are compared
+first. Writes `accelerator-DEVICE.json` and `.md`; the exit code is 1 if anything failed. What needs
+a package that is missing is left out by name.
 """
 
-import argparse
-import json
+import gc
 import os
 import re
-import statistics
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterable, Iterator
-from functools import cache, partial
-from pathlib import Path
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
 
-from benchmarks import accelerator_parity, accelerator_speed, processes
-from benchmarks.harness import Row, attempt, describe, left_out, summary
-from benchmarks.networks import specs
-from jax_ddpm.io.files import replace_file
-
-__all__ = ["Clock", "main", "markdown", "slug"]
+import jax_ddpm as ddpm
+from benchmarks import contenders as sides
+from benchmarks.harness import Contender, Row, describe, options, race, say, write
+from benchmarks.processes import check_resuming
+from benchmarks.report import markdown
+from jax_ddpm.models.attention import dot_product_attention
+from jax_ddpm.parity.harness import Case, DType, relative_error, run_case, vector
+from jax_ddpm.parity.losses import LOSS_CASES
+from jax_ddpm.parity.maths import MATHS_CASES
+from jax_ddpm.parity.tolerances import REDUCED, TOLERANCES
+from jax_ddpm.parity.tutorial import Setting, tutorial_cases
+from jax_ddpm.plan.hlo import memory_traffic
+from jax_ddpm.plan.targets import parse_target
 
 PARTS = ("resume", "parity", "attention", "tutorial", "ddpm_cifar10")
 PRECISION = (
     "float32 is 'highest' on both sides, bfloat16 is the network's dtype in JAX and autocast in "
-    "torch; weights are float32."
+    "torch; weights are float32"
 )
-_BUDGET = 330.0
-_BATCHES = (128, 16, 512)
-_NO_TIME, _NOT_ASKED = "no time left", "not asked for"
-_KINDS = {
-    "maths": "schedule, q, p, losses",
-    "forward": "SimpleUNet: output",
-    "gradients": "SimpleUNet: gradient of every parameter",
-    "training": "SimpleUNet: Adam steps, weights and losses",
-    "chain": "SimpleUNet: reverse chain, every state",
-    "attention": "attention: output and gradients",
-    "unet": "UNet: output",
+FIELDS: dict[str, dict[str, Any]] = {
+    "float32": {"precision": "highest"},
+    "float64": {"precision": "highest"},
+    "TF32": {"precision": None},
+    "bfloat16": {"precision": None, "dtype": jnp.bfloat16},
 }
+"""Of JAX's networks, by arithmetic."""
+
+_STEPS = {("tutorial", "chain"): 200, ("tutorial", "training"): 50}
+_STEPS |= {("ddpm_cifar10", "chain"): 20, ("ddpm_cifar10", "training"): 10}
+"""Of a timed run."""
 
 Work = Callable[[], list[Row]]
 
 
-class Clock:
-    """The seconds that are left, and whether they are enough for work of a kind."""
-
-    def __init__(self, budget: float, now: Callable[[], float] = time.perf_counter) -> None:
-        self._now, self._start, self._budget = now, now(), budget
-        self._longest: dict[Any, float] = {}
-
-    @property
-    def seconds(self) -> float:
-        """Since the start."""
-        return self._now() - self._start
-
-    def allows(self, kind: Any) -> bool:
-        """Whether work as long as the longest of its kind would end in time. A new kind is taken
-        to be as long as the longest of all."""
-        guess = self._longest.get(kind, max(self._longest.values(), default=0))
-        return self.seconds + guess < self._budget
-
-    def time(self, kind: Any, work: Work) -> list[Row]:
-        """What `work` returns."""
-        start = self._now()
-        rows = work()
-        self._longest[kind] = max(self._now() - start, self._longest.get(kind, 0))
-        return rows
-
-
-def main(argv: list[str] | None = None) -> None:
+def main() -> None:
     """Parse the command line, measure, report."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks accelerator",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}: these alone"
-    )
-    parser.add_argument(
-        "--budget",
-        type=float,
-        default=_BUDGET,
-        metavar="SECONDS",
-        help="what does not fit is left out by name (default: %(default)g)",
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path(__file__).parent / "results",
-        help="where the record is written (default: benchmarks/results)",
-    )
-    parser.add_argument(
-        "--tiny", action="store_true", help="small sizes and networks: a trial of the command"
-    )
-    arguments = parser.parse_args(argv)
-    for part in arguments.parts:
-        if part not in PARTS:
-            parser.error(f"expected parts of {', '.join(PARTS)}, got {part}")
-    clock = Clock(arguments.budget)
-    _recorded.cache_clear()
+    parser = options(__doc__)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}")
+    parser.add_argument("--batch", type=int, nargs="+", default=[128], help="(default: 128)")
+    names = ("bfloat16", "float32", "TF32")
+    help_ = "of the races (default: the first two)"
+    parser.add_argument("--arithmetic", nargs="+", choices=names, default=names[:2], help=help_)
+    parser.add_argument("--compile", action="store_true", help="race torch.compile too")
+    chip = "the chip by plan's name, for an estimate beside JAX's times"
+    parser.add_argument("--target", metavar="h200", help=chip)
+    parser.add_argument("--tiny", action="store_true", help="small sizes: a trial, on a CPU too")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.parts) - set(PARTS):
+        parser.error(f"expected parts of {', '.join(PARTS)}, got {', '.join(sorted(unknown))}")
     # Before JAX's backend starts: memory is left for torch, of a GPU at least half.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.5")
-    parts = arguments.parts or PARTS
-    rows: list[Row] = []
-    with tempfile.TemporaryDirectory() as cache:
-        for labels, kind, work in _measure(parts, cache, tiny=arguments.tiny):
-            piece = ", ".join(map(str, labels.values()))
-            rows += [{**row, "piece": piece} for row in _attempt(clock, labels, kind, work)]
-            # Each time, so that what is stopped has lost nothing.
-            _write(arguments, parts, rows)
-    path = _write(arguments, parts, rows)
-    print(path.read_text())
-    print(f"wrote {path.stem}.json and .md to {arguments.out}")
-    sys.exit(1 if any(row["status"] == "failed" for row in rows) else 0)
+    record: dict[str, Any] = {"tiny": arguments.tiny}
+    failed = False
+    for part, labels, work in _measure(arguments):
+        say(f"{', '.join(map(str, [part, *labels.values()]))} …")
+        try:
+            rows = work()
+        except Exception as error:
+            status = "left out" if isinstance(error, ImportError) else "failed"
+            line = str(error).strip().partition("\n")[0][:300]
+            rows = [{"status": status, "problem": f"{type(error).__name__}: {line}"}]
+        failed |= any(row["status"] == "failed" for row in rows)
+        record.setdefault(part, []).extend(labels | row for row in rows)
+        record["machine"] = describe() | {"precision": PRECISION}
+        kind = re.sub(r"[^a-z0-9]+", "-", jax.devices()[0].device_kind.lower()).strip("-")
+        # Each time, so that what is stopped has lost nothing.
+        write(arguments.out / f"accelerator-{kind}", record, markdown(record))
+        gc.collect()  # so that the next has the memory
+        torch.cuda.empty_cache()
+    print(markdown(record))
+    sys.exit(failed)
 
 
-def _attempt(clock: Clock, labels: Row, kind: Any, work: Work) -> list[Row]:
-    if kind is None:  # nothing that takes time
-        return work()
-    if not clock.allows(kind):
-        return [left_out(labels, _NO_TIME)]
-    said = ", ".join(str(value) for name, value in labels.items() if name != "part")
-    print(f"{clock.seconds:4.0f} s: {said} …", file=sys.stderr, flush=True)
-    return clock.time(kind, lambda: attempt(labels, work))
-
-
-def _measure(parts: Iterable[str], cache: str, *, tiny: bool) -> Iterator[tuple[Row, Any, Work]]:
-    """Labels, a kind for the clock (None for what takes no time), and the work.
-
-    The most important comes first, but resuming before all, while the device is free.
-    """
+def _measure(arguments: Namespace) -> Iterator[tuple[str, Row, Work]]:
+    """What was asked for, with labels; resuming first, while the device is free."""
+    parts, tiny = arguments.parts or PARTS, arguments.tiny
     if "resume" in parts:
-        labels = {"part": "resume", "name": "training, saved and resumed"}
-        yield labels, "resume", lambda: processes.check_resuming(tiny=tiny)
-
-    if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore
-        # What raced against eager torch is compiled once more to race against torch.compile.
-        jax.config.update("jax_compilation_cache_dir", cache)
-    comparisons = []
-    if "parity" in parts:
-        comparisons, missing = accelerator_parity.items(tiny=tiny)
-        yield {}, None, lambda: missing
-    if "attention" in parts:
-        comparisons += accelerator_parity.attention(tiny=tiny)
-    for labels, work in comparisons:
-        yield labels, ("parity", labels["name"]), work
-    networks = specs(tiny=tiny)
-    options = {"rounds": 2, "least": 0.0} if tiny else {"rounds": 3, "least": 0.3}
-    batches = (2,) if tiny else _BATCHES
-    for race in accelerator_speed.schedule_of_races(jax.default_backend(), batches):
-        if race.part in parts:
-            spec = networks[race.part]
-            labels = race.labels(spec.network.name)
-            if tiny and race.compiled:
-                row = left_out(labels, "--tiny has no torch.compile")
-                yield labels, None, lambda row=row: [row]
-                continue
-            work = partial(accelerator_speed.run, race, spec, **options)
-            yield labels, (race.part, race.work, race.compiled), work
+        yield "resume", {}, lambda: [check_resuming()]
+    lacking = {"cpu": ("TF32",), "tpu": ("TF32", "float64")}.get(jax.default_backend(), ())
+    for mode in [mode for mode in FIELDS if mode not in lacking]:
+        for part, cases in {"parity": _parity_cases, "attention": _attention_cases}.items():
+            for case in cases(mode, tiny) if part in parts else ():
+                labels = {"name": case.name, "arithmetic": mode}
+                yield part, labels, partial(_compare, case, mode)
+    # The tutorial's rate is small because Adam turns rounding into steps: on an H200 at 1e-3, two
+    # of torch's layouts were 4e-4 apart in the third loss of 128 images in float32.
+    networks = [sides.TUTORIAL._replace(learning_rate=1e-4), sides.CIFAR10]
+    if tiny:
+        small = ddpm.ddpm_digits(num_classes=None, in_channels=3, out_channels=3)
+        networks[0] = networks[0]._replace(image_shape=(8, 8, 3))
+        networks[1] = sides.unet("ddpm_cifar10", (8, 8, 3), small)
+    for network in [network for network in networks if network.name in parts]:
+        for batch in [2] if tiny else arguments.batch:
+            for work in ("reverse loop", "training step"):
+                for arithmetic in arguments.arithmetic:
+                    labels = {"work": work, "batch": batch, "arithmetic": arithmetic}
+                    each = partial(_race, network, work, batch, arithmetic, arguments)
+                    yield network.name, labels, each
 
 
-@cache
-def _recorded(path: Path) -> dict[str, Any] | None:
-    """The record of an earlier call, as it was before this one wrote any."""
-    return json.loads(path.read_text()) if path.exists() else None
+def _parity_cases(mode: str, tiny: bool) -> list[Case]:
+    """The network in every arithmetic, the maths in full ones.
 
-
-def _write(arguments: argparse.Namespace, parts: Iterable[str], rows: list[Row]) -> Path:
-    """JSON and markdown, named after the device; the path of the latter.
-
-    What an earlier call measured stays until it is measured again.
+    The output at the tutorial's size, the chain at a size that torch can follow in float64.
+    Gradients stay small: a ReLU whose input is nearly zero falls on either side by rounding, and at
+    64×64 there are so many that float32 was off by 4e-4, where it is by 6e-7 at 8×8.
     """
-    kind = jax.devices()[0].device_kind
-    path = arguments.out / f"accelerator-{slug(kind)}.json"
-    record = {
-        "device_kind": kind,
-        "backend": jax.default_backend(),
-        "machine": describe() | {"precision": PRECISION},
-        "precision": PRECISION,
-        "tiny": arguments.tiny,
-    }
-    old = _recorded(path)
-    if old is not None and _alike(old, record):
-        kept = [row for row in old["rows"] if row.get("problem") != _NOT_ASKED]
-        measured = {row["piece"] for row in kept if row["status"] != "left out"}
-        rows = [row for row in rows if row["status"] != "left out" or row["piece"] not in measured]
-        again = {row["piece"] for row in rows}
-        rows = [row for row in kept if row["piece"] not in again] + rows
-    absent = set(PARTS) - set(parts) - {row["part"] for row in rows}
-    rows = rows + [left_out({"part": part, "name": part}, _NOT_ASKED) for part in absent]
-    record["rows"] = sorted(rows, key=lambda row: PARTS.index(row["part"]))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, (json.dumps(record, indent=1) + "\n").encode())
-    replace_file(path.with_suffix(".md"), markdown(record).encode())
-    return path.with_suffix(".md")
+    cases = []
+    for kind, size in {"forward": 64, "gradients": 8, "training": 8, "chain": 16}.items():
+        # Without a larger ε, Adam makes a whole step of the sign of a gradient near zero.
+        setting = Setting(8 if tiny else size, 5, 1.0, oracle="float64", fields=FIELDS[mode])
+        cases += [case for case in tutorial_cases(setting) if case.kind == kind]
+    if mode not in REDUCED:
+        cases += [case for case in (*MATHS_CASES, *LOSS_CASES) if case.kind == "maths"]
+        name = "UNet, Ho et al.'s: output" if tiny else "UNet, 35.7 M parameters: output"
+        cases.append(Case("unet", name, partial(_compare_unet, name)))
+    return cases
 
 
-def _alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether both are records of the same machine, the same versions and the same sizes."""
-    facts = [
-        {**record, "rows": None, "machine": {**record["machine"], "date": None}}
-        for record in (one, other)
-    ]
-    return facts[0] == facts[1]
+def _compare_unet(name: str, dtype: DType) -> tuple[Any, Any]:
+    from jax_ddpm.parity.unet import UNET_CASES  # it needs diffusers
+
+    return next(case for case in UNET_CASES if case.name == name).compare(dtype)
 
 
-def slug(device_kind: str) -> str:
-    """`NVIDIA H100 80GB HBM3` as `nvidia-h100-80gb-hbm3`."""
-    return re.sub(r"[^a-z0-9]+", "-", device_kind.lower()).strip("-")
+def _attention_cases(mode: str, tiny: bool) -> list[Case]:
+    """The form that many tokens take: in blocks, or cuDNN's."""
+    precision, tokens = FIELDS[mode]["precision"], 401 if tiny else 2048
+
+    def compare(dtype: DType) -> tuple[Any, Any]:
+        random = np.random.default_rng(0).standard_normal((4, 1, tokens, 4, 32))
+        # Rounded first, so that both sides begin from the same numbers.
+        inputs = [jnp.asarray(each, FIELDS[mode].get("dtype", dtype)) for each in random]
+        attend = jax.jit(lambda *inputs: dot_product_attention(*inputs, precision=precision))
+        output, gradient = jax.vjp(attend, *inputs[:3])
+        ours = [np.asarray(each, np.float64) for each in (output, *gradient(inputs[3]))]
+
+        tensors = [torch.from_numpy(np.array(x, np.float64)).swapaxes(1, 2) for x in inputs]
+        query, key, value = heads = [tensor.requires_grad_() for tensor in tensors[:3]]
+        expected = torch.nn.functional.scaled_dot_product_attention(query, key, value)
+        theirs = (expected, *torch.autograd.grad(expected, heads, tensors[3]))
+        return ours, [each.detach().swapaxes(1, 2).numpy() for each in theirs]
+
+    name = f"{tokens:,} tokens, 4 heads of 32 channels: output and gradients"
+    return [Case("attention", name, compare)]
 
 
-def markdown(record: dict[str, Any]) -> str:
-    """The whole report: device, parity, resuming, times, what is left out."""
-    machine, rows = record["machine"], record["rows"]
-    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
-    lines = [
-        f"Measured {machine['date'][:10]} on {record['device_kind']} ({record['backend']}); "
-        f"{versions}. "
-        f"{record['precision']}",
-    ]
-    lines += _parity([row for row in rows if "error" in row])
-    for row in rows:
-        if row["part"] == "resume" and "arrays" in row:
-            lines += ["", "**Resuming**", "", _resume(row)]
-    lines += _speed([row for row in rows if row["status"] == "timed"])
-    for title, status in (
-        ("Failed", "failed"),
-        ("Out of memory", "out of memory"),
-        ("Left out", "left out"),
-    ):
-        groups: dict[str, list[str]] = {}
-        for row in rows:
-            if row["status"] == status:
-                group, what = _what(row)
-                groups.setdefault(f"{row['problem']}{group}", []).append(what)
-        if groups:
-            lines += ["", f"**{title}**", ""]
-            lines += [f"- {group}: {'; '.join(names)}" for group, names in groups.items()]
-    return "\n".join(lines) + "\n"
+def _compare(case: Case, mode: str) -> list[Row]:
+    dtype: DType = "float64" if mode == "float64" else "float32"
+    with jax.enable_x64(dtype == "float64"):
+        if mode in REDUCED:
+            ours, theirs = case.compare(dtype)
+            if case.kind == "gradients":
+                ours, theirs = vector(ours), vector(theirs)
+            error, tolerance = relative_error(ours, theirs), REDUCED[mode][case.kind]
+        else:
+            result = run_case(case, dtype)
+            error, tolerance = result.error, result.tolerance
+    row: Row = {"kind": case.kind, "error": float(np.nan_to_num(error, nan=np.inf))}
+    row |= {"tolerance": tolerance, "status": "passed"}
+    if not error <= tolerance:
+        row |= {"status": "failed", "problem": f"error {error:.1e}, allowed {tolerance:.0e}"}
+    return [row]
 
 
-def _parity(rows: list[Row]) -> list[str]:
-    if not rows:
-        return []
-    lines = ["", "**Parity**: worst error over the largest reference value", ""]
-    lines += ["| against torch on the CPU | arithmetic | cases | error | allowed | |"]
-    lines += ["|---|---|---|---|---|---|"]
-    for kind, mode in dict.fromkeys((row["kind"], row["mode"]) for row in rows):
-        here = [row for row in rows if (row["kind"], row["mode"]) == (kind, mode)]
-        errors = [float("inf") if row["error"] is None else row["error"] for row in here]
-        verdict = "passed" if all(row["status"] == "passed" for row in here) else "**failed**"
-        lines.append(
-            f"| {_KINDS.get(kind, kind)} | {mode} | {len(here)} | {max(errors):.1e} "
-            f"| {here[0]['tolerance']:.0e} | {verdict} |"
-        )
-    return lines
+def _race(
+    network: sides.Network, work: str, batch: int, arithmetic: str, arguments: Namespace
+) -> list[Row]:
+    """Compare, then time; beside JAX's time stands the estimate that `jax-ddpm plan` would make."""
+    # TF32 where it is asked for and nowhere else; cuDNN tries its algorithms, as XLA does.
+    torch.set_float32_matmul_precision("high" if arithmetic == "TF32" else "highest")
+    torch.backends.cudnn.allow_tf32 = arithmetic == "TF32"
+    torch.backends.cudnn.benchmark = True
+    network = network._replace(model=network.model.clone(**FIELDS[arithmetic]))
+    kind, ours, theirs = "chain", sides.jax_loop, sides.torch_loop
+    if work == "training step":
+        kind, ours, theirs = "training", sides.jax_training, sides.torch_training
+    steps = 3 if arguments.tiny else _STEPS[network.name, kind]
+    contenders = {"JAX": ours(network, steps, batch)}
+    if jax.default_backend() == ("gpu" if torch.cuda.is_available() else "cpu"):
+        for name, (channels_last, wrap) in sides.torch_contenders(large=True).items():
+            if arguments.compile or not name.startswith("torch.compile"):
+                wrap = partial(_autocast, arithmetic, wrap)
+                contenders[name] = theirs(network, steps, batch, channels_last, wrap)
+    target = arguments.target
+    figures = _estimate(contenders["JAX"], steps, arithmetic, target) if target else {}
+    full = TOLERANCES[kind].float32
+    tolerance = full if arithmetic == "float32" else REDUCED[arithmetic][kind]
+    rows = race(contenders, batch, steps, tolerance, rounds=2 if arguments.tiny else 3)
+    rows[0] |= figures
+    return [row | {"status": "timed", "tolerance": tolerance} for row in rows]
 
 
-def _resume(row: Row) -> str:
-    equal = row["arrays"] - len(row["differing"])
-    flags = f", `{row['xla_flags']}`" if row["xla_flags"] else ""
-    return (
-        f"{row['name']}, in a new process: {equal} of {row['arrays']} arrays equal to the bit "
-        f"(saved with {row['saved_with']}{flags})."
-    )
+def _autocast(arithmetic: str, wrap: sides.Wrap, function: Callable) -> Callable:
+    """`wrap(function)`, under torch's own mixed precision where `arithmetic` is bfloat16."""
+    # Asked here, since torch.compile would trace the question too.
+    device, enabled = sides.torch_device().type, arithmetic == "bfloat16"
+
+    def cast(*arguments: Any) -> Any:
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=enabled):
+            return function(*arguments)
+
+    return wrap(cast)
 
 
-def _speed(rows: list[Row]) -> list[str]:
-    if not rows:
-        return []
-    lines = ["", "**Speed**: milliseconds per step, median (low – high)", ""]
-    lines += ["| network | work | batch | arithmetic | contender | ms | × JAX | plan's estimate |"]
-    lines += ["|---|---|---|---|---|---|---|---|"]
-    key = ("network", "work", "batch", "arithmetic", "against")
-    for row in rows:
-        race = (each for each in rows if all(each[name] == row[name] for name in key))
-        middle, low, high = (1e3 * value for value in summary(row["seconds_per_step"]))
-        lines.append(
-            f"| {row['network']} | {row['work']} | {row['batch']} | {row['arithmetic']} "
-            f"| {row['contender']} | {_number(middle)} ({_number(low)} – {_number(high)}) "
-            f"| {_ratio(row, race)} | {_estimate(row.get('estimate'))} |"
-        )
-    reasons = (row["estimate"].get("why") for row in rows if "estimate" in row)
-    lines += [f"\nNo estimate: {why}." for why in dict.fromkeys(filter(None, reasons))]
-    if not any(row.get("difference") is not None for row in rows):
-        lines += ["\nNothing was compared before it was timed: there was one contender."]
-    return lines
+def _estimate(ours: Contender, steps: int, arithmetic: str, target: str) -> Row:
+    """`jax-ddpm plan`'s estimate of a step: the longer of two times, at the chip's peak figures.
+
+    Real programs are slower. Plan knows the products that a chip computes by default, for float32
+    TF32 on a GPU and bfloat16 on a TPU: at "highest" no program can come near.
+    """
+    rates = parse_target(target).rates(arithmetic.replace("TF32", "float32"))
+    flops, traffic = ours.flops / steps, memory_traffic(ours.program.as_text()) / steps
+    seconds = {"compute": flops / rates["compute"], "memory": traffic / rates["memory"]}
+    bound = max(seconds, key=lambda name: seconds[name])
+    figures = {"plan_flops": flops, "plan_traffic": traffic}
+    return {**figures, "plan_seconds": seconds[bound], "plan_bound": bound}
 
 
-def _ratio(row: Row, race: Iterable[Row]) -> str:
-    """How many times as long as JAX, in the same race."""
-    ours = [each["seconds_per_step"] for each in race if each["contender"] == "JAX"]
-    if row["contender"] == "JAX" or not ours:
-        return ""
-    return f"{statistics.median(row['seconds_per_step']) / statistics.median(ours[0]):.2f}"
-
-
-def _estimate(figures: dict[str, Any] | None) -> str:
-    if figures is None or figures["seconds"] is None:
-        return ""
-    return f"{_number(1e3 * figures['seconds'])} ({figures['bound']}, {figures['products']})"
-
-
-def _what(row: Row) -> tuple[str, str]:
-    """The race that a row belongs to, if any, and the row's name."""
-    names = ("name", "work", "batch", "arithmetic", "mode")
-    what = ", ".join(str(row[name]) for name in names if name in row)
-    if "network" not in row:
-        return "", what
-    return f", {row['network']}, {row.get('contender', row['against'])}", what
-
-
-def _number(value: float) -> str:
-    return f"{value:.3g}" if value < 100 else f"{value:,.0f}"
+if __name__ == "__main__":
+    main()

@@ -1,35 +1,22 @@
-"""FID's Inception, here and in torch-fidelity: `python -m benchmarks.inception`.
+"""FID's Inception, here and in torch-fidelity (with torchvision; without them only JAX is timed).
 
 256 images of 32×32, in batches of 64, float32 at full precision, with random weights, on JAX's
-default backend: images to features on the host. Features are compared first, then both sides take
-turns. On a CPU it also says how high the memory of a process rises with 256 images and with 1,024.
-
-It needs torch, torchvision and torch-fidelity; without them only JAX is timed.
+default backend: images to features on the host. On a CPU it also says how high the memory of a
+process rises with 256 images and with 1,024.
 """
 
-import argparse
-import json
-import subprocess
-import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib import import_module
-from pathlib import Path
+from importlib.util import find_spec
 from typing import Any
 
 import jax
 import numpy as np
+import torch
 
-from benchmarks.harness import (
-    available,
-    check_agreement,
-    cores,
-    describe,
-    interleave,
-    on_gpu,
-    resident_bytes,
-    summary,
-)
+from benchmarks.contenders import torch_device
+from benchmarks.harness import Contender, Row, in_new_process, race, resident_bytes
 from jax_ddpm.cpu import use_cores
 from jax_ddpm.evaluation import load_inception
 from jax_ddpm.evaluation.features import over_devices
@@ -37,66 +24,34 @@ from jax_ddpm.evaluation.statistics import extract
 from jax_ddpm.io.arrays import save_tensors
 from jax_ddpm.models.inception import InceptionV3
 
-__all__ = ["main"]
-
-_NUMBER, _BATCH, _ROUNDS = 256, 64, 3
+_NUMBER, _BATCH = 256, 64
 _NAMES = ("64", "192", "768", "2048", "logits_unbiased")
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Print a line for each side."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.inception",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--number", type=int, default=_NUMBER, help="images (default: %(default)s)")
-    parser.add_argument("--extract", nargs=2, help=argparse.SUPPRESS)
-    arguments = parser.parse_args(argv)
-    use_cores()
-    if arguments.extract:
-        path, number = arguments.extract
-        extract(load_inception(path), _batches(_images(int(number))), int(number))
-        print(json.dumps(resident_bytes("VmHWM") / 2**20))
-        return
-    number = arguments.number
+def inception(full: bool) -> list[Row]:
+    """Features within 1e-5 of one another; a step is an image."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "weights.safetensors"
-        save_tensors(path, _weights())
-        images = _images(number)
+        path, weights = f"{folder}/weights.safetensors", _weights()
+        save_tensors(path, weights)
         network = load_inception(path)
-        runs: dict[str, Callable[[], Any]] = {"jax_ddpm": lambda: _ours(network, images)}
-        if available("torch_fidelity"):
-            theirs = _torch_fidelity(path)
-            runs["torch-fidelity"] = lambda: theirs(images)
-        outputs = {name: run() for name, run in runs.items()}
-        differences = check_agreement(outputs, "jax_ddpm", 1e-5)
-        times = interleave(runs, _ROUNDS)
-        machine = describe()
-        print(
-            f"{jax.devices()[0].device_kind}, {cores()} cores, {machine['versions']}; "
-            f"{number} images, differences {differences}; median (lowest to highest)"
-        )
-        for name, seconds in times.items():
-            middle, low, high = summary(seconds)
-            print(
-                f"{name}: {middle:.2f} s ({low:.2f} to {high:.2f}), {number / middle:,.1f} a second"
-            )
-        if len(times) > 1:
-            pairs = zip(times["torch-fidelity"], times["jax_ddpm"], strict=True)
-            middle, low, high = summary([other / one for other, one in pairs])
-            print(f"torch-fidelity takes {middle:.2f} times as long ({low:.2f} to {high:.2f})")
-        if jax.default_backend() == "cpu":
-            for count in (number, 4 * number):
-                print(f"memory with {count} images: {_peak(path, count):,.0f} MiB")
+
+        def run() -> np.ndarray:
+            batches = zip(_batches(_NUMBER))
+            return _joined(over_devices(network.apply_fn, network.variables, batches, _BATCH))
+
+        contenders = {"JAX": Contender(run, run)}
+        if find_spec("torch_fidelity"):
+            contenders["torch-fidelity"] = _torch_fidelity(weights, f"{folder}/weights.pth")
+        rows = race(contenders, _BATCH, _NUMBER, tolerance=1e-5, rounds=3)
+        for count in (_NUMBER, 4 * _NUMBER) if jax.default_backend() == "cpu" else ():
+            peak = in_new_process(_peak, path, count)
+            rows.append({"contender": f"JAX, {count:,} images", "bytes": peak})
+    return rows
 
 
-def _images(number: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (number, 32, 32, 3), np.uint8)
-
-
-def _batches(images: np.ndarray) -> Iterator[np.ndarray]:
-    return (images[first : first + _BATCH] for first in range(0, len(images), _BATCH))
+def _batches(number: int) -> Iterator[np.ndarray]:
+    images = np.random.default_rng(0).integers(0, 256, (number, 32, 32, 3), np.uint8)
+    return (images[first : first + _BATCH] for first in range(0, number, _BATCH))
 
 
 def _weights() -> dict[str, np.ndarray]:
@@ -109,62 +64,44 @@ def _weights() -> dict[str, np.ndarray]:
     for name, layer in shapes["params"].items():
         kernel = np.moveaxis(random.standard_normal(layer["kernel"].shape), (-1, -2), (0, 1))
         kernel *= np.sqrt(2 / np.prod(kernel.shape[1:]))
+        ones = np.ones(len(kernel))
         if name == "fc":
-            tensors |= {"fc.weight": kernel, "fc.bias": np.zeros(len(kernel))}
+            tensors |= {"fc.weight": kernel, "fc.bias": 0 * ones}
             continue
         tensors[f"{name}.conv.weight"] = kernel
-        ones = np.ones(len(kernel))
-        for what, value in (("weight", 1), ("bias", 0), ("running_mean", 0), ("running_var", 1)):
+        for what, value in {"weight": 1, "bias": 0, "running_mean": 0, "running_var": 1}.items():
             tensors[f"{name}.bn.{what}"] = value * ones
     return {name: value.astype(np.float32) for name, value in tensors.items()}
 
 
-def _ours(network: Any, images: np.ndarray) -> np.ndarray:
-    return _joined(over_devices(network.apply_fn, network.variables, zip(_batches(images)), _BATCH))
-
-
-def _torch_fidelity(path: Path) -> Callable[[np.ndarray], np.ndarray]:
-    import torch
-    from safetensors.torch import load_file
-
+def _torch_fidelity(weights: dict[str, np.ndarray], path: str) -> Contender:
+    tensors = {name: torch.from_numpy(value) for name, value in weights.items()}
+    for name in [name for name in tensors if name.endswith("running_var")]:
+        tensors[name.replace("running_var", "num_batches_tracked")] = torch.tensor(0)
+    torch.save(tensors, path)
     module = import_module("torch_fidelity.feature_extractor_inceptionv3")
-    torch.set_num_threads(cores())
-    torch.backends.cudnn.allow_tf32 = False
-    file = path.with_suffix(".pth")
-    tensors = load_file(path)
-    counts = {
-        name.replace("running_var", "num_batches_tracked"): torch.tensor(0)
-        for name in tensors
-        if name.endswith("running_var")
-    }
-    torch.save(tensors | counts, file)
-    network = module.FeatureExtractorInceptionV3(
-        "inception", list(_NAMES), feature_extractor_weights_path=str(file)
-    )
-    device = "cuda" if on_gpu() else "cpu"
-    network = network.to(device)
+    device, names = torch_device(), list(_NAMES)
+    network: Any = module.FeatureExtractorInceptionV3(
+        "inception", names, feature_extractor_weights_path=path
+    ).to(device)
+
+    def features(batch: np.ndarray) -> dict[str, np.ndarray]:
+        x = torch.from_numpy(np.ascontiguousarray(batch.transpose(0, 3, 1, 2))).to(device)
+        return dict(zip(_NAMES, (each.cpu().numpy() for each in network(x)), strict=True))
 
     @torch.inference_mode()
-    def run(images: np.ndarray) -> np.ndarray:
-        def features(batch: np.ndarray) -> dict[str, np.ndarray]:
-            x = torch.from_numpy(np.ascontiguousarray(batch.transpose(0, 3, 1, 2))).to(device)
-            return dict(zip(_NAMES, (each.cpu().numpy() for each in network(x)), strict=True))
+    def run() -> np.ndarray:
+        return _joined(map(features, _batches(_NUMBER)))
 
-        return _joined(map(features, _batches(images)))
-
-    return run
+    return Contender(run, run)
 
 
 def _joined(features: Iterator[dict[str, np.ndarray]]) -> np.ndarray:
-    rows = [np.concatenate([each[name] for name in _NAMES], axis=1) for each in features]
-    return np.concatenate(rows)
+    return np.concatenate([np.hstack([each[name] for name in _NAMES]) for each in features])
 
 
-def _peak(path: Path, number: int) -> float:
-    command = [sys.executable, "-m", "benchmarks.inception", "--extract", str(path), str(number)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-if __name__ == "__main__":
-    main()
+def _peak(path: str, number: int) -> int:
+    """Bytes that a process reaches when it extracts features."""
+    use_cores()
+    extract(load_inception(path), _batches(number), number)
+    return resident_bytes("VmHWM")

@@ -1,17 +1,13 @@
-"""Ho et al.'s CIFAR-10 network, planned for chips that are not here: `python -m benchmarks.plan`.
+"""Ho et al.'s CIFAR-10 network, planned for chips that are not here: `python -m benchmarks plan`.
 
 What `jax-ddpm plan` says of a training step on 128 images and of 256 samples of 1,000 steps, on
 seven targets, beside what Ho et al. (2020, appendix B) measured on a TPU v3-8. Half an hour on two
 cores; nothing runs on the chips themselves.
 """
 
-import argparse
-import json
-from pathlib import Path
-from typing import Any
-
 import jax
 
+from benchmarks.harness import Row, options, say, table, write
 from jax_ddpm.plan.compilation import prepare
 from jax_ddpm.plan.measuring import measure_sampling, measure_training, planned, preset
 from jax_ddpm.plan.targets import parse_target
@@ -27,49 +23,36 @@ MEASURED = {
 
 def main() -> None:
     """Compile everything, and write `plan.json` and `plan.md`."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.plan", description=__doc__)
-    parser.add_argument("--target", nargs="+", default=list(TARGETS))
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser = options(__doc__)
+    parser.add_argument("--target", nargs="+", default=TARGETS)
     arguments = parser.parse_args()
     prepare()
     rows = []
     for text in arguments.target:
         for dtype in ("float32", "bfloat16"):
+            say(f"{text} {dtype} …")
             run, target = planned(preset("cifar10"), dtype=dtype, remat=False), parse_target(text)
             settings = Settings(batch_size=128, dtype=dtype)
             rows.append(measure_training(run, settings, target))
             rows.append(measure_sampling(run, 256, target, dtype=dtype))
-            for row in rows[-2:]:
-                what = f"{row['target']} {dtype} {row['work']}"
-                print(f"{what}: {row['estimate']:.3g} s", flush=True)
     results = {"jax": jax.__version__, "measured": MEASURED, "rows": rows}
-    arguments.out.mkdir(exist_ok=True)
-    (arguments.out / "plan.json").write_text(json.dumps(results, indent=1) + "\n")
-    (arguments.out / "plan.md").write_text(markdown(rows))
+    write(arguments.out / "plan", results, markdown(rows))
     print(markdown(rows))
 
 
-def markdown(rows: list[dict[str, Any]]) -> str:
+def markdown(rows: list[Row]) -> str:
     """A line for each target and dtype, the measurement first."""
-    lines = [
-        "| | | training step, batch 128 | | 256 samples × 1,000 steps | |",
-        "|---|---|---|---|---|---|",
-        "| *estimates:* | computes in | memory per device | steps/s, bound by | memory per device "
-        "| seconds, bound by |",
-        f"| **measured**, TPU v3-8, Ho et al. | | | **{MEASURED['train_steps_per_second']}** | "
-        f"| **{MEASURED['sample_seconds']}** |",
-    ]
+    steps, seconds = MEASURED["train_steps_per_second"], MEASURED["sample_seconds"]
+    lines = [["**measured**, TPU v3-8, Ho et al.", "", "", f"**{steps}**", "", f"**{seconds}**"]]
     for train, sample in zip(rows[::2], rows[1::2], strict=True):
-        name = f"`{train['target']}`, {train['devices']} × {train['chip']}"
-        if train["devices"] == 1:
-            name = f"`{train['target']}`, {train['chip']}"
-        cells = [name, train["dtype"]]
-        for row in (train, sample):
-            speed = f"{row['estimate']:.1f}" if row is sample else f"{1 / row['estimate']:.0f}"
-            cells += [f"{row['needed'] / 2**30:.2f} GiB", f"≤ {speed}, {row['bound']}"]
-        cells[-1] = cells[-1].replace("≤", "≥")
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        devices = "" if train["devices"] == 1 else f"{train['devices']} × "
+        memory = [f"{row['needed'] / 2**30:.2f} GiB" for row in (train, sample)]
+        line = [f"`{train['target']}`, {devices}{train['chip']}", train["dtype"], memory[0]]
+        line += [f"≤ {1 / train['estimate']:.0f}, {train['bound']}", memory[1]]
+        lines.append([*line, f"≥ {sample['estimate']:.1f}, {sample['bound']}"])
+    header = ["estimates", "computes in", "memory per device: training on 128 images"]
+    header += ["steps/s, bound by", "memory per device: 256 samples × 1,000 steps"]
+    return "\n".join(table([*header, "seconds, bound by"], lines)) + "\n"
 
 
 if __name__ == "__main__":

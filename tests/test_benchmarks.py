@@ -1,22 +1,32 @@
-"""The comparison that comes before any timing can fail, and the report shows what it is given."""
+"""Outputs are compared before anything is timed, and a record is compared with another."""
+
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks.harness import Disagreement, check_agreement
+from benchmarks.harness import Contender, race
 from benchmarks.report import markdown, moved
 
 pytestmark = pytest.mark.slow
 
+RECORDS = Path(__file__).parents[1] / "benchmarks/results"
 
-def test_a_wrong_output_is_refused():
-    right = np.linspace(1, 2, 5)
-    outputs = {"torch eager": right, "JAX jit": right + 1e-7}
-    assert check_agreement(outputs, "torch eager", 1e-6)["JAX jit"] == pytest.approx(5e-8)
-    with pytest.raises(Disagreement, match="JAX jit by 5.0e-08"):
-        check_agreement(outputs, "torch eager", 1e-8)
-    with pytest.raises(Disagreement):
-        check_agreement({**outputs, "JAX jit": right * np.nan}, "torch eager", 1e-6)
+
+@pytest.mark.parametrize("wrong", [1e-7, np.nan])
+def test_a_wrong_output_is_not_timed(wrong):
+    right, turns = np.linspace(1, 2, 5), []
+    theirs = Contender(lambda: turns.append("torch eager"), lambda: right)
+    ours = Contender(lambda: turns.append("JAX jit"), lambda: right + wrong)
+    contenders = {"JAX jit": ours, "torch eager": theirs}
+    with pytest.raises(ValueError, match="got JAX jit by"):
+        race(contenders, batch=1, steps=1, tolerance=1e-8, rounds=2)
+    assert not turns
+    if not np.isnan(wrong):
+        row, _ = race(contenders, batch=1, steps=1, tolerance=1e-6, rounds=2)
+        assert row["max_relative_difference"] == pytest.approx(5e-8)
+        assert turns == 3 * ["JAX jit", "torch eager"]  # the first round is not timed
 
 
 def results(jax_seconds=0.01):
@@ -25,19 +35,20 @@ def results(jax_seconds=0.01):
         {"contender": name, "batch": 4, "compile_s": None, "seconds_per_step": [s, s, 1.2 * s]}
         for name, s in seconds.items()
     ]
-    machine = {"date": "2026-01-01T00:00:00", "jax_device": "a processor", "cores": 2}
-    machine |= {"versions": {"jax": "1"}, "precision": "float32"}
-    return {"machine": machine, "sampling": rows, "training": rows}
+    return {"sampling": rows, "training": rows}
 
 
-def test_the_report_and_what_moved_by_more_than_the_noise():
+def test_what_moved_by_more_than_the_noise():
     """The noise is what the rounds of either run show, and 3 % between runs."""
-    text = markdown(results())
-    assert "| 4 | **JAX jit** | 10.0 (10.0 – 12.0) |  | 3.00 × | 2.00 × |" in text
-    ratio = "| tutorial reverse loop, 64×64 | 4 | 2.00 × (2.00 – 2.00) | torch.compile, channels_l"
-    assert ratio in text
     assert moved(results(), results()) == moved(results(), results(jax_seconds=0.0102)) == []
     first, _ = moved(results(), results(jax_seconds=0.02))
-    assert "tutorial reverse loop, 64×64, batch 4: 2.00 × (2.00 – 2.00) then, 1.00 ×" in first
+    assert first == "sampling, batch 4: 2 (2 – 2) then, 1 (1 – 1) now"
     with pytest.raises(ValueError, match="expected ratios of the same work, got none"):
         moved(results(), {})
+
+
+@pytest.mark.parametrize(
+    "record", sorted(RECORDS.glob("**/[ab]*.json")), ids=lambda path: path.stem
+)
+def test_each_record_is_rendered_beside_itself(record):
+    assert record.with_suffix(".md").read_text() == markdown(json.loads(record.read_text()))

@@ -42,7 +42,7 @@ TOLERANCES = {
 # is a statement about the arithmetic: that the formulas are right is for the table above to show.
 # The untrained tutorial network is a hard case: its raw step number makes features near 100, whose
 # rounding is as large as everything that the images contribute. Five Adam steps with an ε of 1, in
-# the sizes of `benchmarks/accelerator_parity.py`; margins are 2 to 7.
+# the sizes of `benchmarks/accelerator.py`; margins are 2 to 7.
 REDUCED = {
     # GPUs round the operands of float32 products to 11 bits, 5e-4, unless the precision is
     # "highest". Measured on an H200: 6e-4, 1.6e-2, 7e-3, 5e-4, 1.1e-3.
