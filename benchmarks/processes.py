@@ -117,8 +117,8 @@ def _write(folder: str) -> None:
     import jax_ddpm as ddpm
     from jax_ddpm.data import load_dataset
     from jax_ddpm.interop import DiffusionModel, save_diffusers
-    from jax_ddpm.runs import Settings, fit
     from jax_ddpm.interop.model import init_variables
+    from jax_ddpm.runs import Settings, fit
 
     fit(f"{folder}/run", load_dataset("digits"), Settings(steps=1))
     model, random, shape = ddpm.ddpm_celebahq(), np.random.default_rng(0), (256, 256, 3)
