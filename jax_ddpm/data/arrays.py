@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from jax_ddpm._errors import FieldError, described
-from jax_ddpm.data.dataset import Dataset, Labelling, Preparation, numbered
+from jax_ddpm.data.dataset import Dataset, Labelling, Preparation, numbered, to_bytes
 from jax_ddpm.data.files import part_of, reason
 
 _IN_MEMORY = 2**28
@@ -22,15 +22,15 @@ def read_arrays(path: Path, preparation: Preparation) -> Dataset:
     that for training. Raises `FieldError` naming what cannot be read or has another form."""
     try:
         arrays, notes = _load(path)
+        # Of `save_samples`: the samples as bytes.
+        both = {"samples", "arr_0"} <= arrays.keys()
+        ours = both and arrays["samples"].shape == arrays["arr_0"].shape
+        if ours and not np.array_equal(to_bytes(arrays["samples"]), arrays.pop("arr_0")):
+            raise ValueError("expected arr_0 to hold the samples as bytes")
     except Exception as error:  # NumPy's, zipfile's and zlib's errors share no nearer base
         raise FieldError("data", f"cannot read {path}: {reason(error)}") from None
     labelled, labels, names = preparation.labels == "folders", None, None
-    # Of `save_samples`: what the classes are called, and the samples as bytes.
-    called = arrays.pop("class_names", None)
-    both = {"samples", "arr_0"} <= arrays.keys()
-    ours = both and arrays["samples"].shape == arrays["arr_0"].shape
-    if ours:
-        del arrays["arr_0"]
+    called = arrays.pop("class_names", None)  # by `save_samples` too
     pictures = [array for array in arrays.values() if array.ndim in (3, 4)]
     columns = [array for array in arrays.values() if array.ndim == 1 or array.shape[1:] == (1,)]
     unknown = len(arrays) > len(pictures) + len(columns) or len(columns) > 1
@@ -72,6 +72,8 @@ def read_labels(
     if labels.min() < 0:
         raise _unexpected("labels from 0", where, labels.min())
     if called is not None:
+        if labels.max() >= len(called):
+            raise _unexpected(f"labels of the {len(called)} class_names", where, labels.max())
         return labels.astype(np.int32), tuple(called), ()
     if int(labels.max()) < len(np.unique(labels)):
         return labels.astype(np.int32), None, ()

@@ -1,6 +1,7 @@
 """An indexed set of images and labels, and what is done to images before they are learned."""
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
@@ -100,7 +101,11 @@ class Dataset:
         labels = None if self.labels is None else self.labels[rows]
         # Pictures that are decoded when they are needed stay so, and arrays where they are.
         is_lazy = hasattr(self.images, "some")
-        images = self.images.some(rows) if is_lazy else self.images[index]
+        images = (
+            self.images.some(rows)
+            if is_lazy
+            else self.images[index if isinstance(index, slice) else rows]
+        )
         extents = None if self.extents is None else self.extents[rows]
         known = f"{self.sha256} {rows.tolist()}"
         sha256 = self.sha256 and hashlib.sha256(known.encode()).hexdigest()
@@ -162,8 +167,9 @@ class Dataset:
         """Of images and labels: of the files that were read if that is known, or of the numbers."""
         digest = hashlib.sha256((self.sha256 or "").encode())
         if self.sha256 is None:
-            for row in range(len(self)):
-                digest.update(np.ascontiguousarray(self.images[row]).data)
+            block = max(1, 2**24 // math.prod(self.images.shape[1:]))  # row by row is slow
+            for row in range(0, len(self), block):
+                digest.update(np.ascontiguousarray(self.images[row : row + block]).data)
         if self.labels is not None:
             digest.update(self.labels.tobytes())
         return digest.hexdigest()

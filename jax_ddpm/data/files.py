@@ -22,6 +22,7 @@ Readers = Iterator[tuple[str, Callable[[], Any]]]
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 """How the names of archives end, in any case."""
+NO_MEMORY = "out of memory"
 _PART = re.compile(
     r"(?<![a-z])[xy]?(train|trn|val|test|tst|dev|eval|pred|hold[-_ ]?out|unlabell?ed|extra|query"
     r"|crossval|(?<=[a-z]_)t[rs])(ing|id|idate|idation|idierung|uation|iction|val)?"
@@ -45,7 +46,8 @@ class Files:
     """Files by relative names, such as "cats/1.png", without hidden ones; or rows by their numbers.
 
     `stamp` of a name is another once its file is another; "" where nothing says so. `left_out`
-    names links in an archive. `channels` are those of an array, kept where no others are asked for.
+    names members of an archive that are links, or no files. `channels` are those of an array, kept
+    where no others are asked for.
     """
 
     path: Path
@@ -67,7 +69,7 @@ class Files:
 
     def read(self, name: str, most: int = -1) -> Any:
         """The bytes of a file, or the first of them, in any thread. Raises `Unreadable`."""
-        with _naming(f"{name} in {self.path}"):
+        with _naming(f"{name} in {self.path}" if self.path.name else name):
             return self.fetch(self.places[name], most)
 
     def stream(self, names: Collection[str], most: int = -1) -> Readers:
@@ -126,6 +128,8 @@ def reason(error: Exception) -> str:
     """The first line of what an error says."""
     if isinstance(error, Unreadable):
         return error.reason
+    if isinstance(error, MemoryError):
+        return NO_MEMORY
     said = getattr(error, "strerror", None) or str(error) or type(error).__name__
     if said.startswith("cannot identify image file"):  # which goes on with an address in memory
         return "no picture that Pillow can decode"
@@ -169,8 +173,9 @@ def _open_zip(path: Path) -> Files:
         name, is_link = info.filename, stat.S_ISLNK(info.external_attr >> 16)
         with suppress(UnicodeError):  # some write UTF-8 and do not say so
             name = name if info.flag_bits & 0x800 else name.encode("cp437").decode()
+        place = None if is_link else (info.header_offset, info.filename)
         if not name.endswith(("/", "\\")):
-            members.append((name, None if is_link else (info.header_offset, info.filename)))
+            members.append((_cleaned(name), place))
     return _placed(Files, path, members, fetch)
 
 
@@ -181,11 +186,13 @@ def _open_tar(path: Path) -> Files:
         while (member := tar.next()) is not None:
             # Or it keeps a kilobyte for each.
             tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]
+            if member.issparse():
+                raise ValueError(f"{member.name} is sparse; unpack the archive")
+            name, place = _cleaned(member.name), (member.offset_data, member.size)
             if member.islnk():
-                members[member.name] = members.get(member.linkname)
+                members[name] = members.get(_cleaned(member.linkname))
             elif not member.isdir():
-                place = member.offset_data, member.size
-                members[member.name] = place if member.isreg() else None
+                members[name] = place if member.isreg() else None
         file.seek(tar.offset)
         if file.read(tarfile.BLOCKSIZE).strip(b"\0"):  # tarfile takes a damaged header for the end
             raise ValueError(f"expected a header at byte {tar.offset}")
@@ -202,8 +209,12 @@ def _open_tar(path: Path) -> Files:
 
 def _cut(file: Any, place: tuple[int, int], most: int) -> bytes:
     offset, size = place
+    size = size if most < 0 else min(size, most)
     file.seek(offset)
-    return file.read(size if most < 0 else min(size, most))
+    data = file.read(size)
+    if len(data) != size:
+        raise ValueError(f"expected {size} bytes, got {len(data)}")
+    return data
 
 
 def _placed(
@@ -211,13 +222,17 @@ def _placed(
 ) -> Files:
     """Of an archive's members those that have a place, and the last of a name."""
     found = {}
-    for name, place in members:  # as in a folder: without Windows' "\\", the root, and "../"
-        name = posixpath.normpath(name.replace("\\", "/"))
-        found[re.sub(r"^([A-Za-z]:)?[./]*/", "", name)] = place
+    for name, place in sorted(members, key=lambda each: not each[0].startswith("../")):
+        found[re.sub(r"^(\.\./)+", "", name)] = place  # what is inside counts more
     names = [n for n in sorted(found, key=_parts) if not any(map(_is_hidden, _parts(n)))]
     places = {name: found[name] for name in names if found[name] is not None}
     left_out = tuple(name for name in names if name not in places)
     return kind(path, places, fetch, lambda name: stamp(path), left_out)
+
+
+def _cleaned(name: str) -> str:
+    """As in a folder: without the root, "./" and Windows' "\\"."""
+    return re.sub(r"^([A-Za-z]:)?/+", "", posixpath.normpath(name.replace("\\", "/")))
 
 
 def _parts(name: str) -> list[str]:

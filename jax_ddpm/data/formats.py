@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jax_ddpm._errors import described
 from jax_ddpm.data.dataset import Dataset
 from jax_ddpm.data.files import Files
 
@@ -80,7 +81,8 @@ def read_cifar(files: Files, chosen: str | None = None) -> Dataset | None:
     here, found = set(files.names), []
     for folder in dict.fromkeys(name[: name.rfind("/") + 1] for name in files.names):
         for version in _VERSIONS:  # a file called "train" alone is not yet CIFAR's
-            if {folder + version.train[0], folder + version.meta} <= here:
+            sure = version.title == "CIFAR-10" or folder + version.meta in here
+            if sure and folder + version.train[0] in here:
                 found.append((folder, version))
     if not found or (chosen and chosen not in [version.test for _, version in found]):
         return None
@@ -89,7 +91,7 @@ def read_cifar(files: Files, chosen: str | None = None) -> Dataset | None:
         raise ValueError(f"expected one CIFAR in {files.path}, got {got}")
     ((folder, version),) = found
     batches = [folder + name for name in ((version.test,) if chosen else version.train)]
-    if missing := [name for name in batches if name not in here]:
+    if missing := [name for name in (*batches, folder + version.meta) if name not in here]:
         raise ValueError(f"expected {', '.join(missing)} beside the others in {files.path}")
     (names,) = _read(files, [folder + version.meta], partial(_names, version))
     images, labels = zip(*_read(files, batches, partial(_from_batch, version)), strict=True)
@@ -106,7 +108,12 @@ def _from_batch(version: _Cifar, data: bytes) -> tuple[np.ndarray, np.ndarray]:
     else:
         rows = np.frombuffer(data, np.uint8).reshape(-1, version.num_labels + 3 * 32 * 32)
         pixels, labels = rows[:, version.num_labels :], rows[:, version.num_labels - 1]
-    return np.reshape(np.asarray(pixels, np.uint8), (-1, 3, 32, 32)), np.asarray(labels, np.int32)
+    pixels, classes = np.asarray(pixels), np.asarray(labels)
+    is_whole = pixels.dtype == np.uint8 and classes.dtype.kind in "iu"
+    if not is_whole or pixels.shape != (*classes.shape, 3 * 32 * 32):
+        got = f"{described(pixels)} and {described(classes)}"
+        raise ValueError(f"expected uint8 [image, 3072] and integer labels [image], got {got}")
+    return pixels.reshape(-1, 3, 32, 32), np.asarray(labels, np.int32)
 
 
 def _names(version: _Cifar, data: bytes) -> tuple[str, ...]:
@@ -127,13 +134,19 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module_name: str, global_name: str) -> Any:
         # Stand-ins, made anew: a pickle can change a function that it is given, and crash Python
         # by the state of a real `numpy.dtype`.
+        def uint8(code: Any, *_: Any) -> np.dtype:
+            if code not in ("u1", b"u1"):
+                raise pickle.UnpicklingError(f"it has an array of {code}, which is refused")
+            return np.dtype(np.uint8)
+
         allowed: dict[str, Any] = {
+            "__builtin__.bytes": lambda: b"",
             "_codecs.encode": lambda text, encoding: text.encode("latin1"),
             "numpy.core.multiarray._reconstruct": lambda *_: np.empty(0, np.uint8),
             "numpy.core.numeric._frombuffer": lambda data, dtype, shape, order, *_: np.reshape(
                 np.frombuffer(data, np.uint8), shape, order
             ),
-            "numpy.dtype": lambda *_: np.dtype(np.uint8),
+            "numpy.dtype": uint8,
             "numpy.ndarray": None,
         }
         name = f"{module_name}.{global_name}".replace("numpy._core.", "numpy.core.")

@@ -32,7 +32,7 @@ from PIL import Image, ImageFile
 from jax_ddpm._errors import Field, FieldError
 from jax_ddpm.data.dataset import Dataset, Preparation
 from jax_ddpm.data.decoding import Encoded, Survey, decode, resized_shape, survey
-from jax_ddpm.data.files import Files, reason
+from jax_ddpm.data.files import NO_MEMORY, Files, reason
 from jax_ddpm.io.files import make_folder, replace_file, replacing
 
 Progress = Callable[[str, int, int], Any]
@@ -43,8 +43,8 @@ _AT_ONCE = 64
 
 
 class Known(dict[str, list[Any]]):
-    """By the name of a file its stamp ("" of what is not known for good), its digest, and the
-    header of a picture, or what is wrong with it."""
+    """By the name of a file its stamp ("" of what is not known for good), its digest, the header of
+    a picture, or what is wrong with it, and once it was decoded, what is wrong with its pixels."""
 
     path: Path | None = None  # of the file of the cache that keeps it
 
@@ -65,10 +65,13 @@ class _Refused(FieldError):
         super().__init__("data", f"cannot read {_listed(wrong)}; ", *larger, *end)
         self.wrong = wrong
 
+    def __reduce__(self) -> Any:
+        return _Refused, (self.wrong,)
+
 
 def _listed(wrong: Mapping[str, str]) -> str:
     each = [f"{name}: {why}" for name, why in wrong.items()]
-    return "; ".join(each[:3] + ["…"] * (len(each) > 3))
+    return "; ".join(each[:3] + [f"… ({len(each):,} in all)"] * (len(each) > 3))
 
 
 @contextmanager
@@ -85,7 +88,8 @@ def remembered(cache: Path | None, data: str) -> Iterator[Known]:
     try:
         yield known
     finally:
-        kept = {name: found for name, found in known.items() if found[0]}
+        # With more memory the next start may read what this one could not.
+        kept = {name: each for name, each in known.items() if each[0] and NO_MEMORY not in each}
         if path and kept and kept != before:
             with suppress(OSError):
                 make_folder(path.parent)
@@ -106,8 +110,6 @@ def look(files: Files, known: dict[str, list[Any]], progress: Progress, most: in
             data = read()
             digest = _digest(data)
             found = survey(data)
-        except MemoryError:
-            raise
         except Exception as error:  # Pillow's plugins raise whatever they meet
             found = reason(error)
         whole = data is not None and len(data) != most
@@ -166,8 +168,9 @@ class Pictures:
                         wrong |= error.wrong
                 done += len(block)
                 progress("decoding", done, len(self))
+        for name in row_of:
+            self.known[name] = [*self.known[name][:3], wrong.get(name)]
         if wrong:
-            self.known.update({name: [*self.known[name][:2], wrong[name]] for name in wrong})
             raise _Refused(wrong)
 
     def _decode(self, row: int, read: Callable[[], Encoded]) -> np.ndarray:
@@ -182,8 +185,6 @@ class Pictures:
         try:
             pixels = decode(data, channels, self.preparation)  # pyright: ignore[reportArgumentType]
             image[:height, :width] = pixels
-        except MemoryError:
-            raise
         except Exception as error:  # Pillow's plugins raise whatever they meet
             raise _Refused({name: reason(error)}) from None
         return image
@@ -198,9 +199,8 @@ def prepared(
     preparation = replace(preparation, channels=preparation.channels or files.channels)
     look(files, known, progress)
     digests = {name: known[name][1] for name in names}
-    found = {name: known[name][2] for name in names}
-    wrong = {name: each for name, each in found.items() if isinstance(each, str)}
-    heads = {name: Survey(*each) for name, each in found.items() if name not in wrong}
+    wrong = {name: why for name in names for why in known[name][2:] if isinstance(why, str)}
+    heads = {name: Survey(*known[name][2]) for name in names if name not in wrong}
     if wrong and not skips:
         raise _Refused(wrong)
     if not heads:
@@ -211,7 +211,8 @@ def prepared(
         images = _cached(cache, pictures, progress)
         if images is None:
             files.read(pictures.files.names[0])  # not every archive can give one at a time
-            for _ in pictures.decoded(progress) if skips else ():
+            new = [row for row, name in enumerate(heads) if len(known[name]) == 3]
+            for _ in pictures.some(np.array(new, int)).decoded(progress) if skips else ():
                 pass  # it is decoded again when it is needed
     except _Refused:  # by now these are known: they are named, or left out
         return prepared(data, preparation, cache, known, progress)
@@ -280,7 +281,7 @@ def _cached(cache: Path | None, pictures: Pictures, progress: Progress) -> np.nd
         make_folder(cache)
         with (cache / f".{key}.lock").open("a") as lock:
             if _locked(lock, partial(progress, "waiting", 0, len(pictures))):
-                for left in cache.glob(f".{key}-*"):
+                for left in cache.glob(f"*{key}-*"):
                     left.unlink()  # by a writer that was killed
             if not _is_whole(path, size):  # nor has another process written it since
                 if 2 * size > shutil.disk_usage(cache).free:

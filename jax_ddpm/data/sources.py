@@ -125,7 +125,7 @@ def _from_pictures(files: Files, labelled: bool, known: dict[str, Any]) -> Datas
     notes = []
     for what, left_out in (
         ("files that are no pictures", [splitext(name)[1].lower() or name for name in others]),
-        ("links in the archive (unpack it to have them)", files.left_out),
+        ("links, or no files, in the archive (unpack it to have them)", files.left_out),
         ("other parts of the data", rest),
     ):
         kinds = [f"{kind}: {count:,}" for kind, count in Counter(sorted(left_out)).most_common(5)]

@@ -54,6 +54,10 @@ REFUSED = {
     r"1 to 4 channels, .* last .* got \[5, 3, 8, 8\]": {"x": np.zeros((5, 3, 8, 8), "u1")},
     r"or \[-1, 1\] .* got \[nan, nan\]": {"x": np.array([0, np.nan]).reshape(2, 1, 1)},
     r"or \[-1, 1\] .* got \[0, 1\.00001\]": {"x": np.array([0, 1.00001]).reshape(2, 1, 1)},
+    "2 class_names .* got 5": {"y": np.arange(5) + 1, "class_names": ["a", "b"]},
+    "names .* 4294967296": {"y": np.arange(5) // 4 * 2**32, "class_names": ["a", "b"]},
+    "read .* expected arr_0 to hold": {"samples": np.zeros((5, 8, 8)), "arr_0": BYTES},
+    "read .* got NaN or infinity": {"samples": np.full((5, 8, 8), np.inf), "arr_0": BYTES},
 }
 
 
@@ -103,6 +107,10 @@ def test_a_set_is_indexed_by_image(tmp_path):
         assert some.labels.tolist() == [0, 1, 0] and some.digest() == data[1:4].digest()
         np.testing.assert_array_equal(some.images, BYTES[1:4, ..., None])
     assert data[:].digest() == data.digest() != some.digest()
+    on_device = replace(data, images=jnp.asarray(data.images))
+    assert on_device.digest() == data.digest()
+    for index in ([1, 2, 3], [False, True, True, True, False]):
+        assert on_device[index].digest() == data[1:4].digest()
     said = f"Dataset(5 images of 8×8×1, uint8 in 3 classes, from {tmp_path / 'x.npz'})"
     assert repr(data) == said
     wrong = {"images": BYTES}, {"images": 2 * to_float(data.images)}, {"labels": [0, 1]}

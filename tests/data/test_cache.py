@@ -1,6 +1,7 @@
 """Decoded pictures on the disk: found by content, safe against kills, damage and two writers."""
 
 import os
+import pickle
 import re
 import shutil
 import signal
@@ -16,7 +17,7 @@ import pytest
 from PIL import Image
 
 from jax_ddpm._errors import FieldError
-from jax_ddpm.data import Preparation, load_dataset
+from jax_ddpm.data import Preparation, load_dataset, pictures
 from jax_ddpm.data.files import Files
 
 pytestmark = pytest.mark.usefixtures("untyped")
@@ -50,7 +51,7 @@ def test_a_second_start_opens_no_file(zoo, expected, tmp_path, monkeypatch, suff
     (place / "bright/notes").write_text("no picture")
     (place / "bright/00.png").touch()
     # Its header is whole: only decoding finds that it is cut.
-    (place / "dark/y.png").write_bytes(next(place.rglob("*RGB.png")).read_bytes()[:-60])
+    (place / "dark/y.jfif").write_bytes(next(place.rglob("*RGB.png")).read_bytes()[:-60])
     (place / "dark/z.png").symlink_to("nowhere")  # which no archive takes
     if suffix:
         place = Path(shutil.make_archive(tmp_path / "x", "zip", place))
@@ -60,7 +61,7 @@ def test_a_second_start_opens_no_file(zoo, expected, tmp_path, monkeypatch, suff
     first = load()
     assert len(set(read)) == 108 + links and len(list(cache.glob("*.pixels"))) == 1
     said = (
-        r"left out: [23] \(bright/00.png: no pic.*; dark/y.png: \w.*" + "; dark/z.png: No" * links
+        r"left out: [23] \(bright/00.png: no pic.*; dark/y.jfif: \w.*" + "; dark/z.png: No" * links
     )
     assert re.search(said, first.notes[-2])
     read.clear()
@@ -69,14 +70,39 @@ def test_a_second_start_opens_no_file(zoo, expected, tmp_path, monkeypatch, suff
     for data in (second, load(cache="none")):
         assert data.describe() == first.describe() and data.labels.tolist() == first.labels.tolist()
         np.testing.assert_array_equal(data.images[:], expected)
-    with pytest.raises(FieldError, match="cannot read bright/00.png: .*; dark/y.png.*skip_unread"):
+    with pytest.raises(
+        FieldError, match="cannot read bright/00.png: .*; dark/y.jfif.*skip_unread"
+    ) as refused:
         load_dataset(place, PREPARATION, cache=cache)
+    assert str(pickle.loads(pickle.dumps(refused.value))) == str(refused.value)
     read.clear()
     os.utime(place if suffix else next(place.rglob("*L.png")), ns=(1, 1))
     assert load().digest() == first.digest() and len(set(read)) == (2 if links else 108)
     for record in cache.glob("*.json"):
         record.write_bytes(record.read_bytes()[:-9])
     assert load().digest() == first.digest()
+
+
+@pytest.mark.parametrize("step", ["survey", "decode"])
+def test_what_does_not_fit_into_memory_is_left_out_this_time(tmp_path, monkeypatch, step):
+    for level in range(5):
+        Image.new("L", (16, 16), level).save(tmp_path / f"{level}.bmp")
+    load = partial(load_dataset, tmp_path, cache=tmp_path / ".cache")
+    real, last = getattr(pictures, step), (tmp_path / "4.bmp").read_bytes()
+
+    def limited(data, *rest):
+        if data == last:
+            raise MemoryError
+        return real(data, *rest)
+
+    with monkeypatch.context() as small:
+        small.setattr(pictures, step, Mock(side_effect=MemoryError))
+        with pytest.raises(FieldError, match=r"2.bmp: out of memory; … \(5 in all\); skip_"):
+            load()
+        small.setattr(pictures, step, limited)
+        data = load(Preparation(skip_unreadable=True))
+        assert len(data) == 4 and "left out: 1 (4.bmp: out of memory)" in data.notes[0]
+    assert len(load()) == 5
 
 
 @pytest.mark.parametrize("free", [0, 2**40])
@@ -116,9 +142,10 @@ def test_killed_while_it_is_written(zoo, expected, tmp_path):
     with command("os.kill(os.getpid(), 9)", zoo, tmp_path) as killed:
         assert killed.wait(300) == -signal.SIGKILL
     (leftover,) = tmp_path.glob("*.tmp")
+    (renamed := tmp_path / leftover.name[1:34]).touch()  # KEY-
     images = load_dataset(zoo, PREPARATION, cache=tmp_path).images
     np.testing.assert_array_equal(images, expected)
-    assert not leftover.exists()
+    assert not leftover.exists() and not renamed.exists()
     os.truncate(images.filename, expected.nbytes - 1)  # a damaged one is decoded again
     np.testing.assert_array_equal(load_dataset(zoo, PREPARATION, cache=tmp_path).images, expected)
 

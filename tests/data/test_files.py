@@ -2,6 +2,7 @@
 
 import os
 import re
+import tarfile
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -42,8 +43,9 @@ def test_names_are_those_within_the_archive_and_links_are_left_out(tmp_path, nam
     """Without the root, with Windows' separators; a tar's hard links are files."""
     hidden = dict.fromkeys([".", "./.b", "a/..\\.b\\c"], b"hidden")
     files = {"a/1.png": b"old", "./a/1.png": b"1", "a//2.png": b"2", "/home/3.png": b"3"}
+    files |= {"../home/3.png": b"not within", ".../7.png": b"hidden"}
     files |= {"C:\\pics\\4.png": b"4", "\\\\host\\5.png": b"5", "../up/6.png": b"6", **hidden}
-    links = {"b/hard.png": "a//2.png", "z.png": "a//2.png", "b/deep": "../a", "hard": "gone"}
+    links = {"b/hard.png": "./a/2.png", "z.png": "a//2.png", "b/deep": "../a", "hard": "gone"}
     found = open_files(write_files(tmp_path / name, files | links))
     inside = {"a/1.png": b"1", "a/2.png": b"2", "b/hard.png": b"2", "home/3.png": b"3"}
     inside |= {"host/5.png": b"5", "pics/4.png": b"4", "up/6.png": b"6"}
@@ -81,6 +83,20 @@ def test_damaged_archives_are_named_in_one_line(tmp_path, suffix, damage, write_
     path.write_bytes(content[: len(content) - cut])
     with pytest.raises(ValueError, match=f"^data: cannot read .*{re.escape(str(path))}: [^\n]+$"):
         contents(open_files(path))  # a zip says it when it is read
+
+
+def test_what_a_tar_does_not_hold_whole_is_named(tmp_path, write_files):
+    path = write_files(tmp_path / "x.tar", {"1.png": bytes(5000)})
+    files = open_files(path)
+    os.truncate(path, 600)
+    with pytest.raises(ValueError, match="1.png in .*x.tar: expected 5000 bytes, got 88"):
+        files.read("1.png")
+    with tarfile.open(path, "w") as archive:
+        sparse = tarfile.TarInfo("a.png")
+        sparse.type = tarfile.GNUTYPE_SPARSE
+        archive.addfile(sparse)
+    with pytest.raises(ValueError, match="x.tar: a.png is sparse; unpack the archive"):
+        open_files(path)
 
 
 @pytest.mark.parametrize("bits", [b"\0", b"\x08"])

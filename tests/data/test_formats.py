@@ -113,6 +113,10 @@ def test_what_is_missing_or_there_twice(tmp_path, write_files):
     ten = write_files(tmp_path / "ten", BINARY_10)
     (ten / "test_batch.bin").unlink()
     assert len(load_dataset(ten)) == 10
+    (ten / "batches.meta.txt").rename(tmp_path / "names")
+    with pytest.raises(FieldError, match="expected ten/batches.meta.txt beside "):
+        load_dataset(tmp_path)
+    (tmp_path / "names").rename(ten / "batches.meta.txt")
     (ten / "data_batch_3.bin").unlink()
     with pytest.raises(FieldError, match=f"expected ten/data_batch_3.bin beside .* {tmp_path}"):
         load_dataset(tmp_path)
@@ -135,12 +139,17 @@ def test_batches_are_read_whoever_wrote_them(tmp_path, write_files, protocol):
     array = EMPTY + b"(K\x01K\x02M\x00\x0c\x86" + U1 + state + rows + b"tb"
     batch = b"\x80\x02}U\x04data" + array + b"sU\x0bfine_labels](K\x62K\x04es."
     if protocol is not None:
-        batch = pickle.dumps({"data": pixels(1), "fine_labels": [98, 4], "x": b"\xff"}, protocol)
+        batch = {"data": pixels(1), "fine_labels": [98, 4], "x": b"\xff", "": b""}
+        batch = pickle.dumps(batch, protocol)
     write_files(tmp_path / "hundred", PYTHON_100 | {"train": batch})
     data = load_dataset(tmp_path / "hundred")
     expected = pixels(1).reshape(2, 3, 32, 32).transpose(0, 2, 3, 1)
     np.testing.assert_array_equal(data.images, expected, strict=True)
     assert data.labels.tolist() == [98, 4]
+
+
+def batch(data, labels):
+    return "train", pickled(data=data, fine_labels=labels)
 
 
 MNIST, IMAGES = next(iter(TRAIN.items()))
@@ -153,14 +162,31 @@ WRONG = {
     "cannot reshape array of size 29 into shape (5,3,2)": (MNIST, IMAGES[:-1]),
     "cannot reshape array of size 6145": ("data_batch_1.bin", binary(1, [1], [8])[:-1]),
     "labels from 0 to 9, got 1 to 10": ("data_batch_2.bin", binary(1, [10], [3])),
-    "argument must be": ("train", pickled(data=[None, 1], fine_labels=[1, 2])),
+    "from 0 to 9, got -1 to 8": ("data_batch_2", pickled(data=pixels(1), labels=[1, -1])),
+    "labels from 0 to 1, got 1 to 8": ("batches.meta.txt", b"a\nb\n"),
+    "need a bytes-like object, int found": ("batches.meta", pickled(label_names=[1] * 10)),
+    "CRC check failed": (MNIST, gzip.compress(IMAGES)[:-8] + bytes(8)),
+    "got uint8[2, 3072] and int64[3]": batch(pixels(1), [1, 2, 3]),
+    "got uint8[2, 3072] and float64[2]": batch(pixels(1), [1.5, 2]),
+    "got uint8[2, 3072] and <U1[2]": batch(pixels(1), ["1", "2"]),
+    "got uint8[2, 3072] and bool[2]": batch(pixels(1), [True, False]),
+    "got float64[2, 3072] and int64[2]": batch((pixels(1) / 255).tolist(), [1, 2]),
+    "got uint8[2, 32, 32, 3] and int64[2]": batch(pixels(1).reshape(2, 32, 32, 3), [1, 2]),
+    "got uint8[3072, 2] and int64[2]": batch(pixels(1).T, [1, 2]),
+    "got object[2] and int64[2]": batch([None, 1], [1, 2]),
+    "out of bounds for int32": batch(pixels(1), [1, 2**32]),
+    "an array of i1, which is refused": batch(pixels(1).astype("i1"), [1, 2]),
     "EOFError: Ran out of input": ("data_batch_1", pickled(data=pixels(1))[:-5]),
     # Crafted pickles: what would run code is refused, and what else they do ends with them.
     "asks for posix.system": ("train", b"cposix\nsystem\n(U\x09touch rantR."),
     "asks for builtins.set": ("train", pickle.dumps({1}, 2).replace(b"__builtin__", b"builtins")),
     "buffer size does not match": ("train", EMPTY + b"(K\x01K\x04\x85" + U1 + b"\x89U\x03abctb."),
+    "impossible dim": ("train", EMPTY + b"(K\x01I-1\nI-3\n\x86" + U1 + b"\x89U\x03abctb."),
+    "not returning string": ("train", EMPTY + b"(K\x01K\x01\x85" + U1 + b"\x89]tb."),
+    "not callable": ("train", b"cnumpy\nndarray\nK\x03\x85\x85R."),
+    "an array of O8": ("train", pickle.dumps(np.array([None]), 2)),
     # The state of a real dtype crashes Python here.
-    "UInt8DType' object has no": ("train", V8 + b"(K\x03U\x01|NNNK\x04K\x01K?tb."),
+    "an array of b'V8'": ("train", V8 + b"(K\x03U\x01|NNNK\x04K\x01K?tb."),
     "has no attribute 'items'": ("train", ARRAY + b"N}X\x0c\0\0\0__defaults__Ns\x86b."),
 }
 
