@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from jax_ddpm._errors import FieldError, described
+from jax_ddpm._errors import Field, FieldError, described
 from jax_ddpm.data.dataset import Dataset, Labelling, Preparation, numbered, to_bytes
 from jax_ddpm.data.files import part_of, reason
 
@@ -110,8 +110,11 @@ def _to_signed(images: np.ndarray, path: Path, given: Any) -> tuple[np.ndarray, 
     taken = given or ("unit" if low >= -rounding else "signed")
     least = 0 if taken == "unit" else -1
     if not (least - rounding <= low and high <= 1 + rounding):
-        expected = f"[{least}, 1]" if given else "[0, 1] or [-1, 1]"
-        raise _unexpected(f"pixels in {expected}", path, f"[{low:.9g}, {high:.9g}]")
+        says = ("[0, 1] or [-1, 1]",)
+        if given:
+            says = f"[{least}, 1], as ", Field("range", given), " says"
+        got = f", got [{low:.9g}, {high:.9g}] in {path}"
+        raise FieldError("data", "expected pixels in ", *says, got)
     note = f"pixels in [{least}, 1]"
     if given is None and taken == "unit":
         note += ', since none is below 0; if they are in [-1, 1], the range is "signed"'
