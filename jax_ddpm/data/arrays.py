@@ -113,7 +113,7 @@ def _to_signed(images: np.ndarray, path: Path, given: Any) -> tuple[np.ndarray, 
         says = ("[0, 1] or [-1, 1]",)
         if given:
             says = f"[{least}, 1], as ", Field("range", given), " says"
-        got = f", got [{low:.9g}, {high:.9g}] in {path}"
+        got = f" in {path}, got [{low:.9g}, {high:.9g}]"
         raise FieldError("data", "expected pixels in ", *says, got)
     note = f"pixels in [{least}, 1]"
     if given is None and taken == "unit":
