@@ -170,6 +170,8 @@ def nearest_distances(x: Rows, y: Rows | None = None) -> np.ndarray:
     """Euclidean distance of each row of `x` to the nearest of `y`, or without `y` to the nearest
     other row of `x`; float64 [sample]."""
     (x,) = _finite(2, x=x)
+    if y is None and len(x) < 2:
+        raise FieldError("x", f"expected two samples or more, got {len(x)}")
     others, k = (x, 1) if y is None else (_finite(2, y=y)[0], 0)
     return _of_distances(x, others, lambda rows: np.partition(rows, k)[:, k])
 

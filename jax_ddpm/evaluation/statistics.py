@@ -106,6 +106,9 @@ def load_statistics(path: str | os.PathLike[str]) -> Statistics:
     except Exception as error:  # NumPy's, zipfile's and zlib's errors share no nearer base
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{path}: expected a .npz of arrays mu and sigma: {reason}") from None
-    if sigma.shape != 2 * mu.shape or not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
+    finite = np.isfinite(mu).all() and np.isfinite(sigma).all()
+    if mu.ndim != 1 or sigma.shape != 2 * mu.shape or not finite:
         raise ValueError(f"{path}: expected finite mu [feature] and sigma [feature, feature]")
+    if np.abs(sigma - sigma.T).max(initial=0) > 1e-6 * np.abs(sigma).max(initial=0):
+        raise ValueError(f"{path}: expected a symmetric sigma")
     return Statistics(count, mu, sigma)

@@ -35,7 +35,7 @@ from jax_ddpm.training.hosts import run_on_all, run_on_writer
 
 Tell = Callable[[Progress], None] | None
 
-_JUDGED_BY, _HELD_OUT = 10_000, 0.2
+_JUDGED_BY, _HELD_OUT, _OF_EACH = 10_000, 0.2, 5
 _JUDGED, _CLASSES, _NUMBERS = 1000, 100, 4096
 """An SVC has a machine for each pair of classes, and kernels of all numbers of an image."""
 _SCORED, _BATCH = 1000, 250
@@ -112,6 +112,8 @@ def evaluate(
     if data is not None and shown is not None and run.num_classes is not None:
         there = matched(run.class_names, run.drawn, data)
     scored = min(num, _SCORED) if num_scored is None else num_scored
+    if num_scored and data is None:
+        raise FieldError("num_scored", "expected images to score, got none")
     if not num and (not scored or reference or statistics or folder):
         problem = "expected more than 0: without samples there are only bits per dimension, got 0"
         raise FieldError("num", problem)
@@ -175,6 +177,8 @@ def evaluate_samples(
     seed, num = int(seed), found.num if num is None else num
     check_whole("num", num, 1, found.num)
     _check(data, found.image_shape)
+    if reference is not None and statistics is not None:
+        raise FieldError("statistics", "expected none with ", Field("reference"))
     network = run_on_all(lambda: feature_network(found.image_shape, inception))
     if network is None and (reference or statistics):
         name = "reference" if reference else "statistics"
@@ -190,12 +194,13 @@ def evaluate_samples(
     if statistics is not None:
         real = target.real.statistics[target.network.main]
         run_on_writer(lambda: save_statistics(statistics, real))
+    unjudged = _unjudged(data, found.labels) if agreement else "it was not asked for"
     first, digest = [], hashlib.sha256()
 
     def batches() -> Iterator[np.ndarray]:
         done = 0
         for batch in found.batches():
-            if agreement and done < _JUDGED:
+            if unjudged is None and done < _JUDGED:
                 first.append(batch)
             digest.update(batch.tobytes())
             yield batch
@@ -204,22 +209,26 @@ def evaluate_samples(
                 progress(Progress(done, found.num, what="samples"))
 
     figures, notes = target.measure(batches(), num), []
-    kernel = ["classifier_kernel_distance"] if network is None else ["inception_score", "kid"]
-    missing = [name for name in (*kernel, "precision", "recall") if name not in figures]
+    wanted = [] if network is None else ["inception_score"]
+    if reference is None:
+        kernel = "classifier_kernel_distance" if network is None else "kid"
+        wanted += [kernel, "precision", "recall"]
+    else:
+        notes.append("statistics stand for the real images: nothing compares image with image")
+    missing = [name for name in wanted if name not in figures]
     left_out = dict.fromkeys(missing, "there are too few samples or images")
     if target.floor:
         figures["held_out"] = target.floor
-    try:
-        if not agreement:
-            raise FieldError(None, "it was not asked for")
-        if data is None or data.labels is None or found.labels is None:
-            raise FieldError(None, "the samples and the images have no classes in common")
+    if unjudged is not None:
+        left_out["agreement"] = unjudged
+    elif data is not None and found.labels is not None:
         there = matched(found.class_names, np.unique(found.labels).tolist(), data, some=True)
         labels = [there.get(label, -1) for label in found.labels[: min(num, _JUDGED)].tolist()]
         images = np.concatenate(first)[: len(labels)]
-        figures |= label_agreement(data, images, np.asarray(labels), seed)
-    except (ValueError, ImportError) as error:
-        left_out["agreement"] = str(error)
+        try:
+            figures |= label_agreement(data, images, np.asarray(labels), seed)
+        except (ValueError, ImportError) as error:
+            left_out["agreement"] = str(error)
     few = min(target.at_most or num, len(target.real.kept))
     if "precision" in figures and few < _FEW:
         notes.append(f"precision and recall say little of {few} images: noise may look real")
@@ -232,6 +241,17 @@ def evaluate_samples(
     return report | figures | {"left_out": left_out, "notes": notes, "recipe": recipe}
 
 
+def _unjudged(data: Dataset | None, labels: np.ndarray | None) -> str | None:
+    """Why no SVC judges samples of these labels, as far as it is known before they are drawn."""
+    if data is None or data.labels is None or labels is None:
+        return "the samples and the images have no classes in common"
+    classes, numbers = len(np.unique(data.labels)), int(np.prod(data.image_shape))
+    if classes > _CLASSES or numbers > _NUMBERS:
+        most = f"an SVC judges at most {_CLASSES} classes and {_NUMBERS:,} numbers an image"
+        return f"{most}, got {classes:,} classes and {numbers:,} numbers"
+    return None
+
+
 def label_agreement(
     data: Dataset, samples: np.ndarray, labels: np.ndarray, seed: int = 0
 ) -> dict[str, float]:
@@ -242,16 +262,16 @@ def label_agreement(
     from sklearn.svm import SVC
 
     assert data.labels is not None
-    chosen = np.sort(np.random.default_rng(seed).permutation(len(data))[:_JUDGED_BY])
+    order = np.random.default_rng(seed).permutation(len(data))
+    # Some of each class first, or none of a rare one could be held out.
+    some = [order[data.labels[order] == label][:_OF_EACH] for label in np.unique(data.labels)]
+    rest = np.setdiff1d(order, np.concatenate(some), assume_unique=True)
+    chosen = np.sort(np.concatenate([*some, rest])[:_JUDGED_BY])
     learned = data.labels[chosen]
     known = np.isin(labels, learned)
-    samples, labels = to_float(samples[known]), labels[known]
-    classes, numbers = len(np.unique(learned)), int(np.prod(data.image_shape))
-    if not len(labels):
+    if not known.any():
         raise FieldError(None, "the samples and the images have no classes in common")
-    if classes > _CLASSES or numbers > _NUMBERS:
-        most = f"an SVC judges at most {_CLASSES} classes and {_NUMBERS:,} numbers an image"
-        raise FieldError(None, f"{most}, got {classes:,} classes and {numbers:,} numbers")
+    samples, labels = to_float(samples[known]), labels[known]
     # scikit-learn takes seeds of 32 bits.
     state: Any = seed if seed < 2**32 else np.random.RandomState(np.random.MT19937(seed))
     images = to_float(data.whole(chosen)).reshape(len(chosen), -1)

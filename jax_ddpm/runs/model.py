@@ -19,11 +19,13 @@ from jax_ddpm._errors import Field, FieldError, check_choice, check_kind
 from jax_ddpm.data import Dataset, Preparation
 from jax_ddpm.interop import DiffusionModel, load_diffusers, load_openai, simple_unet_from_torch
 from jax_ddpm.interop.diffusers import unet_config, unet_from_config
+from jax_ddpm.interop.model import init_variables
 from jax_ddpm.interop.scheduler import scheduler_config, scheduler_from_config
-from jax_ddpm.io.arrays import load_tensors, unflatten
-from jax_ddpm.io.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
+from jax_ddpm.io.arrays import flatten, load_tensors, unflatten
+from jax_ddpm.io.checkpoint import list_checkpoints, load_checkpoint, restore, save_checkpoint
 from jax_ddpm.io.files import new_folder, write_json
 from jax_ddpm.models import SimpleUNet, UNet
+from jax_ddpm.reverse import p_mean_variance
 from jax_ddpm.schedule import linear_beta_schedule, make_schedule
 
 FILES = {
@@ -102,20 +104,42 @@ def load_model(
     folder = Path(folder)
     simple = folder.is_file() and openai_flags is None
     kind = "weights" if is_run(folder) else "image_size" if simple else "openai_flags"
-    given = {"weights": weights, "openai_flags": openai_flags, "image_size": image_size}
-    for name, value in given.items():
+    options = {
+        "weights": (weights, "a run"),
+        "openai_flags": (openai_flags, "a state dict of OpenAI's"),
+        "image_size": (image_size, "a state dict of the tutorial's"),
+    }
+    for name, (value, owner) in options.items():
         if value is not None and name != kind:
-            raise FieldError(name, f"expected none for {folder}, got {value}")
+            raise FieldError(name, f"expected none for {folder}, which is not {owner}, got {value}")
     if kind == "weights":
         return load_run(folder, weights=weights or "ema")
     try:
-        if openai_flags is not None:
-            return load_openai(folder, openai_flags)
-        return _load_simple(folder, image_size or 64) if simple else load_diffusers(folder)
+        if simple:
+            return _load_simple(folder, image_size or 64)
+        flags = openai_flags
+        model = load_diffusers(folder) if flags is None else load_openai(folder, flags)
+        _check_drawable(model)
+        return model
     except (ImportError, ValueError) as error:
         name = "openai_flags" if getattr(error, "field", None) == "flags" else "folder"
-        hint = ("; one of OpenAI's comes with ", Field("openai_flags")) if simple else ()
+        pickled = simple and folder.suffix in (".pt", ".pth", ".bin", ".pkl")
+        hint = ("; one of OpenAI's comes with ", Field("openai_flags")) if pickled else ()
         raise FieldError(name, str(error).removeprefix("flags: "), *hint) from None
+
+
+def _check_drawable(model: DiffusionModel) -> None:
+    """Raises `ValueError` if scheduler, network and image size contradict each other."""
+    network: Any = model.model
+    labels = () if model.num_classes is None else (np.zeros(1, np.int32),)
+
+    def step(variables: Any, x_t: Any) -> Any:
+        def denoise_fn(x_t, t):
+            return network.apply(variables, x_t, t, *labels)
+
+        return p_mean_variance(model.schedule, denoise_fn, x_t, 0, **model.policy)
+
+    jax.eval_shape(step, model.variables, jax.ShapeDtypeStruct(model.shape(1), np.float32))
 
 
 def _load_simple(path: Path, image_size: int) -> DiffusionModel:
@@ -150,26 +174,33 @@ def load_run(
         steps = ", ".join(map(str, paths))
         raise FieldError("checkpoint", f"expected one of {steps} in {folder}, got {step}")
     try:
-        return _from_checkpoint(load_checkpoint(paths[step]), paths[step], weights)
+        return _from_checkpoint(paths[step], weights)
     except ValueError as error:
         older = [f"the one before: {path}" for each, path in paths.items() if each < step]
         hint = older[-1] if older else "there is no older one"
         raise FieldError("folder", f"{error}; {hint}") from None
 
 
-def _from_checkpoint(checkpoint: Checkpoint, path: Path, weights: str) -> DiffusionModel:
-    if "run" not in checkpoint.state:
-        raise ValueError(f"{path}: expected a run's checkpoint, got one of another training loop")
-    run = checkpoint.state["run"]
-    file, config = path / "state.json", run["model"]
-    simple = config["_class_name"] == "SimpleUNet"
-    model = SimpleUNet(config["channels"]) if simple else unet_from_config(config, file)
-    fields = scheduler_from_config(run["scheduler"], file)
-    for name in ("image_shape", *_KEPT):
-        value = run.get(name)  # the first runs did not record what was `learned`
-        fields[name] = tuple(value) if isinstance(value, list) else value
-    fields["preparation"] = Preparation(**run["preparation"]).record()
-    return DiffusionModel(model, unflatten(checkpoint.arrays[weights]), **fields)
+def _from_checkpoint(path: Path, weights: str) -> DiffusionModel:
+    checkpoint, file = load_checkpoint(path), path / "state.json"
+    try:
+        run = {"learned": None, **checkpoint.state["run"]}  # which the first runs did not record
+        config, shape = run["model"], tuple(run["image_shape"])
+        simple = config["_class_name"] == "SimpleUNet"
+        model = SimpleUNet(config["channels"]) if simple else unet_from_config(config, file)
+        fields = scheduler_from_config(run["scheduler"], file)
+        for name in _KEPT:
+            fields[name] = tuple(run[name]) if isinstance(run[name], list) else run[name]
+        fields["preparation"] = Preparation(**run["preparation"]).record()
+        arrays = checkpoint.arrays[weights]
+        shapes = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), shape))
+        # Weights that came from elsewhere keep their dtype.
+        dtypes = {name: array.dtype for name, array in arrays.items()}
+        expected = {k: x.update(dtype=dtypes.get(k, x.dtype)) for k, x in flatten(shapes).items()}
+        variables = unflatten(restore(expected, arrays))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: expected a run's checkpoint: {error!r}") from None
+    return DiffusionModel(model, variables, image_shape=shape, **fields)
 
 
 def class_number(name: str, names: Sequence[str] | None) -> int | None:

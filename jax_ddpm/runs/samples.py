@@ -72,7 +72,7 @@ def resumed(
 
     def begin() -> list[str]:
         if not (folder / _RECIPE).exists():
-            if folder.exists() and any(folder.iterdir()):
+            if folder.is_file() or (folder.exists() and any(folder.iterdir())):
                 raise FieldError("folder", f"expected a new or empty folder, got {folder}")
             make_folder(folder)
             write_json(folder / _RECIPE, recipe)

@@ -42,6 +42,14 @@ def test_files_go_both_ways(tmp_path):
 def test_what_does_not_fit_is_named(tmp_path):
     with pytest.raises(ValueError, match="features: expected one row or more"):
         statistics(FEATURES[:0])
-    np.savez(tmp_path / "x.npz", images=FEATURES)
-    with pytest.raises(ValueError, match="x.npz: expected a .npz of arrays mu and sigma"):
-        load_statistics(tmp_path / "x.npz")
+    mu, sigma = np.zeros(3), np.eye(3)
+    for arrays, problem in (
+        ({"images": mu}, "a .npz of arrays mu and sigma"),
+        ({"mu": mu, "sigma": sigma[:2]}, r"finite mu \[feature\] and sigma"),
+        ({"mu": 1.0, "sigma": 2.0}, r"finite mu \[feature\] and sigma"),
+        ({"mu": mu * np.nan, "sigma": sigma}, r"finite mu \[feature\] and sigma"),
+        ({"mu": mu, "sigma": np.triu(sigma + 1)}, "a symmetric sigma"),
+    ):
+        np.savez(tmp_path / "x.npz", **arrays)
+        with pytest.raises(ValueError, match=f"x.npz: expected {problem}"):
+            load_statistics(tmp_path / "x.npz")

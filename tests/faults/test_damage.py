@@ -10,7 +10,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 
-from jax_ddpm.io.checkpoint import list_checkpoints
+from jax_ddpm.io.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from jax_ddpm.runs import load_run
 
 FOLDER = "runs/x/checkpoints/0000000"
@@ -49,6 +49,28 @@ def test_the_checkpoint_before_a_damaged_one_is_named_and_can_be_read(here, copy
     damage(weights[0])
     for command in (convert, init):
         refused(command.format(f"{FOLDER}2"), "; there is no older one\n")
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda arrays, state: state.pop("run"), "KeyError.*'run'"),
+        (lambda arrays, state: state.update(run="mine"), "TypeError"),
+        (lambda arrays, state: state["run"].pop("preparation"), "KeyError.*'preparation'"),
+        (lambda arrays, state: state["run"].update(image_shape=None), "TypeError"),
+        (lambda arrays, state: arrays.pop("ema"), "KeyError.*'ema'"),
+        (lambda arrays, state: arrays["ema"].popitem(), "ValueError.*got no array"),
+        (lambda arrays, state: arrays["ema"].update(x=np.zeros(3)), "ValueError.*x: expected no a"),
+    ],
+)
+def test_a_checkpoint_of_something_else_is_named(copy, change, why):
+    """Whole, but not a run's, or not of the network that it names."""
+    _, arrays, state = load_checkpoint(copy / f"{FOLDER}6")
+    change(arrays, state)
+    save_checkpoint(copy / "runs/x/checkpoints", 8, arrays, state)
+    words = f"folder: .*0008: expected a run's checkpoint: {why}.*; the one before: .*0006$"
+    with pytest.raises(ValueError, match=words):
+        load_run(copy / "runs/x")
 
 
 def test_a_write_that_fails_is_named_and_leaves_nothing(here, copy, monkeypatch):

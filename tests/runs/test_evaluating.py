@@ -2,6 +2,7 @@
 
 import json
 import re
+import weakref
 from dataclasses import replace
 from functools import partial
 
@@ -11,8 +12,8 @@ import pytest
 from jax_ddpm import runs
 from jax_ddpm.data import Dataset, load_dataset
 from jax_ddpm.evaluation import FeatureNetwork, save_statistics, statistics
-from jax_ddpm.runs.evaluating import evaluate, evaluate_samples, score
-from jax_ddpm.runs.samples import open_samples, resumed
+from jax_ddpm.runs.evaluating import evaluate, evaluate_samples, label_agreement, score
+from jax_ddpm.runs.samples import Samples, open_samples, resumed
 from jax_ddpm.samplers import ddim
 
 pytestmark = pytest.mark.usefixtures("defaults", "untyped")
@@ -102,9 +103,10 @@ def test_a_gap_is_closed_by_batches_of_another_size(tmp_path):
         keep(8, images=images * np.float32(np.nan))
     assert open_samples(tmp_path).num == 4
     (tmp_path / "00000000.npy").write_bytes(b"damaged")
-    for folder, words in ((tmp_path, "cannot read .*00.npy"), (tmp_path / "..", "expected a new")):
+    new = "expected a new or empty folder"
+    for name, words in (("", "cannot read .*00.npy"), ("..", new), ("00000000.npy", new)):
         with pytest.raises(ValueError, match=f"folder: {words}"):
-            resumed(folder, {}, 16, list)
+            resumed(tmp_path / name, {}, 16, list)
 
 
 @pytest.mark.parametrize(
@@ -168,12 +170,44 @@ def test_a_run_that_learned_no_class_is_measured_by_its_null_label(run, data):
     assert 1e-3 < abs(other["bits_per_dim"] - found["bits_per_dim"]) < np.inf
 
 
+def test_a_rare_class_is_judged_too(monkeypatch):
+    """Of 1,002 images 100 are drawn; both of the rare class are among them."""
+    monkeypatch.setattr("jax_ddpm.runs.evaluating._JUDGED_BY", 100)
+    images = np.uint8([0, 100, 255]).reshape(3, 1, 1, 1)
+    labels = np.repeat(np.int32([0, 1, 2]), [500, 500, 2])
+    for seed in (0, 1, 2, 2**32, 2**63 - 1):  # scikit-learn's own end at 2**32
+        found = label_agreement(Dataset(images[labels], labels), images, np.arange(3), seed)
+        assert found == {"agreement": 1, "svc_held_out": 1, "judged": 3}
+
+
+def test_samples_that_no_one_judges_are_not_kept(monkeypatch):
+    """Of more than 4,096 numbers, here 3, an image: no batch is there when all are drawn."""
+    monkeypatch.setattr("jax_ddpm.runs.evaluating._NUMBERS", 3)
+    drawn, alive = [], []
+
+    def batches():
+        for _ in range(4):
+            images = np.zeros((64, 2, 2, 1), np.uint8)
+            drawn.append(weakref.ref(images))
+            yield images
+        del images
+        alive.extend(each() is not None for each in drawn[:2])
+
+    labels = np.arange(256, dtype=np.int32) % 2
+    samples = Samples(256, (2, 2, 1), labels, None, {}, batches)
+    found = evaluate_samples(samples, Dataset(np.zeros((8, 2, 2, 1), np.uint8), labels[:8]))
+    assert "at most 100 classes and 3 numbers" in found["left_out"]["agreement"]
+    assert alive == [False, False]
+
+
 def test_what_cannot_be_measured_is_named(run, data):
     low = replace(data, images=data.images[:, :4])
     for options, words in (
         ({}, "data: expected real images, or reference, got neither"),
         ({"data": low}, r"data: expected images of \(8, 8, 1\), as the samples are"),
         ({"reference": "x.npz"}, "reference: expected Inception's weights"),
+        ({"reference": "x.npz", "num_scored": 5}, "num_scored: expected images to score, got none"),
+        ({"reference": "x.npz", "statistics": "y.npz"}, "statistics: expected none with reference"),
         ({"data": data, "num": 0, "num_scored": 4, "folder": "kept"}, "num: expected more than 0"),
         ({"sampler": ddim()._replace(name=""), "folder": "kept"}, "sampler: expected one with a"),
     ):
@@ -211,9 +245,13 @@ def test_statistics_stand_for_images(run, data, tmp_path, monkeypatch):
     save_statistics(tmp_path / "x.npz", statistics(np.eye(50)))
     with pytest.raises(ValueError, match="reference: .*expected mu of 64, 192, .*got 50"):
         evaluate(run, reference=tmp_path / "x.npz", **OPTIONS)
-    unknown = {"precision", "recall", "agreement"}
-    for each, missing in ((found, {*()}), (again, unknown | {"kid"}), (few, unknown)):
+    rest = {"precision", "recall", "agreement"}
+    for each, missing in ((found, {*()}), (again, {"agreement"}), (few, rest)):
         assert each["left_out"].keys() == {"inception_score"} | missing
+        for name in missing - {"agreement"} | {"inception_score"}:
+            assert each["left_out"][name] == "there are too few samples or images"
+    assert "statistics stand for the real images: nothing compares image with " in again["notes"][0]
+    for each in (found, again, few):
         assert any("say little of" in note for note in each["notes"]) == ("precision" in each)
 
 

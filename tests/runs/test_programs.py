@@ -44,6 +44,18 @@ def test_what_a_sampler_remembers_of_the_images_is_split_as_they_are(untrained):
     assert done.shape == () and done.sharding.is_fully_replicated
 
 
+def test_a_rule_of_ones_own_may_remember_anything(untrained):
+    """On two devices it draws what it draws without: a table of as many numbers as samples too."""
+    run, ddim = runs.load_run(untrained / "runs/digits"), ddpm.ddim()
+
+    def init(x_T):
+        return {"table": jnp.arange(4.0), "last": x_T, "older": jnp.stack([x_T, x_T]), "i": 0}
+
+    rules = ddim._replace(init=init), ddim
+    drawn = [runs.draw(jax.random.key(0), run, 4, steps=2, sampler=each) for each in rules]
+    np.testing.assert_array_equal(*drawn)
+
+
 def test_every_step_mirrors_other_images():
     """A network that gives the ramp of the image that is not mirrored: its loss says which are."""
     ramp = np.linspace(-1, 1, 4, dtype=np.float32)
