@@ -115,13 +115,13 @@ class TrainConfig:
     unet: Annotated[Any, UNetConfig] = UNetConfig()
     optimisation: OptimizerSettings = OptimizerSettings()
     checkpoints: CheckpointSettings = CheckpointSettings()
-    devices: LayoutSettings = LayoutSettings()
-    hosts: DevicesConfig = DevicesConfig()
+    layout: LayoutSettings = LayoutSettings()
+    devices: DevicesConfig = DevicesConfig()
 
     @property
     def settings(self) -> Settings:
         """Those of the training itself."""
-        groups = (self.model, self.optimisation, self.checkpoints, self.devices)
+        groups = (self.model, self.optimisation, self.checkpoints, self.layout)
         values = {name: value for each in groups for name, value in vars(each).items()}
         recipe = RECIPES[self.run.recipe].settings.unet if self.run.recipe else None
         return Settings(**values, unet=chosen_fields(self.unet, recipe))
@@ -140,7 +140,7 @@ class TrainConfig:
             model=group(ModelSettings),
             optimisation=group(OptimizerSettings),
             checkpoints=group(CheckpointSettings),
-            devices=group(LayoutSettings),
+            layout=group(LayoutSettings),
         )
 
     @property

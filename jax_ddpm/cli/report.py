@@ -26,7 +26,7 @@ def report(figures: dict[str, Any]) -> Iterator[str]:
     floor = dict(figures.get("held_out", {}))
     if "nearest_real" in figures:
         floor["nearest"] = figures["nearest_real"]
-    others = [name for name, value in figures.items() if type(value) is float]
+    others = [name for name, value in figures.items() if isinstance(value, float)]
     shown = [name for name in dict.fromkeys([*_TITLES, *others]) if name in figures]
     shown = [name for name in shown if name not in _IN_LINES and not name.endswith("_std")]
     rows = [(_title(name), _number(figures, name), _number(floor, name)) for name in shown]

@@ -29,7 +29,7 @@ def train(config: TrainConfig, interrupts: Interrupts) -> None:
     Stopped, it ends with the exit code `STOPPED`, and resumes when it is called again.
     """
     settings, folder = config.settings, config.folder
-    start_devices(config.hosts)
+    start_devices(config.devices)
     if is_writer():
         interrupts.saved = lambda: _saved(folder)
     with naming(folder="--init"):

@@ -1,7 +1,9 @@
 """The files of known sets as they were published: MNIST's, and CIFAR's.
 
-To add one: write a function like `read_mnist`, and put it into `FORMATS`. It is given files, and
-the name of one of them if that was asked for, and answers None if they are not its own.
+To add one: write a function like `read_mnist`, and put it into `FORMATS`. It is asked before the
+pictures are: it is given all files, and the name of the one that was `chosen`, if any; it takes the
+training part and notes what it leaves out, or returns None where its files are not there. What can
+be read is listed in `load_dataset`, in the help of `--data` and in the README.
 """
 
 import gzip

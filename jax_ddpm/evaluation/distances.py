@@ -8,7 +8,7 @@
     nearest_distances    from each member of one set to the nearest of the other
 
 Each is what torch-fidelity computes of the same features. A new figure of `evaluate` is a function
-here and its line in `compare`.
+here that returns a float, and its line in `compare`.
 """
 
 from collections.abc import Callable

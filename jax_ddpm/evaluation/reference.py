@@ -63,7 +63,7 @@ def reference_of_images(
     # Files are often sorted by class.
     half, rest = np.array_split(np.random.default_rng(seed).permutation(total), 2)
     # As many as there are samples; the others are looked at too, since a copy may be of any.
-    held_out, unused = rest[:num], rest[num:]
+    held_out, others = rest[:num], rest[num:]
     at_most, how = None, {"reference": f"{total:,}"}
     if network is None:
         some = np.sort(half[:_LEARNED])
@@ -71,7 +71,7 @@ def reference_of_images(
         network = train_classifier(to_bytes(data.whole(some)), labels, seed=seed)
         at_most = len(held_out)
         how = {"reference": f"{len(half):,}", "compared": f"{at_most:,} samples"}
-        unused = unused[: max(KEPT - len(half) - at_most, 0)]
+        others = others[: max(KEPT - len(half) - at_most, 0)]
     how["reference"] += f" of the {total:,} images of {data.source}, SHA-256 {data.digest()}"
     how["held out"] = f"{len(held_out):,} real images against {len(half):,} others"
 
@@ -83,7 +83,7 @@ def reference_of_images(
         return to_bytes(data.whole(rows))
 
     parts = []
-    for rows in filter(len, (half, held_out, unused)):
+    for rows in filter(len, (half, held_out, others)):
         batches = map(read, np.split(rows, range(_BATCH, len(rows), _BATCH)))
         parts.append(extract(network, batches, len(rows)))
     learned, floor = reduce(Extracted.joined, parts), compare(parts[1], parts[0], network.main)

@@ -1,9 +1,10 @@
 """What happens between the steps of a training: samples, measurements, and trackers.
 
 A callback is asked by its `every`, and called with a step and the averaged weights after it. It
-returns what it found, by name: figures, for a line of metrics.jsonl, and pictures, uint8
-[height, width, 3]. Trackers take both. Callbacks have keys of their own, so the training's bits
-are the same with and without them. A new figure is a new callback in `open_callbacks`.
+returns what it found, by name: figures, which are single numbers, for a line of metrics.jsonl, and
+pictures, uint8 [height, width, 3]. Trackers take both. Callbacks have keys of their own, so the bits
+of a training are the same with and without them. A new figure is a new callback in
+`open_callbacks`.
 """
 
 import os
@@ -37,7 +38,7 @@ from jax_ddpm.training.hosts import broadcast, run_on_all, run_on_writer
 
 TRAINING_GIF = "training.gif"
 FIGURES = tuple(main_figure(main) for main in ("2048", "features"))
-"""The figures, of which a line has one or none, by which the best step is known: the lowest."""
+"""The best step has the lowest of these figures. A line of metrics has one of them, or none."""
 _FRAMES = 100
 _BATCH = 256
 
@@ -92,7 +93,12 @@ def open_callbacks(
 
 
 def _of_samples(
-    run: DiffusionModel, settings: Settings, mesh: Mesh, stream: int, num: int, use: Find
+    run: DiffusionModel,
+    settings: Settings,
+    mesh: Mesh,
+    stream: int,
+    num: int,
+    use: Callable[[int, Iterator[np.ndarray]], Mapping[str, Any]],
 ) -> Find:
     """What `use(step, batches)` finds in samples, which are always of the same noise."""
     key, labels = jax.random.fold_in(seed_key(settings.seed), stream), labels_in_turn(run, num)

@@ -70,7 +70,7 @@ def fit_programs(run: DiffusionModel, settings: Settings, mesh: Mesh, key: PRNGK
     augment = augmentation(window, prepared.flip)
 
     def step(state, batch):
-        # The noise of step n is of the key that folds in n, which is less than this.
+        # `train_step` folds the number of the step into `key`; no step has this number.
         step_key = jax.random.fold_in(jax.random.fold_in(key, 2**31 - 1), state.step)
         images = augment(step_key, batch["images"], batch.get("extents"))
         labels = (batch["labels"],) if run.num_classes is not None else ()

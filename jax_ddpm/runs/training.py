@@ -178,8 +178,8 @@ def open_run(
     description = describe(run, settings.record(), data.describe())
     if jax.process_count() > 1:
         weights = hashlib.sha256(to_bytes(flatten(jax.device_get(run.variables)))).hexdigest()
-        train = replace(settings, init=None, inception=None).record()  # paths are each host's own
-        here = json.dumps([describe(run, train, data.digest()), weights])
+        common = replace(settings, init=None, inception=None).record()  # without each host's paths
+        here = json.dumps([describe(run, common, data.digest()), weights])
         if hosts.any_process(hosts.broadcast(here) != here):
             problem = "expected the same images, settings and model of init in every process"
             raise FieldError(None, problem)
@@ -287,7 +287,7 @@ def _train(
             with log.spent("callbacks"):
                 for callback in due:
                     found |= callback(done, state.ema_params)
-            figures = {name: x for name, x in found.items() if not isinstance(x, np.ndarray)}
+            figures = {name: float(x) for name, x in found.items() if np.ndim(x) == 0}
             if logs or figures:
                 line = log.write(figures)
                 found |= line
