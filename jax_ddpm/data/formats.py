@@ -3,7 +3,7 @@
 To add one: write a function like `read_mnist`, and put it into `FORMATS`. It is asked before the
 pictures are: it is given all files, and the name of the one that was `chosen`, if any; it takes the
 training part and notes what it leaves out, or returns None where its files are not there. What can
-be read is listed in `load_dataset`, in the help of `--data` and in the README.
+be read is listed in `load_dataset`, in the command line's help and in the README.
 """
 
 import gzip

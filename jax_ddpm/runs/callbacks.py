@@ -2,8 +2,8 @@
 
 A callback is asked by its `every`, and called with a step and the averaged weights after it. It
 returns what it found, by name: figures, which are single numbers, for a line of metrics.jsonl, and
-pictures, uint8 [height, width, 3]. Trackers take both. Callbacks have keys of their own, so the bits
-of a training are the same with and without them. A new figure is a new callback in
+pictures, uint8 [height, width, 3]. Trackers take both. Callbacks have keys of their own, so a
+training has the same bits with and without them. A new figure is a new callback in
 `open_callbacks`.
 """
 
