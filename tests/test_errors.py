@@ -163,6 +163,13 @@ def by_two(schedule, predict, noise_fn, i, x_t, memory):
     return x_t[:1], memory
 
 
+def test_the_choice_that_was_meant_is_named():
+    with pytest.raises(ValueError, match="got 'V_predicton'; did you mean 'v_prediction'[?]$"):
+        loop(prediction_type="V_predicton")
+    with pytest.raises(ValueError, match="got 'x'$"):
+        loop(prediction_type="x")
+
+
 class Trainer(partial):
     """Of no framework, with the weights that it saves."""
 
