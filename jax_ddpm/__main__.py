@@ -3,10 +3,6 @@
 import sys
 from io import TextIOWrapper
 
-import jax
-
-import jax_ddpm
-
 _TRAIN = ("flatbuffers", "grain", "matplotlib", "PIL", "safetensors", "sklearn", "tqdm", "tyro")
 _EXTRAS = {
     **dict.fromkeys(_TRAIN, "train"),
@@ -21,9 +17,6 @@ def main() -> None:
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # names of files in a terminal of ASCII
     try:
-        if sys.argv[1:] == ["--version"]:
-            print(f"jax_ddpm {jax_ddpm.__version__}, jax {jax.__version__}")
-            return
         from jax_ddpm.cli import run
 
         run()

@@ -9,7 +9,8 @@ import jax
 from jax.experimental.multihost_utils import sync_global_devices
 
 from jax_ddpm.cli.config import ChainConfig, DataConfig, DevicesConfig
-from jax_ddpm.cli.terminal import UsageError, bars, naming
+from jax_ddpm.cli.errors import UsageError, naming
+from jax_ddpm.cli.terminal import bars
 from jax_ddpm.cpu import use_cores
 from jax_ddpm.data import Dataset, Preparation, load_dataset
 from jax_ddpm.interop import DiffusionModel
@@ -33,15 +34,15 @@ def start_devices(config: DevicesConfig) -> None:
     cache = config.compilation_cache
     if cache.lower() == "none" or settings.jax_compilation_cache_dir is not None:
         return
-    if "://" not in cache:
-        try:
+    try:
+        if "://" not in cache:
             folder = Path(cache).expanduser()
             folder.mkdir(parents=True, exist_ok=True)
-        except (OSError, RuntimeError) as error:
-            if cache == DevicesConfig.compilation_cache:
-                return  # nobody asked for it
-            raise UsageError(f"--compilation-cache: cannot write it: {error}") from None
-        cache = str(folder)
+            cache = str(folder)
+    except (OSError, RuntimeError) as error:
+        if cache == DevicesConfig.compilation_cache:
+            return  # nobody asked for it
+        raise UsageError(f"--compilation-cache: cannot write it: {error}") from None
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
@@ -53,36 +54,36 @@ def say(line: str) -> None:
 
 
 def load_images(config: DataConfig, preparation: Preparation) -> Dataset:
-    """Read them as `preparation` says."""
+    """Read the images under a bar."""
     with bars() as show:
-
-        def progress(what: str, done: int, total: int) -> None:
-            show(Progress(done, total, what=what))
-
-        return load_dataset(config.source, preparation, cache=config.data_cache, progress=progress)
+        return load_dataset(
+            config.source,
+            preparation,
+            cache=config.data_cache,
+            progress=lambda what, done, total: show(Progress(done, total, what=what)),
+        )
 
 
 def make_sampler(config: ChainConfig) -> Sampler:
-    """The rule of `--sampler`, with its options. Raises `UsageError` for those of another rule."""
-    options = {}
-    for name in ("eta", "order", "stochastic"):
-        value = getattr(config, name)
-        if value is None or value is False:
-            continue
+    """The rule of `--sampler` with its options. Raises `UsageError` for those of another rule."""
+    given = {name: getattr(config, name) for name in ("eta", "order", "stochastic")}
+    given = {k: value for k, value in given.items() if value is not None and value is not False}
+    for name in given:
         owners = [each for each, rule in SAMPLERS.items() if name in signature(rule).parameters]
         if config.sampler not in owners:
             raise UsageError(f"--{name}: comes with --sampler {' or '.join(owners)}")
-        options[name] = value
-    return SAMPLERS[config.sampler](**options)
+    return SAMPLERS[config.sampler](**given)
 
 
 def load_chain(config: ChainConfig) -> DiffusionModel:
     """The model under its guidance, with its spacing."""
     if (config.run is None) == (config.pretrained is None):
         raise UsageError("expected --run or --pretrained, and one of them only")
+    others = {name: getattr(config, name) for name in ("openai_flags", "revision", "variant")}
     if config.run is not None:
-        if config.openai_flags is not None:
-            raise UsageError("--openai-flags: comes with --pretrained")
+        for name, value in others.items():
+            if value is not None:
+                raise UsageError(f"--{name.replace('_', '-')}: comes with --pretrained")
         with naming(folder="--run"):
             run = load_run(config.run, checkpoint=config.checkpoint)
     else:
@@ -92,8 +93,6 @@ def load_chain(config: ChainConfig) -> DiffusionModel:
         if is_run(config.pretrained):
             raise UsageError(f"--pretrained: {config.pretrained} is a run, for --run")
         with naming(folder="--pretrained"):
-            run = load_model(config.pretrained, openai_flags=config.openai_flags)
+            run = load_model(config.pretrained, **others)
     run = with_guidance(run, config.guidance)
-    if config.spacing is not None:
-        run = run._replace(timestep_spacing=config.spacing)
-    return run
+    return run if config.spacing is None else run._replace(timestep_spacing=config.spacing)

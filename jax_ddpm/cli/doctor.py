@@ -1,9 +1,9 @@
-"""`jax-ddpm doctor`: what this machine has, whether parity holds on it, and a run's damages."""
+"""`jax-ddpm doctor`: this machine, whether parity holds on it, and the files of a run."""
 
-import importlib.metadata
 import platform
 import sys
 import time
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jax_ddpm._table import table
 from jax_ddpm.cli.config import DoctorConfig
-from jax_ddpm.cli.terminal import UsageError, naming
+from jax_ddpm.cli.errors import UsageError, naming
 from jax_ddpm.cpu import use_cores
 from jax_ddpm.runs import Findings, check_run
 from jax_ddpm.runs.exporting import check_export
@@ -30,29 +31,33 @@ def doctor(config: DoctorConfig) -> None:
     # Before JAX's first use: parity's precision, and the devices that `train` would use.
     jax.config.update("jax_enable_x64", True)
     use_cores()
-    print(f"versions   python {platform.python_version()}, {', '.join(map(_version, _PACKAGES))}")
     kinds = [device.device_kind for device in jax.devices()]
     counted = ", ".join(f"{kinds.count(kind)} × {kind}" for kind in dict.fromkeys(kinds))
-    print(f"devices    {counted} ({jax.default_backend()})")
-    print(f"precision  {_precision()}")
+    rows = [
+        ("versions", f"python {platform.python_version()}, {', '.join(map(_version, _PACKAGES))}"),
+        ("devices", f"{counted} ({jax.default_backend()})"),
+        ("precision", _precision()),
+    ]
+    print(table("<<", rows))
     problems = _parity()
-    if found is not None:
+    if found is not None and config.run is not None:
         problems += _run(config.run, found)
     if config.export is not None:
         problems += _export(config.export)
-    print(f"\n{'nothing is wrong' if not problems else f'{problems} thing(s) wrong'}")
+    wrong = f"{problems} problem{'s' if problems > 1 else ''}" if problems else "no problem"
+    print(f"\n{wrong} found")
     sys.exit(1 if problems else 0)
 
 
 def _version(package: str) -> str:
     try:
-        return f"{package} {importlib.metadata.version(package)}"
-    except importlib.metadata.PackageNotFoundError:
+        return f"{package} {version(package)}"
+    except PackageNotFoundError:
         return f"no {package}"
 
 
 def _precision() -> str:
-    """The error of a float32 product of matrices, as it comes and at the highest precision."""
+    """The error of a float32 matrix product, by default and at the highest precision."""
     a, b = np.random.default_rng(0).standard_normal((2, 256, 256))
     exact = a @ b
 
@@ -61,14 +66,12 @@ def _precision() -> str:
         return float(np.max(np.abs(np.asarray(product, np.float64) - exact)) / np.abs(exact).max())
 
     default, highest = error(None), error("highest")
-    line = f"float32 products are right to {default:.0e}"
-    if default > 10 * highest:
-        line += f'; to {highest:.0e} with precision="highest", which parity asks for'
-    return line
+    line = f"float32 matrix products have an error of {default:.0e}"
+    return line if default <= 10 * highest else f'{line}; {highest:.0e} with precision="highest"'
 
 
 def _parity() -> int:
-    """As many comparisons with PyTorch as 20 seconds hold; how many fail."""
+    """As many comparisons with PyTorch as 20 seconds hold; returns how many fail."""
     if find_spec("torch") is None or find_spec("diffusers") is None:
         print('parity     not compared: pip install "jax_ddpm[parity]"')
         return 0
@@ -82,38 +85,33 @@ def _parity() -> int:
     failed = [result for result in results if not result.passed]
     print(
         f"parity     {len(results) - len(failed)} of {len(results)} comparisons with PyTorch hold, "
-        f"in {time.perf_counter() - start:.0f} s (of {2 * len(CASES)}: jax-ddpm parity)"
+        f"in {time.perf_counter() - start:.0f} s (`jax-ddpm parity` runs all {2 * len(CASES)})"
     )
     for result in failed:
         print(f"           FAILED: {result.name}, {result.dtype}: {result.error:.1e}")
     return len(failed)
 
 
-def _run(folder: Path | None, found: Findings) -> int:
-    """Every file of a run; how many are not intact."""
-    print(f"run        {folder}: {len(found.intact) + len(found.damaged)} checkpoint(s)")
+def _run(folder: Path, found: Findings) -> int:
+    """Every file of a run; returns how many are not intact."""
+    print(f"run        {folder}")
     intact = [f"step {step:,} intact" for step in found.intact]
     for line in (*intact, *(f"WRONG: {problem}" for problem in found.problems)):
         print(f"           {line}")
-    if found.damaged:
-        print(f"           {_remedy(found.intact, found.damaged)}")
+    if found.damaged and not found.intact:
+        print("           no checkpoint is intact: train or convert anew")
+    elif found.damaged and found.damaged[-1] < found.intact[-1]:
+        print("           the newest checkpoint is intact: remove the damaged ones")
+    elif found.damaged:
+        print(
+            "           the same training command sets the damaged checkpoints aside and resumes "
+            f"from step {found.intact[-1]:,}; until then, give --checkpoint {found.intact[-1]}"
+        )
     return len(found.problems)
 
 
-def _remedy(intact: list[int], damaged: list[int]) -> str:
-    """What to do about checkpoints of these steps."""
-    if not intact:
-        return "no checkpoint is intact: train or convert anew"
-    if damaged[-1] < intact[-1]:
-        return "the newest checkpoint is intact: remove those that are not"
-    return (
-        "the same training command sets aside what is damaged and resumes from step "
-        f"{intact[-1]:,}; until then, sample and others take --checkpoint {intact[-1]}"
-    )
-
-
 def _export(path: Path) -> int:
-    """A file that was exported, against its manifest; 1 if it is not what was written."""
+    """An exported file against its manifest; returns 1 if it is not intact."""
     try:
         check_export(path)
     except (OSError, ValueError) as error:

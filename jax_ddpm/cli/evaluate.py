@@ -1,14 +1,16 @@
 """`jax-ddpm evaluate`: figures for a model or for samples, from real images."""
 
+from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from jax_ddpm._errors import FieldError
+from jax_ddpm._table import table
 from jax_ddpm.cli.common import load_chain, load_images, make_sampler, say, start_devices
 from jax_ddpm.cli.config import ChainConfig, DataConfig, EvaluateConfig
-from jax_ddpm.cli.report import report
-from jax_ddpm.cli.terminal import UsageError, bars, check_file, naming, writing
+from jax_ddpm.cli.errors import UsageError, check_file, naming, writing
+from jax_ddpm.cli.terminal import bars
 from jax_ddpm.data import DATASETS, Dataset, Preparation
 from jax_ddpm.data.hub import HUB
 from jax_ddpm.io.checkpoint import list_checkpoints
@@ -18,6 +20,23 @@ from jax_ddpm.runs import evaluate_samples
 from jax_ddpm.runs.model import CHECKPOINTS
 from jax_ddpm.runs.samples import open_samples
 from jax_ddpm.training.hosts import run_on_all, run_on_writer
+
+_TITLES = {
+    "fid": "FID",
+    "fid_768": "FID of 768 features",
+    "fid_192": "FID of 192 features",
+    "fid_64": "FID of 64 features",
+    "kid": "KID",
+    "inception_score": "inception score",
+    "classifier_frechet_distance": "Fréchet distance (classifier)",
+    "classifier_kernel_distance": "kernel distance (classifier)",
+    "precision": "precision",
+    "recall": "recall",
+    "nearest": "distance to the nearest real image",
+    "nearer_than_1_percent": "suspiciously near to one (1 % expected)",
+}
+_SHARES = {"precision", "recall", "nearer_than_1_percent"}
+_IN_LINES = {"agreement", "svc_held_out", "bits_per_dim", "nearest_real"}
 
 
 def evaluate(config: EvaluateConfig) -> None:
@@ -69,8 +88,7 @@ def _of_model(
         before = Preparation(**run.preparation)
         crop = "center" if before.crop == "random" else before.crop
         prepared = replace(before, flip=False, crop=crop, range=config.range or before.range)
-        like = "the images that the run learned; --data says where those are"
-        data = run_on_all(lambda: _load(source, prepared, like))
+        data = _load(source, prepared, "the run's images")
         # A digest of numbers, not of files, is of the prepared images.
         alike = data.sha256 or (before.crop, before.range) == (prepared.crop, prepared.range)
         if learned and alike and data.digest() != learned:
@@ -103,29 +121,28 @@ def _of_samples(
         size = height if height == width else None
         known: Any = channels if channels in (1, 3, 4) else None
         prepared = Preparation(image_size=size, channels=known, range=config.range)
-        like = "the samples are; --data says where real images are"
-        data = run_on_all(lambda: _load(source, prepared, like))
+        data = _load(source, prepared, "the samples")
     with bars() as show:
         options |= {"num": config.num, "range": config.range, "progress": show}
         return evaluate_samples(samples, data, **options)
 
 
-def _load(source: DataConfig, preparation: Preparation, like: str) -> Dataset:
-    """Real images, prepared as others are; `like` says which, and what helps if that fails."""
+def _load(source: DataConfig, preparation: Preparation, others: str) -> Dataset:
+    """Real images, prepared as `others` are."""
     try:
-        data = load_images(source, preparation)
+        data = run_on_all(lambda: load_images(source, preparation))
     except FieldError:
         if source.data is not None:
             raise
-        raise UsageError(f"--dataset: {source.source} cannot be prepared as {like}") from None
+        problem = f"{source.source} cannot be prepared like {others}; --data PATH takes real images"
+        raise UsageError(f"--dataset: {problem}") from None
     for note in data.notes:
         say(note)
     return data
 
 
 def _images_of_run(config: EvaluateConfig) -> tuple[DataConfig, str | None]:
-    """What `--data` and `--dataset` say, or else the images that the run learned, where its record
-    says which; and the digest of those in the record."""
+    """The images of `--data` or `--dataset`, or else of the run's record; and the digest there."""
     given, run = config.data, config.run
     if run is None or given.data is not None or given.dataset is not None:
         return given, None
@@ -138,8 +155,56 @@ def _images_of_run(config: EvaluateConfig) -> tuple[DataConfig, str | None]:
         return given, None
     if source in DATASETS:
         return replace(given, dataset=source), learned
-    # Relative to which folder, a record does not say.
+    # A relative path does not say relative to what.
     if source.startswith(HUB) or (Path(source).is_absolute() and Path(source).exists()):
         return replace(given, data=source), learned
     problem = f"the images that the run learned, {source}, are not there"
     raise UsageError(f"--data: {problem}; --data PATH or --dataset NAME says where they are")
+
+
+def report(figures: dict[str, Any]) -> Iterator[str]:
+    """A table of the figures, other findings, and how they were measured: lines to read."""
+    floor = dict(figures.get("held_out", {}))
+    if "nearest_real" in figures:
+        floor["nearest"] = figures["nearest_real"]
+    others = [name for name, value in figures.items() if isinstance(value, float)]
+    shown = [name for name in dict.fromkeys([*_TITLES, *others]) if name in figures]
+    shown = [name for name in shown if name not in _IN_LINES and not name.endswith("_std")]
+    if shown:
+        samples = f"{figures['num']:,} sample{'s' if figures['num'] != 1 else ''}"
+        rows = [("", samples, "real images" if floor else "")]
+        rows += [(_title(name), _number(figures, name), _number(floor, name)) for name in shown]
+        yield table("<>>", rows)
+    if floor:
+        yield "real images: held-out images against the others, about what a perfect model scores"
+    if "classifier_frechet_distance" in figures:
+        yield "features of a small classifier, so no FID, which needs --inception and RGB images"
+    if "agreement" in figures:
+        yield (
+            f"{figures['agreement']:.1%} of {figures['judged']:,} samples show the requested "
+            f"class, by an SVC that is right on {figures['svc_held_out']:.1%} of held-out images"
+        )
+    if "bits_per_dim" in figures:
+        yield f"{figures['bits_per_dim']:.3f} bits per dimension at most"
+    yield from figures["notes"]
+    for name, why in figures["left_out"].items():
+        yield f"{_title(name)} is left out: {why}"
+    recipe = dict(figures["recipe"])
+    if "versions" in recipe:
+        packages = recipe["versions"].items()
+        recipe["versions"] = ", ".join(f"{package} {number}" for package, number in packages)
+    rows = [(f"  {k}", f"{v:,}" if type(v) is int else str(v)) for k, v in recipe.items()]
+    yield table("<<", [("how this was measured:",), *rows])
+
+
+def _title(name: str) -> str:
+    return _TITLES.get(name, name.replace("_", " "))
+
+
+def _number(figures: dict[str, Any], name: str) -> str:
+    """A figure and its spread."""
+    if name not in figures:
+        return ""
+    value, spread = figures[name], figures.get(f"{name}_std")
+    text = f"{value:.1%}" if name in _SHARES else f"{value:.4g}"
+    return text if spread is None else f"{text} ± {spread:.2g}"

@@ -3,7 +3,7 @@
 from jax_ddpm._errors import check_positive
 from jax_ddpm.cli.common import load_chain, make_sampler
 from jax_ddpm.cli.config import ExportConfig
-from jax_ddpm.cli.terminal import check_file, writing
+from jax_ddpm.cli.errors import check_file, writing
 from jax_ddpm.runs import export as export_run
 
 

@@ -8,7 +8,7 @@ import jax
 from tqdm import tqdm
 
 from jax_ddpm.cli.config import ParityConfig
-from jax_ddpm.cli.terminal import UsageError, check_file, writing
+from jax_ddpm.cli.errors import UsageError, check_file, writing
 from jax_ddpm.io.files import write_json
 
 

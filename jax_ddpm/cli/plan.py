@@ -8,7 +8,7 @@ import jax
 
 from jax_ddpm._errors import check_positive
 from jax_ddpm.cli.config import PlanConfig
-from jax_ddpm.cli.terminal import UsageError, check_file, naming, writing
+from jax_ddpm.cli.errors import UsageError, check_file, naming, writing
 from jax_ddpm.interop import DiffusionModel
 from jax_ddpm.io.files import write_json
 from jax_ddpm.plan.compilation import Refused, prepare, quiet, require_slice

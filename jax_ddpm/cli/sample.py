@@ -5,7 +5,8 @@ import numpy as np
 from jax_ddpm._errors import check_positive
 from jax_ddpm.cli.common import load_chain, make_sampler, say, start_devices
 from jax_ddpm.cli.config import SampleConfig
-from jax_ddpm.cli.terminal import UsageError, bars, check_file, naming, writing
+from jax_ddpm.cli.errors import UsageError, check_file, naming, writing
+from jax_ddpm.cli.terminal import bars
 from jax_ddpm.interop import DiffusionModel
 from jax_ddpm.noise import seed_key
 from jax_ddpm.runs import draw, save_samples
@@ -46,8 +47,8 @@ def sample(config: SampleConfig) -> None:
         run_on_writer(
             lambda: save_samples(config.out, samples, labels, columns, titles, run.class_names)
         )
-    steps = f"{chain.num_timesteps} {config.sampler} steps"
-    say(f"wrote {config.out}: {config.num} images, {steps} each")
+    images = f"{config.num} image{'s' if config.num > 1 else ''}"
+    say(f"wrote {config.out}: {images}, {chain.num_timesteps} {config.sampler} steps each")
 
 
 def _prepare(config: SampleConfig) -> tuple[DiffusionModel, NoiseSchedule, np.ndarray | None]:

@@ -1,4 +1,4 @@
-"""What a terminal shows and sends: lines for errors and warnings, bars, and signals.
+"""What a terminal shows and sends: bars, and signals.
 
 Python runs its signal handlers between two of its own instructions, so not while XLA compiles,
 which may take minutes. A thread reads what the C handler writes, and that is at once.
@@ -7,18 +7,13 @@ which may take minutes. A thread reads what the C handler writes, and that is at
 import os
 import signal
 import sys
-import tempfile
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
-from jax_ddpm._errors import Field, FieldError
 from jax_ddpm.runs import Progress
 from jax_ddpm.runs.callbacks import FIGURES
 from jax_ddpm.training.hosts import is_writer
@@ -32,116 +27,49 @@ _SECONDS = 10
 """Between two lines in a log file."""
 
 
-class UsageError(Exception):
-    """What the user asked for cannot be done; the message is one line that names the flag."""
-
-
-@contextmanager
-def naming(**flags: str) -> Iterator[None]:
-    """Spells the settings in a `FieldError` as flags: `--like-this`, or as `flags` say."""
-
-    def spell(field: Field) -> str:
-        flag = flags.get(field.name, "--" + field.name.replace("_", "-"))
-        return flag if field.value in (None, True) else f"{flag} {field.value}"
-
-    try:
-        yield
-    except FieldError as error:
-        raise UsageError(error.spelled(spell)) from None
-
-
-@contextmanager
-def warning_lines() -> Iterator[None]:
-    """Inside, a warning is a line on the error stream."""
-    with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_: print(f"jax-ddpm: {message}", file=sys.stderr)
-        yield
-
-
-@contextmanager
-def writing(flag: str, path: Path) -> Iterator[None]:
-    """Says which flag named what cannot be written, and why it cannot."""
-    try:
-        yield
-    except OSError as error:
-        problem = error.strerror or error
-        raise UsageError(f"{flag}: cannot write {error.filename or path}: {problem}") from None
-
-
-def check_file(flag: str, path: Path | None, *suffixes: str) -> None:
-    """Raises `UsageError` unless `path` is None or can be written: before the work, not after."""
-    if path is None:
-        return
-    if suffixes and path.suffix not in suffixes:
-        raise UsageError(f"{flag}: expected a {' or a '.join(suffixes)}, got {path}")
-    if path.is_dir():
-        raise UsageError(f"{flag}: expected a file, got the folder {path}")
-    if not path.parent.is_dir():
-        raise UsageError(f"{flag}: no such folder: {path.parent}")
-    try:
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise UsageError(f"{flag}: cannot write {path}: {error.strerror or error}") from None
-
-
 @contextmanager
 def bars() -> Iterator[Callable[[Progress], None]]:
-    """Shows each `Progress`, once for all processes: a bar for each piece of work in turn."""
-    shown: dict[str, tqdm] = {}
-
-    def close() -> None:
-        with suppress(OSError):  # a terminal that has gone
-            for each in shown.values():
-                each.close()
+    """Shows each `Progress`, once for all processes: a bar for each piece of work in turn, or
+    lines where the error stream is no terminal."""
+    bar: tqdm | None = None
+    current, first, shown, began, told = "", 0, 0, 0.0, 0.0
 
     def show(progress: Progress) -> None:
-        with suppress(OSError):
-            if progress.what not in shown:
-                close()  # that of what was done before
-                shown[progress.what] = _open(progress)
-            bar = shown[progress.what]
-            if progress.line is not None:
-                line = progress.line
-                loss = "none finite" if line["loss"] is None else f"{line['loss']:.4f}"
-                postfix = {"loss": loss, "images/s": f"{line['images_per_second']:,.0f}"}
-                postfix |= {"waiting": f"{line['waiting']:.0%}"}
-                postfix |= {name: f"{line[name]:.4g}" for name in FIGURES if name in line}
-                bar.set_postfix(postfix, refresh=False)
-            bar.update(progress.done - bar.n)
+        nonlocal bar, current, first, shown, began, told
+        now, (done, total, line, what) = time.monotonic(), progress
+        if what != current:
+            if bar is not None:
+                bar.close()
+            unit = "step" if what in ("training", "sampling") else "image"
+            bar = tqdm(total=total, initial=done, desc=what, unit=unit, disable=None)
+            current, first, shown, began, told = what, done, -1, now, 0.0
+        assert bar is not None
+        if bar.disable:  # no terminal
+            if done != shown and (done == total or now - told >= _SECONDS):
+                seconds = (now - began) * (total - done) / max(done - first, 1)
+                left = f", {seconds:,.0f} s left" if line is None and first < done < total else ""
+                print(f"{progress}{left}", file=sys.stderr, flush=True)
+                shown, told = done, now
+            return
+        if line is not None:
+            loss = "none finite" if line["loss"] is None else f"{line['loss']:.4f}"
+            postfix = {"loss": loss, "images/s": f"{line['images_per_second']:,.0f}"}
+            postfix |= {"waiting": f"{line['waiting']:.0%}"}
+            postfix |= {name: f"{line[name]:.4g}" for name in FIGURES if name in line}
+            bar.set_postfix(postfix, refresh=False)
+        bar.update(done - bar.n)
+
+    def quietly(progress: Progress) -> None:
+        with suppress(OSError):  # a terminal that has gone
+            if is_writer():
+                show(progress)
 
     try:
-        yield show
+        yield quietly
     finally:
-        close()
-
-
-def _open(progress: Progress) -> tqdm:
-    on_terminal = sys.stderr.isatty()
-    in_lines = "{desc}: {n_fmt} of {total_fmt}, {rate_fmt}, {remaining} left{postfix}"
-    return tqdm(
-        total=progress.total,
-        initial=progress.done,
-        desc=progress.what,
-        unit="step" if progress.what in ("training", "sampling") else "image",
-        disable=not is_writer(),
-        file=sys.stderr if on_terminal else _Lines(sys.stderr),  # pyright: ignore
-        mininterval=0.1 if on_terminal else _SECONDS,
-        bar_format=None if on_terminal else in_lines,
-    )
-
-
-class _Lines:
-    """Writes each state of a bar as a line of its own."""
-
-    def __init__(self, stream: Any) -> None:
-        self.flush, self._stream, self._last = stream.flush, stream, ""
-
-    def write(self, text: str) -> None:
-        done = text.strip().partition(",")[0]
-        if done not in ("", self._last):
-            self._stream.write(text.strip() + "\n")
-            self._last = done
+        with suppress(OSError):
+            if bar is not None:
+                bar.close()
 
 
 class Interrupts:

@@ -7,10 +7,11 @@ from pathlib import Path
 from jax_ddpm._errors import FieldError
 from jax_ddpm.cli.common import load_images, say, start_devices
 from jax_ddpm.cli.config import TrainConfig
-from jax_ddpm.cli.terminal import STOPPED, Interrupts, UsageError, bars, naming
+from jax_ddpm.cli.errors import UsageError, naming
+from jax_ddpm.cli.terminal import STOPPED, Interrupts, bars
 from jax_ddpm.data import Dataset, Preparation
 from jax_ddpm.io.checkpoint import list_checkpoints
-from jax_ddpm.runs import Fit, Progress, load_model
+from jax_ddpm.runs import Progress, load_model
 from jax_ddpm.runs.callbacks import TRAINING_GIF, best_line
 from jax_ddpm.runs.figures import class_columns, save_pictures
 from jax_ddpm.runs.metrics import read_metrics
@@ -20,7 +21,7 @@ from jax_ddpm.runs.training import Training, open_run
 from jax_ddpm.runs.training import train as run_training
 from jax_ddpm.training.hosts import any_process, is_writer, run_on_all
 
-_NEXT = "next: jax-ddpm sample --run {} --num 64 --out samples.png"
+_NEXT = "next: jax-ddpm sample {} --num 64 --out samples.png"
 
 
 def train(config: TrainConfig, interrupts: Interrupts) -> None:
@@ -45,7 +46,17 @@ def train(config: TrainConfig, interrupts: Interrupts) -> None:
             if any_process(done and is_writer() and is_whole(folder)):
                 say(_NEXT.format(folder))
                 return
-            end = _run(training, interrupts)
+            with bars() as show:
+
+                def progress(here: Progress) -> None:
+                    # From the first step on a signal waits until that is saved.
+                    interrupts.busy = here.what == "training"
+                    show(here) if interrupts.busy else say(str(here))
+
+                try:
+                    end = run_training(training, progress, lambda: interrupts.asked)
+                finally:
+                    interrupts.busy = False
             if any_process(interrupts.asked):
                 say(f"stopped at step {end.step:,} and saved: the same command resumes")
                 sys.exit(STOPPED)
@@ -62,44 +73,21 @@ def train(config: TrainConfig, interrupts: Interrupts) -> None:
 
 
 def _images(config: TrainConfig) -> Dataset:
-    preparation = _preparation(config)
+    """The images; flags that are not given are those of the run in `--init`."""
+    given, init = config.images.preparation, config.model.init
+    if init is not None and is_run(init):
+        unsaid = vars(Preparation())
+        flags = {name: value for name, value in vars(given).items() if value != unsaid[name]}
+        given = replace(Preparation(**load_model(init).preparation), **flags)
     try:
-        return load_images(config.data, preparation)
+        return load_images(config.data, given)
     except FieldError as error:
         if config.data.data is not None or error.field is None:
             raise
-        flag = f"--{error.field.replace('_', '-')}"
-        if config.run.recipe is not None:
-            flag = f"--recipe {config.run.recipe}"
+        recipe = config.run.recipe
+        flag = f"--recipe {recipe}" if recipe else f"--{error.field.replace('_', '-')}"
         images = f"{config.data.source} cannot be prepared so; --data takes images of your own"
         raise UsageError(f"{flag}: {images}") from None
-
-
-def _preparation(config: TrainConfig) -> Preparation:
-    """As flags say; what they leave at its default is as in the run that this one starts from."""
-    given, init = config.images.preparation, config.model.init
-    if init is None or not is_run(init):
-        return given
-    unsaid = vars(Preparation())
-    flags = {name: value for name, value in vars(given).items() if value != unsaid[name]}
-    return replace(Preparation(**load_model(init).preparation), **flags)
-
-
-def _run(training: Training, interrupts: Interrupts) -> Fit:
-    """Train under a bar; from the first step on a signal waits until that is saved."""
-
-    def progress(here: Progress) -> None:
-        interrupts.busy = here.what == "training"
-        if interrupts.busy:
-            show(here)
-        else:
-            say(str(here))
-
-    try:
-        with bars() as show:
-            return run_training(training, progress, lambda: interrupts.asked)
-    finally:
-        interrupts.busy = False
 
 
 def _saved(folder: Path) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import tyro
 from docstring_parser import parse_from_object
 
-from jax_ddpm.cli.terminal import UsageError
+from jax_ddpm.cli.errors import UsageError
 from jax_ddpm.interop.diffusers import unet_from_config
 from jax_ddpm.io.files import read_json
 from jax_ddpm.models import UNet
@@ -41,7 +41,9 @@ _TYPES = {each.name: each.type for each in fields(UNet)}
 _CONFIG = Annotated[
     Path | None,
     tyro.conf.arg(
-        name="unet-config", help="A config.json of diffusers: all of these fields at once."
+        name="unet-config",
+        help="A config.json of diffusers: all of these fields at once.",
+        help_behavior_hint="",
     ),
 ]
 UNetConfig: Any = make_dataclass(

@@ -46,7 +46,9 @@ def here(tmp_path_factory, untrained, write_run, defaults):
         ("trian --steps 3", "trian: no such command; did you mean train?"),
         ("train --dataset mnist", "--dataset: expected digits, mnist5k, photo_crops, got mnist;"),
         ("train --ema-warmup False", "--ema-warmup: no such flag of train; did you mean --no-ema-"),
-        ("train --unet.dropout x", "--unet.dropout: no type matching FLOAT could be instantiated"),
+        ("train --unet.dropout x", "--unet.dropout: expected a number, got x"),
+        ("train --steps 1.5", "--steps: expected a whole number, got 1.5"),
+        ("sample --num", "--num: expected a value"),
         ("convert SIMPLE", "expected also OUT, --to {run,diffusers,torch}"),
         ("sample --sampler euler", "--sampler: expected ancestral, ddim, dpm_solver_pp, heun, got"),
         ("train --lr 3", "--lr: no such flag of train; did you mean --learning-rate?"),
@@ -81,7 +83,7 @@ def here(tmp_path_factory, untrained, write_run, defaults):
         ("evaluate --run DIGITS --num 0", "--num: expected more than 0: without"),
         ("evaluate --run DIGITS --samples grey.npy", "--run: cannot be given with --samples"),
         ("evaluate --samples grey.npy --num 21", "--num: expected values in [1, 20], got 21"),
-        ("evaluate --samples rgb.npy", "--dataset: digits cannot be prepared as the samples are"),
+        ("evaluate --samples rgb.npy", "--dataset: digits cannot be prepared like the samples; "),
         ("evaluate --samples rgb.npy --data rgb.npy --inception w.pth",
          "--inception: expected a file, got w.pth: FID's Inception is weights-inception-"),
         ("evaluate --samples grey.npy --save-statistics x.npz", "--save-statistics: expected Inc"),
@@ -100,9 +102,12 @@ def test_bad_input_is_one_line_and_leaves_nothing(here, jax_ddpm_here, monkeypat
 def test_a_missing_package_names_its_extra(here, capsys, monkeypatch):
     code = "import sys; sys.modules['tyro'] = None\nfrom jax_ddpm.__main__ import main; main()"
     command = [sys.executable, "-c", code]
-    result = subprocess.run(command, capture_output=True, text=True)
-    version = subprocess.run([*command, "--version"], capture_output=True, text=True)
+    result, version, usage = (
+        subprocess.run([*command, word], capture_output=True, text=True)
+        for word in ("train", "--version", "--help")
+    )
     assert version.stdout == f"jax_ddpm {__version__}, jax {jax.__version__}\n"
+    assert "\n  plan      compile for a TPU or GPU" in usage.stdout
     monkeypatch.setitem(sys.modules, "flatbuffers", None)
     monkeypatch.setattr(sys, "argv", ["jax-ddpm", "export", "--run", f"{here}/DIGITS"])
     with pytest.raises(SystemExit, match="2"):
@@ -113,11 +118,10 @@ def test_a_missing_package_names_its_extra(here, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
-@pytest.mark.parametrize("command", ["--help", "train --help"])
-def test_a_terminal_of_any_encoding(monkeypatch, encoding, command):
+def test_a_terminal_of_any_encoding(monkeypatch, encoding):
     """β, and bytes of a name that are no UTF-8, are replaced where they cannot be printed."""
     out = io.TextIOWrapper(io.BytesIO(), encoding)
-    monkeypatch.setattr(sys, "argv", ["jax-ddpm", *command.split()])
+    monkeypatch.setattr(sys, "argv", ["jax-ddpm", "train", "--help"])
     monkeypatch.setattr(sys, "stdout", out)
     with pytest.raises(SystemExit, match="0"):
         main()

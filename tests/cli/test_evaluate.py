@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jax_ddpm import runs
-from jax_ddpm.cli.report import report
+from jax_ddpm.cli.evaluate import report
 
 
 @pytest.fixture(autouse=True)
@@ -24,15 +24,16 @@ def test_samples_get_a_table_and_figures(jax_ddpm_here, tmp_path):
     assert result.returncode == 0, result.stderr
     assert re.search(r" 20 samples +real images\n", result.stdout)
     assert re.search(r"\nFréchet distance \(classifier\) +[\d.]+ +[\d.]+\n", result.stdout)
-    assert "so no FID" in result.stdout and "are what was asked for, by an SVC" in result.stdout
+    assert "so no FID" in result.stdout and "show the requested class, by an SVC" in result.stdout
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert (figures["num"], figures["samples"]) == (20, "x.npz")
 
 
 def test_a_figure_without_a_title_is_printed_by_its_name():
     found = {"num": 3, "my_figure": 0.25, "notes": ["few"], "left_out": {"kid": "why"}}
-    expected = "            3 samples|my figure        0.25|few|KID is left out: why|measured so:"
-    assert "|".join(report(found | {"recipe": {"seed": 0}})) == expected + "|  seed  0"
+    lines = "\n".join(report(found | {"recipe": {"seed": 0}}))
+    expected = "           3 samples\nmy figure       0.25\nfew\nKID is left out: why\n"
+    assert lines == expected + "how this was measured:\n  seed  0"
 
 
 @pytest.mark.slow

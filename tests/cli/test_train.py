@@ -15,7 +15,7 @@ from PIL import Image
 
 from jax_ddpm import runs
 from jax_ddpm.cli.config import DataConfig, RunConfig, TrainConfig
-from jax_ddpm.cli.terminal import UsageError
+from jax_ddpm.cli.errors import UsageError
 from jax_ddpm.data import Preparation, load_dataset
 from jax_ddpm.runs import RECIPES
 from jax_ddpm.runs.model import FILES
@@ -51,7 +51,7 @@ def test_it_writes_a_run_and_says_so(trained):
         "images are prepared with image_size=12, crop='random', flip=True, skip_unreadable=True",
         "12 images of 12×12×3 in 2 classes",
         "compiling…",
-        "next: jax-ddpm sample --run runs/shapes",
+        "next: jax-ddpm sample runs/shapes",
     ):
         assert words in result.stdout
     folder = cwd / "runs/shapes"

@@ -149,12 +149,12 @@ def test_the_doctor_checks_what_was_exported(here, copy):
 
 def test_the_doctor_finds_what_is_damaged(here, copy):
     look, intact = "doctor --run runs/x", (f"step {step} intact" for step in (2, 4, 6))
-    here(look, *intact, "nothing is wrong")
+    here(look, *intact, "no problem found")
     damage(copy / f"{FOLDER}4/optimizer.safetensors")
     (copy / "runs/x/config.json").write_text('{"model": ')
     wrong = (f"WRONG: {FOLDER}4/optimizer.safetensors: damaged", "WRONG: runs/x/config.json")
-    remedy = "the newest checkpoint is intact: remove those that are not"
-    here(look, *wrong, "2 thing(s) wrong", remedy, code=1)
+    remedy = "the newest checkpoint is intact: remove the damaged ones"
+    here(look, *wrong, "2 problems found", remedy, code=1)
 
 
 @pytest.mark.filterwarnings("default:.* set aside as")
