@@ -71,19 +71,6 @@ class DataConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImagesConfig(Preparation):
-    """How images are read."""
-
-    def __post_init__(self) -> None:
-        """Not checked here, where tyro would catch the error; `preparation` checks."""
-
-    @property
-    def preparation(self) -> Preparation:
-        """The same, checked."""
-        return Preparation(**vars(self))
-
-
-@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """The folder of a training."""
 
@@ -115,7 +102,7 @@ class TrainConfig:
 
     run: RunConfig = RunConfig()
     data: DataConfig = DataConfig()
-    images: ImagesConfig = ImagesConfig()
+    images: Preparation = Preparation()
     model: ModelSettings = ModelSettings()
     unet: Annotated[Any, UNetConfig] = UNetConfig()
     optimisation: OptimizerSettings = OptimizerSettings()
@@ -138,8 +125,7 @@ class TrainConfig:
             group: kind(**{each.name: getattr(settings, each.name) for each in fields(kind)})
             for group, kind in _GROUPS.items()
         }
-        images = ImagesConfig(**vars(preparation))
-        return cls(run=RunConfig(recipe=name), images=images, **values)
+        return cls(run=RunConfig(recipe=name), images=preparation, **values)
 
     @property
     def folder(self) -> Path:

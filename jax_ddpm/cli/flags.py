@@ -76,6 +76,8 @@ def _unboxed(box: str) -> str:
     if wrong := re.fullmatch(r"Error parsing (--\S+): .*\b(int|FLOAT|float)\b.*'(.*)'.*", text):
         number = "a whole number" if wrong[2] == "int" else "a number"
         return f"{wrong[1]}: expected {number}, got {wrong[3]}"
+    if wrong := re.fullmatch(r"Error parsing images: (\w+)(: .*)", text):  # of `Preparation`
+        return f"--{wrong[1].replace('_', '-')}{wrong[2]}"
     choice = r"invalid choice '(.*)' for argument '(.*)'\. Expected one of (.*)\."
     if (wrong := re.fullmatch(choice, text)) is None:
         return text.removeprefix("Error parsing ")

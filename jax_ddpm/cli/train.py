@@ -74,7 +74,7 @@ def train(config: TrainConfig, interrupts: Interrupts) -> None:
 
 def _images(config: TrainConfig) -> Dataset:
     """The images; flags that are not given are those of the run in `--init`."""
-    given, init = config.images.preparation, config.model.init
+    given, init = config.images, config.model.init
     if init is not None and is_run(init):
         unsaid = vars(Preparation())
         flags = {name: value for name, value in vars(given).items() if value != unsaid[name]}
