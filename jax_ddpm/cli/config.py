@@ -156,8 +156,8 @@ class ChainConfig(PretrainedConfig):
     """A model, and how its chain is run."""
 
     run: Path | None = None
-    """Folder of the run, as `jax-ddpm train` made it, or of one of its checkpoints. As the first
-    word it needs no flag: `jax-ddpm sample runs/digits`."""
+    """Folder of the run, as `jax-ddpm train` made it, or of one of its checkpoints. `--run` can be
+    left out where the folder is the first word after the command."""
     pretrained: Path | None = None
     """Or a folder of diffusers, as `DDPMPipeline.save_pretrained` made it, or its name on Hugging
     Face's hub (google/ddpm-cat-256); or a state dict of OpenAI's code."""
@@ -269,8 +269,8 @@ class EvaluateConfig(ChainConfig):
     num_scored: int | None = None
     """Number of images to score in bits per dimension. Default: as --num, at most 1,000."""
     agreement: bool = True
-    """Skip the support vector machine that judges whether samples show the requested classes (of
-    sets of at most 100 classes and 4,096 numbers per image)."""
+    """Whether a support vector machine judges if samples show the requested classes, of sets of at
+    most 100 classes and 4,096 numbers per image."""
     devices: DevicesConfig = DevicesConfig()
     json: Path | None = None
     """Also write the figures to this file, as JSON."""

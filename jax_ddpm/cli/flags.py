@@ -43,11 +43,7 @@ def parse(name: str, arguments: list[str]) -> Any:
                 prog=f"jax-ddpm {name}",
                 args=arguments,
                 return_unknown_args=True,
-                config=(
-                    tyro.conf.OmitArgPrefixes,
-                    tyro.conf.FlagCreatePairsOff,
-                    tyro.conf.DisallowNone,
-                ),
+                config=(tyro.conf.OmitArgPrefixes, tyro.conf.DisallowNone),
                 **default,
             )
     except SystemExit as end:
@@ -58,7 +54,7 @@ def parse(name: str, arguments: list[str]) -> Any:
         word, known = unknown[0].partition("=")[0], [*_flags(config)]
         initials = {"--" + "".join(part[0] for part in flag[2:].split("-")): flag for flag in known}
         hint = suggestion(initials.get(word, word), known) or f"; see jax-ddpm {name} --help"
-        raise UsageError(f"{word}: no such flag of {name}{hint}")
+        raise UsageError(f"{word}: not an option of {name}{hint}")
     return config
 
 
@@ -89,23 +85,23 @@ def _unboxed(box: str) -> str:
 def _flags(config: Any) -> Iterator[str]:
     for field in fields(config):
         value, name = getattr(config, field.name), field.name.replace("_", "-")
-        no = "no-" if field.default is True else ""
-        yield from _flags(value) if is_dataclass(value) else [f"--{no}{name}"]
+        yield from _flags(value) if is_dataclass(value) else [f"--{name}"]
 
 
 def _describe(config: Any) -> None:
-    """Gives tyro the docstring of each field in one line, and only defaults that are values."""
+    """Gives tyro the docstring of each field in one line, only defaults that are values, and a
+    switch to both sides only where it is on by default."""
 
     def hint(default: str) -> str:
-        return "" if default in ("None", "True", "False", "") else f"(default: {default})"
+        return "" if default in ("None", "False", "") else f"(default: {default})"
 
     for group in config.__mro__[:-1]:
         for doc in parse_from_object(group).params:
-            words = " ".join((doc.description or "").split())
-            told = tyro.conf.arg(help=words, help_behavior_hint=hint)
-            group.__annotations__[doc.arg_name] = Annotated[
-                group.__annotations__[doc.arg_name], told
-            ]
+            name, words = doc.arg_name, " ".join((doc.description or "").split())
+            marks: list[Any] = [tyro.conf.arg(help=words, help_behavior_hint=hint)]
+            if getattr(group, name, None) is not True:
+                marks.append(tyro.conf.FlagCreatePairsOff)
+            group.__annotations__[name] = Annotated[group.__annotations__[name], *marks]
     for field in fields(config):
         if is_dataclass(field.type):
             _describe(field.type)
