@@ -1,4 +1,4 @@
-"""Every Python block of each README runs, in order, those of a file in one namespace."""
+"""Every Python block of each page runs, in order, those of a file in one namespace."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from sybil.parsers.markdown import PythonCodeBlockParser
 from jax_ddpm.cli import run as jax_ddpm
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted((ROOT / "jax_ddpm").rglob("README.md"))
+PAGES = sorted((ROOT / "jax_ddpm").rglob("*.md"))
 EXAMPLES = {
     f"{path.relative_to(ROOT)} line {example.line}": example
     for path in (ROOT / "README.md", *PAGES)

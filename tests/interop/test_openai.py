@@ -212,7 +212,7 @@ def test_labels_and_chain_go_wherever_the_network_goes(tmp_path):
             runs.fit(tmp_path / "trained", dataset, settings)
 
 
-README = Path(ddpm.__file__).parent / "interop" / "README.md"
+PAGES = [Path(ddpm.__file__).parent / page for page in ("interop/README.md", "README.md")]
 SMALLER = {
     "64, 64": "32, 32",
     "--image_size 64": "--image_size 32",
@@ -239,13 +239,13 @@ def test_the_examples_of_the_readme(tmp_path, monkeypatch, defaults, torch):
     torch.save(classifier.state_dict(), tmp_path / "64x64_classifier.pt")
     monkeypatch.chdir(tmp_path)
     namespace = {}
-    text = "".join(re.findall(r"^```py\n(.*?)^```", README.read_text(), re.M | re.S))
+    pages = "".join(page.read_text() for page in PAGES)
+    text = "".join(re.findall(r"^```py\n(.*?)^```", pages, re.M | re.S))
     for ours, theirs in SMALLER.items():
         assert ours in text
         text = text.replace(ours, theirs)
-    exec(compile(text, str(README), "exec"), namespace)
+    exec(compile(text, "the pages", "exec"), namespace)
 
-    assert int(namespace["state"].step) == 10 and np.isfinite(namespace["metrics"]["loss"])
     assert np.all(np.isfinite(namespace["samples"]))
     downscale, restored = namespace["downscale"], namespace["restored"]
     off = np.abs(downscale(restored) - namespace["measured"]).mean()
