@@ -12,7 +12,7 @@ import pytest
 from jax_ddpm._errors import FieldError
 from jax_ddpm.data import Preparation, load_dataset, to_bytes, to_float
 from jax_ddpm.runs import evaluate_samples, save_samples
-from jax_ddpm.runs.samples import open_samples
+from jax_ddpm.runs.evaluating import open_samples
 
 pytestmark = pytest.mark.usefixtures("untyped")
 BYTES = np.random.default_rng(0).integers(0, 256, (5, 8, 8), np.uint8)
