@@ -193,9 +193,9 @@ class Statistics(NamedTuple):
     num: int
     """How many images; 0 where a file does not say."""
     mu: np.ndarray
-    """Their mean, float64 [feature]."""
+    """Mean, float64 [feature]."""
     sigma: np.ndarray
-    """Their covariance, float64 [feature, feature], over num - 1."""
+    """Covariance, float64 [feature, feature], over num - 1."""
 
     def joined(self, other: "Statistics") -> "Statistics":
         """Those of both sets together (Chan, Golub & LeVeque 1983, eq. 2.1): nothing large cancels,
@@ -272,8 +272,8 @@ def load_statistics(path: PathLike) -> Statistics:
     except Exception as error:  # NumPy's, zipfile's and zlib's errors share no nearer base
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{path}: expected a .npz of arrays mu and sigma: {reason}") from None
-    if mu.ndim != 1 or sigma.shape != 2 * mu.shape or not np.isfinite([mu, *sigma]).all():
-        raise ValueError(f"{path}: expected finite mu [feature] and sigma [feature, feature]")
-    if np.abs(sigma - sigma.T).max(initial=0) > 1e-6 * np.abs(sigma).max(initial=0):
-        raise ValueError(f"{path}: expected a symmetric sigma")
+    wrong = mu.ndim != 1 or sigma.shape != 2 * mu.shape or not np.isfinite([mu, *sigma]).all()
+    if wrong or np.abs(sigma - sigma.T).max(initial=0) > 1e-6 * np.abs(sigma).max(initial=0):
+        expected = "expected finite mu [feature] and symmetric sigma [feature, feature]"
+        raise ValueError(f"{path}: {expected}, got {described(mu)} and {described(sigma)}")
     return Statistics(count, mu, sigma)

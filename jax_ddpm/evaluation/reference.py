@@ -32,7 +32,7 @@ _LEARNED = 10_000  # images, at most, of which a classifier learns
 
 
 class Reference(NamedTuple):
-    """Real images, as far as figures need them; `measure(images, total)` gives those."""
+    """Real images, as far as figures need them."""
 
     network: FeatureNetwork
     real: Extracted

@@ -171,9 +171,9 @@ def _tensorboard(folder: Path, description: Mapping[str, Any], step: int) -> Tra
     `SummaryWriter` ends where the disk is full, and the training would wait for it for ever."""
     summary = import_module("tensorboardX.summary")
     event = import_module("tensorboardX.proto.event_pb2").Event
-    name = f"events.out.tfevents.{time.time():.0f}.{os.getpid()}.{step:08d}"
-    make_folder(folder / "tensorboard")
-    file = import_module("tensorboardX").RecordWriter(str(folder / "tensorboard" / name))
+    path = folder / f"tensorboard/events.out.tfevents.{time.time():.0f}.{os.getpid()}.{step:08d}"
+    make_folder(path.parent)
+    file = import_module("tensorboardX").RecordWriter(str(path))
 
     def write(**fields: Any) -> None:
         file.write(event(wall_time=time.time(), **fields).SerializeToString())
@@ -197,16 +197,11 @@ def _wandb(folder: Path, description: Mapping[str, Any], step: int) -> Tracker:
     wandb, path = import_module("wandb"), folder / "wandb" / "id"
     # Wherever the folder is moved to, it is the same run.
     name = path.read_text() if path.exists() and step else secrets.token_hex(8)
+    options = {"project": "jax_ddpm", "name": folder.resolve().name, "config": dict(description)}
+    options |= {"dir": str(folder), "id": name, "resume": "allow"}
     try:
-        run = wandb.init(
-            dir=str(folder),
-            project="jax_ddpm",
-            name=folder.resolve().name,
-            config=dict(description),
-            id=name,
-            resume="allow",
-            allow_val_change=True,  # a resumed run may have been given more steps
-        )
+        # A resumed run may have been given more steps.
+        run = wandb.init(**options, allow_val_change=True)
     except Exception as error:  # such as no key, or no network
         raise FieldError("tracker", f"wandb: {error}") from None
     make_folder(path.parent)

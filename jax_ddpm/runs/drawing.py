@@ -22,14 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jax_ddpm._errors import (
-    FieldError,
-    check_between,
-    check_choice,
-    check_finite,
-    check_kind,
-    check_positive,
-)
+from jax_ddpm._errors import FieldError, check_between, check_finite, check_kind, check_positive
 from jax_ddpm._typing import PRNGKey
 from jax_ddpm.data import load_batch
 from jax_ddpm.interop import DiffusionModel
@@ -95,8 +88,8 @@ def draw(
     if labels is not None and turn is not None:
         warn_of_labels(run, turn)
     batches = make_drawer(run, chain, sampler or ddim(), min(num, batch_size))
-    options: Any = {"progress": progress, "watch": watch}
-    return np.concatenate([*batches(key, run.variables, num, turn, **options)])
+    drawn = batches(key, run.variables, num, turn, progress=progress, watch=watch)
+    return np.concatenate([*drawn])
 
 
 def make_drawer(
@@ -114,7 +107,7 @@ def make_drawer(
     mesh = mesh or device_mesh(jax.device_count())
     # A batch that the devices divide; samples beyond the last are drawn and dropped.
     size = -(-batch_size // mesh.size) * mesh.size
-    programs, lengths = draw_programs(run, chain, sampler, size, mesh), pieces(chain)
+    programs = draw_programs(run, chain, sampler, size, mesh)
 
     def batches(key, weights, num, labels, first_sample=0, progress=None, watch=None):
         weights, starts = programs.to_devices(weights), range(first_sample, num, size)
@@ -128,7 +121,7 @@ def make_drawer(
             state = programs.init(key, np.int32(first))
             if watch and first == 0:
                 watch(gather(state.x_t))
-            for length in lengths:
+            for length in pieces(chain):
                 state = programs.advance(key, weights, here, state, np.int32(first), length)
                 jax.block_until_ready(state)
                 if watch and first == 0:
@@ -183,9 +176,8 @@ def warn_of_labels(run: DiffusionModel, labels: np.ndarray) -> None:
 def make_chain(run: DiffusionModel, steps: int | None = None) -> NoiseSchedule:
     """The run's chain of `steps`, with its spacing. Default: that of its checkpoint, where it says
     one, otherwise 50 steps, or all if fewer."""
-    if steps is None:
-        return run.chain(run.timestep_respacing or min(50, run.schedule.num_timesteps))
-    return run.chain(steps)
+    default = run.timestep_respacing or min(50, run.schedule.num_timesteps)
+    return run.chain(default if steps is None else steps)
 
 
 def with_guidance(run: DiffusionModel, guidance: float | None) -> DiffusionModel:
@@ -224,8 +216,8 @@ def export(
 
     Raises `FieldError` naming what is wrong, or a weight that is not finite, and `OSError`.
     """
-    for each in platforms:
-        check_choice("platforms", each, _PLATFORMS)
+    if not {*platforms} <= {*_PLATFORMS}:
+        raise FieldError("platforms", f"expected some of {_PLATFORMS}, got {platforms}")
     import_module("flatbuffers")  # JAX would ask for it only after the work
     run = with_guidance(model, guidance)
     check_weights(flatten(run.variables))

@@ -87,19 +87,16 @@ def evaluate(
     """Draw from a model, and measure: how near are its samples to real images, do they show what
     was asked for, and how likely are real images under the model?
 
-    | figure | where |
-    |---|---|
-    | `fid`, `fid_64`, `fid_192`, `fid_768`, `kid`, `inception_score` | with Inception's weights |
-    | `classifier_frechet_distance`, `classifier_kernel_distance` | without them |
-    | `precision`, `recall`, `nearest`, `nearest_real`, `nearer_than_1_percent` | with images |
-    | `held_out`: the same figures of real images, a floor | with images |
-    | `agreement`, `svc_held_out`, `judged` | of a run with classes, with images |
-    | `bits_per_dim` | with images of uint8 |
-    | `left_out`: why, by the figure's name; `notes`; `num`, `steps`, `recipe` | always |
+    with Inception: `fid`, `fid_64`, `fid_192`, `fid_768`, `kid`, `inception_score`
+    without it:     `classifier_frechet_distance`, `classifier_kernel_distance`
+    with images:    `precision`, `recall`, `nearest`, `nearest_real`, `nearer_than_1_percent`,
+                    `held_out` (the same figures of real images), `bits_per_dim` (of uint8)
+    with classes:   `agreement`, `svc_held_out`, `judged`
+    always:         `left_out` (why, by the figure's name), `notes`, `num`, `steps`, `recipe`
 
     What ends in `_std` is a spread. Classes are matched by name where both sides have names, or
     those of one are numbers, else by number. It draws the learned classes that the images show, or
-    all learned classes if they show none, and warns of the others.
+    all if they show none, and warns of the others.
 
     Args:
       model: from `load_run`, `load_diffusers` or `load_openai`.
@@ -146,8 +143,8 @@ def evaluate(
         draw = partial(batches_of, key, run.variables, num, labels, progress=progress)
         made = recipe | {"class_names": run.class_names, "labels": [*there] or [*run.drawn]}
         batches = map(to_bytes, draw()) if folder is None else resumed(folder, made, num, draw)
-        asked = labels if there else None
-        samples = Samples(num, shape, asked, run.class_names, recipe, batches)
+        labels = labels if there else None
+        samples = Samples(num, shape, labels, run.class_names, recipe, batches)
         options: Any = {"seed": seed, "agreement": agreement, "progress": progress}
         options |= {"inception": inception, "reference": reference, "statistics": statistics}
         report = evaluate_samples(samples, data, **options)
@@ -291,7 +288,6 @@ def label_agreement(
     known = np.isin(labels, learned)
     if not known.any():
         raise FieldError(None, "the samples and the images have no classes in common")
-    samples, labels = to_float(samples[known]), labels[known]
     # scikit-learn takes seeds of 32 bits.
     state: Any = seed if seed < 2**32 else np.random.RandomState(np.random.MT19937(seed))
     images = to_float(data.whole(chosen)).reshape(len(chosen), -1)
@@ -299,9 +295,12 @@ def label_agreement(
         images, learned, test_size=_HELD_OUT, random_state=state, stratify=learned
     )
     judge = SVC(C=10).fit(seen, seen_labels)
-    agreement = judge.score(samples.reshape(len(samples), -1), labels)
-    held_out = judge.score(unseen, unseen_labels)
-    return {"agreement": agreement, "svc_held_out": held_out, "judged": len(samples)}
+    samples = to_float(samples[known]).reshape(known.sum(), -1)
+    return {
+        "agreement": judge.score(samples, labels[known]),
+        "svc_held_out": judge.score(unseen, unseen_labels),
+        "judged": len(samples),
+    }
 
 
 def score(
@@ -320,8 +319,7 @@ def score(
     unlabelled = run.num_classes is not None and data.labels is None
     if data.images.dtype != np.uint8 or unlabelled or not len(chosen):
         raise FieldError(None, "it needs images of uint8, with labels where the model has classes")
-    chosen = chosen[:num]
-    size = min(_BATCH, len(chosen))
+    chosen, size = chosen[:num], min(_BATCH, num, len(chosen))
 
     def bound(variables, images, numbers, labels):
         plain, labels = run._replace(guidance=1.0), labels if run.num_classes else None
@@ -389,12 +387,13 @@ def open_samples(path: PathLike, value_range: Any = None) -> Samples:
     path = Path(os.path.expanduser(path))
     try:
         if (path / _RECIPE).is_file():
-            (files, num), recipe = _kept(path), read_json(path / _RECIPE)
-            if not files:
+            shapes, recipe = [batch.shape for batch in _kept(path)], read_json(path / _RECIPE)
+            if not shapes:
                 raise ValueError(f"expected samples in {path}, got none yet")
-            turn, names = recipe.pop("labels", ()), recipe.pop("class_names", None)
+            num, names = sum(shape[0] for shape in shapes), recipe.pop("class_names", None)
+            turn = recipe.pop("labels", None)
             labels = np.resize(np.asarray(turn, np.int32), num) if turn else None
-            return Samples(num, _load(files[0]).shape[1:], labels, names, recipe, map(_load, files))
+            return Samples(num, shapes[0][1:], labels, names, recipe, _kept(path))
         data = load_dataset(path, Preparation(range=value_range))
     except ValueError as error:
         raise FieldError("samples", *getattr(error, "problem", [str(error)])) from None
@@ -412,59 +411,56 @@ def resumed(
     the folder holds something else."""
     folder, recipe = Path(folder), json.loads(json.dumps(recipe))
 
-    def begin() -> list[str]:
+    def begin() -> int:
         if not (folder / _RECIPE).exists():
             if folder.exists() and any(folder.iterdir()):
                 raise FieldError("folder", f"expected a new or empty folder, got {folder}")
             make_folder(folder)
             write_json(folder / _RECIPE, recipe)
         try:
-            before, (files, _) = read_json(folder / _RECIPE), _kept(folder)
+            before, count = read_json(folder / _RECIPE), sum(map(len, _kept(folder)))
         except ValueError as error:
             raise FieldError("folder", f"{error}; choose another folder") from None
         for name in [*recipe, *before]:
             if before.get(name) != recipe.get(name):
-                what = f"{name} was {before.get(name)}, is {recipe.get(name)}"
-                problem = f"{folder} holds other samples: {what}; choose another folder"
-                raise FieldError("folder", problem)
-        return [path.name for path in files]
+                what = f"holds other samples: {name} was {before.get(name)}, is {recipe.get(name)}"
+                raise FieldError("folder", f"{folder} {what}; choose another folder")
+        return count
 
-    names = broadcast(run_on_writer(begin)) or []
+    count = broadcast(run_on_writer(begin)) or 0
 
     def batches() -> Iterator[np.ndarray]:
         done = 0
-        for name in names:
-            read = run_on_writer((folder / name).read_bytes)
+        while done < min(count, total):
+            read = run_on_writer(_file(folder, done).read_bytes)
             batch = np.load(io.BytesIO(broadcast(read or b"")))
             yield batch[: total - done]
             done += len(batch)
-            if done >= total:
-                return
-        for images in draw(first_sample=done):
+        for images in draw(first_sample=done) if done < total else ():
             batch, content = to_bytes(images), io.BytesIO()
             np.save(content, batch)
-            path = folder / f"{done:08d}.npy"
-            run_on_writer(partial(replace_file, path, content.getvalue()))
+            run_on_writer(partial(replace_file, _file(folder, done), content.getvalue()))
             done += len(batch)
             yield batch
 
     return batches()
 
 
-def _kept(folder: Path) -> tuple[list[Path], int]:
-    """The files that follow one another from the first sample on, and how many samples they hold.
+def _file(folder: Path, number: int) -> Path:
+    """That of the batch which begins with this sample."""
+    return folder / f"{number:08d}.npy"
+
+
+def _kept(folder: Path) -> Iterator[np.ndarray]:
+    """The batches that follow one another from the first sample on, each mapped from its file.
     Raises `ValueError` naming one that is damaged."""
-    files, count = [], 0
-    for path in sorted(folder.glob("*.npy")):
-        # Batches of another size may have left one that begins within the one before.
-        if path.stem == f"{count:08d}":
-            files.append(path)
-            count += len(_load(path))
-    return files, count
-
-
-def _load(path: Path) -> np.ndarray:
-    try:
-        return np.load(path, mmap_mode="r")
-    except Exception as error:  # NumPy's, and its tokenizer's of a header
-        raise ValueError(f"cannot read {path}: {error}: without it, it is drawn again") from None
+    done = 0
+    while (path := _file(folder, done)).exists():
+        try:
+            batch = np.load(path, mmap_mode="r")
+        except Exception as error:  # NumPy's, and its tokenizer's of a header
+            raise ValueError(
+                f"cannot read {path}: {error}: without it, it is drawn again"
+            ) from None
+        yield batch
+        done += len(batch)

@@ -126,10 +126,11 @@ def save_samples(
         raise FieldError("images", f"{expected}, got {images.shape}")
     if images.dtype.itemsize == 2:  # NumPy's files know no bfloat16
         images = images.astype(np.float32)
-    names = names if labels is not None else None
-    if labels is not None and len(labels) != len(images):
+    if labels is None:
+        names = None
+    elif len(labels) != len(images):
         raise FieldError("labels", f"expected one for each image, {len(images)}, got {len(labels)}")
-    if labels is not None and names is not None:
+    elif names is not None:
         check_between("labels", labels, 0, len(names) - 1)
     pixels = to_bytes(images)
     if path.suffix == ".png":
