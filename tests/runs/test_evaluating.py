@@ -12,15 +12,8 @@ import pytest
 from jax_ddpm import runs
 from jax_ddpm.data import Dataset, load_dataset
 from jax_ddpm.evaluation import FeatureNetwork, save_statistics, statistics
-from jax_ddpm.runs.evaluating import (
-    Samples,
-    evaluate,
-    evaluate_samples,
-    label_agreement,
-    open_samples,
-    resumed,
-    score,
-)
+from jax_ddpm.runs import evaluate, evaluate_samples
+from jax_ddpm.runs.evaluating import Samples, label_agreement, open_samples, resumed, score
 from jax_ddpm.samplers import ddim
 
 pytestmark = pytest.mark.usefixtures("defaults", "untyped")
