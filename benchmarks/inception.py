@@ -19,8 +19,7 @@ from benchmarks.contenders import torch_device
 from benchmarks.harness import Contender, Row, in_new_process, race, resident_bytes
 from jax_ddpm.cpu import use_cores
 from jax_ddpm.evaluation import load_inception
-from jax_ddpm.evaluation.features import over_devices
-from jax_ddpm.evaluation.statistics import extract
+from jax_ddpm.evaluation.features import extract, over_devices
 from jax_ddpm.io.arrays import save_tensors
 from jax_ddpm.models.inception import InceptionV3
 

@@ -16,7 +16,7 @@ from jax_ddpm.cli.config import DoctorConfig
 from jax_ddpm.cli.errors import UsageError, naming
 from jax_ddpm.cpu import use_cores
 from jax_ddpm.runs import Findings, check_run
-from jax_ddpm.runs.exporting import check_export
+from jax_ddpm.runs.drawing import check_export
 
 _PACKAGES = ("jax_ddpm", "jax", "jaxlib", "flax", "optax", "numpy", "safetensors", "torch")
 _SECONDS = 20.0

@@ -17,8 +17,8 @@ from jax_ddpm.io.checkpoint import list_checkpoints
 from jax_ddpm.io.files import read_json, write_json
 from jax_ddpm.runs import evaluate as measure
 from jax_ddpm.runs import evaluate_samples
+from jax_ddpm.runs.evaluating import open_samples
 from jax_ddpm.runs.model import CHECKPOINTS
-from jax_ddpm.runs.samples import open_samples
 from jax_ddpm.training.hosts import run_on_all, run_on_writer
 
 _TITLES = {

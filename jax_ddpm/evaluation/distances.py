@@ -7,18 +7,18 @@
                                                                          Kynkäänniemi et al. 2019
     nearest_distances    from each member of one set to the nearest of the other
 
-Each is what torch-fidelity computes of the same features. A new figure of `evaluate` is a function
-here that returns a float, and its line in `compare`.
+Each is what torch-fidelity computes of the same features.
 """
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.special import log_softmax
 
 from jax_ddpm._errors import FieldError, check_floats, check_positive, check_whole, described
 from jax_ddpm._typing import Rows
-from jax_ddpm.evaluation.statistics import Extracted
+from jax_ddpm.evaluation.features import Extracted
 
 INCEPTION = "2048"
 """The name of the features that FID is of."""
@@ -71,10 +71,8 @@ def compare(generated: Extracted, real: Extracted, main: str) -> dict[str, Any]:
 
 
 def copies(generated: np.ndarray, real: np.ndarray) -> dict[str, float]:
-    """Whether the model has memorised: the median distance of a generated image to the nearest real
-    one, and of a real one to the nearest other; and the share of generated images that are nearer
-    than all but 1 % of the real ones are to each other: about 1 % or less, if nothing is memorised.
-    """
+    """Whether the model has memorised: the median distance of an image to the nearest real one, and
+    the share of generated images that are nearer than all but 1 % of real ones to each other."""
     if len(real) < 2:
         return {}
     nearest, apart = nearest_distances(generated, real), nearest_distances(real)
@@ -135,15 +133,13 @@ def inception_score(logits: Rows, *, splits: int = 10) -> Score:
     """exp of the mean Kullback-Leibler divergence of p(y | x) from p(y) (Salimans et al. 2016, §4),
     over `splits` parts of the images in random order: its mean and its spread. Logits are [sample,
     class], without bias."""
-    logits = np.asarray(logits)
-    total = len(logits)
+    logits, total = np.asarray(logits), len(logits)
     check_whole("splits", splits, 1, total)
     order = np.random.RandomState(_SEED).permutation(total)  # noqa: NPY002
     scores = []
     for rows in np.split(order, [part * total // splits for part in range(1, splits)]):
         (part,) = _finite(2, logits=logits[rows])
-        part = part - part.max(1, keepdims=True)
-        log_p = part - np.log(np.exp(part).sum(1, keepdims=True))
+        log_p = log_softmax(part, axis=1)
         p = np.exp(log_p)
         mean = p.mean(0)
         log_mean = np.log(mean, out=np.zeros_like(mean), where=mean > 0)

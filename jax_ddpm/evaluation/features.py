@@ -1,4 +1,5 @@
-"""Networks whose features images are compared by: FID's Inception, and a small classifier.
+"""Features that images are compared by: FID's Inception or a small classifier, and what is gathered
+of them in one pass: mean and covariance, and some of the rows. Memory grows by the logits alone.
 
 Inception knows photographs. The classifier is trained on the real images in seconds; figures of its
 features are no FID, and compare only with those of the same images, seed and version.
@@ -7,7 +8,7 @@ features are no FID, and compare only with those of the same images, seed and ve
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain, pairwise
+from itertools import chain, islice, pairwise
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,27 +22,28 @@ from jax.experimental.multihost_utils import broadcast_one_to_all
 from jaxtyping import Array
 
 from jax_ddpm._errors import FieldError, check_choice, described
-from jax_ddpm._typing import Label, Pixels
+from jax_ddpm._typing import Label, Pixels, Rows
 from jax_ddpm.data.batches import load_batch
 from jax_ddpm.interop.torch import read_state_dict
 from jax_ddpm.io.arrays import flatten
 from jax_ddpm.io.checkpoint import restore
+from jax_ddpm.io.files import replacing
 from jax_ddpm.models.classifier import FeatureClassifier
 from jax_ddpm.models.inception import InceptionV3
 from jax_ddpm.noise import seed_key
 from jax_ddpm.training.hosts import gather
 from jax_ddpm.training.sharding import data_sharding, device_mesh, replicated
 
+PathLike = str | os.PathLike[str]
 LOGITS = "logits_unbiased"
 VARIABLE = "JAX_DDPM_INCEPTION"
-WHERE = (
-    "FID's Inception is weights-inception-2015-12-05-6726825d.pth of torch-fidelity's release "
-    "v0.2.0, github.com/toshas/torch-fidelity/releases"
-)
+WHERE = "FID's Inception is weights-inception-2015-12-05-6726825d.pth of torch-fidelity's release "
+WHERE += "v0.2.0, github.com/toshas/torch-fidelity/releases"
 _NORM = ("weight", "bias", "running_mean", "running_var")
 _EPSILON = 1e-3  # of Inception's batch normalisation
-# Of the classifier's training.
-_STEPS, _LEARNED, _RATE = 200, 128, 2e-3
+_STEPS, _LEARNED, _RATE = 200, 128, 2e-3  # of the classifier's training
+KEPT = 10_000  # images whose features themselves are kept, to compare image with image
+_BATCH = 64
 
 
 class FeatureNetwork(NamedTuple):
@@ -81,9 +83,7 @@ def over_devices(
         yield jax.tree.map(itemgetter(slice(count)), gather(result))
 
 
-def load_inception(
-    path: str | os.PathLike[str] | None = None, *, dtype: Any = jnp.float32
-) -> FeatureNetwork:
+def load_inception(path: PathLike | None = None, *, dtype: Any = jnp.float32) -> FeatureNetwork:
     """Read FID's InceptionV3 (Heusel et al. 2017): the 2015 release of TensorFlow, as PyTorch.
 
     `load_inception(path)(images)` takes uint8 images [batch, height, width, 3] of any size and
@@ -132,7 +132,7 @@ def train_classifier(
         got = described(images)
         raise FieldError("images", f"expected uint8 [image, height, width, channel], got {got}")
     count, height, width, _ = images.shape
-    labels = np.zeros(count, np.int32) if labels is None else np.asarray(labels)
+    labels = np.zeros(count) if labels is None else np.asarray(labels)
     if labels.shape != (count,):
         raise FieldError("labels", f"expected shape {(count,)}, got {labels.shape}")
     _, classes = np.unique(labels, return_inverse=True)
@@ -152,8 +152,7 @@ def train_classifier(
         def step(state: Any, chosen: Any) -> tuple[Any, None]:
             (params, opt_state), (rows, turn, target) = state, chosen
             x = _floats(pixels[rows])
-            x = jnp.stack([jnp.rot90(x, quarters, (1, 2)) for quarters in turns])
-            x = x[turn, jnp.arange(batch)]
+            x = jnp.stack([jnp.rot90(x, k, (1, 2)) for k in turns])[turn, jnp.arange(batch)]
 
             def loss_fn(params: Any) -> Any:
                 _, logits = model.apply(params, x)
@@ -178,11 +177,103 @@ def train_classifier(
         features, _ = model.apply(variables["classifier"], _floats(images))
         return {"features": features / variables["scale"]}
 
-    digest = hashlib.sha256(b"".join(leaf.tobytes() for leaf in jax.tree.leaves(variables)))
-    learned = f"a classifier that learned the {learns} of {count:,} of the real images, seed {seed}"
-    description = f"{learned}, SHA-256 {digest.hexdigest()[:8]}…"
+    content = b"".join(leaf.tobytes() for leaf in jax.tree.leaves(variables))
+    description = f"a classifier that learned the {learns} of {count:,} of the real images, seed "
+    description += f"{seed}, SHA-256 {hashlib.sha256(content).hexdigest()[:8]}…"
     return FeatureNetwork(apply_fn, variables, "features", description)
 
 
 def _floats(images: Any) -> Any:
     return (images.astype(jnp.float32) - 127.5) / 127.5
+
+
+class Statistics(NamedTuple):
+    """Of the features of some images."""
+
+    num: int
+    """How many images; 0 where a file does not say."""
+    mu: np.ndarray
+    """Mean, float64 [feature]."""
+    sigma: np.ndarray
+    """Covariance, float64 [feature, feature], over num - 1."""
+
+    def joined(self, other: "Statistics") -> "Statistics":
+        """Those of both sets together (Chan, Golub & LeVeque 1983, eq. 2.1): nothing large cancels,
+        as it would in sums of squares about 0."""
+        if not (self.num and other.num):
+            raise FieldError("num", "expected the number of images of both, got 0")
+        count = self.num + other.num
+        shift = other.mu - self.mu
+        squares = self.sigma * (self.num - 1) + other.sigma * (other.num - 1)
+        squares += np.outer(shift, shift) * (self.num * other.num / count)
+        return Statistics(count, self.mu + shift * (other.num / count), squares / (count - 1))
+
+
+class Extracted(NamedTuple):
+    """What is kept of the features of a set of images."""
+
+    statistics: dict[str, Statistics]
+    """Of all images, by the names of the features."""
+    kept: np.ndarray
+    """The main features of the first images, at most `KEPT`: float32 [image, feature]."""
+    logits: np.ndarray | None = None
+    """Of all images, if the network has them: [image, class]."""
+
+    def joined(self, other: "Extracted") -> "Extracted":
+        """Of both sets together, without logits."""
+        both = {name: each.joined(other.statistics[name]) for name, each in self.statistics.items()}
+        return Extracted(both, np.concatenate([self.kept, other.kept])[:KEPT])
+
+
+def extract(network: FeatureNetwork, batches: Iterable[np.ndarray], most: int) -> Extracted:
+    """Features of the first `most` images, uint8 in batches of any size, all of which are read."""
+    gathered: dict[str, Statistics] = {}
+    kept, logits, images = [], [], chain.from_iterable(batches)
+    first = islice(images, most)
+    groups = iter(lambda: [*islice(first, _BATCH)], [])
+    stacked = ((np.stack(group),) for group in groups)
+    for features in over_devices(network.apply_fn, network.variables, stacked, _BATCH):
+        if LOGITS in features:
+            logits.append(features.pop(LOGITS))
+        if sum(map(len, kept)) < KEPT:
+            kept.append(features[network.main].astype(np.float32))
+        for name, rows in features.items():
+            here = statistics(rows)
+            gathered[name] = gathered[name].joined(here) if name in gathered else here
+    for _ in images:  # a draw keeps the others too
+        pass
+    of_all = np.concatenate(logits) if logits else None
+    return Extracted(gathered, np.concatenate(kept)[:KEPT], of_all)
+
+
+def statistics(features: Rows) -> Statistics:
+    """Mean and covariance of features [sample, feature]; one sample has a covariance of 0."""
+    rows = np.asarray(features, np.float64)
+    if rows.ndim != 2 or not len(rows):
+        raise FieldError("features", f"expected one row or more [sample, n], got {rows.shape}")
+    mu = rows.mean(0)
+    centered = rows - mu
+    return Statistics(len(rows), mu, centered.T @ centered / max(len(rows) - 1, 1))
+
+
+def save_statistics(path: PathLike, found: Statistics) -> None:
+    """Write `mu` and `sigma` as pytorch-fid does, a .npz, and `num`. Raises `OSError`."""
+    with replacing(Path(path)) as file:
+        np.savez_compressed(file, mu=found.mu, sigma=found.sigma, num=found.num)
+
+
+def load_statistics(path: PathLike) -> Statistics:
+    """Read `mu` and `sigma` from a .npz of `save_statistics`, pytorch-fid or guided-diffusion.
+    Raises `ValueError` naming the file."""
+    try:
+        with np.load(path) as content:
+            mu, sigma = (np.asarray(content[name], np.float64) for name in ("mu", "sigma"))
+            count = int(content["num"]) if "num" in content else 0
+    except Exception as error:  # NumPy's, zipfile's and zlib's errors share no nearer base
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{path}: expected a .npz of arrays mu and sigma: {reason}") from None
+    wrong = mu.ndim != 1 or sigma.shape != 2 * mu.shape or not np.isfinite([mu, *sigma]).all()
+    if wrong or np.abs(sigma - sigma.T).max(initial=0) > 1e-6 * np.abs(sigma).max(initial=0):
+        expected = "expected finite mu [feature] and symmetric sigma [feature, feature]"
+        raise ValueError(f"{path}: {expected}, got {described(mu)} and {described(sigma)}")
+    return Statistics(count, mu, sigma)

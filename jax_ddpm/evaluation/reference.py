@@ -1,15 +1,13 @@
 """What generated images are measured against: real images, or the statistics of some.
 
-Without Inception the real images are split in two. A classifier learns one half; the generated
-images, and as many of the other half, are compared with it: like with like, since a distance of
-few images is larger than that of many. What the other half scores is the floor, which a perfect
-model reaches. With Inception the generated images are compared with all real ones.
+Without Inception a classifier learns one half of the real images. The generated images, and as many
+of the other half, are compared with it: a distance of few images is larger than that of many. What
+the other half scores is the floor. With Inception they are compared with all real images.
 """
 
 from collections.abc import Callable, Iterable
 from functools import reduce
 from hashlib import sha256
-from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,8 +16,15 @@ import numpy as np
 from jax_ddpm._errors import FieldError
 from jax_ddpm.data import Dataset, to_bytes
 from jax_ddpm.evaluation.distances import compare, copies
-from jax_ddpm.evaluation.features import FeatureNetwork, train_classifier
-from jax_ddpm.evaluation.statistics import KEPT, Extracted, extract, load_statistics
+from jax_ddpm.evaluation.features import (
+    KEPT,
+    Extracted,
+    FeatureNetwork,
+    PathLike,
+    extract,
+    load_statistics,
+    train_classifier,
+)
 from jax_ddpm.models.inception import FEATURES
 
 _BATCH = 256
@@ -27,7 +32,7 @@ _LEARNED = 10_000  # images, at most, of which a classifier learns
 
 
 class Reference(NamedTuple):
-    """Real images, as far as figures need them; `measure(images, total)` gives those."""
+    """Real images, as far as figures need them."""
 
     network: FeatureNetwork
     real: Extracted
@@ -91,7 +96,7 @@ def reference_of_images(
     return Reference(network, real, learned.kept, floor, at_most, how)
 
 
-def reference_of_file(path: str | PathLike[str], network: FeatureNetwork) -> Reference:
+def reference_of_file(path: PathLike, network: FeatureNetwork) -> Reference:
     """Statistics of real images that were saved, such as those that a paper publishes."""
     try:
         found = load_statistics(path)

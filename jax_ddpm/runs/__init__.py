@@ -1,19 +1,13 @@
 """A run on the disk and what is done with it: the library that the command line is made of.
 
-    data = load_dataset("digits")                          # jax_ddpm.data
-    end = fit("runs/digits", data, Settings(steps=1500))   # again: it resumes
-    run = load_run("runs/digits")
-    save_grid("sevens.png", draw(jax.random.key(0), run, 10, labels=7))
-
-Nothing in here prints or ends the process. What is wrong with a setting is a `FieldError`, a
-`ValueError` that names it; what cannot be written is an `OSError`.
+Nothing in here prints or ends the process. README.md, beside this file, has an example.
 """
 
 from jax_ddpm._errors import FieldError as FieldError
 from jax_ddpm.runs.drawing import draw as draw
+from jax_ddpm.runs.drawing import export as export
 from jax_ddpm.runs.evaluating import evaluate as evaluate
 from jax_ddpm.runs.evaluating import evaluate_samples as evaluate_samples
-from jax_ddpm.runs.exporting import export as export
 from jax_ddpm.runs.figures import save_forward as save_forward
 from jax_ddpm.runs.figures import save_gif as save_gif
 from jax_ddpm.runs.figures import save_grid as save_grid

@@ -1,10 +1,9 @@
 """What happens between the steps of a training: samples, measurements, and trackers.
 
-A callback is asked by its `every`, and called with a step and the averaged weights after it. It
-returns what it found, by name: figures, which are single numbers, for a line of metrics.jsonl, and
-pictures, uint8 [height, width, 3]. Trackers take both. Callbacks have keys of their own, so a
-training has the same bits with and without them. A new figure is a new callback in
-`open_callbacks`.
+A callback is called with a step and the averaged weights after it. It returns what it found, by
+name: figures, which are single numbers, for a line of metrics.jsonl, and pictures, uint8 [height,
+width, 3]. Trackers take both. Callbacks have keys of their own, so they change no bit of a
+training. A new figure is a new callback in `open_callbacks`.
 """
 
 import os
@@ -27,9 +26,10 @@ from jax_ddpm.data import Dataset, to_bytes
 from jax_ddpm.evaluation.distances import main_figure
 from jax_ddpm.evaluation.reference import reference_of_images
 from jax_ddpm.interop import DiffusionModel
+from jax_ddpm.io.arrays import flatten
 from jax_ddpm.io.files import make_folder, replace_file, replacing
 from jax_ddpm.noise import seed_key
-from jax_ddpm.runs.drawing import Drawer, labels_in_turn, make_chain
+from jax_ddpm.runs.drawing import labels_in_turn, make_chain, make_drawer
 from jax_ddpm.runs.evaluating import feature_network
 from jax_ddpm.runs.figures import class_columns, image_grid, save_animation
 from jax_ddpm.runs.settings import Settings
@@ -55,10 +55,8 @@ class Every(NamedTuple):
         return n > 0 and (stop // n > steps.start // n or stop == self.last)
 
 
-Find = Callable[[int, Any], Mapping[str, Any]]
-Callback = tuple[Every, Find]
-"""When, and what: `(step, params)` to figures and pictures, the same in all processes, each of
-which calls."""
+Callback = tuple[Every, Callable[[int, Any], Mapping[str, Any]]]
+"""When, and what: `(step, params)` to figures and pictures, in all processes."""
 Tracker = tuple[Callable[[int, Mapping[str, Any]], None], Callable[[], None]]
 """`log(step, values)`, and what ends it."""
 
@@ -67,7 +65,23 @@ def open_callbacks(
     folder: Path, run: DiffusionModel, data: Dataset, settings: Settings, mesh: Mesh
 ) -> list[Callback]:
     """Those of a training. Nothing is written before the first is called."""
-    total, every, callbacks = settings.steps, settings.sampled(settings.steps), []
+    total, callbacks = settings.steps, []
+
+    def add(every: int, stream: int, num: int, use: Callable[..., Mapping[str, Any]]) -> None:
+        """Ask `use(step, batches)` of `num` samples, which are always of the same noise."""
+        key = jax.random.fold_in(seed_key(settings.seed), stream)
+        batches = make_drawer(run, make_chain(run), ddim(), min(num, _BATCH), mesh)
+        labels = labels_in_turn(run, num)
+
+        def find(step: int, params: Any) -> Mapping[str, Any]:
+            try:
+                return use(step, batches(key, params, num, labels))
+            except FieldError as error:  # they are not finite
+                warnings.warn(f"step {step:,}: samples are left out: {error}", stacklevel=2)
+                return {}
+
+        callbacks.append((Every(every, total), find))
+
     if settings.evaluate_every:
         num = settings.evaluate_num
         network = run_on_all(lambda: feature_network(data.image_shape, settings.inception))
@@ -76,42 +90,18 @@ def open_callbacks(
         def measure(_: int, batches: Iterator[np.ndarray]) -> Mapping[str, Any]:
             return broadcast(reference.measure(map(to_bytes, batches), num))
 
-        find = _of_samples(run, settings, mesh, 2, num, measure)
-        callbacks.append((Every(settings.evaluate_every, total), find))
-    if 0 < every <= total:
+        add(settings.evaluate_every, 2, num, measure)
+    if 0 < settings.sampled(total) <= total:
         columns, titles = class_columns(run)
         columns = columns or 8
 
         def show(step: int, batches: Iterator[np.ndarray]) -> Mapping[str, Any]:
-            picture = image_grid(np.concatenate(list(batches)), columns, titles)
+            picture = image_grid(np.concatenate([*batches]), columns, titles)
             run_on_writer(lambda: _save(folder, step, picture, animate=step == total))
             return {"samples": picture}
 
-        find = _of_samples(run, settings, mesh, 1, 2 * columns, show)
-        callbacks.append((Every(every, total), find))
+        add(settings.sampled(total), 1, 2 * columns, show)
     return callbacks
-
-
-def _of_samples(
-    run: DiffusionModel,
-    settings: Settings,
-    mesh: Mesh,
-    stream: int,
-    num: int,
-    use: Callable[[int, Iterator[np.ndarray]], Mapping[str, Any]],
-) -> Find:
-    """What `use(step, batches)` finds in samples, which are always of the same noise."""
-    key, labels = jax.random.fold_in(seed_key(settings.seed), stream), labels_in_turn(run, num)
-    drawer = Drawer(run, make_chain(run), ddim(), min(num, _BATCH), mesh)
-
-    def find(step: int, params: Any) -> Mapping[str, Any]:
-        try:
-            return use(step, drawer.batches(key, params, num, labels))
-        except FieldError as error:  # they are not finite
-            warnings.warn(f"step {step:,}: samples are left out: {error}", stacklevel=2)
-            return {}
-
-    return find
 
 
 def samples_on_the_way(folder: Path) -> list[Path]:
@@ -145,37 +135,35 @@ def open_trackers(
 ) -> Iterator[Callable[[int, Mapping[str, Any]], None]]:
     """`log(step, values)`, which sends figures and pictures to the trackers of these names.
 
-    Number k of a list `loss_quarters` is called `loss_quarters/k`; None is left out. What trackers
-    hold of steps after `step` is replaced. One that fails later costs a warning, and never the
-    training. Raises `FieldError`, `ModuleNotFoundError` and `OSError` where one cannot be opened.
+    Number k of a list is called `loss_quarters/k`; None is left out. What trackers hold of steps
+    after `step` is replaced. One that fails costs a warning, and never the training, unless it
+    cannot be opened: `FieldError`, `ModuleNotFoundError` or `OSError`.
     """
     trackers: dict[str, Tracker] = {}
-    failed: set[str] = set()
 
     def start() -> None:
         for name in set(names):
             trackers[name] = _TRACKERS[name](folder, description, step)
 
+    def end(name: str) -> None:
+        with suppress(Exception):
+            trackers.pop(name)[1]()
+
     def log(step: int, values: Mapping[str, Any]) -> None:
-        known: dict[str, Any] = {}
-        for name, value in values.items():
-            several = isinstance(value, list)
-            known |= {f"{name}/{k}": x for k, x in enumerate(value)} if several else {name: value}
-        known = {name: x for name, x in known.items() if x is not None and name != "step"}
-        for name in trackers.keys() - failed:
+        known = {name: x for name, x in flatten(dict(values)).items() if name != "step"}
+        for name in [*trackers]:
             try:
                 trackers[name][0](step, known)
             except Exception as error:
-                failed.add(name)
                 warnings.warn(f"{name} is left out from here on: {error!r}", stacklevel=2)
+                end(name)
 
     try:
         run_on_writer(start)
         yield log
     finally:
-        for _, finish in trackers.values():
-            with suppress(Exception):
-                finish()
+        for name in [*trackers]:
+            end(name)
 
 
 def _tensorboard(folder: Path, description: Mapping[str, Any], step: int) -> Tracker:
@@ -183,9 +171,9 @@ def _tensorboard(folder: Path, description: Mapping[str, Any], step: int) -> Tra
     `SummaryWriter` ends where the disk is full, and the training would wait for it for ever."""
     summary = import_module("tensorboardX.summary")
     event = import_module("tensorboardX.proto.event_pb2").Event
-    name = f"events.out.tfevents.{time.time():.0f}.{os.getpid()}.{step:08d}"
-    make_folder(folder / "tensorboard")
-    file = import_module("tensorboardX").RecordWriter(str(folder / "tensorboard" / name))
+    path = folder / f"tensorboard/events.out.tfevents.{time.time():.0f}.{os.getpid()}.{step:08d}"
+    make_folder(path.parent)
+    file = import_module("tensorboardX").RecordWriter(str(path))
 
     def write(**fields: Any) -> None:
         file.write(event(wall_time=time.time(), **fields).SerializeToString())
@@ -205,20 +193,15 @@ def _tensorboard(folder: Path, description: Mapping[str, Any], step: int) -> Tra
 
 
 def _wandb(folder: Path, description: Mapping[str, Any], step: int) -> Tracker:
-    """A run of Weights & Biases, which goes on where the training does."""
+    """A run of Weights & Biases, which resumes with the training."""
     wandb, path = import_module("wandb"), folder / "wandb" / "id"
     # Wherever the folder is moved to, it is the same run.
     name = path.read_text() if path.exists() and step else secrets.token_hex(8)
+    options = {"project": "jax_ddpm", "name": folder.resolve().name, "config": dict(description)}
+    options |= {"dir": str(folder), "id": name, "resume": "allow"}
     try:
-        run = wandb.init(
-            dir=str(folder),
-            project="jax_ddpm",
-            name=folder.resolve().name,
-            config=dict(description),
-            id=name,
-            resume="allow",
-            allow_val_change=True,  # a resumed run may have been given more steps
-        )
+        # A resumed run may have been given more steps.
+        run = wandb.init(**options, allow_val_change=True)
     except Exception as error:  # such as no key, or no network
         raise FieldError("tracker", f"wandb: {error}") from None
     make_folder(path.parent)

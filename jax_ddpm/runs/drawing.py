@@ -1,10 +1,24 @@
-"""Draw many images from a model, a batch at a time over all devices."""
+"""Draw images from a model, a batch at a time over all devices; or export what draws them.
 
+An export is the whole sampler, weights included, as one StableHLO file, a serialized `jax.export`.
+JAX and the package flatbuffers run it, without this library, in batches of any size. On a CPU they
+are, to the bit, those of `p_sample_loop` jitted with the weights as an argument.
+
+    sampler = jax.export.deserialize(bytearray(open("sampler.jaxexport", "rb").read()))
+    images = sampler.call(key, samples, labels)  # without labels where the model has no classes
+"""
+
+import hashlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from difflib import get_close_matches
+from functools import partial
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -12,14 +26,19 @@ from jax_ddpm._errors import FieldError, check_between, check_finite, check_kind
 from jax_ddpm._typing import PRNGKey
 from jax_ddpm.data import load_batch
 from jax_ddpm.interop import DiffusionModel
+from jax_ddpm.io.arrays import check_weights, flatten
+from jax_ddpm.io.files import read_json, replace_file, write_json
+from jax_ddpm.noise import sample_noise
 from jax_ddpm.runs.metrics import Progress
-from jax_ddpm.runs.model import class_number
-from jax_ddpm.runs.programs import draw_programs, pieces
+from jax_ddpm.runs.model import PathLike, class_number, describe
+from jax_ddpm.runs.programs import draw_programs, guided_denoise_fn, pieces
 from jax_ddpm.samplers import Sampler, ddim
+from jax_ddpm.sampling import p_sample_loop
 from jax_ddpm.schedule import NoiseSchedule, warn_of_signal
 from jax_ddpm.training.hosts import gather
 from jax_ddpm.training.sharding import data_sharding, device_mesh
 
+_PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 Labels = int | str | Sequence[int] | Sequence[str] | np.ndarray
 
 
@@ -68,51 +87,41 @@ def draw(
     turn = labels_in_turn(run, num, labels)
     if labels is not None and turn is not None:
         warn_of_labels(run, turn)
-    drawer = Drawer(run, chain, sampler or ddim(), min(num, batch_size))
-    batches = drawer.batches(key, run.variables, num, turn, progress=progress, watch=watch)
-    return np.concatenate(list(batches))
+    batches = make_drawer(run, chain, sampler or ddim(), min(num, batch_size))
+    drawn = batches(key, run.variables, num, turn, progress=progress, watch=watch)
+    return np.concatenate([*drawn])
 
 
-class Drawer:
-    """Draws batches of images, by programs that are compiled once, over all devices or a mesh."""
+def make_drawer(
+    run: DiffusionModel,
+    chain: NoiseSchedule,
+    sampler: Sampler,
+    batch_size: int,
+    mesh: Mesh | None = None,
+) -> Callable[..., Iterator[np.ndarray]]:
+    """What draws batches, by programs that are compiled once, over all devices or a mesh:
 
-    def __init__(
-        self,
-        run: DiffusionModel,
-        chain: NoiseSchedule,
-        sampler: Sampler,
-        batch_size: int,
-        mesh: Mesh | None = None,
-    ) -> None:
-        self._chain, self._mesh = chain, mesh or device_mesh(jax.device_count())
-        # A batch that the devices divide; samples beyond the last are drawn and dropped.
-        self._size = -(-batch_size // self._mesh.size) * self._mesh.size
-        self._programs = draw_programs(run, chain, sampler, self._size, self._mesh)
+    `batches(key, weights, num, labels, first_sample=0, progress=None, watch=None)` are images
+    `first_sample` to `num` - 1 of a key, of the classes `labels` [num], float32.
+    """
+    mesh = mesh or device_mesh(jax.device_count())
+    # A batch that the devices divide; samples beyond the last are drawn and dropped.
+    size = -(-batch_size // mesh.size) * mesh.size
+    programs = draw_programs(run, chain, sampler, size, mesh)
 
-    def batches(
-        self,
-        key: PRNGKey,
-        weights: Any,
-        num: int,
-        labels: np.ndarray | None,
-        *,
-        first_sample: int = 0,
-        progress: Callable[[Progress], None] | None = None,
-        watch: Callable[[np.ndarray], None] | None = None,
-    ) -> Iterator[np.ndarray]:
-        """Images `first_sample` to `num` - 1 of a key, of the classes `labels` [num], float32."""
-        programs, size, here = self._programs, self._size, None
+    def batches(key, weights, num, labels, first_sample=0, progress=None, watch=None):
         weights, starts = programs.to_devices(weights), range(first_sample, num, size)
-        tell, done, total = progress or (lambda _: None), 0, self._chain.num_timesteps * len(starts)
+        tell, here = progress or (lambda _: None), None
+        done, total = 0, chain.num_timesteps * len(starts)
         tell(Progress(done, total))
         for first in starts:
-            state = programs.init(key, np.int32(first))
             if labels is not None:
                 here = np.resize(labels[first : first + size], size)
-                here = load_batch(here, np.arange(size), data_sharding(self._mesh))
+                here = load_batch(here, np.arange(size), data_sharding(mesh))
+            state = programs.init(key, np.int32(first))
             if watch and first == 0:
                 watch(gather(state.x_t))
-            for length in pieces(self._chain):
+            for length in pieces(chain):
                 state = programs.advance(key, weights, here, state, np.int32(first), length)
                 jax.block_until_ready(state)
                 if watch and first == 0:
@@ -120,6 +129,8 @@ class Drawer:
                 done += length
                 tell(Progress(done, total))
             yield gather(state.x_t)[: num - first]
+
+    return batches
 
 
 def labels_in_turn(
@@ -132,18 +143,24 @@ def labels_in_turn(
         return None
     if labels is None:
         return np.resize(np.asarray(run.drawn or [run.null_label], np.int32), num)
-    given, names = np.atleast_1d(np.asarray(labels)), run.class_names
+    given = np.atleast_1d(np.asarray(labels))
     if given.dtype.kind == "U":
-        numbers = [class_number(name, names) for name in given.tolist()]
-        if None in numbers:
-            known = ", ".join((names or ())[:20]) or "numbers, as the run knows no names"
-            unknown = given.tolist()[numbers.index(None)]
-            raise FieldError("labels", f"expected {known}, got {unknown!r}")
-        given = np.asarray(numbers)
+        given = np.asarray([_label_of(name, run.class_names) for name in given.tolist()])
     if not given.size or given.ndim > 1 or given.dtype.kind not in "iu":
         raise FieldError("labels", f"expected whole numbers, got {given.tolist()}")
     check_between("labels", given, 0, run.num_classes - 1)
     return np.resize(given.astype(np.int32), num)
+
+
+def _label_of(name: str, names: Sequence[str] | None) -> int:
+    number = class_number(name, names)
+    if number is None:
+        alike = {each.casefold(): each for each in names or ()}
+        close = get_close_matches(name.casefold(), alike, n=1)
+        meant = f"; did you mean {alike[close[0]]!r}?" if close else ""
+        known = ", ".join((names or ())[:20]) or "numbers, as the run knows no names"
+        raise FieldError("labels", f"expected {known}, got {name!r}{meant}")
+    return number
 
 
 def warn_of_labels(run: DiffusionModel, labels: np.ndarray) -> None:
@@ -159,9 +176,8 @@ def warn_of_labels(run: DiffusionModel, labels: np.ndarray) -> None:
 def make_chain(run: DiffusionModel, steps: int | None = None) -> NoiseSchedule:
     """The run's chain of `steps`, with its spacing. Default: that of its checkpoint, where it says
     one, otherwise 50 steps, or all if fewer."""
-    if steps is None:
-        return run.chain(run.timestep_respacing or min(50, run.schedule.num_timesteps))
-    return run.chain(steps)
+    default = run.timestep_respacing or min(50, run.schedule.num_timesteps)
+    return run.chain(default if steps is None else steps)
 
 
 def with_guidance(run: DiffusionModel, guidance: float | None) -> DiffusionModel:
@@ -178,3 +194,85 @@ def with_guidance(run: DiffusionModel, guidance: float | None) -> DiffusionModel
         warnings.warn(last, stacklevel=3)
         run = run._replace(num_classes=run.null_label)
     return run._replace(guidance=guidance)
+
+
+def export(
+    path: PathLike,
+    model: DiffusionModel,
+    *,
+    steps: int | None = None,
+    guidance: float | None = None,
+    sampler: Sampler | None = None,
+    platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
+    extra: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write a run's sampler to `path`, and what it is to `path` + ".json"; returns the latter.
+
+    Args:
+      path: of the file; both are written over.
+      model, steps, guidance, sampler: as in `draw`.
+      platforms: where it will run, of "cpu", "cuda", "rocm" and "tpu".
+      extra: also goes into the JSON.
+
+    Raises `FieldError` naming what is wrong, or a weight that is not finite, and `OSError`.
+    """
+    if not {*platforms} <= {*_PLATFORMS}:
+        raise FieldError("platforms", f"expected some of {_PLATFORMS}, got {platforms}")
+    import_module("flatbuffers")  # JAX would ask for it only after the work
+    run = with_guidance(model, guidance)
+    check_weights(flatten(run.variables))
+    path, chain = Path(path), make_chain(run, steps)
+
+    def sample(key, samples, labels=None):
+        def noise_fn(i):
+            noise = partial(sample_noise, key, i, run.shape(1), dtype=jnp.float32)
+            return jax.vmap(lambda j: noise(first_sample=j)[0])(samples)
+
+        # Constants that the compiler sees through are folded, and then it rounds otherwise.
+        variables = jax.lax.optimization_barrier(run.variables)
+        denoise_fn, shape = guided_denoise_fn(run, variables, labels), run.shape(samples.shape[0])
+        options: Any = {"sampler": sampler or ddim(), "noise_fn": noise_fn, **run.policy}
+        x_T = noise_fn(chain.num_timesteps)
+        return p_sample_loop(None, chain, denoise_fn, shape, x_T=x_T, **options)
+
+    arguments = {
+        "key": "a typed key: jax.random.key(seed)",
+        "samples": "int32 [batch], each sample's number, which decides its noise",
+    }
+    if run.num_classes is not None:
+        arguments["labels"] = f"int32 [batch], classes 0 to {run.num_classes - 1}"
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    batch = jax.ShapeDtypeStruct(jax.export.symbolic_shape("batch"), jnp.int32)
+    make = jax.export.export(jax.jit(sample), platforms=platforms)
+    limit = "jax_traceback_in_locations_limit"
+    before = getattr(jax.config, limit)
+    jax.config.update(limit, 0)  # no paths of this machine: the same file anywhere
+    try:
+        exported = make(key, *[batch] * (len(arguments) - 1))
+    finally:
+        jax.config.update(limit, before)
+    data, output = exported.serialize(), exported.out_avals[0]
+    manifest = {
+        **describe(run),
+        "format": "jax.export (StableHLO)",
+        "bytes": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "platforms": list(exported.platforms),
+        "requires": ["jax", "flatbuffers"],
+        "call": f"call({', '.join(arguments)})",
+        "arguments": arguments,
+        "output": f"{output.dtype} [{', '.join(map(str, output.shape))}], pixels in [-1, 1]",
+        "parameters": sum(int(np.size(leaf)) for leaf in jax.tree.leaves(run.variables)),
+        **(extra or {}),
+        "steps": chain.num_timesteps,
+    }
+    replace_file(path, data)
+    write_json(Path(f"{path}.json"), manifest)
+    return manifest
+
+
+def check_export(path: PathLike) -> None:
+    """Raises `ValueError` or `OSError` if a file is not what its JSON says was written."""
+    manifest = read_json(Path(f"{path}.json"))
+    if hashlib.sha256(Path(path).read_bytes()).hexdigest() != manifest.get("sha256"):
+        raise ValueError("its SHA-256 is not the manifest's")

@@ -3,35 +3,41 @@
 Distances are those of `evaluation`. Where there are classes, a support vector machine that was
 trained on real images also judges the first 1,000 samples: how often does it name the class that
 was asked for? Pixels of uint8 also have a likelihood: the bound of `bits_per_dim`.
+
+A folder of samples, in which a long draw resumes, holds `recipe.json`, how they are drawn, and
+batches, uint8 [image, height, width, channel]: `00000256.npy` begins with sample 256.
 """
 
 import hashlib
+import io
+import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 
 from jax_ddpm import __version__
 from jax_ddpm._errors import Field, FieldError, check_positive, check_whole, described
-from jax_ddpm.data import Dataset, to_bytes, to_float
+from jax_ddpm.data import Dataset, Preparation, load_dataset, to_bytes, to_float
 from jax_ddpm.evaluation import FeatureNetwork, load_inception, save_statistics
 from jax_ddpm.evaluation.features import VARIABLE, WHERE, over_devices
 from jax_ddpm.evaluation.reference import reference_of_file, reference_of_images
 from jax_ddpm.interop import DiffusionModel
 from jax_ddpm.io.arrays import flatten
+from jax_ddpm.io.files import make_folder, read_json, replace_file, write_json
 from jax_ddpm.likelihood import bits_per_dim
 from jax_ddpm.noise import seed_key
-from jax_ddpm.runs.drawing import Drawer, labels_in_turn, make_chain, with_guidance
+from jax_ddpm.runs.drawing import labels_in_turn, make_chain, make_drawer, with_guidance
 from jax_ddpm.runs.metrics import Progress
 from jax_ddpm.runs.model import PathLike, matched
 from jax_ddpm.runs.programs import guided_denoise_fn
-from jax_ddpm.runs.samples import Samples, open_samples, resumed
 from jax_ddpm.samplers import Sampler, ancestral
 from jax_ddpm.schedule import NoiseSchedule, warn_of_signal
-from jax_ddpm.training.hosts import run_on_all, run_on_writer
+from jax_ddpm.training.hosts import broadcast, run_on_all, run_on_writer
 
 Tell = Callable[[Progress], None] | None
 
@@ -40,10 +46,24 @@ _JUDGED, _CLASSES, _NUMBERS = 1000, 100, 4096
 """An SVC has a machine for each pair of classes, and kernels of all numbers of an image."""
 _SCORED, _BATCH = 1000, 250
 _VERSIONS = {"jax_ddpm": __version__, "jax": jax.__version__}
+_RECIPE = "recipe.json"
 _MANY, _FEW = 10_000, 100
-"""Where precision and recall are of fewer images, the balls around them, as wide as the third
-neighbour is far, cover too much: of 15 digits noise has a precision of up to 80 % and held-out
-digits of 100 %. From 50 on noise has none, and from 100 on held-out digits have about 90 %."""
+"""Precision is of balls as wide as the third neighbour is far, which cover too much if there are
+few: of 15 digits noise has a precision of up to 80 %, and held-out digits of 100 %."""
+
+
+class Samples(NamedTuple):
+    """Images that somebody drew, or that are drawn as they are read."""
+
+    num: int
+    image_shape: tuple[int, int, int]
+    labels: np.ndarray | None
+    """The classes that were asked for, if they are known."""
+    class_names: tuple[str, ...] | None
+    recipe: dict[str, Any]
+    """How they are drawn, as far as it is known."""
+    batches: Iterable[np.ndarray]
+    """uint8, from the first on."""
 
 
 def evaluate(
@@ -67,19 +87,16 @@ def evaluate(
     """Draw from a model, and measure: how near are its samples to real images, do they show what
     was asked for, and how likely are real images under the model?
 
-    | figure | where |
-    |---|---|
-    | `fid`, `fid_64`, `fid_192`, `fid_768`, `kid`, `inception_score` | with Inception's weights |
-    | `classifier_frechet_distance`, `classifier_kernel_distance` | without them |
-    | `precision`, `recall`, `nearest`, `nearest_real`, `nearer_than_1_percent` | with images |
-    | `held_out`: the same figures of real images, a floor | with images |
-    | `agreement`, `svc_held_out`, `judged` | of a run with classes, with images |
-    | `bits_per_dim` | with images of uint8 |
-    | `left_out`: why, by the figure's name; `notes`; `num`, `steps`, `recipe` | always |
+    with Inception: `fid`, `fid_64`, `fid_192`, `fid_768`, `kid`, `inception_score`
+    without it:     `classifier_frechet_distance`, `classifier_kernel_distance`
+    with images:    `precision`, `recall`, `nearest`, `nearest_real`, `nearer_than_1_percent`,
+                    `held_out` (the same figures of real images), `bits_per_dim` (of uint8)
+    with classes:   `agreement`, `svc_held_out`, `judged`
+    always:         `left_out` (why, by the figure's name), `notes`, `num`, `steps`, `recipe`
 
     What ends in `_std` is a spread. Classes are matched by name where both sides have names, or
     those of one are numbers, else by number. It draws the learned classes that the images show, or
-    all learned classes if they show none, and warns of the others.
+    all if they show none, and warns of the others.
 
     Args:
       model: from `load_run`, `load_diffusers` or `load_openai`.
@@ -106,10 +123,10 @@ def evaluate(
         raise FieldError("sampler", "expected one with a name, since samples are kept, got none")
     chain = make_chain(run, run.schedule.num_timesteps if steps is None else steps)
     warn_of_signal(chain)
-    shape, shown = run.shape(1)[1:], None if data is None else data.labels
+    shape = run.shape(1)[1:]
     _check(data, shape)
     there = {label: label for label in run.drawn}
-    if data is not None and shown is not None and run.num_classes is not None:
+    if data is not None and data.labels is not None and run.num_classes is not None:
         there = matched(run.class_names, run.drawn, data)
     scored = min(num, _SCORED) if num_scored is None else num_scored
     if num_scored and data is None:
@@ -122,21 +139,15 @@ def evaluate(
     report["recipe"] = recipe | {"versions": _VERSIONS}
     if num:
         labels = labels_in_turn(run, num, [*there] or None)
-        drawer = Drawer(run, chain, sampler, min(num, batch_size))
-        draw = partial(drawer.batches, key, run.variables, num, labels, progress=progress)
+        batches_of = make_drawer(run, chain, sampler, min(num, batch_size))
+        draw = partial(batches_of, key, run.variables, num, labels, progress=progress)
         made = recipe | {"class_names": run.class_names, "labels": [*there] or [*run.drawn]}
         batches = map(to_bytes, draw()) if folder is None else resumed(folder, made, num, draw)
-        asked = labels if there else None
-        report = evaluate_samples(
-            Samples(num, shape, asked, run.class_names, recipe, batches=lambda: batches),
-            data,
-            seed=seed,
-            inception=inception,
-            reference=reference,
-            statistics=statistics,
-            agreement=agreement,
-            progress=progress,
-        )
+        labels = labels if there else None
+        samples = Samples(num, shape, labels, run.class_names, recipe, batches)
+        options: Any = {"seed": seed, "agreement": agreement, "progress": progress}
+        options |= {"inception": inception, "reference": reference, "statistics": statistics}
+        report = evaluate_samples(samples, data, **options)
     if data is not None and scored:
         try:
             report["bits_per_dim"] = score(run, data, there, scored, seed, progress)
@@ -181,9 +192,8 @@ def evaluate_samples(
         raise FieldError("statistics", "expected none with ", Field("reference"))
     network = run_on_all(lambda: feature_network(found.image_shape, inception))
     if network is None and (reference or statistics):
-        name = "reference" if reference else "statistics"
-        problem = "expected Inception's weights and RGB images with it, "
-        raise FieldError(name, problem, Field("inception"), f": {WHERE}")
+        name, problem = "reference" if reference else "statistics", "expected Inception's weights, "
+        raise FieldError(name, problem, Field("inception"), f", for RGB images: {WHERE}")
     if reference is not None and network is not None:
         target = run_on_all(lambda: reference_of_file(reference, network))
     elif data is None:
@@ -199,7 +209,7 @@ def evaluate_samples(
 
     def batches() -> Iterator[np.ndarray]:
         done = 0
-        for batch in found.batches():
+        for batch in found.batches:
             if unjudged is None and done < _JUDGED:
                 first.append(batch)
             digest.update(batch.tobytes())
@@ -208,37 +218,44 @@ def evaluate_samples(
             if progress and found is not samples:
                 progress(Progress(done, found.num, what="samples"))
 
-    figures, notes = target.measure(batches(), num), []
+    report = {"num": num} | {name: x for name, x in found.recipe.items() if name == "steps"}
+    report |= target.measure(batches(), num)
     wanted = [] if network is None else ["inception_score"]
     if reference is None:
         kernel = "classifier_kernel_distance" if network is None else "kid"
         wanted += [kernel, "precision", "recall"]
-    else:
-        notes.append("statistics stand for the real images: nothing compares image with image")
-    missing = [name for name in wanted if name not in figures]
-    left_out = dict.fromkeys(missing, "there are too few samples or images")
+    why = "there are too few samples or images"
+    left_out = {name: why for name in wanted if name not in report}
     if target.floor:
-        figures["held_out"] = target.floor
+        report["held_out"] = target.floor
+    if unjudged is None and data is not None:
+        labels: Any = found.labels
+        there = matched(found.class_names, np.unique(labels).tolist(), data, some=True)
+        images = np.concatenate(first)[: min(num, _JUDGED)]
+        asked = [there.get(label, -1) for label in labels[: len(images)].tolist()]
+        try:
+            report |= label_agreement(data, images, np.asarray(asked), seed)
+        except (ValueError, ImportError) as error:
+            unjudged = str(error)
     if unjudged is not None:
         left_out["agreement"] = unjudged
-    elif data is not None and found.labels is not None:
-        there = matched(found.class_names, np.unique(found.labels).tolist(), data, some=True)
-        labels = [there.get(label, -1) for label in found.labels[: min(num, _JUDGED)].tolist()]
-        images = np.concatenate(first)[: len(labels)]
-        try:
-            figures |= label_agreement(data, images, np.asarray(labels), seed)
-        except (ValueError, ImportError) as error:
-            left_out["agreement"] = str(error)
-    few = min(target.at_most or num, len(target.real.kept))
-    if "precision" in figures and few < _FEW:
+    notes, few = [], min(target.at_most or num, len(target.real.kept))
+    if reference is not None:
+        notes.append("statistics stand for the real images: nothing compares image with image")
+    if "precision" in report and few < _FEW:
         notes.append(f"precision and recall say little of {few} images: noise may look real")
-    if "fid" in figures and num < _MANY:
+    if "fid" in report and num < _MANY:
         notes.append(f"FID of {num:,} samples is larger than of many: compare like with like")
-    recipe = {"samples": f"{num:,} of the {found.num:,} {where}, SHA-256 {digest.hexdigest()}"}
-    recipe |= {**found.recipe, "split seed": seed, "features": target.network.description}
-    recipe |= {**target.how, "pixels": "rounded to 8 bits", "versions": _VERSIONS}
-    report = {"num": num} | ({"steps": recipe["steps"]} if "steps" in recipe else {})
-    return report | figures | {"left_out": left_out, "notes": notes, "recipe": recipe}
+    recipe = {
+        "samples": f"{num:,} of the {found.num:,} {where}, SHA-256 {digest.hexdigest()}",
+        **found.recipe,
+        "split seed": seed,
+        "features": target.network.description,
+        **target.how,
+        "pixels": "rounded to 8 bits",
+        "versions": _VERSIONS,
+    }
+    return report | {"left_out": left_out, "notes": notes, "recipe": recipe}
 
 
 def _unjudged(data: Dataset | None, labels: np.ndarray | None) -> str | None:
@@ -271,7 +288,6 @@ def label_agreement(
     known = np.isin(labels, learned)
     if not known.any():
         raise FieldError(None, "the samples and the images have no classes in common")
-    samples, labels = to_float(samples[known]), labels[known]
     # scikit-learn takes seeds of 32 bits.
     state: Any = seed if seed < 2**32 else np.random.RandomState(np.random.MT19937(seed))
     images = to_float(data.whole(chosen)).reshape(len(chosen), -1)
@@ -279,9 +295,12 @@ def label_agreement(
         images, learned, test_size=_HELD_OUT, random_state=state, stratify=learned
     )
     judge = SVC(C=10).fit(seen, seen_labels)
-    agreement = judge.score(samples.reshape(len(samples), -1), labels)
-    held_out = judge.score(unseen, unseen_labels)
-    return {"agreement": agreement, "svc_held_out": held_out, "judged": len(samples)}
+    samples = to_float(samples[known]).reshape(known.sum(), -1)
+    return {
+        "agreement": judge.score(samples, labels[known]),
+        "svc_held_out": judge.score(unseen, unseen_labels),
+        "judged": len(samples),
+    }
 
 
 def score(
@@ -289,7 +308,7 @@ def score(
 ) -> float:
     """The bound in bits per dimension, a mean over `num` of the images, whose own label for each
     label of the run is `there`. Raises `FieldError` saying why there is none."""
-    key, plain = seed_key(seed), run._replace(guidance=1.0)
+    key = seed_key(seed)
     chosen = np.random.default_rng(seed).permutation(len(data))  # files are often sorted by class
     labels = np.zeros(len(data), np.int32)
     if run.num_classes is not None and data.labels is not None:
@@ -300,21 +319,18 @@ def score(
     unlabelled = run.num_classes is not None and data.labels is None
     if data.images.dtype != np.uint8 or unlabelled or not len(chosen):
         raise FieldError(None, "it needs images of uint8, with labels where the model has classes")
-    chosen = chosen[:num]
-    size = min(_BATCH, len(chosen))
+    chosen, size = chosen[:num], min(_BATCH, num, len(chosen))
 
     def bound(variables, images, numbers, labels):
-        denoise_fn = guided_denoise_fn(plain, variables, labels if run.num_classes else None)
+        plain, labels = run._replace(guidance=1.0), labels if run.num_classes else None
+        denoise_fn = guided_denoise_fn(plain, variables, labels)
         options: Any = {"first_sample": numbers[0], **run.policy}
         return bits_per_dim(key, run.schedule, denoise_fn, images, **options).total
 
-    def batch(numbers: np.ndarray) -> tuple[np.ndarray, ...]:
-        rows = chosen[numbers]
-        return to_float(data.whole(rows)), numbers, labels[rows]
-
-    parts = np.split(np.arange(len(chosen), dtype=np.int32), range(size, len(chosen), size))
-    totals = []
-    for bits in over_devices(bound, run.variables, map(batch, parts), size):
+    numbers, totals = np.arange(len(chosen), dtype=np.int32), []
+    parts = ((chosen[part], part) for part in np.split(numbers, range(size, len(chosen), size)))
+    batches = ((to_float(data.whole(rows)), part, labels[rows]) for rows, part in parts)
+    for bits in over_devices(bound, run.variables, batches, size):
         totals.extend(bits)
         if progress:
             progress(Progress(len(totals), len(chosen), what="bits per dimension"))
@@ -363,3 +379,88 @@ def _check(data: Dataset | None, shape: tuple[int, ...]) -> None:
         if data.image_shape != shape:
             got = data.image_shape
             raise FieldError("data", f"expected images of {shape}, as the samples are, got {got}")
+
+
+def open_samples(path: PathLike, value_range: Any = None) -> Samples:
+    """Samples from a folder of `resumed`, or from whatever `load_dataset` reads, with this range.
+    Raises `FieldError` naming what cannot be read."""
+    path = Path(os.path.expanduser(path))
+    try:
+        if (path / _RECIPE).is_file():
+            shapes, recipe = [batch.shape for batch in _kept(path)], read_json(path / _RECIPE)
+            if not shapes:
+                raise ValueError(f"expected samples in {path}, got none yet")
+            num, names = sum(shape[0] for shape in shapes), recipe.pop("class_names", None)
+            turn = recipe.pop("labels", None)
+            labels = np.resize(np.asarray(turn, np.int32), num) if turn else None
+            return Samples(num, shapes[0][1:], labels, names, recipe, _kept(path))
+        data = load_dataset(path, Preparation(range=value_range))
+    except ValueError as error:
+        raise FieldError("samples", *getattr(error, "problem", [str(error)])) from None
+    recipe = {"read as": "; ".join(data.notes)} if data.notes else {}
+    starts = range(0, len(data), _BATCH)
+    batches = (to_bytes(data.images[start : start + _BATCH]) for start in starts)
+    return Samples(len(data), data.image_shape, data.labels, data.class_names, recipe, batches)
+
+
+def resumed(
+    folder: PathLike, recipe: dict[str, Any], total: int, draw: Callable[..., Iterator[np.ndarray]]
+) -> Iterator[np.ndarray]:
+    """The first `total` samples of this recipe: those in the folder, then those of
+    `draw(first_sample=…)`, each batch written before it is given. Raises `FieldError` at once if
+    the folder holds something else."""
+    folder, recipe = Path(folder), json.loads(json.dumps(recipe))
+
+    def begin() -> int:
+        if not (folder / _RECIPE).exists():
+            if folder.exists() and any(folder.iterdir()):
+                raise FieldError("folder", f"expected a new or empty folder, got {folder}")
+            make_folder(folder)
+            write_json(folder / _RECIPE, recipe)
+        try:
+            before, count = read_json(folder / _RECIPE), sum(map(len, _kept(folder)))
+        except ValueError as error:
+            raise FieldError("folder", f"{error}; choose another folder") from None
+        for name in [*recipe, *before]:
+            if before.get(name) != recipe.get(name):
+                what = f"holds other samples: {name} was {before.get(name)}, is {recipe.get(name)}"
+                raise FieldError("folder", f"{folder} {what}; choose another folder")
+        return count
+
+    count = broadcast(run_on_writer(begin)) or 0
+
+    def batches() -> Iterator[np.ndarray]:
+        done = 0
+        while done < min(count, total):
+            read = run_on_writer(_file(folder, done).read_bytes)
+            batch = np.load(io.BytesIO(broadcast(read or b"")))
+            yield batch[: total - done]
+            done += len(batch)
+        for images in draw(first_sample=done) if done < total else ():
+            batch, content = to_bytes(images), io.BytesIO()
+            np.save(content, batch)
+            run_on_writer(partial(replace_file, _file(folder, done), content.getvalue()))
+            done += len(batch)
+            yield batch
+
+    return batches()
+
+
+def _file(folder: Path, number: int) -> Path:
+    """That of the batch which begins with this sample."""
+    return folder / f"{number:08d}.npy"
+
+
+def _kept(folder: Path) -> Iterator[np.ndarray]:
+    """The batches that follow one another from the first sample on, each mapped from its file.
+    Raises `ValueError` naming one that is damaged."""
+    done = 0
+    while (path := _file(folder, done)).exists():
+        try:
+            batch = np.load(path, mmap_mode="r")
+        except Exception as error:  # NumPy's, and its tokenizer's of a header
+            raise ValueError(
+                f"cannot read {path}: {error}: without it, it is drawn again"
+            ) from None
+        yield batch
+        done += len(batch)

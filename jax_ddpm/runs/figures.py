@@ -1,7 +1,7 @@
 """The pictures: grids, strips of the forward process, the reverse process as a GIF, the loss.
 
-Images come in as [image, height, width, channel], float in [-1, 1] or uint8; one or three channels
-are grey or RGB, and two or four these with their opacity, which grids draw on white.
+Images are [image, height, width, channel], float in [-1, 1] or uint8: grey or RGB, and with a
+second or fourth channel their opacity.
 """
 
 import math
@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import jax
 import numpy as np
 from PIL import Image as pillow
-from PIL import ImageDraw, ImageFont
+from PIL import ImageDraw, ImageFont, ImageOps
 
 from jax_ddpm._errors import FieldError, check_between
 from jax_ddpm._typing import Image, Pixels
@@ -40,45 +40,46 @@ def image_grid(
     """Images side by side on white, uint8 [height, width, 3], enlarged by whole pixels to 640 of
     them at most. `titles` stand above the columns, one for each. Raises `FieldError`."""
     pixels = to_bytes(images)
-    count, height, width, channels = pixels.shape
+    count, height, width, _ = pixels.shape
     if not count:
         raise FieldError("images", "expected at least one, got none")
     columns = columns or len(titles or ()) or math.ceil(math.sqrt(count))
     if titles is not None and len(titles) != columns:
         raise FieldError("titles", f"expected {columns}, one for each column, got {len(titles)}")
-    if channels in (2, 4):
-        colour, opacity = np.split(pixels.astype(np.uint16), [-1], axis=-1)
-        pixels = (colour * opacity + 255 * (255 - opacity) + 127) // 255
     columns = min(columns, count)
-    rows = -(-count // columns)
+    rows = math.ceil(count / columns)
     scale = max(1, 640 // max(columns * width, rows * height))
     gap, height, width = max(2, scale // 2), height * scale, width * scale
-    shape = (rows * (height + gap) + gap, columns * (width + gap) + gap, 3)
-    grid = np.full(shape, 255, np.uint8)
-    for k, picture in enumerate(pixels):
-        top, left = gap + k // columns * (height + gap), gap + k % columns * (width + gap)
-        large = picture[..., :3].repeat(scale, axis=0).repeat(scale, axis=1)
-        grid[top : top + height, left : left + width] = large
-    return np.concatenate([_header(titles[:columns], width, gap), grid]) if titles else grid
+    size = (columns * (width + gap) + gap, rows * (height + gap) + gap)
+    grid = pillow.new("RGB", size, "white")
+    for k, picture in enumerate(_pictures(pixels)):
+        row, column = divmod(k, columns)
+        large = picture.convert("RGBA").resize((width, height), pillow.Resampling.NEAREST)
+        grid.paste(large, (gap + column * (width + gap), gap + row * (height + gap)), mask=large)
+    return np.asarray(_titled(grid, titles[:columns], width, gap) if titles else grid)
 
 
-def _header(titles: Sequence[str], width: int, gap: int) -> np.ndarray:
-    """Titles above columns of this width: one size, 10 to 20, that suits the longest."""
+def _pictures(pixels: np.ndarray) -> list[pillow.Image]:
+    """Each of uint8 images [image, height, width, channel]."""
+    return [*map(pillow.fromarray, pixels[..., 0] if pixels.shape[-1] == 1 else pixels)]
+
+
+def _titled(grid: pillow.Image, titles: Sequence[str], width: int, gap: int) -> pillow.Image:
+    """The grid below titles of one size, 10 to 20, that suits the longest."""
     import matplotlib
 
-    # Pillow's own font knows ASCII; this, many alphabets.
-    path = Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")
     titles = [" ".join(str(title).split()) for title in titles]
-    longest = max(ImageFont.truetype(path, 20).getlength(title) for title in titles)
-    font = ImageFont.truetype(path, max(10, 20 * width // max(longest, width)))
-    size = (len(titles) * (width + gap) + gap, gap + sum(font.getmetrics()))
-    header = pillow.new("RGB", size, "white")
+    # Pillow's own font knows ASCII; this, many alphabets.
+    font = ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), 20)
+    longest = max(map(font.getlength, titles))
+    font = font.font_variant(size=max(10, 20 * width // max(longest, width)))
+    grid = ImageOps.expand(grid, (0, gap + sum(font.getmetrics()), 0, 0), "white")
     for column, title in enumerate(titles):
         while len(title) > 1 and font.getlength(title) > width:
             title = title[:-2] + "…"
         middle = gap + column * (width + gap) + width / 2
-        ImageDraw.Draw(header).text((middle, gap), title, (60, 60, 60), font, anchor="ma")
-    return np.asarray(header)
+        ImageDraw.Draw(grid).text((middle, gap), title, (60, 60, 60), font, anchor="ma")
+    return grid
 
 
 def class_columns(run: DiffusionModel) -> tuple[int | None, Titles]:
@@ -121,15 +122,14 @@ def save_samples(
     if path.suffix not in (".png", ".npz", "") or not path.name:
         raise FieldError("path", f"expected a .png, a .npz or a new folder, got {path}")
     if images.ndim != 4:
-        problem = f"expected [image, height, width, channel], got {images.shape}"
-        raise FieldError("images", problem)
+        expected = "expected [image, height, width, channel]"
+        raise FieldError("images", f"{expected}, got {images.shape}")
     if images.dtype.itemsize == 2:  # NumPy's files know no bfloat16
         images = images.astype(np.float32)
     if labels is None:
         names = None
     elif len(labels) != len(images):
-        problem = f"expected {len(images)}, one for each image, got {len(labels)}"
-        raise FieldError("labels", problem)
+        raise FieldError("labels", f"expected one for each image, {len(images)}, got {len(labels)}")
     elif names is not None:
         check_between("labels", labels, 0, len(names) - 1)
     pixels = to_bytes(images)
@@ -143,12 +143,11 @@ def save_samples(
             np.savez(file, **given)
     else:
         with new_folder(path) as new:
-            for number, picture in enumerate(pixels):
+            for number, picture in enumerate(_pictures(pixels)):
                 name = f"{number:05d}"
                 if labels is not None:
-                    name += f" {labels[number] if names is None else names[labels[number]]}"
-                picture = picture[..., 0] if picture.shape[-1] == 1 else picture
-                pillow.fromarray(picture).save(new / (re.sub(r"\W+", "-", name) + ".png"))
+                    name += f" {names[labels[number]] if names else labels[number]}"
+                picture.save(new / (re.sub(r"\W+", "-", name) + ".png"))
 
 
 def save_gif(
@@ -187,6 +186,7 @@ def save_loss(path: PathLike, steps: Sequence[int], losses: Sequence[float]) -> 
     """Write the training loss against the step, with a running median over it."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, MaxNLocator
+    from scipy.ndimage import median_filter
 
     figure = Figure(figsize=(7, 4), layout="tight")
     axis = figure.subplots()
@@ -195,8 +195,8 @@ def save_loss(path: PathLike, steps: Sequence[int], losses: Sequence[float]) -> 
     label = f"mean of {min(steps, default=1)} steps"
     axis.semilogy(steps, losses, color="tab:blue", label=label, **style)
     if width > 1:
-        median = np.median(np.lib.stride_tricks.sliding_window_view(losses, width), axis=1)
-        axis.semilogy(steps[width - 1 :], median, color="tab:blue", label="running median")
+        median = median_filter(losses, width)
+        axis.semilogy(steps, median, color="tab:blue", label="running median")
     axis.set(xlabel="training step", ylabel="training loss")
     axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
     axis.yaxis.set_major_formatter("{x:g}")
@@ -220,25 +220,19 @@ def save_pictures(
     folder, schedule, frames = Path(folder), run.schedule, []
     columns, titles = class_columns(run)
     columns = columns or 8
-    samples = draw(
-        jax.random.fold_in(seed_key(seed), 1),
-        run,
-        8 * columns,
-        chain=schedule if schedule.num_timesteps <= 200 else run.chain(200),
-        sampler=ancestral(),
-        progress=progress,
-        watch=lambda x_t: frames.append(x_t[: 2 * columns]),
-    )
+    chain = schedule if schedule.num_timesteps <= 200 else run.chain(200)
+    options: Any = {"chain": chain, "sampler": ancestral(), "progress": progress}
+    options["watch"] = lambda x_t: frames.append(x_t[: 2 * columns])
+    samples = draw(jax.random.fold_in(seed_key(seed), 1), run, 8 * columns, **options)
     if not is_writer():
         return
     lines = [line for line in read_metrics(folder / METRICS) if line["loss"] is not None]
-    steps, losses = ([line[name] for line in lines] for name in ("step", "loss"))
     two = data.whole(np.unique([0, len(data.images) // 2]))
     with tempfile.TemporaryDirectory(prefix=".pictures", dir=folder) as name:
         new = Path(name)
         save_grid(new / "samples.png", samples, columns, titles)
         save_gif(new / "reverse.gif", frames, columns, titles)
         save_forward(new / "forward.png", schedule, two)
-        save_loss(new / "loss.png", steps, losses)
+        save_loss(new / "loss.png", *([line[x] for line in lines] for x in ("step", "loss")))
         for picture in PICTURES:
             os.replace(new / picture, folder / picture)

@@ -25,35 +25,30 @@ def unet_fields(model: UNet) -> dict[str, Any]:
     return {name: getattr(model, name) for name in UNET_FIELDS}
 
 
-# Ho et al. 2020, Appendix B, and their code (hojonathanho/diffusion: scripts/run_cifar.py,
-# scripts/run_celebahq.py, diffusion_tf/tpu_utils/tpu_utils.py).
-_HO_ET_AL: dict[str, Any] = {
-    "timesteps": 1000,  # §4
-    "schedule": "linear",  # §4: β from 1e-4 to 0.02
-    "prediction_type": "epsilon",  # §3.4, L_simple
-    "loss_type": "mse",
-    "optimizer": "adam",  # Appendix B, with the other values of its authors
-    "learning_rate_schedule": "constant",
-    "warmup_steps": 5000,  # run_cifar.py: warmup=5000
-    "grad_clip": 1.0,  # run_cifar.py, run_celebahq.py
-    "ema_decay": 0.9999,  # Appendix B
+_PUBLISHED: dict[str, Any] = {
+    "learning_rate_schedule": "constant",  # also scripts/image_train.py: lr_anneal_steps=0
+    "ema_decay": 0.9999,  # Appendix B; scripts/image_train.py: ema_rate
     "ema_warmup": False,  # tpu_utils.py: constant after the first step
     "checkpoint_every": 1000,
 }
 
-# Nichol & Dhariwal 2021, Appendix A, and the flags of their README (openai/improved-diffusion).
-_NICHOL_DHARIWAL: dict[str, Any] = {
-    "schedule": "cosine",  # --noise_schedule cosine
+# Ho et al. 2020, and their code (hojonathanho/diffusion: scripts/run_cifar.py and run_celebahq.py,
+# diffusion_tf/tpu_utils/tpu_utils.py). Adam, and gradients clipped at 1, are the defaults.
+_HO_ET_AL = _PUBLISHED | {
+    "timesteps": 1000,  # §4
+    "schedule": "linear",  # §4: β from 1e-4 to 0.02
+    "loss_type": "mse",  # §3.4, L_simple
+    "warmup_steps": 5000,  # run_cifar.py: warmup=5000
+}
+
+# Nichol & Dhariwal 2021, Appendix A, and the flags of their README (openai/improved-diffusion). The
+# cosine schedule and a weight decay of 0 are the defaults.
+_NICHOL_DHARIWAL = _PUBLISHED | {
     "variance_type": "learned_range",  # --learn_sigma True
     "loss_type": "hybrid",  # §3.1, L_hybrid
     "optimizer": "adamw",  # train_util.py
-    "weight_decay": 0.0,  # scripts/image_train.py
-    "learning_rate_schedule": "constant",  # scripts/image_train.py: lr_anneal_steps=0
     "warmup_steps": 0,
     "grad_clip": 0.0,  # none
-    "ema_decay": 0.9999,  # scripts/image_train.py: ema_rate
-    "ema_warmup": False,
-    "checkpoint_every": 1000,
 }
 
 _IMPROVED = ddpm_cifar10(
@@ -98,7 +93,6 @@ RECIPES = {
     "celebahq256": Recipe(
         Settings(
             **_HO_ET_AL,
-            variance_type="fixed_small",  # diffusion_utils.py, which run_celebahq.py uses
             unet=unet_fields(ddpm_celebahq()),  # Appendix B: no dropout
             batch_size=64,  # run_celebahq.py
             learning_rate=2e-5,  # Appendix B: 256×256

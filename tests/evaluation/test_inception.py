@@ -29,16 +29,12 @@ def weights():
     for name, shape in shapes.items():
         if name.endswith("num_batches_tracked"):
             tensors[name] = np.zeros((), np.int64)
-            continue
-        if name.endswith("running_var"):
-            values = 0.5 + random.random(shape)
-        elif name.endswith("bn.weight"):
-            values = 1 + 0.1 * random.standard_normal(shape)
-        elif len(shape) == 1:
-            values = 0.1 * random.standard_normal(shape)
+        elif name.endswith("running_var"):
+            tensors[name] = np.float32(0.5 + random.random(shape))
         else:
-            values = random.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:]))
-        tensors[name] = values.astype(np.float32)
+            scale = 0.1 if len(shape) == 1 else np.sqrt(2 / np.prod(shape[1:]))
+            values = name.endswith("bn.weight") + random.standard_normal(shape) * scale
+            tensors[name] = np.float32(values)
     return tensors
 
 

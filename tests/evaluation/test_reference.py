@@ -9,8 +9,8 @@ import pytest
 
 from jax_ddpm.data import Dataset, Preparation, load_dataset, to_bytes
 from jax_ddpm.evaluation import FeatureNetwork, train_classifier
+from jax_ddpm.evaluation.features import extract
 from jax_ddpm.evaluation.reference import reference_of_images
-from jax_ddpm.evaluation.statistics import extract
 
 pytestmark = pytest.mark.usefixtures("defaults")
 

@@ -62,12 +62,14 @@ def test_classes_have_columns_and_what_does_not_suit_a_run_is_named(digits):
         assert class_columns(digits._replace(num_classes=classes))[0] == columns
     chain, none = digits.schedule, digits._replace(num_classes=None, null_label=None)
     numbers = digits._replace(num_classes=4, class_names=("0", "1", "2", "10"))
+    named = digits._replace(num_classes=2, class_names=("a", "flower"))
     for arguments, words in (
         ({"labels": [3, 10]}, "labels: expected values in .0, 9., got 3 to 10"),
         ({"labels": [0.5]}, "labels: expected whole numbers"),
         ({"labels": "cat"}, "labels: expected numbers, as the run knows no names"),
         ({"steps": 2, "chain": chain}, "steps: cannot be given with chain"),
-        ({"model": numbers, "labels": "3"}, "labels: expected 0, 1, 2, 10, got '3'"),
+        ({"model": numbers, "labels": "3"}, "labels: expected 0, 1, 2, 10, got '3'$"),
+        ({"model": named, "labels": "Flower"}, "labels: .* 'Flower'; did you mean 'flower'"),
         ({"model": none, "labels": "cat"}, "labels: expected none: the model has no classes"),
     ):
         with pytest.raises(runs.FieldError, match=f"^{words}"):
