@@ -27,8 +27,7 @@ from benchmarks.processes import check_resuming
 from benchmarks.report import markdown
 from jax_ddpm.models.attention import dot_product_attention
 from jax_ddpm.parity.harness import Case, DType, relative_error, run_case, vector
-from jax_ddpm.parity.losses import LOSS_CASES
-from jax_ddpm.parity.maths import MATHS_CASES
+from jax_ddpm.parity.maths import LOSS_CASES, MATHS_CASES
 from jax_ddpm.parity.tolerances import REDUCED, TOLERANCES
 from jax_ddpm.parity.tutorial import Setting, tutorial_cases
 from jax_ddpm.plan.hlo import memory_traffic
@@ -229,12 +228,12 @@ def _autocast(arithmetic: str, wrap: sides.Wrap, function: Callable) -> Callable
 def _estimate(ours: Contender, steps: int, arithmetic: str, target: str) -> Row:
     """`jax-ddpm plan`'s estimate of a step: the longer of two times, at the chip's peak figures.
 
-    Real programs are slower. Plan knows the products that a chip computes by default, for float32
-    TF32 on a GPU and bfloat16 on a TPU: at "highest" no program can come near.
+    Real programs are slower.
     """
-    rates = parse_target(target).rates(arithmetic.replace("TF32", "float32"))
+    chip, precision = parse_target(target), "highest" if arithmetic == "float32" else "default"
+    _, peak = chip.products(arithmetic.replace("TF32", "float32"), precision)
     flops, traffic = ours.flops / steps, memory_traffic(ours.program.as_text()) / steps
-    seconds = {"compute": flops / rates["compute"], "memory": traffic / rates["memory"]}
+    seconds = {"compute": flops / peak, "memory": traffic / chip.chip.bandwidth}
     bound = max(seconds, key=lambda name: seconds[name])
     figures = {"plan_flops": flops, "plan_traffic": traffic}
     return {**figures, "plan_seconds": seconds[bound], "plan_bound": bound}

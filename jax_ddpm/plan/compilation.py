@@ -16,12 +16,13 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jax_ddpm.plan.hlo import Collective, collectives, count_flops, memory_traffic
+from jax_ddpm._errors import FieldError
+from jax_ddpm.plan.hlo import Collective, collectives, flops_by_arithmetic, memory_traffic
 from jax_ddpm.plan.targets import Target
 
 
 class Cost(NamedTuple):
-    """What one run of a program takes, on each of its devices: bytes and operations."""
+    """What a program takes on each device: bytes, operations, and seconds at peak rates."""
 
     arguments: int
     outputs: int
@@ -31,47 +32,50 @@ class Cost(NamedTuple):
     code: int
     flops: float
     traffic: float
-    """Read from and written to the device's memory."""
+    """Bytes read from and written to the device's memory."""
     collectives: list[Collective]
     seconds_to_compile: float
-
-    @property
-    def memory(self) -> int:
-        """All of it, where nothing is given back before the end."""
-        return self.arguments + self.outputs - self.aliased + self.temporaries + self.code
-
-    def scaled(self, times: float) -> "Cost":
-        """What so many runs take, or that share of one; the memory stays."""
-        return self._replace(
-            flops=self.flops * times,
-            traffic=self.traffic * times,
-            collectives=[each.scaled(times) for each in self.collectives],
-        )
-
-    def seconds(self, rates: dict[str, float]) -> dict[str, float]:
-        """Seconds at the rates of `Target.rates`: the longest bounds the program."""
-        amounts = {
-            "compute": self.flops,
-            "memory": self.traffic,
-            "interconnect": sum(each.sent for each in self.collectives),
-        }
-        return {name: amount / rates[name] for name, amount in amounts.items()}
+    rates: dict[str, float]
+    """FLOP/s ("compute"), and bytes a second from and to the memory and other devices."""
+    seconds: dict[str, float]
+    """At those rates: the longest bounds the program."""
+    bound: str
+    estimate: float
 
 
-class Refused(Exception):
-    """The compiler takes no such slice or program: one line, with the first of its complaint."""
+class Plan(NamedTuple):
+    """A program on a target: does it fit, and what does it take?"""
 
+    target: Target
+    devices: int
+    work: str
+    """"train" or "sample"."""
+    images: int
+    """On all devices together."""
+    steps: int
+    dtype: str
+    products: str = ""
+    """The arithmetic of all matrix products, or of most of them: "TF32"."""
+    needed: int | None = None
+    """Bytes per device. None where all that the compiler says is that it does not fit."""
+    fits: bool = False
+    refusal: str | None = None
+    """The compiler's words, where it finds that the program does not fit."""
+    largest_batch: tuple[int, int | None] | None = None
+    """The largest batch found to fit, and the smallest found not to."""
+    cost: Cost | None = None
+    """None where the compiler refuses."""
 
-class TooLarge(Exception):
-    """A device has less memory than the program needs. `needed` is in bytes, None if unknown."""
-
-    def __init__(self, message: str):
-        super().__init__(message.partition(": ")[2].partition("\n")[0])
-        sizes = re.findall(r"([\d.]+)([KMGT])", message)
-        self.needed = None
-        if sizes:
-            number, unit = sizes[0]
-            self.needed = int(float(number) * 2 ** (10 * ("KMGT".index(unit) + 1)))
+    def record(self) -> dict[str, Any]:
+        """As JSON: what there is of target and cost beside the rest."""
+        row = {name: x for name, x in self._asdict().items() if x is not None or name == "needed"}
+        row |= {"target": self.target.name, "chip": self.target.chip.title}
+        row["available"] = self.target.memory
+        if self.cost is not None:
+            row |= self.cost._asdict()
+            del row["cost"]
+            row["collectives"] = [each._asdict() for each in self.cost.collectives]
+        return row
 
 
 def prepare() -> None:
@@ -90,68 +94,6 @@ def prepare() -> None:
     os.environ["XLA_FLAGS"] = f"{flags} {untried}".strip()
 
 
-def require_slice(target: Target) -> None:
-    """Raises `Refused` unless the compiler can sum over all devices of `target`."""
-    with _complaints(f"{target.name}: its compiler refuses such a slice"):
-        devices = target.devices()
-        split = NamedSharding(Mesh(devices, "all"), PartitionSpec("all"))
-        numbers = jax.ShapeDtypeStruct((len(devices),), jnp.float32, sharding=split)
-        jax.jit(jnp.sum).lower(numbers).compile()
-
-
-def compile_for(target: Target, program: Any, *arguments: Any) -> Cost:
-    """Compile a jitted function of `ShapeDtypeStruct`s that are placed on the target's devices.
-
-    Raises `TooLarge` where the compiler finds that it does not fit, `Refused` at other errors.
-    """
-    platform = target.chip.platform
-    traced = program.trace(*arguments)
-    lowered = traced.lower(lowering_platforms=(platform,))
-    start = time.perf_counter()
-    with _complaints(f"{target.name}: its compiler refuses the program"), _effort(platform):
-        compiled = lowered.compile()
-    seconds = time.perf_counter() - start
-    memory, text = compiled.memory_analysis(), compiled.as_text()
-    devices = len(jax.tree.leaves(arguments)[0].sharding.device_set)
-    return Cost(
-        arguments=memory.argument_size_in_bytes,
-        outputs=memory.output_size_in_bytes,
-        aliased=memory.alias_size_in_bytes,
-        temporaries=memory.temp_size_in_bytes,
-        code=memory.generated_code_size_in_bytes,
-        flops=count_flops(traced.jaxpr) / devices,
-        traffic=memory_traffic(text),
-        collectives=collectives(text),
-        seconds_to_compile=seconds,
-    )
-
-
-@contextmanager
-def _effort(platform: str) -> Iterator[None]:
-    """A TPU's compiler at its least effort: a minute where the default takes ten, and memory
-    within a tenth of it. The setting is JAX's: the compilers' own options change their names."""
-    settings: Any = jax.config
-    before = settings.jax_optimization_level
-    jax.config.update("jax_optimization_level", "O1" if platform == "tpu" else before)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_optimization_level", before)
-
-
-@contextmanager
-def _complaints(refusal: str) -> Iterator[None]:
-    """The compilers' errors as `TooLarge`, or as `Refused` with `refusal` in front."""
-    try:
-        yield
-    except RuntimeError as error:  # a JaxRuntimeError is one
-        message = str(error)
-        if "RESOURCE_EXHAUSTED" in message:
-            raise TooLarge(message) from None
-        complaint = message.partition("\n")[0].strip()
-        raise Refused(f"{refusal}: {complaint}") from None
-
-
 @contextmanager
 def quiet() -> Iterator[None]:
     """Drops what the compilers write to the error stream."""
@@ -165,3 +107,80 @@ def quiet() -> Iterator[None]:
         sys.stderr.flush()
         os.dup2(terminal, 2)
         os.close(terminal)
+
+
+@quiet()
+def require_slice(target: Target) -> None:
+    """Raises `FieldError` unless the compiler can sum over all devices of `target`."""
+    try:
+        devices = target.devices()
+        split = NamedSharding(Mesh(devices, "all"), PartitionSpec("all"))
+        numbers = jax.ShapeDtypeStruct((len(devices),), jnp.float32, sharding=split)
+        jax.jit(jnp.sum).lower(numbers).compile()
+    except RuntimeError as error:  # a JaxRuntimeError is one
+        raise _refused(target, "such a slice", error) from None
+
+
+def compile_for(plan: Plan, program: Any, arguments: tuple[Any, ...], runs: float) -> Plan:
+    """The plan with what so many runs of a jitted function take; the memory is that of one.
+
+    `arguments` are `ShapeDtypeStruct`s that are placed on the target's devices. Raises `FieldError`
+    where the compiler takes no such program.
+    """
+    target, chip, settings = plan.target, plan.target.chip, jax.config
+    traced = program.trace(*arguments)
+    counted = flops_by_arithmetic(traced.jaxpr)
+    plan = plan._replace(products=target.products(*counted.most_common(1)[0][0])[0])
+    lowered = traced.lower(lowering_platforms=(chip.platform,))
+    start, before = time.perf_counter(), settings.jax_optimization_level  # pyright: ignore
+    if chip.platform == "tpu":
+        # A minute where the default takes ten, and memory within a tenth of it. The setting is
+        # JAX's: the compilers' own options change their names.
+        settings.update("jax_optimization_level", "O1")
+    try:
+        compiled = lowered.compile()
+    except RuntimeError as error:
+        message = str(error)
+        if "RESOURCE_EXHAUSTED" not in message:
+            raise _refused(target, "the program", error) from None
+        size = re.search(r"([\d.]+)([KMGT])", message)
+        needed = size and int(float(size[1]) * 2 ** (10 * " KMGT".index(size[2])))
+        refusal = message.partition(": ")[2].partition("\n")[0]
+        return plan._replace(needed=needed, refusal=refusal)
+    finally:
+        settings.update("jax_optimization_level", before)
+    end, memory, text = time.perf_counter(), compiled.memory_analysis(), compiled.as_text()
+    share, traffic, exchanged = (
+        runs / plan.devices,
+        memory_traffic(text, runs),
+        collectives(text, runs),
+    )
+    seconds = {
+        "compute": sum(n * share / target.products(*how)[1] for how, n in counted.items()),
+        "memory": traffic / chip.bandwidth,
+        "interconnect": sum(each.sent for each in exchanged) / chip.interconnect,
+    }
+    flops, bound = counted.total() * share, max(seconds, key=lambda name: seconds[name])
+    peak = flops / seconds["compute"]
+    cost = Cost(
+        arguments=memory.argument_size_in_bytes,
+        outputs=memory.output_size_in_bytes,
+        aliased=memory.alias_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes,
+        code=memory.generated_code_size_in_bytes,
+        flops=flops,
+        traffic=traffic,
+        collectives=exchanged,
+        seconds_to_compile=end - start,
+        rates={"compute": peak, "memory": chip.bandwidth, "interconnect": chip.interconnect},
+        seconds=seconds,
+        bound=bound,
+        estimate=seconds[bound],
+    )
+    needed = cost.arguments + cost.outputs - cost.aliased + cost.temporaries + cost.code
+    return plan._replace(needed=needed, fits=needed <= target.memory, cost=cost)
+
+
+def _refused(target: Target, what: str, error: RuntimeError) -> FieldError:
+    complaint = str(error).partition("\n")[0].strip()
+    return FieldError(None, f"{target.name}: its compiler refuses {what}: {complaint}")

@@ -16,8 +16,8 @@ from jax_ddpm.samplers import ancestral
 
 pytestmark = pytest.mark.usefixtures("defaults", "untyped")
 # This machine's devices in the place of hardware that is not here.
-HERE = SimpleNamespace(name="here", memory=2**30, products=str, devices=jax.devices)
-HERE.chip = SimpleNamespace(platform="cpu", title="this machine's")
+HERE = SimpleNamespace(name="here", memory=2**30, devices=jax.devices)
+HERE.chip = SimpleNamespace(platform="cpu")
 
 
 class Compiled(Exception):
@@ -76,9 +76,15 @@ def test_a_planned_chain_is_the_drawn_one(same_program, untrained):
 def test_a_batch_that_the_devices_do_not_share_is_named(untrained):
     run = load_run(untrained / "runs/digits")
     for settings, words in (
-        (Settings(batch_size=3), "batch_size: expected a multiple of 2, the devices of here, got"),
-        (Settings(batch_size=6, accumulate=2), "batch_size: expected a multiple of 4, .* 2 parts"),
-        (Settings(batch_size=8, fsdp=4), "fsdp: expected a divisor of 2, the devices of here, got"),
+        (
+            Settings(batch_size=3),
+            "batch_size: expected a multiple of 2 for the 2 devices of here, got",
+        ),
+        (
+            Settings(batch_size=6, accumulate=2),
+            "batch_size: expected a multiple of 4 for the 2 devices",
+        ),
+        (Settings(batch_size=8, fsdp=4), "fsdp: expected a divisor of the 2 devices in use, got"),
     ):
         with pytest.raises(ValueError, match=words):
             measure_training(run, settings, HERE)
