@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import jax
 
@@ -49,18 +50,16 @@ def plan(config: PlanConfig) -> None:
     make_chain(run, config.steps)  # refuses too many
     run = measuring.planned(run, dtype=config.dtype, remat=config.remat)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(run.variables))
-    images = "×".join(map(str, run.shape(1)[1:]))
-    print(
-        f"{config.run or (data and data.source) or name}: {type(run.model).__name__} of "
-        f"{parameters:,} parameters, images of {images}, classes: {run.num_classes or 'none'}, "
-        f"{config.dtype}"
+    network = f"{type(run.model).__name__} of {parameters:,} parameters"
+    images = (
+        f"images of {'×'.join(map(str, run.shape(1)[1:]))}, classes: {run.num_classes or 'none'}"
     )
+    print(f"{config.run or (data and data.source) or name}: {network}, {images}, {config.dtype}")
     plans: list[Plan] = []
 
-    def show(plan: Plan) -> Plan:
+    def show(plan: Plan) -> None:
         plans.append(plan)
         print("\n" + report(plan))
-        return plan
 
     def train(size: int) -> Plan:
         if size != batch:
@@ -69,7 +68,7 @@ def plan(config: PlanConfig) -> None:
 
     for target in targets:
         if config.work != "sample":
-            first = show(train(batch))
+            show(first := train(batch))
             if config.largest_batch:
                 unit = first.devices * config.accumulate
                 plans[-1], found, line = measuring.largest_training(first, unit, train)
@@ -77,11 +76,8 @@ def plan(config: PlanConfig) -> None:
                     show(found)
                 print(line)
         if config.work != "train":
-            show(
-                measuring.measure_sampling(
-                    run, config.num, target, dtype=config.dtype, steps=config.steps
-                )
-            )
+            options: Any = {"dtype": config.dtype, "steps": config.steps}
+            show(measuring.measure_sampling(run, config.num, target, **options))
     if any(plan.fits for plan in plans):
         print(NOTE)
     if config.json is not None:

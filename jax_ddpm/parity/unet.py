@@ -152,8 +152,8 @@ def _pair(config: dict[str, Any], shape: tuple[int, ...], dtype: DType) -> Pair:
     """diffusers' network and this library's, on images, steps and, where it has them, labels."""
     network = reference_unet(config, dtype)
     said = {name: tuple(v) if isinstance(v, list) else v for name, v in network.config.items()}
-    model: Any = ddpm.UNet(precision="highest")
-    model = model.clone(**{name: said[name] for name in said.keys() & vars(ddpm.UNet).keys()})
+    fields: Any = {name: said[name] for name in ddpm.UNet.__dataclass_fields__ if name in said}
+    model = ddpm.UNet(**fields, precision="highest")
     inputs = [images(0, dtype, shape), timesteps(_TIMESTEPS, shape[0])]
     if classes := config.get("num_class_embeds"):
         inputs.append(np.arange(shape[0], dtype=np.int32) % classes)

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,49 +22,49 @@ from jax_ddpm.plan.targets import Target
 
 
 class Cost(NamedTuple):
-    """What a program takes on each device: bytes, operations, and seconds at peak rates."""
+    """What a program takes on each device: bytes, operations, and seconds at peak rates.
+
+    `aliased` is what of the outputs takes the place of donated arguments, `traffic` the bytes from
+    and to the device's memory; `rates` and `seconds` are of "compute" (FLOP/s), "memory" and
+    "interconnect" (bytes a second), of which the longest bounds the program.
+    """
 
     arguments: int
     outputs: int
     aliased: int
-    """Of the outputs, what takes the place of donated arguments."""
     temporaries: int
     code: int
     flops: float
     traffic: float
-    """Bytes read from and written to the device's memory."""
     collectives: list[Collective]
     seconds_to_compile: float
     rates: dict[str, float]
-    """FLOP/s ("compute"), and bytes a second from and to the memory and other devices."""
     seconds: dict[str, float]
-    """At those rates: the longest bounds the program."""
     bound: str
     estimate: float
 
 
 class Plan(NamedTuple):
-    """A program on a target: does it fit, and what does it take?"""
+    """A program on a target, with `images` on all devices together: does it fit?
+
+    `products` is the arithmetic of (most) matrix products, such as "TF32"; `needed` the bytes per
+    device, where they are known. Where the compiler says that it does not fit, `refusal` are its
+    words and there is no cost. `largest_batch` is the largest found to fit, and the smallest found
+    not to.
+    """
 
     target: Target
     devices: int
-    work: str
-    """"train" or "sample"."""
+    work: Literal["train", "sample"]
     images: int
-    """On all devices together."""
     steps: int
     dtype: str
     products: str = ""
-    """The arithmetic of all matrix products, or of most of them: "TF32"."""
     needed: int | None = None
-    """Bytes per device. None where all that the compiler says is that it does not fit."""
     fits: bool = False
     refusal: str | None = None
-    """The compiler's words, where it finds that the program does not fit."""
     largest_batch: tuple[int, int | None] | None = None
-    """The largest batch found to fit, and the smallest found not to."""
     cost: Cost | None = None
-    """None where the compiler refuses."""
 
     def record(self) -> dict[str, Any]:
         """As JSON: what there is of target and cost beside the rest."""
@@ -81,13 +81,13 @@ class Plan(NamedTuple):
 def prepare() -> None:
     """Keep JAX off any hardware and the compilers off the network. Before JAX's first use."""
     jax.config.update("jax_platforms", "cpu")
-    for name, value in {
+    unset = {
         "TPU_SKIP_MDS_QUERY": "1",  # no metadata server to ask
         "TPU_ACCELERATOR_TYPE": "v5litepod-4",  # these two only quiet it
         "TPU_WORKER_HOSTNAMES": "localhost",
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # nobody's TPU is taken
-    }.items():
-        os.environ.setdefault(name, value)
+    }
+    os.environ.update(unset | os.environ)
     # There is no GPU to try algorithms on, and some products have no Triton kernel without.
     flags = os.environ.get("XLA_FLAGS", "")
     untried = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"

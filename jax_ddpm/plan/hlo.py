@@ -138,10 +138,8 @@ def collectives(text: str, runs: float = 1.0) -> list[Collective]:
     ]
 
 
-def _walk(
-    text: str, runs: float, calls: set[str]
-) -> Iterator[tuple[float, Computation, Instruction]]:
-    """Every instruction that runs, with the number of times and the computation it is in."""
+def _walk(text: str, runs: float, calls: set[str]) -> Iterator[Any]:
+    """The number of times, the computation, and the `Instruction`, of each one that runs."""
     computations, entry, here = {}, "", {}
     for line in text.splitlines():
         if match := _COMPUTATION.match(line):
@@ -153,7 +151,7 @@ def _walk(
             operands = re.findall(r"%([\w.-]+)", inside)
             here[name] = Instruction(opcode, _nbytes(shape), inside, operands, attributes)
 
-    def walk(name: str, times: float) -> Iterator[tuple[float, Computation, Instruction]]:
+    def walk(name: str, times: float):
         for instruction in computations[name].values():
             yield times, computations[name], instruction
             if instruction.opcode in calls:

@@ -45,17 +45,15 @@ class Chip(NamedTuple):
 
 def _tpu(title: str, shape: str, devices: int, pod: int, *peaks: float, config: str = "") -> Chip:
     """Of a chip of so many devices: bfloat16, GiB of memory, bandwidth, interconnect."""
-    bfloat16, gib, bandwidth, interconnect = (peak / devices for peak in peaks)
-    figures = bfloat16, 0, gib * 2**30, bandwidth, interconnect
-    return Chip(title, "tpu", shape, *figures, pod, config)
+    bfloat16, gib, bandwidth, links = (peak / devices for peak in peaks)
+    return Chip(title, "tpu", shape, bfloat16, 0, gib * 2**30, bandwidth, links, pod, config)
 
 
 def _gpu(title: str, info: dict[str, Any], *peaks: int | float) -> Chip:
     """The peaks are of bfloat16, float32, memory in bytes, bandwidth, interconnect."""
-    bfloat16, float32, memory, bandwidth, interconnect = peaks
+    bfloat16, float32, memory, bandwidth, links = peaks
     config = _GPU.format(title=title, memory=int(memory), bandwidth=int(bandwidth), **info)
-    figures = bfloat16, float32, memory, bandwidth, interconnect
-    return Chip(title, "cuda", "1", *figures, 8, config)
+    return Chip(title, "cuda", "1", bfloat16, float32, memory, bandwidth, links, 8, config)
 
 
 _GPU = """
