@@ -54,7 +54,9 @@ def plan(config: PlanConfig) -> None:
     images = (
         f"images of {'×'.join(map(str, run.shape(1)[1:]))}, classes: {run.num_classes or 'none'}"
     )
-    print(f"{config.run or (data and data.source) or name}: {network}, {images}, {config.dtype}")
+    named = [config.run or config.recipe or config.model, data and data.source]
+    title = ", ".join(str(each) for each in named if each) or name
+    print(f"{title}: {network}, {images}, {config.dtype}")
     plans: list[Plan] = []
 
     def show(plan: Plan) -> None:

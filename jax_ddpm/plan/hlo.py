@@ -40,9 +40,6 @@ class Instruction(NamedTuple):
     attributes: str
 
 
-Computation = dict[str, Instruction]
-
-
 class Collective(NamedTuple):
     """All collectives of one kind in one run of the program, as one device sees them."""
 
@@ -162,7 +159,7 @@ def _walk(text: str, runs: float, calls: set[str]) -> Iterator[Any]:
     return walk(entry, runs)
 
 
-def _trips(loop: Instruction, computations: dict[str, Computation]) -> int:
+def _trips(loop: Instruction, computations: dict[str, dict[str, Instruction]]) -> int:
     """How often a loop runs: as the compiler noted, or the bound its condition compares with."""
     if match := re.search(r'known_trip_count[^}]*?"n":"?(\d+)', loop.attributes):
         return int(match[1])
