@@ -9,7 +9,7 @@ import jax
 
 from benchmarks.harness import Row, options, say, table, write
 from jax_ddpm.plan.compilation import prepare
-from jax_ddpm.plan.measuring import measure_sampling, measure_training, planned, preset
+from jax_ddpm.plan.measuring import PRESETS, measure_sampling, measure_training, of_recipe, planned
 from jax_ddpm.plan.targets import parse_target
 from jax_ddpm.runs import Settings
 
@@ -31,10 +31,11 @@ def main() -> None:
     for text in arguments.target:
         for dtype in ("float32", "bfloat16"):
             say(f"{text} {dtype} …")
-            run, target = planned(preset("cifar10"), dtype=dtype, remat=False), parse_target(text)
+            run, target = of_recipe(PRESETS["cifar10"]), parse_target(text)
+            run = planned(run, dtype=dtype, remat=False)
             settings = Settings(batch_size=128, dtype=dtype)
-            rows.append(measure_training(run, settings, target))
-            rows.append(measure_sampling(run, 256, target, dtype=dtype))
+            rows.append(measure_training(run, settings, target).record())
+            rows.append(measure_sampling(run, 256, target, dtype=dtype).record())
     results = {"jax": jax.__version__, "measured": MEASURED, "rows": rows}
     write(arguments.out / "plan", results, markdown(rows))
     print(markdown(rows))

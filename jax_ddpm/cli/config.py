@@ -307,13 +307,15 @@ class PlanConfig(LayoutSettings):
     75 %, unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise."""
     work: Literal["train", "sample", "both"] = "both"
     """The training step, the sampler, or both."""
-    model: Literal["cifar10", "digits", "simple"] = "cifar10"
+    model: Literal["cifar10", "digits", "simple"] | None = None
     """Ho et al.'s network for CIFAR-10 (32x32, T = 1,000), the default of `train` (8x8), or the
-    tutorial's (64x64)."""
+    tutorial's (64x64). Default: cifar10, or of images of your own what `train` makes of them."""
     recipe: RecipeName | None = None
     """Or the training of this recipe."""
     run: Path | None = None
     """Or the network of a run or of a folder of diffusers."""
+    data: DataConfig = DataConfig()
+    images: Preparation = Preparation()
     batch_size: int | None = None
     """Images per training step, on all devices together. Default: 128, or the recipe's."""
     num: int = 256

@@ -18,29 +18,24 @@ def parity(config: ParityConfig) -> None:
     jax.config.update("jax_enable_x64", True)
     import torch
 
-    from jax_ddpm.parity import CASES, DType, run_case
-    from jax_ddpm.parity.table import report
+    from jax_ddpm.parity import CASES, DType, Report, run_case
 
     word = (config.only or "").lower()
-    cases = [case for case in CASES if word in case.name.lower()]
-    if not cases:
+    work = [(x, dtype) for x in CASES if word in x.name.lower() for dtype in get_args(DType)]
+    if not work:
         raise UsageError(f"--only: expected a word in the name of a comparison, got {config.only}")
-    work = [(case, dtype) for case in cases for dtype in get_args(DType)]
-    results = [
-        run_case(case, dtype)
-        for case, dtype in tqdm(work, desc="comparing", unit="case", leave=False)
-    ]
+    results = tuple(run_case(*each) for each in tqdm(work, "comparing", unit="case", leave=False))
     print(
         f"jax {jax.__version__} on {jax.devices()[0].device_kind} · torch {torch.__version__} "
         f"on cpu · python {platform.python_version()}"
     )
-    print(report(results))
+    print("error: the largest difference over the largest reference value, of the worst array\n")
+    print(Report(results))
+    passed, seconds = sum(x.passed for x in results), sum(x.seconds for x in results)
+    print(f"\n{passed} of {len(results)} comparisons hold ({seconds:.0f} s)")
     if config.json is not None:
         rows = [{**result._asdict(), "passed": result.passed} for result in results]
         with writing("--json", config.json):
             write_json(config.json, rows)
-    failed = [result for result in results if not result.passed]
-    for result in failed:
-        print(f"FAILED: {result.name}, {result.dtype}", file=sys.stderr)
-    if failed:
+    if passed < len(results):
         sys.exit(1)

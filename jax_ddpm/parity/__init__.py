@@ -1,29 +1,27 @@
 """The proof: every certified comparison with PyTorch, as a table that anyone can rerun.
 
 `jax-ddpm parity` prints it and the tests assert it. `compare` does the same for networks of one's
-own. This package alone, of the library, imports
-torch; it comes with the extra `[parity]`. Only the whole table needs diffusers too, so it is made
-when it is asked for.
+own. This package imports torch: it comes with the extra `[parity]`. Only the whole table, `CASES`,
+needs diffusers too, so it is made when it is asked for.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from jax_ddpm.parity.compare import Report as Report
 from jax_ddpm.parity.compare import compare as compare
 from jax_ddpm.parity.harness import Case as Case
 from jax_ddpm.parity.harness import DType as DType
+from jax_ddpm.parity.harness import Report as Report
 from jax_ddpm.parity.harness import Result as Result
 from jax_ddpm.parity.harness import run_case as run_case
 
-if TYPE_CHECKING:
-    from jax_ddpm.parity.table import CASES as CASES
-
+CASES: tuple[Case, ...]
 __all__ = ["CASES", "Case", "DType", "Report", "Result", "compare", "run_case"]
 
 
 def __getattr__(name: str) -> Any:
     if name != "CASES":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from jax_ddpm.parity.table import CASES
+    from jax_ddpm.parity import maths, openai, tutorial, unet
 
-    return CASES
+    networks = *tutorial.TUTORIAL_CASES, *unet.UNET_CASES, *openai.OPENAI_CASES
+    return (*maths.MATHS_CASES, *maths.LOSS_CASES, *networks)

@@ -14,19 +14,13 @@ import numpy as np
 import torch
 
 import jax_ddpm
+from jax_ddpm._table import table
 from jax_ddpm.io.arrays import flatten
 from jax_ddpm.parity.tolerances import TOLERANCES
 from torch_reference.schedule import T
 
 DType = Literal["float64", "float32"]
-_REFERENCE_MODULES = (
-    "schedule",
-    "forward",
-    "reverse",
-    "likelihood",
-    "losses",
-    "models.simple_unet",
-)
+_REFERENCE = ("schedule", "forward", "reverse", "likelihood", "losses", "models.simple_unet")
 
 
 class Case(NamedTuple):
@@ -38,14 +32,17 @@ class Case(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What a case measured in one precision."""
+    """What a comparison measured in one precision."""
 
     kind: str
     name: str
     dtype: DType
     error: float
+    """The largest difference over the largest reference, of the array where that is largest."""
     tolerance: float
-    seconds: float
+    worst: str = ""
+    """The path of that array; empty where there is only one."""
+    seconds: float = 0.0
 
     @property
     def passed(self) -> bool:
@@ -53,14 +50,45 @@ class Result(NamedTuple):
         return self.error <= self.tolerance
 
 
+class Report(NamedTuple):
+    """Results; printed, they are a table."""
+
+    rows: tuple[Result, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every error is within its tolerance."""
+        return all(row.passed for row in self.rows)
+
+    def __repr__(self) -> str:
+        dtypes = list(dict.fromkeys(row.dtype for row in self.rows))
+        lines: dict[str, dict[str, Result]] = {}
+        for row in self.rows:
+            lines.setdefault(row.name, {})[row.dtype] = row
+        cells = [["error, limit", *(cell for dtype in dtypes for cell in (dtype, "")), "worst in"]]
+        for name, results in lines.items():
+            errors = [cell for dtype in dtypes for cell in _cells(results.get(dtype))]
+            worst = dict.fromkeys(row.worst for row in results.values() if row.error)
+            cells.append([name, *errors, ", ".join(worst)])
+        return table("<" + "><" * len(dtypes) + "<", cells)
+
+
+def _cells(result: Result | None) -> tuple[str, str]:
+    if result is None:
+        return "", ""
+    error = "equal" if result.error == 0 else f"{result.error:.1e}"
+    limit = f"{result.tolerance:.0e}" if result.tolerance else "0"
+    return error, f"≤ {limit}" if result.passed else f"> {limit} FAILED"
+
+
 def run_case(case: Case, dtype: DType) -> Result:
     """Run both sides in `dtype`. Needs `jax_enable_x64`; products run at highest precision."""
     start = time.perf_counter()
     with jax.default_matmul_precision("highest"):
         ours, theirs = case.compare(dtype)
-    error = relative_error(ours, theirs)
-    tolerance = getattr(TOLERANCES[case.kind], dtype)
-    return Result(case.kind, case.name, dtype, error, tolerance, time.perf_counter() - start)
+    error, worst = worst_error(ours, theirs)
+    tolerance, seconds = getattr(TOLERANCES[case.kind], dtype), time.perf_counter() - start
+    return Result(case.kind, case.name, dtype, error, tolerance, worst, seconds)
 
 
 def relative_error(ours: Any, theirs: Any) -> float:
@@ -77,27 +105,24 @@ def worst_error(ours: Any, theirs: Any, smallest: float = 0.0) -> tuple[float, s
     ours_tree, theirs_tree = jax.tree.structure(ours), jax.tree.structure(theirs)
     if ours_tree != theirs_tree or not ours_tree.num_leaves:
         raise ValueError(f"theirs: expected the structure {ours_tree}, got {theirs_tree}")
-    a, b = flatten(ours), flatten(theirs)
-    exact = {name: np.asarray(value, np.float64) for name, value in b.items()}
+    exact = {name: np.asarray(value, np.float64) for name, value in flatten(theirs).items()}
     scales = {name: float(np.max(np.abs(value), initial=0)) for name, value in exact.items()}
-    errors = {}
-    for name, value in exact.items():
-        if np.shape(a[name]) != value.shape:
-            raise ValueError(f"theirs: expected shape {np.shape(a[name])}, got {value.shape}")
-        difference = float(np.max(np.abs(np.asarray(a[name], np.float64) - value), initial=0))
-        scale = max(scales[name], smallest * max(scales.values()))
-        errors[name] = difference / scale if scale else difference and np.inf
+    least, errors = smallest * max(scales.values()), {}
+    for name, value in flatten(ours).items():
+        if np.shape(value) != exact[name].shape:
+            expected, got = np.shape(value), exact[name].shape
+            raise ValueError(f"theirs: expected shape {expected}, got {got}")
+        difference = np.abs(np.asarray(value, np.float64) - exact[name])
+        error, scale = float(np.max(difference, initial=0)), max(scales[name], least)
+        errors[name] = error / scale if scale else error and np.inf
     worst = max(errors, key=lambda name: np.inf if np.isnan(errors[name]) else errors[name])
     return errors[worst], worst
 
 
 def both(name: str) -> tuple[Any, Any]:
     """The library's function and the reference's, found by the same name."""
-    modules = [importlib.import_module(f"torch_reference.{name}") for name in _REFERENCE_MODULES]
-    theirs = [getattr(module, name) for module in modules if hasattr(module, name)]
-    if not theirs:
-        raise ValueError(f"name: expected a function of torch_reference, got {name!r}")
-    return getattr(jax_ddpm, name), theirs[0]
+    modules = (importlib.import_module(f"torch_reference.{each}") for each in _REFERENCE)
+    return getattr(jax_ddpm, name), next(vars(each)[name] for each in modules if name in vars(each))
 
 
 def images(seed: int, dtype: DType, shape: tuple[int, ...] = (6, 5, 4, 3)) -> np.ndarray:

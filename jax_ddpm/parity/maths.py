@@ -1,4 +1,4 @@
-"""Cases for the schedule, the forward process and one reverse step.
+"""Cases for the schedule, the forward process, a reverse step, losses and the bound.
 
 The reference computes in float64 also where the library computes in float32, on the same
 rounded inputs: the error is then the library's own.
@@ -26,6 +26,17 @@ from jax_ddpm.parity.harness import (
 from torch_reference.schedule import T, tables
 
 
+def _inputs(dtype: DType) -> tuple[np.ndarray, ...]:
+    """Two sets of images, and steps in between."""
+    return images(0, dtype), timesteps(T), images(1, dtype)
+
+
+def _pixels(dtype: DType) -> np.ndarray:
+    """Images of 8 bits, the first and the last value among them."""
+    levels = np.round(np.clip(images(0, "float64"), -1, 1) * 127.5 + 127.5)
+    return (levels / 127.5 - 1).astype(dtype)
+
+
 def _schedule_case(name: str, timesteps: int) -> Case:
     def compare(dtype: DType):
         ours, theirs = both(name)
@@ -44,24 +55,87 @@ def _tables_case(name: str) -> Case:
     return Case("maths", f"make_schedule: {name}", compare)
 
 
-def _function_case(name: str, *order: int) -> Case:
-    """A function of the schedule and of, in their order, image 0, steps 1 and image 2."""
+def _function_case(name: str, order: str = "012") -> Case:
+    """A function of the schedule and of some of `_inputs`, in this order."""
 
     def compare(dtype: DType):
-        arrays = images(0, dtype), timesteps(T), images(1, dtype)
-        return evaluate_function(name, *(arrays[place] for place in order))
+        return evaluate_function(name, *(_inputs(dtype)[int(place)] for place in order))
 
     return Case("maths", name, compare)
 
 
-def _p_mean_variance_case(prediction_type: str, variance_type: str, clip: bool) -> Case:
-    policy = dict(prediction_type=prediction_type, variance_type=variance_type, clip_denoised=clip)
+def _policy(prediction_type: str, variance_type: str, clip: bool) -> tuple[str, dict[str, Any]]:
+    """Its label, and the keywords."""
+    names = {"prediction_type": prediction_type, "variance_type": variance_type}
+    label = ", ".join([*names.values(), *["clipped"] * clip])
+    return label, {**names, "clip_denoised": clip}
+
+
+def _p_mean_variance_case(*how: Any) -> Case:
+    label, policy = _policy(*how)
 
     def compare(dtype: DType):
-        return evaluate_function("p_mean_variance", images(0, dtype), timesteps(T), **policy)
+        return evaluate_function("p_mean_variance", *_inputs(dtype)[:2], **policy)
 
-    label = f"p_mean_variance: {prediction_type}, {variance_type}" + (", clipped" if clip else "")
-    return Case("maths", label, compare)
+    return Case("maths", f"p_mean_variance: {label}", compare)
+
+
+def _loss_case(loss_type: str, **policy: Any) -> Case:
+    def compare(dtype: DType):
+        inputs = _pixels(dtype), *_inputs(dtype)[1:]
+        return evaluate_function("training_losses", *inputs, loss_type=loss_type, **policy)
+
+    kind = "maths" if loss_type == "mse" else "likelihood"
+    return Case(kind, f"training_losses: {loss_type}, {', '.join(policy.values())}", compare)
+
+
+def _gradient_case(loss_type: str, variance_type: str) -> Case:
+    """By the network's output: the channels of the mean, and those of the variance."""
+    policy: dict[str, Any] = {"loss_type": loss_type, "variance_type": variance_type}
+
+    def compare(dtype: DType):
+        ours, theirs = both("training_losses")
+
+        def total(output, *inputs):
+            return jnp.sum(ours(schedule(), lambda x, t: output, *inputs, **policy))
+
+        def torch_gradient(output, *inputs):
+            output.requires_grad_()
+            losses = theirs(tables(torch.float64), lambda x, t: output, *inputs, **policy)
+            mean, variance = torch.autograd.grad(losses.sum(), output)[0].chunk(2, dim=1)
+            return mean, variance
+
+        inputs = _pixels(dtype), *_inputs(dtype)[1:]
+        network, _ = networks(variance_type)
+        output = network(ddpm.q_sample(schedule(), *inputs), jnp.asarray(inputs[1]))
+        return evaluate(
+            lambda *args: jnp.split(jax.grad(total)(*args), 2, axis=-1),
+            torch_gradient,
+            output,
+            *inputs,
+        )
+
+    return Case("likelihood", f"training_losses: gradient, {loss_type}, {variance_type}", compare)
+
+
+def _bits_case(*how: Any) -> Case:
+    label, policy = _policy(*how)
+
+    def compare(dtype: DType):
+        ours, theirs = both("bits_per_dim")
+        network, torch_network = networks(policy["variance_type"])
+
+        def bits(x_start, noise):
+            draw = noise.__getitem__
+            return ours(None, schedule(), network, x_start, noise_fn=draw, **policy)
+
+        def torch_bits(x_start, noise):
+            draw = noise.movedim(-1, 2).__getitem__
+            return theirs(tables(torch.float64), torch_network, x_start, noise_fn=draw, **policy)
+
+        return evaluate(bits, torch_bits, _pixels(dtype)[:2], images(1, dtype, (T, 2, 5, 4, 3)))
+
+    return Case("likelihood", f"bits_per_dim: {label}", compare)
 
 
 def networks(variance_type: str = "fixed_small", **_: Any) -> list[Callable[..., Any]]:
@@ -99,43 +173,36 @@ def evaluate(ours: Callable, theirs: Callable, *arrays: Any) -> tuple[Any, Any]:
     return result, from_torch(expected)
 
 
+_BETAS = ("linear", "scaled_linear", "cosine", "sigmoid")
+_TABLES = ("alphas_cumprod", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod")
+_CONVERSIONS = ("xstart_from_eps", "eps_from_xstart", "v", "xstart_from_v", "eps_from_v")
+_PREDICTIONS = ("epsilon", "sample", "v_prediction")
+_VARIANCES = ("fixed_small", "fixed_large", "learned", "learned_range")
+
 MATHS_CASES = (
+    *(_schedule_case(f"{name}_beta_schedule", steps) for name in _BETAS for steps in (200, 1000)),
+    *(_tables_case(name) for name in (*_TABLES, "posterior_variance")),
+    _function_case("q_sample"),
+    _function_case("q_mean_variance", "01"),
+    _function_case("q_posterior_mean_variance", "021"),
+    *(_function_case(f"predict_{name}") for name in _CONVERSIONS),
+    *(_p_mean_variance_case(name, "fixed_small", True) for name in _PREDICTIONS),
+    _p_mean_variance_case("v_prediction", "fixed_small", False),
+    *(_p_mean_variance_case("epsilon", name, False) for name in _VARIANCES),
+)
+LOSS_CASES = (
+    *(_loss_case("mse", prediction_type=name) for name in _PREDICTIONS),
+    *(_loss_case("mse", prediction_type=name, weighting="min_snr") for name in _PREDICTIONS),
+    *(_loss_case("vb", prediction_type=name) for name in _PREDICTIONS),
+    *(_loss_case("vb", variance_type=name) for name in _VARIANCES[1:]),
     *(
-        _schedule_case(name, timesteps)
-        for name in (
-            "linear_beta_schedule",
-            "scaled_linear_beta_schedule",
-            "cosine_beta_schedule",
-            "sigmoid_beta_schedule",
-        )
-        for timesteps in (200, 1000)
+        _loss_case("hybrid", prediction_type=name, variance_type="learned_range")
+        for name in _PREDICTIONS
     ),
-    *(
-        _tables_case(name)
-        for name in (
-            "alphas_cumprod",
-            "sqrt_alphas_cumprod",
-            "sqrt_one_minus_alphas_cumprod",
-            "posterior_variance",
-        )
-    ),
-    _function_case("q_sample", 0, 1, 2),
-    _function_case("q_mean_variance", 0, 1),
-    _function_case("q_posterior_mean_variance", 0, 2, 1),
-    *(
-        _function_case(name, 0, 1, 2)
-        for name in (
-            "predict_xstart_from_eps",
-            "predict_eps_from_xstart",
-            "predict_v",
-            "predict_xstart_from_v",
-            "predict_eps_from_v",
-        )
-    ),
-    *(_p_mean_variance_case(name, "fixed_small", True) for name in ("epsilon", "sample")),
-    *(_p_mean_variance_case("v_prediction", "fixed_small", clip) for clip in (True, False)),
-    *(
-        _p_mean_variance_case("epsilon", name, False)
-        for name in ("fixed_small", "fixed_large", "learned", "learned_range")
-    ),
+    _loss_case("hybrid", variance_type="learned", weighting="min_snr"),
+    *(_gradient_case("hybrid", name) for name in ("learned", "learned_range")),
+    _gradient_case("vb", "learned_range"),
+    *(_bits_case("epsilon", n, True) for n in ("fixed_small", "fixed_large", "learned_range")),
+    _bits_case("sample", "fixed_small", False),
+    _bits_case("v_prediction", "fixed_small", True),
 )

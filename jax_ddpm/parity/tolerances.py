@@ -37,32 +37,3 @@ TOLERANCES = {
     "unet chain": Tolerance(1e-8, 1e-3),
     "openai": Tolerance(1e-13, 1e-5),  # measured: 8e-15 and 3e-6
 }
-
-# What a network may lose where products are not computed in float32, on one side or on both. It
-# is a statement about the arithmetic: that the formulas are right is for the table above to show.
-# The untrained tutorial network is a hard case: its raw step number makes features near 100, whose
-# rounding is as large as everything that the images contribute. Five Adam steps with an ε of 1, in
-# the sizes of `benchmarks/accelerator.py`; margins are 2 to 7.
-REDUCED = {
-    # GPUs round the operands of float32 products to 11 bits, 5e-4, unless the precision is
-    # "highest". Measured on an H200: 6e-4, 1.6e-2, 7e-3, 5e-4, 1.1e-3.
-    "TF32": {
-        "forward": 3e-3,
-        # All parameters as one vector: those of a layer whose gradient is a thousandth of the
-        # largest are off by 4e-2 of their own.
-        "gradients": 5e-2,
-        "training": 3e-2,
-        "chain": 3e-3,
-        "attention": 3e-3,
-    },
-    # Operands and activations have 8 bits, 4e-3 (on a TPU operands alone, unless the precision is
-    # "highest"). Measured on an H200: 7e-3, 6.5e-2, 4.4e-2, 5e-3, 5e-3; on a CPU attention lost
-    # 1e-2.
-    "bfloat16": {
-        "forward": 3e-2,
-        "gradients": 2e-1,
-        "training": 1e-1,
-        "chain": 3e-2,
-        "attention": 2e-2,
-    },
-}

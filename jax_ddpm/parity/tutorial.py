@@ -17,8 +17,8 @@ import torch
 
 import jax_ddpm as ddpm
 from jax_ddpm.interop import simple_unet_from_torch, simple_unet_to_torch
+from jax_ddpm.parity.compare import Pair
 from jax_ddpm.parity.harness import Case, DType, both, images, schedule, timesteps, to_torch
-from jax_ddpm.parity.pair import Pair
 from jax_ddpm.training import draw_step
 from torch_reference.forward import q_sample
 from torch_reference.schedule import T, tables
@@ -59,10 +59,8 @@ def _training(setting: Setting, pair: Pair) -> tuple[Any, Any]:
     torch_optimizer = torch.optim.Adam(reference.parameters(), lr=1e-3, eps=setting.adam_eps)
     optimizer = optax.adam(1e-3, eps=setting.adam_eps)
     state = ddpm.init_train_state(jax.random.key(42), pair.variables, optimizer)
-    train_step = jax.jit(
-        ddpm.make_train_step(schedule(), pair.apply, optimizer, ema_decay=_EMA_DECAY),
-        donate_argnums=0,
-    )
+    train_step = ddpm.make_train_step(schedule(), pair.apply, optimizer, ema_decay=_EMA_DECAY)
+    train_step = jax.jit(train_step, donate_argnums=0)
     draw = jax.jit(lambda state, batch: draw_step(state, schedule(), batch))
     x_start = pair.inputs[0]
     losses, expected_losses = [], []
@@ -78,17 +76,11 @@ def _training(setting: Setting, pair: Pair) -> tuple[Any, Any]:
         loss.backward()
         torch_optimizer.step()
         expected_losses.append(loss.item())
-        with torch.no_grad():
-            for mean, value in zip(average.parameters(), reference.parameters(), strict=True):
-                mean.mul_(_EMA_DECAY).add_(value, alpha=1 - _EMA_DECAY)
-    return (
-        (state.params, state.ema_params, np.stack(losses)),
-        (
-            pair.converted(reference.state_dict()),
-            pair.converted(average.state_dict()),
-            np.asarray(expected_losses),
-        ),
-    )
+        for mean, value in zip(average.parameters(), reference.parameters(), strict=True):
+            mean.lerp_(value.detach(), 1 - _EMA_DECAY)
+    expected = [pair.converted(each.state_dict()) for each in (reference, average)]
+    ours = [state.params, state.ema_params, np.stack(losses)]
+    return ours, [*expected, np.asarray(expected_losses)]
 
 
 def tutorial_cases(setting: Setting) -> tuple[Case, ...]:

@@ -13,6 +13,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
 import jax_ddpm as ddpm
 from jax_ddpm.interop import unet_from_torch, unet_to_torch
+from jax_ddpm.parity.compare import Pair
 from jax_ddpm.parity.harness import (
     Case,
     DType,
@@ -23,7 +24,6 @@ from jax_ddpm.parity.harness import (
     to_torch,
     vector,
 )
-from jax_ddpm.parity.pair import Pair
 from torch_reference.forward import q_sample
 from torch_reference.schedule import tables
 
@@ -35,18 +35,14 @@ _SMALL: dict[str, Any] = {
     "norm_num_groups": 8,
     "layers_per_block": 1,
 }
-_LABELS: dict[str, Any] = {**_SMALL, "num_class_embeds": 5}
-_ONE_LEVEL: dict[str, Any] = {
+_LABELS = {**_SMALL, "num_class_embeds": 5}
+_ONE_LEVEL = {
     **_LABELS,
     "block_out_channels": (16,),
     "down_block_types": ("DownBlock2D",),
     "up_block_types": ("UpBlock2D",),
 }
-_LEARNED: dict[str, Any] = {
-    **_SMALL,
-    "out_channels": 6,
-    "resnet_time_scale_shift": "scale_shift",
-}
+_LEARNED = {**_SMALL, "out_channels": 6, "resnet_time_scale_shift": "scale_shift"}
 CONFIGS: dict[str, dict[str, Any]] = {
     "diffusers' defaults": _SMALL,
     "Ho et al.'s": {
@@ -111,7 +107,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "upsample_type": "resnet",
     },
 }
-CIFAR10: dict[str, Any] = {
+CIFAR10 = {
     **CONFIGS["Ho et al.'s"],
     "sample_size": 32,
     "block_out_channels": (128, 256, 256, 256),
@@ -152,27 +148,20 @@ def reference_unet(config: dict[str, Any], dtype: DType) -> UNet2DModel:
     return network.eval()
 
 
-def labels(config: dict[str, Any], batch: int) -> np.ndarray | None:
-    """One label an image, all different, where the network has labels."""
-    classes = config.get("num_class_embeds")
-    return None if classes is None else np.arange(batch, dtype=np.int32) % classes
-
-
 def _pair(config: dict[str, Any], shape: tuple[int, ...], dtype: DType) -> Pair:
     """diffusers' network and this library's, on images, steps and, where it has them, labels."""
     network = reference_unet(config, dtype)
     said = {name: tuple(v) if isinstance(v, list) else v for name, v in network.config.items()}
-    fields: dict[str, Any] = {
-        name: said[name] for name in ddpm.UNet.__dataclass_fields__ if name in said
-    }
+    fields: Any = {name: said[name] for name in ddpm.UNet.__dataclass_fields__ if name in said}
     model = ddpm.UNet(**fields, precision="highest")
-    y = labels(config, shape[0])
     inputs = [images(0, dtype, shape), timesteps(_TIMESTEPS, shape[0])]
+    if classes := config.get("num_class_embeds"):
+        inputs.append(np.arange(shape[0], dtype=np.int32) % classes)
     return Pair(
         network,
         model.apply,
         partial(unet_from_torch, model=model),
-        inputs if y is None else [*inputs, y],
+        inputs,
         dtype,
         torch_fn=lambda network, x, t, y=None: network(x, t, class_labels=y).sample,
     )
@@ -228,40 +217,34 @@ def _ddim(pair: Pair) -> tuple[Any, Any]:
 def _case(
     kind: str,
     name: str,
-    config: dict[str, Any],
     compare: Callable[[Pair], tuple[Any, Any]],
+    config: dict[str, Any],
     shape: tuple[int, ...] = (2, 8, 8, 3),
 ) -> Case:
     return Case(kind, f"UNet, {name}", lambda dtype: compare(_pair(config, shape, dtype)))
 
 
 _ROUND_TRIP = partial(Pair.round_trip, variables_to_torch=unet_to_torch)
-
+_LARGE = (CIFAR10, (1, 32, 32, 3))
 UNET_CASES = (
     *(
-        _case("unet", f"{name}: output", config, Pair.outputs, (3, 8, 12, 3))
+        _case("unet", f"{name}: output", Pair.outputs, config, (3, 8, 12, 3))
         for name, config in CONFIGS.items()
     ),
     *(
-        _case("weights", f"{name}: torch → Flax → torch", CONFIGS[name], _ROUND_TRIP)
+        _case("weights", f"{name}: torch → Flax → torch", _ROUND_TRIP, CONFIGS[name])
         for name in ("diffusers' defaults", "odd channels, groups and heads")
     ),
     *(
-        _case("unet gradients", f"{name}: gradient of every parameter", config, _gradients)
+        _case("unet gradients", f"{name}: gradient of every parameter", _gradients, config)
         for name, config in (("learned variance, scale and shift", _LEARNED), ("labels", _LABELS))
     ),
     _case(
         "training",
         f"labels, one level: {_ADAM_STEPS} AdamW steps: weights, losses",
-        _ONE_LEVEL,
         _training,
+        _ONE_LEVEL,
     ),
-    _case("unet", "35.7 M parameters: output", CIFAR10, Pair.outputs, (1, 32, 32, 3)),
-    _case(
-        "unet chain",
-        f"35.7 M parameters: {_DDIM_STEPS} steps of DDIM",
-        CIFAR10,
-        _ddim,
-        (1, 32, 32, 3),
-    ),
+    _case("unet", "35.7 M parameters: output", Pair.outputs, *_LARGE),
+    _case("unet chain", f"35.7 M parameters: {_DDIM_STEPS} steps of DDIM", _ddim, *_LARGE),
 )

@@ -10,146 +10,88 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jax_ddpm.plan.hlo import Collective, collectives, count_flops, memory_traffic
+from jax_ddpm._errors import FieldError
+from jax_ddpm.plan.hlo import Collective, collectives, flops_by_arithmetic, memory_traffic
 from jax_ddpm.plan.targets import Target
 
 
 class Cost(NamedTuple):
-    """What one run of a program takes, on each of its devices: bytes and operations."""
+    """What a program takes on each device: bytes, operations, and seconds at peak rates.
+
+    `aliased` is what of the outputs takes the place of donated arguments, `traffic` the bytes from
+    and to the device's memory; `rates` and `seconds` are of "compute" (FLOP/s), "memory" and
+    "interconnect" (bytes a second), of which the longest bounds the program.
+    """
 
     arguments: int
     outputs: int
     aliased: int
-    """Of the outputs, what takes the place of donated arguments."""
     temporaries: int
     code: int
     flops: float
     traffic: float
-    """Read from and written to the device's memory."""
     collectives: list[Collective]
     seconds_to_compile: float
-
-    @property
-    def memory(self) -> int:
-        """All of it, where nothing is given back before the end."""
-        return self.arguments + self.outputs - self.aliased + self.temporaries + self.code
-
-    def scaled(self, times: float) -> "Cost":
-        """What so many runs take, or that share of one; the memory stays."""
-        return self._replace(
-            flops=self.flops * times,
-            traffic=self.traffic * times,
-            collectives=[each.scaled(times) for each in self.collectives],
-        )
-
-    def seconds(self, rates: dict[str, float]) -> dict[str, float]:
-        """Seconds at the rates of `Target.rates`: the longest bounds the program."""
-        amounts = {
-            "compute": self.flops,
-            "memory": self.traffic,
-            "interconnect": sum(each.sent for each in self.collectives),
-        }
-        return {name: amount / rates[name] for name, amount in amounts.items()}
+    rates: dict[str, float]
+    seconds: dict[str, float]
+    bound: str
+    estimate: float
 
 
-class Refused(Exception):
-    """The compiler takes no such slice or program: one line, with the first of its complaint."""
+class Plan(NamedTuple):
+    """A program on a target, with `images` on all devices together: does it fit?
 
+    `products` is the arithmetic of (most) matrix products, such as "TF32"; `needed` the bytes per
+    device, where they are known. Where the compiler says that it does not fit, `refusal` are its
+    words and there is no cost. `largest_batch` is the largest found to fit, and the smallest found
+    not to.
+    """
 
-class TooLarge(Exception):
-    """A device has less memory than the program needs. `needed` is in bytes, None if unknown."""
+    target: Target
+    devices: int
+    work: Literal["train", "sample"]
+    images: int
+    steps: int
+    dtype: str
+    products: str = ""
+    needed: int | None = None
+    fits: bool = False
+    refusal: str | None = None
+    largest_batch: tuple[int, int | None] | None = None
+    cost: Cost | None = None
 
-    def __init__(self, message: str):
-        super().__init__(message.partition(": ")[2].partition("\n")[0])
-        sizes = re.findall(r"([\d.]+)([KMGT])", message)
-        self.needed = None
-        if sizes:
-            number, unit = sizes[0]
-            self.needed = int(float(number) * 2 ** (10 * ("KMGT".index(unit) + 1)))
+    def record(self) -> dict[str, Any]:
+        """As JSON: what there is of target and cost beside the rest."""
+        row = {name: x for name, x in self._asdict().items() if x is not None or name == "needed"}
+        row |= {"target": self.target.name, "chip": self.target.chip.title}
+        row["available"] = self.target.memory
+        if self.cost is not None:
+            row |= self.cost._asdict()
+            del row["cost"]
+            row["collectives"] = [each._asdict() for each in self.cost.collectives]
+        return row
 
 
 def prepare() -> None:
     """Keep JAX off any hardware and the compilers off the network. Before JAX's first use."""
     jax.config.update("jax_platforms", "cpu")
-    for name, value in {
+    unset = {
         "TPU_SKIP_MDS_QUERY": "1",  # no metadata server to ask
         "TPU_ACCELERATOR_TYPE": "v5litepod-4",  # these two only quiet it
         "TPU_WORKER_HOSTNAMES": "localhost",
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # nobody's TPU is taken
-    }.items():
-        os.environ.setdefault(name, value)
+    }
+    os.environ.update(unset | os.environ)
     # There is no GPU to try algorithms on, and some products have no Triton kernel without.
     flags = os.environ.get("XLA_FLAGS", "")
     untried = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
     os.environ["XLA_FLAGS"] = f"{flags} {untried}".strip()
-
-
-def require_slice(target: Target) -> None:
-    """Raises `Refused` unless the compiler can sum over all devices of `target`."""
-    with _complaints(f"{target.name}: its compiler refuses such a slice"):
-        devices = target.devices()
-        split = NamedSharding(Mesh(devices, "all"), PartitionSpec("all"))
-        numbers = jax.ShapeDtypeStruct((len(devices),), jnp.float32, sharding=split)
-        jax.jit(jnp.sum).lower(numbers).compile()
-
-
-def compile_for(target: Target, program: Any, *arguments: Any) -> Cost:
-    """Compile a jitted function of `ShapeDtypeStruct`s that are placed on the target's devices.
-
-    Raises `TooLarge` where the compiler finds that it does not fit, `Refused` at other errors.
-    """
-    platform = target.chip.platform
-    traced = program.trace(*arguments)
-    lowered = traced.lower(lowering_platforms=(platform,))
-    start = time.perf_counter()
-    with _complaints(f"{target.name}: its compiler refuses the program"), _effort(platform):
-        compiled = lowered.compile()
-    seconds = time.perf_counter() - start
-    memory, text = compiled.memory_analysis(), compiled.as_text()
-    devices = len(jax.tree.leaves(arguments)[0].sharding.device_set)
-    return Cost(
-        arguments=memory.argument_size_in_bytes,
-        outputs=memory.output_size_in_bytes,
-        aliased=memory.alias_size_in_bytes,
-        temporaries=memory.temp_size_in_bytes,
-        code=memory.generated_code_size_in_bytes,
-        flops=count_flops(traced.jaxpr) / devices,
-        traffic=memory_traffic(text),
-        collectives=collectives(text),
-        seconds_to_compile=seconds,
-    )
-
-
-@contextmanager
-def _effort(platform: str) -> Iterator[None]:
-    """A TPU's compiler at its least effort: a minute where the default takes ten, and memory
-    within a tenth of it. The setting is JAX's: the compilers' own options change their names."""
-    settings: Any = jax.config
-    before = settings.jax_optimization_level
-    jax.config.update("jax_optimization_level", "O1" if platform == "tpu" else before)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_optimization_level", before)
-
-
-@contextmanager
-def _complaints(refusal: str) -> Iterator[None]:
-    """The compilers' errors as `TooLarge`, or as `Refused` with `refusal` in front."""
-    try:
-        yield
-    except RuntimeError as error:  # a JaxRuntimeError is one
-        message = str(error)
-        if "RESOURCE_EXHAUSTED" in message:
-            raise TooLarge(message) from None
-        complaint = message.partition("\n")[0].strip()
-        raise Refused(f"{refusal}: {complaint}") from None
 
 
 @contextmanager
@@ -165,3 +107,80 @@ def quiet() -> Iterator[None]:
         sys.stderr.flush()
         os.dup2(terminal, 2)
         os.close(terminal)
+
+
+@quiet()
+def require_slice(target: Target) -> None:
+    """Raises `FieldError` unless the compiler can sum over all devices of `target`."""
+    try:
+        devices = target.devices()
+        split = NamedSharding(Mesh(devices, "all"), PartitionSpec("all"))
+        numbers = jax.ShapeDtypeStruct((len(devices),), jnp.float32, sharding=split)
+        jax.jit(jnp.sum).lower(numbers).compile()
+    except RuntimeError as error:  # a JaxRuntimeError is one
+        raise _refused(target, "such a slice", error) from None
+
+
+def compile_for(plan: Plan, program: Any, arguments: tuple[Any, ...], runs: float) -> Plan:
+    """The plan with what so many runs of a jitted function take; the memory is that of one.
+
+    `arguments` are `ShapeDtypeStruct`s that are placed on the target's devices. Raises `FieldError`
+    where the compiler takes no such program.
+    """
+    target, chip, settings = plan.target, plan.target.chip, jax.config
+    traced = program.trace(*arguments)
+    counted = flops_by_arithmetic(traced.jaxpr)
+    plan = plan._replace(products=target.products(*counted.most_common(1)[0][0])[0])
+    lowered = traced.lower(lowering_platforms=(chip.platform,))
+    start, before = time.perf_counter(), settings.jax_optimization_level  # pyright: ignore
+    if chip.platform == "tpu":
+        # A minute where the default takes ten, and memory within a tenth of it. The setting is
+        # JAX's: the compilers' own options change their names.
+        settings.update("jax_optimization_level", "O1")
+    try:
+        compiled = lowered.compile()
+    except RuntimeError as error:
+        message = str(error)
+        if "RESOURCE_EXHAUSTED" not in message:
+            raise _refused(target, "the program", error) from None
+        size = re.search(r"([\d.]+)([KMGT])", message)
+        needed = size and int(float(size[1]) * 2 ** (10 * " KMGT".index(size[2])))
+        refusal = message.partition(": ")[2].partition("\n")[0]
+        return plan._replace(needed=needed, refusal=refusal)
+    finally:
+        settings.update("jax_optimization_level", before)
+    end, memory, text = time.perf_counter(), compiled.memory_analysis(), compiled.as_text()
+    share, traffic, exchanged = (
+        runs / plan.devices,
+        memory_traffic(text, runs),
+        collectives(text, runs),
+    )
+    seconds = {
+        "compute": sum(n * share / target.products(*how)[1] for how, n in counted.items()),
+        "memory": traffic / chip.bandwidth,
+        "interconnect": sum(each.sent for each in exchanged) / chip.interconnect,
+    }
+    flops, bound = counted.total() * share, max(seconds, key=lambda name: seconds[name])
+    peak = flops / seconds["compute"]
+    cost = Cost(
+        arguments=memory.argument_size_in_bytes,
+        outputs=memory.output_size_in_bytes,
+        aliased=memory.alias_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes,
+        code=memory.generated_code_size_in_bytes,
+        flops=flops,
+        traffic=traffic,
+        collectives=exchanged,
+        seconds_to_compile=end - start,
+        rates={"compute": peak, "memory": chip.bandwidth, "interconnect": chip.interconnect},
+        seconds=seconds,
+        bound=bound,
+        estimate=seconds[bound],
+    )
+    needed = cost.arguments + cost.outputs - cost.aliased + cost.temporaries + cost.code
+    return plan._replace(needed=needed, fits=needed <= target.memory, cost=cost)
+
+
+def _refused(target: Target, what: str, error: RuntimeError) -> FieldError:
+    complaint = str(error).partition("\n")[0].strip()
+    return FieldError(None, f"{target.name}: its compiler refuses {what}: {complaint}")

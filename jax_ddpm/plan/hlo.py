@@ -8,49 +8,35 @@ counts as often as it runs.
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
-_ITEM_BITS = {"pred": 8, "token": 0, "opaque": 0}
-_ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\](?:\{([^}]*)\})?")
-_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.-]+) = (.*)$")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$")
-_CALLED = re.compile(r"\b(?:calls|to_apply|body|condition|branch_computations)=\{?([^}\s]+)")
-_TRIPS = re.compile(r'known_trip_count[^}]*?"n":"?(\d+)')
-_COLLECTIVES = (
-    "all-gather",
-    "all-reduce",
-    "all-to-all",
-    "collective-broadcast",
-    "collective-permute",
-    "ragged-all-to-all",
-    "reduce-scatter",
-)
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.-]+) = (.*?) ([a-z][\w-]*)\((.*)$")
+_ARRAY = re.compile(r"\b(?:pred|[a-z]+(\d+)\w*)\[([\d,]*)\](?:\{([^}]*)\})?")
+_CALLED = re.compile(r"\b(?:calls|to_apply|body|condition|branch_computations)=\{?%?([\w.-]+)")
+_COLLECTIVES = "all-gather all-reduce all-to-all collective-broadcast collective-permute".split()
+_COLLECTIVES += ["ragged-all-to-all", "reduce-scatter"]
 _CALLS = {"async-start", "call", "call-start", "conditional", "while"}
 # What names, groups or awaits values, but moves none, or leaves it to what it calls.
-_FREE = _CALLS | {
-    "after-all",
-    "bitcast",
-    "constant",
-    "get-tuple-element",
-    "iota",
-    "parameter",
-    "partition-id",
-    "replica-id",
-    "tuple",
-}
+_FREE = _CALLS | {*"after-all bitcast constant get-tuple-element iota parameter tuple".split()}
+_FREE |= {"partition-id", "replica-id"}
 
 
 class Instruction(NamedTuple):
-    """One line of a computation. `nbytes` is what its result takes in the device's memory."""
+    """One line of a computation. `nbytes` is what its result takes in the device's memory;
+    `inside` is the text of its operands."""
 
-    name: str
     opcode: str
     nbytes: int
-    operands: tuple[str, ...]
-    called: tuple[str, ...]
+    inside: str
+    operands: list[str]
     attributes: str
 
 
@@ -64,11 +50,6 @@ class Collective(NamedTuple):
     sent: float
     """Bytes that each device sends if they go round in rings."""
 
-    def scaled(self, factor: float) -> "Collective":
-        """Those of so many runs of the program, or of a share of one."""
-        times, nbytes = round(self.times * factor), round(self.nbytes * factor)
-        return self._replace(times=times, nbytes=nbytes, sent=self.sent * factor)
-
 
 def count_flops(jaxpr: Jaxpr | ClosedJaxpr) -> int:
     """Floating-point operations of one run, of convolutions and matrix products.
@@ -77,59 +58,46 @@ def count_flops(jaxpr: Jaxpr | ClosedJaxpr) -> int:
     usual in the papers; zeros that a gradient puts between pixels do not. Everything else (norms,
     activations, the optimizer) is a percent, is bound by memory, and is left out.
     """
-    if isinstance(jaxpr, ClosedJaxpr):
-        jaxpr = jaxpr.jaxpr
-    return sum(_equation(equation) for equation in jaxpr.eqns)
+    return flops_by_arithmetic(jaxpr).total()
 
 
-def _equation(equation: Any) -> int:
-    name, params = equation.primitive.name, equation.params
-    if name == "dot_general":
-        (contracting, _), _ = params["dimension_numbers"]
-        shape = equation.invars[0].aval.shape
-        depth = math.prod(shape[axis] for axis in contracting)
-        return 2 * depth * equation.outvars[0].aval.size
-    if name == "conv_general_dilated":
-        kernel = equation.invars[1].aval
-        out_features = kernel.shape[params["dimension_numbers"].rhs_spec[0]]
-        products = equation.outvars[0].aval.size * kernel.size // out_features
-        return 2 * products // math.prod(params["lhs_dilation"])
-    inner = [count_flops(each) for value in params.values() for each in _jaxprs(value)]
-    if name == "cond":
-        return max(inner)
-    return params.get("length", 1) * sum(inner)
+def flops_by_arithmetic(jaxpr: Jaxpr | ClosedJaxpr) -> Counter[tuple[str, str]]:
+    """The same by dtype and precision: `{("float32", "highest"): 12_443_713_536}`."""
+    found: Counter[tuple[str, str]] = Counter()
+    for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        name, params = equation.primitive.name, equation.params
+        if name in ("dot_general", "conv_general_dilated"):
+            avals: Any = [each.aval for each in (*equation.invars, *equation.outvars)]
+            left, right, output = avals
+            products = output.size
+            if name == "dot_general":
+                products *= math.prod(left.shape[k] for k in params["dimension_numbers"][0][0])
+            else:
+                features = right.shape[params["dimension_numbers"].rhs_spec[0]]
+                products *= right.size // features
+                products //= math.prod(params["lhs_dilation"])
+            precision = (params["precision"] or ("default",))[0]
+            how = getattr(precision, "name", precision).lower()
+            found[str(jnp.promote_types(left.dtype, right.dtype)), how] += 2 * products
+            continue
+        values = jax.tree.leaves([*params.values()])
+        inner = [flops_by_arithmetic(x) for x in values if isinstance(x, Jaxpr | ClosedJaxpr)]
+        if name == "cond":
+            inner = [max(inner, key=Counter.total)]
+        for each in inner:
+            for how, flops in each.items():
+                found[how] += params.get("length", 1) * flops
+    return found
 
 
-def _jaxprs(value: Any) -> list[Jaxpr | ClosedJaxpr]:
-    if isinstance(value, Jaxpr | ClosedJaxpr):
-        return [value]
-    if isinstance(value, tuple | list):
-        return [each for item in value for each in _jaxprs(item)]
-    return []
-
-
-def parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
-    """The computations of an HLO module by name, and the name of the entry."""
-    computations: dict[str, dict[str, Instruction]] = {}
-    entry, here = "", {}
-    for line in text.splitlines():
-        if match := _COMPUTATION.match(line):
-            here = computations[match[2]] = {}
-            entry = match[2] if match[1] else entry
-        elif match := _INSTRUCTION.match(line):
-            here[match[1]] = _instruction(match[1], match[2])
-    return computations, entry
-
-
-def memory_traffic(text: str) -> int:
-    """Bytes that one run reads from and writes to each device's memory.
+def memory_traffic(text: str, runs: float = 1.0) -> float:
+    """Bytes that so many runs read from and write to each device's memory.
 
     Every operation reads its operands and writes its result once; what stays inside a fusion,
     or in a memory of its own beside the device's main one, is free.
     """
-    computations, entry = parse(text)
-    total = 0
-    for times, here, instruction in _walk(computations, entry, fusions=False):
+    total = 0.0
+    for times, here, instruction in _walk(text, runs, _CALLS):
         opcode = instruction.opcode
         # Of an asynchronous pair the first half counts.
         if opcode in _FREE or opcode.endswith(("-done", "-update")):
@@ -142,19 +110,16 @@ def memory_traffic(text: str) -> int:
     return total
 
 
-def collectives(text: str) -> list[Collective]:
-    """The collectives of one run, by kind."""
-    computations, entry = parse(text)
-    header = text.partition("\n")[0]
-    everyone = math.prod(
-        int(number) for number in re.findall(r"num_(?:partitions|replicas)=(\d+)", header)
-    )
-    found: dict[str, Collective] = {}
-    for times, here, instruction in _walk(computations, entry, fusions=True):
+def collectives(text: str, runs: float = 1.0) -> list[Collective]:
+    """The collectives of so many runs, by kind."""
+    sizes = re.findall(r"num_(?:partitions|replicas)=(\d+)", text.partition("\n")[0])
+    devices = math.prod(map(int, sizes))
+    found: dict[str, list[float]] = {}
+    for times, here, instruction in _walk(text, runs, _CALLS | {"fusion"}):
         kind = instruction.opcode.removesuffix("-start")
         if kind not in _COLLECTIVES:
             continue
-        group = _group_size(instruction.attributes, everyone)
+        group = _group_size(instruction.attributes, devices)
         size = times * sum(here[name].nbytes for name in instruction.operands)
         share = (group - 1) / group
         if kind == "all-gather":
@@ -163,85 +128,61 @@ def collectives(text: str) -> list[Collective]:
             share *= 2
         elif kind.startswith("collective"):
             share = 1
-        before = found.get(kind, Collective(kind, 0, 0, 0))
-        found[kind] = Collective(
-            kind, before.times + times, before.nbytes + size, before.sent + size * share
-        )
-    return [found[kind] for kind in sorted(found)]
+        found[kind] = np.add(found.get(kind, (0, 0, 0)), (times, size, size * share)).tolist()
+    return [
+        Collective(kind, round(times), round(size), sent)
+        for kind, (times, size, sent) in sorted(found.items())
+    ]
 
 
-def _walk(
-    computations: dict[str, dict[str, Instruction]], entry: str, *, fusions: bool
-) -> Iterator[tuple[int, dict[str, Instruction], Instruction]]:
-    """Every instruction that runs, with the number of times and the computation it is in."""
+def _walk(text: str, runs: float, calls: set[str]) -> Iterator[Any]:
+    """The number of times, the computation, and the `Instruction`, of each one that runs."""
+    computations, entry, here = {}, "", {}
+    for line in text.splitlines():
+        if match := _COMPUTATION.match(line):
+            here = computations[match[2]] = {}
+            entry = match[2] if match[1] else entry
+        elif match := _INSTRUCTION.match(line):
+            name, shape, opcode, rest = match.groups()
+            inside, _, attributes = rest.partition("), ")
+            operands = re.findall(r"%([\w.-]+)", inside)
+            here[name] = Instruction(opcode, _nbytes(shape), inside, operands, attributes)
 
-    def walk(name: str, times: int):
-        here = computations[name]
-        for instruction in here.values():
-            yield times, here, instruction
-            opcode = instruction.opcode
-            if opcode in _CALLS or (fusions and opcode == "fusion"):
-                trips = _trips(instruction, computations) if opcode == "while" else 1
-                for called in instruction.called:
+    def walk(name: str, times: float):
+        for instruction in computations[name].values():
+            yield times, computations[name], instruction
+            if instruction.opcode in calls:
+                trips = _trips(instruction, computations) if instruction.opcode == "while" else 1
+                for called in _CALLED.findall(instruction.attributes):
                     yield from walk(called, times * trips)
 
-    return walk(entry, 1)
+    return walk(entry, runs)
 
 
 def _trips(loop: Instruction, computations: dict[str, dict[str, Instruction]]) -> int:
     """How often a loop runs: as the compiler noted, or the bound its condition compares with."""
-    if match := _TRIPS.search(loop.attributes):
+    if match := re.search(r'known_trip_count[^}]*?"n":"?(\d+)', loop.attributes):
         return int(match[1])
-    if match := re.search(r"condition=%?([\w.-]+)", loop.attributes):
-        condition = computations[match[1]]
-        for instruction in condition.values():
+    for condition in re.findall(r"condition=%?([\w.-]+)", loop.attributes):
+        here = computations[condition]
+        for instruction in here.values():
             if instruction.opcode == "compare" and "direction=LT" in instruction.attributes:
-                bound = condition[instruction.operands[1]]
+                bound = here[instruction.operands[1]]
                 if bound.opcode == "constant":
-                    return int(bound.attributes.strip("()"))
+                    return int(bound.inside.strip(")"))
     return 1
-
-
-def _instruction(name: str, text: str) -> Instruction:
-    shape, rest = _split(text) if text.startswith("(") else text.split(" ", 1)
-    opcode, rest = rest.strip().split("(", 1)
-    inside, attributes = _split("(" + rest)
-    called = tuple(
-        each.strip().lstrip("%")
-        for group in _CALLED.findall(attributes)
-        for each in group.rstrip(",").split(",")
-    )
-    operands = tuple(re.findall(r"%([\w.-]+)", inside))
-    if opcode == "constant":
-        attributes = inside
-    return Instruction(name, opcode, _nbytes(shape), operands, called, attributes)
-
-
-def _split(text: str) -> tuple[str, str]:
-    """A parenthesis, and what follows it."""
-    depth = 0
-    for position, character in enumerate(text):
-        depth += (character == "(") - (character == ")")
-        if depth == 0:
-            return text[: position + 1], text[position + 1 :]
-    raise ValueError(f"expected as many ) as (, got {text[:80]!r}")
 
 
 def _nbytes(shape: str) -> int:
     """Bytes of an array or of a tuple's arrays, but for those in a memory space S(1), S(2), …"""
-    total = 0
-    for kind, dimensions, layout in _ARRAY.findall(shape):
-        if re.search(r"S\([1-9]", layout):
-            continue
-        bits = _ITEM_BITS.get(kind)
-        if bits is None:
-            digits = re.search(r"\d+", kind)
-            bits = int(digits[0]) if digits else 0
-        total += math.prod(int(size) for size in dimensions.split(",") if size) * bits // 8
-    return total
+    return sum(
+        math.prod(int(size) for size in dimensions.split(",") if size) * int(bits or 8) // 8
+        for bits, dimensions, layout in _ARRAY.findall(shape)
+        if not re.search(r"S\([1-9]", layout)
+    )
 
 
-def _group_size(attributes: str, everyone: int) -> int:
+def _group_size(attributes: str, devices: int) -> int:
     """How many devices take part in one collective."""
     if match := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
         return match[1].count(",") + 1
@@ -250,6 +191,4 @@ def _group_size(attributes: str, everyone: int) -> int:
     if match := re.search(r"replica_groups=mesh\[([^\]]*)\] *\{([^}]*)\}", attributes):
         sizes = dict(re.findall(r"'([^']+)'=(\d+)", match[1]))
         return math.prod(int(sizes[name]) for name in re.findall(r"'([^']+)'", match[2]))
-    if match := re.search(r"source_target_pairs=\{(\{.*?\})\}", attributes):
-        return match[1].count("{")
-    return everyone
+    return devices

@@ -1,110 +1,80 @@
-"""What was measured, as lines to read."""
+"""What was planned, as text to read."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from jax_ddpm._table import table
+from jax_ddpm.plan.compilation import Plan
 
-def notes(rows: Sequence[dict[str, Any]], platforms: Sequence[str]) -> Iterator[str]:
-    """What a reader of these rows, of these platforms, has to know."""
-    if any(row["fits"] for row in rows):
-        yield (
-            "estimate: the longest of the three times above it, at the chips' peak figures and "
-            "without the time\nthat operations take to start. Real programs take longer."
-        )
-    if "cuda" in platforms:
-        share = "unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise"
-        yield f"Of a GPU's memory JAX takes 75 %, {share}."
+NOTE = """
+estimate: the longest of the three times above it, at the chips' peak figures and without the time
+that operations take to start. Real programs take longer."""
 
 
-def report(row: dict[str, Any]) -> str:
+def report(plan: Plan) -> str:
     """A block of lines about one program on one target."""
-    images, devices, sampling = row["images"], row["devices"], row["work"] == "sample"
-    what = f"{images:,} images"
-    if sampling:
-        what += f" × {row['steps']:,} steps"
-    if devices > 1:
-        what += f", {images // devices:,} images per device"
-    plural = "s" if devices > 1 else ""
-    lines = [f"{row['work']} on {row['target']}, {devices} device{plural}: {what}"]
-    available = f"{_bytes(row['available'])} per device"
-    if row["fits"]:
-        lines.append(line("fits", _bytes(row["needed"]), f"of {available}"))
-    elif row["needed"] is None:
-        lines.append(line("does not fit", "", available))
-    else:
-        over = _bytes(row["needed"] - row["available"])
-        lines.append(
-            line("does not fit", _bytes(row["needed"]), f"of {available}: {over} too much")
-        )
-    if "refusal" in row:
-        return "\n".join([*lines, f"  {row['refusal']}"])
-    lines += [
-        line("  arguments", _bytes(row["arguments"])),
-        line("  outputs", _bytes(row["outputs"]), _given_back(row)),
-        line("  temporaries", _bytes(row["temporaries"])),
+    target, images, devices, cost = plan.target, plan.images, plan.devices, plan.cost
+    what = counted(images, "image")
+    what += f" × {counted(plan.steps, 'step')}" if plan.work == "sample" else ""
+    what += f", {counted(images // devices, 'image')} per device" if devices > 1 else ""
+    limit = f"of {_bytes(target.memory)} per device"
+    limit += ", 75 % of the GPU's" if target.chip.platform == "cuda" else ""
+    if plan.needed is not None and not plan.fits:
+        limit += f": {_bytes(plan.needed - target.memory)} too much"
+    needed = "more" if plan.needed is None else _bytes(plan.needed)
+    rows = [
+        (f"{plan.work} on {target.name}, {counted(devices, 'device')}: {what}",),
+        ("  fits" if plan.fits else "  does not fit", needed, limit),
     ]
-    if row["code"]:
-        lines.append(line("  program", _bytes(row["code"])))
-    if not row["fits"]:
-        return "\n".join(lines)
-    seconds, rates = row["seconds"], row["rates"]
-    lines += [
-        line(
-            "compute",
-            _amount(row["flops"], "FLOP"),
-            f"{_time(seconds['compute'])} at {_amount(rates['compute'], 'FLOP/s')} in "
-            f"{row['products']}",
-        ),
-        line(
-            "memory traffic",
-            _amount(row["traffic"], "B"),
-            f"{_time(seconds['memory'])} at {_amount(rates['memory'], 'B/s')}",
-        ),
+    if cost is None:
+        return table("<><", [*rows, (f"  {plan.refusal}",)])
+    again = f"{_bytes(cost.aliased)} of it in the arguments' place" if cost.aliased else ""
+    rows += [
+        ("    arguments", _bytes(cost.arguments), ""),
+        ("    outputs", _bytes(cost.outputs), again),
+        ("    temporaries", _bytes(cost.temporaries), ""),
+        *[("    program", _bytes(cost.code), "")] * bool(cost.code),
     ]
-    for each in row["collectives"]:
-        time = _time(each["sent"] / rates["interconnect"])
-        rest = f"{time} at {_amount(rates['interconnect'], 'B/s')}"
-        lines.append(line(f"{each['kind']} ×{each['times']:,}", _amount(each["nbytes"], "B"), rest))
-    estimate = row["estimate"]
-    speed = f"{_number(images / estimate)} images/s"
-    if not sampling:
-        speed = f"{_number(1 / estimate)} steps/s, {speed}"
-    lines.append(line("estimate", _time(estimate), f"bound by {row['bound']}: at best {speed}"))
-    return "\n".join(lines)
+    if not plan.fits:
+        return table("<><", rows)
+    work = [("compute", "compute", cost.flops, cost.flops, "FLOP")]
+    work.append(("memory", "memory traffic", cost.traffic, cost.traffic, "B"))
+    for kind, times, nbytes, sent in cost.collectives:
+        work.append(("interconnect", f"{kind} ×{times:,}", nbytes, sent, "B"))
+    for kind, name, shown, amount, unit in work:
+        time = _time(amount / cost.rates[kind])
+        rate = _amount(cost.rates[kind], f"{unit}/s")
+        rate += f" in {plan.products}" if kind == "compute" else ""
+        rows.append((f"  {name}", _amount(shown, unit), f"{time} at {rate}"))
+    speed = f"{_number(1 / cost.estimate)} steps/s, " if plan.work == "train" else ""
+    speed += f"{_number(images / cost.estimate)} images/s"
+    bound = f"bound by {cost.bound}: at best {speed}"
+    return table("<><", [*rows, ("  estimate", _time(cost.estimate), bound)])
 
 
-def _given_back(row: dict[str, Any]) -> str:
-    if not row["aliased"]:
-        return ""
-    return f"{_bytes(row['aliased'])} of it in the arguments' place"
-
-
-def line(name: str, value: str, rest: str = "") -> str:
-    """A line of a report: a name, a number, and what is said beside it."""
-    return f"  {name:<18}{value:>12}   {rest}".rstrip()
+def counted(number: int, noun: str) -> str:
+    """`1 image`, `1,000 images`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _bytes(count: float) -> str:
-    if count < 2**20:
-        return f"{count / 2**10:,.1f} KiB"
-    return f"{count / 2**20:,.1f} MiB" if count < 2**30 else f"{count / 2**30:,.2f} GiB"
+    return _scaled(count / 2**10, ("KiB", "MiB", "GiB"), 2**10, ",.2f")
 
 
 def _amount(count: float, unit: str) -> str:
-    for factor, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):
-        if count >= factor:
-            return f"{count / factor:,.3g} {prefix}{unit}"
-    return f"{count / 1e3:,.3g} k{unit}"
+    return _scaled(count / 1e3, [f"{prefix}{unit}" for prefix in "kMGTP"])
+
+
+def _time(seconds: float) -> str:
+    return _scaled(seconds * 1e6, ("µs", "ms", "s"))
+
+
+def _scaled(value: float, units: Sequence[str], base: int = 1000, form: str = "") -> str:
+    """In the largest of these units that leaves 1 or more."""
+    power = 0
+    while value >= base and power < len(units) - 1:
+        value, power = value / base, power + 1
+    return f"{format(value, form) if form else _number(value)} {units[power]}"
 
 
 def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _time(seconds: float) -> str:
-    if seconds >= 120:
-        return f"{seconds / 60:,.1f} min"
-    for factor, unit in ((1, "s"), (1e-3, "ms")):
-        if seconds >= factor:
-            return f"{seconds / factor:,.3g} {unit}"
-    return f"{seconds / 1e-6:,.3g} µs"

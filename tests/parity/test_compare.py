@@ -11,8 +11,7 @@ import torch
 from torch import nn as tnn
 
 from jax_ddpm.interop import layer_kinds, layers_from_torch
-from jax_ddpm.parity import compare
-from jax_ddpm.parity.compare import Report
+from jax_ddpm.parity import Report, compare
 
 pytestmark = pytest.mark.usefixtures("defaults")
 X = np.random.default_rng(0).standard_normal((2, 8, 8, 3))
@@ -62,7 +61,7 @@ def test_a_network_that_is_the_same_passes():
     report = compare(MODULE, Flax().apply, convert, (X, T), dtypes=("float64",))
     assert report.passed, str(report)
     compared = ["output", "gradient of every parameter", "10 Adam steps", "reverse chain"]
-    assert [row.what.partition(":")[0] for row in report.rows] == compared
+    assert [row.name.partition(":")[0] for row in report.rows] == compared
     assert all(row.dtype == "float64" and row.error < 1e-9 for row in report.rows)
     assert "FAILED" not in str(report)
     assert all(parameter.grad is None for parameter in MODULE.parameters())  # a copy was used
@@ -78,7 +77,7 @@ def test_what_is_wrong_fails_and_the_layer_is_named():
 
     for wrong in (lambda *given: jnp.nan * Flax().apply(*given), Flax(1e-6).apply, doubled):
         rows = output, gradients = output_and_gradients(wrong)
-        assert [row.what for row in rows] == ["output", "gradient of every parameter"]
+        assert [row.name for row in rows] == ["output", "gradient of every parameter"]
         assert not output.passed and not gradients.passed and not Report(rows).passed
         assert str(Report(rows)).count("FAILED") == 2
     assert (output.worst, gradients.worst) == ("output", "params/conv_in/bias")

@@ -4,16 +4,13 @@ import json
 import re
 import subprocess
 import sys
-from functools import partial
 from importlib.util import find_spec
 
+import numpy as np
 import pytest
 
 from jax_ddpm.__main__ import main
-from jax_ddpm.plan import measuring
-from jax_ddpm.plan.measuring import preset
 from jax_ddpm.plan.targets import CHIPS, parse_target
-from jax_ddpm.runs import Settings
 
 needs_tpu = pytest.mark.skipif(not find_spec("libtpu"), reason="needs the extra plan")
 needs_gpu = pytest.mark.skipif(not find_spec("jax_cuda13_plugin"), reason="needs the extra plan")
@@ -34,7 +31,7 @@ def plan(*arguments, cwd, without=(), code=0):
     program = WITHOUT.format(names=set(without) or {""}, arguments=arguments)
     command = [sys.executable, "-c", program]
     result = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
-    result.stderr = re.sub(r".*(cuda drivers|absl::Init).*\n", "", result.stderr)
+    result.stderr = re.sub(r".*(cuda drivers|absl::Init|reading: ).*\n", "", result.stderr)
     assert result.returncode == code and (code == 2 or not result.stderr), result.stderr
     return result, json.loads((cwd / "plan.json").read_text()) if code < 2 else []
 
@@ -46,7 +43,7 @@ def test_a_tpu_slice(tmp_path):
     result, (train, sample) = plan(*DIGITS, cwd=tmp_path, without=cuda)
     assert "train on v5e:2x2, 4 devices: 128 images, 32 images per device" in result.stdout
     assert "sample on v5e:2x2, 4 devices: 256 images × 20 steps" in result.stdout
-    assert re.search(r"fits +\d+\.\d MiB +of 15\.75 GiB per device", result.stdout)
+    assert re.search(r"fits +\d+\.\d\d MiB +of 15\.75 GiB per device", result.stdout)
     assert train["fits"] and sample["fits"] and not sample["collectives"]
     assert train["estimate"] == max(train["seconds"].values())
     # The donated state is 4 copies of the weights, which tiles pad, and comes back in place;
@@ -117,6 +114,8 @@ def test_bad_input_is_one_line(jax_ddpm_here, tmp_path):
         ("--target h100:9", "--target: expected at most 8 chips, those of one host: "),
         ("--target v5e:1x64", "--target: expected sides of at most 16 chips, those of a pod"),
         ("--batch-size 0", "--batch-size: expected a whole number of 1 or more, got 0"),
+        ("--image-size 8", "--image-size: comes with --data or --dataset"),
+        ("--dataset digits --run x", "--run: its network has its image size and classes"),
     ):
         result = jax_ddpm_here("plan", *arguments.split(), cwd=tmp_path)
         assert result.returncode == 2 and words in result.stderr
@@ -140,32 +139,28 @@ def test_a_missing_compiler_names_what_to_install(monkeypatch, capsys):
         assert (end.value.code, capsys.readouterr().err) == (2, said)
 
 
-def test_what_the_search_says(monkeypatch):
-    """On a device of `limit` bytes where an image takes one."""
-
-    def measured(limit, run, settings, target):
-        images, fits = settings.batch_size, settings.batch_size <= limit
-        row = {"images": images, "devices": 4, "available": limit, "fits": fits}
-        return {**row, "needed": images if fits else None}
-
-    arguments = preset("simple"), Settings(batch_size=128), parse_target("v5e")
-    for limit, found, line in (
-        (1000, [980], "980   fit, in 98 % of the memory; more were not tried"),
-        (100, [96], "96   fit, in 96 % of the memory; 128 do not fit"),
-        (2, [], "0   8 do not fit"),
-    ):
-        tried, measure = [], partial(measured, limit)
-        monkeypatch.setattr(measuring, "measure_training", measure)
-        rows, text = measuring.largest_training(*arguments, measure(*arguments), tried.append)
-        assert text.endswith(line) and tried and [each["images"] for each in rows] == found
-
-
 def test_the_table_of_chips():
-    """A product of float32 is never faster, and a device is a chip or half of one."""
+    """A product of float32 is never faster, and slowest at "highest"."""
     for name, chip in CHIPS.items():
         target = parse_target(name.upper())
         assert target.name == f"{name}:{chip.default_shape}"
-        single, half = target.rates("float32"), target.rates("bfloat16")
-        assert single["compute"] <= half["compute"]
-        assert 50e12 < half["compute"] < 3e15 and 2e11 < half["memory"] < 1e13
+        rates = [target.products("float32", each)[1] for each in ("highest", "high", "default")]
+        rates.append(target.products("bfloat16")[1])
+        assert rates == sorted(rates) and rates[0] < rates[2] / 1.9
+        assert 50e12 < rates[-1] < 3e15 and 2e11 < chip.bandwidth < 1e13
         assert 10 * 2**30 < target.memory < 200 * 2**30
+    assert parse_target("h100").products("float32", "highest") == ("float32", 67e12)
+    assert parse_target("v3").products("float32", "highest") == ("6 passes of bfloat16", 10.25e12)
+
+
+@needs_gpu
+def test_the_arithmetic_that_runs_is_priced(tmp_path, monkeypatch):
+    """At "highest" a GPU leaves its tensor cores; and data give the network its shape."""
+    monkeypatch.setenv("JAX_DEFAULT_MATMUL_PRECISION", "highest")
+    np.savez(tmp_path / "mine.npz", x=np.zeros((9, 12, 12, 3), np.uint8), y=np.arange(9) % 3)
+    command = ["--data", "mine.npz", "--channels", "1", "--work", "sample", "--steps", "5"]
+    result, (row,) = plan(*command, "--target", "h100", "--num", "1", cwd=tmp_path)
+    assert "parameters, images of 12×12×1, classes: 3, float32" in result.stdout
+    assert "sample on h100:1, 1 device: 1 image × 5 steps\n" in result.stdout
+    assert "at 67 TFLOP/s in float32" in result.stdout and row["products"] == "float32"
+    assert row["seconds"]["compute"] == pytest.approx(row["flops"] / 67e12)
