@@ -10,30 +10,28 @@ Three circles, each a superset of the one before:
 import os
 import re
 import subprocess
+import sys
+import time
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
-# Compiled programs are kept from run to run, for every worker and the commands that they run;
-# `pytest --cache-clear` empties the folder.
+# All of this is also for the processes that tests start.
+# Compiled programs are kept from run to run; `pytest --cache-clear` empties the folder.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parents[1] / ".pytest_cache/d/xla")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.01"  # reading one takes 3 ms
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
-# Deprecations are errors in the processes that tests start, too. JAX warns when it cannot read an
-# entry of the cache, which another process may be writing; it then compiles the program again.
+# JAX warns when it cannot read an entry of the cache, which another process may be writing; it then
+# compiles the program again.
 os.environ["PYTHONWARNINGS"] = (
     "error::DeprecationWarning,ignore:Error reading persistent compilation cache"
 )
-
-# Programs that run for a moment are compiled fast, not well, also in the processes that tests
-# start. `JAX_DISABLE_MOST_OPTIMIZATIONS=0 pytest` compiles all of them as users do, as .ci/run does
-# once.
+# Programs that run for a moment are compiled fast, not well. `JAX_DISABLE_MOST_OPTIMIZATIONS=0
+# pytest` compiles all of them as users do, as .ci/run does once.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-
-# Two devices, also in the processes that tests start; eight_devices/ has a process with eight.
+# Two devices; eight_devices/ has a process with eight. torch computes on one thread: the workers
+# share the cores.
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
-
-# torch computes on one thread: the workers share the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import jax
@@ -62,11 +60,7 @@ LONGEST += ("test_eight_devices", "training/test_hosts", "test_sampling", "cli/"
 
 
 def pytest_collection_modifyitems(items):
-    def place(item):
-        places = (place for place, name in enumerate(LONGEST) if name in str(item.path))
-        return next(places, len(LONGEST))
-
-    items.sort(key=place)
+    items.sort(key=lambda item: [name not in str(item.path) for name in LONGEST])
 
 
 def pytest_report_header():
@@ -107,15 +101,8 @@ def network():
     return denoise_fn
 
 
-PROGRAMS = []
-
-
-def _count_programs(event, seconds, **_):
-    if event == "/jax/core/compile/backend_compile_duration":
-        PROGRAMS.append(seconds)
-
-
-jax.monitoring.register_event_duration_secs_listener(_count_programs)
+EVENTS = []
+jax.monitoring.register_event_duration_secs_listener(lambda name, *_, **__: EVENTS.append(name))
 
 
 @pytest.fixture
@@ -124,12 +111,55 @@ def no_new_program():
 
     @contextmanager
     def check():
-        before = len(PROGRAMS)
+        before = EVENTS.count("/jax/core/compile/backend_compile_duration")
         assert before, "JAX no longer says when it compiles"
         yield
-        assert len(PROGRAMS) == before, "a program was compiled"
+        assert EVENTS.count("/jax/core/compile/backend_compile_duration") == before
 
     return check
+
+
+class Command(subprocess.Popen):
+    """Python in a process of its own, with so many devices; `text` is what it says."""
+
+    def __init__(self, *arguments, cwd, devices):
+        self.output = cwd / f"output-{time.monotonic_ns()}"
+        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
+        with self.output.open("wb") as file:
+            command = [sys.executable, *arguments]
+            super().__init__(command, cwd=cwd, env=environment, stdout=file, stderr=file)
+
+    def until(self, condition):
+        """Wait until `condition()`; fails if the process ends before, or after five minutes."""
+        limit = time.monotonic() + 300
+        while not condition():
+            assert self.poll() is None and time.monotonic() < limit, self.text
+            time.sleep(0.003)
+
+    def end(self, number=None):
+        """The exit code, after a signal of this number."""
+        if number is not None:
+            self.send_signal(number)
+        return self.wait(600)
+
+    @property
+    def text(self):
+        return self.output.read_text(errors="replace")
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Start a command in a folder of the test's own."""
+    started = []
+
+    def run(*arguments, devices=2):
+        started.append(Command(*arguments, cwd=tmp_path, devices=devices))
+        return started[-1]
+
+    yield run
+    for command in started:
+        command.kill()
+        command.wait()
 
 
 @pytest.fixture
@@ -172,17 +202,9 @@ def write_run():
             lambda x: rng.normal(0, 0.1, x.shape).astype(np.float32),
             jax.eval_shape(lambda: init_variables(model, jax.random.key(0), shape)),
         )
-        schedule = named_schedule("cosine", 20)
-        run = DiffusionModel(
-            model,
-            variables,
-            schedule,
-            shape,
-            timestep_spacing="trailing",
-            num_classes=num_classes,
-            null_label=num_classes,
-            guidance=2.0,
-        )
+        options = {"num_classes": num_classes, "null_label": num_classes, "guidance": 2.0}
+        options |= {"timestep_spacing": "trailing"}
+        run = DiffusionModel(model, variables, named_schedule("cosine", 20), shape, **options)
         save_run(folder, run)
         return run
 
@@ -230,7 +252,6 @@ def jax_ddpm_here(monkeypatch, capsys, defaults):
             run(list(arguments))
         except SystemExit as end:
             code = end.code
-        out, err = capsys.readouterr()
-        return subprocess.CompletedProcess(arguments, code, out, err)
+        return subprocess.CompletedProcess(arguments, code, *capsys.readouterr())
 
     return run_here

@@ -60,25 +60,21 @@ def test_rescale_is_that_of_diffusers(torch, diffusers, rescale):
     exact(guide(7.5, rescale=rescale), expected.numpy())
 
 
-def test_interval_includes_both_ends():
+def test_interval_includes_both_ends_and_outside_only_the_conditional_network_runs():
     inside, outside = np.array([[50, 51, 99, 100], [0, 49, 101, 199]], np.int32)
     within = partial(guide, 3.0, interval=(50, 100))
     np.testing.assert_array_equal(within(inside), guide(3.0, inside))
     np.testing.assert_array_equal(within(outside), CONDITIONAL(X_T, outside))
     exact(within(outside, rescale=0.3), CONDITIONAL(X_T, outside))  # nor rescaled
-
-
-def test_outside_the_interval_only_the_conditional_network_runs():
     ran = []
 
     def unconditional(x, t):
         jax.debug.callback(lambda: ran.append(1))
         return x
 
-    guided = ddpm.classifier_free_guidance(lambda x, t: 2 * x, unconditional, 3.0, interval=(5, 9))
-    x = jnp.ones((2, 4, 4, 1))
-    for t, expected in ([4, 4], 0), ([4, 5], 1), ([10, 10], 1):
-        guided(x, jnp.array(t))
+    guided = ddpm.classifier_free_guidance(CONDITIONAL, unconditional, 3.0, interval=(50, 100))
+    for t, expected in (outside, 0), (T, 1), (outside, 1):
+        guided(jnp.asarray(X_T), t)
         jax.effects_barrier()
         assert len(ran) == expected
 

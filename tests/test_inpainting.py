@@ -37,8 +37,8 @@ def test_walk_is_that_of_diffusers(diffusers, timesteps, jump_length, resamples)
 @pytest.mark.parametrize("dtype", [bool, np.uint8, float])
 def test_what_is_known_is_kept_to_the_bit_in_any_batch(key, dtype, network):
     """With masks of any dtype, a traced schedule, and where the chain ends in noise."""
-    kept, end = SHORT.timesteps, SCHEDULE.alphas_cumprod[5]
-    noisy = ddpm.respace(SCHEDULE, kept, final_alpha_cumprod=end)
+    end = SCHEDULE.alphas_cumprod[5]
+    noisy = ddpm.respace(SCHEDULE, SHORT.timesteps, final_alpha_cumprod=end)
     paint = partial(ddpm.inpaint, denoise_fn=network, mask=MASK.astype(dtype), **JUMPS)
     whole = np.asarray(jax.jit(partial(paint, schedule=noisy))(key, x_start=X_START))
     np.testing.assert_array_equal(whole[KNOWN], X_START[KNOWN])
@@ -71,27 +71,11 @@ def test_every_visit_is_that_of_diffusers(torch, diffusers, network):
 
 def test_without_a_mask_and_jumps_it_is_the_sampler(network):
     """Nothing known, nothing resampled: `p_sample_loop`, with its very draws."""
-    noise = np.random.default_rng(1).normal(size=(11, *SHAPE))
-    policy = dict(noise_fn=lambda n: jnp.asarray(noise)[n])
-    nothing = dict(mask=np.zeros((4, 4, 1)), resamples=1, **policy)
-    free = jax.jit(partial(ddpm.inpaint, None, SHORT, network, **nothing))(X_START)
-    draw = partial(ddpm.p_sample_loop, None, SHORT, network, SHAPE, **policy)
-    expected = jax.jit(lambda x_T: draw(x_T=x_T))(noise[10])
+    noise = jnp.asarray(np.random.default_rng(1).normal(size=(11, *SHAPE)))
+    chain, policy = (None, SHORT, network), dict(noise_fn=lambda n: noise[n])
+    free = ddpm.inpaint(*chain, X_START, np.zeros((4, 4, 1)), resamples=1, **policy)
+    expected = ddpm.p_sample_loop(*chain, SHAPE, x_T=noise[10], **policy)
     np.testing.assert_allclose(free, expected, rtol=1e-12, atol=1e-12)
-
-
-def test_every_visit_has_its_own_draw(network):
-    """Numbered downwards: N for the start, N - 1 for the first visit, 0 for the last."""
-    visits = len(ddpm.repaint_walk(10, **JUMPS)[0])
-    seen = []
-
-    def noise_fn(n):
-        jax.debug.callback(lambda n: seen.append(int(n)), n, ordered=True)
-        return jnp.zeros(SHAPE)
-
-    ddpm.inpaint(None, SHORT, network, X_START, MASK, noise_fn=noise_fn, **JUMPS)
-    jax.effects_barrier()
-    assert seen == list(range(visits, -1, -1))
 
 
 def test_program_and_memory_do_not_grow_with_the_walk(network):

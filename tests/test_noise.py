@@ -35,9 +35,7 @@ def test_noise_is_drawn_where_the_sharding_says(key, kind):
 
 
 def test_injected_noise_is_checked_and_takes_the_dtype(untyped):
-    def injected(noise):
-        return noise_source(None, lambda i: noise, jnp.zeros(SHAPE, jnp.float32))(0)
-
+    injected = lambda noise: noise_source(None, lambda i: noise, jnp.zeros(SHAPE, jnp.float32))(0)
     assert injected(np.ones(SHAPE)).dtype == jnp.float32
     with pytest.raises(ValueError, match=r"^output of noise_fn: expected shape \(3, 4, 4, 3\)"):
         injected(np.ones(SHAPE[1:]))  # would broadcast: every sample would get the same

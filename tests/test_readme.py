@@ -10,12 +10,15 @@ from jax_ddpm.cli import run as jax_ddpm
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "jax_ddpm").rglob("*.md"))
-EXAMPLES = {
-    f"{path.relative_to(ROOT)} line {example.line}": example
+EXAMPLES = [
+    pytest.param(
+        example,
+        id=f"{path.relative_to(ROOT)} line {example.line}",
+        marks=pytest.mark.slow if path in PAGES else (),
+    )
     for path in (ROOT / "README.md", *PAGES)
     for example in Sybil(parsers=[PythonCodeBlockParser()]).parse(path).examples()
-}
-
+]
 assert EXAMPLES
 
 
@@ -39,20 +42,9 @@ def checkpoint(folder, diffusers):
     pipeline.save_pretrained(folder / "ddpm-cifar10-32")
 
 
-@pytest.fixture(autouse=True)
-def here(folder, monkeypatch):
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_example(request, example, folder, monkeypatch):
     monkeypatch.chdir(folder)
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=() if name.startswith("README") else pytest.mark.slow)
-        for name in EXAMPLES
-    ],
-)
-def test_example(request, name):
-    example = EXAMPLES[name]
     if any(each in example.parsed for each in ("ddpm-cifar10-32", "trained-on")):
         request.getfixturevalue("checkpoint")
     if any(each in example.parsed for each in ("import torch", "parity.compare")):

@@ -1,14 +1,28 @@
+"""One step of either process as users call it; `tests/parity` compares values with torch."""
+
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import jax_ddpm as ddpm
 
 SCHEDULE = ddpm.make_schedule(ddpm.linear_beta_schedule(200))
 SHAPE = (3, 4, 4, 3)
-X_T = np.random.default_rng(0).standard_normal(SHAPE)
+X_T, NOISE = np.random.default_rng(0).standard_normal((2, *SHAPE))
+PREDICT = [value for name, value in vars(ddpm).items() if name.startswith("predict_")]
+
+
+@pytest.mark.parametrize("function", [ddpm.q_sample, *PREDICT])
+def test_jit_vmap_and_batch(function):
+    function, arguments = partial(function, SCHEDULE), (X_T, np.array([3, 120, 199]), NOISE)
+    whole, alone = function(*arguments), function(*(each[2:] for each in arguments))
+    assert whole.shape == SHAPE
+    np.testing.assert_array_equal(alone, whole[2:])
+    each = jax.jit(jax.vmap(function))(*arguments)
+    np.testing.assert_allclose(each, whole, rtol=1e-12, atol=1e-12)
 
 
 def test_network_sees_int32_training_timesteps_and_its_output_takes_the_dtype_of_x():
@@ -30,31 +44,28 @@ def test_a_learned_log_variance_scales_the_noise():
     """Taken for a variance it is negative, and the root of that NaN."""
     network = lambda x, t: jnp.concatenate([x / 2, jnp.full_like(x, -3)], axis=-1)
     policy = {"prediction_type": "sample", "variance_type": "learned"}
+    state = ddpm.SampleState(jnp.int32(100), jnp.asarray(X_T), ())
 
     @jax.jit
     def step(noise):
-        run = partial(ddpm.p_sample_steps, None, SCHEDULE, network, noise_fn=lambda i: noise)
-        return run(ddpm.SampleState(jnp.int32(100), X_T, ()), 1, **policy).x_t
+        options = {"noise_fn": lambda i: noise, **policy}
+        return ddpm.p_sample_steps(None, SCHEDULE, network, state, 1, **options).x_t
 
-    quiet, loud = (step(np.full(SHAPE, scale)) for scale in (0.0, 1.0))
+    quiet, loud = step(np.zeros(SHAPE)), step(np.ones(SHAPE))
     np.testing.assert_allclose(loud - quiet, np.full(SHAPE, np.exp(-1.5)), rtol=1e-9)
-
-
-OUTSIDE = 2 * np.random.default_rng(0).standard_normal((4, 5, 6, 3))
-SCALES = np.array([0.1, 1.0, 2.0, 5.0]).reshape(4, 1, 1, 1)
 
 
 def test_dynamic_is_that_of_diffusers(torch, diffusers):
     """Also for a `max_value` below 1, where the order of the two clamps decides."""
-    rows = [(0.995, 1.0), (0.9, 1.5), (0.6, 3.0), (1.0, 100.0), (0.9, 0.5)]
-    ours = jax.jit(lambda x: [ddpm.dynamic_threshold(*row)(x) for row in rows])(SCALES * OUTSIDE)
-    theirs = torch.from_numpy(np.transpose(SCALES * OUTSIDE, (0, 3, 1, 2)))
-    for (quantile, max_value), got in zip(rows, ours, strict=True):
-        reference = diffusers.DDPMScheduler(
-            thresholding=True, dynamic_thresholding_ratio=quantile, sample_max_value=max_value
-        )
-        expected = reference._threshold_sample(theirs).numpy()
-        np.testing.assert_allclose(np.transpose(got, (0, 3, 1, 2)), expected, rtol=1e-6, atol=1e-6)
+    outside = np.random.default_rng(0).standard_normal((4, 5, 6, 3))
+    outside *= np.reshape([0.2, 2.0, 4.0, 10.0], (4, 1, 1, 1))
+    for row in ((0.995, 1.0), (0.9, 1.5), (0.6, 3.0), (1.0, 100.0), (0.9, 0.5)):
+        settings = zip(("dynamic_thresholding_ratio", "sample_max_value"), row, strict=True)
+        reference = diffusers.DDPMScheduler(thresholding=True, **dict(settings))
+        # The quantile is over all of an image's numbers, in whatever order.
+        expected = reference._threshold_sample(torch.from_numpy(outside)).numpy()
+        got = ddpm.dynamic_threshold(*row)(jnp.asarray(outside))
+        np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_dtypes_are_kept_and_16_bits_have_their_quantiles():

@@ -23,8 +23,7 @@ def folder(tmp_path_factory, defaults, write_run, small_unet):
     """Runs with classes and without, and the sampler of the first, exported."""
     folder = tmp_path_factory.mktemp("export")
     attention = small_unet.clone(down_block_types=("AttnDownBlock2D",))
-    simple = ddpm.SimpleUNet(channels=1)
-    for name, *network in (("digits", attention, 10), ("simple", simple)):
+    for name, *network in (("digits", attention, 10), ("simple", ddpm.SimpleUNet(channels=1))):
         run = write_run(folder / "written" / name, *network)
         small = jax.tree.map(lambda x: 0.3 * x, run.variables)  # or all pixels are ±1
         changed = run._replace(variables=small, prediction_type="v_prediction")
@@ -41,20 +40,15 @@ def export(folder, *arguments):
 
 def library(folder, num, sampler, first_sample=0):
     """The pictures of key 7, by functions that have tests of their own. Labels: 0, 1, 2, …"""
-    run = runs.load_run(folder)
+    run, schedule = runs.load_run(folder), ddpm.make_schedule(ddpm.cosine_beta_schedule(20))
     labels = None if run.num_classes is None else jnp.arange(num)
 
     @jax.jit
     def draw(variables):
-        return ddpm.p_sample_loop(
-            jax.random.key(7),
-            ddpm.respace(ddpm.make_schedule(ddpm.cosine_beta_schedule(20)), [9, 19]),
-            guided_denoise_fn(run, variables, labels),
-            (num, 8, 8, 1),
-            sampler=sampler,
-            first_sample=first_sample,
-            prediction_type="v_prediction",
-        )
+        chain = ddpm.respace(schedule, [9, 19]), guided_denoise_fn(run, variables, labels)
+        policy = {"sampler": sampler, "prediction_type": "v_prediction"}
+        policy |= {"first_sample": first_sample}
+        return ddpm.p_sample_loop(jax.random.key(7), *chain, (num, 8, 8, 1), **policy)
 
     images = np.asarray(draw(run.variables))
     assert np.mean(np.abs(images) < 1) > 0.1 and np.std(images, axis=0).mean() > 1e-3

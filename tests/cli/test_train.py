@@ -45,18 +45,18 @@ def trained(tmp_path_factory):
 
 def test_it_writes_a_run_and_says_so(trained):
     cwd, result = trained
+    folder = cwd / "runs/shapes"
     for words in (
         "pictures that cannot be read, left out: 1 (dots/broken.jpg: ",
         "classes by subfolder: 0 bars, 1 dots",
         "images are prepared with image_size=12, crop='random', flip=True, skip_unreadable=True",
         "12 images of 12×12×3 in 2 classes",
         "compiling…",
+        *FILES,
         "next: jax-ddpm sample runs/shapes",
     ):
         assert words in result.stdout
-    folder = cwd / "runs/shapes"
     assert {path.name for path in folder.iterdir()} == {*FILES, ".lock"}
-    assert all(name in result.stdout for name in FILES)
     lines = runs.read_metrics(folder / "metrics.jsonl")
     assert [line["step"] for line in lines] == list(range(2, 62, 2))
     first, second = (np.mean([line["loss"] for line in half]) for half in (lines[:15], lines[15:]))
@@ -70,39 +70,36 @@ def test_it_writes_a_run_and_says_so(trained):
     assert config.items() >= {**expected, "preparation": PREPARATION.record()}.items()
 
 
-def test_it_is_measured_on_its_own_pictures(trained, jax_ddpm_here, monkeypatch):
+def test_it_is_measured_on_its_own_pictures(trained, jax_ddpm_here, monkeypatch, tmp_path):
     """Which are read as it read them, but whole and not mirrored."""
+    cwd, shapes = trained[0], trained[0] / "shapes"
     report = {"bits_per_dim": 3.0, "num": 0, "notes": [], "left_out": {}, "recipe": {"seed": 0}}
     measure = Mock(return_value=report)
     monkeypatch.setattr("jax_ddpm.cli.evaluate.measure", measure)
     evaluate = "evaluate --run runs/shapes --num 0 --num-scored 4 --json figures.json".split()
-    result = jax_ddpm_here(*evaluate, "--seed", "3", cwd=trained[0])
+    result = jax_ddpm_here(*evaluate, "--seed", "3", cwd=cwd)
     assert "3.000 bits per dimension at most\n" in result.stdout, result.stderr
     assert "changed since training" not in result.stdout
     (_, data), options = measure.call_args
     assert (options["num"], options["num_scored"], options["seed"]) == (0, 4, 3)
     assert data.preparation.crop == "center" and not data.preparation.flip
-    figures = json.loads((trained[0] / "figures.json").read_text())
-    assert figures == {"run": "runs/shapes", **report}
-    picture, other = sorted((trained[0] / "shapes/bars").iterdir())[:2]
-    before = picture.read_bytes()
-    picture.write_bytes(other.read_bytes())
-    result = jax_ddpm_here(*evaluate, cwd=trained[0])
-    picture.write_bytes(before)
+    assert json.loads((cwd / "figures.json").read_text()) == {"run": "runs/shapes", **report}
+    # Other pictures; none; and a record that is relative to a folder that nobody knows.
+    (shapes / "bars/00000.png").rename(tmp_path / "x.png")
+    result = jax_ddpm_here(*evaluate, cwd=cwd)
+    (tmp_path / "x.png").rename(shapes / "bars/00000.png")
     assert "shapes: images or labels have changed since training\n" in result.stdout
-    gone = trained[0] / "elsewhere"
-    (trained[0] / "shapes").rename(gone)
-    result = jax_ddpm_here(*evaluate, cwd=trained[0])
-    gone.rename(trained[0] / "shapes")
-    expected = f"--data: the images that the run learned, {trained[0] / 'shapes'}, are not there"
-    assert result.returncode == 2 and expected in result.stderr
-    # A run whose record says where they are, relative to a folder that nobody knows.
-    path = max(trained[0].glob("runs/shapes/checkpoints/*/state.json"))
+    shapes.rename(tmp_path / "shapes")
+    gone = jax_ddpm_here(*evaluate, cwd=cwd)
+    (tmp_path / "shapes").rename(shapes)
+    path = cwd / "runs/shapes/checkpoints/00000060/state.json"
     whole = path.read_text()
-    path.write_text(whole.replace(json.dumps(str(trained[0] / "shapes")), json.dumps("shapes")))
-    result = jax_ddpm_here(*evaluate, cwd=trained[0])
+    path.write_text(whole.replace(json.dumps(str(shapes)), json.dumps("shapes")))
+    nowhere = jax_ddpm_here(*evaluate, cwd=cwd)
     path.write_text(whole)
-    assert result.returncode == 2 and "learned, shapes, are not there; --data" in result.stderr
+    for result, place in ((gone, shapes), (nowhere, "shapes")):
+        assert f"--data: the images that the run learned, {place}, are not th" in result.stderr
+        assert result.returncode == 2
 
 
 @pytest.fixture

@@ -1,11 +1,7 @@
 """Two trainings: one to be stopped, in a process of its own, and a short one in this process."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
@@ -42,53 +38,6 @@ SHORT = "train --data x.npy --model simple --batch-size 4 --timesteps 4"
 SHORT += " --steps 6 --checkpoint-every 2 --steps-per-dispatch 4"
 
 
-class Command(subprocess.Popen):
-    """A running `jax-ddpm`; with `call` ("fsync", 3, action) the third `os.fsync` is the one."""
-
-    def __init__(self, *arguments, cwd, call=None, devices=2):
-        self.output = cwd / f"output-{time.monotonic_ns()}"
-        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
-        program = ("-c", INSTEAD, *map(str, call)) if call else ("-m", "jax_ddpm")
-        command = [sys.executable, *program, *arguments]
-        with self.output.open("wb") as file:
-            super().__init__(command, cwd=cwd, env=environment, stdout=file, stderr=file)
-
-    def until(self, condition):
-        """Wait until `condition()`; fails if the process ends before, or after two minutes."""
-        limit = time.monotonic() + 120
-        while not condition():
-            assert self.poll() is None and time.monotonic() < limit, self.text
-            time.sleep(0.003)
-
-    def says(self, text):
-        self.until(lambda: text in self.text)
-
-    def end(self, number=None):
-        """The exit code, after a signal of this number."""
-        if number is not None:
-            self.send_signal(number)
-        return self.wait(120)
-
-    @property
-    def text(self):
-        return self.output.read_text(errors="replace")
-
-
-@pytest.fixture
-def start(tmp_path):
-    """Start a command in a folder of the test's own."""
-    started = []
-
-    def run(*arguments, **options):
-        started.append(Command(*arguments, cwd=tmp_path, **options))
-        return started[-1]
-
-    yield run
-    for command in started:
-        command.kill()
-        command.wait()
-
-
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     path = tmp_path_factory.mktemp("images") / "x.npy"
@@ -98,9 +47,15 @@ def images(tmp_path_factory):
 
 @pytest.fixture
 def train(start, images):
-    """Start the training of `runs/cut`: the same command every time."""
-    command = ("train", *FLAGS, "--flip", f"--data={images}")
-    return lambda name="cut", **options: start(*command, f"--name={name}", **options)
+    """Start the training of `runs/cut`: the same command every time. With `call` ("fsync", 3,
+    action) the third `os.fsync` of the thread that saves is the one."""
+
+    def run(name="cut", call=None, **options):
+        program = ("-c", INSTEAD, *map(str, call)) if call else ("-m", "jax_ddpm")
+        command = (*program, "train", *FLAGS, "--flip", f"--data={images}", f"--name={name}")
+        return start(*command, **options)
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -115,22 +70,19 @@ def whole(tmp_path_factory, images, defaults):
 def assert_same(whole):
     """Weights, average, optimizer, key and every logged loss of a run, to the last bit."""
 
+    def outcome(folder):
+        last, lines = folder / f"checkpoints/{STEPS:08d}", (folder / "metrics.jsonl").read_text()
+        arrays = {path.name: path.read_bytes() for path in last.glob("*.safetensors")}
+        lines = [json.loads(line) | {"steps_per_second": 0} for line in lines.splitlines()]
+        assert len(arrays) == 3 and [line["step"] for line in lines] == [50, STEPS]
+        state = json.loads((last / "state.json").read_text())
+        return {**arrays, "metrics": lines, "key": state["key"], "pending": state["pending"]}
+
     def check(folder):
         got, expected = outcome(folder), outcome(whole)
         assert [name for name in expected if got[name] != expected[name]] == []
 
     return check
-
-
-def outcome(folder):
-    last = folder / "checkpoints" / f"{STEPS:08d}"
-    arrays = {path.name: path.read_bytes() for path in last.glob("*.safetensors")}
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    for line in lines:
-        line.pop("steps_per_second")
-    state = json.loads((last / "state.json").read_text())
-    assert len(arrays) == 3 and [line["step"] for line in lines] == [50, STEPS]
-    return {**arrays, "metrics": lines, "key": state["key"], "pending": state["pending"]}
 
 
 @pytest.fixture(scope="module", autouse=True)

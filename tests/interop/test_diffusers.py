@@ -57,10 +57,6 @@ def edited(path: Path, **changes):
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-def says(file, **changes):
-    return lambda folder: edited(folder / file, **changes)
-
-
 def check_weights(pretrained, network):
     for name, value in ddpm.interop.unet_to_torch(pretrained.variables).items():
         np.testing.assert_array_equal(value, network.state_dict()[name].numpy())
@@ -93,15 +89,6 @@ def test_settings_left_out_are_those_of_diffusers():
     assert theirs.keys() - ours.keys() == {"num_train_timesteps", "_use_default_values"}
 
 
-def check_training(pretrained, theirs, atol=3e-6):
-    """The schedule, and what the network predicts, are those of diffusers' scheduler."""
-    # diffusers multiplies ᾱ up in float32.
-    table = theirs.alphas_cumprod.numpy()
-    np.testing.assert_allclose(pretrained.schedule.alphas_cumprod, table, rtol=3e-4, atol=atol)
-    assert pretrained.prediction_type == theirs.config.prediction_type
-    assert pretrained.variance_type == (theirs.config.get("variance_type") or "fixed_small")
-
-
 COSINE, V = {"beta_schedule": "squaredcos_cap_v2"}, {"prediction_type": "v_prediction"}
 ZERO_SNR = {"rescale_betas_zero_snr": True} | V
 OFFSET = {"timestep_spacing": "leading", "steps_offset": 1}
@@ -121,6 +108,14 @@ SCHEDULERS = [
     ("EulerDiscrete", ZERO_SNR),
     *((kind, {"beta_end": 0.01}) for kind in SOLVERS),
 ]
+
+
+def check_training(pretrained, theirs, atol=3e-6):
+    # diffusers multiplies ᾱ up in float32.
+    table = theirs.alphas_cumprod.numpy()
+    np.testing.assert_allclose(pretrained.schedule.alphas_cumprod, table, rtol=3e-4, atol=atol)
+    assert pretrained.prediction_type == theirs.config.prediction_type
+    assert pretrained.variance_type == (theirs.config.get("variance_type") or "fixed_small")
 
 
 @pytest.mark.parametrize(("kind", "settings"), SCHEDULERS, ids=str)
@@ -173,25 +168,23 @@ def test_the_default_pictures_of_a_folder(folder, network, kind, settings, steps
     theirs.save_pretrained(folder / "scheduler")
     pretrained, x_T = load_diffusers(folder), images(0, "float32", (2, 8, 8, 3))
     theirs.set_timesteps(steps)
-    chain, x = pretrained.chain(steps), to_torch(x_T)
+    chain, x, noise = pretrained.chain(steps), to_torch(x_T), []
     np.testing.assert_array_equal(chain.timesteps[::-1], theirs.timesteps.numpy())
     seeded, again = (torch.Generator().manual_seed(7) for _ in range(2))
-    with torch.no_grad():
-        for t in theirs.timesteps:
+    for t in theirs.timesteps:
+        with torch.no_grad():
             x = theirs.step(network(x, t).sample, t, x, generator=seeded).prev_sample
-    draws = [from_torch(torch.randn(x.shape, generator=again)) for _ in range(steps)]
-    noise = jnp.stack(draws[::-1])
+        noise.insert(0, from_torch(torch.randn(x.shape, generator=again)))
 
     @jax.jit
-    def draw(variables):
+    def draw(variables, noise):
         denoise_fn = partial(pretrained.model.apply, variables)
         options = {"sampler": pretrained.sampler(), "x_T": x_T, **pretrained.policy}
         options["noise_fn"] = lambda i: noise[i]
         return ddpm.p_sample_loop(None, chain, denoise_fn, x_T.shape, **options)
 
-    expected = from_torch(x)
-    tolerance = 1e-3 * max(1, np.abs(expected).max())
-    np.testing.assert_allclose(draw(pretrained.variables), expected, rtol=0, atol=tolerance)
+    ours, expected = draw(pretrained.variables, np.stack(noise)), from_torch(x)
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-3 * max(1, np.abs(expected).max()))
 
 
 @pytest.mark.parametrize("settings", [{"timestep_spacing": "trailing"}, {"steps_offset": 1}])
@@ -202,22 +195,20 @@ def test_what_keeps_noise_in_diffusers_is_said(folder, settings):
         save_diffusers(folder / "ours", load_diffusers(folder))
 
 
-@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
-def test_all_steps_of_a_dpm_solver_folder(folder, spacing):
-    """Where diffusers would repeat an entry, or leave out the last, the chain is the whole one."""
-    DPMSolverMultistepScheduler(100, timestep_spacing=spacing).save_pretrained(folder / "scheduler")
-    np.testing.assert_array_equal(load_diffusers(folder).chain().timesteps, np.arange(100))
-
-
-def test_a_solver_that_is_not_here_is_refused_by_name(folder):
+def test_folders_of_a_dpm_solver(folder):
+    """The chain of all steps is whole, where diffusers would repeat an entry or leave out the last.
+    Another solver is refused by name; its training is read all the same."""
     other = {"solver_order": 3, "solver_type": "heun", "final_sigmas_type": "sigma_min"}
     other |= {"lambda_min_clipped": -5.1, "algorithm_type": "dpmsolver"}
-    for name, value in other.items():
-        DPMSolverMultistepScheduler().save_pretrained(folder / "scheduler")
+    spacings = ("leading", "trailing", "linspace")
+    for name, value in (*(("timestep_spacing", each) for each in spacings), *other.items()):
+        DPMSolverMultistepScheduler(100).save_pretrained(folder / "scheduler")
         edited(folder / SCHEDULER, **{name: value})
-        pretrained = load_diffusers(folder)  # its training is read all the same
-        with pytest.raises(ValueError, match=f"{name}: expected"):
-            pretrained.sampler()
+        pretrained = load_diffusers(folder)
+        np.testing.assert_array_equal(pretrained.chain().timesteps, np.arange(100))
+        if name in other:
+            with pytest.raises(ValueError, match=f"{name}: expected"):
+                pretrained.sampler()
 
 
 @pytest.mark.parametrize(
@@ -248,19 +239,16 @@ def test_files_of_weights(tmp_path, one_level, dtype, shards, safe, variant):
 def test_labels_and_image_size(folder, one_level):
     """The last label is a class and guides, unless the folder says which of both it is."""
     written(folder, one_level | {"num_class_embeds": 4})
-    opened = load_diffusers(folder)
-    assert opened.image_shape == (8, 8, 3)
     for said, expected in ((None, (4, 3)), ("none", (4, None)), (3, (3, 3))):
         edited(folder / UNET, _null_label=said)
         opened = load_diffusers(folder)
         assert (opened.num_classes, opened.null_label) == expected
-        save_diffusers(folder / "ours", opened)
-        assert load_diffusers(folder / "ours")[3:-1] == opened[3:-1]
-        shutil.rmtree(folder / "ours")
+        assert opened.image_shape == (8, 8, 3)
+        save_diffusers(folder / f"ours {said}", opened)
+        assert load_diffusers(folder / f"ours {said}")[3:-1] == opened[3:-1]
     edited(folder / UNET, sample_size=None)
-    opened = load_diffusers(folder)
     with pytest.raises(ValueError, match="image_shape: expected height, width and channels, got N"):
-        runs.draw(jax.random.key(0), opened, 1)
+        runs.draw(jax.random.key(0), load_diffusers(folder), 1)
 
 
 def test_which_variant_is_read(folder, network):
@@ -281,14 +269,11 @@ def test_which_variant_is_read(folder, network):
 
 def test_an_average_is_read_where_it_is_alone(folder, network):
     """As diffusers' training scripts leave it: `EMAModel` adds its own settings."""
-    before = load_diffusers(folder)
     average = {"decay": 0.9999, "inv_gamma": 1.0, "min_decay": 0.0, "optimization_step": 7}
     average |= {"power": 0.75, "update_after_step": 0, "use_ema_warmup": True}
     edited(folder / UNET, **average)
     (folder / "unet").rename(folder / "unet_ema")
-    after = load_diffusers(folder)
-    assert after.model == before.model
-    check_weights(after, network)
+    check_weights(load_diffusers(folder), network)
     with pytest.warns(UserWarning, match="no scheduler_config.json"):
         check_weights(load_diffusers(folder / "unet_ema"), network)
     shutil.copytree(folder / "unet_ema", folder / "unet")
@@ -296,39 +281,37 @@ def test_an_average_is_read_where_it_is_alone(folder, network):
         load_diffusers(folder)
 
 
-def test_configs_of_2022(folder):
+def test_configs_of_2022(folder, network):
     """Other names of the classes, few settings, `predict_epsilon`, and a framework's name."""
-    before = load_diffusers(folder)
     blocks = {f"{way}_block_types": [f"UNetRes{way.title()}Block2D"] for way in ("down", "up")}
     edited(folder / UNET, _class_name="UNetUnconditionalModel", **blocks)
     config = {"_class_name": "DDPMScheduler", "predict_epsilon": False, "tensor_format": "pt"}
-    config |= {"trained_betas": None, "timestep_values": None}
     (folder / SCHEDULER).write_text(json.dumps(config))
     edited(folder / INDEX, vqvae=[None, None])
-    after = load_diffusers(folder)
-    assert after.model == before.model and after.prediction_type == "sample"
+    opened = load_diffusers(folder)
+    check_weights(opened, network)
+    assert opened.prediction_type == "sample"
 
 
-PRESETS = {"ddpm-cifar10-32": ddpm.ddpm_cifar10, "ddpm-celebahq-256": ddpm.ddpm_celebahq}
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_the_repositories_of_google(tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "preset"),
+    [("ddpm-cifar10-32", ddpm.ddpm_cifar10), ("ddpm-celebahq-256", ddpm.ddpm_celebahq)],
+)
+def test_the_repositories_of_google(tmp_path, name, preset):
     """Their configs at the root, with a quarter of the channels; a pickle; the names of 2022."""
     published = json.loads(Path(__file__).with_name("google.json").read_text())[name]
-    config, scheduler = published.values()
+    config = published["config.json"]
     config["block_out_channels"] = [each // 4 for each in config["block_out_channels"]]
     network = reference_unet({k: v for k, v in config.items() if k[0] != "_"}, "float32")
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    (tmp_path / "scheduler_config.json").write_text(json.dumps(scheduler))
+    for file, settings in published.items():
+        (tmp_path / file).write_text(json.dumps(settings))
     tensors = network.state_dict()
     for now, then in (("q", "query"), ("k", "key"), ("v", "value"), ("out.0", "proj_attn")):
         tensors = {name.replace(f".to_{now}.", f".{then}."): tensors[name] for name in tensors}
     torch.save(tensors, tmp_path / "diffusion_pytorch_model.bin")
 
     pretrained = load_diffusers(tmp_path)
-    channels = tuple(config["block_out_channels"])
-    assert pretrained.model == PRESETS[name](block_out_channels=channels)
+    assert pretrained.model == preset(block_out_channels=tuple(config["block_out_channels"]))
     check_weights(pretrained, network)
     assert list(pretrained.policy.values()) == ["epsilon", "fixed_small", True]
     alpha_bar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
@@ -338,27 +321,24 @@ def test_the_repositories_of_google(tmp_path, name):
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (says(UNET, time_embedding_type="fourier"), "unet.*time_embedding_type: expected one of"),
-        (says(UNET, _class_name="UNet2DConditionModel"), "unet.*expected _class_name UNet2DModel"),
-        (says(UNET, act_fn="tanh"), "unet.*act_fn: expected one of 'silu', .* got 'tanh'"),
-        (says(UNET, layers_per_block=2), r"unet.*expected a tensor down_blocks\S+, got none"),
-        (says(UNET, _null_label=3), "unet.*_null_label: expected one of .*, got 3"),
-        (says(SCHEDULER, beta_schedule="laplace"), "scheduler.*beta_schedule: .* got 'laplace'"),
-        (says(SCHEDULER, prediction_type="flow"), "scheduler.*prediction_type: expected one of"),
-        (says(SCHEDULER, use_karras_sigmas=True), "scheduler.*got use_karras_sigmas: True"),
-        (says(INDEX, vqvae=["diffusers", "VQModel"]), "only a unet and .* got vqvae"),
-        (lambda f: (f / UNET).unlink(), "config.json: expected a JSON file: No such file"),
-        (
-            lambda f: (f / SCHEDULER).unlink(),
-            "scheduler_config.json: expected a JSON file: No such",
-        ),
+        ((UNET, "time_embedding_type", "fourier"), "unet.*time_embedding_type: expected one of"),
+        ((UNET, "_class_name", "UNet2DConditionModel"), "unet.*expected _class_name UNet2DModel"),
+        ((UNET, "layers_per_block", 2), r"unet.*expected a tensor down_blocks\S+, got none"),
+        ((UNET, "_null_label", 3), "unet.*_null_label: expected one of .*, got 3"),
+        ((SCHEDULER, "beta_schedule", "laplace"), "scheduler.*beta_schedule: .* got 'laplace'"),
+        ((SCHEDULER, "use_karras_sigmas", True), "scheduler.*got use_karras_sigmas: True"),
+        ((INDEX, "vqvae", ["diffusers", "VQModel"]), "only a unet and .* got vqvae"),
+        (lambda f: (f / SCHEDULER).unlink(), "_config.json: expected a JSON file: No such file"),
         (lambda f: (f / WEIGHTS).rename(f / PICKLE), "model.bin: expected a state dict of tensors"),
         (lambda f: (f / WEIGHTS).rename(f / SHARDS).write_text(OUTSIDE), "to files beside it"),
         (lambda f: [(f / INDEX).unlink(), (f / "checkpoints").mkdir()], "got a run, which `runs"),
     ],
 )
 def test_what_does_not_fit_is_named_with_its_file(folder, untyped, damage, words):
-    damage(folder)
+    if callable(damage):
+        damage(folder)
+    else:
+        edited(folder / damage[0], **dict([damage[1:]]))
     with pytest.raises(ValueError, match=words):
         load_diffusers(folder)
 

@@ -39,8 +39,7 @@ LAYERS = {
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_layer(name):
-    theirs, ours = LAYERS[name]
-    rng = np.random.default_rng(0)
+    (theirs, ours), rng = LAYERS[name], np.random.default_rng(0)
     for parameter in theirs.double().parameters():
         parameter.data = torch.from_numpy(rng.standard_normal(tuple(parameter.shape)))
     images = not isinstance(theirs, (tnn.Linear, tnn.LayerNorm, tnn.Embedding))
@@ -92,21 +91,17 @@ def test_what_does_not_fit_is_named():
 
 
 ARRAYS = {"a.weight": np.arange(600, dtype=np.float32).reshape(20, 30), "a.bias": np.ones(20)}
-
-
-@pytest.fixture
-def tensors():
-    return {name: torch.tensor(array) for name, array in ARRAYS.items()}
+TENSORS = {name: torch.tensor(array) for name, array in ARRAYS.items()}
 
 
 @pytest.mark.parametrize("prefix", ["", "module."], ids=["plain", "DataParallel's"])
 @pytest.mark.parametrize("kind", ["safetensors", "pickle", "a pickle before torch 1.6"])
-def test_files(tmp_path, tensors, kind, prefix):
+def test_files(tmp_path, kind, prefix):
     path = tmp_path / ("x.safetensors" if kind == "safetensors" else "x.pt")
     if kind == "safetensors":
         save_tensors(path, {f"{prefix}{name}": array for name, array in ARRAYS.items()})
     else:
-        named = {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
+        named = {f"{prefix}{name}": tensor for name, tensor in TENSORS.items()}
         torch.save(named, path, _use_new_zipfile_serialization=kind == "pickle")
     found = read_state_dict(path)
     assert found.keys() == ARRAYS.keys()
@@ -117,7 +112,7 @@ def test_files(tmp_path, tensors, kind, prefix):
         read_state_dict(path)
 
 
-def test_what_is_no_state_dict_is_named_and_runs_nothing(tmp_path, tensors):
+def test_what_is_no_state_dict_is_named_and_runs_nothing(tmp_path):
     class Code:
         def __reduce__(self):
             return (Path(tmp_path / "it-ran").touch, ())
@@ -126,8 +121,8 @@ def test_what_is_no_state_dict_is_named_and_runs_nothing(tmp_path, tensors):
     with pytest.raises(ValueError, match="x.pt: expected a file of weights, got none"):
         read_state_dict(path)
     for content, got in (
-        ({"model": tensors, "step": 3}, "model: .*got a dictionary"),
-        ([*tensors.values()], ""),
+        ({"model": TENSORS, "step": 3}, "model: .*got a dictionary"),
+        ([*TENSORS.values()], ""),
         (torch.nn.Linear(1, 1), "it holds more than tensors"),
         ({"a.bias": Code()}, "it holds more than tensors"),
     ):

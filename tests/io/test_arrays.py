@@ -30,9 +30,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
         path.touch()
     for content in (b"no safetensors at all", b"\xff" * 999, to_bytes({"a": np.ones(9)})[:-8]):
         path.write_bytes(content)
-        with pytest.raises(
-            ValueError, match="x.safetensors: expected a readable safetensors file: "
-        ):
+        with pytest.raises(ValueError, match="x.safetensors: expected a readable safetensors fil"):
             load_tensors(path)
         with pytest.raises(ValueError, match="^expected a readable safetensors file: .{,150}$"):
             from_bytes(content)
@@ -45,9 +43,8 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
 @pytest.mark.parametrize("offsets", [(0, 4, 0, 4), (0, 4, 8, 12), (4, 8, 8, 12), (0, 4, 4, -4)])
 def test_a_file_that_lies_about_its_offsets_is_refused(offsets):
     """Overlaps, holes, a late start, and an end before the begin."""
-    a, b, c, d = offsets
-    shape = {"dtype": "F32", "shape": [1]}
-    header = {"x": {**shape, "data_offsets": [a, b]}, "y": {**shape, "data_offsets": [c, d]}}
+    pairs, shape = {"x": offsets[:2], "y": offsets[2:]}, {"dtype": "F32", "shape": [1]}
+    header = {name: {**shape, "data_offsets": pair} for name, pair in pairs.items()}
     content = json.dumps(header).encode()
     with pytest.raises(ValueError, match="one tensor after the other|bytes, got"):
         from_bytes(len(content).to_bytes(8, "little") + content + bytes(12))

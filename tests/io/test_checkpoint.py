@@ -20,6 +20,7 @@ from jax_ddpm.io.checkpoint import (
     restore,
     save_checkpoint,
 )
+from jax_ddpm.io.files import new_folder, read_json, replace_file, write_file
 
 TREE = {"layer": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3).T, "bias": np.ones(2)}}
 STATE = {"key": {"impl": "threefry2x32", "data": [0, 7]}, "pending": {"loss": [0.1, None]}}
@@ -62,17 +63,13 @@ def test_every_damage_to_every_file_is_named(saved):
     load_checkpoint(saved)
 
 
-@pytest.mark.parametrize("content", [b"null", b"[" * 100_000, b'{"format": 1}', b"\xff\xfe{}"])
-def test_a_foreign_manifest_is_refused(saved, content):
-    (saved / "manifest.json").write_bytes(content)
-    with pytest.raises(ValueError, match="manifest.json: damaged"):
-        load_checkpoint(saved)
-
-
-def test_a_later_format_is_refused(saved):
-    (saved / "manifest.json").write_bytes(_sealed({"format": 2}))
-    with pytest.raises(ValueError, match="manifest.json: another version of jax_ddpm wrote it"):
-        load_checkpoint(saved)
+def test_a_foreign_manifest_is_refused(saved):
+    later = _sealed({"format": 2}), "another version of jax_ddpm wrote it"
+    foreign = (b"null", b"[" * 100_000, b'{"format": 1}', b"\xff\xfe{}")
+    for content, words in (later, *((each, "damaged") for each in foreign)):
+        (saved / "manifest.json").write_bytes(content)
+        with pytest.raises(ValueError, match=f"manifest.json: {words}"):
+            load_checkpoint(saved)
 
 
 def test_what_is_not_finite_is_never_kept(saved):
@@ -124,8 +121,35 @@ def test_another_models_arrays_are_named():
 
 def test_the_manifest_can_be_checked_without_this_library(saved):
     """`sha256sum` is enough: digests are those of the files."""
-    files = json.loads((saved / "manifest.json").read_text())["files"]
-    for name, entry in files.items():
+    for name, entry in json.loads((saved / "manifest.json").read_text())["files"].items():
         content = (saved / name).read_bytes()
-        digest = hashlib.sha256(content).hexdigest()
-        assert entry == {"bytes": len(content), "sha256": digest}
+        assert entry == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def test_a_new_folder_takes_the_place_of_an_empty_one(tmp_path):
+    path = tmp_path / "x"
+    path.mkdir()
+    with pytest.raises(ZeroDivisionError), new_folder(path):
+        raise ZeroDivisionError
+    assert not list(path.iterdir())
+    with new_folder(path) as folder:
+        (folder / "a").touch()
+        assert not list(path.iterdir())
+    assert sorted(tmp_path.rglob("*")) == [path, path / "a"]
+
+
+def test_what_is_written_and_renamed_is_flushed_to_the_disk(tmp_path, monkeypatch):
+    flushed = []
+    monkeypatch.setattr(os, "fsync", lambda file: flushed.append(os.fstat(file).st_ino))
+    path = save_checkpoint(tmp_path, 1, {}, {})
+    replace_file(tmp_path / "a", b"a")
+    write_file(tmp_path / "a", b"b", "ab")
+    written = [path / "state.json", path / "manifest.json", path, tmp_path]
+    written += [tmp_path / "a", tmp_path, tmp_path / "a"]
+    assert flushed == [file.stat().st_ino for file in written]
+
+
+def test_json_of_something_else_is_named(tmp_path):
+    (tmp_path / "x.json").write_text("[1]")
+    with pytest.raises(ValueError, match="x.json: expected a JSON object, got list"):
+        read_json(tmp_path / "x.json")

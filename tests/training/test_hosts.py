@@ -2,13 +2,9 @@
 
 import hashlib
 import json
-import os
 import runpy
 import signal
 import socket
-import subprocess
-import sys
-import time
 from functools import partial
 from pathlib import Path
 from unittest.mock import Mock, call
@@ -28,27 +24,14 @@ NAMES = ("one", "two")
 
 
 @pytest.fixture
-def start(tmp_path):
-    """Start Python commands at the same time."""
-    started = []
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": tmp_path}
+def ended(start):
+    """Run commands at the same time: the exit codes, and what they said."""
 
-    def run(*commands, devices=2):
-        platform = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
-        options["env"] = {**os.environ, **platform}
-        processes = [subprocess.Popen([sys.executable, *each], **options) for each in commands]
-        started.extend(processes)
-        return processes
+    def run(*commands, **options):
+        started = [start(*command, **options) for command in commands]
+        return [each.end() for each in started], [each.text for each in started]
 
-    yield run
-    for process in started:
-        process.kill()
-        process.communicate()
-
-
-def ended(processes):
-    """Output, errors and exit code of each, once all have ended."""
-    return [(*process.communicate(timeout=300), process.returncode) for process in processes]
+    return run
 
 
 def on_two_hosts(*command):
@@ -60,17 +43,13 @@ def on_two_hosts(*command):
     return [(*command, *flags, str(k)) for k in range(2)]
 
 
-@pytest.fixture(scope="module")
-def alone():
-    return runpy.run_path(WORKER)["train_and_sample"](device_mesh(1))
-
-
 @pytest.mark.parametrize("fsdp", [4, pytest.param(1, marks=pytest.mark.slow)])
-def test_losses_weights_and_pictures_do_not_depend_on_the_hosts(start, tmp_path, alone, fsdp):
+def test_losses_weights_and_pictures_do_not_depend_on_the_hosts(ended, tmp_path, fsdp):
     """Two with two devices each. One writes, is heard by both, and where one fails all do."""
-    outputs = ended(start(*on_two_hosts(WORKER, str(fsdp))))
-    assert [code for *_, code in outputs] == [0, 0], outputs
-    assert [path.name for path in tmp_path.iterdir()] == ["results-0.npz"]
+    alone = runpy.run_path(WORKER)["train_and_sample"](device_mesh(1))
+    codes, outputs = ended(*on_two_hosts(WORKER, str(fsdp)))
+    assert codes == [0, 0], outputs
+    assert [path.name for path in tmp_path.glob("results*")] == ["results-0.npz"]
     together = dict(np.load(tmp_path / "results-0.npz"))
     assert together.keys() == alone.keys()
     # The values are of order 1.
@@ -79,8 +58,8 @@ def test_losses_weights_and_pictures_do_not_depend_on_the_hosts(start, tmp_path,
             np.testing.assert_allclose(together[name], value, rtol=0, atol=1e-9, err_msg=name)
     assert together["bytes_here"] <= alone["bytes_here"] * (0.3 if fsdp == 4 else 1)
     told = hashlib.sha256(np.random.default_rng(0).bytes(2**24 + 3)).hexdigest()
-    for (out, *_), failure in zip(outputs, ("PartnerFailed", "ZeroDivisionError"), strict=True):
-        assert json.loads(out.splitlines()[-1]) == {"told": told, "failure": failure}
+    for output, failure in zip(outputs, ("PartnerFailed", "ZeroDivisionError"), strict=True):
+        assert json.dumps({"told": told, "failure": failure}) in output.splitlines()
 
 
 @pytest.fixture
@@ -90,55 +69,48 @@ def data(tmp_path):
 
 
 @pytest.mark.patience
-def test_the_command_runs_on_two_hosts(start, data, tmp_path):
+def test_the_command_runs_on_two_hosts(ended, data, tmp_path):
     """Each with two devices: the metrics of one process with one device, and its pictures."""
-    unet = {"block-out-channels": 8, "down-block-types": "DownBlock2D", "norm-num-groups": 4}
-    unet |= {"up-block-types": "UpBlock2D", "mid-block-type": "none"}
-    train = "train --data x.npz --batch-size 8 --steps 4 --timesteps 8 --name NAME".split()
-    train += [f"--unet.{name}={value}" for name, value in unet.items()]
+    train = "train --data x.npz --batch-size 8 --steps 4 --timesteps 8 --name NAME"
+    train += " --unet.block-out-channels=8 --unet.norm-num-groups=4 --unet.mid-block-type=none"
+    train += " --unet.down-block-types=DownBlock2D --unet.up-block-types=UpBlock2D"
     runs = tmp_path / "runs"
 
-    def both(*arguments):
+    def both(command):
         """On one device, as NAME "one", and on four of two hosts; what the first of them says."""
-        one, two = ([each.replace("NAME", name) for each in arguments] for name in NAMES)
-        outputs = ended(start((*COMMAND, *one), devices=1))
-        outputs += ended(start(*on_two_hosts(*COMMAND, *two)))
-        assert [code for *_, code in outputs] == [0] * 3, outputs
-        assert "wrote" not in outputs[2][0]
-        return outputs[1][0]
+        one, two = ((*COMMAND, *command.replace("NAME", name).split()) for name in NAMES)
+        assert ended(one, devices=1)[0] == [0]
+        codes, (first, second) = ended(*on_two_hosts(*two))
+        assert codes == [0, 0] and "wrote" not in second, first + second
+        return first
 
-    said = both(*train)
+    said = both(train)
     assert "4 cpu device(s)" in said and "wrote runs/two/" in said
     losses = [read_metrics(runs / name / "metrics.jsonl")[-1]["loss"] for name in NAMES]
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
-    both("sample", "--steps", "4", "--num", "6", "--run", "runs/one", "--out", "NAME.npz")
+    both("sample --steps 4 --num 6 --run runs/one --out NAME.npz")
     one, two = (np.load(tmp_path / f"{name}.npz")["samples"] for name in NAMES)
     np.testing.assert_allclose(two, one, atol=1e-4)
 
     # Both resume from their checkpoints: the same weights again.
-    assert "resuming from step 4" in both(*train, "--steps", "6")
+    assert "resuming from step 4" in both(f"{train} --steps 6")
     last = "checkpoints/00000006/params.safetensors"
     one, two = (load_file(runs / name / last) for name in NAMES)
     jax.tree.map(partial(np.testing.assert_allclose, atol=1e-4), two, one)
 
 
 @pytest.mark.patience
-def test_asked_to_stop_two_hosts_save_and_go_on(start, data, tmp_path):
+def test_asked_to_stop_two_hosts_save_and_resume(start, data, tmp_path):
     """SIGTERM to both, as schedulers send it; they agree on the step, and one of them saves."""
     train = "train --data x.npz --batch-size 8 --model simple --steps 30000 --timesteps 4".split()
     metrics, reached = tmp_path / "runs/x/metrics.jsonl", 0
     for _ in range(2):
-        processes = start(*on_two_hosts(*COMMAND, *train), devices=1)
-        limit = time.monotonic() + 300
-        while not metrics.exists() or len(metrics.read_text().splitlines()) <= reached:
-            assert time.monotonic() < limit and processes[0].poll() is None
-            time.sleep(0.1)
-        for process in processes:
-            process.send_signal(signal.SIGTERM)
-        outputs = ended(processes)
-        assert [code for *_, code in outputs] == [130, 130], outputs
+        first, second = (start(*each, devices=1) for each in on_two_hosts(*COMMAND, *train))
+        first.until(lambda more=reached: len(read_metrics(metrics)) > more)
+        second.send_signal(signal.SIGTERM)
+        assert (first.end(signal.SIGTERM), second.end()) == (130, 130), first.text + second.text
         step = int(max((tmp_path / "runs/x/checkpoints").iterdir()).name)
-        assert f"stopped at step {step:,} and saved" in outputs[0][0]
+        assert f"stopped at step {step:,} and saved" in first.text
         assert step % 50 == 0 and step > 50 * reached
         reached = step // 50
     steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
@@ -146,14 +118,13 @@ def test_asked_to_stop_two_hosts_save_and_go_on(start, data, tmp_path):
 
 
 @pytest.mark.slow
-def test_what_is_wrong_in_one_process_stops_all(start, data):
+def test_what_is_wrong_in_one_process_stops_all(ended, data):
     """Only the second finds no images: both end at once, each with a line."""
     first, second = on_two_hosts(*COMMAND, "train", "--batch-size", "4")
     commands = (*first, "--data", "x.npz"), (*second, "--data", "y.npz")
-    outputs = ended(start(*commands, devices=1))
-    assert [code for *_, code in outputs] == [2, 2], outputs
-    assert "another process failed" in outputs[0][1]
-    assert "--data: no such file or folder: y.npz" in outputs[1][1]
+    codes, (one, other) = ended(*commands, devices=1)
+    assert codes == [2, 2], one + other
+    assert "another process failed" in one and "--data: no such file or folder: y.npz" in other
 
 
 def test_launchers_that_start_several_are_joined(monkeypatch):

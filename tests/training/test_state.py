@@ -55,9 +55,8 @@ def test_one_step_is_gradient_descent_on_the_mean_loss(state, batch, accumulate)
 
 
 def test_a_state_is_a_line_to_read(state):
-    assert repr(state._replace(params={"w": np.zeros((2000, 2))})) == (
-        "TrainState(step=0, 4,000 parameters)"
-    )
+    state = state._replace(params={"w": np.zeros((2000, 2))})
+    assert repr(state) == "TrainState(step=0, 4,000 parameters)"
 
 
 def test_every_step_draws_anew_and_t_covers_the_chain(state, batch):
@@ -121,8 +120,7 @@ def test_a_whole_condition_is_dropped(state, batch, null):
     step = jax.jit(make_step(watched, null_label=null, label_dropout=0.2))
     jax.block_until_ready(step(state, (batch, conditions)))
     jax.effects_barrier()
-    kept = np.array([np.array_equal(*pair) for pair in zip(seen[0], conditions, strict=True)])
-    gone = np.array([np.array_equal(each, np.broadcast_to(null, (2, 2, 3))) for each in seen[0]])
+    kept, gone = (np.all(seen[0] == each, axis=(1, 2, 3)) for each in (conditions, null))
     assert np.all(kept ^ gone) and 0 < gone.sum() < kept.sum()
 
 
@@ -137,16 +135,14 @@ def test_batches_as_loaders_give_them(defaults, key):
 
 
 def test_what_is_wrong_is_named(untyped, state, batch):
-    both, pictures = lambda params, x, t: (x, t), (batch, np.zeros((16, 3)))
+    pictures = batch, np.zeros((16, 3))
     for step, given, words in (
         (make_step(accumulate=3), batch, "accumulate: expected a divisor of the batch of 16"),
         (make_step(), {"images": batch}, "batch: expected a floating array, got a dict"),
-        (make_step(), batch.astype(int), "batch: expected a floating array, got int"),
         (make_step(), (batch, np.arange(3)), "batch: expected 16 conditions, got"),
         (make_step(null_label=0.5), (batch, np.arange(16)), r"null_label: expected int\d\d, got 0"),
         (make_step(null_label=np.zeros(2)), pictures, r"null_label: expected shape \(\) or \(3,\)"),
         (make_step(null_label=0), batch, "null_label: the batch has no conditions"),
-        (make_step(both), batch, "output of denoise_fn: expected a .* array, got a tuple"),
     ):
         with pytest.raises((TypeError, ValueError), match=words):
             jax.eval_shape(step, state, given)

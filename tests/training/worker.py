@@ -32,21 +32,17 @@ def apply_fn(params, x, t, label):
 def train_and_sample(mesh):
     """The losses, samples and weights, and the bytes of weights that a device holds."""
     key, rng = jax.random.key(0), np.random.default_rng(0)
-    images = rng.uniform(-1, 1, (20, *SHAPE))
-    labels = np.arange(20, dtype=np.int32) % 10
+    images, labels = rng.uniform(-1, 1, (20, *SHAPE)), np.arange(20, dtype=np.int32) % 10
     weights = {name: rng.normal(0, 0.3, shape) for name, shape in SHAPES.items()}
     schedule = ddpm.make_schedule(ddpm.cosine_beta_schedule(10))
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1, momentum=0.9))
 
-    def init(weights):
-        return ddpm.init_train_state(key, weights, optimizer)
-
+    init = lambda weights: ddpm.init_train_state(key, weights, optimizer)
     placement = sharding.state_sharding(mesh, jax.eval_shape(init, weights))
     state = jax.jit(init, out_shardings=placement)(weights)
     gathered = sharding.gather_params(apply_fn, mesh)
     step = ddpm.make_train_step(schedule, gathered, optimizer, null_label=10, accumulate=2)
-    indices = rng.integers(0, 20, (STEPS, BATCH))
-    split = sharding.data_sharding(mesh)
+    indices, split = rng.integers(0, 20, (STEPS, BATCH)), sharding.data_sharding(mesh)
     of_steps = NamedSharding(mesh, PartitionSpec(None, *split.spec))
     batches = tuple(load_batch(array, indices, of_steps) for array in (images, labels))
     placements = (placement, sharding.replicated(mesh))
@@ -64,7 +60,9 @@ def train_and_sample(mesh):
     return {**gather(results), "bytes_here": bytes_here}
 
 
-def main(fsdp, coordinator, processes, number):
+if __name__ == "__main__":
+    fsdp, *flags = sys.argv[1:]
+    coordinator, processes, number = flags[1::2]  # --coordinator, --num-processes, --process-id
     jax.config.update("jax_enable_x64", True)
     connect(coordinator, int(processes), int(number))
     results = train_and_sample(sharding.device_mesh(BATCH, fsdp=int(fsdp)))
@@ -78,8 +76,3 @@ def main(fsdp, coordinator, processes, number):
     except Exception as error:
         seen["failure"] = type(error).__name__
     print(json.dumps(seen))
-
-
-if __name__ == "__main__":
-    fsdp, *flags = sys.argv[1:]
-    main(fsdp, *flags[1::2])  # --coordinator, --num-processes, --process-id
