@@ -1,4 +1,4 @@
-"""Tables as text: figures of `plan`, `parity`, `evaluate` and `doctor`."""
+"""Text of the commands: tables of figures, and plurals."""
 
 from collections.abc import Sequence
 
@@ -16,3 +16,8 @@ def table(align: str, rows: Sequence[Sequence[str]]) -> str:
         return "  ".join(f"{cell:{side}{width}}" for cell, side, width in cells).rstrip()
 
     return "\n".join(map(line, rows))
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 image`, `1,000 images`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -1,11 +1,14 @@
-"""`jax-ddpm convert`: between a run, a folder of diffusers and a PyTorch state dict."""
+"""`jax-ddpm convert` and `export`: a model in the files of others, and as a program of its own."""
 
-from jax_ddpm.cli.config import ConvertConfig
-from jax_ddpm.cli.errors import UsageError, naming, writing
+from jax_ddpm._errors import check_positive
+from jax_ddpm.cli.common import load_chain, make_sampler
+from jax_ddpm.cli.config import ConvertConfig, ExportConfig
+from jax_ddpm.cli.errors import UsageError, check_file, naming, writing
 from jax_ddpm.interop import DiffusionModel, save_diffusers, simple_unet_to_torch, unet_to_torch
 from jax_ddpm.interop.diffusers import check_words, is_hub_name
 from jax_ddpm.io.arrays import save_tensors
 from jax_ddpm.models import SimpleUNet, UNet
+from jax_ddpm.runs import export as export_run
 from jax_ddpm.runs import load_model, save_run
 
 
@@ -49,3 +52,31 @@ def _write(config: ConvertConfig, run: DiffusionModel) -> str:
     network = "SimpleUNet" if simple else "UNet2DModel"
     file = f"safetensors.torch.load_file({str(config.out)!r})"
     return f"model.load_state_dict({file}), of a {network}"
+
+
+def export(config: ExportConfig) -> None:
+    """Export as `config` says, and write the file and its manifest."""
+    check_positive(steps=config.steps)
+    check_file("--out", config.out, ".jaxexport")
+    sampler = make_sampler(config)
+    extra = {name: getattr(config, name) for name in ("sampler", "eta", "order", "stochastic")}
+    run = load_chain(config)
+    with writing("--out", config.out):
+        manifest = export_run(
+            config.out,
+            run,
+            steps=config.steps,
+            sampler=sampler,
+            platforms=config.platforms,
+            extra=extra,
+        )
+    print(
+        f"wrote {config.out}: {manifest['bytes'] / 1e6:,.1f} MB, {manifest['steps']} "
+        f"{config.sampler} steps, for {', '.join(manifest['platforms'])}\n"
+        f"wrote {config.out}.json, which says what it is\n\n"
+        "next, with nothing but `pip install jax flatbuffers`:\n"
+        f'  sampler = jax.export.deserialize(bytearray(open("{config.out}", "rb").read()))\n'
+        f"  images = sampler.{manifest['call']}\nwhere"
+    )
+    for name, meaning in manifest["arguments"].items():
+        print(f"  {name:<10}{meaning}")

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_ddpm._table import table
+from jax_ddpm._table import counted, table
 from jax_ddpm.cli.config import DoctorConfig
 from jax_ddpm.cli.errors import UsageError, naming
 from jax_ddpm.cpu import use_cores
@@ -32,10 +32,10 @@ def doctor(config: DoctorConfig) -> None:
     jax.config.update("jax_enable_x64", True)
     use_cores()
     kinds = [device.device_kind for device in jax.devices()]
-    counted = ", ".join(f"{kinds.count(kind)} × {kind}" for kind in dict.fromkeys(kinds))
+    present = ", ".join(f"{kinds.count(kind)} × {kind}" for kind in dict.fromkeys(kinds))
     rows = [
         ("versions", f"python {platform.python_version()}, {', '.join(map(_version, _PACKAGES))}"),
-        ("devices", f"{counted} ({jax.default_backend()})"),
+        ("devices", f"{present} ({jax.default_backend()})"),
         ("precision", _precision()),
     ]
     print(table("<<", rows))
@@ -44,8 +44,7 @@ def doctor(config: DoctorConfig) -> None:
         problems += _run(config.run, found)
     if config.export is not None:
         problems += _export(config.export)
-    wrong = f"{problems} problem{'s' if problems > 1 else ''}" if problems else "no problem"
-    print(f"\n{wrong} found")
+    print(f"\n{counted(problems, 'problem') if problems else 'no problem'} found")
     sys.exit(1 if problems else 0)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jax_ddpm._errors import FieldError
-from jax_ddpm._table import table
+from jax_ddpm._table import counted, table
 from jax_ddpm.cli.common import load_chain, load_images, make_sampler, say, start_devices
 from jax_ddpm.cli.config import ChainConfig, DataConfig, EvaluateConfig
 from jax_ddpm.cli.errors import UsageError, check_file, naming, writing
@@ -171,8 +171,7 @@ def report(figures: dict[str, Any]) -> Iterator[str]:
     shown = [name for name in dict.fromkeys([*_TITLES, *others]) if name in figures]
     shown = [name for name in shown if name not in _IN_LINES and not name.endswith("_std")]
     if shown:
-        samples = f"{figures['num']:,} sample{'s' if figures['num'] != 1 else ''}"
-        rows = [("", samples, "real images" if floor else "")]
+        rows = [("", counted(figures["num"], "sample"), "real images" if floor else "")]
         rows += [(_title(name), _number(figures, name), _number(floor, name)) for name in shown]
         yield table("<>>", rows)
     if floor:

@@ -8,14 +8,14 @@ from typing import Any
 import jax
 
 from jax_ddpm._errors import check_positive
+from jax_ddpm._table import counted
 from jax_ddpm.cli.common import load_images
 from jax_ddpm.cli.config import DataConfig, PlanConfig
 from jax_ddpm.cli.errors import UsageError, check_file, naming, writing
 from jax_ddpm.data import Preparation
 from jax_ddpm.io.files import write_json
 from jax_ddpm.plan import measuring
-from jax_ddpm.plan.compilation import Plan, prepare, require_slice
-from jax_ddpm.plan.report import NOTE, counted, report
+from jax_ddpm.plan.compilation import NOTE, Plan, prepare, report, require_slice
 from jax_ddpm.plan.targets import Target, parse_target, require_compiler
 from jax_ddpm.runs import RECIPES, load_model
 from jax_ddpm.runs.drawing import make_chain

@@ -3,6 +3,7 @@
 import numpy as np
 
 from jax_ddpm._errors import check_positive
+from jax_ddpm._table import counted
 from jax_ddpm.cli.common import load_chain, make_sampler, say, start_devices
 from jax_ddpm.cli.config import SampleConfig
 from jax_ddpm.cli.errors import UsageError, check_file, naming, writing
@@ -47,8 +48,8 @@ def sample(config: SampleConfig) -> None:
         run_on_writer(
             lambda: save_samples(config.out, samples, labels, columns, titles, run.class_names)
         )
-    images = f"{config.num} image{'s' if config.num > 1 else ''}"
-    say(f"wrote {config.out}: {images}, {chain.num_timesteps} {config.sampler} steps each")
+    steps = counted(chain.num_timesteps, f"{config.sampler} step")
+    say(f"wrote {config.out}: {counted(config.num, 'image')}, {steps} each")
 
 
 def _prepare(config: SampleConfig) -> tuple[DiffusionModel, NoiseSchedule, np.ndarray | None]:

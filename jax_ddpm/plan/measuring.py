@@ -9,11 +9,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jax_ddpm._errors import FieldError
+from jax_ddpm._table import counted
 from jax_ddpm.data import Dataset, Preparation
 from jax_ddpm.interop import DiffusionModel
 from jax_ddpm.models import ddpm_cifar10
 from jax_ddpm.plan.compilation import Plan, compile_for, quiet
-from jax_ddpm.plan.report import counted
 from jax_ddpm.plan.targets import Target
 from jax_ddpm.runs import RECIPES, Settings
 from jax_ddpm.runs.drawing import make_chain
