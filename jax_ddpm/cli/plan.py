@@ -23,8 +23,8 @@ from jax_ddpm.plan.report import notes, report
 from jax_ddpm.plan.targets import Target, parse_target, require_compiler
 from jax_ddpm.runs import RECIPES, Settings, load_model
 from jax_ddpm.runs.drawing import make_chain
-from jax_ddpm.runs.initial import untrained
 from jax_ddpm.runs.settings import LayoutSettings
+from jax_ddpm.runs.training import untrained
 
 
 def plan(config: PlanConfig) -> None:

@@ -17,9 +17,9 @@ from jax_ddpm.plan.compilation import Cost, Refused, TooLarge, compile_for, quie
 from jax_ddpm.plan.report import line
 from jax_ddpm.plan.targets import Target
 from jax_ddpm.runs.drawing import make_chain
-from jax_ddpm.runs.initial import computing
 from jax_ddpm.runs.programs import draw_programs, fit_programs, pieces
 from jax_ddpm.runs.settings import Settings, named_schedule
+from jax_ddpm.runs.training import computing
 from jax_ddpm.samplers import ancestral
 from jax_ddpm.training.sharding import device_mesh
 

@@ -1,20 +1,17 @@
-"""The settings of a training. The command line makes flags of these fields and help of their
-docstrings; config.json records them."""
+"""The settings of a training: fields, whose docstrings are the help of the command line's flags."""
 
 import json
 import math
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
-from operator import index
+from numbers import Real
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import jax
-import numpy as np
 
 from jax_ddpm import schedule as schedules
-from jax_ddpm._errors import Field, FieldError, check_choice, check_kind, described
+from jax_ddpm._errors import Field, FieldError, check_between, check_choice, check_kind, check_whole
 from jax_ddpm.losses import LossType, Weighting
 from jax_ddpm.models import UNet
 from jax_ddpm.reverse import PredictionType, VarianceType
@@ -23,16 +20,9 @@ LOG_EVERY = 50
 """Steps between two lines of metrics, in a run of a thousand steps or more."""
 TrackerName = Literal["tensorboard", "wandb"]
 ScheduleName = Literal["linear", "scaled_linear", "cosine", "sigmoid"]
-# Numbers by their range, which is checked as these types say it. NaN is in none.
-Finite = Annotated[float, "a finite number", math.isfinite]
-NotNegative = Annotated[float, "a finite number of 0 or more", lambda x: 0 <= x < math.inf]
-Positive = Annotated[float, "a finite number above 0", lambda x: 0 < x < math.inf]
-Share = Annotated[float, "a number from 0 to 1", lambda x: 0 <= x <= 1]
-Decay = Annotated[float, "a number from 0 to 1, below 1", lambda x: 0 <= x < 1]
-Count = Annotated[int, "a whole number of 1 or more", lambda n: n >= 1]
-Whole = Annotated[int, "a whole number of 0 or more", lambda n: n >= 0]
-Seed = Annotated[int, "a whole number from 0, below 2**63", lambda n: 0 <= n < 2**63]
-# What `init` brings with it.
+_FROM_0 = ("warmup_steps", "sample_every", "evaluate_every", "seed")  # other whole numbers: from 1
+_TO_1 = ("adam_b1", "adam_b2", "ema_decay", "label_dropout")
+# Settings that `init` brings with it.
 _BROUGHT = ("model", "unet", "schedule", "timesteps", "prediction_type", "variance_type")
 # What follows from the images, and what is set for the whole run.
 _NOT_CHOSEN = ("parent", "name", "sample_size", "in_channels", "out_channels", "num_class_embeds")
@@ -54,10 +44,9 @@ class ModelSettings:
     """The U-Net, which knows labels, or the tutorial's four convolutions, which do not."""
     init: Path | None = None
     """Start from a run, one of its checkpoints or a folder of diffusers. It brings its network,
-    weights, schedule and what it predicts, so settings of those cannot be given. Where both sides
-    have names of classes these are matched, else numbers; new ones start untrained. If its network
-    has no null label, or the images use it, no label is dropped and nothing is guided."""
-    timesteps: Annotated[int, "a whole number of 2 or more", lambda n: n >= 2] = 200
+    weights, schedule and what it predicts. Classes are matched by name where both sides have names,
+    else by number; new ones start untrained. Without a free null label nothing is guided."""
+    timesteps: int = 200
     """T, the steps of the noising chain."""
     schedule: ScheduleName = "cosine"
     """The noise schedule."""
@@ -66,52 +55,50 @@ class ModelSettings:
     variance_type: VarianceType = "fixed_small"
     """The variance of a reverse step: the posterior's, β, or one that the network learns."""
     loss_type: LossType | None = None
-    """The squared error, the variational bound, or both (Nichol & Dhariwal 2021). Default: both
-    where the variance is learned, else the squared error."""
+    """The squared error, the variational bound, or both, the default with a learned variance."""
     weighting: Weighting | None = None
     """Weigh the squared error by min(SNR, γ) (Hang et al. 2023). Default: not at all."""
-    min_snr_gamma: Positive = 5.0
+    min_snr_gamma: float = 5.0
     """γ of that weighting."""
-    guidance: Finite | None = None
-    """Scale of classifier-free guidance in the pictures; 1 is without guidance. Default: 2, or 1
-    where labels are never dropped, or always."""
+    guidance: float | None = None
+    """Scale of classifier-free guidance in pictures. Default: 2, or 1 (none) without dropout."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerSettings:
     """How it is trained."""
 
-    steps: Count = 1500
+    steps: int = 1500
     """Training steps."""
-    batch_size: Count | None = None
+    batch_size: int | None = None
     """Images per step. Default: 64, or the largest power of two that there are images for."""
-    learning_rate: Positive = 2e-3
+    learning_rate: float = 2e-3
     """The highest rate."""
     learning_rate_schedule: Literal["constant", "cosine", "linear"] = "cosine"
     """Once warm, the rate stays, or falls to 0 at the last step."""
-    warmup_steps: Whole | None = None
+    warmup_steps: int | None = None
     """Steps over which the rate rises from 0. Default: a tenth of all, at most 100."""
     optimizer: Literal["adam", "adamw"] = "adam"
     """AdamW also has a weight decay."""
-    adam_b1: Decay = 0.9
+    adam_b1: float = 0.9
     """Decay of Adam's average of the gradients."""
-    adam_b2: Decay = 0.999
+    adam_b2: float = 0.999
     """Decay of Adam's average of their squares."""
-    adam_eps: Positive = 1e-8
+    adam_eps: float = 1e-8
     """Added to the root of the squares."""
-    weight_decay: NotNegative = 0.0
+    weight_decay: float = 0.0
     """Of AdamW: times the rate, the share of each weight that is taken off it in a step."""
-    grad_clip: NotNegative = 1.0
+    grad_clip: float = 1.0
     """Gradients are scaled down to this global norm; 0: they are not."""
-    label_dropout: Share = 0.1
+    label_dropout: float = 0.1
     """Share of the labels that are dropped, so that guidance has something to compare with."""
-    ema_decay: Decay = 0.999
+    ema_decay: float = 0.999
     """Decay of the average of the weights, which is what samples are drawn from."""
     ema_warmup: bool = True
     """Whether the decay is smaller over the first steps: min(decay, (1 + step) / (10 + step))."""
     on_nan: Literal["stop", "skip"] = "stop"
     """On a loss or gradient that is not finite, end the training, or drop the step and count it."""
-    seed: Seed = 0
+    seed: int = 0
     """Decides the initial weights, the order of the data, the noise and the samples."""
 
     def batched(self, images: int = 64) -> int:
@@ -123,22 +110,19 @@ class OptimizerSettings:
 class CheckpointSettings:
     """What is kept and shown of a training."""
 
-    checkpoint_every: Count = 100
+    checkpoint_every: int = 100
     """Save a checkpoint every so many steps, and at the end: all that is needed to resume."""
-    keep: Count = 3
+    keep: int = 3
     """How many checkpoints are kept, the newest."""
-    keep_every: Count | None = None
+    keep_every: int | None = None
     """Also keep, for good, those at multiples of this many steps: a multiple of the above."""
-    log_every: Count | None = None
-    """Write a line of metrics every so many steps, and at the end. Default: 50, or in a run of less
-    than 1,000 steps the largest of 25, 10, 5 and 2 that gives twenty lines, or else 1."""
-    sample_every: Whole | None = None
-    """Draw samples every so many steps, always from the same noise; 0: never. Default: a twentieth
-    of all steps, but at least 500."""
-    evaluate_every: Whole | None = None
-    """Measure samples every so many steps, and at the end: distances from the images, precision and
-    recall go into a line of metrics.jsonl. Default: never."""
-    evaluate_num: Count = 1000
+    log_every: int | None = None
+    """Steps between two lines of metrics. Default: 50, or fewer so that there are twenty lines."""
+    sample_every: int | None = None
+    """Draw samples every so many steps; 0: never. Default: a twentieth of all, but at least 500."""
+    evaluate_every: int | None = None
+    """Measure samples every so many steps, as `jax-ddpm evaluate` does. Default: never."""
+    evaluate_num: int = 1000
     """How many samples are drawn for that, in 50 steps of DDIM."""
     inception: Path | None = None
     """Inception's weights for that, as in `jax-ddpm evaluate`. Default: the environment's
@@ -146,14 +130,12 @@ class CheckpointSettings:
     keep_best: bool = False
     """Also keep the checkpoint whose samples were nearest to the images when they were measured."""
     tracker: tuple[TrackerName, ...] = ()
-    """Where the lines of metrics.jsonl and the samples also go: TensorBoard's files in the run, or
-    Weights & Biases (the extras "tensorboard" and "wandb")."""
+    """Where metrics and samples also go: TensorBoard's files in the run, or Weights & Biases."""
 
     def logged(self, steps: int) -> int:
         """`log_every` of a training of so many steps. By default multiples of 50 get a line."""
-        return self.log_every or max(
-            n for n in (LOG_EVERY, 25, 10, 5, 2, 1) if n == 1 or 20 * n <= steps
-        )
+        fitting = [n for n in (LOG_EVERY, 25, 10, 5, 2) if 20 * n <= steps]
+        return self.log_every or max(fitting, default=1)
 
     def sampled(self, steps: int) -> int:
         """`sample_every` of a training of so many steps; 0: never."""
@@ -165,30 +147,25 @@ class LayoutSettings:
     """How the work is laid out over the devices."""
 
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """What the network computes in, and its gradients cross devices in; the weights, their
-    average and Adam stay float32."""
-    accumulate: Count = 1
+    """What network and gradients are computed in; weights, average and Adam stay float32."""
+    accumulate: int = 1
     """Split each batch into this many parts, computed one after the other, to save memory."""
     remat: bool = False
     """Recompute the insides of the U-Net's blocks for the gradient instead of keeping them."""
-    fsdp: Count = 1
+    fsdp: int = 1
     """Split weights and optimizer state over this many devices, a divisor of those in use."""
-    steps_per_dispatch: Count | None = None
+    steps_per_dispatch: int | None = None
     """Training steps per dispatch to the devices. Default: 10, on a CPU 1."""
 
     def dispatched(self, backend: str | None = None) -> int:
         """`steps_per_dispatch`, or what suits the backend. Default: JAX's own."""
-        # An accelerator never waits for the host. A CPU is the host: there a step takes 10 ms or
-        # more, a dispatch 0.1 ms, and a signal or a failure should not wait for nine more steps.
+        # A CPU's step takes a hundred times as long as a dispatch, and a signal waits for its end.
         return self.steps_per_dispatch or (1 if (backend or jax.default_backend()) == "cpu" else 10)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(ModelSettings, OptimizerSettings, CheckpointSettings, LayoutSettings):
-    """All settings of a training; its folder and its images are apart.
-
-    Raises `FieldError` naming the setting that makes no sense.
-    """
+    """All settings of a training. Raises `FieldError` naming one that makes no sense."""
 
     unet: Mapping[str, Any] | None = None
     """Fields of the U-Net, by name. Those that are not given are those of a small network: a level
@@ -203,23 +180,20 @@ class Settings(ModelSettings, OptimizerSettings, CheckpointSettings, LayoutSetti
                 continue
             if get_origin(kind) is Literal:
                 check_choice(name, value, get_args(kind))
-            elif get_origin(kind) is Annotated:
-                number, expected, holds = get_args(kind)
-                if not isinstance(value, bool | np.bool_ | str | bytes):
-                    with suppress(TypeError, ValueError):  # NumPy's numbers and JAX's too
-                        convert: Any = index if number is int else float
-                        values[name] = convert(value)
-                if type(values[name]) is not number or not holds(values[name]):
-                    raise FieldError(name, f"expected {expected}, got {described(value)}")
+            elif kind is int:
+                check_whole(name, value, 0 if name in _FROM_0 else 1)
+                values[name] = int(values[name])
+            elif kind is float:
+                check_kind(name, value, Real, "0.5")
+                if name != "guidance":
+                    check_between(name, value, 0, 1 if name in _TO_1 else math.inf)
+                values[name] = float(values[name])
             elif kind is bool:
                 check_kind(name, value, bool, "True")
             elif kind is Path:
                 values[name] = Path(values[name])
-        several = isinstance(self.tracker, list | tuple)
-        values["tracker"] = tuple(self.tracker) if several else (self.tracker,)
-        if self.unet is not None:
-            check_kind("unet", self.unet, Mapping, "{'dropout': 0.1}")
-            # With lists for tuples, as JSON gives them back.
+        values["tracker"] = tuple(self.tracker)
+        if self.unet is not None:  # with lists for tuples, as JSON gives them back
             values["unet"] = json.loads(json.dumps(dict(self.unet), default=str))
         for name, choices in (("tracker", get_args(TrackerName)), ("unet", UNET_FIELDS)):
             for each in values[name] or ():
@@ -234,21 +208,25 @@ class Settings(ModelSettings, OptimizerSettings, CheckpointSettings, LayoutSetti
         for name, other, fits in pairs:
             if values[name] != getattr(Settings, name) and not fits:
                 raise FieldError(name, "comes with ", other)
-        batch, warmup = self.batched(), self.warmup_steps or 0
-        constant = self.learning_rate_schedule == "constant"
-        kept = (self.keep_every or 0) % self.checkpoint_every == 0
-        for name, fits, expected, other, limit in (
-            ("keep_every", kept, "a multiple of", "checkpoint_every", self.checkpoint_every),
-            ("accumulate", batch % self.accumulate == 0, "a divisor of", "batch_size", batch),
-            ("warmup_steps", constant or warmup < self.steps, "fewer than", "steps", self.steps),
+        every, batch, steps = self.checkpoint_every, self.batched(), self.steps
+        warm = self.learning_rate_schedule == "constant" or (self.warmup_steps or 0) < steps
+        kept = not (self.keep_every or 0) % every
+        for name, fits, expected, limit in (
+            ("keep_every", kept, "a multiple of ", Field("checkpoint_every", every)),
+            (
+                "accumulate",
+                not batch % self.accumulate,
+                "a divisor of ",
+                Field("batch_size", batch),
+            ),
+            ("warmup_steps", warm, "fewer than ", Field("steps", steps)),
         ):
             if not fits:
-                of, got = Field(other, limit), f", got {values[name]}"
-                raise FieldError(name, f"expected {expected} ", of, got)
+                raise FieldError(name, f"expected {expected}", limit, f", got {values[name]}")
 
     def record(self) -> dict[str, Any]:
         """As JSON holds them."""
         return json.loads(json.dumps(asdict(self), default=str))  # a path as its name
 
 
-_KINDS = get_type_hints(Settings, include_extras=True)
+_KINDS = get_type_hints(Settings)
