@@ -306,7 +306,8 @@ def _train(
                 wait()
                 # Copies: the next step writes into the buffers of this one.
                 trees, key = on_host(state, hosts.gather_to_writer)
-                known = {"key": key, "pending": log.pending}
+                unwritten = {name: [*values] for name, values in log.pending.items()}
+                known = {"key": key, "pending": unwritten}
                 known |= {"computed_by": training.computed_by, "run": description}
                 if hosts.is_writer():
                     what = folder / CHECKPOINTS, settings, step, trees, known, best_step

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import sys
+import time
 from dataclasses import replace
 from itertools import count, pairwise
 from pathlib import Path
@@ -17,6 +18,8 @@ from PIL import Image
 
 from jax_ddpm import runs
 from jax_ddpm.data import Dataset
+from jax_ddpm.io.checkpoint import load_checkpoint
+from jax_ddpm.runs import training
 from jax_ddpm.runs.callbacks import Every, best_line
 from jax_ddpm.runs.figures import image_grid
 from jax_ddpm.runs.training import Dispatches
@@ -111,6 +114,14 @@ def test_each_stretch_between_checkpoints_is_cut_from_its_start():
         ends, found = [done, *(cut for cut in cuts if cut > done)], Dispatches(done, settings)
         assert list(found) == [range(*pair) for pair in pairwise(ends)]
         assert len(found) == len(ends) - 1 and found.lengths == set(map(len, found))
+
+
+def test_a_save_that_takes_long_holds_nothing_of_later_steps(pictures, tmp_path, monkeypatch):
+    save = training.save
+    monkeypatch.setattr(training, "save", lambda *known: (time.sleep(0.2), save(*known)))
+    runs.fit(tmp_path, pictures, replace(SETTINGS, steps=6, checkpoint_every=3, log_every=2))
+    state = load_checkpoint(tmp_path / "checkpoints/00000003").state
+    assert [len(values) for values in state["pending"].values()] == [1] * 4
 
 
 def test_what_is_wrong_is_named_before_the_training(pictures, tmp_path):
