@@ -3,15 +3,17 @@
 import json
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
-from numbers import Real
+from operator import index
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import jax
+import numpy as np
 
 from jax_ddpm import schedule as schedules
-from jax_ddpm._errors import Field, FieldError, check_between, check_choice, check_kind, check_whole
+from jax_ddpm._errors import Field, FieldError, check_choice, check_kind, described
 from jax_ddpm.losses import LossType, Weighting
 from jax_ddpm.models import UNet
 from jax_ddpm.reverse import PredictionType, VarianceType
@@ -20,8 +22,15 @@ LOG_EVERY = 50
 """Steps between two lines of metrics, in a run of a thousand steps or more."""
 TrackerName = Literal["tensorboard", "wandb"]
 ScheduleName = Literal["linear", "scaled_linear", "cosine", "sigmoid"]
-_FROM_0 = ("warmup_steps", "sample_every", "evaluate_every", "seed")  # other whole numbers: from 1
-_TO_1 = ("adam_b1", "adam_b2", "ema_decay", "label_dropout")
+# Numbers by their range. NaN is in none.
+Finite = Annotated[float, "a finite number", math.isfinite]
+NotNegative = Annotated[float, "a finite number of 0 or more", lambda x: 0 <= x < math.inf]
+Positive = Annotated[float, "a finite number above 0", lambda x: 0 < x < math.inf]
+Share = Annotated[float, "a number from 0 to 1", lambda x: 0 <= x <= 1]
+Decay = Annotated[float, "a number from 0 to 1, below 1", lambda x: 0 <= x < 1]
+Count = Annotated[int, "a whole number of 1 or more", lambda n: n >= 1]
+Whole = Annotated[int, "a whole number of 0 or more", lambda n: n >= 0]
+Seed = Annotated[int, "a whole number from 0, below 2**63", lambda n: 0 <= n < 2**63]
 # Settings that `init` brings with it.
 _BROUGHT = ("model", "unet", "schedule", "timesteps", "prediction_type", "variance_type")
 # What follows from the images, and what is set for the whole run.
@@ -46,7 +55,7 @@ class ModelSettings:
     """Start from a run, one of its checkpoints or a folder of diffusers. It brings its network,
     weights, schedule and what it predicts. Classes are matched by name where both sides have names,
     else by number; new ones start untrained. Without a free null label nothing is guided."""
-    timesteps: int = 200
+    timesteps: Annotated[int, "a whole number of 2 or more", lambda n: n >= 2] = 200
     """T, the steps of the noising chain."""
     schedule: ScheduleName = "cosine"
     """The noise schedule."""
@@ -58,47 +67,47 @@ class ModelSettings:
     """The squared error, the variational bound, or both, the default with a learned variance."""
     weighting: Weighting | None = None
     """Weigh the squared error by min(SNR, γ) (Hang et al. 2023). Default: not at all."""
-    min_snr_gamma: float = 5.0
+    min_snr_gamma: Positive = 5.0
     """γ of that weighting."""
-    guidance: float | None = None
-    """Scale of classifier-free guidance in pictures. Default: 2, or 1 (none) without dropout."""
+    guidance: Finite | None = None
+    """Scale of guidance in pictures. Default: 2, or 1 (none) if labels never or always drop out."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerSettings:
     """How it is trained."""
 
-    steps: int = 1500
+    steps: Count = 1500
     """Training steps."""
-    batch_size: int | None = None
+    batch_size: Count | None = None
     """Images per step. Default: 64, or the largest power of two that there are images for."""
-    learning_rate: float = 2e-3
+    learning_rate: Positive = 2e-3
     """The highest rate."""
     learning_rate_schedule: Literal["constant", "cosine", "linear"] = "cosine"
     """Once warm, the rate stays, or falls to 0 at the last step."""
-    warmup_steps: int | None = None
+    warmup_steps: Whole | None = None
     """Steps over which the rate rises from 0. Default: a tenth of all, at most 100."""
     optimizer: Literal["adam", "adamw"] = "adam"
     """AdamW also has a weight decay."""
-    adam_b1: float = 0.9
+    adam_b1: Decay = 0.9
     """Decay of Adam's average of the gradients."""
-    adam_b2: float = 0.999
+    adam_b2: Decay = 0.999
     """Decay of Adam's average of their squares."""
-    adam_eps: float = 1e-8
+    adam_eps: Positive = 1e-8
     """Added to the root of the squares."""
-    weight_decay: float = 0.0
+    weight_decay: NotNegative = 0.0
     """Of AdamW: times the rate, the share of each weight that is taken off it in a step."""
-    grad_clip: float = 1.0
+    grad_clip: NotNegative = 1.0
     """Gradients are scaled down to this global norm; 0: they are not."""
-    label_dropout: float = 0.1
+    label_dropout: Share = 0.1
     """Share of the labels that are dropped, so that guidance has something to compare with."""
-    ema_decay: float = 0.999
+    ema_decay: Decay = 0.999
     """Decay of the average of the weights, which is what samples are drawn from."""
     ema_warmup: bool = True
     """Whether the decay is smaller over the first steps: min(decay, (1 + step) / (10 + step))."""
     on_nan: Literal["stop", "skip"] = "stop"
     """On a loss or gradient that is not finite, end the training, or drop the step and count it."""
-    seed: int = 0
+    seed: Seed = 0
     """Decides the initial weights, the order of the data, the noise and the samples."""
 
     def batched(self, images: int = 64) -> int:
@@ -110,19 +119,19 @@ class OptimizerSettings:
 class CheckpointSettings:
     """What is kept and shown of a training."""
 
-    checkpoint_every: int = 100
+    checkpoint_every: Count = 100
     """Save a checkpoint every so many steps, and at the end: all that is needed to resume."""
-    keep: int = 3
+    keep: Count = 3
     """How many checkpoints are kept, the newest."""
-    keep_every: int | None = None
+    keep_every: Count | None = None
     """Also keep, for good, those at multiples of this many steps: a multiple of the above."""
-    log_every: int | None = None
+    log_every: Count | None = None
     """Steps between two lines of metrics. Default: 50, or fewer so that there are twenty lines."""
-    sample_every: int | None = None
+    sample_every: Whole | None = None
     """Draw samples every so many steps; 0: never. Default: a twentieth of all, but at least 500."""
-    evaluate_every: int | None = None
+    evaluate_every: Whole | None = None
     """Measure samples every so many steps, as `jax-ddpm evaluate` does. Default: never."""
-    evaluate_num: int = 1000
+    evaluate_num: Count = 1000
     """How many samples are drawn for that, in 50 steps of DDIM."""
     inception: Path | None = None
     """Inception's weights for that, as in `jax-ddpm evaluate`. Default: the environment's
@@ -148,13 +157,13 @@ class LayoutSettings:
 
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What network and gradients are computed in; weights, average and Adam stay float32."""
-    accumulate: int = 1
+    accumulate: Count = 1
     """Split each batch into this many parts, computed one after the other, to save memory."""
     remat: bool = False
     """Recompute the insides of the U-Net's blocks for the gradient instead of keeping them."""
-    fsdp: int = 1
+    fsdp: Count = 1
     """Split weights and optimizer state over this many devices, a divisor of those in use."""
-    steps_per_dispatch: int | None = None
+    steps_per_dispatch: Count | None = None
     """Training steps per dispatch to the devices. Default: 10, on a CPU 1."""
 
     def dispatched(self, backend: str | None = None) -> int:
@@ -180,20 +189,22 @@ class Settings(ModelSettings, OptimizerSettings, CheckpointSettings, LayoutSetti
                 continue
             if get_origin(kind) is Literal:
                 check_choice(name, value, get_args(kind))
-            elif kind is int:
-                check_whole(name, value, 0 if name in _FROM_0 else 1)
-                values[name] = int(values[name])
-            elif kind is float:
-                check_kind(name, value, Real, "0.5")
-                if name != "guidance":
-                    check_between(name, value, 0, 1 if name in _TO_1 else math.inf)
-                values[name] = float(values[name])
+            elif get_origin(kind) is Annotated:
+                number, expected, holds = get_args(kind)
+                if not isinstance(value, bool | np.bool_ | str | bytes):
+                    with suppress(TypeError, ValueError):  # NumPy's numbers and JAX's too
+                        values[name] = index(value) if number is int else float(value)
+                if type(values[name]) is not number or not holds(values[name]):
+                    raise FieldError(name, f"expected {expected}, got {described(value)}")
             elif kind is bool:
                 check_kind(name, value, bool, "True")
             elif kind is Path:
                 values[name] = Path(values[name])
-        values["tracker"] = tuple(self.tracker)
-        if self.unet is not None:  # with lists for tuples, as JSON gives them back
+        several = isinstance(self.tracker, list | tuple)
+        values["tracker"] = tuple(self.tracker) if several else (self.tracker,)
+        if self.unet is not None:
+            check_kind("unet", self.unet, Mapping, "{'dropout': 0.1}")
+            # With lists for tuples, as JSON gives them back.
             values["unet"] = json.loads(json.dumps(dict(self.unet), default=str))
         for name, choices in (("tracker", get_args(TrackerName)), ("unet", UNET_FIELDS)):
             for each in values[name] or ():
@@ -210,15 +221,10 @@ class Settings(ModelSettings, OptimizerSettings, CheckpointSettings, LayoutSetti
                 raise FieldError(name, "comes with ", other)
         every, batch, steps = self.checkpoint_every, self.batched(), self.steps
         warm = self.learning_rate_schedule == "constant" or (self.warmup_steps or 0) < steps
-        kept = not (self.keep_every or 0) % every
+        kept, shared = not (self.keep_every or 0) % every, not batch % self.accumulate
         for name, fits, expected, limit in (
             ("keep_every", kept, "a multiple of ", Field("checkpoint_every", every)),
-            (
-                "accumulate",
-                not batch % self.accumulate,
-                "a divisor of ",
-                Field("batch_size", batch),
-            ),
+            ("accumulate", shared, "a divisor of ", Field("batch_size", batch)),
             ("warmup_steps", warm, "fewer than ", Field("steps", steps)),
         ):
             if not fits:
@@ -229,4 +235,4 @@ class Settings(ModelSettings, OptimizerSettings, CheckpointSettings, LayoutSetti
         return json.loads(json.dumps(asdict(self), default=str))  # a path as its name
 
 
-_KINDS = get_type_hints(Settings)
+_KINDS = get_type_hints(Settings, include_extras=True)

@@ -36,7 +36,7 @@ def here(tmp_path_factory, untrained, write_run, defaults):
         ("train --init empty", "--init: empty/config.json: expected a JSON file"),
         ("train --weight-decay 0.1", "--weight-decay: comes with --optimizer adamw"),
         ("train --unet-config no.json", "--unet-config: no.json: expected a JSON file"),
-        ("train --seed -1", "--seed: expected 0 or more, got -1"),
+        ("train --seed -1", "--seed: expected a whole number from 0, below 2**63, got -1"),
         ("train --weighting min_snr --loss-type vb", "--weighting: expected None with --loss-type"),
         ("train --unet.dropout 1.5", "dropout: expected 0 to 1, below 1, got 1.5"),
         ("train --data grey.npy --batch-size 64", "--batch-size: expected at most 20 images, got"),

@@ -116,7 +116,7 @@ def test_bad_input_is_one_line(jax_ddpm_here, tmp_path):
         ("--target h100:zero", "--target: expected a shape such as h100:1, got h100:zero"),
         ("--target h100:9", "--target: expected at most 8 chips, those of one host: "),
         ("--target v5e:1x64", "--target: expected sides of at most 16 chips, those of a pod"),
-        ("--batch-size 0", "--batch-size: expected 1 or more, got 0"),
+        ("--batch-size 0", "--batch-size: expected a whole number of 1 or more, got 0"),
     ):
         result = jax_ddpm_here("plan", *arguments.split(), cwd=tmp_path)
         assert result.returncode == 2 and words in result.stderr
