@@ -7,6 +7,7 @@ Steps of a chain cost the same, so chains are the last few steps of whole ones. 
 import itertools
 import tempfile
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from unittest.mock import patch
@@ -24,9 +25,10 @@ from benchmarks.contenders import CIFAR10, TUTORIAL
 from benchmarks.harness import Contender, Row, interleave, race, say
 from jax_ddpm import runs
 from jax_ddpm.data import Dataset
-from jax_ddpm.runs.initial import new_run
 from jax_ddpm.runs.programs import fit_programs
-from jax_ddpm.runs.training import Saver
+from jax_ddpm.runs.resume import on_host
+from jax_ddpm.runs.training import new_run, save
+from jax_ddpm.training.hosts import gather_to_writer
 from jax_ddpm.training.sharding import device_mesh
 
 _TINY = (1, 8, 8, 3)
@@ -172,13 +174,14 @@ def checkpoints(full: bool) -> list[Row]:
             state, _ = programs.advance(state, batches)
         jax.block_until_ready(state)
 
-    with tempfile.TemporaryDirectory() as folder:
-        saver = Saver(Path(folder), settings)
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(1) as thread:
 
         def train_and_save():
-            saver.save(state, next(numbers), {})
+            trees, key = on_host(state, gather_to_writer)
+            what = Path(folder), settings, next(numbers), trees, {"key": key}, None
+            writing = thread.submit(save, *what)
             train()
-            saver.wait()
+            writing.result()
 
         say(f"checkpoints: {steps} steps …")
         times = interleave({"without": train, "JAX, with": train_and_save}, 4 if full else 3)

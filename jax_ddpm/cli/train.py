@@ -16,7 +16,6 @@ from jax_ddpm.runs.callbacks import TRAINING_GIF, best_line
 from jax_ddpm.runs.figures import class_columns, save_pictures
 from jax_ddpm.runs.metrics import read_metrics
 from jax_ddpm.runs.model import CHECKPOINTS, FILES, METRICS, is_run
-from jax_ddpm.runs.resume import is_whole
 from jax_ddpm.runs.training import Training, open_run
 from jax_ddpm.runs.training import train as run_training
 from jax_ddpm.training.hosts import any_process, is_writer, run_on_all
@@ -42,8 +41,8 @@ def train(config: TrainConfig, interrupts: Interrupts) -> None:
     try:
         with naming(folder="--name", images="samples"), opened as training:
             say(training.summary())
-            done = training.step >= settings.steps
-            if any_process(done and is_writer() and is_whole(folder)):
+            whole = all((folder / name).exists() for name in FILES)
+            if any_process(whole and is_writer() and training.step >= settings.steps):
                 say(_NEXT.format(folder))
                 return
             with bars() as show:

@@ -17,9 +17,9 @@ from jax_ddpm.plan.compilation import Plan, compile_for, quiet
 from jax_ddpm.plan.targets import Target
 from jax_ddpm.runs import RECIPES, Settings
 from jax_ddpm.runs.drawing import make_chain
-from jax_ddpm.runs.initial import computing, untrained
 from jax_ddpm.runs.programs import draw_programs, fit_programs, pieces
 from jax_ddpm.runs.recipes import Recipe, unet_fields
+from jax_ddpm.runs.training import computing, untrained
 from jax_ddpm.samplers import ancestral
 from jax_ddpm.training.sharding import device_mesh
 

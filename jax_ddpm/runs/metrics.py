@@ -1,17 +1,16 @@
 """The measurements of a training: lines of metrics.jsonl, and how far it is.
 
-A line holds means since the line before: `loss`, `grad_norm`, and `loss_quarters`, the loss of
-samples with t in each quarter of the chain. Beside them are the `learning_rate` of its last step,
-the speed, and the figures of callbacks. Measurements that are in no line yet go into the
-checkpoint, so an interrupted run writes the lines of an uninterrupted one, but for the speed.
+A line holds means since the line before, among them `loss_quarters`, the loss of samples with t in
+each quarter of the chain. Measurements that are in no line yet go into the checkpoint, so an
+interrupted run writes the lines of an uninterrupted one, but for the speed.
 """
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -47,60 +46,31 @@ class Progress(NamedTuple):
 
 
 class MetricsLog:
-    """Takes the measurements of a dispatch when it is sent, `collect`s them, `write`s a line, and
-    tells how far the training is."""
+    """Takes the measurements of each dispatch, and makes lines of them."""
 
     def __init__(
-        self,
-        path: Path,
-        settings: Settings,
-        num_timesteps: int,
-        step: int = 0,
-        pending: dict[str, list[Any]] | None = None,
-        tell: Callable[[Progress], None] = lambda _: None,
+        self, path: Path, settings: Settings, num_timesteps: int, step: int, pending: dict[str, Any]
     ) -> None:
-        """Resume after `step` steps with what was `pending` then; later lines are dropped."""
+        """After `step` steps, with what was `pending` then."""
         self._path, self._settings, self._num_timesteps = path, settings, num_timesteps
-        self.pending = pending or {}
-        """By name, numbers or lists of them that are in no line yet; None: not finite."""
-        self._coming: list[tuple[range, dict[str, Any]]] = []
-        written = step - len(next(iter(self.pending.values()), []))
-        self.lines = run_on_writer(lambda: keep_lines(path, written)) or []
-        """Those that are in the file already, in the writer."""
-        self._tell, self._told, self._line = tell, 0.0, None
-        self._step = step
+        self.pending = pending  # by name, a value of each step; None: not finite
+        self.line: dict[str, Any] | None = None  # the newest
+        self.done, self._sent, self._coming = step, step, []  # steps known to be taken, and sent
         self._restart()
 
     def _restart(self) -> None:
-        self._timed, self._since = self._step, time.perf_counter()
-        self._spent = {"waiting": 0.0, "callbacks": 0.0}
+        self._first, self.since, self.waited = self._sent, time.perf_counter(), 0.0
 
     def add(self, steps: range, metrics: dict[str, Any]) -> None:
-        """What the dispatch of these steps will have measured; it is not waited for."""
+        """What the dispatch of these steps will have measured. Waits for the one before it, so the
+        devices have one at work and one to come."""
+        jax.block_until_ready([before for _, before in self._coming[-1:]])
         self._coming.append((steps, metrics))
-        self._step = steps.stop
-
-    @contextmanager
-    def spent(self, on: Literal["waiting", "callbacks"]) -> Iterator[None]:
-        """Inside, no step is sent: images are waited for, or something else is done."""
-        began = time.perf_counter()
-        yield
-        self._spent[on] += time.perf_counter() - began
-
-    def report(self, now: bool = False) -> None:
-        """Tell how many steps are known to be taken, about every second; nothing is waited for."""
-        if now or time.monotonic() - self._told >= 1:
-            self._told = time.monotonic()
-            unknown = (steps for steps, each in self._coming if not each["loss"].is_ready())
-            taken = next(unknown, range(self._step, self._step)).start
-            self._tell(Progress(taken, self._settings.steps, self._line, "training"))
+        self.done, self._sent = steps.start, steps.stop
 
     def collect(self) -> int | None:
         """Wait for the steps so far. The first whose loss or gradient was not finite, if any."""
         bad = None
-        for _, metrics in self._coming:
-            jax.block_until_ready(metrics)
-            self.report()
         measured = gather([metrics for _, metrics in self._coming])
         for (steps, _), metrics in zip(self._coming, measured, strict=True):
             # In place of the losses of single samples, each quarter's contribution to their mean,
@@ -115,35 +85,33 @@ class MetricsLog:
             for name, values in metrics.items():
                 kept = [x.tolist() if ok else None for x, ok in zip(values, finite, strict=True)]
                 self.pending.setdefault(name, []).extend(kept)
-        self._coming = []
+        self.done, self._coming = self._sent, []
         return bad
 
     def write(self, figures: Mapping[str, Any]) -> dict[str, Any]:
-        """Make a line of what was collected, and of `figures`; steps that were not finite are
-        counted apart. Also returns, since they say more of the machine than of the run,
-        `images_per_second`, `waiting` (the share of time) and `seconds_left`."""
-        kept = {name: [x for x in xs if x is not None] for name, xs in self.pending.items()}
-        means = {name: np.mean(xs, axis=0).tolist() if xs else None for name, xs in kept.items()}
-        parts, shares = (means[name] or [0] * 4 for name in ("loss_quarters", "share_quarters"))
+        """Write a line of what was collected, and of `figures`. Also returns `images_per_second`,
+        `waiting` (for images, a share of time) and `seconds_left`."""
+        line: dict[str, Any] = {"step": self._sent}
+        if dropped := self.pending["loss"].count(None):
+            line["dropped"] = dropped
+        for name in ("loss", "grad_norm", "loss_quarters", "share_quarters"):
+            known = [x for x in self.pending[name] if x is not None]
+            line[name] = np.mean(known, axis=0).tolist() if known else None
+        shares, parts = line.pop("share_quarters") or [0] * 4, line["loss_quarters"] or [0] * 4
         quarters = [x / share if share else None for x, share in zip(parts, shares, strict=True)]
-        dropped = len(self.pending["loss"]) - len(kept["loss"])
-        rate: Any = learning_rate(self._settings)(self._step - 1)
-        elapsed = time.perf_counter() - self._since - self._spent["callbacks"]
-        speed = (self._step - self._timed) / elapsed
-        line = {"step": self._step, **({"dropped": dropped} if dropped else {})}
-        line |= {"loss": means["loss"], "grad_norm": means["grad_norm"], "loss_quarters": quarters}
-        line |= {"learning_rate": float(rate), "steps_per_second": round(speed, 2), **figures}
-        text = (json.dumps(line) + "\n").encode()
-        run_on_writer(lambda: write_file(self._path, text, "ab"))
-        self._line = {
-            **line,
-            "images_per_second": round(speed * self._settings.batched(), 1),
-            "waiting": round(self._spent["waiting"] / elapsed, 4),
-            "seconds_left": round((self._settings.steps - self._step) / max(speed, 1e-9), 1),
-        }
+        rate: Any = learning_rate(self._settings)(self._sent - 1)
+        elapsed = time.perf_counter() - self.since
+        speed = (self._sent - self._first) / elapsed
+        line |= {"loss_quarters": quarters, "learning_rate": float(rate)}
+        line |= {"steps_per_second": round(speed, 2), **figures}
+        run_on_writer(lambda: write_file(self._path, _encoded(line), "ab"))
+        left = (self._settings.steps - self._sent) / max(speed, 1e-9)
+        images_per_second = round(speed * self._settings.batched(), 1)
+        self.line = line | {"images_per_second": images_per_second}
+        self.line |= {"waiting": round(self.waited / elapsed, 4), "seconds_left": round(left, 1)}
         self.pending = {}
         self._restart()
-        return self._line
+        return self.line
 
 
 def read_metrics(path: PathLike) -> list[dict[str, Any]]:
@@ -161,5 +129,9 @@ def read_metrics(path: PathLike) -> list[dict[str, Any]]:
 def keep_lines(path: Path, step: int) -> list[dict[str, Any]]:
     """Keep the lines of a metrics.jsonl up to this step, and nothing that is damaged."""
     lines = [line for line in read_metrics(path) if line["step"] <= step]
-    replace_file(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
+    replace_file(path, b"".join(map(_encoded, lines)))
     return lines
+
+
+def _encoded(line: Mapping[str, Any]) -> bytes:
+    return (json.dumps(line) + "\n").encode()

@@ -1,7 +1,4 @@
-"""Models on the disk: the folder of a run, and whatever else a `DiffusionModel` is read from.
-
-Network and schedule are written in the words of diffusers' configs, as `interop` reads them.
-"""
+"""Models on the disk: the folder of a run, in the words of diffusers' configs, and all others."""
 
 import json
 import os
@@ -18,14 +15,13 @@ from jax_ddpm import __version__
 from jax_ddpm._errors import Field, FieldError, check_choice, check_kind
 from jax_ddpm.data import Dataset, Preparation
 from jax_ddpm.interop import DiffusionModel, load_diffusers, load_openai, simple_unet_from_torch
-from jax_ddpm.interop.diffusers import unet_config, unet_from_config
+from jax_ddpm.interop.diffusers import is_hub_name, unet_config, unet_from_config
 from jax_ddpm.interop.model import init_variables
 from jax_ddpm.interop.scheduler import scheduler_config, scheduler_from_config
 from jax_ddpm.io.arrays import flatten, load_tensors, unflatten
 from jax_ddpm.io.checkpoint import list_checkpoints, load_checkpoint, restore, save_checkpoint
 from jax_ddpm.io.files import new_folder, write_json
 from jax_ddpm.models import SimpleUNet, UNet
-from jax_ddpm.reverse import p_mean_variance
 from jax_ddpm.schedule import linear_beta_schedule, make_schedule
 
 FILES = {
@@ -69,17 +65,19 @@ def save_run(folder: PathLike, model: DiffusionModel) -> None:
     Raises `ValueError` if a weight is not finite, and `OSError`; nothing is left behind then.
     """
     check_kind("model", model, DiffusionModel, "load_run(folder)")
-    description, weights = describe(model), model.variables
+    description, arrays = describe(model), {"params": model.variables, "ema": model.variables}
     with new_folder(Path(folder)) as new:
-        arrays = {"params": weights, "ema": weights}
         save_checkpoint(new / CHECKPOINTS, 0, arrays, {"run": description})
         write_json(new / CONFIG, description)
 
 
 def is_run(folder: PathLike) -> bool:
     """Whether `folder` looks like a run, or one of its checkpoints, damaged or not."""
-    parent, name = Path(folder).parent.name, Path(folder).name
-    return (Path(folder) / CHECKPOINTS).is_dir() or (parent == CHECKPOINTS and name.isdecimal())
+    return (Path(folder) / CHECKPOINTS).is_dir() or _is_checkpoint(Path(folder))
+
+
+def _is_checkpoint(path: Path) -> bool:
+    return path.parent.name == CHECKPOINTS and path.name.isdecimal()
 
 
 def load_model(
@@ -88,6 +86,8 @@ def load_model(
     weights: Weights | None = None,
     openai_flags: str | None = None,
     image_size: int | None = None,
+    revision: str | None = None,
+    variant: str | None = None,
 ) -> DiffusionModel:
     """Read a model, whatever `folder` is: a run or one of its checkpoints, a folder of diffusers or
     its name on Hugging Face's hub, a state dict of OpenAI's code (.pt or .safetensors) or of the
@@ -97,49 +97,40 @@ def load_model(
       weights: of a run, as in `load_run`.
       openai_flags: of OpenAI's, which cannot be read without: its MODEL_FLAGS and DIFFUSION_FLAGS.
       image_size: of the tutorial's, which does not say: height and width. Default: 64.
+      revision, variant: of diffusers, as in `load_diffusers`; only the hub has revisions.
 
     Raises:
       FieldError: naming what is missing or does not fit, or an option of another kind of model.
     """
-    folder = Path(folder)
-    simple = folder.is_file() and openai_flags is None
-    kind = "weights" if is_run(folder) else "image_size" if simple else "openai_flags"
-    options = {
-        "weights": (weights, "a run"),
-        "openai_flags": (openai_flags, "a state dict of OpenAI's"),
-        "image_size": (image_size, "a state dict of the tutorial's"),
-    }
-    for name, (value, owner) in options.items():
-        if value is not None and name != kind:
-            raise FieldError(name, f"expected none for {folder}, which is not {owner}, got {value}")
-    if kind == "weights":
-        return load_run(folder, weights=weights or "ema")
+    path, flags = Path(folder), openai_flags
+    if is_run(path):
+        kind, known = "a run", ("weights",)
+    elif flags is not None:
+        kind, known = "a state dict of OpenAI's", ("openai_flags",)
+    elif path.is_file():
+        kind, known = "a state dict of the tutorial's", ("image_size",)
+    elif is_hub_name(path):
+        kind, known = "a name on the hub", ("revision", "variant")
+    else:
+        kind, known = "a folder of diffusers", ("variant",)
+    options = {"weights": weights, "openai_flags": flags, "image_size": image_size}
+    options |= {"revision": revision, "variant": variant}
+    for name, value in options.items():
+        if value is not None and name not in known:
+            raise FieldError(name, f"expected none for {path}, {kind}, got {value}")
+    if is_run(path):
+        return load_run(path, weights=weights or "ema")
     try:
-        if simple:
-            return _load_simple(folder, image_size or 64)
-        flags = openai_flags
-        model = load_diffusers(folder) if flags is None else load_openai(folder, flags)
-        _check_drawable(model)
-        return model
+        if flags is not None:
+            return load_openai(path, flags)
+        if path.is_file():
+            return _load_simple(path, image_size or 64)
+        return load_diffusers(path, revision=revision, variant=variant)
     except (ImportError, ValueError) as error:
         name = "openai_flags" if getattr(error, "field", None) == "flags" else "folder"
-        pickled = simple and folder.suffix in (".pt", ".pth", ".bin", ".pkl")
+        pickled = "image_size" in known and path.suffix in (".pt", ".pth", ".bin", ".pkl")
         hint = ("; one of OpenAI's comes with ", Field("openai_flags")) if pickled else ()
         raise FieldError(name, str(error).removeprefix("flags: "), *hint) from None
-
-
-def _check_drawable(model: DiffusionModel) -> None:
-    """Raises `ValueError` if scheduler, network and image size contradict each other."""
-    network: Any = model.model
-    labels = () if model.num_classes is None else (np.zeros(1, np.int32),)
-
-    def step(variables: Any, x_t: Any) -> Any:
-        def denoise_fn(x_t, t):
-            return network.apply(variables, x_t, t, *labels)
-
-        return p_mean_variance(model.schedule, denoise_fn, x_t, 0, **model.policy)
-
-    jax.eval_shape(step, model.variables, jax.ShapeDtypeStruct(model.shape(1), np.float32))
 
 
 def _load_simple(path: Path, image_size: int) -> DiffusionModel:
@@ -164,7 +155,7 @@ def load_run(
     """
     check_choice("weights", weights, get_args(Weights))
     folder = Path(folder)
-    if checkpoint is None and folder.parent.name == CHECKPOINTS and folder.name.isdecimal():
+    if checkpoint is None and _is_checkpoint(folder):
         folder, checkpoint = folder.parents[1], int(folder.name)
     paths = {int(path.name): path for path in list_checkpoints(folder / CHECKPOINTS)}
     if not paths:
@@ -176,8 +167,8 @@ def load_run(
     try:
         return _from_checkpoint(paths[step], weights)
     except ValueError as error:
-        older = [f"the one before: {path}" for each, path in paths.items() if each < step]
-        hint = older[-1] if older else "there is no older one"
+        older = [path for each, path in paths.items() if each < step]
+        hint = f"the one before: {older[-1]}" if older else "there is no older one"
         raise FieldError("folder", f"{error}; {hint}") from None
 
 
@@ -204,8 +195,8 @@ def _from_checkpoint(path: Path, weights: str) -> DiffusionModel:
 
 
 def class_number(name: str, names: Sequence[str] | None) -> int | None:
-    """The label of the class `name`, in any form of Unicode, or else of the same number; where no
-    class has a number for a name, that of a number is itself. None where there is no such class."""
+    """The label of the class `name`, in any form of Unicode, or of the same number. Where no class
+    is named by a number, a number is the label itself. None without such a class."""
     labels = {unicodedata.normalize("NFC", each): k for k, each in enumerate(names or ())}
     if (plain := unicodedata.normalize("NFC", name)) in labels or not name.isdecimal():
         return labels.get(plain)
@@ -216,10 +207,10 @@ def class_number(name: str, names: Sequence[str] | None) -> int | None:
 def matched(
     names: Sequence[str] | None, labels: Sequence[int], data: Dataset, *, some: bool = False
 ) -> dict[int, int]:
-    """The images' own label of each class of `labels` that they show: by name where both sides have
-    names, or those of one are numbers, else by number. Warns of the others, and of classes that
-    only the images have, unless `labels` are `some` of theirs."""
+    """The images' own label of each class of `labels` that they show. Warns of other classes; where
+    `labels` are only `some` of the model's, not of those that only the images show."""
     called, shown = data.class_names, np.unique(np.asarray(data.labels)).tolist()
+    # By name where both sides have names, or those of one are numbers, else by number.
     by_name = bool(names and called) or all(map(str.isdecimal, names or called or ()))
     name_of = {k: names[k] if names else str(k) for k in labels}
     found: Any = {k: class_number(name_of[k], called) if by_name else k for k in labels}

@@ -30,8 +30,7 @@ from jax_ddpm.training.sharding import data_sharding, gather_params, replicated,
 
 
 class FitPrograms(NamedTuple):
-    """What a training runs. `init` makes the first state of weights, and `to_devices` puts a state
-    of the host there.
+    """What a training runs: `init(weights)` is its first state, `to_devices` places one.
 
     `advance(state, batches) -> (state, metrics)` is one dispatch, a scan over [step, image, …]. The
     state is donated. Batches have `images`, and `labels` and `extents` where there are any.
@@ -47,27 +46,25 @@ class FitPrograms(NamedTuple):
 
 def fit_programs(run: DiffusionModel, settings: Settings, mesh: Mesh, key: PRNGKey) -> FitPrograms:
     """Training as `settings` say, from `key`, with the state split over the mesh's `fsdp`."""
-    rule = optimizer(settings)
+    rule, decay = optimizer(settings), settings.ema_decay
+    chosen = ("loss_type", "weighting", "min_snr_gamma", "label_dropout", "accumulate")
+    options: Any = {name: getattr(settings, name) for name in chosen}
+    for name in ("prediction_type", "variance_type", "null_label"):
+        options[name] = getattr(run, name)
     train_step = make_train_step(
         run.schedule,
         gather_params(run.model.apply, mesh),
         rule,
-        ema_decay=ema_warmup(settings.ema_decay) if settings.ema_warmup else settings.ema_decay,
-        prediction_type=run.prediction_type,
-        variance_type=run.variance_type,
-        loss_type=settings.loss_type,
-        weighting=settings.weighting,
-        min_snr_gamma=settings.min_snr_gamma,
-        null_label=run.null_label,
-        label_dropout=settings.label_dropout,
+        ema_decay=ema_warmup(decay) if settings.ema_warmup else decay,
         dropout=isinstance(run.model, UNet) and run.model.dropout > 0,
-        accumulate=settings.accumulate,
         skip_nonfinite=True,
         per_sample=True,
+        **options,
     )
     prepared = Preparation(**run.preparation)
-    window = prepared.image_size if prepared.crop == "random" else None
-    augment = augmentation(window, prepared.flip)
+    augment = augmentation(
+        prepared.image_size if prepared.crop == "random" else None, prepared.flip
+    )
 
     def step(state, batch):
         # `train_step` folds the number of the step into `key`; no step has this number.
@@ -118,11 +115,8 @@ def learning_rate(settings: Settings) -> optax.Schedule:
 
 
 class DrawPrograms(NamedTuple):
-    """What draws a batch of samples: `to_devices` puts weights on every device, and
-    `init(key, first_sample)` draws x_T.
-
-    `advance(key, weights, labels, state, first_sample, steps) -> state` is a piece of the chain.
-    """
+    """What draws a batch: `to_devices` places weights, `init(key, first_sample)` draws x_T, and
+    `advance(key, weights, labels, state, first_sample, steps) -> state` is a piece of the chain."""
 
     to_devices: Callable[[Any], Any]
     init: Callable[[PRNGKey, Any], SampleState]
@@ -165,9 +159,8 @@ def draw_programs(
 
 def pieces(chain: NoiseSchedule) -> list[int]:
     """The lengths of the pieces that a chain is drawn in, so that its progress can be shown."""
-    steps = chain.num_timesteps
-    piece = -(-steps // 20)
-    return [min(piece, steps - done) for done in range(0, steps, piece)]
+    starts = range(0, chain.num_timesteps, -(-chain.num_timesteps // 20))
+    return [min(starts.step, chain.num_timesteps - start) for start in starts]
 
 
 def guided_denoise_fn(run: DiffusionModel, weights: Any, labels: Any) -> Callable[[Any, Any], Any]:

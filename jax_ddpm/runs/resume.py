@@ -1,14 +1,9 @@
-"""Training again in the same folder resumes: from where, what changed, and what is damaged.
-
-no checkpoint       begin, as the settings are now
-another run         refuse, and name each way on
-the same            resume from the newest that is intact; what is damaged is set aside
-"""
+"""Training again in the same folder resumes: from where, what changed, and what is damaged."""
 
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,16 +19,13 @@ from jax_ddpm.io.arrays import flatten, from_bytes, to_bytes
 from jax_ddpm.io.checkpoint import Checkpoint, Damaged, load_checkpoint
 from jax_ddpm.io.files import make_folder, read_json, write_json
 from jax_ddpm.runs.metrics import keep_lines, read_metrics
-from jax_ddpm.runs.model import CHECKPOINTS, CONFIG, FILES, METRICS, PathLike
+from jax_ddpm.runs.model import CHECKPOINTS, CONFIG, METRICS, PathLike
 from jax_ddpm.runs.programs import optimizer
 from jax_ddpm.runs.settings import LOG_EVERY, CheckpointSettings, Settings
 from jax_ddpm.training import TrainState
 from jax_ddpm.training.hosts import broadcast
 
-_WAYS = ("another ", Field("folder"), " begins beside it, ", Field("overwrite", True))
-_WAYS += (" in its place",)
-OVERWRITTEN = ".overwritten"
-"""What another run's checkpoints are called while they are removed."""
+OVERWRITTEN = ".overwritten"  # checkpoints of another run while they are removed
 # How a run is laid out and guarded: its weights do not depend on these.
 _FREE = {*CheckpointSettings.__dataclass_fields__, "fsdp", "steps_per_dispatch", "on_nan"}
 _FREE |= {"skip_unreadable", "max_pixels", "range"}  # which show in the images
@@ -46,10 +38,9 @@ _TREES = {"params": "params", "ema": "ema_params", "optimizer": "opt_state"}
 @contextmanager
 def hold(folder: Path) -> Iterator[None]:
     """Make a run's folder, and lock it for this process until it ends, however it ends."""
-    if folder.is_dir() and not any((folder / name).exists() for name in (CONFIG, CHECKPOINTS)):
-        if any(not file.name.startswith(".") for file in folder.iterdir()):
-            problem = f"{folder} exists already, and is no run: choose another name"
-            raise FieldError("folder", problem)
+    there = {file.name for file in folder.glob("[!.]*")}
+    if there and not there & {CONFIG, CHECKPOINTS}:
+        raise FieldError("folder", f"{folder} exists already, and is no run: choose another name")
     make_folder(folder / CHECKPOINTS)
     with (folder / ".lock").open("a") as lock:
         try:
@@ -57,8 +48,8 @@ def hold(folder: Path) -> Iterator[None]:
 
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            problem = f"{folder} is being trained by another process: wait for its end, or choose"
-            raise FieldError("folder", f"{problem} another name") from None
+            problem = f"{folder} is being trained by another process"
+            raise FieldError("folder", f"{problem}: wait, or choose another name") from None
         except (ImportError, OSError):
             pass  # Windows, or a file system without locks
         for leftover in (*folder.glob(".pictures*"), folder / OVERWRITTEN):
@@ -67,94 +58,77 @@ def hold(folder: Path) -> Iterator[None]:
 
 
 def find(
-    folder: Path, now: dict[str, Any], settings: Settings, variables: Any, accept: bool, over: bool
+    folder: Path, now: dict[str, Any], settings: Settings, accept: bool, over: bool
 ) -> Checkpoint | None:
-    """Where the training that `now` describes resumes: a model with these variables.
+    """Where the training that `now` describes resumes. Warns of changes, and of damage.
 
     Raises `FieldError` where the folder holds another run, unless that is to be written `over`,
-    or the changes are to be `accept`ed and the weights fit. Warns of changes, and of damage.
+    or the changes are to be `accept`ed.
     """
-    newest, damaged = _newest(folder)
-    if newest is None and damaged and not over:
-        problem = next(iter(damaged.values()))
-        raise FieldError(None, f"no checkpoint is intact: {problem}; ", *_WAYS)
-    was: Any = newest.state.get("run") if newest else _begun(folder)
+    newest, damaged = None, {}
+    for path in reversed(files.list_checkpoints(folder / CHECKPOINTS)):
+        try:
+            newest = load_checkpoint(path)
+            break
+        except Damaged as error:
+            damaged[path] = str(error)
+        except ValueError as error:  # of a later version
+            raise FieldError("folder", str(error)) from None
+    was: Any = newest.state.get("run") if newest else {"train": "begun"}
+    if not newest:
+        with suppress(ValueError):  # what is missing or damaged is ours
+            was = read_json(folder / CONFIG)
     foreign = not newest and not damaged and any((folder / CHECKPOINTS).glob("[!.]*"))
     if foreign or not was or not was.get("train"):
         problem = f"{folder} exists already, and `train` did not make it: choose another name"
         raise FieldError("folder", problem)
+    ways = ["; another ", Field("folder"), " begins beside it, ", Field("overwrite", True)]
+    ways.append(" in its place")
     if newest is None:
+        if damaged and not over:
+            raise FieldError(None, f"no checkpoint is intact: {[*damaged.values()][0]}", *ways)
         return None
 
-    changes = list(_changes(was, now))
-    shapes = {name: array.shape for name, array in newest.arrays["params"].items()}
-    fits = shapes == {name: leaf.shape for name, leaf in flatten(variables).items()}
-    if over and (changes or not fits or was["train"]["steps"] != settings.steps):
+    changes, ended = _changes(was, now), newest.step >= settings.steps
+    if over and (changes or was["train"]["steps"] != settings.steps):
         if settings.init and settings.init.resolve().is_relative_to(folder.resolve()):
             rest = Field("folder"), " begins beside it"
             raise FieldError("init", f"{settings.init} would be overwritten; another ", *rest)
         return None
-    named = [part for name, what in changes for part in (Field(name), f": {what}; ")]
-    ended, accepting = newest.step >= settings.steps, Field("accept_changes", True)
-    if not fits:
-        raise FieldError(None, *named, f"the weights of {folder} are of another network; ", *_WAYS)
-    if changes and ended:
-        longer = ", a larger ", Field("steps"), " with ", accepting, " continues it"
-        done = f"{folder} is trained to step {newest.step:,} already; "
-        raise FieldError(None, *named, done, *_WAYS, *longer)
-    if changes and not accept:
-        why = f"{folder} was trained otherwise; "
-        raise FieldError(None, *named, why, *_WAYS, ", ", accepting, " resumes it all the same")
+    if changes and (ended or not accept):
+        named = [part for name, what in changes.items() for part in (Field(name), f": {what}; ")]
+        why, accepting = f"{folder} was trained otherwise", Field("accept_changes", True)
+        ways += ", ", accepting, " resumes it all the same"
+        if ended:
+            why = f"{folder} is trained to step {newest.step:,} already"
+            ways += " to a larger ", Field("steps")
+        raise FieldError(None, *named, why, *ways)
 
-    if changes:
-        accepted = "; ".join(f"{name}: {what}" for name, what in changes)
-        warnings.warn(f"accepted: {accepted}", stacklevel=4)
+    notes = [f"accepted: {name}: {what}" for name, what in changes.items()]
     for path, problem in damaged.items():
-        aside = files.set_aside(path, "damaged").name
-        warnings.warn(f"{problem}; set aside as {aside}", stacklevel=4)
+        notes.append(f"{problem}; set aside as {files.set_aside(path, 'damaged').name}")
+    for note in notes:
+        warnings.warn(note, stacklevel=4)
     if ended:  # no step is left to mend what may be missing or damaged
         write_json(folder / CONFIG, was)
         keep_lines(folder / METRICS, newest.step)
     return _with_optimizer(newest, settings)
 
 
-def _begun(folder: Path) -> dict[str, Any]:
-    """The record of a run without a checkpoint; what is not there, or damaged, is ours."""
-    try:
-        return read_json(folder / CONFIG)
-    except ValueError:
-        return {"train": "unknown"}
-
-
-def _newest(folder: Path) -> tuple[Checkpoint | None, dict[Path, str]]:
-    """The newest checkpoint that is intact, and what is wrong with those after it."""
-    damaged = {}
-    for path in reversed(files.list_checkpoints(folder / CHECKPOINTS)):
-        try:
-            return load_checkpoint(path), damaged
-        except Damaged as error:
-            damaged[path] = str(error)
-        except ValueError as error:  # of a later version
-            raise FieldError("folder", str(error)) from None
-    return None, damaged
-
-
-def _changes(was: dict[str, Any], now: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def _changes(was: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
     """What the weights depend on that is not as it was, by setting."""
     before, after = _weighty(was), _weighty(now)
-    longer = after["steps"] > before["steps"]
-    unet = [name for name in before if name.startswith("unet.")]
-    for name in dict.fromkeys([*after, *unet]):
-        old, new = before.get(name), after.get(name)
-        if old != new and not (name == "steps" and longer):
-            yield name, f"was {old}, is {new}"
+    before["steps"] = max(before["steps"], after["steps"])
+    names = [*after, *(name for name in before if name.startswith("unet."))]
+    pairs = {name: (before.get(name), after.get(name)) for name in names}
+    changes = {name: f"was {old}, is {new}" for name, (old, new) in pairs.items() if old != new}
     if after["init"] and any(was[name] != now[name] for name in _FROM_INIT):
-        yield "init", "its network or its schedule is another"
+        changes["init"] = "its network or its schedule is another"
+    return changes
 
 
 def _weighty(run: dict[str, Any]) -> dict[str, Any]:
-    """What weights depend on; by default where an older record does not have it. Guidance is the
-    model's, not as chosen."""
+    """What weights depend on, by setting, with defaults for what an older record lacks."""
     values = Settings().record() | Preparation().record() | run["train"] | run["preparation"]
     values |= {f"unet.{name}": value for name, value in (values.pop("unet") or {}).items()}
     data, classes = run["data"], run["class_names"] or run["num_classes"]
@@ -164,8 +138,7 @@ def _weighty(run: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_optimizer(checkpoint: Checkpoint, settings: Settings) -> Checkpoint:
-    """The checkpoint; with the settings' optimizer before a first step, but for the rate, whose
-    schedule goes on, and a warning, if its own is another."""
+    """The checkpoint; another optimizer starts anew in it, and the schedule of its rate resumes."""
     params, init = checkpoint.arrays["params"], optimizer(settings).init
     if flatten(jax.eval_shape(init, params)).keys() == checkpoint.arrays["optimizer"].keys():
         return checkpoint
@@ -178,15 +151,13 @@ def _with_optimizer(checkpoint: Checkpoint, settings: Settings) -> Checkpoint:
 
 def shared(here: Checkpoint | None) -> Checkpoint | None:
     """What the writer has found, in every process: the others may not see its folder."""
-    if jax.process_count() == 1:
+    known = broadcast(here and (here.step, here.state, [*here.arrays]))
+    if known is None or jax.process_count() == 1:
         return here
-    known = broadcast(here and (here.step, here.state, sorted(here.arrays)))
-    if known is None:
-        return None
-    step, state, names = known
-    parts = (to_bytes(here.arrays[name]) if here else b"" for name in names)
-    arrays = {name: from_bytes(broadcast(part)) for name, part in zip(names, parts, strict=True)}
-    return Checkpoint(step, arrays, state)
+    arrays = {}
+    for name in known[2]:
+        arrays[name] = from_bytes(broadcast(to_bytes(here.arrays[name]) if here else b""))
+    return Checkpoint(known[0], arrays, known[1])
 
 
 def save_state(folder: PathLike, state: TrainState) -> Path:
@@ -224,28 +195,24 @@ def read_state(checkpoint: Checkpoint, like: TrainState) -> TrainState:
         try:
             trees[field] = files.restore(getattr(like, field), checkpoint.arrays.get(name, {}))
         except ValueError as error:
-            problem = f"the checkpoint of step {checkpoint.step:,} does not fit: {name}: {error}"
-            raise FieldError(None, problem) from None
+            problem = f"the checkpoint of step {checkpoint.step:,} is of another model: {name}"
+            raise FieldError(None, f"{problem}: {error}") from None
     key = checkpoint.state["key"]
     key = jax.random.wrap_key_data(jnp.asarray(key["data"], jnp.uint32), impl=key["impl"])
     return TrainState(step=jnp.int32(checkpoint.step), key=key, **trees)
 
 
 class Findings(NamedTuple):
-    """What is in a run's folder."""
+    """Steps of the checkpoints in a run's folder, and what is wrong, a line for each file."""
 
     intact: list[int]
-    """Steps of checkpoints that are to the bit what was written."""
     damaged: list[int]
-    """Steps of those that are not."""
     problems: list[str]
-    """What is wrong, a line for each file."""
 
 
 def check_run(folder: PathLike) -> Findings:
     """Read all of a run. Raises `FieldError` if `folder` is not a run's."""
-    folder, train = Path(folder), None
-    metrics = folder / METRICS
+    folder, train, metrics = Path(folder), None, Path(folder) / METRICS
     if not (folder / CHECKPOINTS).is_dir():
         raise FieldError("folder", f"expected a run's folder, got {folder}")
     intact, damaged, problems = found = Findings([], [], [])
@@ -255,8 +222,7 @@ def check_run(folder: PathLike) -> Findings:
             intact.append(int(path.name))
         except ValueError as error:
             problems.append(str(error))
-            if isinstance(error, Damaged):
-                damaged.append(int(path.name))
+            damaged += [int(path.name)] if isinstance(error, Damaged) else []
     try:
         read_json(folder / CONFIG)
     except ValueError as error:
@@ -269,8 +235,3 @@ def check_run(folder: PathLike) -> Findings:
     elif train and step - last >= train.get("log_every", LOG_EVERY):
         problems.append(f"{metrics}: expected lines up to step {step:,}, got {last or 'none'}")
     return found
-
-
-def is_whole(folder: Path) -> bool:
-    """Whether a run has all of its files."""
-    return all((folder / name).exists() for name in FILES)

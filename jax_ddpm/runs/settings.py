@@ -1,5 +1,4 @@
-"""The settings of a training. The command line makes flags of these fields and help of their
-docstrings; config.json records them."""
+"""The settings of a training: fields, whose docstrings are the help of the command line's flags."""
 
 import json
 import math
@@ -23,7 +22,7 @@ LOG_EVERY = 50
 """Steps between two lines of metrics, in a run of a thousand steps or more."""
 TrackerName = Literal["tensorboard", "wandb"]
 ScheduleName = Literal["linear", "scaled_linear", "cosine", "sigmoid"]
-# Numbers by their range, which is checked as these types say it. NaN is in none.
+# Numbers by their range. NaN is in none.
 Finite = Annotated[float, "a finite number", math.isfinite]
 NotNegative = Annotated[float, "a finite number of 0 or more", lambda x: 0 <= x < math.inf]
 Positive = Annotated[float, "a finite number above 0", lambda x: 0 < x < math.inf]
@@ -32,7 +31,7 @@ Decay = Annotated[float, "a number from 0 to 1, below 1", lambda x: 0 <= x < 1]
 Count = Annotated[int, "a whole number of 1 or more", lambda n: n >= 1]
 Whole = Annotated[int, "a whole number of 0 or more", lambda n: n >= 0]
 Seed = Annotated[int, "a whole number from 0, below 2**63", lambda n: 0 <= n < 2**63]
-# What `init` brings with it.
+# Settings that `init` brings with it.
 _BROUGHT = ("model", "unet", "schedule", "timesteps", "prediction_type", "variance_type")
 # What follows from the images, and what is set for the whole run.
 _NOT_CHOSEN = ("parent", "name", "sample_size", "in_channels", "out_channels", "num_class_embeds")
@@ -54,9 +53,8 @@ class ModelSettings:
     """The U-Net, which knows labels, or the tutorial's four convolutions, which do not."""
     init: Path | None = None
     """Start from a run, one of its checkpoints or a folder of diffusers. It brings its network,
-    weights, schedule and what it predicts, so settings of those cannot be given. Where both sides
-    have names of classes these are matched, else numbers; new ones start untrained. If its network
-    has no null label, or the images use it, no label is dropped and nothing is guided."""
+    weights, schedule and what it predicts. Classes are matched by name where both sides have names,
+    else by number; new ones start untrained. Without a free null label nothing is guided."""
     timesteps: Annotated[int, "a whole number of 2 or more", lambda n: n >= 2] = 200
     """T, the steps of the noising chain."""
     schedule: ScheduleName = "cosine"
@@ -66,15 +64,13 @@ class ModelSettings:
     variance_type: VarianceType = "fixed_small"
     """The variance of a reverse step: the posterior's, β, or one that the network learns."""
     loss_type: LossType | None = None
-    """The squared error, the variational bound, or both (Nichol & Dhariwal 2021). Default: both
-    where the variance is learned, else the squared error."""
+    """The squared error, the variational bound, or both, the default with a learned variance."""
     weighting: Weighting | None = None
     """Weigh the squared error by min(SNR, γ) (Hang et al. 2023). Default: not at all."""
     min_snr_gamma: Positive = 5.0
     """γ of that weighting."""
     guidance: Finite | None = None
-    """Scale of classifier-free guidance in the pictures; 1 is without guidance. Default: 2, or 1
-    where labels are never dropped, or always."""
+    """Scale of guidance in pictures. Default: 2, or 1 (none) if labels never or always drop out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,14 +126,11 @@ class CheckpointSettings:
     keep_every: Count | None = None
     """Also keep, for good, those at multiples of this many steps: a multiple of the above."""
     log_every: Count | None = None
-    """Write a line of metrics every so many steps, and at the end. Default: 50, or in a run of less
-    than 1,000 steps the largest of 25, 10, 5 and 2 that gives twenty lines, or else 1."""
+    """Steps between two lines of metrics. Default: 50, or fewer so that there are twenty lines."""
     sample_every: Whole | None = None
-    """Draw samples every so many steps, always from the same noise; 0: never. Default: a twentieth
-    of all steps, but at least 500."""
+    """Draw samples every so many steps; 0: never. Default: a twentieth of all, but at least 500."""
     evaluate_every: Whole | None = None
-    """Measure samples every so many steps, and at the end: distances from the images, precision and
-    recall go into a line of metrics.jsonl. Default: never."""
+    """Measure samples every so many steps, as `jax-ddpm evaluate` does. Default: never."""
     evaluate_num: Count = 1000
     """How many samples are drawn for that, in 50 steps of DDIM."""
     inception: Path | None = None
@@ -146,14 +139,12 @@ class CheckpointSettings:
     keep_best: bool = False
     """Also keep the checkpoint whose samples were nearest to the images when they were measured."""
     tracker: tuple[TrackerName, ...] = ()
-    """Where the lines of metrics.jsonl and the samples also go: TensorBoard's files in the run, or
-    Weights & Biases (the extras "tensorboard" and "wandb")."""
+    """Where metrics and samples also go: TensorBoard's files in the run, or Weights & Biases."""
 
     def logged(self, steps: int) -> int:
         """`log_every` of a training of so many steps. By default multiples of 50 get a line."""
-        return self.log_every or max(
-            n for n in (LOG_EVERY, 25, 10, 5, 2, 1) if n == 1 or 20 * n <= steps
-        )
+        fitting = [n for n in (LOG_EVERY, 25, 10, 5, 2) if 20 * n <= steps]
+        return self.log_every or max(fitting, default=1)
 
     def sampled(self, steps: int) -> int:
         """`sample_every` of a training of so many steps; 0: never."""
@@ -165,8 +156,7 @@ class LayoutSettings:
     """How the work is laid out over the devices."""
 
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """What the network computes in, and its gradients cross devices in; the weights, their
-    average and Adam stay float32."""
+    """What network and gradients are computed in; weights, average and Adam stay float32."""
     accumulate: Count = 1
     """Split each batch into this many parts, computed one after the other, to save memory."""
     remat: bool = False
@@ -178,17 +168,13 @@ class LayoutSettings:
 
     def dispatched(self, backend: str | None = None) -> int:
         """`steps_per_dispatch`, or what suits the backend. Default: JAX's own."""
-        # An accelerator never waits for the host. A CPU is the host: there a step takes 10 ms or
-        # more, a dispatch 0.1 ms, and a signal or a failure should not wait for nine more steps.
+        # A CPU's step takes a hundred times as long as a dispatch, and a signal waits for its end.
         return self.steps_per_dispatch or (1 if (backend or jax.default_backend()) == "cpu" else 10)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(ModelSettings, OptimizerSettings, CheckpointSettings, LayoutSettings):
-    """All settings of a training; its folder and its images are apart.
-
-    Raises `FieldError` naming the setting that makes no sense.
-    """
+    """All settings of a training. Raises `FieldError` naming one that makes no sense."""
 
     unet: Mapping[str, Any] | None = None
     """Fields of the U-Net, by name. Those that are not given are those of a small network: a level
@@ -207,8 +193,7 @@ class Settings(ModelSettings, OptimizerSettings, CheckpointSettings, LayoutSetti
                 number, expected, holds = get_args(kind)
                 if not isinstance(value, bool | np.bool_ | str | bytes):
                     with suppress(TypeError, ValueError):  # NumPy's numbers and JAX's too
-                        convert: Any = index if number is int else float
-                        values[name] = convert(value)
+                        values[name] = index(value) if number is int else float(value)
                 if type(values[name]) is not number or not holds(values[name]):
                     raise FieldError(name, f"expected {expected}, got {described(value)}")
             elif kind is bool:
@@ -234,17 +219,16 @@ class Settings(ModelSettings, OptimizerSettings, CheckpointSettings, LayoutSetti
         for name, other, fits in pairs:
             if values[name] != getattr(Settings, name) and not fits:
                 raise FieldError(name, "comes with ", other)
-        batch, warmup = self.batched(), self.warmup_steps or 0
-        constant = self.learning_rate_schedule == "constant"
-        kept = (self.keep_every or 0) % self.checkpoint_every == 0
-        for name, fits, expected, other, limit in (
-            ("keep_every", kept, "a multiple of", "checkpoint_every", self.checkpoint_every),
-            ("accumulate", batch % self.accumulate == 0, "a divisor of", "batch_size", batch),
-            ("warmup_steps", constant or warmup < self.steps, "fewer than", "steps", self.steps),
+        every, batch, steps = self.checkpoint_every, self.batched(), self.steps
+        warm = self.learning_rate_schedule == "constant" or (self.warmup_steps or 0) < steps
+        kept, shared = not (self.keep_every or 0) % every, not batch % self.accumulate
+        for name, fits, expected, limit in (
+            ("keep_every", kept, "a multiple of ", Field("checkpoint_every", every)),
+            ("accumulate", shared, "a divisor of ", Field("batch_size", batch)),
+            ("warmup_steps", warm, "fewer than ", Field("steps", steps)),
         ):
             if not fits:
-                of, got = Field(other, limit), f", got {values[name]}"
-                raise FieldError(name, f"expected {expected} ", of, got)
+                raise FieldError(name, f"expected {expected}", limit, f", got {values[name]}")
 
     def record(self) -> dict[str, Any]:
         """As JSON holds them."""

@@ -1,23 +1,20 @@
-"""Training on the disk: batches in, steps, lines of metrics and checkpoints out.
-
-threads: indices of k steps ─▶ each process reads its rows, ahead of the devices
-devices: lax.scan over k training steps, the state donated
-host:    metrics, callbacks and checkpoints between two dispatches
-"""
+"""Training on the disk: threads read batches ahead, devices scan over the steps of a dispatch, and
+metrics, callbacks and checkpoints come between two dispatches."""
 
 import hashlib
-import json
+import math
 import shutil
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental.multihost_utils import sync_global_devices
 from jax.sharding import Mesh
@@ -26,9 +23,12 @@ from jax_ddpm._errors import Field, FieldError, check_kind
 from jax_ddpm.data import Dataset
 from jax_ddpm.data.batches import Order, prefetched
 from jax_ddpm.interop import DiffusionModel
+from jax_ddpm.interop.model import init_variables
 from jax_ddpm.io.arrays import flatten, to_bytes
 from jax_ddpm.io.checkpoint import Checkpoint, list_checkpoints, prune_checkpoints, save_checkpoint
 from jax_ddpm.io.files import make_folder, write_json
+from jax_ddpm.losses import check_loss
+from jax_ddpm.models import SimpleUNet, UNet, ddpm_digits
 from jax_ddpm.noise import seed_key
 from jax_ddpm.runs.callbacks import (
     TRAINING_GIF,
@@ -38,21 +38,29 @@ from jax_ddpm.runs.callbacks import (
     open_trackers,
     samples_on_the_way,
 )
-from jax_ddpm.runs.initial import computing, new_run
-from jax_ddpm.runs.metrics import MetricsLog, Progress
-from jax_ddpm.runs.model import CHECKPOINTS, CONFIG, METRICS, PICTURES, PathLike, describe
+from jax_ddpm.runs.drawing import with_guidance
+from jax_ddpm.runs.metrics import MetricsLog, Progress, keep_lines
+from jax_ddpm.runs.model import (
+    CHECKPOINTS,
+    CONFIG,
+    METRICS,
+    PICTURES,
+    PathLike,
+    describe,
+    load_model,
+    matched,
+)
 from jax_ddpm.runs.programs import FitPrograms, fit_programs
 from jax_ddpm.runs.resume import OVERWRITTEN, find, hold, on_host, read_state, shared
-from jax_ddpm.runs.settings import CheckpointSettings, Settings
+from jax_ddpm.runs.settings import CheckpointSettings, Settings, named_schedule
 from jax_ddpm.training import TrainState, hosts
 from jax_ddpm.training.sharding import device_mesh
 
 
 class Fit(NamedTuple):
-    """Where a training ended."""
+    """Where a training ended; `run` has the average of the weights."""
 
     run: DiffusionModel
-    """The model, with the average of the weights."""
     state: TrainState
     step: int
     stopped: bool
@@ -81,16 +89,13 @@ def fit(
       data: the images, as `load_dataset` reads them.
       settings: everything else. Default: `Settings()`.
       accept_changes: resume although settings or images are no longer those it began with.
-      overwrite: instead, begin anew in its place where those, or the steps, are others; not
-        together with `accept_changes`.
-      progress: called when programs are compiled, before the first step, about every second and
-        at the end; `print` will do.
+      overwrite: instead, begin anew in its place where those, or the steps, are others.
+      progress: called before compiling, about every second and at the end; `print` will do.
       stop: asked after every dispatch; once it is true in any process, the training saves and
         ends there (several processes: at the next line of metrics or checkpoint).
 
     Raises:
-      FieldError: naming the setting, or the file, that is wrong; where a loss or gradient is not
-        finite (unless `on_nan="skip"`).
+      FieldError: a setting or file is wrong, or a loss is not finite (unless `on_nan="skip"`).
       OSError: something cannot be written. What was saved before is still there.
     """
     check_kind("data", data, Dataset, "load_dataset(path)")
@@ -100,18 +105,16 @@ def fit(
 
 
 class Training(NamedTuple):
-    """A training that can begin or resume."""
+    """A training that can begin, with the weights of `run`, or resume from `checkpoint`."""
 
     folder: Path
     settings: Settings
     data: Dataset
     run: DiffusionModel
-    """The model before the first step."""
     mesh: Mesh
     description: dict[str, Any]
     """Its config.json."""
     checkpoint: Checkpoint | None
-    """From which it resumes."""
 
     @property
     def step(self) -> int:
@@ -121,9 +124,9 @@ class Training(NamedTuple):
     @property
     def computed_by(self) -> str:
         """What decides the last bits of a training, as far as it is known."""
-        counts = (jax.process_count(), self.settings.fsdp, self.settings.dispatched())
-        named = zip(counts, ("processes", "fsdp", "steps a dispatch"), strict=True)
-        layout = "".join(f", {count} {what}" for count, what in named if count > 1)
+        counts = {"processes": jax.process_count(), "fsdp": self.settings.fsdp}
+        counts["steps a dispatch"] = self.settings.dispatched()
+        layout = "".join(f", {count} {what}" for what, count in counts.items() if count > 1)
         kind = self.mesh.devices.flat[0].device_kind
         return f"{self.mesh.size} × {kind}{layout}, jax {jax.__version__}"
 
@@ -133,17 +136,17 @@ class Training(NamedTuple):
         names = run.class_names or range(run.num_classes or 0)
         if unseen := [str(name) for k, name in enumerate(names) if k not in run.drawn]:
             lines.append(f"not learned, so not drawn by default: {', '.join(unseen[:20])}")
-        images = f"{len(data.images):,} images of {'×'.join(map(str, data.image_shape))}"
-        images += f" in {run.num_classes} classes" if run.num_classes else ""
+        classes = f" in {run.num_classes} classes" if run.num_classes else ""
         parameters = sum(leaf.size for leaf in jax.tree.leaves(run.variables))
         devices = f"{self.mesh.size} {jax.default_backend()} device(s)"
         if idle := jax.device_count() - self.mesh.size:
             devices += f" ({idle} more do not divide the batch)"
+        images = f"{len(data.images):,} images of {'×'.join(map(str, data.image_shape))}{classes}"
         lines.append(f"{images}, {parameters:,} parameters, {devices} → {self.folder}")
-        if self.step:
-            ended = self.step >= self.settings.steps
-            where = "trained to step {:,} already" if ended else "resuming from step {:,}"
-            lines.append(where.format(self.step))
+        if self.step >= self.settings.steps:
+            lines.append(f"trained to step {self.step:,} already")
+        elif self.step:
+            lines.append(f"resuming from step {self.step:,}")
         return "\n".join(lines)
 
 
@@ -177,9 +180,9 @@ def open_run(
     settings, run, mesh = hosts.run_on_all(prepare)
     description = describe(run, settings.record(), data.describe())
     if jax.process_count() > 1:
-        weights = hashlib.sha256(to_bytes(flatten(jax.device_get(run.variables)))).hexdigest()
         common = replace(settings, init=None, inception=None).record()  # without each host's paths
-        here = json.dumps([describe(run, common, data.digest()), weights])
+        weights = hashlib.sha256(to_bytes(flatten(jax.device_get(run.variables)))).hexdigest()
+        here = description | {"train": common, "data": data.digest(), "weights": weights}
         if hosts.any_process(hosts.broadcast(here) != here):
             problem = "expected the same images, settings and model of init in every process"
             raise FieldError(None, problem)
@@ -188,8 +191,7 @@ def open_run(
 
         def look() -> Checkpoint | None:
             held.enter_context(hold(folder))
-            options = {"accept": accept_changes, "over": overwrite}
-            return find(folder, description, settings, run.variables, **options)
+            return find(folder, description, settings, accept_changes, overwrite)
 
         checkpoint = shared(hosts.run_on_writer(look))
         training = Training(folder, settings, data, run, mesh, description, checkpoint)
@@ -216,7 +218,8 @@ def train(
         state = programs.to_devices(read_state(checkpoint, programs.state))
     if training.step < settings.steps:
         order = Order(data_key, len(data), settings.batched())
-        state = _train(training, programs, order, state, progress or (lambda _: None), stop)
+        tell, asked = progress or (lambda _: None), stop or (lambda: False)
+        state = _train(training, programs, order, state, tell, asked)
     average, step = run._replace(variables=hosts.gather(state.ema_params)), int(state.step)
     return Fit(average, state, step, stopped=step < settings.steps)
 
@@ -227,179 +230,262 @@ def _train(
     order: Order,
     state: TrainState,
     tell: Callable[[Progress], None],
-    stop: Callable[[], bool] | None,
+    stop: Callable[[], bool],
 ) -> TrainState:
     """Take the steps from `state` on, and save them on the way."""
     folder, settings, data, run, mesh, description, checkpoint = training
-    done, saved, total = training.step, training.step, settings.steps
+    step, total, told = training.step, settings.steps, -math.inf
     pending = checkpoint.state["pending"] if checkpoint else {}
-    dispatches = Dispatches(done, settings)
+    dispatches, place = Dispatches(step, settings), programs.batch_sharding
     labels = None if run.num_classes is None else data.labels
     arrays = {"images": data.images, "extents": data.extents, "labels": labels}
     arrays = {name: array for name, array in arrays.items() if array is not None}
     time_to_log = Every(settings.logged(total), total)
     time_to_save = Every(settings.checkpoint_every, total)
+    writing: Future[None] | None = None
 
-    def settle() -> None:
-        """Wait for the steps so far, and end the training if one was not finite."""
-        bad = log.collect()
-        if bad is not None and settings.on_nan == "stop":
-            saver.wait()
-            raise _not_finite(bad, order(range(bad, bad + 1))[0], saved)
+    def wait() -> None:
+        """Until what was saved is on the disk. Raises what kept it from being written."""
+        hosts.run_on_writer(lambda: writing and writing.result())
 
     # What may be refused comes before anything of an earlier run is removed.
     callbacks = open_callbacks(folder, run, data, settings, mesh)
     with (
-        open_trackers(settings.tracker, folder, description, done) as track,
-        closing(Saver(folder / CHECKPOINTS, settings)) as saver,
-        closing(prefetched(arrays, order, dispatches, programs.batch_sharding)) as ahead,
+        open_trackers(settings.tracker, folder, description, step) as track,
+        ThreadPoolExecutor(1) as thread,
+        closing(prefetched(arrays, order, dispatches, place)) as ahead,
     ):
         tell(Progress(0, 0, what="compiling"))
         advance = {}
         for length in sorted(dispatches.lengths):
             batch = {}
             for name, array in arrays.items():
-                shape, place = (length, order.batch_size, *array.shape[1:]), programs.batch_sharding
+                shape = (length, order.batch_size, *array.shape[1:])
                 batch[name] = jax.ShapeDtypeStruct(shape, array.dtype, sharding=place)
             advance[length] = programs.advance.lower(state, batch).compile()
         sync_global_devices("compiled")  # see `cli.common`
-        hosts.run_on_writer(lambda: _make_room(folder, description, done))
-        log = MetricsLog(
-            folder / METRICS, settings, run.schedule.num_timesteps, done, pending, tell
-        )
-        kept = {int(path.name) for path in list_checkpoints(folder / CHECKPOINTS)}
-        measured = hosts.broadcast([line for line in log.lines if line["step"] in kept])
-        best = _best_step(settings, measured)
-        log.report(now=True)
+        measured = hosts.broadcast(hosts.run_on_writer(lambda: _make_room(training, pending))) or []
+        log = MetricsLog(folder / METRICS, settings, run.schedule.num_timesteps, step, pending)
         for steps in dispatches:
-            with log.spent("waiting"):
-                batch = next(ahead)
+            if time.monotonic() - told >= 1:
+                told = time.monotonic()
+                tell(Progress(log.done, total, log.line, "training"))
+            began = time.perf_counter()
+            batch = next(ahead)
+            log.waited += time.perf_counter() - began
             state, metrics = advance[len(steps)](state, batch)
-            done = steps.stop
             log.add(steps, metrics)
 
-            logs, saves = time_to_log(steps), time_to_save(steps)
+            step, logs, saves = steps.stop, time_to_log(steps), time_to_save(steps)
             due = [callback for every, callback in callbacks if every(steps)]
-            if logs or saves or due:
-                settle()
-
-            found = {}
-            with log.spent("callbacks"):
-                for callback in due:
-                    found |= callback(done, state.ema_params)
+            # Several processes agree to stop where they wait anyway.
+            together = logs or saves or jax.process_count() == 1
+            stopping = together and hosts.any_process(stop())
+            if not (logs or saves or due or stopping):
+                continue
+            bad = log.collect()
+            if bad is not None and settings.on_nan == "stop":
+                images = ", ".join(map(str, order(range(bad, bad + 1))[0]))
+                problem = f"step {bad + 1:,}: the loss or its gradient is not finite; "
+                rest = f" drops such steps; some of its images may be at fault: {images}"
+                raise FieldError(None, problem, Field("on_nan", "skip"), rest)
+            began, found = time.perf_counter(), {}
+            for callback in due:
+                found |= callback(step, state.ema_params)
+            log.since += time.perf_counter() - began  # in which no steps were taken
             figures = {name: float(x) for name, x in found.items() if np.ndim(x) == 0}
             if logs or figures:
                 line = log.write(figures)
                 found |= line
-                if figures:
-                    measured.append(line)
-                    best = _best_step(settings, measured)
+                measured += [line] if figures else []
             if found:
-                track(done, found)
-            log.report(now=done == total)
-
-            # Several processes agree to stop where they wait anyway.
-            together = logs or saves or jax.process_count() == 1
-            stopping = together and hosts.any_process(stop is not None and stop())
-            if saves or stopping or best == done:
-                settle()
-                belongs = {"computed_by": training.computed_by, "run": description}
-                saver.save(state, done, {"pending": log.pending, **belongs}, best)
-                saved = done
+                track(step, found)
+            best = best_line(measured) if settings.keep_best else None
+            best_step = best and best[0]["step"]
+            if saves or stopping or best_step == step:
+                wait()
+                # Copies: the next step writes into the buffers of this one.
+                trees, key = on_host(state, hosts.gather_to_writer)
+                unwritten = {name: [*values] for name, values in log.pending.items()}
+                known = {"key": key, "pending": unwritten}
+                known |= {"computed_by": training.computed_by, "run": description}
+                if hosts.is_writer():
+                    what = folder / CHECKPOINTS, settings, step, trees, known, best_step
+                    writing = thread.submit(save, *what)
             if stopping:
                 break
-        saver.wait()
+        tell(Progress(step, total, log.line, "training"))
+        wait()
     return state
 
 
-def _best_step(settings: Settings, lines: Sequence[dict[str, Any]]) -> int | None:
-    """The step of the best line, if its checkpoint is to be kept."""
-    best = best_line(lines) if settings.keep_best else None
-    return best and best[0]["step"]
-
-
-def _not_finite(step: int, images: np.ndarray, saved: int) -> FieldError:
-    good = f"the last good checkpoint is of step {saved:,}" if saved else "no checkpoint was saved"
-    problem = f"step {step + 1:,}: the loss or its gradient is not finite; {good}; "
-    rest = f" drops such steps; some of its images may be at fault: {', '.join(map(str, images))}"
-    return FieldError(None, problem, Field("on_nan", "skip"), rest)
-
-
-def _make_room(folder: Path, description: dict[str, Any], done: int) -> None:
-    """Make the folder this training's: nothing of another run, or of later steps, is left."""
+def _make_room(training: Training, pending: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
+    """Leave nothing of another run or of later steps. The lines of metrics with a checkpoint."""
+    folder, done = training.folder, training.step
     if not done:
         # Renamed first: half-removed checkpoints would look damaged.
         (folder / CHECKPOINTS).rename(folder / OVERWRITTEN)
         make_folder(folder / CHECKPOINTS)
         shutil.rmtree(folder / OVERWRITTEN, ignore_errors=True)
-    write_json(folder / CONFIG, description)
+    write_json(folder / CONFIG, training.description)
     later = [path for path in samples_on_the_way(folder) if int(path.stem) > done]
     for path in (*later, *(folder / name for name in (TRAINING_GIF, *PICTURES))):
         path.unlink(missing_ok=True)
+    lines = keep_lines(folder / METRICS, done - len(pending.get("loss", ())))
+    kept = {int(path.name) for path in list_checkpoints(folder / CHECKPOINTS)}
+    return [line for line in lines if line["step"] in kept]
 
 
 class Dispatches(Sequence[range]):
-    """The steps after `done`, a range for each dispatch, made when it is asked for. Each stretch
-    from one checkpoint to the next is cut from its start, so at the same steps wherever a run
+    """The steps after `done`, a range for each dispatch, cut at the same steps wherever a run
     resumes: a scan of another length may round otherwise."""
 
     def __init__(self, done: int, settings: Settings) -> None:
-        self._every, self._size = settings.checkpoint_every, settings.dispatched()
-        self._pieces = -(-self._every // self._size)  # of a stretch
-        self._steps = range(done, settings.steps)
-        stretch, rest = divmod(done, self._every)
-        self._first = stretch * self._pieces + rest // self._size
-
-    def _cut(self, number: int) -> int:
-        stretch, piece = divmod(number, self._pieces)
-        return stretch * self._every + piece * self._size
+        steps = np.arange(done, settings.steps + 1)
+        is_cut = steps % settings.checkpoint_every % settings.dispatched() == 0
+        is_cut[[0, -1]] = True
+        self._cuts = steps[is_cut]
+        self.lengths = {*np.diff(self._cuts).tolist()}
 
     def __len__(self) -> int:
-        stretch, rest = divmod(self._steps.stop, self._every)
-        number = stretch * self._pieces + -(-rest // self._size)
-        return number - self._first if self._steps else 0
+        return len(self._cuts) - 1
 
     def __getitem__(self, index: Any) -> Any:
-        number = range(self._first, self._first + len(self))[index]
-        start, stop = max(self._cut(number), self._steps.start), self._cut(number + 1)
-        return range(start, min(stop, self._steps.stop))
-
-    @property
-    def lengths(self) -> set[int]:
-        """Of them all; they repeat from one stretch to the next."""
-        return {len(each) for each in (*islice(self, 2 * self._pieces), self[-1])}
+        return range(int(self._cuts[index]), int(self._cuts[index + 1]))
 
 
-class Saver:
-    """Saves one checkpoint at a time, in a thread. `close` it after the last."""
+def save(
+    folder: Path, settings: CheckpointSettings, step: int, arrays: Any, state: Any, best: int | None
+) -> None:
+    """Write the checkpoint of `step`, and remove those that are not kept; `best` is one to keep."""
+    try:
+        save_checkpoint(folder, step, arrays, state)
+    except ValueError as error:
+        raise FieldError(None, f"step {step:,} is not saved: {error}") from None
+    prune_checkpoints(folder, keep=settings.keep, keep_every=settings.keep_every, also=(best,))
 
-    def __init__(self, folder: Path, settings: CheckpointSettings) -> None:
-        self._folder, self._settings = folder, settings
-        self._threads = ThreadPoolExecutor(1)
-        self._writing: Future[None] | None = None
 
-    def save(
-        self, state: TrainState, step: int, extra: Mapping[str, Any], best: int | None = None
-    ) -> None:
-        """Save the state after `step` steps, and what belongs to it; `best` is a step to keep."""
-        self.wait()
-        # Copies: the next step writes into the buffers of this one.
-        arrays, key = on_host(state, hosts.gather_to_writer)
+def new_run(settings: Settings, data: Dataset) -> DiffusionModel:
+    """The model that `settings` ask for, for these images, not yet trained on them."""
+    if (settings.batch_size or 1) > len(data.images):
+        problem = f"expected at most {len(data.images)} images, got {settings.batch_size}"
+        raise FieldError("batch_size", problem)
+    if settings.init is not None:
+        run = _trained(settings, settings.init, data)
+    else:
+        run = untrained(settings, data.image_shape, data.num_classes)
+        key = seed_key(settings.seed)
+        run = run._replace(variables=init_variables(run.model, key, data.image_shape))
+    check_loss(settings.loss_type, settings.weighting, run.variance_type)
+    run = run._replace(preparation=data.preparation.record())
+    if run.num_classes is not None:
+        learned = np.unique(np.asarray(data.labels)).tolist() if settings.label_dropout < 1 else ()
+        names = data.class_names or run.class_names
+        run = run._replace(class_names=names, learned=tuple(learned))
+    return with_guidance(run, settings.guidance)
 
-        def write() -> None:
-            try:
-                save_checkpoint(self._folder, step, arrays, {"key": key, **extra})
-            except ValueError as error:
-                raise FieldError(None, f"step {step:,} is not saved: {error}") from None
-            keep, every = self._settings.keep, self._settings.keep_every
-            prune_checkpoints(self._folder, keep=keep, keep_every=every, also=(best,))
 
-        if hosts.is_writer():
-            self._writing = self._threads.submit(write)
+def untrained(
+    settings: Settings, image_shape: tuple[int, int, int], num_classes: int | None
+) -> DiffusionModel:
+    """A new model, as `settings` ask for; its weights are shapes."""
+    classes = num_classes if settings.model == "unet" else None
+    null_label = classes if settings.label_dropout else None
+    model = _new_model(settings, image_shape, classes and classes + (null_label is not None))
+    try:
+        variables = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), image_shape))
+    except ValueError as error:
+        problem = f"the network refuses images of {image_shape}: {error}"
+        raise FieldError("unet" if settings.unet else "data", problem) from None
+    return DiffusionModel(
+        model,
+        variables,
+        named_schedule(settings.schedule, settings.timesteps),
+        image_shape,
+        prediction_type=settings.prediction_type,
+        variance_type=settings.variance_type,
+        timestep_spacing="trailing",
+        num_classes=classes,
+        null_label=null_label,
+        guidance=1.0 if null_label is None or settings.label_dropout == 1 else 2.0,
+    )
 
-    def wait(self) -> None:
-        """Until what was saved is on the disk. Raises what kept it from being written."""
-        hosts.run_on_writer(lambda: self._writing and self._writing.result())
 
-    def close(self) -> None:
-        self._threads.shutdown()
+def _new_model(settings: Settings, image_shape: tuple[int, ...], num_labels: int | None) -> Any:
+    height, width, channels = image_shape
+    if settings.model == "simple":
+        return SimpleUNet(channels=channels)
+    # A level more for every doubling from 32 pixels on, up to four; attention at the lowest.
+    levels = 2
+    for side in (32, 64):
+        levels += min(height, width) >= side and not (height % (side // 8) or width % (side // 8))
+    given: Any = (settings.unet or {}).items()
+    given = {name: tuple(x) if isinstance(x, list) else x for name, x in given}
+    widths = given.get("block_out_channels", (32, *(64,) * (levels - 1)))
+    plain = np.size(widths) - 1
+    small: dict[str, Any] = {
+        "block_out_channels": widths,
+        "down_block_types": (*("DownBlock2D",) * plain, "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", *("UpBlock2D",) * plain),
+        "sample_size": (height, width),
+        "in_channels": channels,
+        "out_channels": channels * (1 + settings.variance_type.startswith("learned")),
+        "num_class_embeds": num_labels,
+    }
+    return ddpm_digits(**small | given)
+
+
+def _trained(settings: Settings, init: Path, data: Dataset) -> DiffusionModel:
+    """The model in `init`; its label k now is class k of the images."""
+    try:
+        run = load_model(init)
+    except FieldError as error:
+        raise FieldError("init", *error.problem) from None
+    # Sixteen bits hold a network, but not the small steps that train it.
+    run = run._replace(variables=jax.tree.map(lambda x: np.asarray(x, "float32"), run.variables))
+    if run.image_shape != data.image_shape:
+        raise FieldError("init", f"expected images of {run.image_shape}, got {data.image_shape}")
+    if run.num_classes is None:
+        if data.labels is not None:
+            warnings.warn("labels are left out: the network of init has no classes", stacklevel=2)
+        return run
+    if data.num_classes is None:
+        raise FieldError("init", f"its network has {run.num_classes} classes, the images none")
+
+    # The network has a row for each label: which one is that of each class of the images?
+    classes, null, names = [*range(data.num_classes)], run.null_label, run.class_names
+    labels = [k for k in range(run.num_classes) if k != null or k in classes]
+    shown = replace(data, labels=np.asarray(classes))  # a class without an image has its row, too
+    row_of = {k: row for row, k in matched(names, labels, shown).items()}
+    rows = [row_of.get(k) for k in classes]  # None: the class is new
+    names = None if names is None or None in rows else tuple(names[row_of[k]] for k in classes)
+    # The label of no class goes where a class of the images has its row, or no label is dropped.
+    null_rows = [null] if null is not None and settings.label_dropout and null not in rows else []
+    if not null_rows and settings.label_dropout not in (Settings.label_dropout, 0):
+        raise FieldError("label_dropout", "the network has no label that stands for no class")
+    network: Any = run.model
+    network = network.clone(num_class_embeds=len(rows + null_rows))
+    own = new = run.variables["params"]["class_embedding"]["embedding"]
+    if None in rows:
+        fresh = init_variables(network, seed_key(settings.seed), data.image_shape)
+        new = fresh["params"]["class_embedding"]["embedding"]
+    table = [new[k] if row is None else own[row] for k, row in enumerate(rows + null_rows)]
+    params = {**run.variables["params"], "class_embedding": {"embedding": np.stack(table)}}
+    return run._replace(
+        model=network,
+        variables={"params": params},
+        num_classes=len(rows),
+        null_label=len(rows) if null_rows else None,
+        guidance=2.0 if null_rows and settings.label_dropout < 1 else 1.0,
+        class_names=names,
+    )
+
+
+def computing(run: DiffusionModel, *, dtype: str, remat: bool) -> DiffusionModel:
+    """The run, its network with this dtype and rematerialisation."""
+    if remat and not isinstance(run.model, UNet):
+        raise FieldError("remat", "the tutorial's network has no blocks to recompute")
+    changes: dict[str, Any] = {"remat": True} if remat else {}
+    if dtype != "float32":
+        changes["dtype"] = jnp.dtype(dtype)
+    return run._replace(model=run.model.clone(**changes))

@@ -67,7 +67,7 @@ def here(tmp_path_factory, untrained, write_run, defaults):
         ("sample --run DIGITS --order 3", "--order: comes with --sampler dpm_solver_pp"),
         ("convert nowhere x --to run", "SOURCE: no such file or folder: nowhere"),
         ("convert SIMPLE x --to diffusers", "--to diffusers: model: expected a UNet"),
-        ("convert weights.pt x --to run --weights ema", "weights.pt, which is not a run, got em"),
+        ("convert weights.pt x --to run --weights ema", "for weights.pt, a state dict of the tut"),
         ("convert SIMPLE x --to run --image-size 64", "--image-size: expected none for SIMPLE"),
         ("convert SIMPLE empty --to run", "OUT: empty exists already"),
         ("export --pretrained DIGITS", "--pretrained: DIGITS is a run, for --run"),

@@ -345,8 +345,8 @@ def test_what_does_not_fit_is_named_with_its_file(folder, untyped, damage, words
 
 def test_a_scheduler_that_contradicts_its_network_is_refused(folder, untyped):
     edited(folder / SCHEDULER, variance_type="learned_range")
-    with pytest.raises(ValueError, match="folder: output of denoise_fn: expected shape"):
-        runs.load_model(folder)
+    with pytest.raises(ValueError, match="^output of denoise_fn: expected shape"):
+        runs.draw(jax.random.key(0), runs.load_model(folder), 1)
 
 
 def test_what_cannot_be_written_leaves_nothing(folder):
@@ -411,7 +411,12 @@ def test_names_on_the_hub_come_from_its_cache(folder, network, tmp_path, monkeyp
     (repository / "refs" / "main").write_text(commit)
     monkeypatch.chdir(tmp_path)
     check_weights(load_diffusers("owner/tiny.v1"), network)
-    check_weights(load_diffusers("owner/tiny.v1", revision=commit), network)
+    check_weights(runs.load_model("owner/tiny.v1", revision=commit), network)
+    with pytest.raises(runs.FieldError, match="^folder: .*fp16"):
+        runs.load_model("owner/tiny.v1", variant="fp16")
+    for name in ("revision", "weights"):
+        with pytest.raises(runs.FieldError, match=f"^{name}: .* b, a folder of diffusers, got ema"):
+            runs.load_model("b", **{name: "ema"})
     with pytest.raises(ValueError, match="owner/other: expected a folder .*, and on the hub: "):
         load_diffusers("owner/other")
     (tmp_path / "owner").mkdir()

@@ -19,7 +19,7 @@ from jax_ddpm.interop.model import parameter_shapes
 from jax_ddpm.io.arrays import load_tensors, unflatten
 from jax_ddpm.parity.harness import relative_error, vector
 from jax_ddpm.parity.tolerances import TOLERANCES
-from jax_ddpm.runs import initial
+from jax_ddpm.runs import training
 from jax_ddpm.runs.programs import optimizer
 from jax_ddpm.training import draw_step, init_train_state
 
@@ -45,7 +45,7 @@ def test_twenty_steps_of_the_recipe(tmp_path, monkeypatch, one_level, torch, dif
     settings = replace(recipe.settings, unet=unet, **changes)
     pixels = np.random.default_rng(0).integers(0, 256, (STEPS * BATCH, 8, 8, 3), np.uint8)
     data = Dataset(pixels, preparation=recipe.preparation)
-    start = initial.new_run(settings, data)
+    start = training.new_run(settings, data)
     end = runs.fit(tmp_path / "run", data, settings)
 
     # What the steps draw, from the keys that `fit` says it uses.

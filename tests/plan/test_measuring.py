@@ -12,7 +12,7 @@ from jax_ddpm.data import Dataset, Preparation
 from jax_ddpm.plan import measuring
 from jax_ddpm.plan.measuring import measure_sampling, measure_training, planned
 from jax_ddpm.runs import Settings, draw, drawing, fit, load_run, training
-from jax_ddpm.runs.initial import new_run
+from jax_ddpm.runs.training import new_run
 from jax_ddpm.samplers import ancestral
 
 pytestmark = pytest.mark.usefixtures("defaults", "untyped")
