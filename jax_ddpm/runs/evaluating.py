@@ -385,6 +385,8 @@ def open_samples(path: PathLike, value_range: Any = None) -> Samples:
     """Samples from a folder of `resumed`, or from whatever `load_dataset` reads, with this range.
     Raises `FieldError` naming what cannot be read."""
     path = Path(os.path.expanduser(path))
+    if not path.exists():
+        raise FieldError("samples", f"no such file or folder: {path}")
     try:
         if (path / _RECIPE).is_file():
             shapes, recipe = [batch.shape for batch in _kept(path)], read_json(path / _RECIPE)

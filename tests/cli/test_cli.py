@@ -79,6 +79,7 @@ def here(tmp_path_factory, untrained, write_run, defaults):
         ("evaluate --run DIGITS --num 0", "--num: expected more than 0: without"),
         ("evaluate --run DIGITS --samples grey.npy", "--run: cannot be given with --samples"),
         ("evaluate --samples grey.npy --num 21", "--num: expected values in [1, 20], got 21"),
+        ("evaluate --samples x.npz", "--samples: no such file or folder: x.npz"),
         ("evaluate --samples rgb.npy", "--dataset: digits cannot be prepared like the samples; "),
         ("evaluate --samples rgb.npy --data rgb.npy --inception w.pth",
          "--inception: expected a file, got w.pth: FID's Inception is weights-inception-"),
