@@ -24,7 +24,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jax_ddpm._errors import check_samples
-from jax_ddpm._typing import DenoiseFn, NoiseFn, PerSample, PRNGKey, Sample, ThresholdFn, Timestep
+from jax_ddpm._typing import Clipping, DenoiseFn, NoiseFn, PerSample, PRNGKey, Sample, Timestep
 from jax_ddpm.forward import (
     predict_eps_from_xstart,
     q_mean_variance,
@@ -60,7 +60,7 @@ def bits_per_dim(
     *,
     prediction_type: PredictionType = "epsilon",
     variance_type: VarianceType = "fixed_small",
-    clip_denoised: bool | ThresholdFn = True,
+    clip_denoised: Clipping = True,
     noise_fn: NoiseFn | None = None,
     first_sample: int | Array = 0,
 ) -> BitsPerDim:
@@ -112,7 +112,7 @@ def vb_term(
     t: Timestep,
     prediction_type: PredictionType = "epsilon",
     variance_type: VarianceType = "fixed_small",
-    clip_denoised: bool | ThresholdFn = True,
+    clip_denoised: Clipping = True,
 ) -> tuple[Array, Array]:
     """Entry t of the bound, L_{t-1} of Ho et al. eq. 5 or L_0, in bits per dimension, and x̂_0."""
     p = predict(schedule, denoise_fn, prediction_type, variance_type, clip_denoised, x_t, t)

@@ -68,17 +68,17 @@ class NoisyClassifier(nn.Module):
         states = way_down(config, jnp.asarray(x), embedding, down)
         for level in middle:
             states.append(Block(config, level, name=level.name)(states[-1], embedding)[-1])
+        hidden = states[-1]
         if self.pool.startswith("spatial"):
             hidden = jnp.concatenate([state.mean((1, 2)) for state in states], axis=-1)
             hidden = config.dense(2048, "hidden")(hidden)
-            normed = self.pool == "spatial_v2"
-            hidden = nn.silu(config.norm("norm_out")(hidden)) if normed else nn.relu(hidden)
-            return config.dense(self.num_classes, "out")(hidden)
-        hidden = nn.silu(config.norm("norm_out")(states[-1]))
-        if self.pool == "adaptive":
-            return config.dense(self.num_classes, "out")(hidden.mean((1, 2)))
-        head_dim, classes = self.attention_head_dim, self.num_classes
-        return _AttentionPool(config, head_dim, classes, name="out")(hidden)
+        normed = self.pool != "spatial"
+        hidden = nn.silu(config.norm("norm_out")(hidden)) if normed else nn.relu(hidden)
+        if self.pool == "attention":
+            pool = _AttentionPool(config, self.attention_head_dim, self.num_classes, name="out")
+            return pool(hidden)
+        hidden = hidden.mean((1, 2)) if self.pool == "adaptive" else hidden
+        return config.dense(self.num_classes, "out")(hidden)
 
     def levels(self) -> tuple[list[Level], list[Level]]:
         """The blocks on the way down, and the one in the middle."""
