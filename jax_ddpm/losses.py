@@ -81,7 +81,7 @@ def training_losses(
 
     def bits(denoise_fn: DenoiseFn) -> Array:
         policy = (prediction_type, variance_type, False)
-        return vb_term(schedule, denoise_fn, x_start, x_t, t, *policy)[0]
+        return vb_term(schedule, denoise_fn, x_start, x_t, t, policy)[0]
 
     if loss_type == "vb":
         return bits(denoise_fn)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
 from inspect import signature
-from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -39,15 +39,14 @@ from jax_ddpm.forward import (
 )
 from jax_ddpm.schedule import NoiseSchedule, check_entries, extract, look_up, per_sample
 
-P = ParamSpec("P")
-R = TypeVar("R")
+F = TypeVar("F", bound=Callable)
 
 PredictionType = Literal["epsilon", "sample", "v_prediction"]
 VarianceType = Literal["fixed_small", "fixed_large", "learned", "learned_range"]
 _SAMPLES = ("state", "x_T", "x_t", "x_start", "x_a", "x_b", "a", "b")
 
 
-def in_float32(function: Callable[P, R]) -> Callable[P, R]:
+def in_float32(function: F) -> F:
     """Runs the update in float32 for samples of sixteen bits; the network sees, and the caller gets
     back, their own dtype.
 
@@ -55,7 +54,7 @@ def in_float32(function: Callable[P, R]) -> Callable[P, R]:
     """
 
     @wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+    def call(*args: Any, **kwargs: Any) -> Any:
         bound = signature(function).bind(*args, **kwargs)
         given = bound.arguments
         samples = {name: given[name] for name in _SAMPLES if name in given}
@@ -64,19 +63,19 @@ def in_float32(function: Callable[P, R]) -> Callable[P, R]:
         if narrow is None:
             return function(*args, **kwargs)
 
-        def cast(tree, old, new):
+        def change(old, new, tree):
             def one(x):
                 return jnp.asarray(x, new) if getattr(x, "dtype", None) == old else x
 
             return jax.tree.map(one, tree)
 
-        given |= cast(samples, narrow, np.float32)
+        given |= change(narrow, np.float32, samples)
         if denoise_fn := given.get("denoise_fn"):
             check_denoisers(denoise_fn=denoise_fn)
             given["denoise_fn"] = lambda x_t, t: denoise_fn(x_t.astype(narrow), t)
-        return cast(function(*bound.args, **bound.kwargs), np.float32, narrow)
+        return change(np.float32, narrow, function(*bound.args, **bound.kwargs))
 
-    return call
+    return cast(F, call)
 
 
 class PMeanVariance(NamedTuple):

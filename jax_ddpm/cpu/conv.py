@@ -25,7 +25,8 @@ The filter gradient is a matrix product, summed over a few hundred pixels at a t
 
     dw[i, j] = Σ x[i, j around the pixel]ᵀ dy[pixel]
 
-The neighbourhoods (`_patches`) are those of the side with fewer channels. The image gradient is a
+The neighbourhoods (`_patches`) are those of the side with fewer channels: around a pixel of x, the
+offsets of dy are those of x around a pixel of dy, with the opposite sign. The image gradient is a
 convolution, or for few pixels also a product, where flipping the kernel would dominate the time.
 """
 
@@ -69,7 +70,7 @@ def conv_general_dilated(
     if lax.conv_dimension_numbers(lhs.shape, rhs.shape, given) != layout:
         raise ValueError(f"dimension_numbers: expected NHWC and HWIO, got {given}")
     for name, value in options.items():
-        if any(each != 1 for each in np.atleast_1d(value)):
+        if np.any(np.not_equal(value, 1)):
             raise ValueError(f"{name}: expected 1, got {value}")
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], window_strides, padding)

@@ -102,12 +102,11 @@ def load_diffusers(
     is_assumed = not path.exists() and not index.exists()
     if is_assumed:
         warnings.warn(f"{folder}: no scheduler_config.json: assuming Ho et al.'s", stacklevel=2)
-    size: Any = network.sample_size
-    size = (size, size) if isinstance(size, int) else size
+    size, channels = network.sample_size, network.in_channels
     return DiffusionModel(
         network,
         variables,
-        image_shape=None if size is None else (*size, network.in_channels),
+        image_shape=None if size is None else (*np.broadcast_to(size, 2).tolist(), channels),
         # Of unknown meaning, the last label can be drawn, and guide.
         num_classes=labels if null_label in (None, "none") else last,
         null_label=None if null_label == "none" else last,

@@ -222,9 +222,9 @@ def variables_from(
         first, *rest = (shape[axis] for axis in torch_axes(leaf_kind(path, len(shape)), len(shape)))
         expected[name] = (first + sum(expected.get(name, ())[:1]), *rest)
     for name in sorted(expected.keys() | tensors.keys()):
-        got = tensors[name].shape if name in tensors else "none"
-        if got != (want := expected.get(name, "none")):
-            raise ValueError(f"state_dict: {name}: expected shape {want}, got {got}")
+        got = tensors[name].shape if name in tensors else "no tensor"
+        if got != (want := expected.get(name, "no tensor")):
+            raise ValueError(f"state_dict: {name}: expected {want}, got {got}")
     for path in shapes:
         weight = part_of(path, tensors[name_of(path)])
         params[path] = weight_from_torch(leaf_kind(path, weight.ndim), weight)

@@ -5,8 +5,10 @@ The last layer of each residual branch starts at zero, as in Ho et al.'s code: a
 nearly the identity.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -68,17 +70,22 @@ class BlockConfig:
 
     def norm(self, name: str, num_groups: int | None = None) -> nn.GroupNorm:
         # The fast variance, E[x²] - E[x]², cancels where the mean is large.
-        return nn.GroupNorm(
-            num_groups or self.norm_num_groups,
-            epsilon=self.norm_eps,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            use_fast_variance=False,
-            name=name,
-        )
+        norm = partial(nn.GroupNorm, use_fast_variance=False, epsilon=self.norm_eps, name=name)
+        groups = num_groups or self.norm_num_groups
+        return norm(groups, dtype=self.dtype, param_dtype=self.param_dtype)
 
     def layer(self, kind: type[nn.Module], *options: Any, name: str) -> nn.Module:
         return (nn.remat(kind) if self.remat else kind)(self, *options, name=name)
+
+    def attend(self, queries: Array, others: Array, head_dim: int) -> Array:
+        """Heads [batch, queries, heads, head_dim], of attention to all `others`."""
+        (batch, _, channels), sources = others.shape, (queries, others, others)
+        heads = (channels // head_dim, head_dim)
+        query, key, value = (
+            self.dense(math.prod(heads), name)(each).reshape(batch, -1, *heads)
+            for name, each in zip(("to_q", "to_k", "to_v"), sources, strict=True)
+        )
+        return dot_product_attention(query, key, value, precision=self.precision)
 
     def act(self, x: Array) -> Array:
         return ACTIVATIONS[self.act_fn](x)
@@ -164,16 +171,11 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Features) -> Features:
-        config, head_dim, (batch, height, width, channels) = self.config, self.head_dim, x.shape
-        heads, hidden = channels // head_dim, x
+        config, (batch, height, width, channels), hidden = self.config, x.shape, x
         if config.attention_groups != 0:
             hidden = config.norm("group_norm", config.attention_groups)(hidden)
         hidden = hidden.reshape(batch, height * width, channels)
-        query, key, value = (
-            config.dense(heads * head_dim, name)(hidden).reshape(batch, -1, heads, head_dim)
-            for name in ("to_q", "to_k", "to_v")
-        )
-        mixed = dot_product_attention(query, key, value, precision=config.precision)
+        mixed = config.attend(hidden, hidden, self.head_dim)
         # Meshes with Explicit axes can only reshape one axis at a time.
         mixed = mixed.reshape(batch, height * width, -1).reshape(batch, height, width, -1)
         hidden = config.dense(channels, "to_out_0", kernel_init=nn.initializers.zeros)(mixed)

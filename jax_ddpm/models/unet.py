@@ -143,14 +143,22 @@ class UNet(nn.Module):
         Raises `ValueError` naming a field, a shape or a concrete label that does not fit.
         """
         self.check_fields()
-        self._check_inputs(x, labels)
+        check_floats("x", x, (*jnp.shape(x)[:3], self.in_channels))
+        batch, height, width, _ = jnp.shape(x)
+        halvings, rows = 2 ** (len(self.block_out_channels) - 1), self.num_class_embeds
+        if height % halvings or width % halvings:
+            expected = f"expected height and width to be multiples of {halvings}"
+            raise FieldError("x", f"{expected}, got {height}×{width}")
+        if rows is None and labels is not None:
+            raise FieldError("labels", "expected None where num_class_embeds is None")
         config = BlockConfig.of(self, deterministic=not train)
         down, middle, up = self.levels()
-        first = self.block_out_channels[0]
-        waves, features = self.time_proj_dim or first, self.time_embedding_dim or 4 * first
-        sinusoids = (self.flip_sin_to_cos, self.freq_shift, self.time_scale)
-        embedding = TimeEmbedding(config, waves, features, *sinusoids, name="time_embedding")(t, x)
-        if (rows := self.num_class_embeds) is not None:
+        waves = (*time_sizes(self), self.flip_sin_to_cos, self.freq_shift, self.time_scale)
+        embedding = TimeEmbedding(config, *waves, name="time_embedding")(t, x)
+        if rows is not None:
+            check_whole("labels", labels, 0, rows - 1)
+            check_shape("labels", labels, (batch,))
+            features = embedding.shape[-1]
             table = nn.Embed(rows, features, param_dtype=self.param_dtype, name="class_embedding")
             (vectors,) = table.promote_dtype(table.embedding, dtype=self.dtype)
             embedding += look_up(vectors, jnp.asarray(labels), labels, mode="fill")
@@ -191,19 +199,11 @@ class UNet(nn.Module):
         if head_dim is not None and attended:
             check_whole("attention_head_dim", head_dim, 1, attended[0])
 
-    def _check_inputs(self, x: Image, labels: Label | None) -> None:
-        check_floats("x", x, (*jnp.shape(x)[:3], self.in_channels))
-        batch, height, width, _ = jnp.shape(x)
-        halvings = 2 ** (len(self.block_out_channels) - 1)
-        if height % halvings or width % halvings:
-            expected = f"expected height and width to be multiples of {halvings}"
-            raise FieldError("x", f"{expected}, got {height}×{width}")
-        if self.num_class_embeds is None:
-            if labels is not None:
-                raise FieldError("labels", "expected None where num_class_embeds is None")
-        else:
-            check_whole("labels", labels, 0, self.num_class_embeds - 1)
-            check_shape("labels", labels, (batch,))
+
+def time_sizes(network: Any) -> tuple[int, int]:
+    """The number of sinusoids of a network's time embedding, and its channels."""
+    first = network.block_out_channels[0]
+    return network.time_proj_dim or first, network.time_embedding_dim or 4 * first
 
 
 def way(network: Any, direction: str, resnets: int, heads: int | None = None) -> list[Level]:

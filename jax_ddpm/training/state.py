@@ -125,10 +125,10 @@ def make_train_step(
     check_whole("accumulate", accumulate, 1)
     warn_of_signal(schedule)
     check_loss(loss_type, weighting, variance_type)
-    ema_decay = ema_warmup() if ema_decay is None else ema_decay
-    if not callable(ema_decay):
-        check_between("ema_decay", ema_decay, 0, _BELOW_1)
-    decay = ema_decay if callable(ema_decay) else optax.constant_schedule(ema_decay)
+    decay = ema_warmup() if ema_decay is None else ema_decay
+    if not callable(decay):
+        check_between("ema_decay", decay, 0, _BELOW_1)
+        decay = optax.constant_schedule(decay)
     policy: Any = {"prediction_type": prediction_type, "variance_type": variance_type}
     policy |= {"loss_type": loss_type, "weighting": weighting, "min_snr_gamma": min_snr_gamma}
 
