@@ -37,16 +37,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Int, Real
 
 from jax_ddpm._errors import FieldError, check_between, check_floats, check_samples, check_whole
-from jax_ddpm._typing import (
-    AnyArray,
-    Clipping,
-    DenoiseFn,
-    NoiseFn,
-    Place,
-    PRNGKey,
-    Sample,
-    Weight,
-)
+from jax_ddpm._typing import AnyArray, Clipping, DenoiseFn, NoiseFn, Place, PRNGKey, Sample, Weight
 from jax_ddpm.forward import predict_eps_from_xstart, q_sample
 from jax_ddpm.noise import noise_source, place
 from jax_ddpm.reverse import PredictionType, VarianceType, in_float32, predict
