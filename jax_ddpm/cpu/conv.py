@@ -25,14 +25,13 @@ The filter gradient is a matrix product, summed over a few hundred pixels at a t
 
     dw[i, j] = Σ x[i, j around the pixel]ᵀ dy[pixel]
 
-The neighbourhoods (`_patches`) are those of the side with fewer channels: around a pixel of x, the
-offsets of dy are those of x around a pixel of dy, with the opposite sign. The image gradient is a
+The neighbourhoods (`_patches`) are those of the side with fewer channels. The image gradient is a
 convolution, or for few pixels also a product, where flipping the kernel would dominate the time.
 """
 
 import math
 from collections.abc import Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import jax
@@ -70,7 +69,7 @@ def conv_general_dilated(
     if lax.conv_dimension_numbers(lhs.shape, rhs.shape, given) != layout:
         raise ValueError(f"dimension_numbers: expected NHWC and HWIO, got {given}")
     for name, value in options.items():
-        if np.any(np.not_equal(value, 1)):
+        if any(each != 1 for each in np.atleast_1d(value)):
             raise ValueError(f"{name}: expected 1, got {value}")
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], window_strides, padding)
@@ -111,7 +110,7 @@ def _conv_jvp(strides, padding, precision, primals, tangents):
 
 def _by_image(x: Array, kernel: Array, strides, padding, precision) -> Array:
     """The convolution; its transpose with respect to `x` is the image gradient."""
-    size = _output(x, kernel, strides, padding).shape[1:3]
+    size = _output_size(x, kernel, strides, padding)
     if len(x) // _groups(x) * math.prod(size) > _FEW * kernel.shape[3]:
         kernel = jnp.swapaxes(kernel, 2, 3)
         return _lax_conv(x, kernel, strides, padding, precision, ("NHWC", "HWOI", "NHWC"))
@@ -120,55 +119,81 @@ def _by_image(x: Array, kernel: Array, strides, padding, precision) -> Array:
 
 
 def _by_kernel(x: Array, kernel: Array, strides, padding, precision) -> Array:
-    """The convolution, as the transpose of the filter gradient; so its transpose is that."""
-    high, wide, channels, features = kernel.shape
-
-    def gradient(dy: Array) -> Array:
-        if strides != (1, 1) or features >= channels or x.shape[2] < _WIDE:
-            return _correlation(_padded(x, padding), dy, (high, wide), strides, precision)
-        (top, bottom), (left, right) = padding
-        edges = ((high - 1 - top, high - 1 - bottom), (wide - 1 - left, wide - 1 - right))
-        flipped = _correlation(_padded(dy, edges), x, (high, wide), strides, precision)
-        return flipped[::-1, ::-1].swapaxes(2, 3)
-
-    output = _output(x, kernel.astype(x.dtype), strides, padding)
-    return jax.linear_transpose(gradient, output)(kernel.astype(_sum_dtype(x)))[0]
+    """The convolution; its transpose with respect to `kernel` is the filter gradient."""
+    if kernel.dtype.itemsize < 4:
+        kernel = kernel.astype(jnp.float32)  # the dtype of the sum over parts
+    channels, features = kernel.shape[2:]
+    if strides == (1, 1) and features < channels and x.shape[2] >= _WIDE:
+        return _with_patches_of_output(x, kernel, padding, precision)
+    size = _output_size(x, kernel, strides, padding)
+    return _with_patches_of_input(x, kernel, strides, padding, precision, size)
 
 
-def _correlation(x: Array, y: Array, taps: Sequence[int], strides, precision) -> Array:
-    """Σ x[i, j around the pixel] y[pixel], [*taps, channels of x, channels of y].
-
-    The sum over pixels is taken in parts: `rows` rows of some images of each group. Each group has
-    a sum of its own, so that devices that share a batch communicate once, after the loop.
-    """
-    (high, wide), channels, (batch, height, width, features) = taps, x.shape[3], y.shape
-    patch, groups = high * wide * channels, _groups(y)
-    pixels = min(_PATCHES // patch, _MOST_PIXELS)
-    images = _divisor(batch // groups, at_most=pixels // (height * width))
-    rows = _divisor(height, at_most=pixels // width)
-    x = x.reshape(groups, -1, *x.shape[1:])
-    starts = np.mgrid[0 : x.shape[1] : images, 0:height:rows].reshape(2, -1).T
-    parts = y.reshape(groups, -1, images, height // rows, rows, width, features)
-    parts = parts.transpose(1, 3, 0, 6, 2, 4, 5).reshape(len(starts), groups, features, -1)
+def _with_patches_of_input(x, kernel, strides, padding, precision, size) -> Array:
+    (high, wide, channels, features), (height, width) = kernel.shape, size
+    groups, images, rows = _part(x, size, high * wide * channels)
+    flat = jnp.broadcast_to(kernel.reshape(-1, features), (groups, kernel[..., 0].size, features))
+    padded = _padded(x, padding)
+    padded = padded.reshape(groups, -1, *padded.shape[1:])
+    starts = np.mgrid[0 : padded.shape[1] : images, 0:height:rows].reshape(2, -1).T
 
     @partial(jax.checkpoint, prevent_cse=False)
-    def step(total, part):
-        y, start = part
-        band = lax.dynamic_slice_in_dim(x, start[0], images, axis=1)
+    def step(flat, start):
+        part = lax.dynamic_slice_in_dim(padded, start[0], images, axis=1)
         rows_in = (rows - 1) * strides[0] + high
-        band = lax.dynamic_slice_in_dim(band, start[1] * strides[0], rows_in, axis=2)
-        patches = _patches(band, taps, strides, (rows, width)).reshape(groups, -1, patch)
-        product = (((2,), (1,)), ((0,), (0,)))
-        more = lax.dot_general(y, patches, product, precision=precision).swapaxes(1, 2)
-        return total + more.astype(total.dtype), None
+        part = lax.dynamic_slice_in_dim(part, start[1] * strides[0], rows_in, axis=2)
+        patches = _patches(part, (high, wide), strides, (rows, width))
+        return flat, _dot(flat, patches.reshape(groups, -1, flat.shape[1]), precision)
 
-    total = jnp.zeros((groups, patch, features), _sum_dtype(y))
-    total, _ = lax.scan(step, total, (parts, starts), reverse=True)
-    return total.sum(0).reshape(high, wide, channels, features)
+    parts = lax.scan(step, flat, starts)[1]
+    parts = parts.reshape(-1, height // rows, groups, features, images, rows, width)
+    return parts.transpose(2, 0, 4, 1, 5, 6, 3).reshape(len(x), height, width, features)
 
 
-def _sum_dtype(x: Array) -> Any:
-    return np.promote_types(x.dtype, np.float32)
+def _with_patches_of_output(x, kernel, padding, precision) -> Array:
+    """The same for stride 1: each pixel of x adds to the outputs around it.
+
+    The rows of a part add to a larger band of output rows; overlapping bands are summed.
+    """
+    (high, wide, channels, features), (batch, height, width, _) = kernel.shape, x.shape
+    groups, images, rows = _part(x, (height, width), high * wide * features)
+    flat = kernel[::-1, ::-1].transpose(2, 0, 1, 3).reshape(channels, -1)
+    flat = jnp.broadcast_to(flat, (groups, *flat.shape))
+
+    @partial(jax.checkpoint, prevent_cse=False)
+    def step(flat, part):
+        patches = _dot(flat, part.reshape(groups, -1, channels), precision)
+        patches = patches.reshape(groups, high * wide, features, images, rows, width)
+        taps = (tap[:, 0] for tap in jnp.split(patches, high * wide, axis=1))
+        whole = (rows + high - 1, width + wide - 1)
+        return flat, reduce(jnp.add, map(partial(_at, whole=whole), np.ndindex(high, wide), taps))
+
+    parts = x.reshape(groups, -1, images, height // rows, rows, width, channels)
+    parts = parts.transpose(1, 3, 0, 2, 4, 5, 6)
+    windows = lax.scan(step, flat, parts.reshape(-1, *parts.shape[2:]))[1]
+    windows = windows.reshape(-1, height // rows, *windows.shape[1:])
+    bands = (band[:, 0] for band in jnp.split(windows, height // rows, axis=1))
+    offsets = ((start, 0) for start in range(0, height, rows))
+    whole = (height + high - 1, width + wide - 1)
+    y = reduce(jnp.add, map(partial(_at, whole=whole), offsets, bands))
+    y = y.transpose(1, 0, 3, 4, 5, 2).reshape(batch, *y.shape[-2:], features)
+    # Padding decides which of the outputs that x reaches exist.
+    (top, bottom), (left, right) = padding
+    edges = ((top - high + 1, bottom - high + 1), (left - wide + 1, right - wide + 1))
+    return _padded(y, edges)
+
+
+def _part(x: Array, size: Sequence[int], patch: int) -> tuple[int, int, int]:
+    """The split of a sum over pixels: groups of images, images of a group in a part, and rows.
+
+    Each group has a copy of the kernel, so that in the backward pass devices that share a batch
+    communicate once, after the loop.
+    """
+    height, width = size
+    pixels = min(_PATCHES // patch, _MOST_PIXELS)
+    groups = _groups(x)
+    images = _divisor(len(x) // groups, at_most=pixels // (height * width))
+    return groups, images, _divisor(height, at_most=pixels // width)
 
 
 def _groups(x: Array) -> int:
@@ -179,9 +204,24 @@ def _groups(x: Array) -> int:
     return math.gcd(len(x), jax.device_count())
 
 
-def _padded(x: Array, padding: Padding) -> Array:
-    """Zeros around the image; negative ones cut."""
-    edges = [(0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0)]
+def _dot(kernels: Array, x: Array, precision) -> Array:
+    """[groups, m, pixels] from [groups, n, m] and [groups, pixels, n], the fastest order."""
+    product = (((1,), (2,)), ((0,), (0,)))
+    return lax.dot_general(kernels.astype(x.dtype), x, product, precision=precision)
+
+
+def _at(offset: Sequence[int], x: Array, *, whole: Sequence[int]) -> Array:
+    """`x` at `offset` in an array of zeros, whose last axes have the size `whole`."""
+    places = zip(offset, x.shape[-2:], whole, strict=True)
+    edges = [(start, size - length - start) for start, length, size in places]
+    return _padded(x, edges, first=x.ndim - 2)
+
+
+def _padded(x: Array, padding: Sequence[Sequence[int]], first: int = 1) -> Array:
+    """Zeros around two axes; negative ones cut."""
+    (top, bottom), (left, right) = padding
+    edges = [(0, 0, 0)] * x.ndim
+    edges[first : first + 2] = [(top, bottom, 0), (left, right, 0)]
     return lax.pad(x, jnp.zeros((), x.dtype), edges)
 
 
@@ -195,8 +235,9 @@ def _patches(x: Array, taps: Sequence[int], strides: Sequence[int], size: Sequen
     return jnp.concatenate(shifted, axis=-1)
 
 
-def _output(x: Array, kernel: Array, strides, padding) -> Any:
-    return jax.eval_shape(lambda x, w: _lax_conv(x, w, strides, padding, None), x, kernel)
+def _output_size(x: Array, kernel: Array, strides: tuple[int, ...], padding: Padding) -> list[int]:
+    sizes = zip(x.shape[1:3], kernel.shape[:2], strides, padding, strict=True)
+    return [(size + low + high - taps) // stride + 1 for size, taps, stride, (low, high) in sizes]
 
 
 def _divisor(number: int, *, at_most: int) -> int:
