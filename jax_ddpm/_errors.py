@@ -40,6 +40,10 @@ class FieldError(ValueError):
         return "".join(spell(each) if isinstance(each, Field) else each for each in words)
 
 
+class FieldTypeError(FieldError, TypeError):
+    """An argument or a setting is of the wrong type."""
+
+
 def check_choice(name: str, value: Any, choices: Any) -> None:
     """Raises `FieldError` unless `value` is one of `choices`, a sequence or a `Literal`."""
     choices = get_args(choices) or choices
@@ -113,29 +117,29 @@ def check_samples(schedule: Any, **samples: Any) -> None:
 
 
 def check_schedule(value: Any) -> None:
-    """Raises `FieldError` for β, or a name, in place of a schedule."""
+    """Raises `FieldTypeError` for β, or a name, in place of a schedule."""
     _check_kind("schedule", value, hasattr(value, "log_betas"), "make_schedule(betas)")
 
 
 def check_key(name: str, value: Any) -> None:
-    """Raises `FieldError` unless `value` is a typed key."""
+    """Raises `FieldTypeError` unless `value` is a typed key."""
     is_key = isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
     _check_kind(name, value, is_key and value.ndim == 0, "a typed key, jax.random.key(seed)")
 
 
 def check_kind(name: str, value: Any, kind: type, such_as: str) -> None:
-    """Raises `FieldError` unless `value` is a `kind`."""
+    """Raises `FieldTypeError` unless `value` is a `kind`."""
     _check_kind(name, value, isinstance(value, kind), f"a {kind.__name__}, such as {such_as}")
 
 
 def check_function(name: str, value: Any, such_as: str = "model.apply") -> None:
-    """Raises `FieldError` for anything but a function, such as a module."""
+    """Raises `FieldTypeError` for anything but a function, such as a module."""
     is_function = callable(value) and not _is_module(value)
     _check_kind(name, value, is_function, f"a function, such as {such_as}")
 
 
 def check_denoisers(**functions: Any) -> None:
-    """Raises `FieldError` for a module, or its `apply`, in place of a function of (x_t, t)."""
+    """Raises `FieldTypeError` for a module, or its `apply`, in place of a function of (x_t, t)."""
     for name, value in functions.items():
         module = getattr(value, "__self__", None)
         such_as = "lambda x_t, t: model.apply(variables, x_t, t)"
@@ -155,7 +159,7 @@ def described(value: Any) -> str:
 
 def _check_kind(name: str, value: Any, fits: bool, expected: str) -> None:
     if not fits:
-        raise FieldError(name, f"expected {expected}, got {described(value)}")
+        raise FieldTypeError(name, f"expected {expected}, got {described(value)}")
 
 
 def _is_module(value: Any) -> bool:

@@ -25,6 +25,7 @@ from jaxtyping import Array, Bool, Float, Int, Real
 
 from jax_ddpm._errors import (
     FieldError,
+    FieldTypeError,
     check_between,
     check_choice,
     check_floats,
@@ -259,7 +260,7 @@ def _valid(betas: Any) -> Betas:
     values = np.asarray(betas)
     if values.dtype.kind not in "fiu" or values.ndim != 1 or not values.size:
         expected = "an array [timesteps], such as linear_beta_schedule(1000)"
-        raise FieldError("betas", f"expected {expected}, got {described(betas)}")
+        raise FieldTypeError("betas", f"expected {expected}, got {described(betas)}")
     values = values.astype(np.float64)
     valid = (1 - values < 1) & (values <= 1) & np.append(values[:-1] < 1, True)
     if not np.all(valid):

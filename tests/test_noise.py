@@ -41,7 +41,7 @@ def test_injected_noise_is_checked_and_takes_the_dtype(untyped):
     assert injected(np.ones(SHAPE)).dtype == jnp.float32
     with pytest.raises(ValueError, match=r"^output of noise_fn: expected shape \(3, 4, 4, 3\)"):
         injected(np.ones(SHAPE[1:]))  # would broadcast: every sample would get the same
-    with pytest.raises(ValueError, match="^output of noise_fn: expected a floating array"):
+    with pytest.raises(TypeError, match="^output of noise_fn: expected a floating array"):
         injected(np.ones(SHAPE, int))
 
 

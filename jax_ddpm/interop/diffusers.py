@@ -78,6 +78,8 @@ def load_diffusers(
     if not folder.is_dir():
         raise ValueError(f"{folder}: expected a folder of diffusers, got none")
     index = folder / "model_index.json"
+    if (folder / "checkpoints").is_dir() and not index.exists():
+        raise ValueError(f"{folder}: expected a folder of diffusers, got a run (`runs.load_run`)")
     for part, kind in (read_json(index) if index.exists() else {}).items():
         if not part.startswith(("_", "unet", "scheduler")) and kind not in (None, [None, None]):
             raise ValueError(f"{index}: expected only a unet and a scheduler, got {part}: {kind}")
@@ -120,14 +122,17 @@ def save_diffusers(folder: str | os.PathLike[str], model: DiffusionModel) -> Non
 
     β are written by name where they have one, else one by one; null label and guidance stand
     beside diffusers' own settings. The scheduler is a `DDPMScheduler`, or a `DDIMScheduler` for a
-    chain that leaves noise in its pictures. Raises `OSError` if the folder is not empty, and
-    `ValueError` if the variables are not the model's or diffusers has no word for a setting.
+    chain that leaves noise in its pictures. Raises `ValueError` if the folder is not empty, the
+    variables are not the model's, or diffusers has no word for a setting.
     """
     check_kind("model", model, DiffusionModel, "load_run(folder)")
     network: Any = model.model
     check_kind("model", network, UNet, "ddpm_digits()")
     check_words(network)
     check_choice("null_label", model.null_label, (None, (network.num_class_embeds or 0) - 1))
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder}: expected a new or empty folder, got one that holds something")
     scheduler = {"_diffusers_version": _WRITTEN_FOR, **scheduler_config(model)}
     spacing, offset = model.timestep_spacing, model.steps_offset
     if model.variance_type != "fixed_small" and (spacing == "trailing" or offset):
@@ -149,7 +154,7 @@ def save_diffusers(folder: str | os.PathLike[str], model: DiffusionModel) -> Non
         "scheduler": ["diffusers", scheduler["_class_name"]],
         "unet": ["diffusers", unet["_class_name"]],
     }
-    with new_folder(Path(folder)) as new:
+    with new_folder(folder) as new:
         (new / "scheduler").mkdir()
         (new / "unet").mkdir()
         write_json(new / "scheduler/scheduler_config.json", scheduler)
@@ -229,7 +234,7 @@ def _load_weights(folder: Path, variant: str | None) -> dict[str, np.ndarray]:
             return read_state_dict(whole)
         if index.exists():
             tensors = {}
-            for file in set(read_json(index).get("weight_map", {}).values()):
+            for file in sorted(set(read_json(index).get("weight_map", {}).values())):
                 tensors |= read_state_dict(folder / Path(file).name)
             return tensors
     others = sorted(folder.glob(f"{_STEM}.*.safetensors"))  # fp16, non_ema, …

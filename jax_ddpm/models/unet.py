@@ -189,7 +189,11 @@ class UNet(nn.Module):
     def check_fields(self) -> None:
         """Raises `FieldError` naming a field that does not fit."""
         check_positive(norm_num_groups=self.norm_num_groups, time_scale=self.time_scale)
+        for name in ("layers_per_block", "out_channels", "num_class_embeds", "sample_size"):
+            if (value := getattr(self, name)) is not None:
+                check_whole(name, value, 1)
         check_blocks(self, self.norm_num_groups)
+        check_whole("time_proj_dim", time_sizes(self)[0], 2 * self.freq_shift + 2)
         if not 0 <= self.dropout < 1:
             raise FieldError("dropout", f"expected 0 to 1, below 1, got {self.dropout}")
         attended = check_heads(self, "num_attention_heads", "num_attention_heads_upsample")

@@ -354,6 +354,10 @@ def test_the_repositories_of_google(tmp_path, name):
         ),
         (lambda f: (f / WEIGHTS).rename(f / PICKLE), "model.bin: expected a state dict of tensors"),
         (lambda f: (f / WEIGHTS).rename(f / SHARDS).write_text(OUTSIDE), "No such file"),
+        (
+            lambda f: [(f / INDEX).unlink(), (f / "checkpoints").mkdir()],
+            "got a run .`runs.load_run",
+        ),
     ],
 )
 def test_what_does_not_fit_is_named_with_its_file(folder, untyped, damage, words):
@@ -380,7 +384,7 @@ def test_what_cannot_be_written_leaves_nothing(folder):
         with pytest.raises(ValueError, match=words):
             save_diffusers(folder.parent / "b", pretrained._replace(**broken))
     assert list(folder.parent.iterdir()) == [folder]
-    with pytest.raises(OSError, match="Directory not empty"):
+    with pytest.raises(ValueError, match="expected a new or empty folder"):
         save_diffusers(folder, pretrained)
 
 
