@@ -28,7 +28,6 @@ from jax_ddpm._errors import (
     FieldTypeError,
     check_between,
     check_choice,
-    check_floats,
     check_schedule,
     check_shape,
     check_whole,
@@ -75,7 +74,7 @@ class NoiseSchedule(NamedTuple):
         return self.betas.shape[0]
 
     def __repr__(self) -> str:
-        return f"NoiseSchedule(num_timesteps={np.size(self.betas)})"
+        return f"NoiseSchedule(num_timesteps={getattr(self.betas, 'size', 'unknown')})"
 
 
 def linear_beta_schedule(timesteps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> Betas:
@@ -215,9 +214,11 @@ def extract(
     The gather runs on the device. Concrete entries out of range, which JAX would clamp in silence,
     raise `ValueError`.
     """
-    check_floats("x", x, jnp.shape(x))
+    dtype = jnp.result_type(x)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise FieldTypeError("x", f"expected a floating dtype, got {dtype}")
     check_entries(t, table.shape[0], jnp.shape(x))
-    return _aligned(look_up(jnp.asarray(table, jnp.result_type(x)), t, t), x)
+    return _aligned(look_up(jnp.asarray(table, dtype), t, t), x)
 
 
 def look_up(table: Any, index: Any, like: Any, mode: str | None = None) -> Array:
