@@ -111,6 +111,7 @@ def denoise(
     `ValueError` unless the output has the shape of `x_t`, with twice its channels if learned.
     """
     check_denoisers(denoise_fn=denoise_fn)
+    check_floats("x_t", x_t, jnp.shape(x_t))
     check_choice("variance_type", variance_type, VarianceType)
     check_entries(t, schedule.num_timesteps, jnp.shape(x_t))
     x_t, entries = jnp.asarray(x_t), jnp.broadcast_to(t, jnp.shape(x_t)[:1])
