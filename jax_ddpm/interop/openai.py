@@ -158,7 +158,8 @@ def _read_flags(flags: Flags) -> argparse.Namespace:
         parser.add_argument(f"--{name}", type=kind, default=default, choices=choices)
     try:
         words = _words(flags)
-        guided = any(word.lstrip("-").startswith(_GUIDED_ONLY) for word in words)
+        names = {word[2:].partition("=")[0] for word in words if word.startswith("--")}
+        guided = any(name.startswith(_GUIDED_ONLY) for name in names & _DEFAULTS.keys())
         parser.set_defaults(rescale_timesteps=not guided)
         given, others = parser.parse_known_args(words)
     except (argparse.ArgumentError, ValueError) as error:
@@ -209,7 +210,8 @@ def _unet(given: argparse.Namespace, num_classes: int) -> UNet:
     numbers = (given.num_heads, given.num_heads_upsample, given.num_head_channels)
     heads, upward, head_dim = (None if number == -1 else number for number in numbers)
     attended = {channels[-1], *compress(channels, ("Attn" in kind for kind in kinds))}
-    if head_dim is None and len(attended) == 1 and upward in (None, heads):
+    uniform = len(attended) == 1 and channels[-1] % (heads or 1) == 0 and upward in (None, heads)
+    if head_dim is None and uniform:
         head_dim = channels[-1] // heads  # all that diffusers has a word for
     return adm_imagenet64(  # whose other fields all of theirs have
         **fields,
