@@ -2,8 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
-from numbers import Integral
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -29,24 +28,25 @@ class FieldError(ValueError):
     """
 
     def __init__(self, field: str | None, *problem: str | Field) -> None:
+        super().__init__(field, *problem)
         self.field, self.problem = field, problem
-        super().__init__(self.spelled(str))
 
-    def __reduce__(self) -> Any:
-        return type(self), (self.field, *self.problem)
+    def __str__(self) -> str:
+        return self.spelled(str)
 
     def spelled(self, spell: Callable[[Field], str]) -> str:
         """The message, with the names of settings as `spell` writes them."""
-        parts = [spell(each) if isinstance(each, Field) else each for each in self.problem]
-        return "".join(parts if self.field is None else [spell(Field(self.field)), ": ", *parts])
+        words = self.problem if self.field is None else (Field(self.field), ": ", *self.problem)
+        return "".join(spell(each) if isinstance(each, Field) else each for each in words)
 
 
 class FieldTypeError(FieldError, TypeError):
     """An argument or a setting is of the wrong type."""
 
 
-def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
-    """Raises `FieldError` unless `value` is one of `choices`."""
+def check_choice(name: str, value: Any, choices: Any) -> None:
+    """Raises `FieldError` unless `value` is one of `choices`, a sequence or a `Literal`."""
+    choices = get_args(choices) or choices
     if value not in choices:
         meant = suggestion(value, choices, spell=repr)
         expected = ", ".join(map(repr, choices))
@@ -67,18 +67,16 @@ def check_between(name: str, value: Any, low: Any, high: Any = np.inf) -> None:
     value = np.asarray(value)  # before any arithmetic, which a surrounding trace would take over
     least, most = value.min(), value.max()
     if not (low <= least and most <= high):
-        ends = (str(x) if isinstance(x, Integral) else f"{x:g}" for x in (least, most))
-        got = " to ".join(dict.fromkeys(ends))
-        within = f"{low:g} or more" if high == np.inf else f"values in [{low}, {high}]"
-        raise FieldError(name, f"expected {within}, got {got}")
+        expected = f"{low} or more" if high == np.inf else f"values in [{low}, {high}]"
+        got = " to ".join(dict.fromkeys([str(least), str(most)]))
+        raise FieldError(name, f"expected {expected}, got {got}")
 
 
 def check_whole(name: str, value: Any, low: Any, high: Any = np.inf) -> None:
     """Raises `FieldError` unless `value` is of integers and, where it is concrete, in range."""
-    is_int = isinstance(value, Integral) and not isinstance(value, bool)  # of any size
     dtype = value.dtype if isinstance(value, Tracer) else np.asarray(value).dtype
-    if not is_int and not jnp.issubdtype(dtype, jnp.integer):
-        raise FieldTypeError(name, f"expected whole numbers, got {described(value)}")
+    is_whole = type(value) is int or jnp.issubdtype(dtype, jnp.integer)  # an int has any size
+    _check_kind(name, value, is_whole, "whole numbers")
     check_between(name, value, low, high)
 
 
@@ -98,31 +96,16 @@ def check_finite(name: str, value: Any) -> None:
 def check_floats(name: str, value: Any, shape: Sequence[Any]) -> None:
     """Raises `FieldError` unless `value` is a floating array of this shape: others broadcast."""
     is_array = isinstance(value, np.ndarray | np.generic | jax.Array)
-    if not is_array or not jnp.issubdtype(value.dtype, jnp.floating):
-        raise FieldTypeError(name, f"expected a floating array, got {described(value)}")
-    if value.shape != tuple(shape):
-        raise FieldError(name, f"expected shape {tuple(shape)}, got {value.shape}")
+    is_floating = is_array and jnp.issubdtype(value.dtype, jnp.floating)
+    _check_kind(name, value, is_floating, "a floating array")
+    check_shape(name, value, tuple(shape))
 
 
-def check_key(name: str, value: Any) -> None:
-    """Raises `FieldTypeError` unless `value` is a typed key."""
-    dtype = getattr(value, "dtype", None)
-    if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key) or value.shape:
-        problem = f"expected a typed key, jax.random.key(seed), got {described(value)}"
-        raise FieldTypeError(name, problem)
-
-
-def check_kind(name: str, value: Any, kind: type, such_as: str) -> None:
-    """Raises `FieldTypeError` unless `value` is a `kind`."""
-    if not isinstance(value, kind):
-        problem = f"expected a {kind.__name__}, such as {such_as}, got {described(value)}"
-        raise FieldTypeError(name, problem)
-
-
-def check_schedule(value: Any) -> None:
-    """Raises `FieldTypeError` for β, or a name, in place of a schedule."""
-    if not hasattr(value, "sqrt_alphas_cumprod"):
-        raise FieldTypeError("schedule", f"expected make_schedule(betas), got {described(value)}")
+def check_shape(name: str, value: Any, *shapes: Sequence[Any]) -> None:
+    """Raises `FieldError` unless `value` has one of these shapes."""
+    if jnp.shape(value) not in shapes:
+        expected = " or ".join(map(str, shapes))
+        raise FieldError(name, f"expected shape {expected}, got {jnp.shape(value)}")
 
 
 def check_samples(schedule: Any, **samples: Any) -> None:
@@ -133,11 +116,26 @@ def check_samples(schedule: Any, **samples: Any) -> None:
         check_floats(name, value, shape)
 
 
+def check_schedule(value: Any) -> None:
+    """Raises `FieldTypeError` for β, or a name, in place of a schedule."""
+    _check_kind("schedule", value, hasattr(value, "log_betas"), "make_schedule(betas)")
+
+
+def check_key(name: str, value: Any) -> None:
+    """Raises `FieldTypeError` unless `value` is a typed key."""
+    is_key = isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+    _check_kind(name, value, is_key and value.ndim == 0, "a typed key, jax.random.key(seed)")
+
+
+def check_kind(name: str, value: Any, kind: type, such_as: str) -> None:
+    """Raises `FieldTypeError` unless `value` is a `kind`."""
+    _check_kind(name, value, isinstance(value, kind), f"a {kind.__name__}, such as {such_as}")
+
+
 def check_function(name: str, value: Any, such_as: str = "model.apply") -> None:
     """Raises `FieldTypeError` for anything but a function, such as a module."""
-    if not callable(value) or _is_module(value):
-        problem = f"expected a function, such as {such_as}, got {described(value)}"
-        raise FieldTypeError(name, problem)
+    is_function = callable(value) and not _is_module(value)
+    _check_kind(name, value, is_function, f"a function, such as {such_as}")
 
 
 def check_denoisers(**functions: Any) -> None:
@@ -154,12 +152,14 @@ def described(value: Any) -> str:
         return repr(value)
     if isinstance(value, np.ndarray | jax.Array):
         return f"{value.dtype}{list(value.shape)}"
-    kind = type(value)
-    if _is_module(value):
-        return f"the module {kind.__name__}"
     if callable(value) and hasattr(value, "__name__"):
         return f"the function {value.__name__}"
-    return f"a {kind.__module__.partition('.')[0]}.{kind.__name__}".replace("builtins.", "")
+    return f"a {type(value).__name__}"
+
+
+def _check_kind(name: str, value: Any, fits: bool, expected: str) -> None:
+    if not fits:
+        raise FieldTypeError(name, f"expected {expected}, got {described(value)}")
 
 
 def _is_module(value: Any) -> bool:

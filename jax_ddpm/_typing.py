@@ -26,7 +26,7 @@ PRNGKey: TypeAlias = Key[Array, ""]
 Shape: TypeAlias = Sequence[Any]
 """[batch, …]: integers, or a symbolic batch of `jax.export`, whose type is private to JAX."""
 
-Place: TypeAlias = Sharding | PartitionSpec
+Place: TypeAlias = Sharding | PartitionSpec | None
 """The sharding of a batch: `NamedSharding(mesh, P("data"))`, or `P("data")` in `jax.set_mesh`."""
 
 Timestep: TypeAlias = Integer[_Array, "batch"] | Integer[_Array, ""] | int | np.integer
@@ -48,5 +48,5 @@ channels (last axis) for a learned variance. `Any`, since Flax's `apply` says no
 NoiseFn: TypeAlias = Callable[[Array], Array]
 """`i -> noise [batch, …]`: the standard normal draw for entry `i` of the chain."""
 
-ThresholdFn: TypeAlias = Callable[[Array], Array]
-"""`x_start -> x_start`: replaces the clipping of a predicted x_0 to [-1, 1]."""
+Clipping: TypeAlias = bool | Callable[[Array], Array]
+"""Whether a predicted x_0 is clipped to [-1, 1], or a function `x_start -> x_start` instead."""

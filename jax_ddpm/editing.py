@@ -37,16 +37,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Int, Real
 
 from jax_ddpm._errors import FieldError, check_between, check_floats, check_samples, check_whole
-from jax_ddpm._typing import (
-    AnyArray,
-    DenoiseFn,
-    NoiseFn,
-    Place,
-    PRNGKey,
-    Sample,
-    ThresholdFn,
-    Weight,
-)
+from jax_ddpm._typing import AnyArray, Clipping, DenoiseFn, NoiseFn, Place, PRNGKey, Sample, Weight
 from jax_ddpm.forward import predict_eps_from_xstart, q_sample
 from jax_ddpm.noise import noise_source, place
 from jax_ddpm.reverse import PredictionType, VarianceType, in_float32, predict
@@ -66,10 +57,10 @@ def image_to_image(
     sampler: Sampler | None = None,
     prediction_type: PredictionType = "epsilon",
     variance_type: VarianceType = "fixed_small",
-    clip_denoised: bool | ThresholdFn = True,
+    clip_denoised: Clipping = True,
     noise_fn: NoiseFn | None = None,
     first_sample: int | Array = 0,
-    sharding: Place | None = None,
+    sharding: Place = None,
 ) -> Array:
     """SDEdit (Meng et al. 2022): noise `x_start` up to entry `steps` - 1, and run the chain down.
 
@@ -102,8 +93,8 @@ def ddim_invert(
     *,
     prediction_type: PredictionType = "epsilon",
     variance_type: VarianceType = "fixed_small",
-    clip_denoised: bool | ThresholdFn = False,
-    sharding: Place | None = None,
+    clip_denoised: Clipping = False,
+    sharding: Place = None,
 ) -> Array:
     """The x_T from which `ddim()` returns to `x_start` (Dhariwal & Nichol 2021, App. F).
 
@@ -156,8 +147,8 @@ def interpolate(
     *,
     prediction_type: PredictionType = "epsilon",
     variance_type: VarianceType = "fixed_small",
-    clip_denoised: bool | ThresholdFn = True,
-    sharding: Place | None = None,
+    clip_denoised: Clipping = True,
+    sharding: Place = None,
 ) -> Array:
     """Images between `x_a` and `x_b`, [weights, batch, …], by `slerp` between their x_T.
 
@@ -194,15 +185,14 @@ def repaint_walk(
     """
     check_whole("resamples", resamples, 1)
     check_whole("jump_length", jump_length, 1, timesteps - 1 if resamples > 1 else np.inf)
-    jump_length, entries, up = int(jump_length), [], []
+    visits = []
     for entry in reversed(range(timesteps)):
-        entries.append(entry)
-        up.append(False)
-        level = entry - 1
-        if level >= 0 and level % jump_length == 0 and level + jump_length < timesteps:
-            climb = list(range(level + 1, level + jump_length + 1))
-            entries += (climb + climb[::-1]) * (resamples - 1)
-            up += ([True] * jump_length + [False] * jump_length) * (resamples - 1)
+        visits.append((entry, False))
+        level, climb = entry - 1, range(entry, entry + int(jump_length))
+        if level >= 0 and level % jump_length == 0 and climb[-1] < timesteps:
+            detour = [(i, True) for i in climb] + [(i, False) for i in reversed(climb)]
+            visits += detour * (resamples - 1)
+    entries, up = zip(*visits, strict=True)
     return np.array(entries), np.array(up)
 
 
@@ -218,10 +208,10 @@ def inpaint(
     resamples: int = 10,
     prediction_type: PredictionType = "epsilon",
     variance_type: VarianceType = "fixed_small",
-    clip_denoised: bool | ThresholdFn = True,
+    clip_denoised: Clipping = True,
     noise_fn: NoiseFn | None = None,
     first_sample: int | Array = 0,
-    sharding: Place | None = None,
+    sharding: Place = None,
 ) -> Array:
     """RePaint, Lugmayr et al. 2022 Algorithm 1: `x_start` where `mask` is 1, samples where it is 0.
 

@@ -26,8 +26,7 @@ def q_sample(schedule: NoiseSchedule, x_start: Sample, t: Timestep, noise: Sampl
     >>> ddpm.q_sample(schedule, images, jnp.array([0, 999]), noise).shape
     (2, 8, 8, 1)
     """
-    check_samples(schedule, x_start=x_start, noise=noise)
-    signal, sigma = _rates(schedule, t, x_start)
+    signal, sigma = _rates(schedule, t, x_start=x_start, noise=noise)
     return signal * x_start + sigma * noise
 
 
@@ -70,33 +69,31 @@ def predict_eps_from_xstart(
     schedule: NoiseSchedule, x_t: Sample, t: Timestep, x_start: Sample
 ) -> Array:
     """ε = (x_t - √ᾱ_t x_0) / √(1 - ᾱ_t), finite also where ᾱ_t = 0."""
-    check_samples(schedule, x_t=x_t, x_start=x_start)
-    signal, sigma = _rates(schedule, t, x_t)
+    signal, sigma = _rates(schedule, t, x_t=x_t, x_start=x_start)
     return jnp.subtract(x_t, signal * x_start) / sigma
 
 
 def predict_v(schedule: NoiseSchedule, x_start: Sample, t: Timestep, noise: Sample) -> Array:
     """v = √ᾱ_t ε - √(1 - ᾱ_t) x_0, the velocity (Salimans & Ho 2022, Appendix D)."""
-    check_samples(schedule, x_start=x_start, noise=noise)
-    signal, sigma = _rates(schedule, t, x_start)
+    signal, sigma = _rates(schedule, t, x_start=x_start, noise=noise)
     return signal * noise - sigma * x_start
 
 
 def predict_xstart_from_v(schedule: NoiseSchedule, x_t: Sample, t: Timestep, v: Sample) -> Array:
     """x_0 = √ᾱ_t x_t - √(1 - ᾱ_t) v."""
-    check_samples(schedule, x_t=x_t, v=v)
-    signal, sigma = _rates(schedule, t, x_t)
+    signal, sigma = _rates(schedule, t, x_t=x_t, v=v)
     return signal * x_t - sigma * v
 
 
 def predict_eps_from_v(schedule: NoiseSchedule, x_t: Sample, t: Timestep, v: Sample) -> Array:
     """ε = √ᾱ_t v + √(1 - ᾱ_t) x_t."""
-    check_samples(schedule, x_t=x_t, v=v)
-    signal, sigma = _rates(schedule, t, x_t)
+    signal, sigma = _rates(schedule, t, x_t=x_t, v=v)
     return signal * v + sigma * x_t
 
 
-def _rates(schedule: NoiseSchedule, t: Timestep, x: Sample) -> tuple[Array, Array]:
-    """√ᾱ_t and √(1 - ᾱ_t)."""
+def _rates(schedule: NoiseSchedule, t: Timestep, **samples: Sample) -> tuple[Array, Array]:
+    """√ᾱ_t and √(1 - ᾱ_t) for samples of one shape."""
+    check_samples(schedule, **samples)
+    x = next(iter(samples.values()))
     signal = extract(schedule.sqrt_alphas_cumprod, t, x)
     return signal, extract(schedule.sqrt_one_minus_alphas_cumprod, t, x)

@@ -11,7 +11,6 @@ only the first C channels are guided.
 
 from collections.abc import Callable
 from numbers import Real
-from typing import get_args
 
 import jax.numpy as jnp
 import numpy as np
@@ -28,8 +27,8 @@ from jax_ddpm._errors import (
     check_floats,
     check_schedule,
 )
-from jax_ddpm._typing import DenoiseFn, ThresholdFn, Weight
-from jax_ddpm.reverse import PredictionType, predict
+from jax_ddpm._typing import Clipping, DenoiseFn, Weight
+from jax_ddpm.reverse import PredictionType, predict, split_output
 from jax_ddpm.schedule import NoiseSchedule, extract, per_sample
 
 
@@ -69,11 +68,11 @@ def classifier_free_guidance(
     rescale = float(rescale)
 
     def denoise_fn(x_t, t):
-        eps, rest = _split("conditional", conditional(x_t, t), x_t)
+        eps, rest = split_output("conditional", conditional(x_t, t), x_t)
         weight = per_sample("scale", scale, x_t) - 1
 
         def guide(eps, weight):
-            eps_unconditional, _ = _split("unconditional", unconditional(x_t, t), x_t)
+            eps_unconditional, _ = split_output("unconditional", unconditional(x_t, t), x_t)
             guided = eps + weight * (eps - eps_unconditional)
             if rescale:
                 pixels = tuple(range(1, x_t.ndim))
@@ -127,7 +126,7 @@ def reconstruction_guidance(
     scale: Weight = 1.0,
     *,
     prediction_type: PredictionType = "epsilon",
-    clip_denoised: bool | ThresholdFn = True,
+    clip_denoised: Clipping = True,
 ) -> DenoiseFn:
     """Guidance by a measurement of x̂_0: Chung et al. 2023 (DPS), Theorem 1; Ho et al. 2022b, eq. 7.
 
@@ -144,7 +143,7 @@ def reconstruction_guidance(
 
     def run(x, t):
         output = denoise_fn(x, t)
-        eps, _ = _split("denoise_fn", output, x)
+        eps, _ = split_output("denoise_fn", output, x)
         x_start = predict(schedule, lambda x, t: eps, *policy, x, t).pred_xstart
         return log_prob_fn(x_start, t), output
 
@@ -160,7 +159,7 @@ def _along_the_score(
     """Algorithm 2 for ε, x_0 or v: of `run(x_t, t) -> (log p, output)` the output, shifted."""
     check_schedule(schedule)
     check_finite("scale", scale)
-    check_choice("prediction_type", prediction_type, get_args(PredictionType))
+    check_choice("prediction_type", prediction_type, PredictionType)
     timesteps = schedule.timesteps
     if not isinstance(timesteps, Tracer) and np.any(timesteps != np.arange(timesteps.size)):
         raise FieldError("schedule", f"expected that of training, got timesteps {timesteps}")
@@ -170,7 +169,7 @@ def _along_the_score(
         check_floats("output of log_prob_fn", log_prob, x_t.shape[:1])
         # A pullback of ones, not the gradient of a sum over the batch, which devices share.
         (score,) = pullback(jnp.ones_like(log_prob))
-        predicted, rest = _split("denoise_fn", output, x_t)
+        predicted, rest = split_output("denoise_fn", output, x_t)
         wide = x_t.astype(np.promote_types(x_t.dtype, np.float32))  # 1/√ᾱ may not fit sixteen bits
         sigma = extract(schedule.sqrt_one_minus_alphas_cumprod, t, wide)
         recip_alpha = extract(schedule.sqrt_recip_alphas_cumprod, t, wide)
@@ -185,12 +184,3 @@ def _along_the_score(
         return jnp.concatenate([guided.astype(x_t.dtype), rest], axis=-1)
 
     return guided_fn
-
-
-def _split(name: str, output: Array, x_t: Array) -> tuple[Array, Array]:
-    """The channels of x_t and those of the variance, in the dtype of x_t."""
-    *event, channels = x_t.shape
-    learned = jnp.shape(output) == (*event, 2 * channels)
-    check_floats(f"output of {name}", output, (*event, 2 * channels) if learned else x_t.shape)
-    output = output.astype(x_t.dtype)
-    return output[..., :channels], output[..., channels:]

@@ -24,7 +24,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jax_ddpm._errors import check_samples
-from jax_ddpm._typing import DenoiseFn, NoiseFn, PerSample, PRNGKey, Sample, ThresholdFn, Timestep
+from jax_ddpm._typing import Clipping, DenoiseFn, NoiseFn, PerSample, PRNGKey, Sample, Timestep
 from jax_ddpm.forward import (
     predict_eps_from_xstart,
     q_mean_variance,
@@ -60,7 +60,7 @@ def bits_per_dim(
     *,
     prediction_type: PredictionType = "epsilon",
     variance_type: VarianceType = "fixed_small",
-    clip_denoised: bool | ThresholdFn = True,
+    clip_denoised: Clipping = True,
     noise_fn: NoiseFn | None = None,
     first_sample: int | Array = 0,
 ) -> BitsPerDim:
@@ -91,7 +91,7 @@ def bits_per_dim(
     def step(_, i):
         noise = draw(i)
         x_t = q_sample(schedule, x_start, i, noise)
-        bits, pred_xstart = vb_term(schedule, denoise_fn, x_start, x_t, i, *policy)
+        bits, pred_xstart = vb_term(schedule, denoise_fn, x_start, x_t, i, policy)
         eps = predict_eps_from_xstart(schedule, x_t, i, pred_xstart)
         return None, (bits, mean_over_event((eps - noise) ** 2))
 
@@ -110,12 +110,10 @@ def vb_term(
     x_start: Sample,
     x_t: Sample,
     t: Timestep,
-    prediction_type: PredictionType = "epsilon",
-    variance_type: VarianceType = "fixed_small",
-    clip_denoised: bool | ThresholdFn = True,
+    policy: tuple[PredictionType, VarianceType, Clipping],
 ) -> tuple[Array, Array]:
     """Entry t of the bound, L_{t-1} of Ho et al. eq. 5 or L_0, in bits per dimension, and x̂_0."""
-    p = predict(schedule, denoise_fn, prediction_type, variance_type, clip_denoised, x_t, t)
+    p = predict(schedule, denoise_fn, *policy, x_t, t)
     mean, _, log_variance = q_posterior_mean_variance(schedule, x_start, x_t, t)
     kl = gaussian_kl(mean, log_variance, p.mean, p.log_variance)
     log_likelihood = discretized_gaussian_log_likelihood(x_start, p.mean, p.log_variance / 2)

@@ -34,7 +34,7 @@ _LEARNED = ("learned", "learned_range")
 
 def check_loss(loss_type: Any, weighting: Any, variance_type: VarianceType) -> None:
     """Raises `FieldError` if these options do not fit together."""
-    check_choice("variance_type", variance_type, get_args(VarianceType))
+    check_choice("variance_type", variance_type, VarianceType)
     check_choice("loss_type", loss_type, (None, *get_args(LossType)))
     check_choice("weighting", weighting, (None, *get_args(Weighting)))
     if loss_type == "vb" and weighting is not None:
@@ -81,7 +81,7 @@ def training_losses(
 
     def bits(denoise_fn: DenoiseFn) -> Array:
         policy = (prediction_type, variance_type, False)
-        return vb_term(schedule, denoise_fn, x_start, x_t, t, *policy)[0]
+        return vb_term(schedule, denoise_fn, x_start, x_t, t, policy)[0]
 
     if loss_type == "vb":
         return bits(denoise_fn)

@@ -14,7 +14,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
-from jax_ddpm._errors import FieldError, check_floats, check_key, check_whole
+from jax_ddpm._errors import FieldError, check_floats, check_key, check_shape, check_whole
 from jax_ddpm._typing import AnyArray, NoiseFn, Place, PRNGKey, Shape
 
 
@@ -24,7 +24,7 @@ def sample_noise(
     shape: Shape,
     *,
     first_sample: int | Array = 0,
-    sharding: Place | None = None,
+    sharding: Place = None,
     dtype: Any = float,
 ) -> Array:
     """Standard normal noise of `shape` for entry `i`; a sample's noise is the same in any batch."""
@@ -32,8 +32,7 @@ def sample_noise(
         raise FieldError("key", "expected a key, or both x_T and noise_fn, got None")
     check_key("key", key)
     check_whole("first_sample", first_sample, 0)
-    if jnp.ndim(first_sample):
-        raise FieldError("first_sample", f"expected a number, got {jnp.shape(first_sample)}")
+    check_shape("first_sample", first_sample, ())
 
     def draw(sample):
         own_key = jax.random.fold_in(jax.random.fold_in(key, sample), i)
@@ -56,7 +55,7 @@ def noise_source(
     noise_fn: NoiseFn | None,
     x: AnyArray,
     first_sample: int | Array = 0,
-    sharding: Place | None = None,
+    sharding: Place = None,
 ) -> NoiseFn:
     """`i -> noise` for `x`: the caller's `noise_fn`, or `sample_noise`."""
     options = {"first_sample": first_sample, "sharding": sharding, "dtype": x.dtype}
@@ -71,7 +70,7 @@ def noise_source(
     return draw
 
 
-def place(x: Array, sharding: Place | None) -> Array:
+def place(x: Array, sharding: Place) -> Array:
     """Constrain `x` to `sharding`, on a mesh with Auto or Explicit axes."""
     if sharding is None:
         return x

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
 from inspect import signature
-from typing import Literal, NamedTuple, ParamSpec, TypeVar, get_args
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -30,24 +30,23 @@ from jax_ddpm._errors import (
     check_positive,
     check_schedule,
 )
-from jax_ddpm._typing import DenoiseFn, Sample, ThresholdFn, Timestep
+from jax_ddpm._typing import Clipping, DenoiseFn, Sample, Timestep
 from jax_ddpm.forward import (
     predict_eps_from_xstart,
     predict_xstart_from_eps,
     predict_xstart_from_v,
     q_posterior_mean_variance,
 )
-from jax_ddpm.schedule import NoiseSchedule, check_entries, extract, look_up
+from jax_ddpm.schedule import NoiseSchedule, check_entries, extract, look_up, per_sample
 
-P = ParamSpec("P")
-R = TypeVar("R")
+F = TypeVar("F", bound=Callable)
 
 PredictionType = Literal["epsilon", "sample", "v_prediction"]
 VarianceType = Literal["fixed_small", "fixed_large", "learned", "learned_range"]
 _SAMPLES = ("state", "x_T", "x_t", "x_start", "x_a", "x_b", "a", "b")
 
 
-def in_float32(function: Callable[P, R]) -> Callable[P, R]:
+def in_float32(function: F) -> F:
     """Runs the update in float32 for samples of sixteen bits; the network sees, and the caller gets
     back, their own dtype.
 
@@ -55,28 +54,28 @@ def in_float32(function: Callable[P, R]) -> Callable[P, R]:
     """
 
     @wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+    def call(*args: Any, **kwargs: Any) -> Any:
         bound = signature(function).bind(*args, **kwargs)
         given = bound.arguments
         samples = {name: given[name] for name in _SAMPLES if name in given}
-        dtypes = map(jnp.result_type, jax.tree.leaves([*samples.values()]))
-        narrow = next((each for each in dtypes if each in (jnp.bfloat16, jnp.float16)), None)
+        dtypes = [getattr(leaf, "dtype", None) for leaf in jax.tree.leaves(samples)]
+        narrow = next((each for each in (jnp.bfloat16, jnp.float16) if each in dtypes), None)
         if narrow is None:
             return function(*args, **kwargs)
 
-        def cast(tree, old, new):
+        def change(old, new, tree):
             def one(x):
                 return jnp.asarray(x, new) if getattr(x, "dtype", None) == old else x
 
             return jax.tree.map(one, tree)
 
-        given |= cast(samples, narrow, np.float32)
+        given |= change(narrow, np.float32, samples)
         if denoise_fn := given.get("denoise_fn"):
             check_denoisers(denoise_fn=denoise_fn)
             given["denoise_fn"] = lambda x_t, t: denoise_fn(x_t.astype(narrow), t)
-        return cast(function(*bound.args, **bound.kwargs), np.float32, narrow)
+        return change(np.float32, narrow, function(*bound.args, **bound.kwargs))
 
-    return call
+    return cast(F, call)
 
 
 class PMeanVariance(NamedTuple):
@@ -113,14 +112,22 @@ def denoise(
     """
     check_denoisers(denoise_fn=denoise_fn)
     check_floats("x_t", x_t, jnp.shape(x_t))
-    check_choice("variance_type", variance_type, get_args(VarianceType))
+    check_choice("variance_type", variance_type, VarianceType)
     check_entries(t, schedule.num_timesteps, jnp.shape(x_t))
     x_t, entries = jnp.asarray(x_t), jnp.broadcast_to(t, jnp.shape(x_t)[:1])
     timesteps = jnp.asarray(schedule.timesteps, jnp.int32)
     output = denoise_fn(x_t, look_up(timesteps, entries, x_t))
+    return split_output("denoise_fn", output, x_t, variance_type.startswith("learned"))
+
+
+def split_output(
+    name: str, output: Any, x_t: Array, learned: bool | None = None
+) -> tuple[Array, Array]:
+    """The channels of x_t and those of a learned variance, if any, in the dtype of x_t."""
     *event, channels = x_t.shape
-    learned = variance_type.startswith("learned")
-    check_floats("output of denoise_fn", output, (*event, channels * (1 + learned)))
+    if learned is None:
+        learned = jnp.shape(output) == (*event, 2 * channels)
+    check_floats(f"output of {name}", output, (*event, channels * (1 + learned)))
     output = output.astype(x_t.dtype)
     return output[..., :channels], output[..., channels:]
 
@@ -134,7 +141,7 @@ def p_mean_variance(
     *,
     prediction_type: PredictionType = "epsilon",
     variance_type: VarianceType = "fixed_small",
-    clip_denoised: bool | ThresholdFn = True,
+    clip_denoised: Clipping = True,
 ) -> PMeanVariance:
     """Moments of p_θ(x_{t-1} | x_t), Ho et al. eq. 1 with the mean of eq. 7.
 
@@ -156,12 +163,12 @@ def check_prediction(schedule: NoiseSchedule, prediction_type: PredictionType) -
     """Raises `FieldError` for an unknown choice, and for ε on a schedule of zero terminal SNR: x_T
     is ε there, and holds nothing of x_0."""
     check_schedule(schedule)
-    check_choice("prediction_type", prediction_type, get_args(PredictionType))
+    check_choice("prediction_type", prediction_type, PredictionType)
     table = schedule.alphas_cumprod
     known = prediction_type == "epsilon" and not isinstance(table, Tracer)
     if known and np.asarray(table)[-1] == 0:
-        problem = "expected 'sample' or 'v_prediction' on a schedule of zero terminal SNR"
-        raise FieldError("prediction_type", f"{problem}, got 'epsilon'")
+        expected = "'sample' or 'v_prediction' on a schedule of zero terminal SNR"
+        raise FieldError("prediction_type", f"expected {expected}, got 'epsilon'")
 
 
 def predict(
@@ -169,7 +176,7 @@ def predict(
     denoise_fn: DenoiseFn,
     prediction_type: PredictionType,
     variance_type: VarianceType,
-    clip_denoised: bool | ThresholdFn,
+    clip_denoised: Clipping,
     x_t: Sample,
     t: Timestep,
 ) -> Prediction:
@@ -189,18 +196,18 @@ def predict(
     elif clip_denoised:
         x_start = jnp.clip(x_start, -1, 1)
     mean, variance, log_variance = q_posterior_mean_variance(schedule, x_start, x_t, t)
-    if variance_type == "fixed_small":
-        return Prediction(mean, variance, log_variance, x_start, eps)
-    log_beta = extract(schedule.log_betas, t, x_t)
-    if variance_type == "fixed_large":
-        first = extract(jnp.arange(schedule.num_timesteps) == 0, t, x_t)
-        log_variance = jnp.where(first > 0, log_variance, log_beta)
-    elif variance_type == "learned":
-        log_variance = values
-    else:
-        fraction = (values + 1) / 2
-        log_variance = fraction * log_beta + (1 - fraction) * log_variance
-    return Prediction(mean, jnp.exp(log_variance), log_variance, x_start, eps)
+    if variance_type != "fixed_small":
+        log_beta = extract(schedule.log_betas, t, x_t)
+        if variance_type == "fixed_large":
+            first = extract(jnp.arange(schedule.num_timesteps) == 0, t, x_t)
+            log_variance = jnp.where(first > 0, log_variance, log_beta)
+        elif variance_type == "learned":
+            log_variance = values
+        else:
+            fraction = (values + 1) / 2
+            log_variance = fraction * log_beta + (1 - fraction) * log_variance
+        variance = jnp.exp(log_variance)
+    return Prediction(mean, variance, log_variance, x_start, eps)
 
 
 @dataclass(frozen=True)
@@ -239,8 +246,7 @@ class DynamicThreshold:
         position = self.quantile * (magnitude.shape[1] - 1)
         low, high = math.floor(position), math.ceil(position)
         between = magnitude[:, low] + (position - low) * (magnitude[:, high] - magnitude[:, low])
-        s = jnp.minimum(jnp.maximum(between, 1), self.max_value)
-        s = s.reshape(-1, *(1,) * (x_start.ndim - 1))
+        s = per_sample("s", jnp.minimum(jnp.maximum(between, 1), self.max_value), x_start)
         return jnp.clip(x_start, -s, s) / s
 
 

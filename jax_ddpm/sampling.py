@@ -32,7 +32,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Int
 
 from jax_ddpm._errors import check_floats, check_kind, check_schedule, check_whole
-from jax_ddpm._typing import DenoiseFn, NoiseFn, Place, PRNGKey, Sample, Shape, ThresholdFn
+from jax_ddpm._typing import Clipping, DenoiseFn, NoiseFn, Place, PRNGKey, Sample, Shape
 from jax_ddpm.noise import noise_source, place, sample_noise
 from jax_ddpm.reverse import PredictionType, VarianceType, in_float32, predict
 from jax_ddpm.samplers import Sampler, ancestral
@@ -57,12 +57,12 @@ def p_sample_loop(
     sampler: Sampler | None = None,
     prediction_type: PredictionType = "epsilon",
     variance_type: VarianceType = "fixed_small",
-    clip_denoised: bool | ThresholdFn = True,
+    clip_denoised: Clipping = True,
     x_T: Sample | None = None,
     noise_fn: NoiseFn | None = None,
     first_sample: int | Array = 0,
     save_every: int | None = None,
-    sharding: Place | None = None,
+    sharding: Place = None,
 ) -> Array | tuple[Array, Array]:
     """Run the whole reverse chain, Ho et al. 2020 Algorithm 2 for the default `ancestral()`.
 
@@ -120,7 +120,7 @@ def p_sample_init(
     sampler: Sampler | None = None,
     x_T: Sample | None = None,
     first_sample: int | Array = 0,
-    sharding: Place | None = None,
+    sharding: Place = None,
 ) -> SampleState:
     """The state before the first step: x_T, drawn from N(0, I) unless given.
 
@@ -147,10 +147,10 @@ def p_sample_steps(
     sampler: Sampler | None = None,
     prediction_type: PredictionType = "epsilon",
     variance_type: VarianceType = "fixed_small",
-    clip_denoised: bool | ThresholdFn = True,
+    clip_denoised: Clipping = True,
     noise_fn: NoiseFn | None = None,
     first_sample: int | Array = 0,
-    sharding: Place | None = None,
+    sharding: Place = None,
 ) -> SampleState:
     """Take `steps` steps down the chain from `state`; T steps from the start are all of it."""
     check_schedule(schedule)

@@ -12,9 +12,8 @@ Tables stay float64 on the host and are rounded once, to the dtype of the images
 (`extract`). Building them in float32 costs up to 1e-2 in β (cosine, T = 4000).
 """
 
-import re
 import warnings
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +29,7 @@ from jax_ddpm._errors import (
     check_between,
     check_choice,
     check_schedule,
+    check_shape,
     check_whole,
     described,
 )
@@ -74,8 +74,7 @@ class NoiseSchedule(NamedTuple):
         return self.betas.shape[0]
 
     def __repr__(self) -> str:
-        steps = self.num_timesteps if hasattr(self.betas, "shape") else "unknown"
-        return f"NoiseSchedule(num_timesteps={steps})"
+        return f"NoiseSchedule(num_timesteps={getattr(self.betas, 'size', 'unknown')})"
 
 
 def linear_beta_schedule(timesteps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> Betas:
@@ -94,21 +93,17 @@ def scaled_linear_beta_schedule(
 
 def cosine_beta_schedule(timesteps: int, s: float = 0.008, max_beta: float = 0.999) -> Betas:
     """ᾱ a squared cosine (Nichol & Dhariwal 2021, eq. 17), β clipped at `max_beta`."""
-    check_whole("timesteps", timesteps, 1)
-    time = np.arange(timesteps + 1, dtype=np.float64) / int(timesteps)
-    alpha_bar = np.cos((time + s) / (1 + s) * np.pi / 2) ** 2
-    return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], max_beta)
+    alpha_bar = np.cos((_time(timesteps) + s) / (1 + s) * np.pi / 2) ** 2
+    return np.minimum(_betas(alpha_bar), max_beta)
 
 
 def sigmoid_beta_schedule(
     timesteps: int, start: float = -3.0, end: float = 3.0, tau: float = 1.0
 ) -> Betas:
     """ᾱ a sigmoid scaled to run from 1 to 0 (Jabri et al. 2022, Algorithm 4), β below 0.999."""
-    check_whole("timesteps", timesteps, 1)
-    time = np.arange(timesteps + 1, dtype=np.float64) / int(timesteps)
-    sigmoid = 1 / (1 + np.exp(-(start + time * (end - start)) / tau))
+    sigmoid = 1 / (1 + np.exp(-(start + _time(timesteps) * (end - start)) / tau))
     alpha_bar = (sigmoid[-1] - sigmoid) / (sigmoid[-1] - sigmoid[0])
-    return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
+    return np.minimum(_betas(alpha_bar), 0.999)
 
 
 def rescale_zero_terminal_snr(betas: Any) -> Betas:
@@ -122,7 +117,7 @@ def rescale_zero_terminal_snr(betas: Any) -> Betas:
         return np.ones(1)  # the last step is the first
     first, last = sqrt_alpha_bar[0], sqrt_alpha_bar[-1]
     alpha_bar = ((sqrt_alpha_bar - last) * first / (first - last)) ** 2
-    return 1 - alpha_bar / np.append(1.0, alpha_bar[:-1])
+    return _betas(np.append(1.0, alpha_bar))
 
 
 def make_schedule(betas: Any) -> NoiseSchedule:
@@ -132,9 +127,7 @@ def make_schedule(betas: Any) -> NoiseSchedule:
     change 1 - β in float64. Only the last β may be 1: then x_T is pure noise.
     """
     betas = _valid(betas)
-    alphas_cumprod = np.cumprod(1 - betas)
-    alphas_cumprod_prev = np.append(1.0, alphas_cumprod[:-1])
-    return _tables(betas, alphas_cumprod, alphas_cumprod_prev, np.arange(betas.size))
+    return _tables(np.cumprod(1 - betas), np.arange(betas.size), betas=betas)
 
 
 def spaced_timesteps(
@@ -154,7 +147,7 @@ def spaced_timesteps(
     if isinstance(steps, str):
         return _respacing(timesteps, steps)
     check_whole("steps", steps, 1, timesteps)
-    check_choice("spacing", spacing, get_args(Spacing))
+    check_choice("spacing", spacing, Spacing)
     if spacing == "leading":
         return np.arange(steps) * (timesteps // steps)
     if spacing == "trailing":
@@ -165,22 +158,23 @@ def spaced_timesteps(
 
 def _respacing(timesteps: int, words: str) -> np.ndarray:
     entries, kept = np.arange(timesteps), []
-    stride, counts = re.fullmatch(r"ddim(\d+)", words), words.split(",")
-    expected = f"counts that fit into equal parts of {timesteps} steps"
     if not words:
         return entries
-    if stride:
-        expected = f"a count that a whole stride of {timesteps} steps gives"
-        chains = (entries[::each] for each in range(1, timesteps + 1))
-        kept = [chain for chain in chains if chain.size == int(stride[1])][:1]
-    elif all(count.strip().isdecimal() for count in counts):
-        parts = np.array_split(entries, len(counts))
-        pairs = [(part, int(count)) for part, count in zip(parts, counts, strict=True)]
-        for part, count in pairs if all(count <= part.size for part, count in pairs) else ():
+    try:
+        counts = [int(count) for count in words.removeprefix("ddim").split(",")]
+    except ValueError:
+        counts = [0]
+    if words.startswith("ddim"):
+        chains = (entries[::stride] for stride in range(1, timesteps + 1))
+        kept = [chain for chain in chains if [chain.size] == counts][:1]
+    else:
+        for part, count in zip(np.array_split(entries, len(counts)), counts, strict=True):
+            check_whole("steps", count, 0, part.size)
             stride = (part.size - 1) / max(count - 1, 1)
             # Added up one by one, as there: halves are rounded by what the sum has lost.
             kept.append(part[np.round(np.cumsum([0, *[stride] * count])[:count]).astype(int)])
     if not sum(map(len, kept)):
+        expected = f"counts that equal parts, or a whole stride, of {timesteps} steps give"
         raise FieldError("steps", f"expected {expected}, got {words!r}")
     return np.concatenate(kept)
 
@@ -209,10 +203,7 @@ def respace(
         raise FieldError("timesteps", f"expected ascending entries [steps], got {kept}")
     alphas_cumprod = np.asarray(schedule.alphas_cumprod)[kept]
     check_between("final_alpha_cumprod", final_alpha_cumprod, alphas_cumprod[0], 1)
-    alphas_cumprod_prev = np.append(final_alpha_cumprod, alphas_cumprod[:-1])
-    betas = 1 - alphas_cumprod / alphas_cumprod_prev
-    timesteps = np.asarray(schedule.timesteps)[kept]
-    return _tables(betas, alphas_cumprod, alphas_cumprod_prev, timesteps)
+    return _tables(alphas_cumprod, np.asarray(schedule.timesteps)[kept], final_alpha_cumprod)
 
 
 def extract(
@@ -227,15 +218,15 @@ def extract(
     if not jnp.issubdtype(dtype, jnp.floating):
         raise FieldTypeError("x", f"expected a floating dtype, got {dtype}")
     check_entries(t, table.shape[0], jnp.shape(x))
-    return _aligned(look_up(jnp.asarray(table, dtype=dtype), t, t), x)
+    return _aligned(look_up(jnp.asarray(table, dtype), t, t), x)
 
 
 def look_up(table: Any, index: Any, like: Any, mode: str | None = None) -> Array:
     """`table[index]`, sharded as the first axis of `like`: meshes of Explicit axes demand it."""
     sharding = jax.typeof(like).sharding
     placed = NamedSharding(sharding.mesh, P(*sharding.spec[:1]))
-    options = {"mode": mode, "out_sharding": placed, "wrap_negative_indices": mode != "fill"}
-    return table.at[index].get(**options)
+    wraps = mode != "fill"
+    return table.at[index].get(mode=mode, out_sharding=placed, wrap_negative_indices=wraps)
 
 
 def warn_of_signal(schedule: NoiseSchedule) -> None:
@@ -249,9 +240,8 @@ def warn_of_signal(schedule: NoiseSchedule) -> None:
     signal = np.asarray(schedule.sqrt_alphas_cumprod)[-1]
     if signal <= _SIGNAL:
         return
-    timesteps = np.asarray(schedule.timesteps)
     remedy = "train on a cosine or sigmoid schedule, or with β times 1000 / T"
-    if timesteps[-1] >= timesteps.size:  # respaced
+    if np.asarray(schedule.timesteps)[-1] >= schedule.num_timesteps:  # respaced
         remedy = f'use spacing "trailing" or, where that does not help, {remedy}'
     warnings.warn(
         f"schedule: √ᾱ_T is {signal:.3g}: the chain starts from pure noise, where the network "
@@ -263,16 +253,15 @@ def warn_of_signal(schedule: NoiseSchedule) -> None:
 def per_sample(name: str, value: Weight, x: Array) -> Array:
     """One number, or one per sample, in the dtype of `x`, shaped [batch, 1, 1, …] to meet it."""
     value = jnp.asarray(value, dtype=x.dtype)
-    if value.shape not in ((), x.shape[:1], (*x.shape[:1], *[1] * (x.ndim - 1))):
-        raise FieldError(name, f"expected shape {x.shape[:1]} or (), got {value.shape}")
+    check_shape(name, value, x.shape[:1], (), (*x.shape[:1], *[1] * (x.ndim - 1)))
     return _aligned(value, x)
 
 
 def _valid(betas: Any) -> Betas:
     values = np.asarray(betas)
     if values.dtype.kind not in "fiu" or values.ndim != 1 or not values.size:
-        expected = "expected an array [timesteps], such as linear_beta_schedule(1000)"
-        raise FieldTypeError("betas", f"{expected}, got {described(betas)}")
+        expected = "an array [timesteps], such as linear_beta_schedule(1000)"
+        raise FieldTypeError("betas", f"expected {expected}, got {described(betas)}")
     values = values.astype(np.float64)
     valid = (1 - values < 1) & (values <= 1) & np.append(values[:-1] < 1, True)
     if not np.all(valid):
@@ -281,14 +270,27 @@ def _valid(betas: Any) -> Betas:
     return values
 
 
+def _time(timesteps: int) -> np.ndarray:
+    """From 0 to 1, [timesteps + 1]."""
+    check_whole("timesteps", timesteps, 1)
+    return np.arange(timesteps + 1, dtype=np.float64) / int(timesteps)
+
+
+def _betas(alpha_bar: np.ndarray) -> Betas:
+    """β of ᾱ, which starts with the 1 before the first entry."""
+    return 1 - alpha_bar[1:] / alpha_bar[:-1]
+
+
 def _aligned(values: Array, x: Any) -> Array:
     return values.reshape(values.shape + (1,) * (jnp.ndim(x) - values.ndim))
 
 
 @np.errstate(divide="ignore")  # 1 / ᾱ where ᾱ = 0 at the end, λ where ᾱ is 0 or 1
 def _tables(
-    betas: Betas, alphas_cumprod: Betas, alphas_cumprod_prev: Betas, timesteps: np.ndarray
+    alphas_cumprod: Betas, timesteps: np.ndarray, end: float = 1.0, betas: Betas | None = None
 ) -> NoiseSchedule:
+    alphas_cumprod_prev = np.append(end, alphas_cumprod[:-1])
+    betas = 1 - alphas_cumprod / alphas_cumprod_prev if betas is None else betas
     # 1 - ᾱ_t without the cancellation of 1 - ᾱ_0 ≈ 1 - 0.9999: there it is β_0 to the bit, and
     # the posterior's mean is x_0 itself.
     noise_variance = betas + (1 - betas) * (1 - alphas_cumprod_prev)
@@ -300,7 +302,6 @@ def _tables(
         first = posterior_variance[1:2] if betas.size > 1 else betas
     recip_alphas_cumprod = 1 / alphas_cumprod
     half_log_snr = (np.log(alphas_cumprod) - np.log(noise_variance)) / 2
-    end = alphas_cumprod_prev[0]
     half_log_snr_end = (np.log(end) - np.log(1 - end)) / 2
     return NoiseSchedule(
         betas=betas,
@@ -325,5 +326,4 @@ def _tables(
 
 def check_entries(t: Any, size: int, x_shape: Shape) -> None:
     check_whole("t", t, 0, size - 1)
-    if jnp.shape(t) not in ((), x_shape[:1]):
-        raise FieldError("t", f"expected shape {x_shape[:1]} or (), got {jnp.shape(t)}")
+    check_shape("t", t, x_shape[:1], ())

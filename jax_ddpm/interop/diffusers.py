@@ -79,8 +79,7 @@ def load_diffusers(
         raise ValueError(f"{folder}: expected a folder of diffusers, got none")
     index = folder / "model_index.json"
     if (folder / "checkpoints").is_dir() and not index.exists():
-        got = "a run, which `runs.load_run` opens and `jax-ddpm convert` makes one of"
-        raise ValueError(f"{folder}: expected a folder of diffusers, got {got}")
+        raise ValueError(f"{folder}: expected a folder of diffusers, got a run (`runs.load_run`)")
     for part, kind in (read_json(index) if index.exists() else {}).items():
         if not part.startswith(("_", "unet", "scheduler")) and kind not in (None, [None, None]):
             raise ValueError(f"{index}: expected only a unet and a scheduler, got {part}: {kind}")
@@ -92,10 +91,10 @@ def load_diffusers(
     content = read_json(path)
     network = unet_from_config(content, path)
     labels, null_label = network.num_class_embeds, content.get(_NULL_LABEL)
+    last = None if labels is None else labels - 1
     with naming(path):
         network.check_fields()
         check_words(network)
-        last = None if labels is None else labels - 1
         check_choice(_NULL_LABEL, null_label, (None, "none", last))
     tensors = _load_weights(unet, variant)
     with naming(unet):
@@ -105,12 +104,11 @@ def load_diffusers(
     is_assumed = not path.exists() and not index.exists()
     if is_assumed:
         warnings.warn(f"{folder}: no scheduler_config.json: assuming Ho et al.'s", stacklevel=2)
-    size: Any = network.sample_size
-    size = (size, size) if isinstance(size, int) else size
+    size, channels = network.sample_size, network.in_channels
     return DiffusionModel(
         network,
         variables,
-        image_shape=None if size is None else (*size, network.in_channels),
+        image_shape=None if size is None else (*np.broadcast_to(size, 2).tolist(), channels),
         # Of unknown meaning, the last label can be drawn, and guide.
         num_classes=labels if null_label in (None, "none") else last,
         null_label=None if null_label == "none" else last,
@@ -150,14 +148,18 @@ def save_diffusers(folder: str | os.PathLike[str], model: DiffusionModel) -> Non
         unet["sample_size"] = model.image_shape[:2]
     if network.num_class_embeds is not None and model.null_label in (None, model.num_classes):
         unet[_NULL_LABEL] = "none" if model.null_label is None else model.null_label
-    index: dict[str, Any] = {"_class_name": "DDPMPipeline", "_diffusers_version": _WRITTEN_FOR}
-    configs = {"scheduler/scheduler_config.json": scheduler, "unet/config.json": unet}
+    index = {
+        "_class_name": "DDPMPipeline",
+        "_diffusers_version": _WRITTEN_FOR,
+        "scheduler": ["diffusers", scheduler["_class_name"]],
+        "unet": ["diffusers", unet["_class_name"]],
+    }
     with new_folder(folder) as new:
-        for file, config in configs.items():
-            (new / file).parent.mkdir()
-            write_json(new / file, config)
-            index[(new / file).parent.name] = ["diffusers", config["_class_name"]]
-        save_tensors(new / "unet" / f"{_STEM}.safetensors", tensors)
+        (new / "scheduler").mkdir()
+        (new / "unet").mkdir()
+        write_json(new / "scheduler/scheduler_config.json", scheduler)
+        write_json(new / "unet/config.json", unet)
+        save_tensors(new / f"unet/{_STEM}.safetensors", tensors)
         write_json(new / "model_index.json", index)
 
 
@@ -180,15 +182,15 @@ def unet_config(network: UNet) -> dict[str, Any]:
     for name, default in _UNET_DEFAULTS.items():
         value = getattr(network, name)
         if name not in _UNET_OURS or value != default:
-            config[name] = list(value) if isinstance(value, tuple) else value
+            config[name] = value
     return config
 
 
 def check_words(network: UNet) -> None:
     """Raises `ValueError` naming a setting that `UNet2DModel` does not have."""
     for name in _UNET_OURS:
-        expected = f"expected {_UNET_DEFAULTS[name]} (`UNet2DModel` has no such setting)"
         if (value := getattr(network, name)) != _UNET_DEFAULTS[name]:
+            expected = f"expected {_UNET_DEFAULTS[name]} (`UNet2DModel` has no such setting)"
             raise FieldError(name, f"{expected}, got {value}")
 
 
@@ -216,7 +218,8 @@ def from_hub(name: str, revision: str | None, variant: str | None) -> Path:
                 break
     except (OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
-        expected = "expected a folder of diffusers, got none here, and on the hub"
+        at = "" if revision is None else f" at revision {revision!r}"
+        expected = f"expected a folder of diffusers, got none here, and on the hub{at}"
         raise ValueError(f"{name}: {expected}: {reason}") from None
     return folder
 
@@ -230,11 +233,10 @@ def _load_weights(folder: Path, variant: str | None) -> dict[str, np.ndarray]:
         if whole.exists():
             return read_state_dict(whole)
         if index.exists():
-            files = sorted(set(read_json(index).get("weight_map", {}).values()))
-            if any(Path(file).name != file for file in files):
-                raise ValueError(f"{index}: expected a weight_map of tensors to files beside it")
-            shards = [read_state_dict(folder / file) for file in files]
-            return {name: tensor for shard in shards for name, tensor in shard.items()}
+            tensors = {}
+            for file in sorted(set(read_json(index).get("weight_map", {}).values())):
+                tensors |= read_state_dict(folder / Path(file).name)
+            return tensors
     others = sorted(folder.glob(f"{_STEM}.*.safetensors"))  # fp16, non_ema, …
     if variant is None and len(others) == 1:
         return read_state_dict(others[0])

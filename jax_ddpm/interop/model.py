@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_ddpm._errors import FieldError, check_choice
-from jax_ddpm._typing import ThresholdFn
+from jax_ddpm._typing import Clipping
 from jax_ddpm.io.arrays import flatten
 from jax_ddpm.models import NoisyClassifier, SimpleUNet, UNet
 from jax_ddpm.reverse import PredictionType, VarianceType
@@ -41,7 +41,7 @@ class DiffusionModel(NamedTuple):
     """Height, width and channels; None for a diffusers config without `sample_size`."""
     prediction_type: PredictionType = "epsilon"
     variance_type: VarianceType = "fixed_small"
-    clip_denoised: bool | ThresholdFn = True
+    clip_denoised: Clipping = True
     timestep_spacing: Spacing = "leading"
     """Spacing of `chain(steps)`, with `steps_offset` and `set_alpha_to_one` as in diffusers."""
     steps_offset: int = 0

@@ -44,7 +44,8 @@ _DEFAULTS: dict[str, Any] = {
     # How it was trained, which changes nothing here.
     **dict.fromkeys(("use_fp16", "classifier_use_fp16", "use_kl", "rescale_learned_sigmas"), False),
 }
-_GUIDED_ONLY = {"num_head_channels", "channel_mult", "resblock_updown", "use_new_attention_order"}
+_GUIDED_ONLY = ("classifier_", "num_head_channels", "channel_mult", "resblock_updown")
+_GUIDED_ONLY += ("use_new_attention_order",)
 # What their scripts take beside the network's and the diffusion's.
 _ASIDE = (
     *("anneal_lr", "base_samples", "batch_size", "classifier_path", "data_dir", "ema_rate"),
@@ -101,15 +102,14 @@ def load_openai(weights: Weights, flags: Flags) -> DiffusionModel:
     Raises `ValueError` naming a flag or a tensor that is missing, unknown or wrong, and
     `ImportError` for a `.pt` without torch.
     """
-    settings = _read_flags(flags)
+    given = _read_flags(flags)
     tensors = read_state_dict(weights)
-    labels = tensors.get("label_emb.weight", np.empty(1000))
-    network = _unet(settings, len(labels) if settings["class_cond"] else None)
-    variables = _variables(tensors, network, settings["use_new_attention_order"])
-    steps, respacing = settings["diffusion_steps"], settings["timestep_respacing"]
-    variance_type = "fixed_small" if settings["sigma_small"] else "fixed_large"
+    network = _unet(given, len(tensors.get("label_emb.weight", range(1000))))
+    variables = _variables(tensors, network, given.use_new_attention_order)
+    steps, respacing = given.diffusion_steps, given.timestep_respacing
+    variance_type = "fixed_small" if given.sigma_small else "fixed_large"
     try:
-        if settings["noise_schedule"] == "cosine":
+        if given.noise_schedule == "cosine":
             betas = cosine_beta_schedule(steps)
         else:
             betas = linear_beta_schedule(steps, 1000 / steps * 1e-4, 1000 / steps * 0.02)
@@ -117,18 +117,18 @@ def load_openai(weights: Weights, flags: Flags) -> DiffusionModel:
             network,
             variables,
             make_schedule(betas),
-            (settings["image_size"], settings["image_size"], 3),
-            prediction_type="sample" if settings["predict_xstart"] else "epsilon",
-            variance_type="learned_range" if settings["learn_sigma"] else variance_type,
-            clip_denoised=settings["clip_denoised"],
+            (given.image_size, given.image_size, 3),
+            prediction_type="sample" if given.predict_xstart else "epsilon",
+            variance_type="learned_range" if given.learn_sigma else variance_type,
+            clip_denoised=given.clip_denoised,
             timestep_spacing="linspace",
             timestep_respacing=respacing,
             num_classes=network.num_class_embeds,
         )
         model.chain()
     except ValueError as error:
-        given = f"diffusion_steps {steps}, timestep_respacing {respacing!r}"
-        raise FieldError("flags", f"{given}: {error}") from None
+        wrong = f"diffusion_steps {steps}, timestep_respacing {respacing!r}"
+        raise FieldError("flags", f"{wrong}: {error}") from None
     return model
 
 
@@ -139,27 +139,29 @@ def load_openai_classifier(weights: Weights, flags: Flags) -> tuple[NoisyClassif
     are those of `load_openai`; `flags` are the CLASSIFIER_FLAGS, and may include those of the
     diffusion. `classifier_scale` is left to the caller, who passes it as `scale`.
     """
-    flags, prefix = _read_flags(flags), "classifier_"
-    own = {name.removeprefix(prefix): x for name, x in flags.items() if name.startswith(prefix)}
-    settings = {**flags, **own, "channel_mult": ()}
-    network = NoisyClassifier(
-        **_shared_fields(settings, settings["width"]),
-        layers_per_block=settings["depth"],
-        pool=settings["pool"],
+    given = _read_flags(flags)
+    down = (given.classifier_attention_resolutions, given.classifier_resblock_updown)
+    fields = _shared_fields(
+        given.image_size, given.classifier_width, (), *down, given.classifier_use_scale_shift_norm
     )
+    depth, pool = given.classifier_depth, given.classifier_pool
+    network = NoisyClassifier(**fields, layers_per_block=depth, pool=pool)
     return network, _variables(read_state_dict(weights), network, False)
 
 
-def _read_flags(flags: Flags) -> dict[str, Any]:
+def _read_flags(flags: Flags) -> argparse.Namespace:
     """All flags, typed as their defaults. Raises `FieldError` naming one that does not fit."""
-    parser = argparse.ArgumentParser(
-        add_help=False, allow_abbrev=False, exit_on_error=False, argument_default=argparse.SUPPRESS
-    )
-    for name, default in (_DEFAULTS | dict.fromkeys(_ASIDE, "")).items():
-        kind = {bool: boolean, tuple: numbers}.get(type(default), type(default))
-        parser.add_argument(f"--{name}", type=kind, choices=_CHOICES.get(name))
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for name, default in (_DEFAULTS | dict.fromkeys(_ASIDE)).items():
+        kind = {bool: boolean, tuple: numbers, type(None): str}.get(type(default), type(default))
+        choices = _CHOICES.get(name)
+        parser.add_argument(f"--{name}", type=kind, default=default, choices=choices)
     try:
-        parsed, others = parser.parse_known_args(_words(flags))
+        words = _words(flags)
+        names = {word[2:].partition("=")[0] for word in words if word.startswith("--")}
+        guided = any(name.startswith(_GUIDED_ONLY) for name in names & _DEFAULTS.keys())
+        parser.set_defaults(rescale_timesteps=not guided)
+        given, others = parser.parse_known_args(words)
     except (argparse.ArgumentError, ValueError) as error:
         raise FieldError("flags", str(error).removeprefix("argument --")) from None
     if others:
@@ -168,14 +170,12 @@ def _read_flags(flags: Flags) -> dict[str, Any]:
         if name in ("large_size", "small_size"):
             hint = ", of a network that enlarges images (not supported)"
         raise FieldError("flags", f"expected the model's and the diffusion's, got {name}{hint}")
-    given = vars(parsed)
-    if aside := [name for name in _ASIDE if given.pop(name, None) is not None]:
+    if aside := [name for name in _ASIDE if getattr(given, name) is not None]:
         warnings.warn(f"flags: left aside, not of the network: {', '.join(aside)}", stacklevel=3)
-    for name, value in given.items():
+    for name, value in vars(given).items():
         if type(value) is int and value < 1 and value != _DEFAULTS[name]:
             raise FieldError("flags", f"{name}: expected more than 0, got {value}")
-    guided = any(name in _GUIDED_ONLY or name.startswith("classifier_") for name in given)
-    return {**_DEFAULTS, "rescale_timesteps": not guided, **given}
+    return given
 
 
 def _words(flags: Flags) -> list[str]:
@@ -203,50 +203,49 @@ def numbers(word: str) -> tuple[float, ...]:
     return found
 
 
-def _unet(settings: Mapping[str, Any], num_classes: int | None) -> UNet:
-    fields = _shared_fields(settings, settings["num_channels"])
+def _unet(given: argparse.Namespace, num_classes: int) -> UNet:
+    down = (given.attention_resolutions, given.resblock_updown, given.use_scale_shift_norm)
+    fields = _shared_fields(given.image_size, given.num_channels, given.channel_mult, *down)
     channels, kinds = fields["block_out_channels"], fields["down_block_types"]
+    numbers = (given.num_heads, given.num_heads_upsample, given.num_head_channels)
+    heads, upward, head_dim = (None if number == -1 else number for number in numbers)
     attended = {channels[-1], *compress(channels, ("Attn" in kind for kind in kinds))}
-    names = ("num_heads", "num_heads_upsample", "num_head_channels")
-    heads, upward, head_dim = (None if settings[name] == -1 else settings[name] for name in names)
-    for name in names[2:] if head_dim else names[:2]:
-        if settings[name] != -1 and any(each % settings[name] for each in attended):
-            problem = f"expected a divisor of {sorted(attended)}, got {settings[name]}"
-            raise FieldError("flags", f"{name}: {problem}")
-    if head_dim is None and len(attended) == 1 and upward in (None, heads):
+    uniform = len(attended) == 1 and channels[-1] % (heads or 1) == 0 and upward in (None, heads)
+    if head_dim is None and uniform:
         head_dim = channels[-1] // heads  # all that diffusers has a word for
     return adm_imagenet64(  # whose other fields all of theirs have
         **fields,
         attention_head_dim=head_dim,
         num_attention_heads=None if head_dim else heads,
         num_attention_heads_upsample=None if head_dim or upward == heads else upward,
-        out_channels=6 if settings["learn_sigma"] else 3,
+        out_channels=6 if given.learn_sigma else 3,
         up_block_types=tuple(kind.replace("Down", "Up") for kind in reversed(kinds)),
-        layers_per_block=settings["num_res_blocks"],
+        layers_per_block=given.num_res_blocks,
         upsample_type=fields["downsample_type"],
-        dropout=settings["dropout"],
-        time_scale=1000 / settings["diffusion_steps"] if settings["rescale_timesteps"] else 1,
-        num_class_embeds=num_classes,
-        remat=settings["use_checkpoint"],
+        dropout=given.dropout,
+        time_scale=1000 / given.diffusion_steps if given.rescale_timesteps else 1,
+        num_class_embeds=num_classes if given.class_cond else None,
+        remat=given.use_checkpoint,
     )
 
 
-def _shared_fields(settings: Mapping[str, Any], width: int) -> dict[str, Any]:
+def _shared_fields(
+    size: int, width: int, multipliers: tuple, attended: tuple, updown: bool, scale_shift: bool
+) -> dict[str, Any]:
     """Fields that the U-Net and the classifier have in common."""
-    size, multipliers = settings["image_size"], settings["channel_mult"]
     if not multipliers and size not in _CHANNEL_MULT:
         raise FieldError("flags", f"image_size: expected one of {[*_CHANNEL_MULT]}, got {size}")
     channels = tuple(int(each * width) for each in multipliers or _CHANNEL_MULT[size])
-    halvings = [size // each for each in settings["attention_resolutions"]]
-    levels, resnets = range(len(channels)), settings["resblock_updown"]
-    plain = "ResnetDownsampleBlock2D" if resnets else "DownBlock2D"
+    halvings = [size // each for each in attended]
+    plain = "ResnetDownsampleBlock2D" if updown else "DownBlock2D"
+    kinds = ("AttnDownBlock2D" if 2**i in halvings else plain for i in range(len(channels)))
     own = {} if width == channels[0] else {"time_proj_dim": width, "time_embedding_dim": 4 * width}
     return own | {
         "sample_size": size,
         "block_out_channels": channels,
-        "down_block_types": tuple("AttnDownBlock2D" if 2**i in halvings else plain for i in levels),
-        "downsample_type": "resnet" if resnets else "conv",
-        "resnet_time_scale_shift": "scale_shift" if settings["use_scale_shift_norm"] else "default",
+        "down_block_types": tuple(kinds),
+        "downsample_type": "resnet" if updown else "conv",
+        "resnet_time_scale_shift": "scale_shift" if scale_shift else "default",
     }
 
 
@@ -273,10 +272,11 @@ def _variables(
     try:
         return variables_from(dense, network, lambda path: _openai_name(path, network), part_of)
     except ValueError as error:
-        shared = "attention_resolutions, resblock_updown, use_scale_shift_norm, image_size"
+        flags = "attention_resolutions, resblock_updown, use_scale_shift_norm, image_size"
         if isinstance(network, UNet):
-            shared += ", num_channels, channel_mult, num_res_blocks, class_cond, learn_sigma"
-        raise ValueError(f"{error}; the flags that decide it: {shared}") from None
+            flags += ", num_channels, channel_mult, num_res_blocks, class_cond, learn_sigma"
+            flags += ", num_heads, num_head_channels"
+        raise ValueError(f"{error}; the flags that decide it: {flags}") from None
 
 
 def _openai_name(path: str, network: UNet | NoisyClassifier) -> str:

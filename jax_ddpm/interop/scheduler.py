@@ -7,12 +7,12 @@ for `DiffusionModel.sampler()`. Any other sampler can run over `DiffusionModel.c
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
 from jax_ddpm._errors import FieldError, check_choice
-from jax_ddpm._typing import ThresholdFn
+from jax_ddpm._typing import Clipping
 from jax_ddpm.interop.model import SOLVER_CHOICES, DiffusionModel
 from jax_ddpm.reverse import DynamicThreshold, PredictionType, StaticThreshold, VarianceType
 from jax_ddpm.schedule import (
@@ -65,6 +65,8 @@ _IGNORED = (
 )
 # Settings that are fields of a `DiffusionModel` too.
 _FIELDS = ("prediction_type", "timestep_spacing", "steps_offset")
+_CHOICES = {"prediction_type": PredictionType, "variance_type": VarianceType}
+_CHOICES |= {"timestep_spacing": Spacing}
 _RESPACING = "_timestep_respacing"  # of a run; diffusers passes over such names
 
 
@@ -103,20 +105,19 @@ def scheduler_from_config(content: Mapping[str, Any], path: Path) -> dict[str, A
         # "…_log" is the same variance, by way of its logarithm.
         variance_type = settings["variance_type"] or "fixed_small"
         settings["variance_type"] = variance_type.removesuffix("_log")
-        check_choice("prediction_type", settings["prediction_type"], get_args(PredictionType))
-        check_choice("variance_type", settings["variance_type"], get_args(VarianceType))
-        check_choice("timestep_spacing", settings["timestep_spacing"], get_args(Spacing))
-        clip: bool | ThresholdFn = bool(settings.get("clip_sample"))
+        for name, kind in _CHOICES.items():
+            check_choice(name, settings[name], kind)
+        clip: Clipping = bool(settings.get("clip_sample"))
         if settings["thresholding"]:
             quantile, limit = settings["dynamic_thresholding_ratio"], settings["sample_max_value"]
             clip = DynamicThreshold(quantile, limit)
         elif clip and settings["clip_sample_range"] != 1:
             clip = StaticThreshold(settings["clip_sample_range"])
-        betas, name = settings["trained_betas"], settings["beta_schedule"]
+        betas = settings["trained_betas"]
         if betas is None:
-            check_choice("beta_schedule", name, tuple(_BETAS))
-            start, end = settings["beta_start"], settings["beta_end"]
-            betas = _BETAS[name](settings["num_train_timesteps"], start, end)
+            check_choice("beta_schedule", settings["beta_schedule"], tuple(_BETAS))
+            names = ("num_train_timesteps", "beta_start", "beta_end")
+            betas = _BETAS[settings["beta_schedule"]](*(settings[name] for name in names))
         if settings["rescale_betas_zero_snr"]:
             betas = rescale_zero_terminal_snr(betas)
         schedule = make_schedule(betas)

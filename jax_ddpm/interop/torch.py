@@ -21,7 +21,7 @@ import re
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 from zipfile import is_zipfile
 
 import jax.numpy as jnp
@@ -59,8 +59,6 @@ def read_state_dict(weights: Weights) -> dict[str, np.ndarray]:
     path = Path(weights)
     if path.suffix == ".safetensors":
         return to_arrays(load_tensors(path), copy=False)
-    if not path.is_file():
-        raise ValueError(f"{path}: expected a file of weights, got none")
     try:
         torch = import_module("torch")
         if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6):
@@ -92,7 +90,8 @@ def to_arrays(state_dict: Mapping[str, Any], *, copy: bool = True) -> dict[str, 
             value = value.detach() if hasattr(value, "detach") else value
             if str(getattr(value, "dtype", None)) == "torch.bfloat16":  # NumPy's is JAX's
                 value = value.view(import_module("torch").int16).numpy().view(jnp.bfloat16)
-            arrays[name] = np.asarray(value).copy() if copy else np.asarray(value)
+            array = np.asarray(value)
+            arrays[name] = array.copy() if copy else array
         except (TypeError, RuntimeError) as error:
             raise TypeError(f"state_dict: cannot read {name}: {error}") from None
     if all(name.startswith("module.") for name in arrays):
@@ -100,25 +99,12 @@ def to_arrays(state_dict: Mapping[str, Any], *, copy: bool = True) -> dict[str, 
     return arrays
 
 
-def check_tensors(
-    tensors: Mapping[str, np.ndarray], expected: Mapping[str, tuple[int, ...]], owner: str
-) -> None:
-    """Raises `ValueError` naming the first tensor that is missing, unknown or misshapen."""
-    for name in sorted(expected.keys() | tensors.keys()):
-        if name not in tensors:
-            raise ValueError(f"state_dict: expected a tensor {name}, got none")
-        if name not in expected:
-            raise ValueError(f"state_dict: expected only {owner} tensors, got {name}")
-        if (shape := tensors[name].shape) != expected[name]:
-            raise ValueError(f"state_dict: expected {name} of shape {expected[name]}, got {shape}")
-
-
 def torch_axes(kind: LayerKind, ndim: int) -> tuple[int, ...]:
     """Flax's axis for each axis of PyTorch's weight."""
     if kind in ("embedding", "norm"):
         return tuple(range(ndim))
-    first = (ndim - 2, ndim - 1) if kind == "conv_transpose" else (ndim - 1, ndim - 2)
-    return (*first, *range(ndim - 2))
+    first = (ndim - 2, ndim - 1)
+    return (*(first if kind == "conv_transpose" else first[::-1]), *range(ndim - 2))
 
 
 def weight_from_torch(kind: LayerKind, weight: np.ndarray) -> np.ndarray:
@@ -160,7 +146,7 @@ def layers_from_torch(state_dict: Mapping[str, Any], kinds: Mapping[str, LayerKi
     leaves = {"embedding": "embedding", "norm": "scale"}
     params = {}
     for layer, kind in kinds.items():
-        check_choice(f"kinds[{layer!r}]", kind, get_args(LayerKind))
+        check_choice(f"kinds[{layer!r}]", kind, LayerKind)
         path = re.sub(r"\.(\d+)(?=\.|$)", r"_\1", layer).replace(".", "/")
         weight = weight_from_torch(kind, tensors.pop(f"{layer}.weight"))
         params[f"{path}/{leaves.get(kind, 'kernel')}"] = weight
@@ -235,7 +221,10 @@ def variables_from(
         name = name_of(path)
         first, *rest = (shape[axis] for axis in torch_axes(leaf_kind(path, len(shape)), len(shape)))
         expected[name] = (first + sum(expected.get(name, ())[:1]), *rest)
-    check_tensors(tensors, expected, f"{type(network).__name__}'s")
+    for name in sorted(expected.keys() | tensors.keys()):
+        got = tensors[name].shape if name in tensors else "no tensor"
+        if got != (want := expected.get(name, "no tensor")):
+            raise ValueError(f"state_dict: {name}: expected {want}, got {got}")
     for path in shapes:
         weight = part_of(path, tensors[name_of(path)])
         params[path] = weight_from_torch(leaf_kind(path, weight.ndim), weight)

@@ -12,9 +12,8 @@ import numpy as np
 from jax_ddpm._errors import FieldError
 from jax_ddpm.io.files import replace_file
 
-_DTYPES = {"BOOL": "?", "BF16": jnp.bfloat16, "F16": "f2", "F32": "f4", "F64": "f8"}
-_DTYPES |= {"I8": "i1", "I16": "i2", "I32": "i4", "I64": "i8"}
-_DTYPES |= {"U8": "u1", "U16": "u2", "U32": "u4", "U64": "u8"}
+_DTYPES = {f"{kind}{8 * size}": f"{kind.lower()}{size}" for kind in "IUF" for size in (1, 2, 4, 8)}
+_DTYPES |= {"BOOL": "?", "BF16": jnp.bfloat16}
 
 
 def check_weights(tensors: Mapping[str, Any], what: str = "weights") -> None:

@@ -111,8 +111,8 @@ def restore(template: Any, flat: Mapping[str, np.ndarray]) -> Any:
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in `folder`, damaged ones among them, oldest first."""
-    folders = (path for path in folder.glob("*") if path.is_dir())
-    return sorted((path for path in folders if path.name.isdecimal()), key=lambda x: int(x.name))
+    paths = (path for path in folder.glob("*") if path.name.isdecimal() and path.is_dir())
+    return sorted(paths, key=lambda path: int(path.name))
 
 
 def prune_checkpoints(

@@ -30,18 +30,13 @@ Block = Float[Array, "batch queries heads channels"]
 
 def dot_product_attention(query: Block, key: Heads, value: Heads, *, precision: Any) -> Block:
     """For each query, the mean of the values weighted by the softmax of its scores."""
-    plain = partial(_in_blocks, precision=precision)
-    if not _suits_cudnn(query):
+    plain, channels = partial(_in_blocks, precision=precision), query.shape[-1]
+    # JAX's limits for cuDNN on any GPU, which `jax.nn`'s default does not check.
+    suits_cudnn = query.dtype.itemsize == 2 and channels % 8 == 0 and channels <= 128
+    if jax.default_backend() != "gpu" or not suits_cudnn:
         return plain(query, key, value)
     cudnn = partial(jax.nn.dot_product_attention, implementation="cudnn")
     return lax.platform_dependent(query, key, value, cuda=cudnn, default=plain)
-
-
-def _suits_cudnn(query: Block) -> bool:
-    """Whether JAX's limits for cuDNN on any GPU hold; `jax.nn`'s default does not check them."""
-    channels = query.shape[-1]
-    sizes = channels % 8 == 0 and channels <= 128
-    return jax.default_backend() == "gpu" and query.dtype.itemsize == 2 and sizes
 
 
 def _in_blocks(query: Block, key: Heads, value: Heads, *, precision: Any) -> Block:

@@ -16,9 +16,8 @@ from jaxtyping import Array, Float
 
 from jax_ddpm._errors import check_floats
 from jax_ddpm._typing import Image, Time
-from jax_ddpm.models.attention import dot_product_attention
 from jax_ddpm.models.layers import Block, BlockConfig, Features, Level, TimeEmbedding, way_down
-from jax_ddpm.models.unet import check_blocks, check_heads, way
+from jax_ddpm.models.unet import check_blocks, check_heads, time_sizes, way
 
 
 class NoisyClassifier(nn.Module):
@@ -62,23 +61,21 @@ class NoisyClassifier(nn.Module):
         check_floats("x", x, (len(x), *size, self.in_channels))
         config = BlockConfig.of(self)
         down, middle = self.levels()
-        first = self.block_out_channels[0]
-        waves, features = self.time_proj_dim or first, self.time_embedding_dim or 4 * first
-        embedding = TimeEmbedding(config, waves, features, name="time_embedding")(t, x)
+        embedding = TimeEmbedding(config, *time_sizes(self), name="time_embedding")(t, x)
         states = way_down(config, jnp.asarray(x), embedding, down)
         for level in middle:
             states.append(Block(config, level, name=level.name)(states[-1], embedding)[-1])
+        hidden = states[-1]
         if self.pool.startswith("spatial"):
             hidden = jnp.concatenate([state.mean((1, 2)) for state in states], axis=-1)
             hidden = config.dense(2048, "hidden")(hidden)
-            normed = self.pool == "spatial_v2"
-            hidden = nn.silu(config.norm("norm_out")(hidden)) if normed else nn.relu(hidden)
-            return config.dense(self.num_classes, "out")(hidden)
-        hidden = nn.silu(config.norm("norm_out")(states[-1]))
-        if self.pool == "adaptive":
-            return config.dense(self.num_classes, "out")(hidden.mean((1, 2)))
-        head_dim, classes = self.attention_head_dim, self.num_classes
-        return _AttentionPool(config, head_dim, classes, name="out")(hidden)
+        normed = self.pool != "spatial"
+        hidden = nn.silu(config.norm("norm_out")(hidden)) if normed else nn.relu(hidden)
+        if self.pool == "attention":
+            pool = _AttentionPool(config, self.attention_head_dim, self.num_classes, name="out")
+            return pool(hidden)
+        hidden = hidden.mean((1, 2)) if self.pool == "adaptive" else hidden
+        return config.dense(self.num_classes, "out")(hidden)
 
     def levels(self) -> tuple[list[Level], list[Level]]:
         """The blocks on the way down, and the one in the middle."""
@@ -106,12 +103,7 @@ class _AttentionPool(nn.Module):
         normal, shape = nn.initializers.normal(channels**-0.5), tokens.shape[1:]
         positions = self.param("positions", normal, shape, config.param_dtype)
         tokens = tokens + positions.astype(tokens.dtype)[None]
-        heads = (channels // self.head_dim, self.head_dim)
-        query, key, value = (
-            config.dense(channels, name)(each).reshape(batch, -1, *heads)
-            for name, each in (("to_q", tokens[:, :1]), ("to_k", tokens), ("to_v", tokens))
-        )
-        mixed = dot_product_attention(query, key, value, precision=config.precision)
+        mixed = config.attend(tokens[:, :1], tokens, self.head_dim)
         return config.dense(self.features, "to_out")(mixed.reshape(batch, channels))
 
 

@@ -5,8 +5,10 @@ The last layer of each residual branch starts at zero, as in Ho et al.'s code: a
 nearly the identity.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -15,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jax_ddpm._errors import FieldError
+from jax_ddpm._errors import check_shape
 from jax_ddpm._typing import Image, Time
 from jax_ddpm.cpu import conv_general_dilated
 from jax_ddpm.models.attention import dot_product_attention
@@ -67,18 +69,23 @@ class BlockConfig:
         return nn.Dense(features, name=name, **self._policy(), **options)
 
     def norm(self, name: str, num_groups: int | None = None) -> nn.GroupNorm:
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         # The fast variance, E[x²] - E[x]², cancels where the mean is large.
-        options = {"epsilon": self.norm_eps, "use_fast_variance": False, **dtypes}
-        return nn.GroupNorm(num_groups or self.norm_num_groups, name=name, **options)
+        norm = partial(nn.GroupNorm, use_fast_variance=False, epsilon=self.norm_eps, name=name)
+        groups = num_groups or self.norm_num_groups
+        return norm(groups, dtype=self.dtype, param_dtype=self.param_dtype)
 
-    def resnet(self, features: int, name: str, resample: Any = None) -> nn.Module:
-        block = nn.remat(ResnetBlock) if self.remat else ResnetBlock
-        return block(self, features, resample, name=name)
+    def layer(self, kind: type[nn.Module], *options: Any, name: str) -> nn.Module:
+        return (nn.remat(kind) if self.remat else kind)(self, *options, name=name)
 
-    def attention(self, head_dim: int, name: str) -> nn.Module:
-        block = nn.remat(Attention) if self.remat else Attention
-        return block(self, head_dim, name=name)
+    def attend(self, queries: Array, others: Array, head_dim: int) -> Array:
+        """Heads [batch, queries, heads, head_dim], of attention to all `others`."""
+        (batch, _, channels), sources = others.shape, (queries, others, others)
+        heads = (channels // head_dim, head_dim)
+        query, key, value = (
+            self.dense(math.prod(heads), name)(each).reshape(batch, -1, *heads)
+            for name, each in zip(("to_q", "to_k", "to_v"), sources, strict=True)
+        )
+        return dot_product_attention(query, key, value, precision=self.precision)
 
     def act(self, x: Array) -> Array:
         return ACTIVATIONS[self.act_fn](x)
@@ -110,16 +117,14 @@ class TimeEmbedding(nn.Module):
         pair = [jnp.sin(angles), jnp.cos(angles)]
         hidden = jnp.concatenate(pair[::-1] if self.flip_sin_to_cos else pair, axis=-1)
         hidden = jnp.pad(hidden, ((0, 0), (0, self.waves % 2)))
-        if self.config.dtype is not None:
-            hidden = hidden.astype(self.config.dtype)
+        hidden = hidden.astype(self.config.dtype or hidden.dtype)
         hidden = nn.silu(self.config.dense(self.features, "linear_1")(hidden))
         return self.config.dense(self.features, "linear_2")(hidden)
 
 
 def each_time(t: Time, x: Image) -> Array:
     """The step number of each image, [batch, 1]; `t` is a number or [batch]."""
-    if jnp.shape(t) not in ((), jnp.shape(x)[:1]):
-        raise FieldError("t", f"expected shape () or {jnp.shape(x)[:1]}, got {jnp.shape(t)}")
+    check_shape("t", t, (), jnp.shape(x)[:1])
     # bfloat16 cannot tell 999 from 1,000.
     t = jnp.asarray(t, np.promote_types(x.dtype, np.float32))
     return jnp.broadcast_to(t, jnp.shape(x)[:1])[:, None]
@@ -145,11 +150,12 @@ class ResnetBlock(nn.Module):
         scale_shift = config.resnet_time_scale_shift == "scale_shift"
         projection = config.dense(self.features * (1 + scale_shift), "time_emb_proj")
         time = projection(config.act(embedding))[:, None, None, :]
+        norm = config.norm("norm2")
         if scale_shift:
             scale, shift = jnp.split(time, 2, axis=-1)
-            hidden = config.norm("norm2")(hidden) * (1 + scale) + shift
+            hidden = norm(hidden) * (1 + scale) + shift
         else:
-            hidden = config.norm("norm2")(hidden + time)
+            hidden = norm(hidden + time)
         hidden = nn.Dropout(config.dropout, deterministic=config.deterministic)(config.act(hidden))
         hidden = config.conv(self.features, "conv2", kernel_init=nn.initializers.zeros)(hidden)
         if x.shape[-1] != self.features:
@@ -165,16 +171,11 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Features) -> Features:
-        config, head_dim, (batch, height, width, channels) = self.config, self.head_dim, x.shape
-        heads, hidden = channels // head_dim, x
+        config, (batch, height, width, channels), hidden = self.config, x.shape, x
         if config.attention_groups != 0:
             hidden = config.norm("group_norm", config.attention_groups)(hidden)
         hidden = hidden.reshape(batch, height * width, channels)
-        query, key, value = (
-            config.dense(heads * head_dim, name)(hidden).reshape(batch, -1, heads, head_dim)
-            for name in ("to_q", "to_k", "to_v")
-        )
-        mixed = dot_product_attention(query, key, value, precision=config.precision)
+        mixed = config.attend(hidden, hidden, self.head_dim)
         # Meshes with Explicit axes can only reshape one axis at a time.
         mixed = mixed.reshape(batch, height * width, -1).reshape(batch, height, width, -1)
         hidden = config.dense(channels, "to_out_0", kernel_init=nn.initializers.zeros)(mixed)
@@ -237,13 +238,14 @@ class Block(nn.Module):
         for number in range(level.resnets):
             if upward:
                 x = jnp.concatenate([x, skips[number]], axis=-1)
-            x = config.resnet(level.features, f"resnets_{number}")(x, embedding)
+            x = config.layer(ResnetBlock, level.features, name=f"resnets_{number}")(x, embedding)
             if number < level.attentions:
-                x = config.attention(level.head_dim, f"attentions_{number}")(x)
+                x = config.layer(Attention, level.head_dim, name=f"attentions_{number}")(x)
             states.append(x)
         name, resample = ("upsamplers_0", double) if upward else ("downsamplers_0", halve)
         if level.resample == "resnet":
-            states.append(config.resnet(level.features, name, resample)(x, embedding))
+            layer = config.layer(ResnetBlock, level.features, resample, name=name)
+            states.append(layer(x, embedding))
         elif level.resample == "conv":
             states.append(Resample(config, upward, name=name)(x))
         return states

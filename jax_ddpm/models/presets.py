@@ -7,7 +7,7 @@ from jax_ddpm.models.unet import UNet
 
 def ddpm_cifar10(**fields: Any) -> UNet:
     """Ho et al.'s CIFAR-10 network, 35,746,307 parameters."""
-    return UNet(**{"sample_size": 32, **fields})
+    return _unet(fields, sample_size=32)
 
 
 def ddpm_digits(num_classes: int | None = 10, **fields: Any) -> UNet:
@@ -16,17 +16,17 @@ def ddpm_digits(num_classes: int | None = 10, **fields: Any) -> UNet:
     >>> ddpm_digits(num_classes=26, dropout=0.1).num_class_embeds
     27
     """
-    settings: dict[str, Any] = {
-        "in_channels": 1,
-        "out_channels": 1,
-        "block_out_channels": (32, 64),
-        "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
-        "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
-        "layers_per_block": 1,
-        "norm_num_groups": 8,
-        "num_class_embeds": None if num_classes is None else num_classes + 1,
-    }
-    return UNet(**{**settings, **fields})
+    return _unet(
+        fields,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(32, 64),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        norm_num_groups=8,
+        num_class_embeds=None if num_classes is None else num_classes + 1,
+    )
 
 
 def ddpm_celebahq(**fields: Any) -> UNet:
@@ -34,13 +34,13 @@ def ddpm_celebahq(**fields: Any) -> UNet:
 
     The settings are those of Google's `ddpm-celebahq-256`, whose weights fit.
     """
-    settings: dict[str, Any] = {
-        "sample_size": 256,
-        "block_out_channels": (128, 128, 256, 256, 512, 512),
-        "down_block_types": (*("DownBlock2D",) * 4, "AttnDownBlock2D", "DownBlock2D"),
-        "up_block_types": ("UpBlock2D", "AttnUpBlock2D", *("UpBlock2D",) * 4),
-    }
-    return UNet(**{**settings, **fields})
+    return _unet(
+        fields,
+        sample_size=256,
+        block_out_channels=(128, 128, 256, 256, 512, 512),
+        down_block_types=(*("DownBlock2D",) * 4, "AttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "AttnUpBlock2D", *("UpBlock2D",) * 4),
+    )
 
 
 def adm_imagenet64(**fields: Any) -> UNet:
@@ -79,21 +79,25 @@ def _adm(size: int, channels: tuple[int, ...], *, plain: int, **fields: Any) -> 
     """Attention at all levels but the first `plain`."""
     attended = len(channels) - plain
     down, up = ("ResnetDownsampleBlock2D",) * plain, ("ResnetUpsampleBlock2D",) * plain
-    settings: dict[str, Any] = {
-        "sample_size": size,
-        "out_channels": 6,
-        "block_out_channels": channels,
-        "down_block_types": (*down, *("AttnDownBlock2D",) * attended),
-        "up_block_types": (*("AttnUpBlock2D",) * attended, *up),
-        "attention_head_dim": 64,
-        "norm_eps": 1e-5,
-        "attn_norm_num_groups": 32,  # None would mean no norm with "scale_shift"
-        "resnet_time_scale_shift": "scale_shift",
-        "downsample_padding": 1,
-        "downsample_type": "resnet",
-        "upsample_type": "resnet",
-        "flip_sin_to_cos": True,
-        "freq_shift": 0,
-        "num_class_embeds": 1000,
-    }
-    return UNet(**{**settings, **fields})
+    return _unet(
+        fields,
+        sample_size=size,
+        out_channels=6,
+        block_out_channels=channels,
+        down_block_types=(*down, *("AttnDownBlock2D",) * attended),
+        up_block_types=(*("AttnUpBlock2D",) * attended, *up),
+        attention_head_dim=64,
+        norm_eps=1e-5,
+        attn_norm_num_groups=32,  # None would mean no norm with "scale_shift"
+        resnet_time_scale_shift="scale_shift",
+        downsample_padding=1,
+        downsample_type="resnet",
+        upsample_type="resnet",
+        flip_sin_to_cos=True,
+        freq_shift=0,
+        num_class_embeds=1000,
+    )
+
+
+def _unet(fields: dict[str, Any], **settings: Any) -> UNet:
+    return UNet(**settings | fields)

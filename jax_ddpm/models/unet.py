@@ -18,7 +18,14 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jax_ddpm._errors import FieldError, check_choice, check_floats, check_positive, check_whole
+from jax_ddpm._errors import (
+    FieldError,
+    check_choice,
+    check_floats,
+    check_positive,
+    check_shape,
+    check_whole,
+)
 from jax_ddpm._typing import Image, Label, Time
 from jax_ddpm.models.layers import ACTIVATIONS, Block, BlockConfig, Level, TimeEmbedding, way_down
 from jax_ddpm.schedule import look_up
@@ -136,25 +143,32 @@ class UNet(nn.Module):
         Raises `ValueError` naming a field, a shape or a concrete label that does not fit.
         """
         self.check_fields()
-        self._check_inputs(x, labels)
+        check_floats("x", x, (*jnp.shape(x)[:3], self.in_channels))
+        batch, height, width, _ = jnp.shape(x)
+        halvings, rows = 2 ** (len(self.block_out_channels) - 1), self.num_class_embeds
+        if height % halvings or width % halvings:
+            expected = f"expected height and width to be multiples of {halvings}"
+            raise FieldError("x", f"{expected}, got {height}×{width}")
+        if rows is None and labels is not None:
+            raise FieldError("labels", "expected None where num_class_embeds is None")
         config = BlockConfig.of(self, deterministic=not train)
         down, middle, up = self.levels()
-        first = self.block_out_channels[0]
-        waves, features = self.time_proj_dim or first, self.time_embedding_dim or 4 * first
-        sinusoids = (self.flip_sin_to_cos, self.freq_shift, self.time_scale)
-        embedding = TimeEmbedding(config, waves, features, *sinusoids, name="time_embedding")(t, x)
-        if (rows := self.num_class_embeds) is not None:
+        waves = (*time_sizes(self), self.flip_sin_to_cos, self.freq_shift, self.time_scale)
+        embedding = TimeEmbedding(config, *waves, name="time_embedding")(t, x)
+        if rows is not None:
+            check_whole("labels", labels, 0, rows - 1)
+            check_shape("labels", labels, (batch,))
+            features = embedding.shape[-1]
             table = nn.Embed(rows, features, param_dtype=self.param_dtype, name="class_embedding")
             (vectors,) = table.promote_dtype(table.embedding, dtype=self.dtype)
             embedding += look_up(vectors, jnp.asarray(labels), labels, mode="fill")
-        hidden = 2 * jnp.asarray(x) - 1 if self.center_input_sample else jnp.asarray(x)
-        skips = way_down(config, hidden, embedding, down)
+        x = jnp.asarray(x)
+        skips = way_down(config, 2 * x - 1 if self.center_input_sample else x, embedding, down)
         hidden = skips[-1]
         for level in middle:
-            groups = self.attn_norm_num_groups
+            groups, scale = self.attn_norm_num_groups, self.mid_block_scale_factor
             if groups is None and self.resnet_time_scale_shift == "scale_shift":
                 groups = 0
-            scale = self.mid_block_scale_factor
             own = replace(config, attention_groups=groups, output_scale_factor=scale)
             hidden = Block(own, level, name=level.name)(hidden, embedding)[-1]
         for level in up:
@@ -179,36 +193,26 @@ class UNet(nn.Module):
             if (value := getattr(self, name)) is not None:
                 check_whole(name, value, 1)
         check_blocks(self, self.norm_num_groups)
+        check_whole("time_proj_dim", time_sizes(self)[0], 2 * self.freq_shift + 2)
         if not 0 <= self.dropout < 1:
             raise FieldError("dropout", f"expected 0 to 1, below 1, got {self.dropout}")
-        waves = self.time_proj_dim or self.block_out_channels[0]
-        check_whole("time_proj_dim", waves, 2 * self.freq_shift + 2)
         attended = check_heads(self, "num_attention_heads", "num_attention_heads_upsample")
-        head_dim = self.attention_head_dim
-        if head_dim is not None and (self.num_attention_heads or self.num_attention_heads_upsample):
+        head_dim, heads = self.attention_head_dim, self.num_attention_heads
+        if head_dim and (heads or self.num_attention_heads_upsample):
             raise FieldError("attention_head_dim", f"expected None beside heads, got {head_dim}")
         if head_dim is not None and attended:
             check_whole("attention_head_dim", head_dim, 1, attended[0])
 
-    def _check_inputs(self, x: Image, labels: Label | None) -> None:
-        check_floats("x", x, (*jnp.shape(x)[:3], self.in_channels))
-        batch, height, width, _ = jnp.shape(x)
-        halvings = 2 ** (len(self.block_out_channels) - 1)
-        if height % halvings or width % halvings:
-            problem = f"expected height and width to be multiples of {halvings}"
-            raise FieldError("x", f"{problem}, got {height}×{width}")
-        if self.num_class_embeds is not None:
-            check_whole("labels", labels, 0, self.num_class_embeds - 1)
-            if (shape := jnp.asarray(labels).shape) != (batch,):
-                raise FieldError("labels", f"expected shape {(batch,)}, got {shape}")
-        elif labels is not None:
-            raise FieldError("labels", "expected None where num_class_embeds is None, got labels")
+
+def time_sizes(network: Any) -> tuple[int, int]:
+    """The number of sinusoids of a network's time embedding, and its channels."""
+    first = network.block_out_channels[0]
+    return network.time_proj_dim or first, network.time_embedding_dim or 4 * first
 
 
 def way(network: Any, direction: str, resnets: int, heads: int | None = None) -> list[Level]:
     """The blocks `down_blocks_…` or `up_blocks_…` of a network; the last one keeps the size."""
-    channels = network.block_out_channels
-    channels = channels if direction == "down" else channels[::-1]
+    channels = network.block_out_channels[:: 1 if direction == "down" else -1]
     kinds = getattr(network, f"{direction}_block_types")
     resample = getattr(network, f"{direction}sample_type")
     levels = []
@@ -230,12 +234,12 @@ def check_blocks(network: Any, groups: int) -> None:
         for each in value if several else [value]:
             check_choice(name, each, _CHOICES[name])
         if several and len(value) != len(channels):
-            problem = f"expected {len(channels)} (one for each of block_out_channels)"
-            raise FieldError(name, f"{problem}, got {len(value)}")
+            expected = f"expected {len(channels)} (one for each of block_out_channels)"
+            raise FieldError(name, f"{expected}, got {len(value)}")
     for each in channels:
         if each % groups:
-            problem = f"expected multiples of norm_num_groups, {groups}, got {each}"
-            raise FieldError("block_out_channels", problem)
+            expected = f"expected multiples of norm_num_groups, {groups}"
+            raise FieldError("block_out_channels", f"{expected}, got {each}")
 
 
 def check_heads(network: Any, *divisors: str) -> list[int]:

@@ -17,6 +17,7 @@ from jax_ddpm._errors import (
     check_floats,
     check_function,
     check_key,
+    check_shape,
     check_whole,
     described,
 )
@@ -124,9 +125,10 @@ def make_train_step(
     check_whole("accumulate", accumulate, 1)
     warn_of_signal(schedule)
     check_loss(loss_type, weighting, variance_type)
-    ema_decay = ema_warmup() if ema_decay is None else ema_decay
-    if not callable(ema_decay):
-        check_between("ema_decay", ema_decay, 0, _BELOW_1)
+    decay = ema_warmup() if ema_decay is None else ema_decay
+    if not callable(decay):
+        check_between("ema_decay", decay, 0, _BELOW_1)
+        decay = optax.constant_schedule(decay)
     policy: Any = {"prediction_type": prediction_type, "variance_type": variance_type}
     policy |= {"loss_type": loss_type, "weighting": weighting, "min_snr_gamma": min_snr_gamma}
 
@@ -158,7 +160,7 @@ def make_train_step(
         (loss, grads), losses = _mean_over_parts(loss_and_grads, parts, dropout_key, accumulate)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        rate = 1 - (ema_decay(state.step) if callable(ema_decay) else ema_decay)
+        rate = 1 - decay(state.step)
         rates = jax.tree.map(lambda x: jnp.asarray(rate, x.dtype), params)
         ema_params = jax.tree.map(optax.incremental_update, params, state.ema_params, rates)
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
@@ -185,16 +187,14 @@ def _unpacked(batch: Batch) -> list[Any]:
     images, *conditions = jax.tree.map(scaled, [images, *conditions])
     check_floats("batch", images, np.shape(images))
     for leaf in jax.tree.leaves(conditions):
-        if jnp.shape(leaf)[:1] != images.shape[:1]:
-            raise FieldError("batch", f"expected {len(images)} conditions, got {jnp.shape(leaf)}")
+        check_shape("batch", leaf, (len(images), *jnp.shape(leaf)[1:]))
     return jax.tree.map(jnp.asarray, [images, *conditions])
 
 
 def _dropped(dropped: Array, null_label: Any, condition: Array) -> Array:
     """The conditions, with the null label for the samples that are `dropped` [batch]."""
     null, shape = np.asarray(null_label), condition.shape[1:]
-    if null.shape not in ((), shape):
-        raise FieldError("null_label", f"expected shape () or {shape}, got {null.shape}")
+    check_shape("null_label", null, (), shape)
     if not np.array_equal(null, null.astype(condition.dtype)):
         raise FieldError("null_label", f"expected {condition.dtype}, got {null_label!r}")
     dropped = dropped.reshape(-1, *[1] * len(shape))

@@ -162,7 +162,7 @@ def test_the_published_networks_are_presets(torch, size):
         ({"class_cond": "maybe"}, "flags: class_cond: invalid boolean value: 'maybe'"),
         ({"diffusion_steps": 0}, "flags: diffusion_steps: expected more than 0, got 0"),
         ({"diffusion_steps": 10, "timestep_respacing": ""}, "flags: diffusion_steps 10, .*: betas"),
-        ({"num_head_channels": 24}, "flags: num_head_channels: .* divisor of .64, 96., got"),
+        ({"num_head_channels": 24}, "the flags that decide it: .*num_head_channels"),
         ({"timestep_respacing": "ddim400"}, "flags: .*timestep_respacing 'ddim400': steps: "),
         ({"channel_mult": "1,x"}, "flags: channel_mult: invalid numbers"),
         ({"image_size": 48, "channel_mult": ""}, "flags: image_size: expected .*got 48"),
@@ -171,8 +171,11 @@ def test_the_published_networks_are_presets(torch, size):
         ("--image_size", "flags: image_size: expected one argument"),
         # What the file contradicts.
         ({"attention_resolutions": "16.5"}, "the flags that decide it: attention_resolutions"),
-        ({"class_cond": False}, "got label_emb.weight; the flags that .*, class_cond"),
-        ({"channel_mult": "1,2,2"}, "state_dict: expected input_blocks.5.0.*of shape"),
+        (
+            {"class_cond": False},
+            "label_emb.weight: .* no tensor, .* the flags .*, class_cond",
+        ),
+        ({"channel_mult": "1,2,2"}, "state_dict: input_blocks.5.0.*: expected"),
     ],
     ids=str,
 )

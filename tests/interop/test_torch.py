@@ -82,9 +82,9 @@ def test_what_does_not_fit_is_named():
     for function, given, words in (
         (layer_kinds, tnn.Sequential(tnn.BatchNorm1d(1)), "0: expected one of .* got .BatchNorm1d"),
         (partial(layers_from_torch, kinds={}), one, "kinds: expected the layer of every tensor"),
-        (from_torch, one, "expected a tensor down1.bias, got none"),
-        (from_torch, tensors | {"extra": four}, "only SimpleUNet's tensors, got extra"),
-        (from_torch, tensors | {"up2.bias": four}, r"up2.bias of shape \(3,\), got \(4,\)"),
+        (from_torch, one, r"down1.bias: expected \(64,\), got no tensor"),
+        (from_torch, tensors | {"extra": four}, r"extra: expected no tensor, got \(4,\)"),
+        (from_torch, tensors | {"up2.bias": four}, r"up2.bias: expected \(3,\), got \(4,\)"),
     ):
         with pytest.raises(ValueError, match=words):
             function(given)
@@ -118,7 +118,7 @@ def test_what_is_no_state_dict_is_named_and_runs_nothing(tmp_path):
             return (Path(tmp_path / "it-ran").touch, ())
 
     path = tmp_path / "x.pt"
-    with pytest.raises(ValueError, match="x.pt: expected a file of weights, got none"):
+    with pytest.raises(ValueError, match="x.pt: expected .*: .*No such file"):
         read_state_dict(path)
     for content, got in (
         ({"model": TENSORS, "step": 3}, "model: .*got a dictionary"),

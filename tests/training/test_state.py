@@ -139,7 +139,7 @@ def test_what_is_wrong_is_named(untyped, state, batch):
     for step, given, words in (
         (make_step(accumulate=3), batch, "accumulate: expected a divisor of the batch of 16"),
         (make_step(), {"images": batch}, "batch: expected a floating array, got a dict"),
-        (make_step(), (batch, np.arange(3)), "batch: expected 16 conditions, got"),
+        (make_step(), (batch, np.arange(3)), r"batch: expected shape \(16,\), got"),
         (make_step(null_label=0.5), (batch, np.arange(16)), r"null_label: expected int\d\d, got 0"),
         (make_step(null_label=np.zeros(2)), pictures, r"null_label: expected shape \(\) or \(3,\)"),
         (make_step(null_label=0), batch, "null_label: the batch has no conditions"),
