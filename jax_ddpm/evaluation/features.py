@@ -266,7 +266,7 @@ def load_statistics(path: PathLike) -> Statistics:
     """Read `mu` and `sigma` from a .npz of `save_statistics`, pytorch-fid or guided-diffusion.
     Raises `ValueError` naming the file."""
     try:
-        with np.load(path) as content:
+        with open(path, "rb") as file, np.load(file) as content:
             mu, sigma = (np.asarray(content[name], np.float64) for name in ("mu", "sigma"))
             count = int(content["num"]) if "num" in content else 0
     except Exception as error:  # NumPy's, zipfile's and zlib's errors share no nearer base

@@ -216,8 +216,8 @@ def export(
 
     Raises `FieldError` naming what is wrong, or a weight that is not finite, and `OSError`.
     """
-    if not {*platforms} <= {*_PLATFORMS}:
-        raise FieldError("platforms", f"expected some of {_PLATFORMS}, got {platforms}")
+    if not all(each in _PLATFORMS for each in platforms):
+        raise FieldError("platforms", f"expected some of {_PLATFORMS}, got {platforms!r}")
     import_module("flatbuffers")  # JAX would ask for it only after the work
     run = with_guidance(model, guidance)
     check_weights(flatten(run.variables))

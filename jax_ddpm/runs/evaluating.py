@@ -14,6 +14,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -62,7 +63,7 @@ class Samples(NamedTuple):
     class_names: tuple[str, ...] | None
     recipe: dict[str, Any]
     """How they are drawn, as far as it is known."""
-    batches: Iterable[np.ndarray]
+    batches: Callable[[], Iterable[np.ndarray]]
     """uint8, from the first on."""
 
 
@@ -144,7 +145,7 @@ def evaluate(
         made = recipe | {"class_names": run.class_names, "labels": [*there] or [*run.drawn]}
         batches = map(to_bytes, draw()) if folder is None else resumed(folder, made, num, draw)
         labels = labels if there else None
-        samples = Samples(num, shape, labels, run.class_names, recipe, batches)
+        samples = Samples(num, shape, labels, run.class_names, recipe, lambda: batches)
         options: Any = {"seed": seed, "agreement": agreement, "progress": progress}
         options |= {"inception": inception, "reference": reference, "statistics": statistics}
         report = evaluate_samples(samples, data, **options)
@@ -209,7 +210,7 @@ def evaluate_samples(
 
     def batches() -> Iterator[np.ndarray]:
         done = 0
-        for batch in found.batches:
+        for batch in found.batches():
             if unjudged is None and done < _JUDGED:
                 first.append(batch)
             digest.update(batch.tobytes())
@@ -395,14 +396,15 @@ def open_samples(path: PathLike, value_range: Any = None) -> Samples:
             num, names = sum(shape[0] for shape in shapes), recipe.pop("class_names", None)
             turn = recipe.pop("labels", None)
             labels = np.resize(np.asarray(turn, np.int32), num) if turn else None
-            return Samples(num, shapes[0][1:], labels, names, recipe, _kept(path))
+            kept = (num, shapes[0][1:], labels, names, recipe)
+            return Samples(*kept, lambda: islice(_kept(path), len(shapes)))
         data = load_dataset(path, Preparation(range=value_range))
     except ValueError as error:
         raise FieldError("samples", *getattr(error, "problem", [str(error)])) from None
     recipe = {"read as": "; ".join(data.notes)} if data.notes else {}
-    starts = range(0, len(data), _BATCH)
-    batches = (to_bytes(data.images[start : start + _BATCH]) for start in starts)
-    return Samples(len(data), data.image_shape, data.labels, data.class_names, recipe, batches)
+    parts = [slice(start, start + _BATCH) for start in range(0, len(data), _BATCH)]
+    read = partial(map, lambda part: to_bytes(data.images[part]), parts)
+    return Samples(len(data), data.image_shape, data.labels, data.class_names, recipe, read)
 
 
 def resumed(
@@ -415,7 +417,7 @@ def resumed(
 
     def begin() -> int:
         if not (folder / _RECIPE).exists():
-            if folder.exists() and any(folder.iterdir()):
+            if folder.is_file() or (folder.exists() and any(folder.iterdir())):
                 raise FieldError("folder", f"expected a new or empty folder, got {folder}")
             make_folder(folder)
             write_json(folder / _RECIPE, recipe)
@@ -460,6 +462,8 @@ def _kept(folder: Path) -> Iterator[np.ndarray]:
     while (path := _file(folder, done)).exists():
         try:
             batch = np.load(path, mmap_mode="r")
+            if not isinstance(batch, np.ndarray) or not batch.size:
+                raise ValueError("expected images")
         except Exception as error:  # NumPy's, and its tokenizer's of a header
             raise ValueError(
                 f"cannot read {path}: {error}: without it, it is drawn again"

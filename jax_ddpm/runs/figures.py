@@ -8,7 +8,7 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -40,7 +40,7 @@ def image_grid(
     """Images side by side on white, uint8 [height, width, 3], enlarged by whole pixels to 640 of
     them at most. `titles` stand above the columns, one for each. Raises `FieldError`."""
     pixels = to_bytes(images)
-    count, height, width, _ = pixels.shape
+    count, height, width, channels = pixels.shape
     if not count:
         raise FieldError("images", "expected at least one, got none")
     columns = columns or len(titles or ()) or math.ceil(math.sqrt(count))
@@ -52,16 +52,16 @@ def image_grid(
     gap, height, width = max(2, scale // 2), height * scale, width * scale
     size = (columns * (width + gap) + gap, rows * (height + gap) + gap)
     grid = pillow.new("RGB", size, "white")
-    for k, picture in enumerate(_pictures(pixels)):
+    for k, picture in enumerate(_pictures(pixels if channels <= 4 else pixels[..., :3])):
         row, column = divmod(k, columns)
         large = picture.convert("RGBA").resize((width, height), pillow.Resampling.NEAREST)
         grid.paste(large, (gap + column * (width + gap), gap + row * (height + gap)), mask=large)
-    return np.asarray(_titled(grid, titles[:columns], width, gap) if titles else grid)
+    return np.array(_titled(grid, titles[:columns], width, gap) if titles else grid)
 
 
-def _pictures(pixels: np.ndarray) -> list[pillow.Image]:
+def _pictures(pixels: np.ndarray) -> Iterator[pillow.Image]:
     """Each of uint8 images [image, height, width, channel]."""
-    return [*map(pillow.fromarray, pixels[..., 0] if pixels.shape[-1] == 1 else pixels)]
+    return map(pillow.fromarray, pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
 
 
 def _titled(grid: pillow.Image, titles: Sequence[str], width: int, gap: int) -> pillow.Image:
@@ -186,7 +186,6 @@ def save_loss(path: PathLike, steps: Sequence[int], losses: Sequence[float]) -> 
     """Write the training loss against the step, with a running median over it."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, MaxNLocator
-    from scipy.ndimage import median_filter
 
     figure = Figure(figsize=(7, 4), layout="tight")
     axis = figure.subplots()
@@ -195,8 +194,8 @@ def save_loss(path: PathLike, steps: Sequence[int], losses: Sequence[float]) -> 
     label = f"mean of {min(steps, default=1)} steps"
     axis.semilogy(steps, losses, color="tab:blue", label=label, **style)
     if width > 1:
-        median = median_filter(losses, width)
-        axis.semilogy(steps, median, color="tab:blue", label="running median")
+        median = np.median(np.lib.stride_tricks.sliding_window_view(losses, width), axis=1)
+        axis.semilogy(steps[width - 1 :], median, color="tab:blue", label="running median")
     axis.set(xlabel="training step", ylabel="training loss")
     axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
     axis.yaxis.set_major_formatter("{x:g}")

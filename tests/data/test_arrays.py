@@ -129,7 +129,7 @@ def test_samples_of_ours_are_read_as_their_bytes_say(tmp_path, low, high, dtype)
     saved, data = dict(np.load(tmp_path / "x.npz")), load_dataset(tmp_path / "x.npz")
     np.testing.assert_array_equal(to_bytes(data.images), saved["arr_0"])
     samples = open_samples(tmp_path / "x.npz")
-    np.testing.assert_array_equal(*samples.batches, to_bytes(data.images))
+    np.testing.assert_array_equal(*samples.batches(), to_bytes(data.images))
     assert np.max(np.abs(data.images)) <= 1 and data.notes == ("pixels in [-1, 1]",)
 
 
@@ -146,7 +146,7 @@ def test_a_range_is_set_or_said(tmp_path, monkeypatch):
         assert data.preparation.range == (given or "unit")  # what else a run reads is read so
         assert ("none is below 0" in data.notes[0]) == (given is None)
         samples = open_samples("~/light.npy", given)
-        np.testing.assert_array_equal(*samples.batches, to_bytes(data.images))
+        np.testing.assert_array_equal(*samples.batches(), to_bytes(data.images))
         assert samples.recipe == {"read as": data.notes[0]}
     for name, given in (("dark", "unit"), ("far", "signed"), ("far", "unit")):
         with pytest.raises(FieldError, match=f"expected pixels in .*, as range='{given}' says in "):

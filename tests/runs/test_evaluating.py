@@ -96,14 +96,18 @@ def test_a_gap_is_closed_by_batches_of_another_size(tmp_path):
     (tmp_path / "00000004.npy").unlink()
     np.testing.assert_array_equal(keep(8), whole)
     assert len(list(tmp_path.glob("*.npy"))) == 4
-    np.testing.assert_array_equal(np.concatenate([*open_samples(tmp_path).batches]), whole)
+    np.testing.assert_array_equal(np.concatenate([*open_samples(tmp_path).batches()]), whole)
     np.testing.assert_array_equal(keep(8, total=6, images=None), whole[:6])  # none is drawn
     (tmp_path / "00000004.npy").unlink()
     with pytest.raises(ValueError, match="images: expected finite pixels, got NaN or infinity"):
         keep(8, images=images * np.float32(np.nan))
     assert open_samples(tmp_path).num == 4
+    np.save(tmp_path / "00000004.npy", whole[:0])
+    with pytest.raises(ValueError, match="samples: cannot read .*04.npy: expected images"):
+        open_samples(tmp_path)
     (tmp_path / "00000000.npy").write_bytes(b"damaged")
-    for name, words in (("", "cannot read .*00.npy"), ("..", "expected a new or empty folder")):
+    new = "expected a new or empty folder"
+    for name, words in (("", "cannot read .*00.npy"), ("..", new), ("00000000.npy", new)):
         with pytest.raises(ValueError, match=f"folder: {words}"):
             resumed(tmp_path / name, {}, 16, list)
 
@@ -193,7 +197,7 @@ def test_samples_that_no_one_judges_are_not_kept(monkeypatch):
         alive.extend(each() is not None for each in drawn[:2])
 
     labels = np.arange(256, dtype=np.int32) % 2
-    samples = Samples(256, (2, 2, 1), labels, None, {}, batches())
+    samples = Samples(256, (2, 2, 1), labels, None, {}, batches)
     found = evaluate_samples(samples, Dataset(np.zeros((8, 2, 2, 1), np.uint8), labels[:8]))
     assert "at most 100 classes and 3 numbers" in found["left_out"]["agreement"]
     assert alive == [False, False]
