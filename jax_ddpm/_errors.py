@@ -1,6 +1,7 @@
 """Mistakes that would otherwise be silent, or lead astray: "expected …, got …"."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from difflib import get_close_matches
 from numbers import Integral
 from typing import Any, NamedTuple
 
@@ -47,7 +48,16 @@ class FieldTypeError(FieldError, TypeError):
 def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
     """Raises `FieldError` unless `value` is one of `choices`."""
     if value not in choices:
-        raise FieldError(name, f"expected one of {', '.join(map(repr, choices))}, got {value!r}")
+        meant = suggestion(value, choices, spell=repr)
+        expected = ", ".join(map(repr, choices))
+        raise FieldError(name, f"expected one of {expected}, got {value!r}{meant}")
+
+
+def suggestion(word: Any, choices: Iterable[Any], spell: Callable[[Any], str] = str) -> str:
+    """`; did you mean x?` for the choice that a mistyped word resembles, or an empty string."""
+    known = {str(choice).lower(): choice for choice in choices}
+    close = get_close_matches(str(word).lower(), known, n=1)
+    return f"; did you mean {spell(known[close[0]])}?" if close else ""
 
 
 def check_between(name: str, value: Any, low: Any, high: Any = np.inf) -> None:

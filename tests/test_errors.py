@@ -163,6 +163,12 @@ def by_two(schedule, predict, noise_fn, i, x_t, memory):
     return x_t[:1], memory
 
 
+def test_the_choice_that_was_meant_is_named():
+    for wrong, hint in ("Trailng", "; did you mean 'trailing'[?]"), ("x", ""):
+        with pytest.raises(ValueError, match=f"got '{wrong}'{hint}$"):
+            ddpm.spaced_timesteps(10, 2, wrong)
+
+
 class Trainer(partial):
     """Of no framework, with the weights that it saves."""
 

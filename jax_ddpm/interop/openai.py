@@ -16,13 +16,12 @@ import re
 import shlex
 import warnings
 from collections.abc import Mapping
-from difflib import get_close_matches
 from itertools import chain, compress
 from typing import Any
 
 import numpy as np
 
-from jax_ddpm._errors import FieldError
+from jax_ddpm._errors import FieldError, suggestion
 from jax_ddpm.interop.model import DiffusionModel
 from jax_ddpm.interop.torch import LEAVES, Variables, Weights, read_state_dict, variables_from
 from jax_ddpm.models import NoisyClassifier, UNet, adm_imagenet64
@@ -165,8 +164,7 @@ def _read_flags(flags: Flags) -> dict[str, Any]:
         raise FieldError("flags", str(error).removeprefix("argument --")) from None
     if others:
         name = others[0].lstrip("-").partition("=")[0]
-        close = get_close_matches(name, _DEFAULTS, n=1, cutoff=0.8)
-        hint = f"; did you mean {close[0]}?" if close else ""
+        hint = suggestion(name, _DEFAULTS)
         if name in ("large_size", "small_size"):
             hint = ", of a network that enlarges images (not supported)"
         raise FieldError("flags", f"expected the model's and the diffusion's, got {name}{hint}")
