@@ -9,7 +9,7 @@ import io
 import zlib
 from contextlib import suppress
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageCms
@@ -70,7 +70,7 @@ def resized_shape(height: int, width: int, preparation: Preparation) -> tuple[in
     return min(height, _LONGEST * size), min(width, _LONGEST * size)
 
 
-def decode(encoded: Encoded, channels: Literal[1, 3, 4], preparation: Preparation) -> np.ndarray:
+def decode(encoded: Encoded, channels: int, preparation: Preparation) -> np.ndarray:
     """Pixels of `resized_shape`. Raises an error of Pillow's, or `ValueError`, if it cannot."""
     if isinstance(encoded, np.ndarray):
         picture: Any = Image.fromarray(encoded[..., 0] if encoded.shape[2] == 1 else encoded)

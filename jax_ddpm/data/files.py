@@ -7,18 +7,15 @@ import re
 import stat
 import tarfile
 import zipfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from copy import copy
-from dataclasses import dataclass
-from functools import lru_cache, partial
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 from jax_ddpm._errors import FieldError
-
-Readers = Iterator[tuple[str, Callable[[], Any]]]
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 """How the names of archives end, in any case."""
@@ -30,65 +27,47 @@ _PART = re.compile(
 )
 
 
-class Unreadable(FieldError):
-    """Says what cannot be read; `reason` is why."""
-
-    def __init__(self, what: object, reason: str) -> None:
-        super().__init__("data", f"cannot read {what}: {reason}")
-        self.reason = reason
-
-    def __reduce__(self) -> Any:
-        return FieldError, ("data", *self.problem)
-
-
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class Files:
-    """Files by relative names, such as "cats/1.png", without hidden ones; or rows by their numbers.
-
-    `stamp` of a name is another once its file is another; "" where nothing says so. `left_out`
-    names members of an archive that are links, or no files. `channels` are those of an array, kept
-    where no others are asked for.
-    """
+    """Files by relative names, such as "cats/1.png", in their order and without hidden ones."""
 
     path: Path
     places: dict[str, Any]
+    """By their names; None of an archive's members that are links, or no files."""
     fetch: Callable[[Any, int], Any]
     """What is at a place, or so many bytes of it; -1 is all."""
     stamp: Callable[[str], str]
-    left_out: tuple[str, ...] = ()
-    channels: Any = None
+    """Of a name: another once its file is another; "" where nothing says so."""
+    packed: bool = False
+    """A compressed tar, which is read from its beginning to its end."""
 
-    def __post_init__(self) -> None:
-        self.names = tuple(self.places)
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        return tuple(name for name, place in self.places.items() if place is not None)
 
-    def only(self, names: Sequence[str]) -> "Files":
+    def only(self, names: Iterable[str]) -> "Files":
         """Some of the files, in this order."""
-        some = copy(self)
-        some.names = tuple(names)
-        return some
+        return replace(self, places={name: self.places[name] for name in names})
 
     def read(self, name: str, most: int = -1) -> Any:
-        """The bytes of a file, or the first of them, in any thread. Raises `Unreadable`."""
-        with _naming(f"{name} in {self.path}" if self.path.name else name):
+        """The bytes of a file, or the first of them, in any thread. Raises `FieldError`."""
+        with _naming(f"{name} in {self.path}"):
+            if self.packed:
+                raise ValueError("the archive is compressed: unpack it, or decode into a cache")
             return self.fetch(self.places[name], most)
 
-    def stream(self, names: Collection[str], most: int = -1) -> Readers:
+    def stream(
+        self, names: Collection[str], most: int = -1
+    ) -> Iterator[tuple[str, Callable[[], Any]]]:
         """The name of each file, and what reads it as `read` does, in the order of their places."""
-        for name in sorted(names, key=self.places.__getitem__):
-            yield name, partial(self.read, name, most)
-
-
-class _Packed(Files):
-    """The files of a compressed tar, which is read from its beginning to its end."""
-
-    def read(self, name: str, most: int = -1) -> Any:
-        raise Unreadable(self.path, "it is compressed: unpack it, or decode into a cache")
-
-    def stream(self, names: Collection[str], most: int = -1) -> Readers:
+        names = sorted(names, key=self.places.__getitem__)
+        if not self.packed:
+            yield from ((name, partial(self.read, name, most)) for name in names)
+            return
         with _naming(self.path), tarfile.open(self.path) as tar:
             # A file and the hard links to it are of one place, which is read once.
             read = lru_cache(1)(lambda place: _cut(tar.fileobj, place, most))
-            for name in sorted(names, key=self.places.__getitem__):
+            for name in names:
                 yield name, partial(bytes, read(self.places[name]))
 
 
@@ -100,17 +79,16 @@ def stamp(path: Path) -> str:
     return ""
 
 
-def rows(count: int, read: Callable[[int], Any], stamp: str, channels: Any = None) -> Files:
+def rows(path: Path, count: int, read: Callable[[int], Any], stamp: str) -> Files:
     """Pictures that have a number and no name, and what reads one of them."""
-    places, fetch = {f"row {n}": n for n in range(count)}, lambda n, most: read(n)
-    return Files(Path(), places, fetch, lambda name: stamp, channels=channels)
+    places = {f"row {n}": n for n in range(count)}
+    return Files(path, places, lambda n, most: read(n), lambda name: stamp)
 
 
 def open_files(path: Path, *, deep: bool = True) -> Files:
     """The files of a folder, with those behind links and below it if `deep`, or of a .zip or .tar.
 
-    A compressed tar is read from beginning to end, by `stream`, and `read` refuses. Raises
-    `Unreadable` naming what is damaged or no archive.
+    Raises `FieldError` naming what is damaged or no archive.
     """
     with _naming(path):
         if path.is_dir():
@@ -124,14 +102,14 @@ def part_of(name: str) -> str | None:
     return found and ("train" if found[1].startswith("tr") else found[1])
 
 
-def reason(error: Exception) -> str:
-    """The first line of what an error says."""
-    if isinstance(error, Unreadable):
-        return error.reason
+def reason(error: BaseException) -> str:
+    """The first line of what an error says, without the name of the file."""
+    if isinstance(error, FieldError) and error.__cause__:
+        return reason(error.__cause__)
     if isinstance(error, MemoryError):
         return NO_MEMORY
     said = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    if said.startswith("cannot identify image file"):  # which goes on with an address in memory
+    if said.startswith("cannot identify image file"):  # which ends in an address in memory
         return "no picture that Pillow can decode"
     return said.partition("\n")[0]
 
@@ -141,8 +119,8 @@ def _open_folder(path: Path, deep: bool) -> Files:
         with (path / name).open("rb") as file:
             return file.read(most)
 
-    places = {name: name for name in sorted(_walk(str(path), deep), key=_parts)}
-    return Files(path, places, fetch, lambda name: stamp(path / name))
+    names = sorted(_walk(str(path), deep), key=_parts)
+    return Files(path, {name: name for name in names}, fetch, lambda name: stamp(path / name))
 
 
 def _walk(folder: str, deep: bool, prefix: str = "", above: tuple[str, ...] = ()) -> Iterator[str]:
@@ -162,21 +140,19 @@ def _walk(folder: str, deep: bool, prefix: str = "", above: tuple[str, ...] = ()
 
 
 def _open_zip(path: Path) -> Files:
-    archive, lock = zipfile.ZipFile(path), Lock()
+    archive, lock, members = zipfile.ZipFile(path), Lock(), {}
 
     def fetch(place: tuple[int, str], most: int) -> bytes:
         with lock, archive.open(place[1]) as file:
             return file.read(most)
 
-    members = []
     for info in archive.infolist():
         name, is_link = info.filename, stat.S_ISLNK(info.external_attr >> 16)
         with suppress(UnicodeError):  # some write UTF-8 and do not say so
             name = name if info.flag_bits & 0x800 else name.encode("cp437").decode()
-        place = None if is_link else (info.header_offset, info.filename)
         if not name.endswith(("/", "\\")):
-            members.append((_cleaned(name), place))
-    return _placed(Files, path, members, fetch)
+            members[_cleaned(name)] = None if is_link else (info.header_offset, info.filename)
+    return _of_archive(path, members, fetch)
 
 
 def _open_tar(path: Path) -> Files:
@@ -186,13 +162,11 @@ def _open_tar(path: Path) -> Files:
         while (member := tar.next()) is not None:
             # Or it keeps a kilobyte for each.
             tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]
-            if member.issparse():
-                raise ValueError(f"{member.name} is sparse; unpack the archive")
             name, place = _cleaned(member.name), (member.offset_data, member.size)
             if member.islnk():
                 members[name] = members.get(_cleaned(member.linkname))
             elif not member.isdir():
-                members[name] = place if member.isreg() else None
+                members[name] = place if member.isreg() and not member.issparse() else None
         file.seek(tar.offset)
         if file.read(tarfile.BLOCKSIZE).strip(b"\0"):  # tarfile takes a damaged header for the end
             raise ValueError(f"expected a header at byte {tar.offset}")
@@ -203,8 +177,7 @@ def _open_tar(path: Path) -> Files:
         with path.open("rb") as file:  # each its own: threads do not wait for one another
             return _cut(file, place, most)
 
-    kind = Files if isinstance(file, io.BufferedReader) else _Packed
-    return _placed(kind, path, members.items(), fetch)
+    return _of_archive(path, members, fetch, packed=not isinstance(file, io.BufferedReader))
 
 
 def _cut(file: Any, place: tuple[int, int], most: int) -> bytes:
@@ -217,22 +190,15 @@ def _cut(file: Any, place: tuple[int, int], most: int) -> bytes:
     return data
 
 
-def _placed(
-    kind: type[Files], path: Path, members: Iterable[tuple[str, Any]], fetch: Callable[..., Any]
-) -> Files:
-    """Of an archive's members those that have a place, and the last of a name."""
-    found = {}
-    for name, place in sorted(members, key=lambda each: not each[0].startswith("../")):
-        found[re.sub(r"^(\.\./)+", "", name)] = place  # what is inside counts more
-    names = [n for n in sorted(found, key=_parts) if not any(map(_is_hidden, _parts(n)))]
-    places = {name: found[name] for name in names if found[name] is not None}
-    left_out = tuple(name for name in names if name not in places)
-    return kind(path, places, fetch, lambda name: stamp(path), left_out)
+def _of_archive(path: Path, members: dict[str, Any], fetch: Any, packed: bool = False) -> Files:
+    names = sorted(members, key=_parts)
+    places = {name: members[name] for name in names if not any(map(_is_hidden, _parts(name)))}
+    return Files(path, places, fetch, lambda name: stamp(path), packed)
 
 
 def _cleaned(name: str) -> str:
-    """As in a folder: without the root, "./" and Windows' "\\"."""
-    return re.sub(r"^([A-Za-z]:)?/+", "", posixpath.normpath(name.replace("\\", "/")))
+    """As in a folder: without the root, "./", "../" and Windows' "\\"."""
+    return re.sub(r"^([A-Za-z]:/|\.\./|/)+", "", posixpath.normpath(name.replace("\\", "/")))
 
 
 def _parts(name: str) -> list[str]:
@@ -248,4 +214,5 @@ def _naming(what: object) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # zipfile's, tarfile's and zlib's errors share no nearer base
-        raise Unreadable(getattr(error, "filename", None) or what, reason(error)) from None
+        what = getattr(error, "filename", None) or what
+        raise FieldError("data", f"cannot read {what}: {reason(error)}") from error

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jax_ddpm._errors import described
+from jax_ddpm._errors import FieldError, described
 from jax_ddpm.data.dataset import Dataset
 from jax_ddpm.data.files import Files
 
@@ -39,7 +39,9 @@ def read_mnist(files: Files, chosen: str | None = None) -> Dataset | None:
     pairs = [pair for (part, _), pair in sets.items() if part == wanted and len(pair) == 2]
     if len(pairs) != 1:
         got = ", ".join(name for pair in pairs or sets.values() for name in pair.values())
-        raise ValueError(f"expected images and labels in one folder of {files.path}, got {got}")
+        raise FieldError(
+            "data", f"expected images and labels in one folder of {files.path}, got {got}"
+        )
     pixels, labels = _read(files, [pairs[0]["images"], pairs[0]["labels"]], _from_idx)
     note = _TRAIN if wanted == "train" else _TEST
     return Dataset(pixels[..., None], labels.astype(np.int32), notes=(note,))
@@ -90,11 +92,11 @@ def read_cifar(files: Files, chosen: str | None = None) -> Dataset | None:
         return None
     if len(found) > 1:
         got = ", ".join(f"{folder}{version.train[0]}" for folder, version in found)
-        raise ValueError(f"expected one CIFAR in {files.path}, got {got}")
+        raise FieldError("data", f"expected one CIFAR in {files.path}, got {got}")
     ((folder, version),) = found
     batches = [folder + name for name in ((version.test,) if chosen else version.train)]
     if missing := [name for name in (*batches, folder + version.meta) if name not in here]:
-        raise ValueError(f"expected {', '.join(missing)} beside the others in {files.path}")
+        raise FieldError("data", f"expected {', '.join(missing)} beside the others in {files.path}")
     (names,) = _read(files, [folder + version.meta], partial(_names, version))
     images, labels = zip(*_read(files, batches, partial(_from_batch, version)), strict=True)
     pixels = np.ascontiguousarray(np.concatenate(images).transpose(0, 2, 3, 1))
@@ -170,7 +172,7 @@ def _read(files: Files, names: list[str], parse: Callable[[bytes], Any]) -> list
             parsed[name] = parse(data)
         except Exception as error:  # damage raises nearly anything
             what = f"{name} in {files.path}: {type(error).__name__}"
-            raise ValueError(f"cannot read {what}: {error}") from None
+            raise FieldError("data", f"cannot read {what}: {error}") from None
     return [parsed[name] for name in names]
 
 

