@@ -9,7 +9,7 @@ import tyro
 from jax_ddpm.cli.terminal import UsageError
 from jax_ddpm.cli.unet import UNetConfig, chosen_fields
 from jax_ddpm.data import DATASETS, Preparation
-from jax_ddpm.data.hub import HUB
+from jax_ddpm.data.arrays import HUB
 from jax_ddpm.runs import RECIPES
 from jax_ddpm.runs.settings import (
     CheckpointSettings,

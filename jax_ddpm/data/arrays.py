@@ -1,5 +1,6 @@
-"""Images in NumPy's files: .npy, mapped where it is large, and .npz."""
+"""Images in NumPy's files, of which a large .npy is mapped, and in Hugging Face's tables."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,10 @@ import numpy as np
 
 from jax_ddpm._errors import Field, FieldError, described
 from jax_ddpm.data.dataset import Dataset, Labelling, Preparation, numbered, to_bytes
-from jax_ddpm.data.files import part_of, reason
+from jax_ddpm.data.files import part_of, reason, rows, stamp
 
+HUB, PARQUET = "hf://", ".parquet"
+_LABELS = ("label", "labels", "fine_label")
 _IN_MEMORY = 2**28
 """Bytes. A .npy up to this size is read whole; a larger one of uint8 stays on the disk, and must
 not change while it is in use."""
@@ -60,6 +63,54 @@ def read_arrays(path: Path, preparation: Preparation) -> Dataset:
         notes += ["no pixel is above 1 of 255: masks of 0 and 1 have to be times 255"]
     how = Preparation(range=taken)
     return Dataset(images, labels, notes=(*notes,), class_names=names, preparation=how)
+
+
+def read_parquet(data: str, *, labelled: bool = True) -> Dataset:
+    """The training split of a name on the hub, of a .parquet, or of all those in a folder."""
+    import datasets  # pyright: ignore[reportMissingImports]
+
+    name, where = "parquet", {"data_dir" if os.path.isdir(data) else "data_files": data}
+    if data.startswith(HUB):
+        name, where = data.removeprefix(HUB), {}
+    try:
+        table = datasets.load_dataset(name, split="train", **where)
+    except Exception as error:  # of pyarrow, of the network, or of `datasets` itself
+        cause: Any = error.__cause__ or error
+        raise FieldError("data", f"cannot read {data}: {reason(cause)}") from None
+    features: dict[str, Any] = dict(table.features)
+    dtypes = {name: str(getattr(kind, "dtype", kind)) for name, kind in features.items()}
+    images = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
+    images += [
+        name for name, kind in features.items() if isinstance(kind, dict) and "bytes" in kind
+    ]
+    if len(images) != 1:
+        raise _unexpected("one column of images", data, dtypes)
+    labels, class_names, notes = None, None, ()
+    # Of several columns of classes the one with the commonest name.
+    classes = [name for name in _LABELS if "int" in dtypes.get(name, "")]
+    classes += [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
+    if labelled and classes:
+        column, cells = classes[0], table[classes[0]][:]
+        if None in cells:
+            raise FieldError("data", f"row {cells.index(None)} in {data} has no {column!r}")
+        known = getattr(features[column], "names", None)
+        labels, class_names, said = read_labels(np.asarray(cells, np.int64), data, known)
+        notes = (f"classes by the column {column!r}", *said)
+    if isinstance(features[images[0]], datasets.Image):
+        table = table.cast_column(images[0], datasets.Image(decode=False))
+
+    def read(index: int) -> bytes:
+        cell = table[index][images[0]] or {}
+        if cell.get("bytes") is None and not cell.get("path"):
+            raise ValueError("there is no image")
+        return Path(cell["path"]).read_bytes() if cell.get("bytes") is None else cell["bytes"]
+
+    # Rows that only name a file say nothing of it.
+    chunks = table.data.column(images[0]).chunks
+    whole = all(chunk.field("bytes").null_count == 0 for chunk in chunks)
+    here = " ".join(stamp(Path(each["filename"])) for each in table.cache_files) if whole else ""
+    files = rows(Path(data), len(table), read, here)
+    return Dataset(files, labels, notes=notes, class_names=class_names)
 
 
 def read_labels(

@@ -87,7 +87,7 @@ def decode(encoded: Encoded, channels: int, preparation: Preparation) -> np.ndar
 
 
 def _open(data: bytes, *, decoded: bool, fewer: Any = _METADATA) -> Any:
-    """With all metadata, or else with fewer of them."""
+    """With all metadata, or else with fewer."""
     Image.init()
     formats = [each for each in Image.ID if each not in _REFUSED]
     try:
@@ -99,16 +99,14 @@ def _open(data: bytes, *, decoded: bool, fewer: Any = _METADATA) -> Any:
             raise
         return _open(_with_chunks(data, fewer[0]), decoded=decoded, fewer=fewer[1:])
     transparent = picture.info.get("transparency")
-    if decoded and isinstance(transparent, tuple) and data[24] == 16:  # Pillow keeps the upper 8
-        lower: Any = Image.open(io.BytesIO(_with_chunks(data, ())), formats=["PNG"])
-        lower.tile = [tile._replace(args="RGB;16L") for tile in lower.tile]
-        seen = (np.asarray(picture, int) * 256 + np.asarray(lower) != transparent).any(axis=2)
-        picture.putalpha(Image.fromarray(seen).convert("L"))
+    if (
+        isinstance(transparent, tuple) and data[24] == 16
+    ):  # of colours Pillow keeps the upper 8 bits
+        picture.info["transparency"] = tuple(value >> 8 for value in transparent)
     tags = getattr(picture, "tag_v2", {})
-    got = {"F": "floating-point pixels", "I": "32"}.get(picture.mode)
-    got = f"signed {tags[_BITS][0]}" if 2 in tags.get(_SIGNS, ()) else got
-    # Pillow has no other mode for 16 bits in a PNG or PGM.
-    if got and (got != "32" or picture.format not in ("PNG", "PPM")):
+    is_wide = picture.mode == "I" and picture.format not in ("PNG", "PPM")  # which have 16 bits
+    if is_wide or picture.mode == "F" or 2 in tags.get(_SIGNS, ()):
+        got = f"signed or wider ones (Pillow's mode {picture.mode})"
         raise ValueError(f"expected 8 bits a channel, or 16, got {got}")
     return picture
 

@@ -34,10 +34,10 @@ class Files:
     path: Path
     places: dict[str, Any]
     """By their names; None of an archive's members that are links, or no files."""
-    fetch: Callable[[Any, int], Any]
-    """What is at a place, or so many bytes of it; -1 is all."""
+    fetch: Callable[[Any], Any]
+    """What is at a place."""
     stamp: Callable[[str], str]
-    """Of a name: another once its file is another; "" where nothing says so."""
+    """Of a name: its size in bytes, and what changes with the file; "" where nothing says so."""
     packed: bool = False
     """A compressed tar, which is read from its beginning to its end."""
 
@@ -49,24 +49,22 @@ class Files:
         """Some of the files, in this order."""
         return replace(self, places={name: self.places[name] for name in names})
 
-    def read(self, name: str, most: int = -1) -> Any:
-        """The bytes of a file, or the first of them, in any thread. Raises `FieldError`."""
+    def read(self, name: str) -> Any:
+        """The bytes of a file, in any thread. Raises `FieldError`."""
         with _naming(f"{name} in {self.path}"):
             if self.packed:
                 raise ValueError("the archive is compressed: unpack it, or decode into a cache")
-            return self.fetch(self.places[name], most)
+            return self.fetch(self.places[name])
 
-    def stream(
-        self, names: Collection[str], most: int = -1
-    ) -> Iterator[tuple[str, Callable[[], Any]]]:
+    def stream(self, names: Collection[str]) -> Iterator[tuple[str, Callable[[], Any]]]:
         """The name of each file, and what reads it as `read` does, in the order of their places."""
         names = sorted(names, key=self.places.__getitem__)
         if not self.packed:
-            yield from ((name, partial(self.read, name, most)) for name in names)
+            yield from ((name, partial(self.read, name)) for name in names)
             return
         with _naming(self.path), tarfile.open(self.path) as tar:
             # A file and the hard links to it are of one place, which is read once.
-            read = lru_cache(1)(lambda place: _cut(tar.fileobj, place, most))
+            read = lru_cache(1)(partial(_cut, tar.fileobj))
             for name in names:
                 yield name, partial(bytes, read(self.places[name]))
 
@@ -81,8 +79,7 @@ def stamp(path: Path) -> str:
 
 def rows(path: Path, count: int, read: Callable[[int], Any], stamp: str) -> Files:
     """Pictures that have a number and no name, and what reads one of them."""
-    places = {f"row {n}": n for n in range(count)}
-    return Files(path, places, lambda n, most: read(n), lambda name: stamp)
+    return Files(path, {f"row {n}": n for n in range(count)}, read, lambda name: stamp)
 
 
 def open_files(path: Path, *, deep: bool = True) -> Files:
@@ -115,12 +112,8 @@ def reason(error: BaseException) -> str:
 
 
 def _open_folder(path: Path, deep: bool) -> Files:
-    def fetch(name: str, most: int) -> bytes:
-        with (path / name).open("rb") as file:
-            return file.read(most)
-
-    names = sorted(_walk(str(path), deep), key=_parts)
-    return Files(path, {name: name for name in names}, fetch, lambda name: stamp(path / name))
+    places = {name: path / name for name in sorted(_walk(str(path), deep), key=_parts)}
+    return Files(path, places, Path.read_bytes, lambda name: stamp(path / name))
 
 
 def _walk(folder: str, deep: bool, prefix: str = "", above: tuple[str, ...] = ()) -> Iterator[str]:
@@ -142,16 +135,17 @@ def _walk(folder: str, deep: bool, prefix: str = "", above: tuple[str, ...] = ()
 def _open_zip(path: Path) -> Files:
     archive, lock, members = zipfile.ZipFile(path), Lock(), {}
 
-    def fetch(place: tuple[int, str], most: int) -> bytes:
-        with lock, archive.open(place[1]) as file:
-            return file.read(most)
+    def fetch(place: tuple[int, str, int]) -> bytes:
+        with lock:
+            return archive.read(place[1])
 
     for info in archive.infolist():
         name, is_link = info.filename, stat.S_ISLNK(info.external_attr >> 16)
         with suppress(UnicodeError):  # some write UTF-8 and do not say so
             name = name if info.flag_bits & 0x800 else name.encode("cp437").decode()
         if not name.endswith(("/", "\\")):
-            members[_cleaned(name)] = None if is_link else (info.header_offset, info.filename)
+            place = info.header_offset, info.filename, info.file_size
+            members[_cleaned(name)] = None if is_link else place
     return _of_archive(path, members, fetch)
 
 
@@ -173,27 +167,25 @@ def _open_tar(path: Path) -> Files:
         while file.read(2**20):
             pass  # to the checksum behind the end
 
-    def fetch(place: tuple[int, int], most: int) -> bytes:
+    def fetch(place: tuple[int, int]) -> bytes:
         with path.open("rb") as file:  # each its own: threads do not wait for one another
-            return _cut(file, place, most)
+            return _cut(file, place)
 
     return _of_archive(path, members, fetch, packed=not isinstance(file, io.BufferedReader))
 
 
-def _cut(file: Any, place: tuple[int, int], most: int) -> bytes:
-    offset, size = place
-    size = size if most < 0 else min(size, most)
-    file.seek(offset)
-    data = file.read(size)
-    if len(data) != size:
-        raise ValueError(f"expected {size} bytes, got {len(data)}")
-    return data
+def _cut(file: Any, place: tuple[int, int]) -> bytes:
+    file.seek(place[0])
+    return file.read(place[1])
 
 
-def _of_archive(path: Path, members: dict[str, Any], fetch: Any, packed: bool = False) -> Files:
+def _of_archive(
+    path: Path, members: dict[str, Any], fetch: Callable[[Any], bytes], packed: bool = False
+) -> Files:
+    """The members that are not hidden, whose places end in their sizes."""
     names = sorted(members, key=_parts)
     places = {name: members[name] for name in names if not any(map(_is_hidden, _parts(name)))}
-    return Files(path, places, fetch, lambda name: stamp(path), packed)
+    return Files(path, places, fetch, lambda name: f"{places[name][-1]} {stamp(path)}", packed)
 
 
 def _cleaned(name: str) -> str:

@@ -68,15 +68,15 @@ class _Undecoded(Exception):
     """Pictures cannot be decoded: `Known` says which."""
 
 
-def look(files: Files, known: Known, progress: Progress, most: int = -1) -> None:
-    """Bring `known` up to date: what has changed is read. A file of `most` bytes is no picture."""
+def look(files: Files, known: Known, progress: Progress) -> None:
+    """Bring `known` up to date: what has changed is read."""
 
     def look_at(name: str, read: Callable[[], Encoded]) -> list[Any]:
         stamp, digest = "", bytes(32).hex()
         try:
             data = read()
             stamp, digest = stamps[name], _digest(data)
-            found = survey(data) if len(data) != most else "too large"
+            found = survey(data)
         except Exception as error:  # Pillow's plugins raise whatever they meet
             found = reason(error)
         return [stamp, digest, found, None]
@@ -84,9 +84,7 @@ def look(files: Files, known: Known, progress: Progress, most: int = -1) -> None
     stamps = {name: files.stamp(name) for name in files.names}
     new = [name for name, stamp in stamps.items() if known.get(name, [None])[0] != stamp]
     tell = partial(progress, "reading")
-    known.update(
-        _of_each(look_at, files.stream(new, most), tell, len(stamps) - len(new), len(stamps))
-    )
+    known.update(_of_each(look_at, files.stream(new), tell, len(stamps) - len(new), len(stamps)))
     if new:
         known.save()
 
@@ -109,10 +107,9 @@ class Pictures:
     are asked for. Safe in several threads."""
 
     files: Files
-    digests: Mapping[str, str]  # of what each file held when it was looked at
+    known: Known
     preparation: Preparation
     image_shape: tuple[int, int, int]
-    record: Path | None  # of what is known of the files
 
     dtype = np.dtype(np.uint8)
 
@@ -136,14 +133,14 @@ class Pictures:
             images[place] = image
         return images.reshape(*chosen.shape, *self.image_shape)
 
-    def some(self, rows: np.ndarray) -> "Pictures":
+    def some(self, rows: Any) -> "Pictures":
         """The array of these rows, none of which is decoded yet."""
-        return replace(self, files=self.files.only(self.files.names[row] for row in rows))
+        return replace(self, files=self.files.only(np.array(self.files.names, object)[rows]))
 
-    def decoded(self, known: Known, progress: Progress) -> Iterator[tuple[int, np.ndarray]]:
+    def decoded(self, progress: Progress) -> Iterator[tuple[int, np.ndarray]]:
         """The row and the pixels of each picture. Raises `_Undecoded` at the end, if any cannot be
         decoded."""
-        row_of = {name: row for row, name in enumerate(self.files.names)}
+        row_of, known = {name: row for row, name in enumerate(self.files.names)}, self.known
         files, tell = self.files.stream(row_of), partial(progress, "decoding")
         for name, image in _of_each(self._decode, files, tell, 0, len(self)):
             known[name][3] = image if isinstance(image, str) else ""
@@ -157,9 +154,9 @@ class Pictures:
         """One picture, in the upper left of its image, or why it cannot be decoded. Raises
         `FieldError` if it cannot be read or is not what was looked at."""
         data, image = read(), np.zeros(self.image_shape, np.uint8)
-        if _digest(data) != self.digests[name]:
-            if self.record:  # or it would end every start
-                self.record.unlink(missing_ok=True)
+        if _digest(data) != self.known[name][1]:
+            if self.known.path:  # or it would end every start
+                self.known.path.unlink(missing_ok=True)
             raise FieldError("data", f"{name} has changed since it was first read")
         try:
             pixels = decode(data, self.image_shape[2], self.preparation)
@@ -184,13 +181,12 @@ def prepared(
         ways = Field("skip_unreadable", True), " leaves such pictures out, ", Field("max_pixels")
         raise FieldError("data", f"cannot read {listed}; ", *ways, " reads larger ones")
     shape, extents, notes = _fitted(heads, preparation)
-    digests = {name: known[name][1] for name in names}
-    pictures = Pictures(files.only(heads), digests, preparation, shape, known.path)
+    pictures = Pictures(files.only(heads), known, preparation, shape)
     try:
-        images = _cached(cache, pictures, known, progress)
+        images = _cached(cache, pictures, progress)
         if images is None and preparation.skip_unreadable:
             new = [row for row, name in enumerate(heads) if known[name][3] is None]
-            for _ in pictures.some(np.array(new, int)).decoded(known, progress):
+            for _ in pictures.some(np.array(new, int)).decoded(progress):
                 pass  # it is decoded again when it is needed
     except _Undecoded:  # by now these are known: they are named, or left out
         return prepared(data, preparation, cache, known, progress)
@@ -207,7 +203,8 @@ def prepared(
         notes.append(f"pictures that cannot be read, left out: {len(wrong):,} ({listed})")
     if labels is not None:
         labels = labels[[name in heads for name in names]]
-    notes, sha256 = (*data.notes, *notes), _digest(bytes.fromhex("".join(digests.values())))
+    sha256 = _digest(bytes.fromhex("".join(known[name][1] for name in names)))
+    notes = *data.notes, *notes
     return replace(data, images=images, labels=labels, notes=notes, extents=extents, sha256=sha256)
 
 
@@ -244,16 +241,14 @@ def default_cache() -> Path | None:
     return None if folder.startswith("~") else Path(folder, "jax_ddpm/images")
 
 
-def _cached(
-    cache: Path | None, pictures: Pictures, known: Known, progress: Progress
-) -> np.ndarray | None:
+def _cached(cache: Path | None, pictures: Pictures, progress: Progress) -> np.ndarray | None:
     """The images in the cache, mapped; decoded into it if they are not there. None where there is
     no room for them."""
     shape, each = pictures.shape, int(np.prod(pictures.image_shape))
     size = each * len(pictures)
     if cache is None or (cache == default_cache() and size > _LARGEST):
         return None
-    read = "".join(pictures.digests[name] for name in pictures.files.names)
+    read = "".join(pictures.known[name][1] for name in pictures.files.names)
     how = _VERSION, pictures.preparation.image_size, pictures.preparation.crop, shape
     key = _digest(f"{how} {read}".encode())[:32]
     path = cache / f"{key}.pixels"
@@ -268,7 +263,7 @@ def _cached(
                     return None
                 own = cache / f"{key}-{uuid4().hex}"  # without locks others may write theirs
                 with replacing(own) as file:  # through a map, a full disk would end the process
-                    for row, image in pictures.decoded(known, progress):
+                    for row, image in pictures.decoded(progress):
                         file.seek(row * each)
                         file.write(image.data)
                 own.replace(path)

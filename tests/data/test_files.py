@@ -27,7 +27,7 @@ def test_every_kind_holds_the_same(tmp_path, name, write_files):
     path = write_files(tmp_path / name, reversed_names | dict.fromkeys(HIDDEN, b"hidden"))
     files = open_files(path)
     assert files.names == tuple(FILES)
-    order = reversed_names if path.suffix else sorted(FILES)
+    order = reversed_names if path.suffix else FILES
     assert contents(files) == [(name, FILES[name]) for name in order]
     if path.suffix.lower() in ("", ".zip", ".tar"):
         names = list(FILES) * 50
@@ -85,12 +85,8 @@ def test_damaged_archives_are_named_in_one_line(tmp_path, suffix, damage, write_
         contents(open_files(path))  # a zip says it when it is read
 
 
-def test_what_a_tar_does_not_hold_whole_is_named(tmp_path, write_files):
-    path = write_files(tmp_path / "x.tar", {"1.png": bytes(5000)})
-    files = open_files(path)
-    os.truncate(path, 600)
-    with pytest.raises(ValueError, match="1.png in .*x.tar: expected 5000 bytes, got 88"):
-        files.read("1.png")
+def test_what_a_tar_does_not_hold_whole_is_left_out(tmp_path):
+    path = tmp_path / "x.tar"
     with tarfile.open(path, "w") as archive:
         sparse = tarfile.TarInfo("a.png")
         sparse.type = tarfile.GNUTYPE_SPARSE
