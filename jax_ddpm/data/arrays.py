@@ -101,14 +101,11 @@ def read_parquet(data: str, *, labelled: bool = True) -> Dataset:
 
     def read(index: int) -> bytes:
         cell = table[index][images[0]] or {}
-        if cell.get("bytes") is None and not cell.get("path"):
+        if cell.get("bytes") is None:
             raise ValueError("there is no image")
-        return Path(cell["path"]).read_bytes() if cell.get("bytes") is None else cell["bytes"]
+        return cell["bytes"]
 
-    # Rows that only name a file say nothing of it.
-    chunks = table.data.column(images[0]).chunks
-    whole = all(chunk.field("bytes").null_count == 0 for chunk in chunks)
-    here = " ".join(stamp(Path(each["filename"])) for each in table.cache_files) if whole else ""
+    here = " ".join(stamp(Path(each["filename"])) for each in table.cache_files)
     files = rows(Path(data), len(table), read, here)
     return Dataset(files, labels, notes=notes, class_names=class_names)
 

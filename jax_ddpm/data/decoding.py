@@ -192,11 +192,11 @@ def _resize(picture: Any, preparation: Preparation) -> Any:
     if size is None or picture.size == (size, size):
         return picture
     height, width = resized_shape(picture.height, picture.width, preparation)
-    whole = preparation.crop == "none"
-    tall, wide = (size, size) if whole else _scaled(picture.height, picture.width, size)
+    tall, wide = _scaled(picture.height, picture.width, size)
+    if preparation.crop == "none":
+        tall, wide = size, size
     while min(picture.size) >= 2 * size:
-        halves = (picture.width // 2, picture.height // 2)
-        picture = picture.resize(halves, Image.Resampling.BOX)
+        picture = picture.resize([side // 2 for side in picture.size], Image.Resampling.BOX)
     picture = picture.resize((wide, tall), Image.Resampling.BICUBIC)
     left, top = (wide - width) // 2, (tall - height) // 2
     return picture.crop((left, top, left + width, top + height))

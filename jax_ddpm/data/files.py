@@ -19,7 +19,6 @@ from jax_ddpm._errors import FieldError
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 """How the names of archives end, in any case."""
-NO_MEMORY = "out of memory"
 _PART = re.compile(
     r"(?<![a-z])[xy]?(train|trn|val|test|tst|dev|eval|pred|hold[-_ ]?out|unlabell?ed|extra|query"
     r"|crossval|(?<=[a-z]_)t[rs])(ing|id|idate|idation|idierung|uation|iction|val)?"
@@ -32,14 +31,10 @@ class Files:
     """Files by relative names, such as "cats/1.png", in their order and without hidden ones."""
 
     path: Path
-    places: dict[str, Any]
-    """By their names; None of an archive's members that are links, or no files."""
-    fetch: Callable[[Any], Any]
-    """What is at a place."""
-    stamp: Callable[[str], str]
-    """Of a name: its size in bytes, and what changes with the file; "" where nothing says so."""
-    packed: bool = False
-    """A compressed tar, which is read from its beginning to its end."""
+    places: dict[str, Any]  # None of an archive's members that are links, or no files
+    fetch: Callable[[Any], Any]  # what is at a place
+    stamp: Callable[[str], str]  # of a name: its size, and what changes with it; "" if unknown
+    packed: bool = False  # a compressed tar, which is read from its beginning to its end
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -104,7 +99,7 @@ def reason(error: BaseException) -> str:
     if isinstance(error, FieldError) and error.__cause__:
         return reason(error.__cause__)
     if isinstance(error, MemoryError):
-        return NO_MEMORY
+        raise error  # which is no fault of the file
     said = getattr(error, "strerror", None) or str(error) or type(error).__name__
     if said.startswith("cannot identify image file"):  # which ends in an address in memory
         return "no picture that Pillow can decode"

@@ -32,7 +32,7 @@ from PIL import Image, ImageFile
 from jax_ddpm._errors import Field, FieldError
 from jax_ddpm.data.dataset import Dataset, Preparation
 from jax_ddpm.data.decoding import Encoded, Survey, decode, resized_shape, survey
-from jax_ddpm.data.files import NO_MEMORY, Files, reason
+from jax_ddpm.data.files import Files, reason
 from jax_ddpm.io.files import make_folder, replace_file, replacing
 
 Progress = Callable[[str, int, int], Any]
@@ -56,8 +56,7 @@ class Known(dict[str, list[Any]]):
             self.update(json.loads(self.path.read_bytes()) if self.path else {})
 
     def save(self) -> None:
-        """What is known for good. With more memory the next start may read more."""
-        kept = {name: each for name, each in self.items() if each[0] and NO_MEMORY not in each}
+        kept = {name: each for name, each in self.items() if each[0]}  # known for good
         if self.path and kept:
             with suppress(OSError):
                 make_folder(self.path.parent)

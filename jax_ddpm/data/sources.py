@@ -92,8 +92,8 @@ def _find(data: str | os.PathLike[str], preparation: Preparation, known: Any) ->
         return read_parquet(data, labelled=labelled)
     if not path.exists():
         others = f"other sets are {', '.join(DATASETS)}, or {HUB}OWNER/NAME"
-        meant = suggestion(data, DATASETS)
-        raise FieldError("data", f"no such file or folder: {path}; {others}{meant}")
+        problem = f"no such file or folder: {path}; {others}{suggestion(data, DATASETS)}"
+        raise FieldError("data", problem)
     if path.suffix.lower() in (".npy", ".npz"):
         return read_arrays(path, preparation)
     chosen = path.name if path.is_file() and not path.name.lower().endswith(ARCHIVES) else None
@@ -157,13 +157,13 @@ def _training(names: list[str]) -> tuple[list[str], list[str]]:
         places = [("/".join(each[:level]), "".join(each[level : level + 1])) for each in folders]
         parts = {folder: part_of(folder) for _, folder in places if folder}
         known = sorted(name for name in parts if parts[name])
-        kinds = {parts[name] for name in known}
         divided = {above for above, folder in places if parts.get(folder)}
-        beside = {folder for above, folder in places if folder and above in divided} - {*known}
+        beside = sorted({folder for above, folder in places if above in divided} - {"", *known})
+        kinds = {parts[name] for name in known}
         if len(kinds) < 2 or len(beside) > len(known) * ("train" in kinds):
             continue
         if beside or "train" not in kinds:
-            got = f"got {', '.join([*known, *sorted(beside)])}: give the folder to train on"
+            got = f"got {', '.join(known + beside)}: give the folder to train on"
             raise FieldError("data", f"expected classes, or parts with one for training, {got}")
         kept = [above not in divided or parts.get(name) == "train" for above, name in places]
         rest = [name or "no folder" for k, (_, name) in enumerate(places) if not kept[k]]
@@ -177,11 +177,10 @@ def _classes(names: list[str]) -> Labelling:
     while all(len(each) > 2 and each[0] == parts[0][0] for each in parts):
         parts = [each[1:] for each in parts]
     folders = [each[0] for each in parts if len(each) > 1]
-    alone = len(folders) < len(parts)
-    if alone or len(set(folders)) < 2:
-        note = "no classes: not every picture lies in a subfolder"
-        return None, None, (note,) if alone and folders else ()
-    return numbered(folders, "subfolder")
+    if len(set(folders)) > 1 and len(folders) == len(parts):
+        return numbered(folders, "subfolder")
+    note = "no classes: not every picture lies in a subfolder"
+    return None, None, (note,) if 0 < len(folders) < len(parts) else ()
 
 
 def _shown(text: str) -> str:

@@ -47,6 +47,8 @@ REFUSED = {
     "5 integer labels .* int64.4.": {"y": np.zeros(4, int)},
     "labels from 0 .*, got -1": {"y": np.arange(5) - 1},
     r"of one picture: add .* got \[8, 8, 3\]": {"x": np.zeros((8, 8, 3))},
+    r"of one picture: add .* got \[3, 8, 8\]": {"x": BYTES[:3]},
+    "5 integer labels .* float64.5.": {"y": np.zeros(5)},
     "uint8 or float images .* got int64": {"x": BYTES.astype(int)},
     r"images .* got \[0, 8, 8\]": {"x": BYTES[:0]},
     r"1 to 4 channels, .* last .* got \[5, 3, 8, 8\]": {"x": np.zeros((5, 3, 8, 8), "u1")},
