@@ -1,8 +1,8 @@
-"""One picture from its bytes to uint8 [height, width, channel]: upright, of 8 bits, of one size.
+"""One picture from its bytes to uint8 [height, width, channel].
 
 bytes ─ Pillow ─ upright (EXIF) ─ 8 bits ─ sRGB ─ on white ─ channels ─ size ─▶ pixels
 
-Pixels come first: metadata that cannot be read are left aside.
+Metadata that cannot be read are left aside.
 """
 
 import io

@@ -84,7 +84,8 @@ def open_files(path: Path, *, deep: bool = True) -> Files:
     """
     with _naming(path):
         if path.is_dir():
-            return _open_folder(path, deep)
+            places = {name: path / name for name in sorted(_walk(str(path), deep), key=_parts)}
+            return Files(path, places, Path.read_bytes, lambda name: stamp(path / name))
         return _open_zip(path) if path.suffix.lower() == ".zip" else _open_tar(path)
 
 
@@ -104,11 +105,6 @@ def reason(error: BaseException) -> str:
     if said.startswith("cannot identify image file"):  # which ends in an address in memory
         return "no picture that Pillow can decode"
     return said.partition("\n")[0]
-
-
-def _open_folder(path: Path, deep: bool) -> Files:
-    places = {name: path / name for name in sorted(_walk(str(path), deep), key=_parts)}
-    return Files(path, places, Path.read_bytes, lambda name: stamp(path / name))
 
 
 def _walk(folder: str, deep: bool, prefix: str = "", above: tuple[str, ...] = ()) -> Iterator[str]:

@@ -2,13 +2,9 @@
 
     files ─ look ─▶ sizes, channels, digests ─▶ decoded once into the cache, or when needed
 
-Looking fixes what a resumed run must find unchanged: the shape, and a digest of what was read.
-The cache keeps
-
-    SET.json      what was found in each file of a set, by its size and times of change
-    KEY.pixels    uint8 [image, height, width, channel], and nothing else
-
-KEY is a digest of what was read, of how it is prepared, and of Pillow's version.
+The cache keeps SET.json, what was found in each file of a set, by its size and times of change; and
+KEY.pixels, uint8 [image, height, width, channel], of which KEY is a digest of what was read, of how
+it is prepared, and of Pillow's version.
 """
 
 import hashlib

@@ -60,8 +60,9 @@ def load_dataset(
     from jax_ddpm.data import pictures  # which needs Pillow
 
     preparation = preparation or Preparation()
-    where = None if cache is None or str(cache).lower() == "none" else Path(cache).expanduser()
-    where = pictures.default_cache() if cache is None else where
+    where = pictures.default_cache() if cache is None else Path(cache).expanduser()
+    if cache is not None and str(cache).lower() == "none":
+        where = None
     if preparation.max_pixels and (limit := Image.MAX_IMAGE_PIXELS):
         Image.MAX_IMAGE_PIXELS = max(limit, preparation.max_pixels)
     known = pictures.Known(where, str(data))

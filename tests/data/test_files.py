@@ -86,12 +86,11 @@ def test_damaged_archives_are_named_in_one_line(tmp_path, suffix, damage, write_
 
 
 def test_what_a_tar_does_not_hold_whole_is_left_out(tmp_path):
-    path = tmp_path / "x.tar"
-    with tarfile.open(path, "w") as archive:
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
         sparse = tarfile.TarInfo("a.png")
         sparse.type = tarfile.GNUTYPE_SPARSE
         archive.addfile(sparse)
-    assert open_files(path).places == {"a.png": None}
+    assert open_files(tmp_path / "x.tar").places == {"a.png": None}
 
 
 @pytest.mark.parametrize("bits", [b"\0", b"\x08"])
