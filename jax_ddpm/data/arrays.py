@@ -101,11 +101,14 @@ def read_parquet(data: str, *, labelled: bool = True) -> Dataset:
 
     def read(index: int) -> bytes:
         cell = table[index][images[0]] or {}
-        if cell.get("bytes") is None:
+        if cell.get("bytes") is None and not cell.get("path"):
             raise ValueError("there is no image")
-        return cell["bytes"]
+        return Path(cell["path"]).read_bytes() if cell.get("bytes") is None else cell["bytes"]
 
-    here = " ".join(stamp(Path(each["filename"])) for each in table.cache_files)
+    # Rows that only name a file say nothing of it.
+    chunks = table.data.column(images[0]).chunks
+    whole = all(chunk.field("bytes").null_count == 0 for chunk in chunks)
+    here = " ".join(stamp(Path(each["filename"])) for each in table.cache_files) if whole else ""
     files = rows(Path(data), len(table), read, here)
     return Dataset(files, labels, notes=notes, class_names=class_names)
 
@@ -113,8 +116,7 @@ def read_parquet(data: str, *, labelled: bool = True) -> Dataset:
 def read_labels(
     labels: np.ndarray, where: object, called: Sequence[str] | None = None
 ) -> Labelling:
-    """Without names of the classes the numbers are their names, if some below the largest are
-    missing."""
+    """Numbers name the classes that have no names, if some below the largest are missing."""
     high = labels.max() if called is None else len(called) - 1
     if not 0 <= labels.min() <= labels.max() <= high:
         named = "" if called is None else f" ({len(called)} class_names)"

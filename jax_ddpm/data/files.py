@@ -85,7 +85,7 @@ def open_files(path: Path, *, deep: bool = True) -> Files:
     with _naming(path):
         if path.is_dir():
             places = {name: path / name for name in sorted(_walk(str(path), deep), key=_parts)}
-            return Files(path, places, Path.read_bytes, lambda name: stamp(path / name))
+            return Files(path, places, Path.read_bytes, lambda name: stamp(places[name]))
         return _open_zip(path) if path.suffix.lower() == ".zip" else _open_tar(path)
 
 

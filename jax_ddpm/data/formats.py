@@ -57,15 +57,14 @@ def _from_idx(data: bytes) -> np.ndarray:
 
 
 class _Cifar(NamedTuple):
-    """The files of a version, and what its pickles call labels and names. A binary one is rows of
-    labels, of which the last is the class, and pixels."""
+    """The files of a version."""
 
     title: str
-    num_labels: int
+    num_labels: int  # in each row of a binary file, before the pixels; the last is the class
     train: tuple[str, ...]
     test: str
     meta: str
-    keys: tuple[str, str] | None = None
+    keys: tuple[str, str] | None = None  # what a pickle calls labels and names
 
 
 _BATCHES = tuple(f"data_batch_{number}" for number in range(1, 6))

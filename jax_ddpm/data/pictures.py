@@ -133,8 +133,7 @@ class Pictures:
         return replace(self, files=self.files.only(np.array(self.files.names, object)[rows]))
 
     def decoded(self, progress: Progress) -> Iterator[tuple[int, np.ndarray]]:
-        """The row and the pixels of each picture. Raises `_Undecoded` at the end, if any cannot be
-        decoded."""
+        """The row and the pixels of each picture. In the end may raise `_Undecoded`."""
         row_of, known = {name: row for row, name in enumerate(self.files.names)}, self.known
         files, tell = self.files.stream(row_of), partial(progress, "decoding")
         for name, image in _of_each(self._decode, files, tell, 0, len(self)):
@@ -146,8 +145,7 @@ class Pictures:
             raise _Undecoded
 
     def _decode(self, name: str, read: Callable[[], Encoded]) -> np.ndarray | str:
-        """One picture, in the upper left of its image, or why it cannot be decoded. Raises
-        `FieldError` if it cannot be read or is not what was looked at."""
+        """One picture, in the upper left of its image, or why it cannot be decoded."""
         data, image = read(), np.zeros(self.image_shape, np.uint8)
         if _digest(data) != self.known[name][1]:
             if self.known.path:  # or it would end every start
@@ -164,8 +162,7 @@ class Pictures:
 def prepared(
     data: Dataset, preparation: Preparation, cache: Path | None, known: Known, progress: Progress
 ) -> Dataset:
-    """A set of files with its images, in the cache, or decoded when they are needed. Raises
-    `FieldError` naming pictures that cannot be read, and `OSError`."""
+    """A set of files with its images. Raises `FieldError` naming what cannot be read, `OSError`."""
     files, names, labels = data.images, data.images.names, data.labels
     look(files, known, progress)
     wrong = {name: why for name in names for why in known[name][2:] if isinstance(why, str) and why}
@@ -206,8 +203,7 @@ def prepared(
 def _fitted(
     heads: Mapping[str, Survey], preparation: Preparation
 ) -> tuple[tuple[int, int, int], np.ndarray | None, list[str]]:
-    """The shape of the images, their extents in it, and what to say of them. Raises `FieldError`
-    naming two of other sizes, where there is no image size to bring them to."""
+    """The shape of the images, their extents in it, and what to say of them."""
     found = heads.values()
     sizes = [resized_shape(head.height, head.width, preparation) for head in found]
     if preparation.image_size is None and len({*sizes}) > 1:
@@ -237,8 +233,7 @@ def default_cache() -> Path | None:
 
 
 def _cached(cache: Path | None, pictures: Pictures, progress: Progress) -> np.ndarray | None:
-    """The images in the cache, mapped; decoded into it if they are not there. None where there is
-    no room for them."""
+    """The images in the cache, mapped; decoded into it first if need be. None without room."""
     shape, each = pictures.shape, int(np.prod(pictures.image_shape))
     size = each * len(pictures)
     if cache is None or (cache == default_cache() and size > _LARGEST):

@@ -151,8 +151,7 @@ def _to_prepare(images: np.ndarray, preparation: Preparation) -> Any:
 
 def _training(names: list[str]) -> tuple[list[str], list[str]]:
     """The pictures of the training part, if the folders of a level are parts, and the folders of
-    the others. A level where most folders name no part holds classes. Raises `FieldError` if a few
-    name none, or if no part is for training."""
+    the others. A level where most folders name no part holds classes."""
     folders = [name.split("/")[:-1] for name in names]
     for level in range(max(map(len, folders), default=0)):
         places = [("/".join(each[:level]), "".join(each[level : level + 1])) for each in folders]
