@@ -99,10 +99,11 @@ def _open(data: bytes, *, decoded: bool, fewer: Any = _METADATA) -> Any:
             raise
         return _open(_with_chunks(data, fewer[0]), decoded=decoded, fewer=fewer[1:])
     transparent = picture.info.get("transparency")
-    if (
-        isinstance(transparent, tuple) and data[24] == 16
-    ):  # of colours Pillow keeps the upper 8 bits
-        picture.info["transparency"] = tuple(value >> 8 for value in transparent)
+    if decoded and isinstance(transparent, tuple) and data[24] == 16:  # Pillow keeps the upper 8
+        lower: Any = Image.open(io.BytesIO(_with_chunks(data, ())), formats=["PNG"])
+        lower.tile = [tile._replace(args="RGB;16L") for tile in lower.tile]
+        seen = (np.asarray(picture, int) * 256 + np.asarray(lower) != transparent).any(axis=2)
+        picture.putalpha(Image.fromarray(seen).convert("L"))
     tags = getattr(picture, "tag_v2", {})
     is_wide = picture.mode == "I" and picture.format not in ("PNG", "PPM")  # which have 16 bits
     if is_wide or picture.mode == "F" or 2 in tags.get(_SIGNS, ()):
