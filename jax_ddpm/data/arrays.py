@@ -33,11 +33,11 @@ def read_arrays(path: Path, preparation: Preparation) -> Dataset:
     except Exception as error:  # NumPy's, zipfile's and zlib's errors share no nearer base
         raise FieldError("data", f"cannot read {path}: {reason(error)}") from None
     called = arrays.pop("class_names", None)
-    if preparation.labels == "none":
-        arrays = {name: array for name, array in arrays.items() if array.ndim in (3, 4)}
     pictures = [array for array in arrays.values() if array.ndim in (3, 4)]
     columns = [array for array in arrays.values() if array.ndim == 1 or array.shape[1:] == (1,)]
-    if len(pictures) != 1 or len(columns) > 1 or len(arrays) > len(pictures + columns):
+    unknown = len(columns) > 1 or len(arrays) > len(pictures + columns)
+    labelled = preparation.labels == "folders"
+    if len(pictures) != 1 or (labelled and unknown):
         got = ", ".join(f"{name} {described(each)}" for name, each in arrays.items())
         expected = "one array of images [image, height, width(, channel)] and at most one of labels"
         raise _unexpected(f"{expected} [image]", path, got)
@@ -48,7 +48,7 @@ def read_arrays(path: Path, preparation: Preparation) -> Dataset:
         expected = "images of 1 to 4 channels, which are last (of one picture: add an axis),"
         raise _unexpected(expected, path, list(images.shape))
     images, labels, names, taken = images.reshape(count, height, width, channels), None, None, None
-    if columns:
+    if labelled and columns:
         labels = columns[0].reshape(-1)
         if len(labels) != count or not np.issubdtype(labels.dtype, np.integer):
             raise _unexpected(f"{count} integer labels", path, described(labels))

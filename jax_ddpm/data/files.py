@@ -84,8 +84,12 @@ def open_files(path: Path, *, deep: bool = True) -> Files:
     """
     with _naming(path):
         if path.is_dir():
-            places = {name: path / name for name in sorted(_walk(str(path), deep), key=_parts)}
-            return Files(path, places, Path.read_bytes, lambda name: stamp(places[name]))
+            return Files(
+                path,
+                {name: name for name in sorted(_walk(str(path), deep), key=_parts)},
+                lambda name: (path / name).read_bytes(),
+                lambda name: stamp(path / name),
+            )
         return _open_zip(path) if path.suffix.lower() == ".zip" else _open_tar(path)
 
 
@@ -174,14 +178,17 @@ def _of_archive(
     path: Path, members: dict[str, Any], fetch: Callable[[Any], bytes], packed: bool = False
 ) -> Files:
     """The members that are not hidden, whose places end in their sizes."""
-    names = sorted(members, key=_parts)
-    places = {name: members[name] for name in names if not any(map(_is_hidden, _parts(name)))}
+    found = {}
+    for name in sorted(members, key=lambda name: not name.startswith("../")):
+        found[re.sub(r"^(\.\./)+", "", name)] = members[name]  # what is inside counts more
+    names = sorted(found, key=_parts)
+    places = {name: found[name] for name in names if not any(map(_is_hidden, _parts(name)))}
     return Files(path, places, fetch, lambda name: f"{places[name][-1]} {stamp(path)}", packed)
 
 
 def _cleaned(name: str) -> str:
-    """As in a folder: without the root, "./", "../" and Windows' "\\"."""
-    return re.sub(r"^([A-Za-z]:/|\.\./|/)+", "", posixpath.normpath(name.replace("\\", "/")))
+    """As in a folder: without the root, "./" and Windows' "\\"."""
+    return re.sub(r"^([A-Za-z]:)?/+", "", posixpath.normpath(name.replace("\\", "/")))
 
 
 def _parts(name: str) -> list[str]:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -79,9 +79,13 @@ def look(files: Files, known: Known, progress: Progress) -> None:
     stamps = {name: files.stamp(name) for name in files.names}
     new = [name for name, stamp in stamps.items() if known.get(name, [None])[0] != stamp]
     tell = partial(progress, "reading")
-    known.update(_of_each(look_at, files.stream(new), tell, len(stamps) - len(new), len(stamps)))
-    if new:
-        known.save()
+    try:
+        known.update(
+            _of_each(look_at, files.stream(new), tell, len(stamps) - len(new), len(stamps))
+        )
+    finally:  # what was read is kept
+        if new:
+            known.save()
 
 
 def _of_each(
@@ -102,6 +106,7 @@ class Pictures:
     are asked for. Safe in several threads."""
 
     files: Files
+    names: Sequence[str]  # of the files, in the order of the rows
     known: Known
     preparation: Preparation
     image_shape: tuple[int, int, int]
@@ -114,14 +119,14 @@ class Pictures:
         return len(self), *self.image_shape
 
     def __len__(self) -> int:
-        return len(self.files.names)
+        return len(self.names)
 
     def __getitem__(self, rows: Any) -> np.ndarray:
         """As an array's. Raises `FieldError` naming a picture that cannot be read or decoded."""
         chosen = np.arange(len(self))[rows]
         images = np.empty((chosen.size, *self.image_shape), np.uint8)
         for place, row in enumerate(chosen.ravel().tolist()):
-            name = self.files.names[row]
+            name = self.names[row]
             image = self._decode(name, partial(self.files.read, name))
             if isinstance(image, str):
                 raise FieldError("data", f"cannot read {name}: {image}")
@@ -130,11 +135,11 @@ class Pictures:
 
     def some(self, rows: Any) -> "Pictures":
         """The array of these rows, none of which is decoded yet."""
-        return replace(self, files=self.files.only(np.array(self.files.names, object)[rows]))
+        return replace(self, names=[self.names[row] for row in np.arange(len(self))[rows]])
 
     def decoded(self, progress: Progress) -> Iterator[tuple[int, np.ndarray]]:
         """The row and the pixels of each picture. In the end may raise `_Undecoded`."""
-        row_of, known = {name: row for row, name in enumerate(self.files.names)}, self.known
+        row_of, known = {name: row for row, name in enumerate(self.names)}, self.known
         files, tell = self.files.stream(row_of), partial(progress, "decoding")
         for name, image in _of_each(self._decode, files, tell, 0, len(self)):
             known[name][3] = image if isinstance(image, str) else ""
@@ -148,8 +153,8 @@ class Pictures:
         """One picture, in the upper left of its image, or why it cannot be decoded."""
         data, image = read(), np.zeros(self.image_shape, np.uint8)
         if _digest(data) != self.known[name][1]:
-            if self.known.path:  # or it would end every start
-                self.known.path.unlink(missing_ok=True)
+            with suppress(OSError, AttributeError):  # or it would end every start
+                self.known.path.unlink()  # pyright: ignore[reportOptionalMemberAccess]
             raise FieldError("data", f"{name} has changed since it was first read")
         try:
             pixels = decode(data, self.image_shape[2], self.preparation)
@@ -173,9 +178,11 @@ def prepared(
         ways = Field("skip_unreadable", True), " leaves such pictures out, ", Field("max_pixels")
         raise FieldError("data", f"cannot read {listed}; ", *ways, " reads larger ones")
     shape, extents, notes = _fitted(heads, preparation)
-    pictures = Pictures(files.only(heads), known, preparation, shape)
+    pictures = Pictures(files, [*heads], known, preparation, shape)
     try:
         images = _cached(cache, pictures, progress)
+        if images is None:
+            files.read(pictures.names[0])  # not every archive can give one at a time
         if images is None and preparation.skip_unreadable:
             new = [row for row, name in enumerate(heads) if known[name][3] is None]
             for _ in pictures.some(np.array(new, int)).decoded(progress):
@@ -189,7 +196,6 @@ def prepared(
         return prepared(data, preparation, None, known, progress)
     if images is None:
         images, size = pictures, np.prod(pictures.shape) / 2**30
-        images[:1]  # not every archive can give one at a time
         notes.append(f"decoded whenever they are needed: {size:.1f} GiB are not kept")
     if wrong:
         notes.append(f"pictures that cannot be read, left out: {len(wrong):,} ({listed})")
@@ -238,7 +244,7 @@ def _cached(cache: Path | None, pictures: Pictures, progress: Progress) -> np.nd
     size = each * len(pictures)
     if cache is None or (cache == default_cache() and size > _LARGEST):
         return None
-    read = "".join(pictures.known[name][1] for name in pictures.files.names)
+    read = "".join(pictures.known[name][1] for name in pictures.names)
     how = _VERSION, pictures.preparation.image_size, pictures.preparation.crop, shape
     key = _digest(f"{how} {read}".encode())[:32]
     path = cache / f"{key}.pixels"

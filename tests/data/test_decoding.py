@@ -77,8 +77,7 @@ def test_broken_metadata_cost_no_picture(tmp_path, what):
 SIXTEEN = np.arange(65536, step=77, dtype=np.uint16)[:600].reshape(20, 30, 1)
 VALUE = SIXTEEN[3, 4].astype(">u2").tobytes()
 GREY, CLEAR = np.round(SIXTEEN / 257), SIXTEEN == SIXTEEN[3, 4]
-COLOUR, UPPER = np.repeat(SIXTEEN, 3, 2), SIXTEEN >> 8  # in colour, 8 bits are kept
-UPPER = np.where(UPPER == SIXTEEN[3, 4] >> 8, 255, UPPER)
+COLOUR, UPPER = np.repeat(SIXTEEN, 3, 2), np.where(CLEAR, 255, SIXTEEN >> 8)  # of all 16 bits
 DEEP = {
     "opacity": (png(np.concatenate([SIXTEEN, 65535 + 0 * SIXTEEN], 2)), GREY),
     "a transparent grey": (png(SIXTEEN, chunk(b"tRNS", VALUE)), np.where(CLEAR, 255, GREY)),
