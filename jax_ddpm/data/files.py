@@ -104,7 +104,7 @@ def reason(error: BaseException) -> str:
     if isinstance(error, FieldError) and error.__cause__:
         return reason(error.__cause__)
     if isinstance(error, MemoryError):
-        raise error  # which is no fault of the file
+        raise FieldError("data", "out of memory") from error  # which is no fault of the file
     said = getattr(error, "strerror", None) or str(error) or type(error).__name__
     if said.startswith("cannot identify image file"):  # which ends in an address in memory
         return "no picture that Pillow can decode"

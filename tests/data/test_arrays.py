@@ -95,6 +95,11 @@ def test_rows_of_a_large_file_are_those_of_the_array(tmp_path, monkeypatch, orde
         load_dataset(tmp_path / "x.npy")
 
 
+def test_an_array_keeps_its_channels(tmp_path):
+    two = np.concatenate([BYTES[..., None], 255 - BYTES[..., None]], 3)
+    np.testing.assert_array_equal(load(tmp_path, x=two).images, two)
+
+
 def test_a_set_is_indexed_by_image(tmp_path):
     data = load(tmp_path, x=BYTES, y=np.array([2, 0, 1, 0, 2]))
     image, label = data[-1]

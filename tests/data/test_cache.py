@@ -83,7 +83,7 @@ def test_what_does_not_fit_into_memory_is_no_fault_of_the_file(tmp_path, monkeyp
     load = partial(load_dataset, tmp_path, cache=tmp_path / ".cache")
     with monkeypatch.context() as small:
         small.setattr(pictures, step, Mock(side_effect=MemoryError))
-        with pytest.raises(MemoryError):
+        with pytest.raises(FieldError, match="^data: out of memory$"):
             load()
     assert len(load()) == 1
 

@@ -84,6 +84,7 @@ def test_windows_are_cut_from_the_longer_side_of_what_was_there_at_first(tmp_pat
     data = load_dataset(tmp_path, Preparation(image_size=20, crop="random"), cache="none")
     assert data.image_shape == (20, 20, 1) and data.images.shape == (3, 30, 40, 1)
     np.testing.assert_array_equal(data.extents, [[20, 30], [30, 20], [20, 40]])
+    np.testing.assert_array_equal(data[[1, 1, 0]].images[:], data.images[:][[1, 1, 0]])
     images = data.images[[2, 0, 1]]
     np.testing.assert_array_equal(images[1, :20, :30, 0], wide)
     np.testing.assert_array_equal(images[2, :30, :20, 0], wide.T)
