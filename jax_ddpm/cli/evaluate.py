@@ -12,7 +12,7 @@ from jax_ddpm.cli.config import ChainConfig, DataConfig, EvaluateConfig
 from jax_ddpm.cli.errors import UsageError, check_file, naming, writing
 from jax_ddpm.cli.terminal import bars
 from jax_ddpm.data import DATASETS, Dataset, Preparation
-from jax_ddpm.data.hub import HUB
+from jax_ddpm.data.arrays import HUB
 from jax_ddpm.io.checkpoint import list_checkpoints
 from jax_ddpm.io.files import read_json, write_json
 from jax_ddpm.runs import evaluate as measure

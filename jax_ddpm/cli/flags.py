@@ -32,7 +32,7 @@ def parse(name: str, arguments: list[str]) -> Any:
     arguments = joined.split("\0")[1:]
     recipe = re.search(r"\0--recipe[\0=]([^\0]*)", joined)
     default: dict[str, Any] = {}
-    if name == "train" and recipe and recipe[1] in RECIPES:
+    if name in ("train", "plan") and recipe and recipe[1] in RECIPES:
         default = {"default": kind.of_recipe(recipe[1])}
     _describe(kind)
     box = io.StringIO()

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from jax_ddpm._errors import check_positive
+from jax_ddpm._errors import check_between, check_positive
 from jax_ddpm._table import counted
 from jax_ddpm.cli.common import load_images
 from jax_ddpm.cli.config import DataConfig, PlanConfig
@@ -29,14 +29,16 @@ def plan(config: PlanConfig) -> None:
     check_file("--json", config.json)
     if config.largest_batch and config.work == "sample":
         raise UsageError("--largest-batch: expected --work train or both, got sample")
-    has_images, unsaid = config.data != DataConfig(), vars(Preparation())
-    asked = {name: value for name, value in vars(config.images).items() if value != unsaid[name]}
-    if asked and not has_images:
-        raise UsageError(f"--{[*asked][0].replace('_', '-')}: comes with --data or --dataset")
+    has_images = config.data.data is not None or config.data.dataset is not None
+    if sum(each is not None for each in (config.model, config.recipe, config.run)) > 1:
+        raise UsageError("expected one of --model, --recipe and --run")
     if config.run is not None and has_images:
         raise UsageError("--run: its network has its image size and classes: expected no images")
     name = config.recipe or config.model or ("digits" if has_images else "cifar10")
     recipe = RECIPES[name] if config.recipe else measuring.PRESETS[name]
+    unsaid = DataConfig(), recipe.preparation if config.recipe else Preparation()
+    if not has_images and (config.data, config.images) != unsaid:
+        raise UsageError("expected --data or --dataset with flags of images")
     layout = {name: getattr(config, name) for name in LayoutSettings.__dataclass_fields__}
     batch = recipe.settings.batched() if config.recipe else 128
     batch = batch if config.batch_size is None else config.batch_size
@@ -44,8 +46,9 @@ def plan(config: PlanConfig) -> None:
     targets, data = _targets(config.target), None
     if has_images:  # without a cache, pictures are not decoded before they are needed
         source = replace(config.data, data_cache=config.data.data_cache or "none")
-        data = load_images(source, replace(recipe.preparation, **asked))
-    with naming(folder="--run"):
+        check_between("steps", config.steps or 1, 1, recipe.settings.timesteps)
+        data = load_images(source, config.images)
+    with naming(folder="--run", unet=f"--{'recipe' if config.recipe else 'model'} {name}"):
         run = load_model(config.run) if config.run else measuring.of_recipe(recipe, data)
     make_chain(run, config.steps)  # refuses too many
     run = measuring.planned(run, dtype=config.dtype, remat=config.remat)

@@ -22,9 +22,6 @@ from jax_ddpm._typing import Image, Pixels, PRNGKey
 
 Images = Image | Pixels
 """[image, height, width, channel], floats or bytes."""
-_AHEAD_BYTES = 2**28
-_AHEAD = 16
-_THREADS = 8
 
 
 def batch_indices(
@@ -46,8 +43,7 @@ class Order:
     """The indices of a range of steps, as `batch_indices` gives them. Safe in several threads."""
 
     def __init__(self, key: PRNGKey, dataset_size: int, batch_size: int) -> None:
-        self.batch_size = batch_size
-        self._per_epoch = _steps_per_epoch(dataset_size, batch_size)
+        self.batch_size, self._per_epoch = batch_size, _steps_per_epoch(dataset_size, batch_size)
         draw = jax.jit(lambda epoch: _epoch_order(key, epoch, dataset_size))
         self._epoch = lru_cache(2)(lambda epoch: np.asarray(draw(epoch)))
 
@@ -60,7 +56,7 @@ class Order:
 
 def _steps_per_epoch(dataset_size: int, batch_size: int) -> int:
     if not 1 <= batch_size <= dataset_size:
-        raise ValueError(f"batch_size: expected 1 to {dataset_size} (the data), got {batch_size}")
+        raise FieldError("batch_size", f"expected 1 to {dataset_size} (the data), got {batch_size}")
     return dataset_size // batch_size
 
 
@@ -97,9 +93,9 @@ def prefetched(
         return {name: load_batch(array, indices, sharding) for name, array in arrays.items()}
 
     row = sum(np.prod(array.shape[1:]) * array.dtype.itemsize for array in arrays.values())
-    size = order.batch_size * int(row) * max(map(len, islice(dispatches, 100)), default=0)
-    ahead = int(np.clip(_AHEAD_BYTES // max(size, 1), 2, _AHEAD))
-    options = grain.ReadOptions(num_threads=min(ahead, _THREADS), prefetch_buffer_size=ahead)
+    rows = order.batch_size * max(map(len, islice(dispatches, 100)), default=1)
+    ahead = int(np.clip(2**28 // (row * rows), 2, 16))
+    options = grain.ReadOptions(num_threads=min(ahead, 8), prefetch_buffer_size=ahead)
     batches = grain.MapDataset.range(len(dispatches)).map(load).to_iter_dataset(options)
     with closing(iter(batches)) as ready:
         yield from ready

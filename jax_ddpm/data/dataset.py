@@ -94,19 +94,14 @@ class Dataset:
             row = range(len(self))[index]
             label = None if self.labels is None else int(self.labels[row])
             return np.asarray(self.images[row]), label
-        every = np.arange(len(self))
-        rows = every[index]
-        if np.array_equal(rows, every):
+        rows = np.arange(len(self))[index]
+        if np.array_equal(rows, np.arange(len(self))):
             return self
         labels = None if self.labels is None else self.labels[rows]
-        # Pictures that are decoded when they are needed stay so, and arrays where they are.
-        is_lazy = hasattr(self.images, "some")
-        images = (
-            self.images.some(rows)
-            if is_lazy
-            else self.images[index if isinstance(index, slice) else rows]
-        )
         extents = None if self.extents is None else self.extents[rows]
+        # Pictures that are decoded when they are needed stay so, and arrays where they are.
+        some = getattr(self.images, "some", self.images.__getitem__)
+        images = some(index if isinstance(index, slice) else rows)
         known = f"{self.sha256} {rows.tolist()}"
         sha256 = self.sha256 and hashlib.sha256(known.encode()).hexdigest()
         return replace(self, images=images, labels=labels, extents=extents, sha256=sha256)
@@ -153,8 +148,8 @@ class Dataset:
             if labels.dtype != np.int32 or labels.shape != shape[:1]:
                 got = described(labels)
                 raise FieldError("data", f"expected int32 labels [{shape[0]}], got {got}")
-            low, high, names = labels.min(), labels.max(), self.class_names
-            most = high if names is None else len(names) - 1
+            low, high = labels.min(), labels.max()
+            most = high if self.class_names is None else len(self.class_names) - 1
             if not 0 <= low <= high <= most:
                 raise FieldError("data", f"expected labels from 0 to {most}, got {low} to {high}")
 

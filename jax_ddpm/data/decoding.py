@@ -1,15 +1,15 @@
-"""One picture from its bytes to uint8 [height, width, channel]: upright, of 8 bits, of one size.
+"""One picture from its bytes to uint8 [height, width, channel].
 
 bytes ─ Pillow ─ upright (EXIF) ─ 8 bits ─ sRGB ─ on white ─ channels ─ size ─▶ pixels
 
-Pixels come first: metadata that cannot be read are left aside.
+Metadata that cannot be read are left aside.
 """
 
 import io
 import zlib
 from contextlib import suppress
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageCms
@@ -70,7 +70,7 @@ def resized_shape(height: int, width: int, preparation: Preparation) -> tuple[in
     return min(height, _LONGEST * size), min(width, _LONGEST * size)
 
 
-def decode(encoded: Encoded, channels: Literal[1, 3, 4], preparation: Preparation) -> np.ndarray:
+def decode(encoded: Encoded, channels: int, preparation: Preparation) -> np.ndarray:
     """Pixels of `resized_shape`. Raises an error of Pillow's, or `ValueError`, if it cannot."""
     if isinstance(encoded, np.ndarray):
         picture: Any = Image.fromarray(encoded[..., 0] if encoded.shape[2] == 1 else encoded)
@@ -87,7 +87,7 @@ def decode(encoded: Encoded, channels: Literal[1, 3, 4], preparation: Preparatio
 
 
 def _open(data: bytes, *, decoded: bool, fewer: Any = _METADATA) -> Any:
-    """With all metadata, or else with fewer of them."""
+    """With all metadata, or else with fewer."""
     Image.init()
     formats = [each for each in Image.ID if each not in _REFUSED]
     try:
@@ -105,10 +105,9 @@ def _open(data: bytes, *, decoded: bool, fewer: Any = _METADATA) -> Any:
         seen = (np.asarray(picture, int) * 256 + np.asarray(lower) != transparent).any(axis=2)
         picture.putalpha(Image.fromarray(seen).convert("L"))
     tags = getattr(picture, "tag_v2", {})
-    got = {"F": "floating-point pixels", "I": "32"}.get(picture.mode)
-    got = f"signed {tags[_BITS][0]}" if 2 in tags.get(_SIGNS, ()) else got
-    # Pillow has no other mode for 16 bits in a PNG or PGM.
-    if got and (got != "32" or picture.format not in ("PNG", "PPM")):
+    is_wide = picture.mode == "I" and picture.format not in ("PNG", "PPM")  # which have 16 bits
+    if is_wide or picture.mode == "F" or 2 in tags.get(_SIGNS, ()):
+        got = f"signed or wider ones (Pillow's mode {picture.mode})"
         raise ValueError(f"expected 8 bits a channel, or 16, got {got}")
     return picture
 
@@ -194,11 +193,11 @@ def _resize(picture: Any, preparation: Preparation) -> Any:
     if size is None or picture.size == (size, size):
         return picture
     height, width = resized_shape(picture.height, picture.width, preparation)
-    whole = preparation.crop == "none"
-    tall, wide = (size, size) if whole else _scaled(picture.height, picture.width, size)
+    tall, wide = _scaled(picture.height, picture.width, size)
+    if preparation.crop == "none":
+        tall, wide = size, size
     while min(picture.size) >= 2 * size:
-        halves = (picture.width // 2, picture.height // 2)
-        picture = picture.resize(halves, Image.Resampling.BOX)
+        picture = picture.resize([side // 2 for side in picture.size], Image.Resampling.BOX)
     picture = picture.resize((wide, tall), Image.Resampling.BICUBIC)
     left, top = (wide - width) // 2, (tall - height) // 2
     return picture.crop((left, top, left + width, top + height))

@@ -7,22 +7,18 @@ import re
 import stat
 import tarfile
 import zipfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from copy import copy
-from dataclasses import dataclass
-from functools import lru_cache, partial
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 from jax_ddpm._errors import FieldError
 
-Readers = Iterator[tuple[str, Callable[[], Any]]]
-
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 """How the names of archives end, in any case."""
-NO_MEMORY = "out of memory"
 _PART = re.compile(
     r"(?<![a-z])[xy]?(train|trn|val|test|tst|dev|eval|pred|hold[-_ ]?out|unlabell?ed|extra|query"
     r"|crossval|(?<=[a-z]_)t[rs])(ing|id|idate|idation|idierung|uation|iction|val)?"
@@ -30,65 +26,41 @@ _PART = re.compile(
 )
 
 
-class Unreadable(FieldError):
-    """Says what cannot be read; `reason` is why."""
-
-    def __init__(self, what: object, reason: str) -> None:
-        super().__init__("data", f"cannot read {what}: {reason}")
-        self.reason = reason
-
-    def __reduce__(self) -> Any:
-        return FieldError, ("data", *self.problem)
-
-
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class Files:
-    """Files by relative names, such as "cats/1.png", without hidden ones; or rows by their numbers.
-
-    `stamp` of a name is another once its file is another; "" where nothing says so. `left_out`
-    names members of an archive that are links, or no files. `channels` are those of an array, kept
-    where no others are asked for.
-    """
+    """Files by relative names, such as "cats/1.png", in their order and without hidden ones."""
 
     path: Path
-    places: dict[str, Any]
-    fetch: Callable[[Any, int], Any]
-    """What is at a place, or so many bytes of it; -1 is all."""
-    stamp: Callable[[str], str]
-    left_out: tuple[str, ...] = ()
-    channels: Any = None
+    places: dict[str, Any]  # None of an archive's members that are links, or no files
+    fetch: Callable[[Any], Any]  # what is at a place
+    stamp: Callable[[str], str]  # of a name: its size, and what changes with it; "" if unknown
+    packed: bool = False  # a compressed tar, which is read from its beginning to its end
 
-    def __post_init__(self) -> None:
-        self.names = tuple(self.places)
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        return tuple(name for name, place in self.places.items() if place is not None)
 
-    def only(self, names: Sequence[str]) -> "Files":
+    def only(self, names: Iterable[str]) -> "Files":
         """Some of the files, in this order."""
-        some = copy(self)
-        some.names = tuple(names)
-        return some
+        return replace(self, places={name: self.places[name] for name in names})
 
-    def read(self, name: str, most: int = -1) -> Any:
-        """The bytes of a file, or the first of them, in any thread. Raises `Unreadable`."""
-        with _naming(f"{name} in {self.path}" if self.path.name else name):
-            return self.fetch(self.places[name], most)
+    def read(self, name: str) -> Any:
+        """The bytes of a file, in any thread. Raises `FieldError`."""
+        with _naming(f"{name} in {self.path}"):
+            if self.packed:
+                raise ValueError("the archive is compressed: unpack it, or decode into a cache")
+            return self.fetch(self.places[name])
 
-    def stream(self, names: Collection[str], most: int = -1) -> Readers:
+    def stream(self, names: Collection[str]) -> Iterator[tuple[str, Callable[[], Any]]]:
         """The name of each file, and what reads it as `read` does, in the order of their places."""
-        for name in sorted(names, key=self.places.__getitem__):
-            yield name, partial(self.read, name, most)
-
-
-class _Packed(Files):
-    """The files of a compressed tar, which is read from its beginning to its end."""
-
-    def read(self, name: str, most: int = -1) -> Any:
-        raise Unreadable(self.path, "it is compressed: unpack it, or decode into a cache")
-
-    def stream(self, names: Collection[str], most: int = -1) -> Readers:
+        names = sorted(names, key=self.places.__getitem__)
+        if not self.packed:
+            yield from ((name, partial(self.read, name)) for name in names)
+            return
         with _naming(self.path), tarfile.open(self.path) as tar:
             # A file and the hard links to it are of one place, which is read once.
-            read = lru_cache(1)(lambda place: _cut(tar.fileobj, place, most))
-            for name in sorted(names, key=self.places.__getitem__):
+            read = lru_cache(1)(partial(_cut, tar.fileobj))
+            for name in names:
                 yield name, partial(bytes, read(self.places[name]))
 
 
@@ -100,21 +72,24 @@ def stamp(path: Path) -> str:
     return ""
 
 
-def rows(count: int, read: Callable[[int], Any], stamp: str, channels: Any = None) -> Files:
+def rows(path: Path, count: int, read: Callable[[int], Any], stamp: str) -> Files:
     """Pictures that have a number and no name, and what reads one of them."""
-    places, fetch = {f"row {n}": n for n in range(count)}, lambda n, most: read(n)
-    return Files(Path(), places, fetch, lambda name: stamp, channels=channels)
+    return Files(path, {f"row {n}": n for n in range(count)}, read, lambda name: stamp)
 
 
 def open_files(path: Path, *, deep: bool = True) -> Files:
     """The files of a folder, with those behind links and below it if `deep`, or of a .zip or .tar.
 
-    A compressed tar is read from beginning to end, by `stream`, and `read` refuses. Raises
-    `Unreadable` naming what is damaged or no archive.
+    Raises `FieldError` naming what is damaged or no archive.
     """
     with _naming(path):
         if path.is_dir():
-            return _open_folder(path, deep)
+            return Files(
+                path,
+                {name: name for name in sorted(_walk(str(path), deep), key=_parts)},
+                lambda name: (path / name).read_bytes(),
+                lambda name: stamp(path / name),
+            )
         return _open_zip(path) if path.suffix.lower() == ".zip" else _open_tar(path)
 
 
@@ -124,25 +99,16 @@ def part_of(name: str) -> str | None:
     return found and ("train" if found[1].startswith("tr") else found[1])
 
 
-def reason(error: Exception) -> str:
-    """The first line of what an error says."""
-    if isinstance(error, Unreadable):
-        return error.reason
+def reason(error: BaseException) -> str:
+    """The first line of what an error says, without the name of the file."""
+    if isinstance(error, FieldError) and error.__cause__:
+        return reason(error.__cause__)
     if isinstance(error, MemoryError):
-        return NO_MEMORY
+        raise FieldError("data", "out of memory") from error  # which is no fault of the file
     said = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    if said.startswith("cannot identify image file"):  # which goes on with an address in memory
+    if said.startswith("cannot identify image file"):  # which ends in an address in memory
         return "no picture that Pillow can decode"
     return said.partition("\n")[0]
-
-
-def _open_folder(path: Path, deep: bool) -> Files:
-    def fetch(name: str, most: int) -> bytes:
-        with (path / name).open("rb") as file:
-            return file.read(most)
-
-    places = {name: name for name in sorted(_walk(str(path), deep), key=_parts)}
-    return Files(path, places, fetch, lambda name: stamp(path / name))
 
 
 def _walk(folder: str, deep: bool, prefix: str = "", above: tuple[str, ...] = ()) -> Iterator[str]:
@@ -162,21 +128,20 @@ def _walk(folder: str, deep: bool, prefix: str = "", above: tuple[str, ...] = ()
 
 
 def _open_zip(path: Path) -> Files:
-    archive, lock = zipfile.ZipFile(path), Lock()
+    archive, lock, members = zipfile.ZipFile(path), Lock(), {}
 
-    def fetch(place: tuple[int, str], most: int) -> bytes:
-        with lock, archive.open(place[1]) as file:
-            return file.read(most)
+    def fetch(place: tuple[int, str, int]) -> bytes:
+        with lock:
+            return archive.read(place[1])
 
-    members = []
     for info in archive.infolist():
         name, is_link = info.filename, stat.S_ISLNK(info.external_attr >> 16)
         with suppress(UnicodeError):  # some write UTF-8 and do not say so
             name = name if info.flag_bits & 0x800 else name.encode("cp437").decode()
-        place = None if is_link else (info.header_offset, info.filename)
         if not name.endswith(("/", "\\")):
-            members.append((_cleaned(name), place))
-    return _placed(Files, path, members, fetch)
+            place = info.header_offset, info.filename, info.file_size
+            members[_cleaned(name)] = None if is_link else place
+    return _of_archive(path, members, fetch)
 
 
 def _open_tar(path: Path) -> Files:
@@ -186,48 +151,39 @@ def _open_tar(path: Path) -> Files:
         while (member := tar.next()) is not None:
             # Or it keeps a kilobyte for each.
             tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]
-            if member.issparse():
-                raise ValueError(f"{member.name} is sparse; unpack the archive")
             name, place = _cleaned(member.name), (member.offset_data, member.size)
             if member.islnk():
                 members[name] = members.get(_cleaned(member.linkname))
             elif not member.isdir():
-                members[name] = place if member.isreg() else None
+                members[name] = place if member.isreg() and not member.issparse() else None
         file.seek(tar.offset)
         if file.read(tarfile.BLOCKSIZE).strip(b"\0"):  # tarfile takes a damaged header for the end
             raise ValueError(f"expected a header at byte {tar.offset}")
         while file.read(2**20):
             pass  # to the checksum behind the end
 
-    def fetch(place: tuple[int, int], most: int) -> bytes:
+    def fetch(place: tuple[int, int]) -> bytes:
         with path.open("rb") as file:  # each its own: threads do not wait for one another
-            return _cut(file, place, most)
+            return _cut(file, place)
 
-    kind = Files if isinstance(file, io.BufferedReader) else _Packed
-    return _placed(kind, path, members.items(), fetch)
-
-
-def _cut(file: Any, place: tuple[int, int], most: int) -> bytes:
-    offset, size = place
-    size = size if most < 0 else min(size, most)
-    file.seek(offset)
-    data = file.read(size)
-    if len(data) != size:
-        raise ValueError(f"expected {size} bytes, got {len(data)}")
-    return data
+    return _of_archive(path, members, fetch, packed=not isinstance(file, io.BufferedReader))
 
 
-def _placed(
-    kind: type[Files], path: Path, members: Iterable[tuple[str, Any]], fetch: Callable[..., Any]
+def _cut(file: Any, place: tuple[int, int]) -> bytes:
+    file.seek(place[0])
+    return file.read(place[1])
+
+
+def _of_archive(
+    path: Path, members: dict[str, Any], fetch: Callable[[Any], bytes], packed: bool = False
 ) -> Files:
-    """Of an archive's members those that have a place, and the last of a name."""
+    """The members that are not hidden, whose places end in their sizes."""
     found = {}
-    for name, place in sorted(members, key=lambda each: not each[0].startswith("../")):
-        found[re.sub(r"^(\.\./)+", "", name)] = place  # what is inside counts more
-    names = [n for n in sorted(found, key=_parts) if not any(map(_is_hidden, _parts(n)))]
-    places = {name: found[name] for name in names if found[name] is not None}
-    left_out = tuple(name for name in names if name not in places)
-    return kind(path, places, fetch, lambda name: stamp(path), left_out)
+    for name in sorted(members, key=lambda name: not name.startswith("../")):
+        found[re.sub(r"^(\.\./)+", "", name)] = members[name]  # what is inside counts more
+    names = sorted(found, key=_parts)
+    places = {name: found[name] for name in names if not any(map(_is_hidden, _parts(name)))}
+    return Files(path, places, fetch, lambda name: f"{places[name][-1]} {stamp(path)}", packed)
 
 
 def _cleaned(name: str) -> str:
@@ -248,4 +204,5 @@ def _naming(what: object) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # zipfile's, tarfile's and zlib's errors share no nearer base
-        raise Unreadable(getattr(error, "filename", None) or what, reason(error)) from None
+        what = getattr(error, "filename", None) or what
+        raise FieldError("data", f"cannot read {what}: {reason(error)}") from error

@@ -1,9 +1,8 @@
 """The files of known sets as they were published: MNIST's, and CIFAR's.
 
-To add one: write a function like `read_mnist`, and put it into `FORMATS`. It is asked before the
-pictures are: it is given all files, and the name of the one that was `chosen`, if any; it takes the
-training part and notes what it leaves out, or returns None where its files are not there. What can
-be read is listed in `load_dataset`, in the command line's help and in the README.
+To add one: a function like `read_mnist`, in `FORMATS`. It is given all files, and the name of the
+one that was `chosen`, if any. It takes the training part and notes what it leaves out, or returns
+None where its files are not there.
 """
 
 import gzip
@@ -16,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jax_ddpm._errors import described
+from jax_ddpm._errors import FieldError, described
 from jax_ddpm.data.dataset import Dataset
 from jax_ddpm.data.files import Files
 
@@ -26,7 +25,7 @@ _TRAIN, _TEST = "the training images", "the test images"
 
 def read_mnist(files: Files, chosen: str | None = None) -> Dataset | None:
     """MNIST, Fashion-MNIST and others in idx files: the training images, or those of the test if
-    one of its files was chosen or there are no others. Raises `ValueError`."""
+    one of its files was chosen or there are no others. Raises `FieldError`."""
     # The names are sorted: one that is not packed comes before its .gz.
     sets: dict[tuple[str, str], dict[str, str]] = {}
     for match in filter(None, map(_IDX.fullmatch, files.names)):
@@ -34,13 +33,15 @@ def read_mnist(files: Files, chosen: str | None = None) -> Dataset | None:
         sets.setdefault((part, folder), {}).setdefault(kind, match.string)
     if not sets or (chosen and not _IDX.fullmatch(chosen)):
         return None
-    has_train = "train" in [part for part, _ in sets]
-    wanted = chosen.partition("-")[0] if chosen else "train" if has_train else "t10k"
+    wanted = "train" if "train" in {part for part, _ in sets} else "t10k"
+    wanted = chosen.partition("-")[0] if chosen else wanted
     pairs = [pair for (part, _), pair in sets.items() if part == wanted and len(pair) == 2]
     if len(pairs) != 1:
         got = ", ".join(name for pair in pairs or sets.values() for name in pair.values())
-        raise ValueError(f"expected images and labels in one folder of {files.path}, got {got}")
-    pixels, labels = _read(files, [pairs[0]["images"], pairs[0]["labels"]], _from_idx)
+        problem = f"expected images and labels in one folder of {files.path}, got {got}"
+        raise FieldError("data", problem)
+    names = pairs[0]["images"], pairs[0]["labels"]
+    pixels, labels = _read(files, dict.fromkeys(names, _from_idx))
     note = _TRAIN if wanted == "train" else _TEST
     return Dataset(pixels[..., None], labels.astype(np.int32), notes=(note,))
 
@@ -56,15 +57,14 @@ def _from_idx(data: bytes) -> np.ndarray:
 
 
 class _Cifar(NamedTuple):
-    """The files of a version, and what its pickles call labels and names. A binary one is rows of
-    labels, of which the last is the class, and pixels."""
+    """The files of a version."""
 
     title: str
-    num_labels: int
+    num_labels: int  # in each row of a binary file, before the pixels; the last is the class
     train: tuple[str, ...]
     test: str
     meta: str
-    keys: tuple[str, str] | None = None
+    keys: tuple[str, str] | None = None  # what a pickle calls labels and names
 
 
 _BATCHES = tuple(f"data_batch_{number}" for number in range(1, 6))
@@ -79,43 +79,48 @@ _VERSIONS = (
 
 def read_cifar(files: Files, chosen: str | None = None) -> Dataset | None:
     """CIFAR-10 or CIFAR-100, binary or Python's: the training images, or those of the test if its
-    file was chosen, with their (fine) labels and the names of those. Raises `ValueError`."""
-    here, found = set(files.names), []
-    for folder in dict.fromkeys(name[: name.rfind("/") + 1] for name in files.names):
-        for version in _VERSIONS:  # a file called "train" alone is not yet CIFAR's
-            sure = version.title == "CIFAR-10" or folder + version.meta in here
-            if sure and folder + version.train[0] in here:
-                found.append((folder, version))
+    file was chosen, with their (fine) labels and the names of those. Raises `FieldError`."""
+    here = set(files.names)
+    found = [
+        (folder, version)
+        for folder in dict.fromkeys(name[: name.rfind("/") + 1] for name in files.names)
+        for version in _VERSIONS
+        if folder + version.train[0] in here
+        # A file called "train" alone is not yet CIFAR's.
+        and (version.title == "CIFAR-10" or folder + version.meta in here)
+    ]
     if not found or (chosen and chosen not in [version.test for _, version in found]):
         return None
     if len(found) > 1:
         got = ", ".join(f"{folder}{version.train[0]}" for folder, version in found)
-        raise ValueError(f"expected one CIFAR in {files.path}, got {got}")
+        raise FieldError("data", f"expected one CIFAR in {files.path}, got {got}")
     ((folder, version),) = found
     batches = [folder + name for name in ((version.test,) if chosen else version.train)]
-    if missing := [name for name in (*batches, folder + version.meta) if name not in here]:
-        raise ValueError(f"expected {', '.join(missing)} beside the others in {files.path}")
-    (names,) = _read(files, [folder + version.meta], partial(_names, version))
-    images, labels = zip(*_read(files, batches, partial(_from_batch, version)), strict=True)
-    pixels = np.ascontiguousarray(np.concatenate(images).transpose(0, 2, 3, 1))
+    parse_of: dict[str, Any] = dict.fromkeys(batches, partial(_from_batch, version))
+    parse_of[folder + version.meta] = partial(_names, version)
+    if missing := parse_of.keys() - here:
+        expected = f"expected {', '.join(sorted(missing))} beside the others"
+        raise FieldError("data", f"{expected} in {files.path}")
+    *parts, names = _read(files, parse_of)
+    images, labels = map(np.concatenate, zip(*parts, strict=True))
+    pixels = np.ascontiguousarray(images.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
     note = f"{version.title}: {_TEST if chosen else _TRAIN}"
-    return Dataset(pixels, np.concatenate(labels), class_names=names, notes=(note,))
+    return Dataset(pixels, labels, class_names=names, notes=(note,))
 
 
 def _from_batch(version: _Cifar, data: bytes) -> tuple[np.ndarray, np.ndarray]:
     """Pixels and labels of a file."""
     if version.keys:
         batch = _unpickled(data)
-        pixels, labels = batch["data"], batch[version.keys[0]]
+        pixels, labels = np.asarray(batch["data"]), np.asarray(batch[version.keys[0]])
     else:
         rows = np.frombuffer(data, np.uint8).reshape(-1, version.num_labels + 3 * 32 * 32)
         pixels, labels = rows[:, version.num_labels :], rows[:, version.num_labels - 1]
-    pixels, classes = np.asarray(pixels), np.asarray(labels)
-    is_whole = pixels.dtype == np.uint8 and classes.dtype.kind in "iu"
-    if not is_whole or pixels.shape != (*classes.shape, 3 * 32 * 32):
-        got = f"{described(pixels)} and {described(classes)}"
+    is_whole = pixels.dtype == np.uint8 and labels.dtype.kind in "iu"
+    if not is_whole or pixels.shape != (*labels.shape, 3 * 32 * 32):
+        got = f"{described(pixels)} and {described(labels)}"
         raise ValueError(f"expected uint8 [image, 3072] and integer labels [image], got {got}")
-    return pixels.reshape(-1, 3, 32, 32), np.asarray(labels, np.int32)
+    return pixels, np.asarray(labels.tolist(), np.int32)
 
 
 def _names(version: _Cifar, data: bytes) -> tuple[str, ...]:
@@ -161,17 +166,17 @@ def _text(text: bytes | str) -> str:
     return text if isinstance(text, str) else str(text, "utf-8", "replace")
 
 
-def _read(files: Files, names: list[str], parse: Callable[[bytes], Any]) -> list[Any]:
-    """What is in each file. Raises `ValueError` naming the one that is damaged."""
+def _read(files: Files, parse_of: dict[str, Callable[[bytes], Any]]) -> list[Any]:
+    """What is in each file. Raises `FieldError` naming the one that is damaged."""
     parsed = {}
-    for name, read in files.stream(names):
+    for name, read in files.stream(parse_of):
         data = read()
         try:
-            parsed[name] = parse(data)
+            parsed[name] = parse_of[name](data)
         except Exception as error:  # damage raises nearly anything
-            what = f"{name} in {files.path}: {type(error).__name__}"
-            raise ValueError(f"cannot read {what}: {error}") from None
-    return [parsed[name] for name in names]
+            what = f"{name} in {files.path}: {type(error).__name__}: {error}"
+            raise FieldError("data", f"cannot read {what}") from None
+    return [parsed[name] for name in parse_of]
 
 
 FORMATS: tuple[Callable[[Files, str | None], Dataset | None], ...] = (read_mnist, read_cifar)

@@ -1,23 +1,19 @@
 """Bytes to rows: pictures of many sizes and kinds as one indexed set of uint8 images.
 
-    source ─ look ─▶ sizes, channels, digests ─▶ decoded once into the cache, or when needed
+    files ─ look ─▶ sizes, channels, digests ─▶ decoded once into the cache, or when needed
 
-Looking fixes what a resumed run must find unchanged: the shape, and a digest of what was read.
-The cache keeps
-
-    SET.json      what was found in each file of a set, by its size and times of change
-    KEY.pixels    uint8 [image, height, width, channel], and nothing else
-
-KEY is a digest of what was read, of how it is prepared, and of Pillow's version.
+The cache keeps SET.json, what was found in each file of a set, by its size and times of change; and
+KEY.pixels, uint8 [image, height, width, channel], of which KEY is a digest of what was read, of how
+it is prepared, and of Pillow's version.
 """
 
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -32,102 +28,88 @@ from PIL import Image, ImageFile
 from jax_ddpm._errors import Field, FieldError
 from jax_ddpm.data.dataset import Dataset, Preparation
 from jax_ddpm.data.decoding import Encoded, Survey, decode, resized_shape, survey
-from jax_ddpm.data.files import NO_MEMORY, Files, reason
+from jax_ddpm.data.files import Files, reason
 from jax_ddpm.io.files import make_folder, replace_file, replacing
 
 Progress = Callable[[str, int, int], Any]
 
-_VERSION = f"6 {PIL.__version__}"  # of the cache, and of the decoding
+_VERSION = f"7 {PIL.__version__}"  # of the cache, and of the decoding
 _LARGEST = 2**34  # bytes of decoded pictures that are kept in the default cache
 _AT_ONCE = 64
 
 
 class Known(dict[str, list[Any]]):
-    """By the name of a file its stamp ("" of what is not known for good), its digest, the header of
-    a picture, or what is wrong with it, and once it was decoded, what is wrong with its pixels."""
+    """By the name of a file: its stamp, its digest, its `Survey` or why it has none, and why its
+    pixels cannot be decoded ("" if they can, None if nobody tried). The cache keeps it."""
 
-    path: Path | None = None  # of the file of the cache that keeps it
+    def __init__(self, cache: Path | None, data: str) -> None:
+        super().__init__()
+        Image.init()
+        reads = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, sorted(Image.ID)
+        key = _digest(os.fsencode(f"{_VERSION} {reads} {os.path.abspath(data)}"))[:32]
+        self.path = cache and cache / f"{key}.json"
+        with suppress(OSError, ValueError):
+            self.update(json.loads(self.path.read_bytes()) if self.path else {})
 
-    def forget(self) -> None:
-        """So that the next start reads all files again."""
-        self.clear()
-        if self.path is not None:
+    def save(self) -> None:
+        kept = {name: each for name, each in self.items() if each[0]}  # known for good
+        if self.path and kept:
             with suppress(OSError):
-                self.path.unlink()
+                make_folder(self.path.parent)
+                replace_file(self.path, json.dumps(kept).encode())
 
 
-class _Refused(FieldError):
-    """Pictures cannot be read: `wrong` says why, by their names."""
-
-    def __init__(self, wrong: Mapping[str, str]) -> None:
-        larger = (Field("max_pixels"), " reads larger ones, ") if "bomb" in str(wrong) else ()
-        end = Field("skip_unreadable", True), " leaves such pictures out"
-        super().__init__("data", f"cannot read {_listed(wrong)}; ", *larger, *end)
-        self.wrong = wrong
-
-    def __reduce__(self) -> Any:
-        return _Refused, (self.wrong,)
+class _Undecoded(Exception):
+    """Pictures cannot be decoded: `Known` says which."""
 
 
-def _listed(wrong: Mapping[str, str]) -> str:
-    each = [f"{name}: {why}" for name, why in wrong.items()]
-    return "; ".join(each[:3] + [f"… ({len(each):,} in all)"] * (len(each) > 3))
+def look(files: Files, known: Known, progress: Progress) -> None:
+    """Bring `known` up to date: what has changed is read."""
 
-
-@contextmanager
-def remembered(cache: Path | None, data: str) -> Iterator[Known]:
-    """What was found in the files of a set: `look` adds to it, and the cache keeps it."""
-    Image.init()
-    reads = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, sorted(Image.ID)
-    key = _digest(os.fsencode(f"{_VERSION} {reads} {os.path.abspath(data)}"))[:32]
-    known = Known()
-    path = known.path = cache and cache / f"{key}.json"
-    with suppress(OSError, ValueError):
-        known.update(json.loads(path.read_bytes()) if path else {})
-    before = dict(known)
-    try:
-        yield known
-    finally:
-        # With more memory the next start may read what this one could not.
-        kept = {name: each for name, each in known.items() if each[0] and NO_MEMORY not in each}
-        if path and kept and kept != before:
-            with suppress(OSError):
-                make_folder(path.parent)
-                replace_file(path, json.dumps(kept).encode())
-        known.clear()  # `Pictures` hold it as long as they are in use
-
-
-def look(files: Files, known: dict[str, list[Any]], progress: Progress, most: int = -1) -> None:
-    """Bring `known` up to date for these files. Of each that has changed all is read, or `most`
-    bytes of what may be something else."""
-    stamps = {name: files.stamp(name) for name in files.names}
-    new = [name for name, stamp in stamps.items() if known.get(name, [None])[0] != stamp]
-    first = len(stamps) - len(new)
-    progress("reading", first, len(stamps))
-    for done, (name, read) in enumerate(files.stream(new, most), first + 1):
-        data, digest = None, bytes(32).hex()
+    def look_at(name: str, read: Callable[[], Encoded]) -> list[Any]:
+        stamp, digest = "", bytes(32).hex()
         try:
             data = read()
-            digest = _digest(data)
+            stamp, digest = stamps[name], _digest(data)
             found = survey(data)
         except Exception as error:  # Pillow's plugins raise whatever they meet
             found = reason(error)
-        whole = data is not None and len(data) != most
-        known[name] = [stamps[name] if whole else "", digest, found]
-        progress("reading", done, len(stamps))
+        return [stamp, digest, found, None]
+
+    stamps = {name: files.stamp(name) for name in files.names}
+    new = [name for name, stamp in stamps.items() if known.get(name, [None])[0] != stamp]
+    tell = partial(progress, "reading")
+    try:
+        known.update(
+            _of_each(look_at, files.stream(new), tell, len(stamps) - len(new), len(stamps))
+        )
+    finally:  # what was read is kept
+        if new:
+            known.save()
 
 
-@dataclass(frozen=True)
+def _of_each(
+    work: Callable[..., Any], files: Iterator[Any], tell: Callable[..., Any], done: int, total: int
+) -> Iterator[tuple[str, Any]]:
+    """The name of each file and what `work(name, read)` makes of it, by all cores."""
+    with ThreadPoolExecutor() as threads:
+        while block := list(islice(files, _AT_ONCE)):
+            names, readers = zip(*block, strict=True)
+            yield from zip(names, threads.map(work, names, readers), strict=True)
+            done += len(block)
+            tell(done, total)
+
+
+@dataclass(frozen=True, eq=False)
 class Pictures:
     """An array of images, uint8 [image, height, width, channel], that are decoded when rows of it
     are asked for. Safe in several threads."""
 
     files: Files
+    names: Sequence[str]  # of the files, in the order of the rows
     known: Known
-    digests: Mapping[str, str]  # of what each file held when it was looked at
     preparation: Preparation
     image_shape: tuple[int, int, int]
-    extents: np.ndarray | None  # of each picture within that shape, int32 [image, 2]
 
     dtype = np.dtype(np.uint8)
 
@@ -137,84 +119,75 @@ class Pictures:
         return len(self), *self.image_shape
 
     def __len__(self) -> int:
-        return len(self.files.names)
+        return len(self.names)
 
     def __getitem__(self, rows: Any) -> np.ndarray:
-        """As an array's. Raises `ValueError` naming a picture that cannot be read or decoded."""
+        """As an array's. Raises `FieldError` naming a picture that cannot be read or decoded."""
         chosen = np.arange(len(self))[rows]
         images = np.empty((chosen.size, *self.image_shape), np.uint8)
         for place, row in enumerate(chosen.ravel().tolist()):
-            images[place] = self._decode(row, partial(self.files.read, self.files.names[row]))
+            name = self.names[row]
+            image = self._decode(name, partial(self.files.read, name))
+            if isinstance(image, str):
+                raise FieldError("data", f"cannot read {name}: {image}")
+            images[place] = image
         return images.reshape(*chosen.shape, *self.image_shape)
 
-    def some(self, rows: np.ndarray) -> "Pictures":
+    def some(self, rows: Any) -> "Pictures":
         """The array of these rows, none of which is decoded yet."""
-        extents = None if self.extents is None else self.extents[rows]
-        files = self.files.only([self.files.names[row] for row in rows])
-        return replace(self, files=files, extents=extents)
+        return replace(self, names=[self.names[row] for row in np.arange(len(self))[rows]])
 
     def decoded(self, progress: Progress) -> Iterator[tuple[int, np.ndarray]]:
-        """The row and the pixels of each picture, decoded by all cores. Raises `_Refused` at the
-        end, naming all that cannot be decoded, which is known then."""
-        row_of = {name: row for row, name in enumerate(self.files.names)}
-        wrong, done, pictures = {}, 0, self.files.stream(row_of)
-        with ThreadPoolExecutor() as threads:
-            while block := list(islice(pictures, _AT_ONCE)):
-                tasks = [threads.submit(self._decode, row_of[name], read) for name, read in block]
-                for (name, _), task in zip(block, tasks, strict=True):
-                    try:
-                        yield row_of[name], task.result()
-                    except _Refused as error:
-                        wrong |= error.wrong
-                done += len(block)
-                progress("decoding", done, len(self))
-        for name in row_of:
-            self.known[name] = [*self.known[name][:3], wrong.get(name)]
-        if wrong:
-            raise _Refused(wrong)
+        """The row and the pixels of each picture. In the end may raise `_Undecoded`."""
+        row_of, known = {name: row for row, name in enumerate(self.names)}, self.known
+        files, tell = self.files.stream(row_of), partial(progress, "decoding")
+        for name, image in _of_each(self._decode, files, tell, 0, len(self)):
+            known[name][3] = image if isinstance(image, str) else ""
+            if not isinstance(image, str):
+                yield row_of[name], image
+        known.save()
+        if any(known[name][3] for name in row_of):
+            raise _Undecoded
 
-    def _decode(self, row: int, read: Callable[[], Encoded]) -> np.ndarray:
-        """One picture, in the upper left of its image. Raises `_Refused` if it cannot be decoded,
-        and `ValueError` if it cannot be read or is not what was looked at."""
-        name, data, image = self.files.names[row], read(), np.zeros(self.image_shape, np.uint8)
-        *sides, channels = self.image_shape
-        height, width = sides if self.extents is None else self.extents[row]
-        if _digest(data) != self.digests[name]:
-            self.known.forget()  # or it would end every start
+    def _decode(self, name: str, read: Callable[[], Encoded]) -> np.ndarray | str:
+        """One picture, in the upper left of its image, or why it cannot be decoded."""
+        data, image = read(), np.zeros(self.image_shape, np.uint8)
+        if _digest(data) != self.known[name][1]:
+            with suppress(OSError, AttributeError):  # or it would end every start
+                self.known.path.unlink()  # pyright: ignore[reportOptionalMemberAccess]
             raise FieldError("data", f"{name} has changed since it was first read")
         try:
-            pixels = decode(data, channels, self.preparation)  # pyright: ignore[reportArgumentType]
-            image[:height, :width] = pixels
+            pixels = decode(data, self.image_shape[2], self.preparation)
+            image[: len(pixels), : len(pixels[0])] = pixels
         except Exception as error:  # Pillow's plugins raise whatever they meet
-            raise _Refused({name: reason(error)}) from None
+            return reason(error)
         return image
 
 
 def prepared(
     data: Dataset, preparation: Preparation, cache: Path | None, known: Known, progress: Progress
 ) -> Dataset:
-    """A set of files with its images, in the cache, or decoded when they are needed. Raises
-    `FieldError` naming pictures that cannot be read, and `OSError`."""
-    files, names, skips = data.images, data.images.names, preparation.skip_unreadable
-    preparation = replace(preparation, channels=preparation.channels or files.channels)
+    """A set of files with its images. Raises `FieldError` naming what cannot be read, `OSError`."""
+    files, names, labels = data.images, data.images.names, data.labels
     look(files, known, progress)
-    digests = {name: known[name][1] for name in names}
-    wrong = {name: why for name in names for why in known[name][2:] if isinstance(why, str)}
+    wrong = {name: why for name in names for why in known[name][2:] if isinstance(why, str) and why}
     heads = {name: Survey(*known[name][2]) for name in names if name not in wrong}
-    if wrong and not skips:
-        raise _Refused(wrong)
-    if not heads:
-        raise FieldError("data", f"none of {len(names):,} pictures can be read")
+    listed = [f"{name}: {why}" for name, why in islice(wrong.items(), 3)]
+    listed = "; ".join(listed + [f"… ({len(wrong):,} in all)"] * (len(wrong) > 3))
+    if not heads or (wrong and not preparation.skip_unreadable):
+        ways = Field("skip_unreadable", True), " leaves such pictures out, ", Field("max_pixels")
+        raise FieldError("data", f"cannot read {listed}; ", *ways, " reads larger ones")
     shape, extents, notes = _fitted(heads, preparation)
-    pictures = Pictures(files.only([*heads]), known, digests, preparation, shape, extents)
+    pictures = Pictures(files, [*heads], known, preparation, shape)
     try:
         images = _cached(cache, pictures, progress)
         if images is None:
-            files.read(pictures.files.names[0])  # not every archive can give one at a time
-            new = [row for row, name in enumerate(heads) if len(known[name]) == 3]
-            for _ in pictures.some(np.array(new, int)).decoded(progress) if skips else ():
+            files.read(pictures.names[0])  # not every archive can give one at a time
+        if images is None and preparation.skip_unreadable:
+            new = [row for row, name in enumerate(heads) if known[name][3] is None]
+            for _ in pictures.some(np.array(new, int)).decoded(progress):
                 pass  # it is decoded again when it is needed
-    except _Refused:  # by now these are known: they are named, or left out
+    except _Undecoded:  # by now these are known: they are named, or left out
         return prepared(data, preparation, cache, known, progress)
     except OSError as error:
         if cache != default_cache():
@@ -225,19 +198,18 @@ def prepared(
         images, size = pictures, np.prod(pictures.shape) / 2**30
         notes.append(f"decoded whenever they are needed: {size:.1f} GiB are not kept")
     if wrong:
-        notes.append(f"pictures that cannot be read, left out: {len(wrong):,} ({_listed(wrong)})")
-    labels = data.labels
+        notes.append(f"pictures that cannot be read, left out: {len(wrong):,} ({listed})")
     if labels is not None:
         labels = labels[[name in heads for name in names]]
-    notes, sha256 = (*data.notes, *notes), _digest(bytes.fromhex("".join(digests.values())))
+    sha256 = _digest(bytes.fromhex("".join(known[name][1] for name in names)))
+    notes = *data.notes, *notes
     return replace(data, images=images, labels=labels, notes=notes, extents=extents, sha256=sha256)
 
 
 def _fitted(
     heads: Mapping[str, Survey], preparation: Preparation
 ) -> tuple[tuple[int, int, int], np.ndarray | None, list[str]]:
-    """The shape of the images, their extents in it, and what to say of them. Raises `FieldError`
-    naming two of other sizes, where there is no image size to bring them to."""
+    """The shape of the images, their extents in it, and what to say of them."""
     found = heads.values()
     sizes = [resized_shape(head.height, head.width, preparation) for head in found]
     if preparation.image_size is None and len({*sizes}) > 1:
@@ -267,13 +239,12 @@ def default_cache() -> Path | None:
 
 
 def _cached(cache: Path | None, pictures: Pictures, progress: Progress) -> np.ndarray | None:
-    """The images in the cache, mapped; decoded into it if they are not there. None where there is
-    no room for them."""
+    """The images in the cache, mapped; decoded into it first if need be. None without room."""
     shape, each = pictures.shape, int(np.prod(pictures.image_shape))
     size = each * len(pictures)
     if cache is None or (cache == default_cache() and size > _LARGEST):
         return None
-    read = "".join(pictures.digests[name] for name in pictures.files.names)
+    read = "".join(pictures.known[name][1] for name in pictures.names)
     how = _VERSION, pictures.preparation.image_size, pictures.preparation.crop, shape
     key = _digest(f"{how} {read}".encode())[:32]
     path = cache / f"{key}.pixels"

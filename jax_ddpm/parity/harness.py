@@ -69,7 +69,7 @@ class Report(NamedTuple):
         for name, results in lines.items():
             errors = [cell for dtype in dtypes for cell in _cells(results.get(dtype))]
             worst = dict.fromkeys(row.worst for row in results.values() if row.error)
-            cells.append([name, *errors, ", ".join(worst)])
+            cells.append([name, *errors, " / ".join(worst)])
         return table("<" + "><" * len(dtypes) + "<", cells)
 
 

@@ -61,6 +61,10 @@ def count_flops(jaxpr: Jaxpr | ClosedJaxpr) -> int:
     return flops_by_arithmetic(jaxpr).total()
 
 
+_ALGORITHMS = {"bf16_bf16_f32_x3": "high", "bf16_bf16_f32_x6": "highest", "f32_f32_f32": "highest"}
+"""Some of `jax.lax.DotAlgorithmPreset`, as precisions."""
+
+
 def flops_by_arithmetic(jaxpr: Jaxpr | ClosedJaxpr) -> Counter[tuple[str, str]]:
     """The same by dtype and precision: `{("float32", "highest"): 12_443_713_536}`."""
     found: Counter[tuple[str, str]] = Counter()
@@ -76,8 +80,10 @@ def flops_by_arithmetic(jaxpr: Jaxpr | ClosedJaxpr) -> Counter[tuple[str, str]]:
                 features = right.shape[params["dimension_numbers"].rhs_spec[0]]
                 products *= right.size // features
                 products //= math.prod(params["lhs_dilation"])
-            precision = (params["precision"] or ("default",))[0]
-            how = getattr(precision, "name", precision).lower()
+            precision = params["precision"] or "default"
+            precision = precision[0] if isinstance(precision, tuple) else precision
+            how = str(getattr(precision, "name", precision)).lower()
+            how = _ALGORITHMS.get(how, how if how in ("high", "highest") else "default")
             found[str(jnp.promote_types(left.dtype, right.dtype)), how] += 2 * products
             continue
         values = jax.tree.leaves([*params.values()])

@@ -14,10 +14,8 @@ from typing import Any, BinaryIO
 
 import jax
 import numpy as np
-from PIL import Image as pillow
-from PIL import ImageDraw, ImageFont, ImageOps
 
-from jax_ddpm._errors import FieldError, check_between
+from jax_ddpm._errors import FieldError, check_between, naming_extras
 from jax_ddpm._typing import Image, Pixels
 from jax_ddpm.data import Dataset, to_bytes, to_float
 from jax_ddpm.forward import q_sample
@@ -30,6 +28,10 @@ from jax_ddpm.runs.model import METRICS, PICTURES, PathLike
 from jax_ddpm.samplers import ancestral
 from jax_ddpm.schedule import NoiseSchedule
 from jax_ddpm.training.hosts import is_writer
+
+with naming_extras():  # the first import of the room that an extra brings
+    from PIL import Image as pillow
+    from PIL import ImageDraw, ImageFont, ImageOps
 
 Titles = Sequence[str] | None
 

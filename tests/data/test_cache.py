@@ -1,7 +1,6 @@
 """Decoded pictures on the disk: found by content, safe against kills, damage and two writers."""
 
 import os
-import pickle
 import re
 import shutil
 import signal
@@ -60,21 +59,16 @@ def test_a_second_start_opens_no_file(zoo, expected, tmp_path, monkeypatch, suff
     load = partial(load_dataset, place, replace(PREPARATION, skip_unreadable=True), cache=cache)
     first = load()
     assert len(set(read)) == 108 + links and len(list(cache.glob("*.pixels"))) == 1
-    said = (
-        r"left out: [23] \(bright/00.png: no pic.*; dark/y.jfif: \w.*" + "; dark/z.png: No" * links
-    )
-    assert re.search(said, first.notes[-2])
+    said = r"left out: [23] \(bright/00.png: no pic.*; dark/y.jfif: \w.*"
+    assert re.search(said + "; dark/z.png: No" * links, first.notes[-2])
     read.clear()
     second = load(progress=progress)
     assert read == ["dark/z.png"] * links and "decoding" not in str(progress.mock_calls)
     for data in (second, load(cache="none")):
         assert data.describe() == first.describe() and data.labels.tolist() == first.labels.tolist()
         np.testing.assert_array_equal(data.images[:], expected)
-    with pytest.raises(
-        FieldError, match="cannot read bright/00.png: .*; dark/y.jfif.*skip_unread"
-    ) as refused:
+    with pytest.raises(FieldError, match="read bright/00.png: .*; dark/y.jfif.*skip_unread"):
         load_dataset(place, PREPARATION, cache=cache)
-    assert str(pickle.loads(pickle.dumps(refused.value))) == str(refused.value)
     read.clear()
     os.utime(place if suffix else next(place.rglob("*L.png")), ns=(1, 1))
     assert load().digest() == first.digest() and len(set(read)) == (2 if links else 108)
@@ -84,25 +78,14 @@ def test_a_second_start_opens_no_file(zoo, expected, tmp_path, monkeypatch, suff
 
 
 @pytest.mark.parametrize("step", ["survey", "decode"])
-def test_what_does_not_fit_into_memory_is_left_out_this_time(tmp_path, monkeypatch, step):
-    for level in range(5):
-        Image.new("L", (16, 16), level).save(tmp_path / f"{level}.bmp")
+def test_what_does_not_fit_into_memory_is_no_fault_of_the_file(tmp_path, monkeypatch, step):
+    Image.new("L", (16, 16)).save(tmp_path / "x.bmp")
     load = partial(load_dataset, tmp_path, cache=tmp_path / ".cache")
-    real, last = getattr(pictures, step), (tmp_path / "4.bmp").read_bytes()
-
-    def limited(data, *rest):
-        if data == last:
-            raise MemoryError
-        return real(data, *rest)
-
     with monkeypatch.context() as small:
         small.setattr(pictures, step, Mock(side_effect=MemoryError))
-        with pytest.raises(FieldError, match=r"2.bmp: out of memory; … \(5 in all\); skip_"):
+        with pytest.raises(FieldError, match="^data: out of memory$"):
             load()
-        small.setattr(pictures, step, limited)
-        data = load(Preparation(skip_unreadable=True))
-        assert len(data) == 4 and "left out: 1 (4.bmp: out of memory)" in data.notes[0]
-    assert len(load()) == 5
+    assert len(load()) == 1
 
 
 @pytest.mark.parametrize("free", [0, 2**40])
@@ -118,7 +101,7 @@ def test_what_changed_behind_its_size_and_time_is_read_again(tmp_path, monkeypat
         return load_dataset(tmp_path, how, cache=tmp_path / ".cache").images[:].max()
 
     assert (loaded(1), loaded(2)) == (1, 2)
-    monkeypatch.setattr("jax_ddpm.data.files.stamp", lambda path: "the same")
+    monkeypatch.setattr("jax_ddpm.data.files.stamp", lambda path: "0 the same")
     assert loaded(3) == 3
     with pytest.raises(FieldError, match="x.bmp has changed since it was first read"):
         loaded(4, size=8)
@@ -126,15 +109,13 @@ def test_what_changed_behind_its_size_and_time_is_read_again(tmp_path, monkeypat
 
 
 def test_it_is_keyed_by_content_and_by_preparation(zoo, tmp_path):
-    folder, cache = shutil.copytree(zoo, tmp_path / "zoo"), tmp_path / "cache"
-    digest = load_dataset(folder, PREPARATION, cache=cache).digest()
-    for other in ({"image_size": 8}, {"crop": "none"}, {"channels": 1}, {"flip": True}):
-        load_dataset(folder, replace(PREPARATION, **other), cache=cache)
-    assert len(list(cache.glob("*.pixels"))) == 4  # flips are of the step
+    folder, cache, digests = shutil.copytree(zoo, tmp_path / "zoo"), tmp_path / "cache", set()
     path = next(folder.rglob("*L.png"))
-    Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
-    assert load_dataset(folder, PREPARATION, cache=cache).digest() != digest
-    assert len(list(cache.glob("*.pixels"))) == 5
+    for other in ({"image_size": 8}, {"crop": "none"}, {"channels": 1}, {"flip": True}, {}):
+        if not other:  # flips are of the step
+            Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
+        digests |= {load_dataset(folder, replace(PREPARATION, **other), cache=cache).digest()}
+    assert len(digests) == 2 and len(list(cache.glob("*.pixels"))) == 5
 
 
 def test_killed_while_it_is_written(zoo, expected, tmp_path):
@@ -154,12 +135,8 @@ def test_without_locks_two_processes_may_decode(zoo, expected, tmp_path, monkeyp
     """The second begins and ends while the first decodes."""
     monkeypatch.setattr("fcntl.flock", Mock(side_effect=OSError("no locks")))
     load, found = partial(load_dataset, zoo, PREPARATION, cache=tmp_path), []
-
-    def progress(what, done, total):
-        if what == "decoding" and not found:
-            found.append(load())
-
-    for each in (load(progress=progress), *found):
+    meanwhile = lambda what, *_: what == "decoding" and not found and found.append(load())
+    for each in (load(progress=meanwhile), *found):
         np.testing.assert_array_equal(each.images, expected)
     assert len(list(tmp_path.iterdir())) == 3  # SET.json, KEY.pixels and the lock
 

@@ -146,15 +146,13 @@ def test_what_pillow_decodes_is_a_picture_whatever_its_name(tmp_path, write_file
 def test_what_is_refused_and_large_pictures_when_asked(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 650)
     for data, problem in (
-        (saved(SIXTEEN[..., 0], "TIFF", tiffinfo={339: 2}), "expected 8 bits .* got signed 16"),
-        (saved(NOISE[..., 0], "TIFF", tiffinfo={339: 2}), "expected 8 bits .* got signed 8"),
-        (saved(np.ones((8, 8), np.float32), "TIFF"), "expected 8 bits .* got floating"),
+        (saved(SIXTEEN[..., 0], "TIFF", tiffinfo={339: 2}), "expected 8 bits .* got signed"),
+        (saved(NOISE[..., 0], "TIFF", tiffinfo={339: 2}), "expected 8 bits .* got signed"),
+        (saved(np.ones((8, 8), np.float32), "TIFF"), "expected 8 bits .* mode F"),
+        (b"Pf\n1 1\n-1.0\n" + bytes(4), "expected 8 bits .* mode F"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EOF\n", "no picture that Pillow"),
         (saved(np.zeros((40, 40), np.uint8), "PNG"), ".* exceeds limit of 1300 pixels"),
     ):
         with pytest.raises(FieldError, match=f"data: cannot read 0.png: {problem}"):
             read(tmp_path, data)
     assert read(tmp_path, data, max_pixels=1600).images[0].shape == (40, 40, 1)
-    (tmp_path / "pictures/1.pfm").write_bytes(b"Pf\n1 1\n-1.0\n" + bytes(4))
-    with pytest.raises(FieldError, match="cannot read 1.pfm: expected 8 bits .* got floating"):
-        load_dataset(tmp_path / "pictures")

@@ -34,7 +34,7 @@ def test_every_kind_holds_the_same(tmp_path, name, write_files):
         with ThreadPoolExecutor(8) as threads:
             assert list(threads.map(files.read, names)) == [FILES[name] for name in names]
     else:
-        with pytest.raises(ValueError, match=f"{re.escape(str(path))}.*unpack it, or decode"):
+        with pytest.raises(ValueError, match=f"{re.escape(str(path))}: .*unpack it, or decode"):
             files.read("b.txt")
 
 
@@ -52,7 +52,7 @@ def test_names_are_those_within_the_archive_and_links_are_left_out(tmp_path, nam
     if name == "x.zip":
         del inside["b/hard.png"]
     assert dict(contents(found)) == inside
-    assert {*found.left_out} == links.keys() - inside.keys()
+    assert found.places.keys() - {*found.names} == links.keys() - inside.keys()
 
 
 def test_links_in_a_folder_are_followed_once(tmp_path, write_files):
@@ -85,18 +85,12 @@ def test_damaged_archives_are_named_in_one_line(tmp_path, suffix, damage, write_
         contents(open_files(path))  # a zip says it when it is read
 
 
-def test_what_a_tar_does_not_hold_whole_is_named(tmp_path, write_files):
-    path = write_files(tmp_path / "x.tar", {"1.png": bytes(5000)})
-    files = open_files(path)
-    os.truncate(path, 600)
-    with pytest.raises(ValueError, match="1.png in .*x.tar: expected 5000 bytes, got 88"):
-        files.read("1.png")
-    with tarfile.open(path, "w") as archive:
+def test_what_a_tar_does_not_hold_whole_is_left_out(tmp_path):
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
         sparse = tarfile.TarInfo("a.png")
         sparse.type = tarfile.GNUTYPE_SPARSE
         archive.addfile(sparse)
-    with pytest.raises(ValueError, match="x.tar: a.png is sparse; unpack the archive"):
-        open_files(path)
+    assert open_files(tmp_path / "x.tar").places == {"a.png": None}
 
 
 @pytest.mark.parametrize("bits", [b"\0", b"\x08"])

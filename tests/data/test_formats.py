@@ -47,9 +47,7 @@ def test_mnists_test_images_are_read_by_their_file_or_alone(tmp_path, write_file
     write_files(tmp_path, TRAIN)
     assert load_dataset(tmp_path / "t10k-images-idx3-ubyte").labels.tolist() == [3]
     write_files(tmp_path / "again", TRAIN)
-    with pytest.raises(
-        FieldError, match="images and labels .* got again/train-images.*, train-images"
-    ):
+    with pytest.raises(FieldError, match="images and labels .* got again/train-im.*, train-im"):
         load_dataset(tmp_path)
 
 
@@ -158,22 +156,15 @@ WRONG = {
     "expected uint8 or float32 images [image, height, ": (MNIST, idx((5,), bytes(5))),
     "expected int32 labels [4], got int32[5]": (MNIST, idx((4, 3, 2), bytes(24))),
     "number 00 00 08, got 00 00 0d": (MNIST, b"\0\0\x0d\x01" + bytes(8)),  # floats
-    "Compressed file ended": (MNIST, gzip.compress(IMAGES)[:-9]),
     "cannot reshape array of size 29 into shape (5,3,2)": (MNIST, IMAGES[:-1]),
-    "cannot reshape array of size 6145": ("data_batch_1.bin", binary(1, [1], [8])[:-1]),
     "labels from 0 to 9, got 1 to 10": ("data_batch_2.bin", binary(1, [10], [3])),
-    "from 0 to 9, got -1 to 8": ("data_batch_2", pickled(data=pixels(1), labels=[1, -1])),
     "labels from 0 to 1, got 1 to 8": ("batches.meta.txt", b"a\nb\n"),
     "need a bytes-like object, int found": ("batches.meta", pickled(label_names=[1] * 10)),
     "CRC check failed": (MNIST, gzip.compress(IMAGES)[:-8] + bytes(8)),
     "got uint8[2, 3072] and int64[3]": batch(pixels(1), [1, 2, 3]),
     "got uint8[2, 3072] and float64[2]": batch(pixels(1), [1.5, 2]),
-    "got uint8[2, 3072] and <U1[2]": batch(pixels(1), ["1", "2"]),
-    "got uint8[2, 3072] and bool[2]": batch(pixels(1), [True, False]),
     "got float64[2, 3072] and int64[2]": batch((pixels(1) / 255).tolist(), [1, 2]),
-    "got uint8[2, 32, 32, 3] and int64[2]": batch(pixels(1).reshape(2, 32, 32, 3), [1, 2]),
     "got uint8[3072, 2] and int64[2]": batch(pixels(1).T, [1, 2]),
-    "got object[2] and int64[2]": batch([None, 1], [1, 2]),
     "out of bounds for int32": batch(pixels(1), [1, 2**32]),
     "an array of i1, which is refused": batch(pixels(1).astype("i1"), [1, 2]),
     "EOFError: Ran out of input": ("data_batch_1", pickled(data=pixels(1))[:-5]),
@@ -181,9 +172,7 @@ WRONG = {
     "asks for posix.system": ("train", b"cposix\nsystem\n(U\x09touch rantR."),
     "asks for builtins.set": ("train", pickle.dumps({1}, 2).replace(b"__builtin__", b"builtins")),
     "buffer size does not match": ("train", EMPTY + b"(K\x01K\x04\x85" + U1 + b"\x89U\x03abctb."),
-    "impossible dim": ("train", EMPTY + b"(K\x01I-1\nI-3\n\x86" + U1 + b"\x89U\x03abctb."),
     "not returning string": ("train", EMPTY + b"(K\x01K\x01\x85" + U1 + b"\x89]tb."),
-    "not callable": ("train", b"cnumpy\nndarray\nK\x03\x85\x85R."),
     "an array of O8": ("train", pickle.dumps(np.array([None]), 2)),
     # The state of a real dtype crashes Python here.
     "an array of b'V8'": ("train", V8 + b"(K\x03U\x01|NNNK\x04K\x01K?tb."),
