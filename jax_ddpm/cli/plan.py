@@ -10,7 +10,7 @@ import jax
 from jax_ddpm._errors import check_between, check_positive
 from jax_ddpm._table import counted
 from jax_ddpm.cli.common import load_images
-from jax_ddpm.cli.config import DataConfig, PlanConfig
+from jax_ddpm.cli.config import PlanConfig
 from jax_ddpm.cli.errors import UsageError, check_file, naming, writing
 from jax_ddpm.data import Preparation
 from jax_ddpm.io.files import write_json
@@ -36,9 +36,10 @@ def plan(config: PlanConfig) -> None:
         raise UsageError("--run: its network has its image size and classes: expected no images")
     name = config.recipe or config.model or ("digits" if has_images else "cifar10")
     recipe = RECIPES[name] if config.recipe else measuring.PRESETS[name]
-    unsaid = DataConfig(), recipe.preparation if config.recipe else Preparation()
-    if not has_images and (config.data, config.images) != unsaid:
-        raise UsageError("expected --data or --dataset with flags of images")
+    unsaid = vars(recipe.preparation if config.recipe else Preparation())
+    given = [name for name, value in vars(config.images).items() if value != unsaid[name]]
+    if given and not has_images:
+        raise UsageError(f"--{given[0].replace('_', '-')}: comes with --data or --dataset")
     layout = {name: getattr(config, name) for name in LayoutSettings.__dataclass_fields__}
     batch = recipe.settings.batched() if config.recipe else 128
     batch = batch if config.batch_size is None else config.batch_size

@@ -26,8 +26,8 @@ class Cost(NamedTuple):
     """What a program takes on each device: bytes, operations, and seconds at peak rates.
 
     `aliased` is what of the outputs takes the place of donated arguments, `traffic` the bytes from
-    and to the device's memory; `rates` and `seconds` are of "compute" (FLOP/s, a mean over the arithmetic), "memory" and
-    "interconnect" (bytes a second), of which the longest bounds the program.
+    and to the device's memory; `rates` and `seconds` are of "compute" (FLOP/s, a mean over the
+    arithmetic), "memory" and "interconnect" (bytes a second): the longest bounds the program.
     """
 
     arguments: int
