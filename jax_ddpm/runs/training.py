@@ -191,7 +191,7 @@ def open_run(
 
         def look() -> Checkpoint | None:
             held.enter_context(hold(folder))
-            return find(folder, description, settings, accept_changes, overwrite)
+            return find(folder, description, settings, run.variables, accept_changes, overwrite)
 
         checkpoint = shared(hosts.run_on_writer(look))
         training = Training(folder, settings, data, run, mesh, description, checkpoint)
@@ -234,7 +234,7 @@ def _train(
 ) -> TrainState:
     """Take the steps from `state` on, and save them on the way."""
     folder, settings, data, run, mesh, description, checkpoint = training
-    step, total, told = training.step, settings.steps, -math.inf
+    step, saved, total, told = training.step, training.step, settings.steps, -math.inf
     pending = checkpoint.state["pending"] if checkpoint else {}
     dispatches, place = Dispatches(step, settings), programs.batch_sharding
     labels = None if run.num_classes is None else data.labels
@@ -285,8 +285,12 @@ def _train(
                 continue
             bad = log.collect()
             if bad is not None and settings.on_nan == "stop":
+                wait()
                 images = ", ".join(map(str, order(range(bad, bad + 1))[0]))
-                problem = f"step {bad + 1:,}: the loss or its gradient is not finite; "
+                good = "no checkpoint was saved"
+                if saved:
+                    good = f"the last good checkpoint is of step {saved:,}"
+                problem = f"step {bad + 1:,}: the loss or its gradient is not finite; {good}; "
                 rest = f" drops such steps; some of its images may be at fault: {images}"
                 raise FieldError(None, problem, Field("on_nan", "skip"), rest)
             began, found = time.perf_counter(), {}
@@ -312,6 +316,7 @@ def _train(
                 if hosts.is_writer():
                     what = folder / CHECKPOINTS, settings, step, trees, known, best_step
                     writing = thread.submit(save, *what)
+                saved = step
             if stopping:
                 break
         tell(Progress(step, total, log.line, "training"))
@@ -413,7 +418,10 @@ def untrained(
 
 def _new_model(settings: Settings, image_shape: tuple[int, ...], num_labels: int | None) -> Any:
     height, width, channels = image_shape
+    learned = settings.variance_type.startswith("learned")
     if settings.model == "simple":
+        if learned:
+            raise FieldError("variance_type", "a learned one comes with ", Field("model", "unet"))
         return SimpleUNet(channels=channels)
     # A level more for every doubling from 32 pixels on, up to four; attention at the lowest.
     levels = 2
@@ -429,7 +437,7 @@ def _new_model(settings: Settings, image_shape: tuple[int, ...], num_labels: int
         "up_block_types": ("AttnUpBlock2D", *("UpBlock2D",) * plain),
         "sample_size": (height, width),
         "in_channels": channels,
-        "out_channels": channels * (1 + settings.variance_type.startswith("learned")),
+        "out_channels": channels * (1 + learned),
         "num_class_embeds": num_labels,
     }
     return ddpm_digits(**small | given)
@@ -458,26 +466,29 @@ def _trained(settings: Settings, init: Path, data: Dataset) -> DiffusionModel:
     shown = replace(data, labels=np.asarray(classes))  # a class without an image has its row, too
     row_of = {k: row for row, k in matched(names, labels, shown).items()}
     rows = [row_of.get(k) for k in classes]  # None: the class is new
-    names = None if names is None or None in rows else tuple(names[row_of[k]] for k in classes)
     # The label of no class goes where a class of the images has its row, or no label is dropped.
     null_rows = [null] if null is not None and settings.label_dropout and null not in rows else []
     if not null_rows and settings.label_dropout not in (Settings.label_dropout, 0):
         raise FieldError("label_dropout", "the network has no label that stands for no class")
     network: Any = run.model
-    network = network.clone(num_class_embeds=len(rows + null_rows))
+    chosen, place = rows + null_rows, len(rows)
+    if null_rows and rows == classes and not (names and data.class_names):
+        # By number, a larger table stays as it is.
+        chosen, place = [*range(network.num_class_embeds)], null
+    network = network.clone(num_class_embeds=len(chosen))
     own = new = run.variables["params"]["class_embedding"]["embedding"]
     if None in rows:
         fresh = init_variables(network, seed_key(settings.seed), data.image_shape)
         new = fresh["params"]["class_embedding"]["embedding"]
-    table = [new[k] if row is None else own[row] for k, row in enumerate(rows + null_rows)]
+    table = [new[k] if row is None else own[row] for k, row in enumerate(chosen)]
     params = {**run.variables["params"], "class_embedding": {"embedding": np.stack(table)}}
     return run._replace(
         model=network,
         variables={"params": params},
         num_classes=len(rows),
-        null_label=len(rows) if null_rows else None,
+        null_label=place if null_rows else None,
         guidance=2.0 if null_rows and settings.label_dropout < 1 else 1.0,
-        class_names=names,
+        class_names=names[: len(rows)] if names and rows == classes else None,
     )
 
 

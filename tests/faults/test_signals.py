@@ -6,7 +6,8 @@ from signal import SIGINT, SIGTERM
 import pytest
 
 ONCE = [("compiling", SIGTERM), ("stepping", SIGINT), ("sampling", SIGTERM)]
-MORE = [("compiling", SIGINT), ("stepping", SIGTERM), ("saving", SIGTERM), ("sampling", SIGINT)]
+MORE = [("compiling", SIGINT), ("stepping", SIGTERM), ("saving", SIGTERM), ("saving", SIGINT)]
+MORE += [("sampling", SIGINT)]
 
 
 @pytest.mark.parametrize("asked", [ONCE, pytest.param(MORE, marks=pytest.mark.slow)])
