@@ -69,7 +69,7 @@ def test_what_changed_is_named_and_allowed_only_when_told(steps_of, short, copy)
     words = ["--dtype: was float32, is bfloat16; --learning-rate: was 0.002, is 1.0; --flip: was "]
     words += ["another --name begins beside it, --overwrite in its place, --accept-changes resumes"]
     refused("--steps 8 --learning-rate 1 --dtype bfloat16 --flip", *words)
-    words = "--seed: was 0, is 3", "x is trained to step 6", "resumes it all the same to a larger --"
+    words = "--seed: was 0, is 3", "x is trained to step 6", "resumes it all the same to a "
     refused("--seed 3 --accept-changes", *words)
     refused("--steps 5", "--steps: was 6, is 5")
     refused("", "--data: was [9, 4, 4, 1], ", "is [8, 4, 4, 1], ", images=images[:-1])
