@@ -287,9 +287,8 @@ def _train(
             if bad is not None and settings.on_nan == "stop":
                 wait()
                 images = ", ".join(map(str, order(range(bad, bad + 1))[0]))
-                good = "no checkpoint was saved"
-                if saved:
-                    good = f"the last good checkpoint is of step {saved:,}"
+                good = f"the last good checkpoint is of step {saved:,}"
+                good = good if saved else "no checkpoint was saved"
                 problem = f"step {bad + 1:,}: the loss or its gradient is not finite; {good}; "
                 rest = f" drops such steps; some of its images may be at fault: {images}"
                 raise FieldError(None, problem, Field("on_nan", "skip"), rest)
@@ -472,8 +471,7 @@ def _trained(settings: Settings, init: Path, data: Dataset) -> DiffusionModel:
         raise FieldError("label_dropout", "the network has no label that stands for no class")
     network: Any = run.model
     chosen, place = rows + null_rows, len(rows)
-    if null_rows and rows == classes and not (names and data.class_names):
-        # By number, a larger table stays as it is.
+    if null_rows and rows == classes and not (names and data.class_names):  # a larger table stays
         chosen, place = [*range(network.num_class_embeds)], null
     network = network.clone(num_class_embeds=len(chosen))
     own = new = run.variables["params"]["class_embedding"]["embedding"]
