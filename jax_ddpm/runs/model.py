@@ -22,6 +22,7 @@ from jax_ddpm.io.arrays import flatten, load_tensors, unflatten
 from jax_ddpm.io.checkpoint import list_checkpoints, load_checkpoint, restore, save_checkpoint
 from jax_ddpm.io.files import new_folder, write_json
 from jax_ddpm.models import SimpleUNet, UNet
+from jax_ddpm.reverse import p_mean_variance
 from jax_ddpm.schedule import linear_beta_schedule, make_schedule
 
 FILES = {
@@ -121,16 +122,31 @@ def load_model(
     if is_run(path):
         return load_run(path, weights=weights or "ema")
     try:
-        if flags is not None:
-            return load_openai(path, flags)
-        if path.is_file():
+        if flags is None and path.is_file():
             return _load_simple(path, image_size or 64)
-        return load_diffusers(path, revision=revision, variant=variant)
+        named = {"revision": revision, "variant": variant}
+        model = load_diffusers(path, **named) if flags is None else load_openai(path, flags)
+        _check_drawable(model)
+        return model
     except (ImportError, ValueError) as error:
         name = "openai_flags" if getattr(error, "field", None) == "flags" else "folder"
         pickled = "image_size" in known and path.suffix in (".pt", ".pth", ".bin", ".pkl")
         hint = ("; one of OpenAI's comes with ", Field("openai_flags")) if pickled else ()
         raise FieldError(name, str(error).removeprefix("flags: "), *hint) from None
+
+
+def _check_drawable(model: DiffusionModel) -> None:
+    """Raises `ValueError` if scheduler, network and image size contradict each other."""
+    network: Any = model.model
+    labels = () if model.num_classes is None else (np.zeros(1, np.int32),)
+
+    def step(variables: Any, x_t: Any) -> Any:
+        def denoise_fn(x_t, t):
+            return network.apply(variables, x_t, t, *labels)
+
+        return p_mean_variance(model.schedule, denoise_fn, x_t, 0, **model.policy)
+
+    jax.eval_shape(step, model.variables, jax.ShapeDtypeStruct(model.shape(1), np.float32))
 
 
 def _load_simple(path: Path, image_size: int) -> DiffusionModel:

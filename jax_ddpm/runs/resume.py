@@ -58,12 +58,13 @@ def hold(folder: Path) -> Iterator[None]:
 
 
 def find(
-    folder: Path, now: dict[str, Any], settings: Settings, accept: bool, over: bool
+    folder: Path, now: dict[str, Any], settings: Settings, variables: Any, accept: bool, over: bool
 ) -> Checkpoint | None:
-    """Where the training that `now` describes resumes. Warns of changes, and of damage.
+    """Where the training that `now` describes resumes: a model with these variables. Warns of
+    changes, and of damage.
 
     Raises `FieldError` where the folder holds another run, unless that is to be written `over`,
-    or the changes are to be `accept`ed.
+    or the changes are to be `accept`ed and the weights fit.
     """
     newest, damaged = None, {}
     for path in reversed(files.list_checkpoints(folder / CHECKPOINTS)):
@@ -90,13 +91,17 @@ def find(
         return None
 
     changes, ended = _changes(was, now), newest.step >= settings.steps
-    if over and (changes or was["train"]["steps"] != settings.steps):
+    shapes = {name: array.shape for name, array in newest.arrays["params"].items()}
+    fits = shapes == {name: leaf.shape for name, leaf in flatten(variables).items()}
+    if over and (changes or not fits or was["train"]["steps"] != settings.steps):
         if settings.init and settings.init.resolve().is_relative_to(folder.resolve()):
             rest = Field("folder"), " begins beside it"
             raise FieldError("init", f"{settings.init} would be overwritten; another ", *rest)
         return None
+    named = [part for name, what in changes.items() for part in (Field(name), f": {what}; ")]
+    if not fits:
+        raise FieldError(None, *named, f"the weights of {folder} are of another network", *ways)
     if changes and (ended or not accept):
-        named = [part for name, what in changes.items() for part in (Field(name), f": {what}; ")]
         why, accepting = f"{folder} was trained otherwise", Field("accept_changes", True)
         ways += ", ", accepting, " resumes it all the same"
         if ended:

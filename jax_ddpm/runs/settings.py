@@ -193,7 +193,8 @@ class Settings(ModelSettings, OptimizerSettings, CheckpointSettings, LayoutSetti
                 number, expected, holds = get_args(kind)
                 if not isinstance(value, bool | np.bool_ | str | bytes):
                     with suppress(TypeError, ValueError):  # NumPy's numbers and JAX's too
-                        values[name] = index(value) if number is int else float(value)
+                        convert: Any = index if number is int else float
+                        values[name] = convert(value)
                 if type(values[name]) is not number or not holds(values[name]):
                     raise FieldError(name, f"expected {expected}, got {described(value)}")
             elif kind is bool:

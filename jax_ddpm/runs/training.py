@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from jax.experimental.multihost_utils import sync_global_devices
 from jax.sharding import Mesh
 
 from jax_ddpm._errors import Field, FieldError, check_kind
+from jax_ddpm._table import counted
 from jax_ddpm.data import Dataset
 from jax_ddpm.data.batches import Order, prefetched
 from jax_ddpm.interop import DiffusionModel
@@ -138,7 +140,7 @@ class Training(NamedTuple):
             lines.append(f"not learned, so not drawn by default: {', '.join(unseen[:20])}")
         classes = f" in {run.num_classes} classes" if run.num_classes else ""
         parameters = sum(leaf.size for leaf in jax.tree.leaves(run.variables))
-        devices = f"{self.mesh.size} {jax.default_backend()} device(s)"
+        devices = counted(self.mesh.size, f"{jax.default_backend()} device")
         if idle := jax.device_count() - self.mesh.size:
             devices += f" ({idle} more do not divide the batch)"
         images = f"{len(data.images):,} images of {'×'.join(map(str, data.image_shape))}{classes}"
@@ -191,7 +193,7 @@ def open_run(
 
         def look() -> Checkpoint | None:
             held.enter_context(hold(folder))
-            return find(folder, description, settings, accept_changes, overwrite)
+            return find(folder, description, settings, run.variables, accept_changes, overwrite)
 
         checkpoint = shared(hosts.run_on_writer(look))
         training = Training(folder, settings, data, run, mesh, description, checkpoint)
@@ -234,7 +236,7 @@ def _train(
 ) -> TrainState:
     """Take the steps from `state` on, and save them on the way."""
     folder, settings, data, run, mesh, description, checkpoint = training
-    step, total, told = training.step, settings.steps, -math.inf
+    step, saved, total, told = training.step, training.step, settings.steps, -math.inf
     pending = checkpoint.state["pending"] if checkpoint else {}
     dispatches, place = Dispatches(step, settings), programs.batch_sharding
     labels = None if run.num_classes is None else data.labels
@@ -285,8 +287,11 @@ def _train(
                 continue
             bad = log.collect()
             if bad is not None and settings.on_nan == "stop":
+                wait()
                 images = ", ".join(map(str, order(range(bad, bad + 1))[0]))
-                problem = f"step {bad + 1:,}: the loss or its gradient is not finite; "
+                good = f"the last good checkpoint is of step {saved:,}"
+                good = good if saved else "no checkpoint was saved"
+                problem = f"step {bad + 1:,}: the loss or its gradient is not finite; {good}; "
                 rest = f" drops such steps; some of its images may be at fault: {images}"
                 raise FieldError(None, problem, Field("on_nan", "skip"), rest)
             began, found = time.perf_counter(), {}
@@ -312,6 +317,7 @@ def _train(
                 if hosts.is_writer():
                     what = folder / CHECKPOINTS, settings, step, trees, known, best_step
                     writing = thread.submit(save, *what)
+                saved = step
             if stopping:
                 break
         tell(Progress(step, total, log.line, "training"))
@@ -337,21 +343,35 @@ def _make_room(training: Training, pending: Mapping[str, list[Any]]) -> list[dic
 
 
 class Dispatches(Sequence[range]):
-    """The steps after `done`, a range for each dispatch, cut at the same steps wherever a run
+    """The steps after `done`, a range for each dispatch, made when it is asked for. Each stretch
+    from one checkpoint to the next is cut from its start, so at the same steps wherever a run
     resumes: a scan of another length may round otherwise."""
 
     def __init__(self, done: int, settings: Settings) -> None:
-        steps = np.arange(done, settings.steps + 1)
-        is_cut = steps % settings.checkpoint_every % settings.dispatched() == 0
-        is_cut[[0, -1]] = True
-        self._cuts = steps[is_cut]
-        self.lengths = {*np.diff(self._cuts).tolist()}
+        self._every, self._size = settings.checkpoint_every, settings.dispatched()
+        self._pieces = -(-self._every // self._size)  # of a stretch
+        self._steps = range(done, settings.steps)
+        stretch, rest = divmod(done, self._every)
+        self._first = stretch * self._pieces + rest // self._size
+
+    def _cut(self, number: int) -> int:
+        stretch, piece = divmod(number, self._pieces)
+        return stretch * self._every + piece * self._size
 
     def __len__(self) -> int:
-        return len(self._cuts) - 1
+        stretch, rest = divmod(self._steps.stop, self._every)
+        number = stretch * self._pieces + -(-rest // self._size)
+        return number - self._first if self._steps else 0
 
     def __getitem__(self, index: Any) -> Any:
-        return range(int(self._cuts[index]), int(self._cuts[index + 1]))
+        number = range(self._first, self._first + len(self))[index]
+        start, stop = max(self._cut(number), self._steps.start), self._cut(number + 1)
+        return range(start, min(stop, self._steps.stop))
+
+    @property
+    def lengths(self) -> set[int]:
+        """Of them all; they repeat from one stretch to the next."""
+        return {len(each) for each in (*islice(self, 2 * self._pieces), self[-1])}
 
 
 def save(
@@ -413,7 +433,10 @@ def untrained(
 
 def _new_model(settings: Settings, image_shape: tuple[int, ...], num_labels: int | None) -> Any:
     height, width, channels = image_shape
+    learned = settings.variance_type.startswith("learned")
     if settings.model == "simple":
+        if learned:
+            raise FieldError("variance_type", "a learned one comes with ", Field("model", "unet"))
         return SimpleUNet(channels=channels)
     # A level more for every doubling from 32 pixels on, up to four; attention at the lowest.
     levels = 2
@@ -429,7 +452,7 @@ def _new_model(settings: Settings, image_shape: tuple[int, ...], num_labels: int
         "up_block_types": ("AttnUpBlock2D", *("UpBlock2D",) * plain),
         "sample_size": (height, width),
         "in_channels": channels,
-        "out_channels": channels * (1 + settings.variance_type.startswith("learned")),
+        "out_channels": channels * (1 + learned),
         "num_class_embeds": num_labels,
     }
     return ddpm_digits(**small | given)
@@ -458,26 +481,28 @@ def _trained(settings: Settings, init: Path, data: Dataset) -> DiffusionModel:
     shown = replace(data, labels=np.asarray(classes))  # a class without an image has its row, too
     row_of = {k: row for row, k in matched(names, labels, shown).items()}
     rows = [row_of.get(k) for k in classes]  # None: the class is new
-    names = None if names is None or None in rows else tuple(names[row_of[k]] for k in classes)
     # The label of no class goes where a class of the images has its row, or no label is dropped.
     null_rows = [null] if null is not None and settings.label_dropout and null not in rows else []
     if not null_rows and settings.label_dropout not in (Settings.label_dropout, 0):
         raise FieldError("label_dropout", "the network has no label that stands for no class")
     network: Any = run.model
-    network = network.clone(num_class_embeds=len(rows + null_rows))
+    chosen, place = rows + null_rows, len(rows)
+    if null_rows and rows == classes and not (names and data.class_names):  # a larger table stays
+        chosen, place = [*range(network.num_class_embeds)], null
+    network = network.clone(num_class_embeds=len(chosen))
     own = new = run.variables["params"]["class_embedding"]["embedding"]
     if None in rows:
         fresh = init_variables(network, seed_key(settings.seed), data.image_shape)
         new = fresh["params"]["class_embedding"]["embedding"]
-    table = [new[k] if row is None else own[row] for k, row in enumerate(rows + null_rows)]
+    table = [new[k] if row is None else own[row] for k, row in enumerate(chosen)]
     params = {**run.variables["params"], "class_embedding": {"embedding": np.stack(table)}}
     return run._replace(
         model=network,
         variables={"params": params},
         num_classes=len(rows),
-        null_label=len(rows) if null_rows else None,
+        null_label=place if null_rows else None,
         guidance=2.0 if null_rows and settings.label_dropout < 1 else 1.0,
-        class_names=names,
+        class_names=names[: len(rows)] if names and rows == classes else None,
     )
 
 

@@ -1,8 +1,10 @@
 """What would spoil a run stops it, in one line, with everything before it intact."""
 
 import errno
+import itertools
 import json
 import os
+import shutil
 import sys
 import threading
 from dataclasses import replace
@@ -40,8 +42,8 @@ def nan_at_step_4(data, monkeypatch):
 
 
 def test_a_nan_stops_the_run_or_is_dropped_and_counted(steps_of, short, data, nan_at_step_4):
-    words = "step 4: the loss or its gradient is not finite; --on-nan skip drops such steps"
-    said = short(words, code=2)
+    words = "step 4: the loss or its gradient is not finite; the last good checkpoint is of step 2"
+    said = short(words, "--on-nan skip drops such steps", code=2)
     assert f"may be at fault: {', '.join(map(str, nan_at_step_4))}" in said
     assert steps_of(data / "runs/x") == [2]
     short("1 of 6 steps dropped: their loss or gradient", flags="--on-nan skip")
@@ -52,7 +54,7 @@ def test_a_nan_stops_the_run_or_is_dropped_and_counted(steps_of, short, data, na
     assert (last.step, last.arrays["optimizer"]["1/0/count"]) == (6, 5)
 
 
-@pytest.mark.filterwarnings("default:accepted|step . was trained")
+@pytest.mark.filterwarnings("default:accepted|step 6 was trained")
 def test_what_changed_is_named_and_allowed_only_when_told(steps_of, short, copy):
     before, images = contents(copy / "runs/x/checkpoints"), np.load(copy / "x.npy")
     short("trained to step 6 already")
@@ -67,11 +69,7 @@ def test_what_changed_is_named_and_allowed_only_when_told(steps_of, short, copy)
     words = ["--dtype: was float32, is bfloat16; --learning-rate: was 0.002, is 1.0; --flip: was "]
     words += ["another --name begins beside it, --overwrite in its place, --accept-changes resumes"]
     refused("--steps 8 --learning-rate 1 --dtype bfloat16 --flip", *words)
-    words = (
-        "--seed: was 0, is 3",
-        "x is trained to step 6",
-        "resumes it all the same to a larger --",
-    )
+    words = "--seed: was 0, is 3", "x is trained to step 6", "resumes it all the same to a "
     refused("--seed 3 --accept-changes", *words)
     refused("--steps 5", "--steps: was 6, is 5")
     refused("", "--data: was [9, 4, 4, 1], ", "is [8, 4, 4, 1], ", images=images[:-1])
@@ -82,26 +80,39 @@ def test_what_changed_is_named_and_allowed_only_when_told(steps_of, short, copy)
     short(*words, flags="--steps 8 --accept-changes --steps-per-dispatch 2")
     assert steps_of(copy / "runs/x") == [4, 6, 8]
     assert json.loads((copy / "runs/x/config.json").read_text())["train"]["steps"] == 8
-    # What does not fit the weights is refused, whatever is accepted.
+    # What does not fit the weights is refused, whatever is accepted, and not advised.
     before, colours = contents(copy / "runs"), images[..., None].repeat(3, axis=-1)
-    words = "the checkpoint of step 8 is of another model: params: params/"
-    refused("--steps 10 --accept-changes", words, images=colours)
+    words = "the weights of runs/x are of another network; another --name begins beside it, "
+    refused("--steps 10 --accept-changes", f"{words}--overwrite in its place\n", images=colours)
 
 
 @pytest.mark.slow
-def test_what_was_overwritten_is_as_if_it_had_never_been(short, copy):
-    """A longer training only resumes, and so does the command that overwrote."""
-    short("resuming from step 6", flags="--steps 7")
-    for way in ("--name fresh", "--overwrite"):
-        short("wrote runs/", flags=f"--seed 5 {way}")
-    short("trained to step 6 already", flags="--seed 5 --overwrite")
+@pytest.mark.filterwarnings("default:accepted")
+def test_after_a_trial_every_way_that_is_named_leads_on(short, copy, finished):
+    """A longer training only resumes; what was overwritten is as if it had never been."""
+    short(flags="--steps 3 --name trial")
+    short("resuming from step 3", flags="--name trial")
+    np.save(copy / "y.npy", np.load(copy / "x.npy")[..., None].repeat(3, axis=-1))
+    ways, named = ("--name other", "--overwrite", "--accept-changes --steps 9"), []
+    weights_fit = ["--seed 5 --steps 8", "--seed 5"]
+    for flags in (*weights_fit, "--data y.npy --name x"):
+        for way in ways:
+            shutil.rmtree(copy / "runs")
+            shutil.copytree(finished / "runs", copy / "runs")
+            if way.split()[0] in short(flags=flags, code=2):
+                named.append((flags, way))
+                short("wrote runs/", flags=f"{flags} {way}")
+    assert named[:6] == [*itertools.product(weights_fit, ways)] and len(named) == 8
+    short(flags="--seed 5 --name fresh")
+    short(flags="--seed 5 --overwrite")
+    short("trained to step 6 already", flags="--seed 5 --overwrite")  # the same command resumes
     last = "checkpoints/00000006/params.safetensors"
     assert (copy / "runs/x" / last).read_bytes() == (copy / "runs/fresh" / last).read_bytes()
     assert not list((copy / "runs/x").glob(".over*"))
 
 
 def test_another_checkpoint_is_named(short, copy):
-    """One that lacks a setting, as an older version wrote it, and one of another network."""
+    """One that lacks a setting, as an older version wrote it, and two of another network."""
     step, arrays, state = load_checkpoint(copy / "runs/x/checkpoints/00000006")
 
     def saved(**others):
@@ -114,6 +125,9 @@ def test_another_checkpoint_is_named(short, copy):
     saved(ema={})
     words = "the checkpoint of step 6 is of another model: ema: params/"
     short(words, flags="--steps 8", code=2)
+    saved(params={name: x[..., :1] for name, x in arrays["params"].items()})
+    short("jax-ddpm: the weights of runs/x are of another network; another --name", code=2)
+    short("wrote runs/x", flags="--overwrite")
 
 
 def test_a_run_is_not_overwritten_by_what_starts_from_it(copy):
@@ -204,11 +218,11 @@ def test_another_optimizer_starts_anew_from_the_weights(short, copy):
 
 def test_classes_that_changed_are_named(copy, one_level):
     data = replace(load_dataset(copy / "x.npy"), labels=np.arange(9, dtype=np.int32) % 3)
-    data = replace(data, class_names=("ant", "bee", "cat"))
     settings = Settings(unet=one_level, batch_size=4, timesteps=4, steps=2)
-    fit(copy / "named", data, settings)
+    fit(copy / "named", replace(data, class_names=("ant", "bee", "cat")), settings)
+    other = replace(settings, unet={**one_level, "dropout": 0.5})
     with pytest.raises(ValueError, match=r"^unet.dropout: was None, is 0.5; \S* is trained"):
-        fit(copy / "named", data, replace(settings, unet={**one_level, "dropout": 0.5}))
+        fit(copy / "named", replace(data, class_names=("ant", "bee", "cat")), other)
     fewer = replace(data, labels=data.labels % 2, class_names=("bee", "cat"))
     for others in (fewer, replace(data, class_names=("bee", "ant", "cat"))):
         with pytest.raises(ValueError, match=r"^data: was .* classes \['ant', .*, is .* \['bee"):
