@@ -114,6 +114,9 @@ def test_each_stretch_between_checkpoints_is_cut_from_its_start():
         ends, found = [done, *(cut for cut in cuts if cut > done)], Dispatches(done, settings)
         assert list(found) == [range(*pair) for pair in pairwise(ends)]
         assert len(found) == len(ends) - 1 and found.lengths == set(map(len, found))
+    # The ranges of a long training are not made before its first step.
+    long = Dispatches(1, replace(settings, steps=10**12))
+    assert len(long) == 3 * 10**11 and long[-1].stop == 10**12 and long.lengths == {3, 4, 2}
 
 
 def test_a_save_that_takes_long_holds_nothing_of_later_steps(pictures, tmp_path, monkeypatch):
@@ -128,6 +131,7 @@ def test_what_is_wrong_is_named_before_the_training(pictures, tmp_path):
     nowhere = {"evaluate_every": 50, "inception": tmp_path / "nowhere.pth"}
     for wrong, options, words in (
         ({"images": np.int32(pictures.images)}, {}, "data: expected uint8 or float32"),
+        ({"labels": np.int32([0])}, {}, r"data: expected int32 labels .12."),
         ({}, nowhere, "inception: expected images of 3 channels"),
     ):
         with pytest.raises(runs.FieldError, match=words):
