@@ -49,30 +49,16 @@ FIELDS: dict[str, dict[str, Any]] = {
 # What a network may lose where products are not computed in float32, on one side or on both. It
 # says something of the arithmetic; `parity.tolerances` is for the formulas. The untrained tutorial
 # network is a hard case: its raw step number makes features near 100, whose rounding is as large
-# as everything that the images contribute. Five Adam steps with an ε of 1, in the sizes below;
-# margins are 2 to 7.
+# as everything that the images contribute. Five Adam steps with an ε of 1; margins are 2 to 7.
+_KINDS = ("forward", "gradients", "training", "chain", "attention")
 REDUCED = {
     # GPUs round the operands of float32 products to 11 bits, 5e-4, unless the precision is
-    # "highest". Measured on an H200: 6e-4, 1.6e-2, 7e-3, 5e-4, 1.1e-3.
-    "TF32": {
-        "forward": 3e-3,
-        # All parameters as one vector: those of a layer whose gradient is a thousandth of the
-        # largest are off by 4e-2 of their own.
-        "gradients": 5e-2,
-        "training": 3e-2,
-        "chain": 3e-3,
-        "attention": 3e-3,
-    },
+    # "highest". Measured on an H200: 6e-4, 1.6e-2, 7e-3, 5e-4, 1.1e-3. Gradients are one vector:
+    # a layer whose gradient is a thousandth of the largest is off by 4e-2 of its own.
+    "TF32": dict(zip(_KINDS, (3e-3, 5e-2, 3e-2, 3e-3, 3e-3), strict=True)),
     # Operands and activations have 8 bits, 4e-3 (on a TPU operands alone, unless the precision is
-    # "highest"). Measured on an H200: 7e-3, 6.5e-2, 4.4e-2, 5e-3, 5e-3; on a CPU attention lost
-    # 1e-2.
-    "bfloat16": {
-        "forward": 3e-2,
-        "gradients": 2e-1,
-        "training": 1e-1,
-        "chain": 3e-2,
-        "attention": 2e-2,
-    },
+    # "highest"). Measured on an H200: 7e-3, 6.5e-2, 4.4e-2, 5e-3, 5e-3; attention on a CPU: 1e-2.
+    "bfloat16": dict(zip(_KINDS, (3e-2, 2e-1, 1e-1, 3e-2, 2e-2), strict=True)),
 }
 
 _STEPS = {("tutorial", "chain"): 200, ("tutorial", "training"): 50}
@@ -255,10 +241,7 @@ def _autocast(arithmetic: str, wrap: sides.Wrap, function: Callable) -> Callable
 
 
 def _estimate(ours: Contender, steps: int, arithmetic: str, target: str) -> Row:
-    """`jax-ddpm plan`'s estimate of a step: the longer of two times, at the chip's peak figures.
-
-    Real programs are slower.
-    """
+    """`jax-ddpm plan`'s estimate of a step; real programs are slower."""
     chip, precision = parse_target(target), "highest" if arithmetic == "float32" else "default"
     _, peak = chip.products(arithmetic.replace("TF32", "float32"), precision)
     flops, traffic = ours.flops / steps, memory_traffic(ours.program.as_text()) / steps
@@ -266,7 +249,3 @@ def _estimate(ours: Contender, steps: int, arithmetic: str, target: str) -> Row:
     bound = max(seconds, key=lambda name: seconds[name])
     figures = {"plan_flops": flops, "plan_traffic": traffic}
     return {**figures, "plan_seconds": seconds[bound], "plan_bound": bound}
-
-
-if __name__ == "__main__":
-    main()

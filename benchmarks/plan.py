@@ -54,7 +54,3 @@ def markdown(rows: list[Row]) -> str:
     header = ["estimates", "computes in", "memory per device: training on 128 images"]
     header += ["steps/s, bound by", "memory per device: 256 samples × 1,000 steps"]
     return "\n".join(table([*header, "seconds, bound by"], lines)) + "\n"
-
-
-if __name__ == "__main__":
-    main()

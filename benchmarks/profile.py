@@ -8,9 +8,8 @@ up by what the instruction is for:
     update      the rest of a step: noise, losses, Adam, the average of the weights
     exchange    sums over devices, waiting for the other included
 
-Beside it stand the rates of the whole step and of its products alone, and above them that of a
-large matrix product on the same cores. A batch that does not split over the cores runs on one
-device, whose threads the profile does not tell apart.
+Beside it stand the rates of the whole step, of its products, and of a large matrix product. A batch
+that does not split over the cores runs on one device, whose threads look the same to the profile.
 """
 
 import re

@@ -18,7 +18,6 @@ _BETWEEN_RUNS = 1.03
 lies. Between two runs of the same code the largest distances seen were 0.6 % of a time and 2.5 %
 of a peak of memory."""
 
-
 Ratios = dict[tuple[str, int], tuple[str, list[float]]]
 """By work and batch: the best of theirs, and the ratio of each round; above 1, ours is better."""
 

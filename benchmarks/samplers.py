@@ -99,7 +99,3 @@ def plot(pictures: dict[tuple[str, int], np.ndarray], path: Path) -> None:
         axis.spines[:].set_visible(False)
         axis.set_title(f"{steps} steps", fontsize=13)
     figure.savefig(path, dpi=90, bbox_inches="tight")
-
-
-if __name__ == "__main__":
-    main()
