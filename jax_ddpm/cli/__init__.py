@@ -66,7 +66,7 @@ def _run(name: str, arguments: list[str]) -> None:
     from jax_ddpm.cli.terminal import Interrupts
 
     config = parse(name, arguments)
-    module = "convert" if name == "export" else name
+    module = {"export": "convert", "parity": "doctor"}.get(name, name)
     command = getattr(import_module(f"jax_ddpm.cli.{module}"), name)
     with Interrupts() as interrupts, warning_lines(), naming():
         command(config, interrupts) if name == "train" else command(config)

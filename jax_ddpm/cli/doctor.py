@@ -1,25 +1,61 @@
-"""`jax-ddpm doctor`: this machine, whether parity holds on it, and the files of a run."""
+"""`jax-ddpm parity` and `doctor`: the proof, on this machine, and the files of a run."""
 
 import platform
+import re
 import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from tqdm import tqdm
 
+from jax_ddpm._errors import suggestion
 from jax_ddpm._table import counted, table
-from jax_ddpm.cli.config import DoctorConfig
-from jax_ddpm.cli.errors import UsageError, naming
+from jax_ddpm.cli.config import DoctorConfig, ParityConfig
+from jax_ddpm.cli.errors import UsageError, check_file, naming, writing
 from jax_ddpm.cpu import use_cores
+from jax_ddpm.io.files import write_json
 from jax_ddpm.runs import Findings, check_run
 from jax_ddpm.runs.drawing import check_export
 
 _PACKAGES = ("jax_ddpm", "jax", "jaxlib", "flax", "optax", "numpy", "safetensors", "torch")
 _SECONDS = 20.0
+
+
+def parity(config: ParityConfig) -> None:
+    """Run all cases in float64 and float32, print the table; exit code 1 if one fails."""
+    check_file("--json", config.json)
+    jax.config.update("jax_enable_x64", True)
+    import torch
+
+    from jax_ddpm.parity import CASES, DType, Report, run_case
+
+    word = (config.only or "").lower()
+    work = [(x, dtype) for x in CASES if word in x.name.lower() for dtype in get_args(DType)]
+    if not work:
+        words = {each for case in CASES for each in re.findall(r"[a-z]+", case.name.lower())}
+        problem = "expected a word in the name of a comparison"
+        raise UsageError(f"--only: {problem}, got {word}{suggestion(word, words)}")
+    results = tuple(run_case(*each) for each in tqdm(work, "comparing", unit="case", leave=False))
+    print(
+        f"jax {jax.__version__} on {jax.devices()[0].device_kind} · torch {torch.__version__} "
+        f"on cpu · python {platform.python_version()}"
+    )
+    print("error: the largest difference over the largest reference value, of the worst array\n")
+    print(Report(results))
+    passed, seconds = sum(x.passed for x in results), sum(x.seconds for x in results)
+    print(f"\n{passed} of {len(results)} comparisons hold ({seconds:.0f} s)")
+    if config.json is not None:
+        rows = [{**result._asdict(), "passed": result.passed} for result in results]
+        with writing("--json", config.json):
+            write_json(config.json, rows)
+    if passed < len(results):
+        sys.exit(1)
 
 
 def doctor(config: DoctorConfig) -> None:

@@ -163,7 +163,9 @@ def test_the_training_that_the_doctor_advises_mends_the_run(short, here, copy, r
     if resumes:
         config.unlink()
         damage(copy / LAST)
-        advice += ["sets the damaged checkpoints aside and resumes from step 4; until then, give --ch"]
+        advice += [
+            "sets the damaged checkpoints aside and resumes from step 4; until then, give --ch"
+        ]
     here("doctor --run runs/x", *advice, code=1)
     assert ("resuming from step 4" in short()) == resumes
     here("doctor --run runs/x")
