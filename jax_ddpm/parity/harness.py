@@ -6,6 +6,7 @@ calls both sides. Images travel as NumPy, NHWC for JAX and NCHW for torch.
 
 import importlib
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -84,7 +85,8 @@ def _cells(result: Result | None) -> tuple[str, str]:
 def run_case(case: Case, dtype: DType) -> Result:
     """Run both sides in `dtype`. Needs `jax_enable_x64`; products run at highest precision."""
     start = time.perf_counter()
-    with jax.default_matmul_precision("highest"):
+    with jax.default_matmul_precision("highest"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "schedule: ")  # the tutorial's, at T = 200
         ours, theirs = case.compare(dtype)
     error, worst = worst_error(ours, theirs)
     tolerance, seconds = getattr(TOLERANCES[case.kind], dtype), time.perf_counter() - start
