@@ -29,11 +29,11 @@ class FieldError(ValueError):
     """
 
     def __init__(self, field: str | None, *problem: str | Field) -> None:
-        super().__init__(field, *problem)
         self.field, self.problem = field, problem
+        super().__init__(self.spelled(str))
 
-    def __str__(self) -> str:
-        return self.spelled(str)
+    def __reduce__(self) -> Any:
+        return type(self), (self.field, *self.problem)
 
     def spelled(self, spell: Callable[[Field], str]) -> str:
         """The message, with the names of settings as `spell` writes them."""

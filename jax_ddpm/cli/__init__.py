@@ -24,7 +24,7 @@ COMMANDS = {
 _table = table("<<", [(f"  {name}", summary) for name, summary in COMMANDS.items()])
 _USAGE = f"""usage: jax-ddpm COMMAND [OPTIONS]
 
-Train, sample, certify and plan diffusion models (DDPM) in JAX.
+Train, sample, evaluate and plan diffusion models (DDPM) in JAX.
 
 commands:
 {_table}

@@ -55,6 +55,8 @@ def say(line: str) -> None:
 
 def load_images(config: DataConfig, preparation: Preparation) -> Dataset:
     """Read the images under a bar."""
+    if config.data is not None and config.dataset is not None:
+        raise UsageError("expected one of --data and --dataset, got both")
     with bars() as show:
         return load_dataset(
             config.source,
@@ -71,7 +73,7 @@ def make_sampler(config: ChainConfig) -> Sampler:
     for name in given:
         owners = [each for each, rule in SAMPLERS.items() if name in signature(rule).parameters]
         if config.sampler not in owners:
-            raise UsageError(f"--{name}: comes with --sampler {' or '.join(owners)}")
+            raise UsageError(f"--{name}: needs --sampler {' or '.join(owners)}")
     return SAMPLERS[config.sampler](**given)
 
 

@@ -213,8 +213,8 @@ class PretrainedConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChainConfig(PretrainedConfig):
-    """A model, and how its chain is run."""
+class ModelConfig:
+    """A run or a checkpoint, whose flags come first."""
 
     run: Path | None = None
     """Folder of the run, as `jax-ddpm train` made it, or of one of its checkpoints. `--run` can be
@@ -222,6 +222,12 @@ class ChainConfig(PretrainedConfig):
     pretrained: Path | None = None
     """Or a folder of diffusers, as `DDPMPipeline.save_pretrained` made it, or its name on Hugging
     Face's hub (google/ddpm-cat-256); or a state dict of OpenAI's code."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChainConfig(PretrainedConfig, ModelConfig):
+    """A model, and how its chain is run."""
+
     checkpoint: int | None = None
     """Of a run: the step of the checkpoint. Default: the newest."""
     guidance: float | None = None

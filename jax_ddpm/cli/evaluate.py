@@ -33,7 +33,7 @@ _TITLES = {
     "precision": "precision",
     "recall": "recall",
     "nearest": "distance to the nearest real image",
-    "nearer_than_1_percent": "suspiciously near to one (1 % expected)",
+    "nearer_than_1_percent": "suspiciously near to a real image (1.0% expected)",
 }
 _SHARES = {"precision", "recall", "nearer_than_1_percent"}
 _IN_LINES = {"agreement", "svc_held_out", "bits_per_dim", "nearest_real"}
@@ -184,7 +184,7 @@ def report(figures: dict[str, Any]) -> Iterator[str]:
             f"class, by an SVC that is right on {figures['svc_held_out']:.1%} of held-out images"
         )
     if "bits_per_dim" in figures:
-        yield f"{figures['bits_per_dim']:.3f} bits per dimension at most"
+        yield f"at most {figures['bits_per_dim']:.3f} bits per dimension"
     yield from figures["notes"]
     for name, why in figures["left_out"].items():
         yield f"{_title(name)} is left out: {why}"

@@ -17,6 +17,7 @@ from jax_ddpm._errors import suggestion
 from jax_ddpm.cli import config as configs
 from jax_ddpm.cli.errors import UsageError
 from jax_ddpm.runs import RECIPES
+from jax_ddpm.runs.settings import UNET_FIELDS
 
 _OF_RUNS = ("sample", "evaluate", "export", "doctor")
 """The commands whose first word may be a run: `jax-ddpm sample runs/digits`."""
@@ -69,8 +70,8 @@ def _unboxed(box: str) -> str:
         return f"expected also {', '.join(missing)}"
     if wrong := re.fullmatch(r"Missing value for argument '(.*?)'.*", text):
         return f"{wrong[1]}: expected a value"
-    if wrong := re.fullmatch(r"Error parsing (--\S+): .*\b(int|FLOAT|float)\b.*'(.*)'.*", text):
-        number = "a whole number" if wrong[2] == "int" else "a number"
+    if wrong := re.fullmatch(r"Error parsing (--\S+): .*\b(int|float)\b.*'(.*)'.*", text, re.I):
+        number = "a whole number" if wrong[2].lower() == "int" else "a number"
         return f"{wrong[1]}: expected {number}, got {wrong[3]}"
     if wrong := re.fullmatch(r"Error parsing images: (\w+)(: .*)", text):  # of `Preparation`
         return f"--{wrong[1].replace('_', '-')}{wrong[2]}"
@@ -83,6 +84,9 @@ def _unboxed(box: str) -> str:
 
 
 def _flags(config: Any) -> Iterator[str]:
+    if isinstance(config, configs.UNetConfig):
+        yield from ("--unet-config", *(f"--unet.{name.replace('_', '-')}" for name in UNET_FIELDS))
+        return
     for field in fields(config):
         value, name = getattr(config, field.name), field.name.replace("_", "-")
         yield from _flags(value) if is_dataclass(value) else [f"--{name}"]

@@ -85,7 +85,7 @@ def _images(config: TrainConfig) -> Dataset:
             raise
         recipe = config.run.recipe
         flag = f"--recipe {recipe}" if recipe else f"--{error.field.replace('_', '-')}"
-        images = f"{config.data.source} cannot be prepared so; --data takes images of your own"
+        images = f"not for the images of {config.data.source}; --data takes images of your own"
         raise UsageError(f"{flag}: {images}") from None
 
 

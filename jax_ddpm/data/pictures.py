@@ -215,8 +215,8 @@ def _fitted(
     if preparation.image_size is None and len({*sizes}) > 1:
         name_of = dict(zip(sizes, heads, strict=True))
         one, two, *_ = [f"{name} is {size[0]}×{size[1]}" for size, name in name_of.items()]
-        problem = "expected pictures of one size, or an image size to bring them to"
-        raise FieldError("data", f"{problem}: {one}, {two}")
+        expected = "expected pictures of one size, or ", Field("image_size")
+        raise FieldError("data", *expected, f" to bring them to: {one}, {two}")
     height, width = np.max(sizes, axis=0).tolist()
     extents = np.asarray(sizes, np.int32) if preparation.crop == "random" else None
     channels = preparation.channels or (1 if all(head.grey for head in found) else 3)

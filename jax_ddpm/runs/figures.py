@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from jax_ddpm._errors import FieldError, check_between, naming_extras
+from jax_ddpm._table import counted
 from jax_ddpm._typing import Image, Pixels
 from jax_ddpm.data import Dataset, to_bytes, to_float
 from jax_ddpm.forward import q_sample
@@ -193,7 +194,7 @@ def save_loss(path: PathLike, steps: Sequence[int], losses: Sequence[float]) -> 
     axis = figure.subplots()
     width = len(losses) // 20  # of a median over what is too many points to see through
     style: Any = {"alpha": 0.3} if width > 1 else {"marker": "o"}
-    label = f"mean of {min(steps, default=1)} steps"
+    label = f"mean of {counted(min(steps, default=1), 'step')}"
     axis.semilogy(steps, losses, color="tab:blue", label=label, **style)
     if width > 1:
         median = np.median(np.lib.stride_tricks.sliding_window_view(losses, width), axis=1)

@@ -175,7 +175,8 @@ def load_run(
         folder, checkpoint = folder.parents[1], int(folder.name)
     paths = {int(path.name): path for path in list_checkpoints(folder / CHECKPOINTS)}
     if not paths:
-        raise FieldError("folder", f"expected a run's folder, got {folder} (no checkpoint in it)")
+        missing = "which has no checkpoint" if folder.exists() else "which does not exist"
+        raise FieldError("folder", f"expected a run's folder, got {folder}, {missing}")
     step = max(paths) if checkpoint is None else checkpoint
     if step not in paths:
         steps = ", ".join(map(str, paths))

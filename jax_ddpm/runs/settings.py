@@ -216,10 +216,13 @@ class Settings(ModelSettings, OptimizerSettings, CheckpointSettings, LayoutSetti
         pairs = [("keep_best", Field("evaluate_every"), self.evaluate_every)]
         pairs += [("weight_decay", Field("optimizer", "adamw"), self.optimizer == "adamw")]
         pairs += [("unet", Field("model", "unet"), self.model == "unet")]
-        pairs += [(name, Field("init"), self.init is None) for name in _BROUGHT]
+        pairs += [("min_snr_gamma", Field("weighting", "min_snr"), self.weighting == "min_snr")]
         for name, other, fits in pairs:
             if values[name] != getattr(Settings, name) and not fits:
-                raise FieldError(name, "comes with ", other)
+                raise FieldError(name, "needs ", other)
+        for name in _BROUGHT if self.init is not None else ():
+            if values[name] != getattr(Settings, name):
+                raise FieldError(name, "cannot be given with ", Field("init"), ", which brings it")
         every, batch, steps = self.checkpoint_every, self.batched(), self.steps
         warm = self.learning_rate_schedule == "constant" or (self.warmup_steps or 0) < steps
         kept, shared = not (self.keep_every or 0) % every, not batch % self.accumulate

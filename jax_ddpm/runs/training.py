@@ -388,7 +388,8 @@ def save(
 def new_run(settings: Settings, data: Dataset) -> DiffusionModel:
     """The model that `settings` ask for, for these images, not yet trained on them."""
     if (settings.batch_size or 1) > len(data.images):
-        problem = f"expected at most {len(data.images)} images, got {settings.batch_size}"
+        most = counted(len(data.images), "image")
+        problem = f"expected at most {most}, got {settings.batch_size}"
         raise FieldError("batch_size", problem)
     if settings.init is not None:
         run = _trained(settings, settings.init, data)
@@ -415,7 +416,10 @@ def untrained(
     try:
         variables = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), image_shape))
     except ValueError as error:
-        problem = f"the network refuses images of {image_shape}: {error}"
+        size = "×".join(map(str, image_shape))
+        problem = f"the network refuses images of {size}: {error}"
+        if settings.unet and getattr(error, "field", None) in settings.unet:
+            problem = str(error)  # whatever the images
         raise FieldError("unet" if settings.unet else "data", problem) from None
     return DiffusionModel(
         model,

@@ -78,7 +78,7 @@ def test_it_is_measured_on_its_own_pictures(trained, jax_ddpm_here, monkeypatch,
     monkeypatch.setattr("jax_ddpm.cli.evaluate.measure", measure)
     evaluate = "evaluate --run runs/shapes --num 0 --num-scored 4 --json figures.json".split()
     result = jax_ddpm_here(*evaluate, "--seed", "3", cwd=cwd)
-    assert "3.000 bits per dimension at most\n" in result.stdout, result.stderr
+    assert "at most 3.000 bits per dimension\n" in result.stdout, result.stderr
     assert "changed since training" not in result.stdout
     (_, data), options = measure.call_args
     assert (options["num"], options["num_scored"], options["seed"]) == (0, 4, 3)

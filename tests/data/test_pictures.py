@@ -141,7 +141,7 @@ def test_classes_are_the_first_folders_that_differ_in_the_part_for_training(tmp_
 
 def test_sets_that_cannot_be_are_named(zoo, tmp_path, monkeypatch):
     for data, problem in (
-        (zoo, "expected pictures of one size, or an image size to bring them to"),
+        (zoo, "expected pictures of one size, or image_size to bring them to"),
         ("mnits", "no such file or folder: mnits; other sets are digits, .*; did you mean mnist5k"),
         (tmp_path, "no pictures in"),
     ):

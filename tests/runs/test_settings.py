@@ -54,10 +54,10 @@ SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("celebahq256", "
         ({"unet": {"width": 3}}, "unet: expected one of"),
         ({"accumulate": 3}, "accumulate: expected a divisor of batch_size=64, got 3"),
         ({"keep_every": 150}, "keep_every: expected a multiple of checkpoint_every"),
-        ({"keep_best": True}, "keep_best: comes with evaluate_every"),
+        ({"keep_best": True}, "keep_best: needs evaluate_every"),
         ({"warmup_steps": 9, "steps": 9}, "warmup_steps: expected fewer than steps=9, got 9"),
-        ({"model": "simple", "unet": {}}, "unet: comes with model='unet'"),
-        ({"init": "x", "timesteps": 9}, "timesteps: comes with init"),
+        ({"model": "simple", "unet": {}}, "unet: needs model='unet'"),
+        ({"init": "x", "timesteps": 9}, "timesteps: cannot be given with init"),
     ],
 )
 def test_what_makes_no_sense_is_named(options, words):
