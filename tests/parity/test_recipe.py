@@ -36,7 +36,7 @@ def drawn(model, key, image_shape):
 
 @pytest.mark.slow
 def test_twenty_steps_of_the_recipe(tmp_path, monkeypatch, one_level, torch, diffusers):
-    monkeypatch.setattr(initial, "init_variables", drawn)
+    monkeypatch.setattr(training, "init_variables", drawn)
     recipe = runs.RECIPES["cifar10"]
     small = {**one_level, "down_block_types": ("AttnDownBlock2D",), "layers_per_block": 1}
     unet = {**recipe.settings.unet, **small, "dropout": 0.0}
