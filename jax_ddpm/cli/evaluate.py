@@ -89,6 +89,9 @@ def _of_model(
         crop = "center" if before.crop == "random" else before.crop
         prepared = replace(before, flip=False, crop=crop, range=config.range or before.range)
         data = _load(source, prepared, "the run's images")
+        if source.data is None and data.image_shape != run.shape(1)[1:]:
+            problem = f"{data.source} are not of the size of the samples"
+            raise UsageError(f"--data: {problem}; --data PATH takes the images of the training")
         # A digest of numbers, not of files, is of the prepared images.
         alike = data.sha256 or (before.crop, before.range) == (prepared.crop, prepared.range)
         if learned and alike and data.digest() != learned:

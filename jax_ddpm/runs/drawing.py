@@ -158,7 +158,7 @@ def _label_of(name: str, names: Sequence[str] | None) -> int:
         alike = {each.casefold(): each for each in names or ()}
         close = get_close_matches(name.casefold(), alike, n=1)
         meant = f"; did you mean {alike[close[0]]!r}?" if close else ""
-        known = ", ".join((names or ())[:20]) or "numbers, as the run knows no names"
+        known = ", ".join((names or ())[:20]) or "a number, as the model knows no names"
         raise FieldError("labels", f"expected {known}, got {name!r}{meant}")
     return number
 

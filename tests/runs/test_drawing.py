@@ -66,7 +66,7 @@ def test_classes_have_columns_and_what_does_not_suit_a_run_is_named(digits):
     for arguments, words in (
         ({"labels": [3, 10]}, "labels: expected values in .0, 9., got 3 to 10"),
         ({"labels": [0.5]}, "labels: expected whole numbers"),
-        ({"labels": "cat"}, "labels: expected numbers, as the run knows no names"),
+        ({"labels": "cat"}, "labels: expected a number, as the model knows no names"),
         ({"steps": 2, "chain": chain}, "steps: cannot be given with chain"),
         ({"model": numbers, "labels": "3"}, "labels: expected 0, 1, 2, 10, got '3'$"),
         ({"model": named, "labels": "Flower"}, "labels: .* 'Flower'; did you mean 'flower'"),
