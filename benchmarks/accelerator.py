@@ -51,7 +51,7 @@ FIELDS: dict[str, dict[str, Any]] = {
 # network is a hard case: its raw step number makes features near 100, whose rounding is as large
 # as everything that the images contribute. Five Adam steps with an ε of 1; margins are 2 to 7.
 _KINDS = ("forward", "gradients", "training", "chain", "attention")
-REDUCED = {
+REDUCED: dict[str, dict[str, float]] = {
     # GPUs round the operands of float32 products to 11 bits, 5e-4, unless the precision is
     # "highest". Measured on an H200: 6e-4, 1.6e-2, 7e-3, 5e-4, 1.1e-3. Gradients are one vector:
     # a layer whose gradient is a thousandth of the largest is off by 4e-2 of its own.
