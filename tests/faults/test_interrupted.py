@@ -45,14 +45,14 @@ def test_killed_at_every_stage(train, folder, assert_same):
 
 @pytest.mark.slow
 def test_killed_at_random_moments(train, tmp_path, assert_same):
-    """In the second after the first step: it steps, saves and draws. Three kills a run."""
+    """In the second after it begins to step: it steps, saves and draws. Three kills a run."""
     moments, kills = random.Random(0), 0
     while kills < KILLS:
         name = f"cut{kills}"
         for _ in range(3):
             command = train(name=name)
             # A run that is finished ends without a step.
-            while "step/s" not in command.text and command.poll() is None:
+            while "training: " not in command.text and command.poll() is None:
                 time.sleep(0.01)
             time.sleep(moments.uniform(0, 1))
             kills += command.poll() is None
