@@ -28,8 +28,8 @@ from benchmarks.report import markdown
 from jax_ddpm.models.attention import dot_product_attention
 from jax_ddpm.parity.harness import Case, DType, relative_error, run_case, vector
 from jax_ddpm.parity.maths import LOSS_CASES, MATHS_CASES
+from jax_ddpm.parity.networks import NETWORK_CASES, Setting, tutorial_cases
 from jax_ddpm.parity.tolerances import TOLERANCES
-from jax_ddpm.parity.tutorial import Setting, tutorial_cases
 from jax_ddpm.plan.hlo import memory_traffic
 from jax_ddpm.plan.targets import parse_target
 
@@ -150,14 +150,8 @@ def _parity_cases(mode: str, tiny: bool) -> list[Case]:
     if mode not in REDUCED:
         cases += [case for case in (*MATHS_CASES, *LOSS_CASES) if case.kind == "maths"]
         name = "UNet, Ho et al.'s: output" if tiny else "UNet, 35.7 M parameters: output"
-        cases.append(Case("unet", name, partial(_compare_unet, name)))
+        cases += [case for case in NETWORK_CASES if case.name == name]  # it needs diffusers
     return cases
-
-
-def _compare_unet(name: str, dtype: DType) -> tuple[Any, Any]:
-    from jax_ddpm.parity.unet import UNET_CASES  # it needs diffusers
-
-    return next(case for case in UNET_CASES if case.name == name).compare(dtype)
 
 
 def _attention_cases(mode: str, tiny: bool) -> list[Case]:

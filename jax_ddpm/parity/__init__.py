@@ -21,7 +21,7 @@ __all__ = ["CASES", "Case", "DType", "Report", "Result", "compare", "run_case"]
 def __getattr__(name: str) -> Any:
     if name != "CASES":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from jax_ddpm.parity import maths, openai, tutorial, unet
+    from jax_ddpm.parity.maths import LOSS_CASES, MATHS_CASES
+    from jax_ddpm.parity.networks import NETWORK_CASES
 
-    networks = *tutorial.TUTORIAL_CASES, *unet.UNET_CASES, *openai.OPENAI_CASES
-    return (*maths.MATHS_CASES, *maths.LOSS_CASES, *networks)
+    return (*MATHS_CASES, *LOSS_CASES, *NETWORK_CASES)

@@ -127,6 +127,15 @@ def both(name: str) -> tuple[Any, Any]:
     return getattr(jax_ddpm, name), next(vars(each)[name] for each in modules if name in vars(each))
 
 
+def evaluate(ours: Callable[..., Any], theirs: Callable[..., Any], *arrays: Any) -> tuple[Any, Any]:
+    """What both return for the same arrays: ours compiled, torch in float64."""
+    result = jax.jit(ours)(*arrays)
+    expected = theirs(*(to_torch(array, "float64") for array in arrays))
+    if isinstance(expected, tuple):
+        return tuple(result), tuple(map(from_torch, expected))
+    return result, from_torch(expected)
+
+
 def images(seed: int, dtype: DType, shape: tuple[int, ...] = (6, 5, 4, 3)) -> np.ndarray:
     """Standard normal images, NHWC, the same numbers in both precisions up to rounding."""
     return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
@@ -164,6 +173,5 @@ def from_torch(tensor: torch.Tensor) -> np.ndarray:
 
 def vector(tree: Any) -> np.ndarray:
     """All arrays as one: where some have no gradient but rounding, and no scale of their own."""
-    return np.concatenate(
-        [np.ravel(np.asarray(each, np.float64)) for each in jax.tree.leaves(tree)]
-    )
+    arrays = [np.asarray(each, np.float64) for each in jax.tree.leaves(tree)]
+    return np.concatenate([array.ravel() for array in arrays])

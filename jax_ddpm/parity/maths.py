@@ -5,6 +5,7 @@ rounded inputs: the error is then the library's own.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,22 +14,13 @@ import numpy as np
 import torch
 
 import jax_ddpm as ddpm
-from jax_ddpm.parity.harness import (
-    Case,
-    DType,
-    both,
-    from_torch,
-    images,
-    schedule,
-    timesteps,
-    to_torch,
-)
+from jax_ddpm.parity.harness import Case, DType, both, evaluate, images, schedule, timesteps
 from torch_reference.schedule import T, tables
 
 
 def _inputs(dtype: DType) -> tuple[np.ndarray, ...]:
-    """Two sets of images, and steps in between."""
-    return images(0, dtype), timesteps(T), images(1, dtype)
+    """Images, steps, other images, and images of 8 bits."""
+    return images(0, dtype), timesteps(T), images(1, dtype), _pixels(dtype)
 
 
 def _pixels(dtype: DType) -> np.ndarray:
@@ -55,13 +47,17 @@ def _tables_case(name: str) -> Case:
     return Case("maths", f"make_schedule: {name}", compare)
 
 
-def _function_case(name: str, order: str = "012") -> Case:
-    """A function of the schedule and of some of `_inputs`, in this order."""
+def _function_case(name: str, order: str = "012", kind: str = "maths", **policy: Any) -> Case:
+    """A function of the schedule, a network if it has a policy, and `_inputs` in this order."""
 
     def compare(dtype: DType):
-        return evaluate_function(name, *(_inputs(dtype)[int(place)] for place in order))
+        ours, theirs = both(name.partition(":")[0])
+        model, torch_model = ([each] if policy else [] for each in networks(**policy))
+        ours = partial(ours, schedule(), *model, **policy)
+        theirs = partial(theirs, tables(torch.float64), *torch_model, **policy)
+        return evaluate(ours, theirs, *(_inputs(dtype)[int(place)] for place in order))
 
-    return Case("maths", name, compare)
+    return Case(kind, name, compare)
 
 
 def _policy(prediction_type: str, variance_type: str, clip: bool) -> tuple[str, dict[str, Any]]:
@@ -73,20 +69,13 @@ def _policy(prediction_type: str, variance_type: str, clip: bool) -> tuple[str, 
 
 def _p_mean_variance_case(*how: Any) -> Case:
     label, policy = _policy(*how)
-
-    def compare(dtype: DType):
-        return evaluate_function("p_mean_variance", *_inputs(dtype)[:2], **policy)
-
-    return Case("maths", f"p_mean_variance: {label}", compare)
+    return _function_case(f"p_mean_variance: {label}", "01", **policy)
 
 
 def _loss_case(loss_type: str, **policy: Any) -> Case:
-    def compare(dtype: DType):
-        inputs = _pixels(dtype), *_inputs(dtype)[1:]
-        return evaluate_function("training_losses", *inputs, loss_type=loss_type, **policy)
-
     kind = "maths" if loss_type == "mse" else "likelihood"
-    return Case(kind, f"training_losses: {loss_type}, {', '.join(policy.values())}", compare)
+    name = f"training_losses: {', '.join([loss_type, *policy.values()])}"
+    return _function_case(name, "312", kind, loss_type=loss_type, **policy)
 
 
 def _gradient_case(loss_type: str, variance_type: str) -> Case:
@@ -99,21 +88,19 @@ def _gradient_case(loss_type: str, variance_type: str) -> Case:
         def total(output, *inputs):
             return jnp.sum(ours(schedule(), lambda x, t: output, *inputs, **policy))
 
+        def gradient(*args):
+            return jnp.split(jax.grad(total)(*args), 2, axis=-1)
+
         def torch_gradient(output, *inputs):
             output.requires_grad_()
             losses = theirs(tables(torch.float64), lambda x, t: output, *inputs, **policy)
             mean, variance = torch.autograd.grad(losses.sum(), output)[0].chunk(2, dim=1)
             return mean, variance
 
-        inputs = _pixels(dtype), *_inputs(dtype)[1:]
+        inputs = _pixels(dtype), *_inputs(dtype)[1:3]
         network, _ = networks(variance_type)
         output = network(ddpm.q_sample(schedule(), *inputs), jnp.asarray(inputs[1]))
-        return evaluate(
-            lambda *args: jnp.split(jax.grad(total)(*args), 2, axis=-1),
-            torch_gradient,
-            output,
-            *inputs,
-        )
+        return evaluate(gradient, torch_gradient, output, *inputs)
 
     return Case("likelihood", f"training_losses: gradient, {loss_type}, {variance_type}", compare)
 
@@ -151,26 +138,6 @@ def networks(variance_type: str = "fixed_small", **_: Any) -> list[Callable[...,
         return torch.cat([output, torch.sin(x)], dim=1) if learned else output
 
     return [ours, theirs]
-
-
-def evaluate_function(name: str, *arrays: np.ndarray, **policy: Any) -> tuple[Any, Any]:
-    """The function of that name, of the schedule, a network if it has a policy, and arrays."""
-    ours, theirs = both(name)
-    model, torch_model = ([each] if policy else [] for each in networks(**policy))
-    return evaluate(
-        lambda *args: ours(schedule(), *model, *args, **policy),
-        lambda *args: theirs(tables(torch.float64), *torch_model, *args, **policy),
-        *arrays,
-    )
-
-
-def evaluate(ours: Callable, theirs: Callable, *arrays: Any) -> tuple[Any, Any]:
-    """What both return for the same arrays: ours compiled, torch in float64."""
-    result = jax.jit(ours)(*arrays)
-    expected = theirs(*(to_torch(array, "float64") for array in arrays))
-    if isinstance(expected, tuple):
-        return tuple(result), tuple(map(from_torch, expected))
-    return result, from_torch(expected)
 
 
 _BETAS = ("linear", "scaled_linear", "cosine", "sigmoid")

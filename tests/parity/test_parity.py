@@ -10,7 +10,7 @@ import pytest
 
 from jax_ddpm.parity import CASES, Case, run_case
 from jax_ddpm.parity.harness import worst_error
-from jax_ddpm.parity.tutorial import Setting, tutorial_cases
+from jax_ddpm.parity.networks import Setting, tutorial_cases
 
 
 # The harness compares dtypes as users mix them: numbers are promoted as NumPy would.
