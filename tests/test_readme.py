@@ -35,7 +35,7 @@ def folder(tmp_path_factory, defaults, write_run, small_unet):
 
 @pytest.fixture(scope="module")
 def checkpoint(folder, diffusers):
-    from jax_ddpm.parity.networks import CONFIGS, reference_unet
+    from torch_reference.models.diffusers import CONFIGS, reference_unet
 
     network = reference_unet({**CONFIGS["no attention, no middle"], "sample_size": 32}, "float32")
     pipeline = diffusers.DDPMPipeline(network, diffusers.DDPMScheduler())

@@ -1,11 +1,9 @@
 """The proof: every certified comparison with PyTorch, as a table that anyone can rerun.
 
 `jax-ddpm parity` prints it and the tests assert it. `compare` does the same for networks of one's
-own. This package imports torch: it comes with the extra `[parity]`. Only the whole table, `CASES`,
-needs diffusers too, so it is made when it is asked for.
+own. This package imports torch, and the cases of diffusers' networks need diffusers when they run:
+both come with the extra `[parity]`.
 """
-
-from typing import Any
 
 from jax_ddpm.parity.compare import compare as compare
 from jax_ddpm.parity.harness import Case as Case
@@ -13,15 +11,8 @@ from jax_ddpm.parity.harness import DType as DType
 from jax_ddpm.parity.harness import Report as Report
 from jax_ddpm.parity.harness import Result as Result
 from jax_ddpm.parity.harness import run_case as run_case
+from jax_ddpm.parity.maths import LOSS_CASES, MATHS_CASES
+from jax_ddpm.parity.networks import NETWORK_CASES
 
-CASES: tuple[Case, ...]
+CASES: tuple[Case, ...] = (*MATHS_CASES, *LOSS_CASES, *NETWORK_CASES)
 __all__ = ["CASES", "Case", "DType", "Report", "Result", "compare", "run_case"]
-
-
-def __getattr__(name: str) -> Any:
-    if name != "CASES":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from jax_ddpm.parity.maths import LOSS_CASES, MATHS_CASES
-    from jax_ddpm.parity.networks import NETWORK_CASES
-
-    return (*MATHS_CASES, *LOSS_CASES, *NETWORK_CASES)

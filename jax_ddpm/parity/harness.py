@@ -55,11 +55,24 @@ class Report(NamedTuple):
     """Results; printed, they are a table."""
 
     rows: tuple[Result, ...]
+    first_difference: str | None = None
+    """PyTorch's dotted name of the first module whose output differs though its inputs agree.
+
+    If the fault lies between modules, the module that gets the wrong input; `""` if it lies after
+    the last one. None if no module differs.
+    """
+    explanation: str = ""
+    """What was found of this difference: errors, the line of code, a likely cause."""
 
     @property
     def passed(self) -> bool:
-        """Whether every error is within its tolerance."""
-        return all(row.passed for row in self.rows)
+        """Whether there are rows, and every error is within its tolerance."""
+        return bool(self.rows) and all(row.passed for row in self.rows)
+
+    def assert_passed(self) -> None:
+        """Raises `AssertionError` with the table if an error is above its tolerance."""
+        if not self.passed:
+            raise AssertionError(f"the networks differ\n{self!r}")
 
     def __repr__(self) -> str:
         dtypes = list(dict.fromkeys(row.dtype for row in self.rows))
@@ -71,7 +84,8 @@ class Report(NamedTuple):
             errors = [cell for dtype in dtypes for cell in _cells(results.get(dtype))]
             worst = dict.fromkeys(row.worst for row in results.values() if row.error)
             cells.append([name, *errors, " / ".join(worst)])
-        return table("<" + "><" * len(dtypes) + "<", cells)
+        printed = table("<" + "><" * len(dtypes) + "<", cells)
+        return f"{printed}\n\n{self.explanation}".rstrip()
 
 
 def _cells(result: Result | None) -> tuple[str, str]:

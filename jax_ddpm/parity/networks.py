@@ -19,7 +19,6 @@ import torch
 
 import jax_ddpm as ddpm
 from jax_ddpm import interop
-from jax_ddpm.parity.compare import Pair
 from jax_ddpm.parity.harness import (
     Case,
     DType,
@@ -31,9 +30,18 @@ from jax_ddpm.parity.harness import (
     to_torch,
     vector,
 )
+from jax_ddpm.parity.pair import Pair
 from jax_ddpm.training import draw_step
 from torch_reference.forward import q_sample
-from torch_reference.models.openai import Classifier, UNet
+from torch_reference.models import openai
+from torch_reference.models.diffusers import (
+    CIFAR10,
+    CONFIGS,
+    LABELS,
+    LEARNED,
+    reference_unet,
+    unet_config,
+)
 from torch_reference.schedule import T, tables
 
 _EMA_DECAY = 0.99
@@ -131,89 +139,6 @@ def tutorial_cases(setting: Setting) -> tuple[Case, ...]:
     )
 
 
-def _config(
-    channels: tuple[int, ...] = (16, 32),
-    down: tuple[str, ...] = ("Down", "AttnDown"),
-    up: tuple[str, ...] = ("AttnUp", "Up"),
-    **fields: Any,
-) -> dict[str, Any]:
-    """The keywords of a `UNet2DModel`, by default a small one."""
-    down, up = (tuple(f"{kind}Block2D" for kind in kinds) for kinds in (down, up))
-    blocks = {"block_out_channels": channels, "down_block_types": down, "up_block_types": up}
-    return {**blocks, "norm_num_groups": 8, "layers_per_block": 1, **fields}
-
-
-_LABELS: dict[str, Any] = {"num_class_embeds": 5}
-_SCALE_SHIFT: dict[str, Any] = {"resnet_time_scale_shift": "scale_shift"}
-_LEARNED = _config(out_channels=6, **_SCALE_SHIFT)
-_RESNET: dict[str, Any] = {"downsample_type": "resnet", "upsample_type": "resnet"}
-_HO: dict[str, Any] = {"attention_head_dim": None, "downsample_padding": 0, "layers_per_block": 2}
-_HO |= {"flip_sin_to_cos": False, "freq_shift": 1, "norm_eps": 1e-6}
-_ODD: dict[str, Any] = {"attention_head_dim": 7, "act_fn": "gelu", "norm_num_groups": 5}
-_ODD |= {"mid_block_scale_factor": 1.4, "center_input_sample": True}
-_EVERY_LEVEL: Any = {"act_fn": "mish", "time_embedding_dim": 24, "attn_norm_num_groups": 4}
-_DHARIWAL = {"out_channels": 6, "attention_head_dim": 8, "attn_norm_num_groups": 8}
-CONFIGS: dict[str, dict[str, Any]] = {
-    "diffusers' defaults": _config(),
-    "Ho et al.'s": _config(**_HO),
-    "learned variance, scale and shift": _LEARNED,
-    "labels, three layers": _config(layers_per_block=3, **_LABELS),
-    "odd channels, groups and heads": _config((15, 45), **_ODD),
-    "attention at every level": _config(
-        (8, 8, 24), ("AttnDown",) * 3, ("AttnUp",) * 3, **_EVERY_LEVEL, **_SCALE_SHIFT
-    ),
-    "no attention, no middle": _config(
-        down=("Down", "Down"), up=("Up", "Up"), mid_block_type=None, act_fn="relu"
-    ),
-    "no attention in the middle": _config(add_attention=False),
-    "heads wider than the first level": _config(attention_head_dim=32),
-    "Dhariwal & Nichol's": _config(
-        (16, 24, 32),
-        ("ResnetDownsample", "AttnDown", "AttnDown"),
-        ("AttnUp", "AttnUp", "ResnetUpsample"),
-        **{**_DHARIWAL, **_SCALE_SHIFT, **_RESNET, **_LABELS},
-    ),
-    # `upsample_type` has no say in blocks without attention.
-    "residual and other resampling": _config(
-        (8, 16, 24), ("AttnDown", "Down", "AttnDown"), ("ResnetUpsample", "Up", "AttnUp"), **_RESNET
-    ),
-}
-CIFAR10 = _config(
-    (128, 256, 256, 256),
-    ("Down", "AttnDown", "Down", "Down"),
-    ("Up", "Up", "AttnUp", "Up"),
-    **{**_HO, "sample_size": 32, "norm_num_groups": 32},
-)
-
-
-class _Float64Timesteps(torch.nn.Module):
-    """diffusers computes the sinusoids in float32 whatever the model's dtype, which alone puts a
-    float64 output 1e-8 off. Here they are, in float64."""
-
-    def __init__(self, config: Any) -> None:
-        super().__init__()
-        self.config = config
-
-    def forward(self, t: torch.Tensor) -> torch.Tensor:
-        half, odd = divmod(self.config.block_out_channels[0], 2)
-        exponents = torch.arange(half, dtype=torch.float64) / (half - self.config.freq_shift)
-        angles = torch.outer(t.double(), 1e-4**exponents)
-        waves = [angles.sin(), angles.cos()]
-        ordered = reversed(waves) if self.config.flip_sin_to_cos else waves
-        return torch.cat([*ordered, angles.new_zeros(len(t), odd)], dim=1)
-
-
-def reference_unet(config: dict[str, Any], dtype: DType) -> Any:
-    """A randomly initialised `UNet2DModel`; the same numbers at every call."""
-    from diffusers.models.unets.unet_2d import UNet2DModel
-
-    network = _seeded(0, partial(UNet2DModel, **config))
-    if dtype == "float64":
-        network.time_proj = _Float64Timesteps(network.config)
-    torch.nn.Module.to(network, getattr(torch, dtype))  # diffusers' own `to` logs a warning
-    return network.eval()
-
-
 def _unet(dtype: DType, config: dict[str, Any], shape: tuple[int, ...] = (2, 8, 8, 3)) -> Pair:
     """diffusers' network and this library's."""
     network = reference_unet(config, dtype)
@@ -274,30 +199,14 @@ def _ddim(pair: Pair) -> tuple[Any, Any]:
     return loop(pair.variables, x_T), from_torch(x)
 
 
-def _openai(
-    dtype: DType,
-    reference: Callable[[], Any],
-    flags: dict[str, Any],
-    shape: tuple[int, ...] = (2, 16, 16, 3),
-) -> Pair:
+def _openai(dtype: DType, network: openai.Network) -> Pair:
     """One network twice: as the reference is called, and by the flags of OpenAI's code."""
-    module = _seeded(0, reference)
-    load = interop.load_openai_classifier if "classifier_pool" in flags else interop.load_openai
-    model: Any = load(module.state_dict(), flags)[0]
-    classes = 1000 if flags.get("class_cond") else None
-    inputs = _inputs(dtype, shape, flags.get("diffusion_steps", _TIMESTEPS), classes)
-    apply = model.clone(precision="highest").apply
+    module, flags = _seeded(0, network.make), network.flags
+    is_classifier = network in openai.CLASSIFIERS.values()
+    load = interop.load_openai_classifier if is_classifier else interop.load_openai
+    apply = load(module.state_dict(), flags)[0].clone(precision="highest").apply
+    inputs = _inputs(dtype, network.shape, network.timesteps, network.classes)
     return Pair(module, apply, lambda tensors: load(tensors, flags)[1], inputs, dtype)
-
-
-def _classifier(pool: str, plain: bool = False) -> tuple[Any, ...]:
-    """`_openai` and its arguments; `plain`: no scale and shift, no resampling residual blocks."""
-    flags = {"image_size": 64, "classifier_width": 64, "classifier_depth": 1}
-    reference = partial(Classifier, 64, 64, (1, 2, 3, 4), 1, (2, 4, 8), pool=pool)
-    if plain:
-        flags |= {"classifier_use_scale_shift_norm": False, "classifier_resblock_updown": False}
-        reference = partial(reference, scale_shift=False, updown=False)
-    return _openai, reference, {**flags, "classifier_pool": pool}, (2, 64, 64, 3)
 
 
 def _score(pair: Pair) -> tuple[Any, Any]:
@@ -323,30 +232,6 @@ _WEIGHTS, _UNET_WEIGHTS = (
     for convert in (interop.simple_unet_to_torch, interop.unet_to_torch)
 )
 _LARGE = _unet, CIFAR10, (1, 32, 32, 3)
-# The way up has its own number of heads; t is rescaled to 1,000 steps.
-_IMPROVED = partial(
-    UNet, 32, (1, 2), 1, (1, 2), heads=2, heads_up=4, scale_shift=False, time_scale=0.25
-)
-_IMPROVED_FLAGS = {
-    **{"image_size": 16, "num_channels": 32, "num_res_blocks": 1, "channel_mult": "1,2"},
-    **{"num_heads": 2, "num_heads_upsample": 4, "attention_resolutions": "16,8"},
-    **{"use_scale_shift_norm": False, "diffusion_steps": 4000, "rescale_timesteps": True},
-}
-_GUIDED = partial(UNet, heads=None, updown=True)
-_GUIDED_64 = partial(
-    _GUIDED, 32, (1, 2), 2, (2,), head_channels=16, new_order=True, classes=1000, out_channels=6
-)
-_GUIDED_64_FLAGS = {
-    **{"image_size": 16, "num_channels": 32, "num_res_blocks": 2, "channel_mult": "1,2"},
-    **{"num_head_channels": 16, "attention_resolutions": "8", "resblock_updown": True},
-    **{"use_new_attention_order": True, "class_cond": True, "learn_sigma": True},
-}
-# The first level has half as many channels as there are sinusoids.
-_GUIDED_512 = partial(_GUIDED, 64, (0.5, 1, 1, 2, 2, 4, 4), 1, (32, 64), head_channels=32)
-_GUIDED_512_FLAGS = {
-    **{"image_size": 512, "num_channels": 64, "num_res_blocks": 1, "channel_mult": ""},
-    **{"num_head_channels": 32, "attention_resolutions": "16,8", "resblock_updown": True},
-}
 NETWORK_CASES = (
     _case("weights", "SimpleUNet: torch → Flax → torch", _WEIGHTS, _tutorial, Setting()),
     *tutorial_cases(Setting()),
@@ -361,8 +246,8 @@ NETWORK_CASES = (
     *(
         _case("unet gradients", f"{name}: gradient of every parameter", _gradients, _unet, config)
         for name, config in (
-            ("UNet, learned variance, scale and shift", _LEARNED),
-            ("UNet, labels", _config(**_LABELS)),
+            ("UNet, learned variance, scale and shift", LEARNED),
+            ("UNet, labels", unet_config(**LABELS)),
         )
     ),
     _case(
@@ -370,26 +255,21 @@ NETWORK_CASES = (
         f"UNet, labels, one level: {_ADAM_STEPS} AdamW steps: weights, losses",
         _unet_training,
         _unet,
-        _config((16,), ("Down",), ("Up",), **_LABELS),
+        unet_config((16,), ("Down",), ("Up",), **LABELS),
     ),
     _case("unet", "UNet, 35.7 M parameters: output", Pair.outputs, *_LARGE),
     _case("unet chain", f"UNet, 35.7 M parameters: {_DDIM_STEPS} steps of DDIM", _ddim, *_LARGE),
     *(
-        _case("openai", f"{name}: output", Pair.outputs, _openai, *network)
-        for name, *network in (
-            ("improved-diffusion's", _IMPROVED, _IMPROVED_FLAGS),
-            ("guided-diffusion's, 64×64", _GUIDED_64, _GUIDED_64_FLAGS),
-            ("guided-diffusion's, 512×512", _GUIDED_512, _GUIDED_512_FLAGS, (1, 64, 64, 3)),
-        )
-    ),
-    _case(
-        "openai",
-        "classifier, attention: logits, ∇ log p(y | x_t)",
-        _score,
-        *_classifier("attention"),
+        _case("openai", f"{name}: output", Pair.outputs, _openai, network)
+        for name, network in openai.UNETS.items()
     ),
     *(
-        _case("openai", f"classifier, {pool}: logits", Pair.outputs, *_classifier(pool, plain))
-        for pool, plain in (("adaptive", True), ("spatial", False), ("spatial_v2", False))
+        _case(
+            "openai", f"classifier, {pool}: {outputs}", compare, _openai, openai.CLASSIFIERS[pool]
+        )
+        for pool, outputs, compare in (
+            ("attention", "logits, ∇ log p(y | x_t)", _score),
+            *((pool, "logits", Pair.outputs) for pool in ("adaptive", "spatial", "spatial_v2")),
+        )
     ),
 )

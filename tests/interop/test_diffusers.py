@@ -20,7 +20,7 @@ from jax_ddpm import runs
 from jax_ddpm.interop import load_diffusers, save_diffusers
 from jax_ddpm.interop.diffusers import from_hub, unet_config, unet_from_config
 from jax_ddpm.parity.harness import from_torch, images, to_torch
-from jax_ddpm.parity.networks import CONFIGS, reference_unet
+from torch_reference.models.diffusers import CONFIGS, reference_unet
 
 pytestmark = [
     pytest.mark.usefixtures("defaults"),

@@ -16,7 +16,7 @@ def torch_flops(config, backward):
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    from jax_ddpm.parity.networks import CIFAR10, reference_unet
+    from torch_reference.models.diffusers import CIFAR10, reference_unet
 
     network = reference_unet({**CIFAR10, **config}, "float32").to("meta")  # counted, not computed
     # Its counter knows nothing of the fused attention on CPU, 0.3 GFLOP.
@@ -32,7 +32,7 @@ def torch_flops(config, backward):
 @pytest.mark.parametrize("size", ["small", pytest.param("35.7 M", marks=pytest.mark.slow)])
 def test_the_network_of_ho_et_al(size):
     """12.4 GFLOP an image, and twice as much again for gradients; or a small one of its kind."""
-    from jax_ddpm.parity.networks import CONFIGS
+    from torch_reference.models.diffusers import CONFIGS
 
     config = CONFIGS["diffusers' defaults"] if size == "small" else {}
     model = ddpm.ddpm_cifar10(**config)

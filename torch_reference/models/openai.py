@@ -3,10 +3,14 @@
 Modules carry the names of OpenAI's state dicts, so that their weights load. NCHW.
 """
 
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Classifier", "UNet"]
+__all__ = ["CLASSIFIERS", "UNETS", "Classifier", "Network", "UNet"]
 
 
 class ResBlock(nn.Module):
@@ -291,3 +295,73 @@ def _norm(channels: int) -> nn.GroupNorm:
 
 def _conv(channels: int, out: int) -> nn.Conv2d:
     return nn.Conv2d(channels, out, 3, padding=1)
+
+
+class Network(NamedTuple):
+    """A network in small, and the flags that make it in OpenAI's code."""
+
+    make: Callable[[], nn.Module]
+    flags: str
+    shape: tuple[int, ...] = (2, 16, 16, 3)
+    """Of the images that it is tried on, NHWC."""
+    timesteps: int = 1000
+    classes: int | None = None
+
+
+UNETS = {
+    # The way up has its own number of heads; t is rescaled to 1,000 steps.
+    "improved-diffusion's": Network(
+        partial(
+            *(UNet, 32, (1, 2), 1, (1, 2)), heads=2, heads_up=4, scale_shift=False, time_scale=0.25
+        ),
+        "--image_size 16 --num_channels 32 --num_res_blocks 1 --channel_mult 1,2 --num_heads 2 "
+        "--num_heads_upsample 4 --attention_resolutions 16,8 --use_scale_shift_norm False "
+        "--diffusion_steps 4000 --rescale_timesteps True",
+        timesteps=4000,
+    ),
+    "guided-diffusion's, 64×64": Network(
+        partial(
+            *(UNet, 32, (1, 2), 2, (2,)),
+            heads=None,
+            head_channels=16,
+            updown=True,
+            new_order=True,
+            classes=1000,
+            out_channels=6,
+        ),
+        "--image_size 16 --num_channels 32 --num_res_blocks 2 --channel_mult 1,2 "
+        "--num_head_channels 16 --attention_resolutions 8 --resblock_updown True "
+        "--use_new_attention_order True --class_cond True --learn_sigma True",
+        classes=1000,
+    ),
+    # The first level has half as many channels as there are sinusoids.
+    "guided-diffusion's, 512×512": Network(
+        partial(
+            *(UNet, 64, (0.5, 1, 1, 2, 2, 4, 4), 1, (32, 64)),
+            heads=None,
+            head_channels=32,
+            updown=True,
+        ),
+        "--image_size 512 --num_channels 64 --num_res_blocks 1 --num_head_channels 32 "
+        "--attention_resolutions 16,8 --resblock_updown True",
+        shape=(1, 64, 64, 3),
+    ),
+}
+
+
+def _classifier(pool: str, plain: bool = False) -> Network:
+    """`plain`: neither scale and shift nor resampling residual blocks."""
+    flags = f"--image_size 64 --classifier_width 64 --classifier_depth 1 --classifier_pool {pool}"
+    make = partial(Classifier, 64, 64, (1, 2, 3, 4), 1, (2, 4, 8), pool=pool)
+    if plain:
+        flags += " --classifier_use_scale_shift_norm False --classifier_resblock_updown False"
+        make = partial(make, scale_shift=False, updown=False)
+    return Network(make, flags, (2, 64, 64, 3))
+
+
+CLASSIFIERS = {
+    "attention": _classifier("attention"),
+    "adaptive": _classifier("adaptive", plain=True),
+    "spatial": _classifier("spatial"),
+    "spatial_v2": _classifier("spatial_v2"),
+}
