@@ -20,7 +20,7 @@ import optax
 import torch
 from tqdm import tqdm
 
-from jax_ddpm._errors import check_choice
+from jax_ddpm._errors import check_choice, check_kind
 from jax_ddpm.parity.difference import first_difference
 from jax_ddpm.parity.harness import DType, Report, Result, worst_error
 from jax_ddpm.parity.pair import Pair
@@ -56,7 +56,7 @@ def compare(
       variables_from_torch: `state_dict of arrays -> variables`. Gradients are converted with it
         too, so it may only move and flip axes: `interop.layers_from_torch` does this for the
         usual layers.
-      inputs: images first, [batch, height, width, channel]; what has four axes is given to torch
+      inputs: images first, [batch, height, width, channel]; arrays of four axes are passed to torch
         as NCHW. Floating inputs are cast to the dtype under test, integers stay.
       torch_fn: `(module, *inputs) -> output`, where it is not `module(*inputs)`.
       adam_steps: steps of Adam on a mean squared error; 0 leaves them out.
@@ -69,12 +69,17 @@ def compare(
 
     Returns:
       A `Report`; `report.passed` is the answer, and `report.first_difference` the first module that
-      differs. It ends after outputs that differ, unless `keep_going`.
+      differs. Where the outputs differ, nothing else is compared, unless `keep_going`.
 
     Raises:
       ValueError: the variables are empty, are not of the dtype under test, the two outputs differ
-        in shape, or `tolerances` has another name.
+        in shape, or `tolerances` or `dtypes` have another name.
+      TypeError: `module` is no instance of a PyTorch module, or `inputs` is one array.
     """
+    check_kind("module", module, torch.nn.Module, "Net()")
+    check_kind("inputs", inputs, Sequence, "(x, t)")
+    for dtype in dtypes:
+        check_choice("dtypes", dtype, DType)
     for kind in tolerances or ():
         check_choice("tolerances", kind, ("forward", "gradients", "training", "chain"))
     limits = {**TOLERANCES, **(tolerances or {})}

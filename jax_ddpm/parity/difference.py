@@ -55,17 +55,21 @@ _SETTINGS: dict[str, tuple[Any, ...]] = {
 # Mistakes to try in a module: the text, the attribute, and how it is changed.
 _EDITS: tuple[tuple[str, str, Callable[[Any], Any]], ...] = (
     *(
-        (f"its {name} is {value}", name, lambda _, value=value: value)
+        (f"its {name} were {value}", name, lambda _, value=value: value)
         for name, values in _SETTINGS.items()
         for value in values
     ),
-    ("its weight is transposed", "weight", lambda weight: weight.transpose(0, 1)),
-    ("its kernel is transposed", "weight", lambda weight: weight.transpose(2, 3)),
-    ("its kernel is flipped", "weight", lambda weight: weight.flip(2, 3)),
-    ("its weight is left out", "weight", torch.ones_like),
-    ("its bias is left out", "bias", torch.zeros_like),
-    ("its padding is one less before and one more after", "forward", partial(_shifted, 1)),
-    ("its padding is one more before and one less after", "forward", partial(_shifted, -1)),
+    ("its weight were transposed", "weight", lambda weight: weight.transpose(0, 1)),
+    (
+        "its kernel were transposed",
+        "weight",
+        lambda weight: weight.transpose(2, 3),
+    ),
+    ("its kernel were flipped", "weight", lambda weight: weight.flip(2, 3)),
+    ("its weight were left out", "weight", torch.ones_like),
+    ("its bias were left out", "bias", torch.zeros_like),
+    ("its padding were one less before and one more after", "forward", partial(_shifted, 1)),
+    ("its padding were one more before and one less after", "forward", partial(_shifted, -1)),
 )
 _ACTIVATIONS = (nn.SiLU(), nn.ReLU(), nn.GELU(), nn.GELU("tanh"), nn.Tanh(), nn.Identity())
 
@@ -227,7 +231,7 @@ def first_difference(pair: Pair) -> tuple[str | None, str]:
     search = _Search(pair)
     fault = search.fault(search.calls[0]) or search.calls[0]
     if not fault.name and not search.is_wrong:
-        return None, "every module agrees in float64, unless weights of zeros hide a difference"
+        return None, "every module agrees in float64; equal or zero weights may hide a difference"
     return fault.name, "\n  ".join(search.explanation(fault))
 
 
@@ -287,23 +291,24 @@ class _Search:
             previous = siblings[parent.children.index(fault)]
             yield f"JAX does not compute its input ({error:.1e}), although {previous} agrees"
         if line and error < _CLOSE:
-            yield f"closest in JAX: {line}"
-        # A trial succeeds if the next call that differs, or else the network, agrees then.
+            yield f"the closest array in JAX is made at {line}"
+        # A trial succeeds if the next layer that differs, or else the network, agrees then.
         number, inside = self.calls.index(fault), f"{fault.name}."
-        later = [i for i in range(number, len(self.calls)) if self.wrong(self.calls[i].outputs)]
-        names = {i: self.calls[i].name for i in later}
-        outside = [i for i in later if not f"{names[i]}.".startswith(inside)]
-        probe = next((i for i in outside if names[i] not in self.unmatched), 0)
+        later = [i for i in range(number, len(self.calls)) if not self.calls[i].children]
+        later = [i for i in later if not f"{self.calls[i].name}.".startswith(inside)]
+        differ = (i for i in later if self.wrong(self.calls[i].outputs))
+        probe = next((i for i in differ if self.calls[i].name not in self.unmatched), 0)
         for text, run in self.trials(fault) if probe or self.is_wrong else ():
             with suppress(Exception):  # it does not fit what follows
                 outputs = run()[probe].outputs
                 found, _ = self.arrays.closest(outputs, near=True, returned=not probe)
                 if outputs and found <= _AGREES:
-                    yield f"what follows agrees to {found:.0e} if {text}"
+                    yield f"PyTorch would agree, to {found:.0e}, if {text}"
                     break
         else:
-            if error < _FLOAT32 and (line := self.arrays.begin_in_float32()):
-                yield f"float32 begins at {line}"
+            if error < _FLOAT32:
+                line = self.arrays.begin_in_float32()
+                yield f"float32 begins at {line}" if line else "PyTorch may compute in float32 here"
         if self.unmatched:
             yield f"computed in another way, to the same effect: {', '.join(self.unmatched)}"
 
@@ -326,9 +331,9 @@ class _Search:
             for target in [*wrong, *fault.inputs]:
                 if x.shape == target.shape[: x.ndim] and not x.equal(target):
                     added = x.reshape(*x.shape, *[1] * (target.ndim - x.ndim))
-                    others = [(f"{name} is not added", target - added)]
+                    others = [(f"{name} were not added", target - added)]
                     for one, two in permutations(_ACTIVATIONS, 2):
-                        others += [(f"{two} replaces {one}", two(x))] * one(x).equal(target)
+                        others += [(f"{two} replaced {one}", two(x))] * one(x).equal(target)
                     for text, other in others:
                         yield text, partial(record, self.pair, number, target, other)
 
@@ -347,11 +352,11 @@ def _rearranged(
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """A tensor with axes exchanged, or the parts of one, as wide as known tensors or a third."""
     for one, two in combinations(range(1, x.ndim), 2):
-        yield f"axes {one} and {two}{{}} are exchanged", x.transpose(one, two)
+        yield f"axes {one} and {two}{{}} were exchanged", x.transpose(one, two)
     for axis in {1, x.ndim - 1} if x.ndim > 1 else ():
         for size in {y.shape[axis] for y in known if y.ndim == x.ndim} | {x.shape[axis] // 2}:
-            yield f"the last {size} in axis {axis}{{}} come first", x.roll(size, axis)
+            yield f"the last {size} in axis {axis}{{}} came first", x.roll(size, axis)
         parts = x.chunk(3, axis)
         for order in permutations(range(3)) if x.shape[axis] % 3 == 0 else ():
-            text = f"the thirds of axis {axis}{{}} are in the order {order}"
+            text = f"the thirds of axis {axis}{{}} were in the order {order}"
             yield text, torch.cat([parts[i] for i in order], axis)

@@ -52,14 +52,14 @@ class Result(NamedTuple):
 
 
 class Report(NamedTuple):
-    """Results; printed, they are a table."""
+    """What comparisons found. Printed, it is a table, and what is known of the first difference."""
 
     rows: tuple[Result, ...]
     first_difference: str | None = None
     """PyTorch's dotted name of the first module whose output differs though its inputs agree.
 
     If the fault lies between modules, the module that gets the wrong input; `""` if it lies after
-    the last one. None if no module differs.
+    the last one. None if no output of a module differs: see `passed`.
     """
     explanation: str = ""
     """What was found of this difference: errors, the line of code, a likely cause."""
@@ -69,8 +69,11 @@ class Report(NamedTuple):
         """Whether there are rows, and every error is within its tolerance."""
         return bool(self.rows) and all(row.passed for row in self.rows)
 
+    def __bool__(self) -> bool:
+        return self.passed
+
     def assert_passed(self) -> None:
-        """Raises `AssertionError` with the table if an error is above its tolerance."""
+        """Raises `AssertionError` with the report if an error is above its tolerance."""
         if not self.passed:
             raise AssertionError(f"the networks differ\n{self!r}")
 

@@ -295,13 +295,13 @@ TRANSFORMER = [
 PAIRS = [(TorchUNet, UNet, UNET), (TorchTransformer, Transformer, TRANSFORMER)]
 # What is said of the likely cause; these rows are in the first circle.
 SAID = {
-    "Flax's epsilon": "if its eps is 1e-06",
-    "padding at the end": "if its padding is one less before and one more after",
-    "q, v, k": "of the output of attn.qkv are in the order (0, 2, 1)",
+    "Flax's epsilon": "if its eps were 1e-06",
+    "padding at the end": "if its padding were one less before and one more after",
+    "q, v, k": "of the output of attn.qkv were in the order (0, 2, 1)",
     "float32": "float32 begins at test_first_difference.py:",
-    "transposed": "if its weight is transposed",
-    "no residual": "if the output of res2 is not added",
-    "skip first": "if the last 8 in axis 1 come first",
+    "transposed": "if its weight were transposed",
+    "no residual": "if the output of res2 were not added",
+    "skip first": "if the last 8 in axis 1 came first",
 }
 ROWS = [
     pytest.param(
