@@ -150,7 +150,7 @@ def _parity_cases(mode: str, tiny: bool) -> list[Case]:
     if mode not in REDUCED:
         cases += [case for case in (*MATHS_CASES, *LOSS_CASES) if case.kind == "maths"]
         name = "UNet, Ho et al.'s: output" if tiny else "UNet, 35.7 M parameters: output"
-        cases.append(next(case for case in NETWORK_CASES if case.name == name))  # by diffusers
+        cases.append(next(case for case in NETWORK_CASES if case.name == name))  # needs diffusers
     return cases
 
 

@@ -2,7 +2,8 @@
 
 File names mirror `jax_ddpm/`. What the tutorial has, stands here with its oddities, named in
 the docstrings; what it leaves out (the reverse chain, the other schedules) is written from the
-papers, by another derivation than the library's wherever there is one.
+papers, by another derivation than the library's wherever there is one. `models/` also has the
+networks of others that parity compares.
 
 Images are NCHW here, as PyTorch's are. Everything is float32 unless told otherwise.
 """
