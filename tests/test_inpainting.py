@@ -8,6 +8,7 @@ import pytest
 from jax.test_util import check_grads
 
 import jax_ddpm as ddpm
+from jax_ddpm.editing import repaint_walk
 
 SCHEDULE = ddpm.make_schedule(ddpm.linear_beta_schedule(200))
 SHORT = ddpm.respace(SCHEDULE, ddpm.spaced_timesteps(200, 10, "trailing"))
@@ -28,7 +29,7 @@ def test_walk_is_that_of_diffusers(diffusers, timesteps, jump_length, resamples)
     """Its `RePaintScheduler` follows the authors' code; it lists the levels, less the last."""
     reference = diffusers.RePaintScheduler(timesteps)
     reference.set_timesteps(timesteps, jump_length, resamples)
-    entries, up = ddpm.repaint_walk(timesteps, jump_length, resamples)
+    entries, up = repaint_walk(timesteps, jump_length, resamples)
     reached = np.where(up, entries, entries - 1)
     np.testing.assert_array_equal([timesteps - 1, *reached[:-1]], reference.timesteps)
     assert reached[-1] == -1

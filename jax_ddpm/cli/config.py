@@ -14,7 +14,8 @@ from jax_ddpm.data.arrays import HUB
 from jax_ddpm.interop.diffusers import unet_from_config
 from jax_ddpm.io.files import read_json
 from jax_ddpm.models import UNet
-from jax_ddpm.runs import RECIPES, unet_fields
+from jax_ddpm.runs import RECIPES
+from jax_ddpm.runs.recipes import unet_fields
 from jax_ddpm.runs.settings import (
     UNET_FIELDS,
     CheckpointSettings,

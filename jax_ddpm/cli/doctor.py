@@ -20,8 +20,9 @@ from jax_ddpm.cli.config import DoctorConfig, ParityConfig
 from jax_ddpm.cli.errors import UsageError, check_file, naming, writing
 from jax_ddpm.cpu import use_cores
 from jax_ddpm.io.files import write_json
-from jax_ddpm.runs import Findings, check_run
+from jax_ddpm.runs import check_run
 from jax_ddpm.runs.drawing import check_export
+from jax_ddpm.runs.resume import Findings
 
 _PACKAGES = ("jax_ddpm", "jax", "jaxlib", "flax", "optax", "numpy", "safetensors", "torch")
 _SECONDS = 20.0
@@ -33,7 +34,8 @@ def parity(config: ParityConfig) -> None:
     jax.config.update("jax_enable_x64", True)
     import torch
 
-    from jax_ddpm.parity import CASES, DType, Report, run_case
+    from jax_ddpm.parity import CASES, Report, run_case
+    from jax_ddpm.parity.harness import DType
 
     word = (config.only or "").lower()
     work = [(x, dtype) for x in CASES if word in x.name.lower() for dtype in get_args(DType)]

@@ -33,9 +33,6 @@ class Score(NamedTuple):
     std: float
 
 
-KernelDistance = Score
-
-
 class PrecisionRecall(NamedTuple):
     """The share of generated images that are like real ones, and of real ones like generated."""
 
@@ -106,9 +103,7 @@ def frechet_distance(mu_1: Any, sigma_1: Any, mu_2: Any, sigma_2: Any) -> float:
     return max(float(distance), 0.0)  # rounding leaves the distance of equals below 0
 
 
-def kernel_distance(
-    x: Rows, y: Rows, *, subsets: int = 100, subset_size: int = 1000
-) -> KernelDistance:
+def kernel_distance(x: Rows, y: Rows, *, subsets: int = 100, subset_size: int = 1000) -> Score:
     """Squared maximum mean discrepancy under the cubic kernel, without bias (Bińkowski et al.
     2018, §4), over random subsets: its mean and its spread. It may be a little below 0. KID, if
     `x` and `y` [sample, feature] are Inception's features. A subset is at most the smaller set."""
@@ -126,7 +121,7 @@ def kernel_distance(
         both = [rows[random.choice(len(rows), size, replace=False)] for rows in (x, y)]
         within = sum(kernel(one, one).sum() - (((one**2).mean(1) + 1) ** 3).sum() for one in both)
         distances.append(within / (size * (size - 1)) - 2 * kernel(*both).mean())
-    return KernelDistance(float(np.mean(distances)), float(np.std(distances)))
+    return Score(float(np.mean(distances)), float(np.std(distances)))
 
 
 def inception_score(logits: Rows, *, splits: int = 10) -> Score:

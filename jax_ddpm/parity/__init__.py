@@ -5,14 +5,10 @@ own. This package imports torch, and the cases of diffusers' networks need diffu
 both come with the extra `[parity]`.
 """
 
-from jax_ddpm.parity.compare import compare as compare
-from jax_ddpm.parity.harness import Case as Case
-from jax_ddpm.parity.harness import DType as DType
-from jax_ddpm.parity.harness import Report as Report
-from jax_ddpm.parity.harness import Result as Result
-from jax_ddpm.parity.harness import run_case as run_case
+from jax_ddpm.parity.compare import compare
+from jax_ddpm.parity.harness import Case, Report, run_case
 from jax_ddpm.parity.maths import LOSS_CASES, MATHS_CASES
 from jax_ddpm.parity.networks import NETWORK_CASES
 
 CASES: tuple[Case, ...] = (*MATHS_CASES, *LOSS_CASES, *NETWORK_CASES)
-__all__ = ["CASES", "Case", "DType", "Report", "Result", "compare", "run_case"]
+__all__ = ["CASES", "Case", "Report", "compare", "run_case"]
