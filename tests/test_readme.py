@@ -49,4 +49,6 @@ def test_example(request, example, folder, monkeypatch):
         request.getfixturevalue("checkpoint")
     if any(each in example.parsed for each in ("import torch", "parity.compare")):
         request.getfixturevalue("diffusers")
-    example.evaluate()
+    # Of the README's training, two steps are enough.
+    source = str(example.parsed).replace("range(1000)", "range(2)")
+    exec(compile(source, example.path, "exec"), example.namespace)

@@ -7,7 +7,6 @@ Each file states what it gains, measured on jax 0.10.2 and 0.12.0.1. When the ga
 the room: `nn.Conv` and a single device need nothing from it.
 """
 
-from jax_ddpm.cpu.conv import conv_general_dilated
 from jax_ddpm.cpu.cores import use_cores
 
-__all__ = ["conv_general_dilated", "use_cores"]
+__all__ = ["use_cores"]

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 
 from jax_ddpm._errors import check_shape
 from jax_ddpm._typing import Image, Time
-from jax_ddpm.cpu import conv_general_dilated
+from jax_ddpm.cpu.conv import conv_general_dilated
 from jax_ddpm.models.attention import dot_product_attention
 
 Features = Float[Array, "batch _ _ _"]
