@@ -27,7 +27,7 @@ Images = Image | Pixels
 def batch_indices(
     key: PRNGKey, step: int | Array, dataset_size: int, batch_size: int
 ) -> Int[Array, "batch"]:
-    """The images of a step's batch: a slice of a permutation, drawn anew in each epoch.
+    """The images of a step, int32 [batch]: a slice of a permutation, drawn anew in each epoch.
 
     An epoch drops the images that do not fill a batch.
 
@@ -35,9 +35,6 @@ def batch_indices(
       key: typed key, the same for all steps, also after a resume.
       step: number of the step, from 0; may be traced.
       dataset_size, batch_size: images in all, and per step.
-
-    Returns:
-      Indices of images, int32 [batch].
 
     Raises:
       FieldError: `step` is negative or no integer, or `batch_size` exceeds `dataset_size`.

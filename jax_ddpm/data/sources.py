@@ -34,10 +34,11 @@ def load_dataset(
     cache: str | os.PathLike[str] | None = None,
     progress: Callable[[str, int, int], Any] | None = None,
 ) -> Dataset:
-    """Read images for training, with their labels if there are any.
+    """Read images for training, uint8 or float32 in [-1, 1], with their labels if there are any.
 
     If there are parts for training, validation and test, the part for training is read. Labels
-    without names that leave out numbers are renumbered, and named by their numbers.
+    without names that leave out numbers are renumbered, and named by their numbers. The `notes` of
+    the data set say how it was read.
 
     Args:
       data: one of `DATASETS`; a folder, .zip or .tar of pictures, whose subfolders are classes;
@@ -50,9 +51,6 @@ def load_dataset(
         of up to 16 GiB; larger sets are decoded again whenever they are needed.
       progress: called with "reading", "waiting" (for a process that decodes the same set) or
         "decoding", the number of pictures done, and the number of all.
-
-    Returns:
-      A `Dataset` of uint8, or of float32 in [-1, 1]; its `notes` say how it was read.
 
     Raises:
       FieldError: a file cannot be read or has another form; the message names it.
