@@ -26,8 +26,8 @@ class FieldError(ValueError):
 
     Attributes:
       field: the name of the argument or setting; None if several are wrong together.
-      problem: the rest of the message in parts: text, and each other setting that is mentioned, as
-        a `name` and a `value`, so that a command line can spell it as a flag.
+      problem: the rest of the message in parts: text, and other settings as `name` and `value`,
+        so that a command line can spell them as flags.
 
     Examples:
       >>> try:

@@ -128,13 +128,7 @@ def random_flip(key: PRNGKey, images: Images) -> Array:
 
     Args:
       key: typed key. The draw of image k depends on the key and k only.
-      images: [image, height, width, channel], of any dtype, which the result keeps.
-
-    Examples:
-      >>> key, images = jax.random.key(0), jnp.arange(24.0).reshape(4, 2, 3, 1)
-      >>> flipped = data.random_flip(key, images)
-      >>> bool(jnp.all(flipped[:2] == data.random_flip(key, images[:2])))
-      True
+      images: [image, height, width, channel]; shape and dtype are kept.
     """
 
     def flip(key, image):
@@ -150,17 +144,13 @@ def random_crop(
 
     Args:
       key: typed key. The draw of image k depends on the key and k only.
-      images: [image, height, width, channel], of any dtype, which the result keeps.
+      images: [image, height, width, channel]; the dtype is kept.
       size: height and width of the windows.
       extents: height and width of each image, [image, 2], in the upper left of its padding.
         Default: no padding.
 
     Raises:
       FieldError: `size` exceeds a side of the images.
-
-    Examples:
-      >>> data.random_crop(jax.random.key(0), np.zeros((4, 10, 8, 3)), 6).shape
-      (4, 6, 6, 3)
     """
     _, height, width, channels = images.shape
     if not 1 <= size <= min(height, width):

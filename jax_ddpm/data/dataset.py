@@ -65,8 +65,8 @@ class Preparation:
 class Dataset:
     """Images, and the class of each, if there are classes.
 
-    `pets[i]` is one image, as stored, and its label or None; `pets[:100]`, or an array of indices,
-    is a smaller data set. `dataclasses.replace` changes a field.
+    `dataset[i]` is one image, as stored, and its label or None; `dataset[:100]`, or an array of
+    indices, is a smaller data set. `dataclasses.replace` changes a field.
 
     Attributes:
       images: [image, height, width, channel], uint8, or float32 in [-1, 1]: an array, or an object
@@ -183,7 +183,7 @@ class Dataset:
 
 
 def to_float(images: AnyArray) -> np.ndarray:
-    """Images in [-1, 1]: a byte x becomes (x - 127.5) / 127.5 in float32; floats stay as they are.
+    """Images of any shape in [-1, 1]: a byte x becomes (x - 127.5) / 127.5; floats are unchanged.
 
     Examples:
       >>> data.to_float(np.array([0, 255], np.uint8))
@@ -194,7 +194,7 @@ def to_float(images: AnyArray) -> np.ndarray:
 
 
 def to_bytes(images: AnyArray) -> np.ndarray:
-    """Images as uint8: [-1, 1] becomes 0 … 255, clipped and rounded; bytes stay as they are.
+    """Images of any shape as uint8: [-1, 1] becomes 0 … 255, rounded; bytes are unchanged.
 
     Raises:
       FieldError: another dtype, NaN or infinity.

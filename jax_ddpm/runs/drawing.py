@@ -220,6 +220,7 @@ def export(
       FieldError: an argument does not fit the model, or a weight is not finite.
 
     Examples:
+      >>> from pathlib import Path
       >>> model = runs.load_run("runs/digits")
       >>> description = runs.export("digits.jaxexport", model, steps=2, platforms=["cpu"])
       >>> sampler = jax.export.deserialize(bytearray(Path("digits.jaxexport").read_bytes()))

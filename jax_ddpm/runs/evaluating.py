@@ -89,7 +89,7 @@ def evaluate(
 
     Args:
       model: from `load_run`, `load_model`, `load_diffusers` or `load_openai`.
-      data: the training images. Default: `reference` stands for them.
+      data: the real images. Default: `reference` stands for them.
       num: the number of samples; 0: only bits per dimension are measured.
       steps, sampler, guidance, batch_size: as in `draw`. Default: all steps of `ancestral()`.
       seed: of the samples, and of the split of the data.
@@ -111,6 +111,9 @@ def evaluate(
         `recall`, `nearest`, `nearest_real`, `nearer_than_1_percent`, `held_out` (the same figures
         of real images), and for uint8 `bits_per_dim`. With classes: `agreement`, the share of
         samples classified as the class that was asked for, `svc_held_out`, `judged`.
+
+    Raises:
+      FieldError: an argument does not fit the model or the images.
 
     Examples:
       >>> model, labels = runs.load_run("runs/digits"), np.arange(10, dtype=np.int32)

@@ -130,7 +130,7 @@ def save_samples(
 
     Args:
       path: a .png for a grid; a .npz of `samples`, as they are, `arr_0`, as uint8 for Dhariwal &
-        Nichol's evaluator, `labels` and `class_names`; or a new folder of a .png for each image.
+        Nichol's evaluator, `labels` and `class_names`; or a new folder, with a .png for each image.
       images: [image, height, width, channel], floats in [-1, 1] or uint8.
       labels, names: the class of each image, integers [image], and the names of the classes.
       columns, titles: of a grid, as in `save_grid`.
@@ -139,6 +139,7 @@ def save_samples(
       FieldError: the path has another suffix, or the arguments do not fit each other.
 
     Examples:
+      >>> from pathlib import Path
       >>> digits = data.load_dataset("digits")[:2]
       >>> runs.save_samples("two.npz", digits.images, digits.labels)
       >>> runs.save_samples("two", digits.images, digits.labels, names=["zero", "one"])

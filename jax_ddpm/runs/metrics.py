@@ -30,10 +30,6 @@ class Progress(NamedTuple):
       line: of a training, the newest line of metrics.jsonl, as in `read_metrics`, with
         `images_per_second`, `seconds_left` and `waiting`, the share of time spent on images.
       what: the piece of work, such as "compiling", "training" or "samples".
-
-    Examples:
-      >>> print(runs.Progress(30, 200))
-      sampling: 30 of 200
     """
 
     done: int
@@ -134,6 +130,7 @@ def read_metrics(path: PathLike) -> list[dict[str, Any]]:
         finite), `learning_rate`, `steps_per_second`, and the figures of an evaluation.
 
     Examples:
+      >>> from pathlib import Path
       >>> _ = Path("metrics.jsonl").write_text('{"step": 50, "loss": 0.5}')
       >>> [(line["step"], line["loss"]) for line in runs.read_metrics("metrics.jsonl")]
       [(50, 0.5)]

@@ -114,10 +114,6 @@ def load_model(
 
     Raises:
       FieldError: a file is missing or does not fit, or an option is for another kind of model.
-
-    Examples:
-      >>> runs.load_model("runs/digits/checkpoints/00000000").image_shape
-      (8, 8, 1)
     """
     path, flags = Path(folder), openai_flags
     if is_run(path):

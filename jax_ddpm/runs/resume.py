@@ -168,8 +168,7 @@ def shared(here: Checkpoint | None) -> Checkpoint | None:
 def save_state(folder: PathLike, state: TrainState) -> Path:
     """Write the `TrainState` of your own loop, key included, as the checkpoint of its step.
 
-    Returns the checkpoint's path, `folder/00000STEP`. Other checkpoints stay, and if it fails, also
-    an older one of the same step.
+    Returns the checkpoint's path, `folder/00000STEP`. Checkpoints of other steps are kept.
 
     Args:
       folder: of the checkpoints, made if need be.
@@ -179,6 +178,7 @@ def save_state(folder: PathLike, state: TrainState) -> Path:
       ValueError: a number is not finite.
 
     Examples:
+      >>> from pathlib import Path
       >>> params, optimizer = {"scale": jnp.ones(3)}, optax.adam(1e-3)
       >>> state = ddpm.init_train_state(jax.random.key(0), params, optimizer)
       >>> runs.save_state("checkpoints", state).name  # in the loop, every so many steps
@@ -202,8 +202,8 @@ def load_state(path: PathLike, like: TrainState) -> TrainState:
 
     Args:
       path: of one checkpoint, such as `runs/digits/checkpoints/00001500`.
-      like: a state of the same structure, or its shapes, from `jax.eval_shape(lambda:
-        init_train_state(key, params, optimizer))`.
+      like: a state of the same structure, or the shapes of one, such as
+        `jax.eval_shape(lambda: init_train_state(key, params, optimizer))`.
 
     Raises:
       ValueError: a file or an array is damaged, missing or of another shape; the message names it.

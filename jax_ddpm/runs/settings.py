@@ -125,7 +125,7 @@ class CheckpointSettings:
     keep: Count = 3
     """The number of checkpoints that are kept, the newest."""
     keep_every: Count | None = None
-    """Also keep the checkpoints at multiples of this step, a multiple of the steps between two."""
+    """Also keep the checkpoints at multiples of this step, a multiple of `checkpoint_every`."""
     log_every: Count | None = None
     """Steps between two lines of metrics. Default: 50, or fewer so that there are twenty lines."""
     sample_every: Whole | None = None

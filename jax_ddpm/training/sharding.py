@@ -28,6 +28,9 @@ def device_mesh(batch_size: int, *, fsdp: int = 1, devices: Sequence[Any] | None
       fsdp: the number of devices that one state is split over, a divisor of those in use.
       devices: of all processes. Default: `jax.devices()`.
 
+    Raises:
+      FieldError: `fsdp` does not divide the devices, or a process would have none.
+
     Examples:
       >>> from jax_ddpm.training import sharding
       >>> dict(sharding.device_mesh(batch_size=4, devices=jax.devices()[:1]).shape)

@@ -83,10 +83,8 @@ def init_train_state(
       params: the weights, a tree of arrays; they are copied, so the state can be donated.
       optimizer: an Optax optimizer.
 
-    Examples:
-      >>> params, optimizer = {"scale": jnp.ones(3)}, optax.adam(1e-3)
-      >>> ddpm.init_train_state(jax.random.key(0), params, optimizer)
-      TrainState(step=0, 3 parameters)
+    Raises:
+      FieldError: `key` is no typed key, or a leaf of `params` is no array.
     """
     check_key("key", key)
     for leaf in [params] if params is None else jax.tree.leaves(params):
@@ -143,6 +141,9 @@ def make_train_step(
     Returns:
       A pure function. Its metrics are the `loss` [] and `grad_norm` [], the global norm of the
         gradient before the update.
+
+    Raises:
+      FieldError: an option does not fit the others, or the batch does not fit the options.
 
     Examples:
       >>> schedule = ddpm.make_schedule(ddpm.linear_beta_schedule(1000))
