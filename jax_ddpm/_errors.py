@@ -22,10 +22,19 @@ class Field(NamedTuple):
 
 
 class FieldError(ValueError):
-    """An argument or a setting is wrong. `field` names it; None if several are wrong together.
+    """An argument or a setting is wrong: "NAME: expected …, got …".
 
-    The problem is text, with a `Field` wherever another setting is mentioned: a command line
-    spells those as its flags.
+    Attributes:
+      field: the name of the argument or setting; None if several are wrong together.
+      problem: the rest of the message in parts: text, and other settings as `name` and `value`,
+        so that a command line can spell them as flags.
+
+    Examples:
+      >>> try:
+      ...     runs.Settings(steps=0)
+      ... except runs.FieldError as error:
+      ...     print(error.field, "|", error)
+      steps | steps: expected a whole number of 1 or more, got 0
     """
 
     def __init__(self, field: str | None, *problem: str | Field) -> None:

@@ -1,4 +1,4 @@
-"""Images in: where they come from, how they are prepared, and the order that a training sees."""
+"""Images: reading, preparation, and the batches of a training."""
 
 from jax_ddpm.data.batches import batch_indices, load_batch, random_crop, random_flip
 from jax_ddpm.data.dataset import Dataset, Preparation, to_bytes, to_float

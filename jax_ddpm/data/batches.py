@@ -1,7 +1,7 @@
-"""What a step sees: the order of the images, flips and windows, and batches ahead of the device.
+"""The batches of a training: the order of the images, random flips and windows, prefetching.
 
-All of it is a pure function of the key and the step: a run that resumes at step n asks for batch n.
-Each sample of a step draws from its own key, whatever devices and hosts a batch is split over.
+Each is a pure function of the key and the step, so a resumed training gets the same batches. Each
+sample of a step draws from its own key, whatever devices and hosts a batch is split over.
 """
 
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -27,10 +27,23 @@ Images = Image | Pixels
 def batch_indices(
     key: PRNGKey, step: int | Array, dataset_size: int, batch_size: int
 ) -> Int[Array, "batch"]:
-    """Which images step `step` sees: slices of a permutation that each epoch draws anew.
+    """The images of a step, int32 [batch]: a slice of a permutation, drawn anew in each epoch.
 
-    An epoch drops what does not fill a batch. `step` may be traced. Raises `ValueError` if a batch
-    is larger than the data.
+    An epoch drops the images that do not fill a batch.
+
+    Args:
+      key: typed key, the same for all steps, also after a resume.
+      step: number of the step, from 0; may be traced.
+      dataset_size, batch_size: images in all, and per step.
+
+    Raises:
+      FieldError: `step` is negative or no integer, or `batch_size` exceeds `dataset_size`.
+
+    Examples:
+      >>> key = jax.random.key(0)
+      >>> epoch = [data.batch_indices(key, step, 6, 2).tolist() for step in range(3)]
+      >>> sorted(sum(epoch, []))
+      [0, 1, 2, 3, 4, 5]
     """
     check_key("key", key)
     check_whole("step", step, 0)
@@ -65,10 +78,19 @@ def _epoch_order(key: PRNGKey, epoch: int | Array, dataset_size: int) -> Array:
 
 
 def load_batch(array: Any, indices: np.ndarray, sharding: NamedSharding) -> Array:
-    """`array[indices]`, placed; each process reads only the rows that its own devices get.
+    """`array[indices]` on the devices; each process reads only the rows of its own devices.
 
-    `array` is anything with `shape` and rows by index. `indices` may have any shape; `sharding` may
-    split its axes, and no others.
+    Args:
+      array: an array, or an object with a `shape` that reads rows by index (`Dataset.images`).
+      indices: rows, integers of any shape.
+      sharding: the placement; it may split the axes of `indices`, and no others.
+
+    Examples:
+      >>> from jax_ddpm.training import sharding
+      >>> split = sharding.data_sharding(sharding.device_mesh(batch_size=4))
+      >>> batch = data.load_batch(np.zeros((10, 8, 8, 1)), np.array([0, 3, 5, 9]), split)
+      >>> batch.shape, batch.sharding == split
+      ((4, 8, 8, 1), True)
     """
     shape = (*indices.shape, *array.shape[1:])
 
@@ -102,7 +124,12 @@ def prefetched(
 
 
 def random_flip(key: PRNGKey, images: Images) -> Array:
-    """Mirror each image left to right with probability 1/2."""
+    """Mirror each image left to right with probability 1/2.
+
+    Args:
+      key: typed key. The draw of image k depends on the key and k only.
+      images: [image, height, width, channel]; shape and dtype are kept.
+    """
 
     def flip(key, image):
         return jnp.where(jax.random.bernoulli(key), image[:, ::-1], image)
@@ -113,9 +140,17 @@ def random_flip(key: PRNGKey, images: Images) -> Array:
 def random_crop(
     key: PRNGKey, images: Images, size: int, extents: Int[Array, "image 2"] | None = None
 ) -> Array:
-    """Cut a window of size × size out of each image, anywhere with the same probability.
+    """Cut a window of size × size out of each image, at a uniformly random place.
 
-    `extents` are the height and width of what each image holds, in its upper left. Default: all.
+    Args:
+      key: typed key. The draw of image k depends on the key and k only.
+      images: [image, height, width, channel]; the dtype is kept.
+      size: height and width of the windows.
+      extents: height and width of each image, [image, 2], in the upper left of its padding.
+        Default: no padding.
+
+    Raises:
+      FieldError: `size` exceeds a side of the images.
     """
     _, height, width, channels = images.shape
     if not 1 <= size <= min(height, width):

@@ -1,4 +1,4 @@
-"""An indexed set of images and labels, and what is done to images before they are learned."""
+"""An indexed set of images and labels, and the preparation of images."""
 
 import hashlib
 import math
@@ -22,25 +22,25 @@ class Preparation:
     """How images are read: decided once, and kept in the run."""
 
     image_size: int | None = None
-    """Height and width that images are brought to. Default: they stay as they are."""
+    """Height and width that images are resized to, in pixels. Default: they keep their size."""
     crop: Literal["center", "random", "none"] = "center"
     """With an image size, the shorter side is resized to it; then the center is cut out, or a
-    window that each step draws anew. "none" resizes both sides, whatever their ratio."""
+    random window, drawn anew in each step. "none" resizes both sides, whatever their ratio."""
     flip: bool = False
     """Mirror images left to right with probability 1/2, drawn anew in each step."""
     channels: Literal[1, 3, 4] | None = None
     """1 is grey, 3 is RGB, 4 is RGB with opacity. Default: grey if all images are, else RGB, with
-    what is transparent on white."""
+    transparent parts on white."""
     range: Literal["unit", "signed"] | None = None
-    """What the pixels of a float array lie in: "unit" is [0, 1], "signed" [-1, 1]. Default: [0, 1]
-    if none is below 0, which is said; samples that were drawn here say it themselves."""
+    """The range of float pixels: "unit" is [0, 1], "signed" [-1, 1]. Default: [0, 1] if none is
+    below 0, with a note; files of this library's samples are always "signed"."""
     labels: Literal["folders", "none"] = "folders"
-    """"folders": the labels are the subfolders of pictures, or those that a file brings with it.
+    """"folders": the labels are the subfolders of pictures, or those stored in a file.
     "none": train without labels."""
     skip_unreadable: bool = False
-    """Leave out pictures that cannot be read, and count them, instead of ending."""
+    """Leave out pictures that cannot be read, and count them, instead of an error."""
     max_pixels: int | None = None
-    """Read pictures of up to so many pixels. Default: Pillow's limit, 178,956,970."""
+    """The largest picture that is read, in pixels. Default: Pillow's limit, 178,956,970."""
 
     def __post_init__(self) -> None:
         for name in ("image_size", "max_pixels"):
@@ -63,28 +63,40 @@ class Preparation:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
-    """Images, and the class of each, 0 … num_classes - 1, if they have one.
+    """Images, and the class of each, if there are classes.
 
-    `data[i]` is an image as it is stored, and its label, or None; `data[:100]`, or an array of
-    indices, a smaller `Dataset`. Change a field with `dataclasses.replace`.
+    `dataset[i]` is one image, as stored, and its label or None; `dataset[:100]`, or an array of
+    indices, is a smaller data set. `dataclasses.replace` changes a field.
+
+    Attributes:
+      images: [image, height, width, channel], uint8, or float32 in [-1, 1]: an array, or an object
+        with its `shape`, `dtype` and length that reads rows on demand.
+      labels: int32 [image], 0 … num_classes - 1; None without classes.
+      source: the origin of the images, for the record of a run.
+      notes: what a user should know of how they were read.
+      class_names: the name of each class, or None.
+      preparation: how the images were read, and the random windows and flips of a training.
+      extents: height and width of each image without its padding, int32 [image, 2], or None.
+      sha256: a digest of the files that the images were decoded from, or None.
+
+    Examples:
+      >>> pixels, labels = np.zeros((6, 8, 8, 3), np.uint8), np.arange(6, dtype=np.int32) % 2
+      >>> pets = data.Dataset(pixels, labels, class_names=("cat", "dog"))
+      >>> pets
+      Dataset(6 images of 8×8×3, uint8 in 2 classes, from arrays)
+      >>> image, label = pets[1]
+      >>> image.shape, label, len(pets[:4])
+      ((8, 8, 3), 1, 4)
     """
 
     images: Any
-    """[image, height, width, channel], uint8, or float32 in [-1, 1]: an array, or what has its
-    `shape`, `dtype` and length, and reads rows of it when they are asked for."""
     labels: np.ndarray | None = None
-    """int32 [image]."""
     source: str = "arrays"
-    """Where they come from, for the record of a run."""
     notes: tuple[str, ...] = ()
-    """What a user should know of how they were read."""
     class_names: tuple[str, ...] | None = None
     preparation: Preparation = Preparation()
-    """How they were read, and how each step draws from them."""
     extents: np.ndarray | None = None
-    """Height and width of what each image holds, int32 [image, 2], if windows are cut out."""
     sha256: str | None = None
-    """A digest of the files that the images were decoded from."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -113,20 +125,20 @@ class Dataset:
 
     @property
     def num_classes(self) -> int | None:
-        """How many classes, or None."""
+        """The number of classes, or None."""
         labels = self.labels
         return None if labels is None else max(int(labels.max()) + 1, len(self.class_names or ()))
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """Height, width and channels as a network sees them."""
+        """Height, width and channels of the network's input."""
         height, width, channels = self.images.shape[1:]
         if self.preparation.crop == "random" and self.preparation.image_size is not None:
             height = width = self.preparation.image_size
         return height, width, channels
 
     def whole(self, rows: np.ndarray) -> np.ndarray:
-        """Images of `image_shape`: the center of those that windows are cut out of."""
+        """The images at `rows` [row], the center of each where a step cuts out a random window."""
         images = np.asarray(self.images[rows])
         height, width, _ = self.image_shape
         if images.shape[1:3] == (height, width):
@@ -136,7 +148,7 @@ class Dataset:
         return np.stack([image[y : y + height, x : x + width] for image, (y, x) in pairs])
 
     def check(self) -> None:
-        """Raises `FieldError` unless this is what `load_dataset` makes."""
+        """Raise `FieldError` if a field is of the wrong shape, dtype or range."""
         shape, dtype = np.shape(self.images), getattr(self.images, "dtype", None)
         if dtype not in (np.uint8, np.float32) or len(shape) != 4 or not np.prod(shape):
             expected = "expected uint8 or float32 images [image, height, width, channel]"
@@ -154,12 +166,12 @@ class Dataset:
                 raise FieldError("data", f"expected labels from 0 to {most}, got {low} to {high}")
 
     def describe(self) -> dict[str, Any]:
-        """Their source, shape and dtype, and a SHA-256 of images and labels in hexadecimal."""
+        """The record of a run: `source`, `shape`, `dtype`, and the digest as `sha256`."""
         shape, dtype = [len(self), *self.image_shape], str(np.dtype(self.images.dtype))
         return {"source": self.source, "shape": shape, "dtype": dtype, "sha256": self.digest()}
 
     def digest(self) -> str:
-        """Of images and labels: of the files that were read if that is known, or of the numbers."""
+        """SHA-256 of the labels and the images, or of their files if known, in hexadecimal."""
         digest = hashlib.sha256((self.sha256 or "").encode())
         if self.sha256 is None:
             block = max(1, 2**24 // math.prod(self.images.shape[1:]))  # row by row is slow
@@ -171,13 +183,26 @@ class Dataset:
 
 
 def to_float(images: AnyArray) -> np.ndarray:
-    """Bytes as float32 in [-1, 1], (x - 127.5) / 127.5; floats as they are."""
+    """Images of any shape in [-1, 1]: a byte x becomes (x - 127.5) / 127.5; floats are unchanged.
+
+    Examples:
+      >>> data.to_float(np.array([0, 255], np.uint8))
+      array([-1.,  1.], dtype=float32)
+    """
     images = np.asarray(images)
     return _LEVELS[images] if images.dtype == np.uint8 else images
 
 
 def to_bytes(images: AnyArray) -> np.ndarray:
-    """Images as uint8: of [-1, 1], rounded; bytes as they are. Raises `FieldError` of a NaN."""
+    """Images of any shape as uint8: [-1, 1] becomes 0 … 255, rounded; bytes are unchanged.
+
+    Raises:
+      FieldError: another dtype, NaN or infinity.
+
+    Examples:
+      >>> data.to_bytes(np.array([-1.0, 0.25, 2.0]))
+      array([  0, 159, 255], dtype=uint8)
+    """
     images = np.asarray(images)
     if images.dtype == np.uint8:
         return images

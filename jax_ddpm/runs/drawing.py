@@ -1,12 +1,4 @@
-"""Draw images from a model, a batch at a time over all devices; or export what draws them.
-
-An export is the whole sampler, weights included, as one StableHLO file, a serialized `jax.export`.
-JAX and the package flatbuffers run it, without this library, in batches of any size. On a CPU they
-are, to the bit, those of `p_sample_loop` jitted with the weights as an argument.
-
-    sampler = jax.export.deserialize(bytearray(open("sampler.jaxexport", "rb").read()))
-    images = sampler.call(key, samples, labels)  # without labels where the model has no classes
-"""
+"""Draw images from a model, a batch at a time over all devices; or export the sampler."""
 
 import hashlib
 import warnings
@@ -56,26 +48,33 @@ def draw(
     progress: Callable[[Progress], None] | None = None,
     watch: Callable[[np.ndarray], None] | None = None,
 ) -> np.ndarray:
-    """Draw images, float32 [num, height, width, channel], as `jax-ddpm sample` does:
-    `draw(key, model, 10, labels=7)`.
+    """Sample images, float32 [num, height, width, channel] in [-1, 1], as `jax-ddpm sample` does.
 
     Image k of a key is the same whatever `num` and `batch_size` are.
 
     Args:
       key: typed key.
-      model: from `load_run`, `load_diffusers` or `load_openai`.
-      num, batch_size: how many images, and how many at a time.
-      labels: the class of all images, or several classes, taken in turn: a number is a label, 0
-        to num_classes - 1, and a text a name, where the run knows names. Default: every class
-        that the training set had images of, in turn.
-      guidance: scale of classifier-free guidance, 1 for none. Default: the run's.
-      steps: of the reverse chain, at most the model's timesteps. Default: 50, or all if fewer.
-      chain: a chain of one's own instead, such as a `respace`d one.
+      model: from `load_run`, `load_model`, `load_diffusers` or `load_openai`.
+      num, batch_size: the number of images, in all and at a time.
+      labels: the class of all images, or several classes in turn, as numbers from 0 or as names
+        that the run knows. Default: all classes that occurred in training, in turn.
+      guidance: scale of classifier-free guidance (Ho & Salimans 2022), 1 for none. Default: the
+        model's.
+      steps: of the reverse chain, at most T. Default: the model's `timestep_respacing`, or else 50,
+        or T if smaller.
+      chain: the reverse chain itself, such as from `respace`, instead of `steps`.
       sampler: the update rule. Default: `ddim()`.
-      progress: called after each piece of a chain.
-      watch: called with the states of the first batch: x_T, then after every piece of the chain.
+      progress: a callback, given a `Progress` after every piece of a chain.
+      watch: a callback, given x_t of the first batch: x_T, then after every piece of the chain.
 
-    Raises `FieldError` naming the argument that does not suit the run.
+    Raises:
+      FieldError: an argument does not fit the model, such as labels of one without classes.
+
+    Examples:
+      >>> model = runs.load_run("runs/digits")
+      >>> sevens = runs.draw(jax.random.key(0), model, 3, labels=7, guidance=3.0, steps=2)
+      >>> sevens.shape
+      (3, 8, 8, 1)
     """
     check_positive(num=num, batch_size=batch_size)
     if chain is not None and steps is not None:
@@ -206,15 +205,28 @@ def export(
     platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
     extra: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Write a run's sampler to `path`, and what it is to `path` + ".json"; returns the latter.
+    """Write the whole sampler, weights included, as one StableHLO file, a serialized `jax.export`.
+
+    JAX and the package flatbuffers run it, without this library. On a CPU its samples are those of
+    `p_sample_loop`, jitted with the weights as an argument, to the bit.
 
     Args:
-      path: of the file; both are written over.
+      path: the file; its description, which is returned, goes to `path` + ".json".
       model, steps, guidance, sampler: as in `draw`.
       platforms: where it will run, of "cpu", "cuda", "rocm" and "tpu".
-      extra: also goes into the JSON.
+      extra: more entries for the description.
 
-    Raises `FieldError` naming what is wrong, or a weight that is not finite, and `OSError`.
+    Raises:
+      FieldError: an argument does not fit the model, or a weight is not finite.
+
+    Examples:
+      >>> from pathlib import Path
+      >>> model = runs.load_run("runs/digits")
+      >>> description = runs.export("digits.jaxexport", model, steps=2, platforms=["cpu"])
+      >>> sampler = jax.export.deserialize(bytearray(Path("digits.jaxexport").read_bytes()))
+      >>> sample, label = np.arange(3), np.full(3, 7)  # label: only of a model with classes
+      >>> sampler.call(jax.random.key(0), sample, label).shape
+      (3, 8, 8, 1)
     """
     if not all(each in _PLATFORMS for each in platforms):
         raise FieldError("platforms", f"expected some of {_PLATFORMS}, got {platforms!r}")

@@ -1,8 +1,4 @@
-"""Figures for a model or for samples, from real images: what draws, compares, records and reports.
-
-Distances are those of `evaluation`. Where there are classes, a support vector machine that was
-trained on real images also judges the first 1,000 samples: how often does it name the class that
-was asked for? Pixels of uint8 also have a likelihood: the bound of `bits_per_dim`.
+"""The evaluation of a model or of samples against real images.
 
 A folder of samples, in which a long draw resumes, holds `recipe.json`, how they are drawn, and
 batches, uint8 [image, height, width, channel]: `00000256.npy` begins with sample 256.
@@ -85,35 +81,46 @@ def evaluate(
     agreement: bool = True,
     progress: Tell = None,
 ) -> dict[str, Any]:
-    """Draw from a model, and measure: how near are its samples to real images, do they show what
-    was asked for, and how likely are real images under the model?
+    """Sample from a model, and compare with real images: FID, KID, precision, recall, likelihood.
 
-    with Inception: `fid`, `fid_64`, `fid_192`, `fid_768`, `kid`, `inception_score`
-    without it:     `classifier_frechet_distance`, `classifier_kernel_distance`
-    with images:    `precision`, `recall`, `nearest`, `nearest_real`, `nearer_than_1_percent`,
-                    `held_out` (the same figures of real images), `bits_per_dim` (of uint8)
-    with classes:   `agreement`, `svc_held_out`, `judged`
-    always:         `left_out` (why, by the figure's name), `notes`, `num`, `steps`, `recipe`
-
-    What ends in `_std` is a spread. Classes are matched by name where both sides have names, or
-    those of one are numbers, else by number. It draws the learned classes that the images show, or
-    all if they show none, and warns of the others.
+    It draws the learned classes that the images show, or all if they show none, and warns of the
+    others. Classes are matched by name where both sides have names, or those of one are numbers,
+    else by number.
 
     Args:
-      model: from `load_run`, `load_diffusers` or `load_openai`.
-      data: the images that it learned. None: `reference` stands for them.
-      num: how many samples are drawn; 0: only bits per dimension are measured.
+      model: from `load_run`, `load_model`, `load_diffusers` or `load_openai`.
+      data: the real images. Default: `reference` stands for them.
+      num: the number of samples; 0: only bits per dimension are measured.
       steps, sampler, guidance, batch_size: as in `draw`. Default: all steps of `ancestral()`.
       seed: of the samples, and of the split of the data.
       inception: the file of Inception's weights, for RGB images, as `load_inception` reads it.
         Default: that of JAX_DDPM_INCEPTION, or else a small classifier learns half of `data`.
       reference: a .npz of `mu` and `sigma` of Inception's features, in place of those of `data`.
-      statistics: a .npz that those of the real images are written to.
-      folder: where samples are kept as they are drawn; the same call resumes a draw that stopped.
-      num_scored: how many images are scored in bits per dimension. Default: `num`, at most 1,000.
-      agreement: whether a support vector machine judges the samples, where there are at most 100
-        classes and 4,096 numbers an image.
-      progress: called as the work proceeds.
+      statistics: a .npz to which `mu` and `sigma` of the real images are written.
+      folder: keeps the samples as they are drawn; the same call resumes a draw that was stopped.
+      num_scored: the number of images scored in bits per dimension. Default: `num`, at most 1,000.
+      agreement: whether a support vector machine, trained on real images, classifies the first
+        1,000 samples; for at most 100 classes and 4,096 numbers an image.
+      progress: a callback, given a `Progress` as the work proceeds.
+
+    Returns:
+      A report by name; `…_std` is a standard deviation. Always: `num`, `steps`, `recipe` (all that
+        decides the figures), `notes`, and `left_out` (why, by the figure's name). With Inception:
+        `fid`, `fid_64`, `fid_192`, `fid_768`, `kid`, `inception_score`; without:
+        `classifier_frechet_distance`, `classifier_kernel_distance`. With images: `precision`,
+        `recall`, `nearest`, `nearest_real`, `nearer_than_1_percent`, `held_out` (the same figures
+        of real images), and for uint8 `bits_per_dim`. With classes: `agreement`, the share of
+        samples classified as the class that was asked for, `svc_held_out`, `judged`.
+
+    Raises:
+      FieldError: an argument does not fit the model or the images.
+
+    Examples:
+      >>> model, labels = runs.load_run("runs/digits"), np.arange(10, dtype=np.int32)
+      >>> images = data.Dataset(np.zeros((10, 8, 8, 1), np.uint8), labels)
+      >>> report = runs.evaluate(model, images, num=0, num_scored=4)
+      >>> report["bits_per_dim"] > 0, report["steps"]
+      (True, 20)
     """
     check_positive(steps=steps, batch_size=batch_size)
     check_whole("num", num, 0)
@@ -173,13 +180,16 @@ def evaluate_samples(
     agreement: bool = True,
     progress: Tell = None,
 ) -> dict[str, Any]:
-    """The report of `evaluate`, with its arguments, for samples that somebody drew.
+    """The report of `evaluate`, without `bits_per_dim`, for samples that any program has written.
 
     Args:
-      samples: a folder of `evaluate`, or what `load_dataset` reads: a .npz or .npy, a folder or an
-        archive of pictures; or what `evaluate` draws.
-      num: how many of them are measured, the first. Default: all.
-      range: of samples of others in a float array, as `Preparation` has it.
+      samples: a .npz or .npy, a folder or an archive of pictures, or the `folder` of `evaluate`.
+      data, seed, inception, reference, statistics, agreement, progress: as in `evaluate`.
+      num: the number of samples measured, the first. Default: all.
+      range: of a float array, as in `Preparation`.
+
+    Raises:
+      FieldError: a file cannot be read, or an argument does not fit.
     """
     check_whole("seed", seed, 0)
     if isinstance(samples, Samples):

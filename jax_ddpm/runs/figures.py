@@ -1,4 +1,4 @@
-"""The pictures: grids, strips of the forward process, the reverse process as a GIF, the loss.
+"""Pictures: grids, the forward process, the reverse process as a GIF, the loss.
 
 Images are [image, height, width, channel], float in [-1, 1] or uint8: grey or RGB, and with a
 second or fourth channel their opacity.
@@ -101,7 +101,20 @@ def save_grid(
     columns: int | None = None,
     titles: Titles = None,
 ) -> None:
-    """Write a grid of images as PNG, with a title above each column if there are any."""
+    """Write a grid of images as PNG, enlarged by whole pixels to 640 of them at most.
+
+    Args:
+      file: path, or binary file.
+      images: [image, height, width, channel], floats in [-1, 1] or uint8, row by row.
+      columns, titles: how many columns, by default those of a square, and a title for each.
+
+    Examples:
+      >>> from PIL import Image
+      >>> runs.save_grid("grid.png", np.zeros((10, 8, 8, 1)), columns=5)
+      >>> with Image.open("grid.png") as grid:
+      ...     grid.size  # 16 times enlarged, between gaps of 8
+      (688, 280)
+    """
     pillow.fromarray(image_grid(images, columns, titles)).save(file, format="PNG")
 
 
@@ -113,13 +126,25 @@ def save_samples(
     titles: Titles = None,
     names: Sequence[str] | None = None,
 ) -> None:
-    """Write images as a grid, a .png, with these `columns` and `titles`; as numbers, a .npz; or,
-    where `path` has no suffix, each as a .png of its own, in a new or empty folder.
+    """Write images as one grid, as arrays for evaluation, or as single pictures.
 
-    A .npz holds `samples`, as they are, `labels` and `class_names` if any, and `arr_0`, the samples
-    as uint8, which is what Dhariwal & Nichol's evaluator reads. In a folder the label of an image,
-    or its name of `names`, is part of the file's. All is written or nothing. Raises `FieldError`
-    naming what does not fit, and `OSError`.
+    Args:
+      path: a .png for a grid; a .npz of `samples`, as they are, `arr_0`, as uint8 for Dhariwal &
+        Nichol's evaluator, `labels` and `class_names`; or a new folder, with a .png for each image.
+      images: [image, height, width, channel], floats in [-1, 1] or uint8.
+      labels, names: the class of each image, integers [image], and the names of the classes.
+      columns, titles: of a grid, as in `save_grid`.
+
+    Raises:
+      FieldError: the path has another suffix, or the arguments do not fit each other.
+
+    Examples:
+      >>> from pathlib import Path
+      >>> digits = data.load_dataset("digits")[:2]
+      >>> runs.save_samples("two.npz", digits.images, digits.labels)
+      >>> runs.save_samples("two", digits.images, digits.labels, names=["zero", "one"])
+      >>> sorted(np.load("two.npz")), sorted(path.name for path in Path("two").iterdir())
+      (['arr_0', 'labels', 'samples'], ['00000-zero.png', '00001-one.png'])
     """
     path, images = Path(path), np.asarray(images)
     if path.suffix not in (".png", ".npz", "") or not path.name:
@@ -161,7 +186,19 @@ def save_gif(
     *,
     hold: int = 25,
 ) -> None:
-    """Write grids of images as a GIF that holds the last one for `hold` frames, then repeats."""
+    """Write grids of images as a GIF that repeats, such as a reverse process.
+
+    Args:
+      path: of the GIF.
+      frames: the images of each frame.
+      columns, titles: of each grid, as in `save_grid`.
+      hold: how long the last frame stays, in frames of 60 ms.
+
+    Examples:
+      >>> model, states = runs.load_run("runs/digits"), []
+      >>> images = runs.draw(jax.random.key(0), model, 4, steps=2, watch=states.append)
+      >>> runs.save_gif("reverse.gif", states)
+    """
     save_animation(path, [image_grid(each, columns, titles) for each in frames], 60, hold=hold)
 
 
@@ -175,7 +212,12 @@ def save_animation(
 
 
 def save_forward(path: PathLike, schedule: NoiseSchedule, images: Any) -> None:
-    """Write an image [height, width, channel], or several, a row each, at four steps of noise."""
+    """Write images at four steps t of the forward process, q(x_t | x_0), as a PNG.
+
+    Args:
+      path, schedule: the PNG, and the chain's tables.
+      images: [height, width, channel], or [image, …] for a row each; floats in [-1, 1] or uint8.
+    """
     total, rows = schedule.num_timesteps, to_float(images)
     steps = np.unique([0, total // 4, total // 2, total - 1])
     x_start = np.repeat(rows.reshape(-1, *rows.shape[-3:]), len(steps), axis=0)
@@ -186,7 +228,12 @@ def save_forward(path: PathLike, schedule: NoiseSchedule, images: Any) -> None:
 
 
 def save_loss(path: PathLike, steps: Sequence[int], losses: Sequence[float]) -> None:
-    """Write the training loss against the step, with a running median over it."""
+    """Plot the training loss against the step, with a running median.
+
+    Args:
+      path: the picture; its suffix is its format.
+      steps, losses: `step` and `loss` of the lines of `read_metrics`, without losses of None.
+    """
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, MaxNLocator
 
@@ -218,7 +265,12 @@ def save_pictures(
     seed: int = 0,
     progress: Callable[[Progress], None] | None = None,
 ) -> None:
-    """Draw from a run that was trained in `folder`, and write all of `PICTURES` there, or none."""
+    """Write loss.png, forward.png, samples.png and reverse.gif, as `jax-ddpm train` does.
+
+    Args:
+      folder, run, data: the folder of a run, its model (`run` of a `Fit`), the training images.
+      seed, progress: of the samples, and as in `draw`.
+    """
     folder, schedule, frames = Path(folder), run.schedule, []
     columns, titles = class_columns(run)
     columns = columns or 8

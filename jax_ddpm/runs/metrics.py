@@ -23,15 +23,19 @@ from jax_ddpm.training.hosts import gather, run_on_writer
 
 
 class Progress(NamedTuple):
-    """How far a piece of work is: of a training or a chain, in steps; of images, in images."""
+    """The argument of a progress callback; as text, a line for the terminal.
+
+    Attributes:
+      done, total: steps of a training or a chain, or images; `total` is 0 if it is not known.
+      line: of a training, the newest line of metrics.jsonl, as in `read_metrics`, with
+        `images_per_second`, `seconds_left` and `waiting`, the share of time spent on images.
+      what: the piece of work, such as "compiling", "training" or "samples".
+    """
 
     done: int
     total: int
-    """0 where it is not known."""
     line: dict[str, Any] | None = None
-    """Of a training: the newest line of metrics.jsonl, with the speed."""
     what: str = "sampling"
-    """The piece of work, where several follow one another."""
 
     def __str__(self) -> str:
         """`training: 300 of 1,500, loss 0.0521, 1,204 images/s, 41 s left`."""
@@ -115,7 +119,22 @@ class MetricsLog:
 
 
 def read_metrics(path: PathLike) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; what is damaged, or was left unfinished, is no line."""
+    """Read a run's metrics.jsonl, without damaged lines.
+
+    Args:
+      path: of the file; without a file there are no lines.
+
+    Returns:
+      A dictionary for each line: its `step`, the means since the line before of `loss`,
+        `grad_norm` and `loss_quarters` (the loss for t in each quarter of the chain; None: not
+        finite), `learning_rate`, `steps_per_second`, and the figures of an evaluation.
+
+    Examples:
+      >>> from pathlib import Path
+      >>> _ = Path("metrics.jsonl").write_text('{"step": 50, "loss": 0.5}')
+      >>> [(line["step"], line["loss"]) for line in runs.read_metrics("metrics.jsonl")]
+      [(50, 0.5)]
+    """
     lines, path = [], Path(path)
     text = path.read_bytes().decode(errors="replace") if path.exists() else ""
     for each in text.splitlines():

@@ -1,4 +1,4 @@
-"""Models on the disk: the folder of a run, in the words of diffusers' configs, and all others."""
+"""Models on the disk: the folder of a run, with the names of diffusers' configs, and others."""
 
 import json
 import os
@@ -61,9 +61,20 @@ def describe(run: DiffusionModel, train: Any = None, data: Any = None) -> dict[s
 
 
 def save_run(folder: PathLike, model: DiffusionModel) -> None:
-    """Write a run of one checkpoint, in a new folder: its weights are their own average.
+    """Write a model as a run of one checkpoint, of step 0, which every command reads.
 
-    Raises `ValueError` if a weight is not finite, and `OSError`; nothing is left behind then.
+    Args:
+      folder: new or empty.
+      model: from `load_run`, `load_model`, `load_diffusers` or `load_openai`, or changed since.
+
+    Raises:
+      ValueError: a weight is not finite. Nothing is left behind.
+
+    Examples:
+      >>> model = runs.load_run("runs/digits")
+      >>> runs.save_run("runs/guided", model._replace(guidance=4.0))
+      >>> runs.load_run("runs/guided").guidance
+      4.0
     """
     check_kind("model", model, DiffusionModel, "load_run(folder)")
     description, arrays = describe(model), {"params": model.variables, "ema": model.variables}
@@ -90,18 +101,19 @@ def load_model(
     revision: str | None = None,
     variant: str | None = None,
 ) -> DiffusionModel:
-    """Read a model, whatever `folder` is: a run or one of its checkpoints, a folder of diffusers or
-    its name on Hugging Face's hub, a state dict of OpenAI's code (.pt or .safetensors) or of the
-    tutorial's `SimpleUNet` (.safetensors), whose schedule is the tutorial's.
+    """Read a model of any kind: a run, or a checkpoint of other code.
 
     Args:
+      folder: a run or one of its checkpoints, a folder of diffusers or its name on Hugging Face's
+        hub, a state dict of OpenAI's code (.pt or .safetensors), or a state dict of the tutorial's
+        `SimpleUNet` (.safetensors), which gets the tutorial's schedule.
       weights: of a run, as in `load_run`.
-      openai_flags: of OpenAI's, which cannot be read without: its MODEL_FLAGS and DIFFUSION_FLAGS.
-      image_size: of the tutorial's, which does not say: height and width. Default: 64.
+      openai_flags: needed for OpenAI's models: their MODEL_FLAGS and DIFFUSION_FLAGS.
+      image_size: of the tutorial's model, height and width. Default: 64.
       revision, variant: of diffusers, as in `load_diffusers`; only the hub has revisions.
 
     Raises:
-      FieldError: naming what is missing or does not fit, or an option of another kind of model.
+      FieldError: a file is missing or does not fit, or an option is for another kind of model.
     """
     path, flags = Path(folder), openai_flags
     if is_run(path):
@@ -160,14 +172,20 @@ def _load_simple(path: Path, image_size: int) -> DiffusionModel:
 def load_run(
     folder: PathLike, *, checkpoint: int | None = None, weights: Weights = "ema"
 ) -> DiffusionModel:
-    """Read a run that `fit` or `jax-ddpm train` made.
+    """Read the model of a run from `fit`, `save_run` or `jax-ddpm train`.
 
     Args:
-      folder: of the run, or one of its checkpoints (`runs/digits/checkpoints/00001500`).
+      folder: the run, or one of its checkpoints (`runs/digits/checkpoints/00001500`).
       checkpoint: the step of a checkpoint. Default: the newest.
-      weights: their average ("ema"), which samples are drawn from, or the weights ("params").
+      weights: the average of the weights ("ema"), for samples, or the last weights ("params").
 
-    Raises `FieldError` naming the file that is missing, damaged or does not fit.
+    Raises:
+      FieldError: a file is missing, damaged or does not fit; the message names it.
+
+    Examples:
+      >>> model = runs.load_run("runs/digits", checkpoint=0)
+      >>> model.image_shape, model.num_classes, model.schedule.num_timesteps
+      ((8, 8, 1), 10, 20)
     """
     check_choice("weights", weights, get_args(Weights))
     folder = Path(folder)

@@ -11,7 +11,7 @@ from jax_ddpm.runs.settings import UNET_FIELDS, Settings
 
 
 class Recipe(NamedTuple):
-    """A training, and the images that it is meant for."""
+    """A published training: its settings, and the images that it is meant for."""
 
     settings: Settings
     preparation: Preparation
@@ -134,3 +134,5 @@ RECIPES = {
         "Dhariwal & Nichol 2021, ImageNet 64×64",
     ),
 }
+"""Published trainings by name. Each has `settings` (`Settings`), `preparation` (`Preparation`),
+`image_shape`, `num_classes` and `source`, the paper."""

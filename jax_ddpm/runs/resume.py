@@ -166,10 +166,24 @@ def shared(here: Checkpoint | None) -> Checkpoint | None:
 
 
 def save_state(folder: PathLike, state: TrainState) -> Path:
-    """Write a whole `TrainState`, its typed key included, as the checkpoint of its step.
+    """Write the `TrainState` of your own loop, key included, as the checkpoint of its step.
 
-    Returns the checkpoint's folder, `folder/00000STEP`. Raises `ValueError` if a number is not
-    finite, and `OSError`; whatever was there before is untouched then.
+    Returns the checkpoint's path, `folder/00000STEP`. Checkpoints of other steps are kept.
+
+    Args:
+      folder: of the checkpoints, made if need be.
+      state: from `make_train_step`; `load_state` reads it again.
+
+    Raises:
+      ValueError: a number is not finite.
+
+    Examples:
+      >>> from pathlib import Path
+      >>> params, optimizer = {"scale": jnp.ones(3)}, optax.adam(1e-3)
+      >>> state = ddpm.init_train_state(jax.random.key(0), params, optimizer)
+      >>> runs.save_state("checkpoints", state).name  # in the loop, every so many steps
+      '00000000'
+      >>> state = runs.load_state(max(Path("checkpoints").iterdir()), like=state)  # the newest
     """
     arrays, key = on_host(state, jax.device_get)
     return files.save_checkpoint(folder, int(state.step), arrays, {"key": key})
@@ -184,11 +198,15 @@ def on_host(state: TrainState, fetch: Callable[[Any], Any]) -> tuple[dict[str, A
 
 
 def load_state(path: PathLike, like: TrainState) -> TrainState:
-    """Read what `save_state` or a training wrote, onto the default device.
+    """Read a `TrainState` that `save_state` or a training wrote, onto the default device.
 
-    `like` gives the structure: a state, or the shapes of one, such as
-    `jax.eval_shape(init_train_state, key, params, optimizer)`. Raises `ValueError` naming the
-    file or the array that is damaged, missing or of another shape.
+    Args:
+      path: of one checkpoint, such as `runs/digits/checkpoints/00001500`.
+      like: a state of the same structure, or the shapes of one, such as
+        `jax.eval_shape(lambda: init_train_state(key, params, optimizer))`.
+
+    Raises:
+      ValueError: a file or an array is damaged, missing or of another shape; the message names it.
     """
     return jax.tree.map(jnp.asarray, read_state(load_checkpoint(path), like))
 
@@ -216,7 +234,19 @@ class Findings(NamedTuple):
 
 
 def check_run(folder: PathLike) -> Findings:
-    """Read all of a run. Raises `FieldError` if `folder` is not a run's."""
+    """Read every file of a run, and compare the checkpoints with their SHA-256.
+
+    Args:
+      folder: of the run; a `FieldError` is raised if it is none.
+
+    Returns:
+      Steps of the checkpoints, `intact` and `damaged`, and `problems`, a line for each file.
+
+    Examples:
+      >>> found = runs.check_run("runs/digits")
+      >>> found.intact, found.damaged, found.problems
+      ([0], [], [])
+    """
     folder, train, metrics = Path(folder), None, Path(folder) / METRICS
     if not (folder / CHECKPOINTS).is_dir():
         raise FieldError("folder", f"expected a run's folder, got {folder}")

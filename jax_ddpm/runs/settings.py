@@ -1,4 +1,4 @@
-"""The settings of a training: fields, whose docstrings are the help of the command line's flags."""
+"""The settings of a training; the docstring of a field is also the help of its flag."""
 
 import json
 import math
@@ -53,38 +53,39 @@ class ModelSettings:
     """The U-Net, which knows labels, or the tutorial's four convolutions, which do not."""
     init: Path | None = None
     """Start from a run, one of its checkpoints or a folder of diffusers. It brings its network,
-    weights, schedule and what it predicts. Classes are matched by name where both sides have names,
-    else by number; new ones start untrained. Without a free null label nothing is guided."""
+    weights, schedule and prediction type. Classes are matched by name where both sides have names,
+    else by number; new classes start untrained. Without a free null label there is no guidance."""
     timesteps: Annotated[int, "a whole number of 2 or more", lambda n: n >= 2] = 200
-    """T, the steps of the noising chain."""
+    """T, the number of steps of the forward process."""
     schedule: ScheduleName = "cosine"
     """The noise schedule."""
     prediction_type: PredictionType = "epsilon"
-    """What the network predicts: the noise, the image, or the velocity."""
+    """The network's prediction: the noise, the image, or the velocity."""
     variance_type: VarianceType = "fixed_small"
     """The variance of a reverse step: the posterior's, β, or one that the network learns."""
     loss_type: LossType | None = None
-    """The squared error, the variational bound, or both, the default with a learned variance."""
+    """The squared error, the variational bound, or both. Default: the squared error, or both with
+    a learned variance."""
     weighting: Weighting | None = None
-    """Weigh the squared error by min(SNR, γ) (Hang et al. 2023). Default: not at all."""
+    """Weigh the squared error by min(SNR, γ) (Hang et al. 2023). Default: no weights."""
     min_snr_gamma: Positive = 5.0
-    """γ of that weighting."""
+    """γ of the min-SNR weighting."""
     guidance: Finite | None = None
-    """Scale of guidance in pictures. Default: 2, or 1 (none) if labels never or always drop out."""
+    """Guidance scale of samples. Default: 2, or 1 (none) if labels never or always drop out."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerSettings:
-    """How it is trained."""
+    """The optimizer, its steps and its batches."""
 
     steps: Count = 1500
-    """Training steps."""
+    """The number of training steps."""
     batch_size: Count | None = None
-    """Images per step. Default: 64, or the largest power of two that there are images for."""
+    """Images per step. Default: 64, or the largest power of two up to the number of images."""
     learning_rate: Positive = 2e-3
-    """The highest rate."""
+    """The highest learning rate."""
     learning_rate_schedule: Literal["constant", "cosine", "linear"] = "cosine"
-    """Once warm, the rate stays, or falls to 0 at the last step."""
+    """After the warm-up, the rate stays constant, or falls to 0 at the last step."""
     warmup_steps: Whole | None = None
     """Steps over which the rate rises from 0. Default: a tenth of all, at most 100."""
     optimizer: Literal["adam", "adamw"] = "adam"
@@ -92,75 +93,75 @@ class OptimizerSettings:
     adam_b1: Decay = 0.9
     """Decay of Adam's average of the gradients."""
     adam_b2: Decay = 0.999
-    """Decay of Adam's average of their squares."""
+    """Decay of Adam's average of the squared gradients."""
     adam_eps: Positive = 1e-8
-    """Added to the root of the squares."""
+    """ε, added to the root of the average square."""
     weight_decay: NotNegative = 0.0
-    """Of AdamW: times the rate, the share of each weight that is taken off it in a step."""
+    """AdamW's decay: a step subtracts this share of each weight, times the learning rate."""
     grad_clip: NotNegative = 1.0
-    """Gradients are scaled down to this global norm; 0: they are not."""
+    """Largest global norm of the gradient, which is scaled down to it; 0: no limit."""
     label_dropout: Share = 0.1
-    """Share of the labels that are dropped, so that guidance has something to compare with."""
+    """Share of labels replaced by the null label, which classifier-free guidance needs."""
     ema_decay: Decay = 0.999
-    """Decay of the average of the weights, which is what samples are drawn from."""
+    """Decay of the average of the weights; samples are drawn from the average."""
     ema_warmup: bool = True
-    """Whether the decay is smaller over the first steps: min(decay, (1 + step) / (10 + step))."""
+    """Smaller decay over the first steps: min(decay, (1 + step) / (10 + step))."""
     on_nan: Literal["stop", "skip"] = "stop"
     """On a loss or gradient that is not finite, end the training, or drop the step and count it."""
     seed: Seed = 0
     """Decides the initial weights, the order of the data, the noise and the samples."""
 
     def batched(self, images: int = 64) -> int:
-        """`batch_size` of a training on so many images or more."""
+        """`batch_size` of a training on `images` images."""
         return self.batch_size or 2 ** (min(images, 64).bit_length() - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointSettings:
-    """What is kept and shown of a training."""
+    """Checkpoints, metrics and samples of a training."""
 
     checkpoint_every: Count = 100
-    """Save a checkpoint every so many steps, and at the end: all that is needed to resume."""
+    """Steps between two checkpoints, each with all that is needed to resume; one is at the end."""
     keep: Count = 3
-    """How many checkpoints are kept, the newest."""
+    """The number of checkpoints that are kept, the newest."""
     keep_every: Count | None = None
-    """Also keep, for good, those at multiples of this many steps: a multiple of the above."""
+    """Also keep the checkpoints at multiples of this step, a multiple of `checkpoint_every`."""
     log_every: Count | None = None
     """Steps between two lines of metrics. Default: 50, or fewer so that there are twenty lines."""
     sample_every: Whole | None = None
-    """Draw samples every so many steps; 0: never. Default: a twentieth of all, but at least 500."""
+    """Steps between two pictures of samples; 0: none. Default: a twentieth of all, at least 500."""
     evaluate_every: Whole | None = None
-    """Measure samples every so many steps, as `jax-ddpm evaluate` does. Default: never."""
+    """Steps between two evaluations, as by `jax-ddpm evaluate`. Default: none."""
     evaluate_num: Count = 1000
-    """How many samples are drawn for that, in 50 steps of DDIM."""
+    """Samples per evaluation, each drawn in 50 steps of DDIM."""
     inception: Path | None = None
-    """Inception's weights for that, as in `jax-ddpm evaluate`. Default: the environment's
-    JAX_DDPM_INCEPTION, or else a small classifier's features, which give no FID."""
+    """The file of Inception's weights, as for `jax-ddpm evaluate`. Default: the environment's
+    JAX_DDPM_INCEPTION, or else features of a small classifier, which give no FID."""
     keep_best: bool = False
-    """Also keep the checkpoint whose samples were nearest to the images when they were measured."""
+    """Also keep the checkpoint with the lowest distance of samples from images, as evaluated."""
     tracker: tuple[TrackerName, ...] = ()
-    """Where metrics and samples also go: TensorBoard's files in the run, or Weights & Biases."""
+    """Also send metrics and samples to TensorBoard's files in the run, or Weights & Biases."""
 
     def logged(self, steps: int) -> int:
-        """`log_every` of a training of so many steps. By default multiples of 50 get a line."""
+        """`log_every` of a training of `steps` steps. By default multiples of 50 get a line."""
         fitting = [n for n in (LOG_EVERY, 25, 10, 5, 2) if 20 * n <= steps]
         return self.log_every or max(fitting, default=1)
 
     def sampled(self, steps: int) -> int:
-        """`sample_every` of a training of so many steps; 0: never."""
+        """`sample_every` of a training of `steps` steps; 0: never."""
         return max(500, steps // 20) if self.sample_every is None else self.sample_every
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayoutSettings:
-    """How the work is laid out over the devices."""
+    """Precision, memory and devices."""
 
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """What network and gradients are computed in; weights, average and Adam stay float32."""
+    """dtype of network and gradients; weights, their average and Adam stay float32."""
     accumulate: Count = 1
     """Split each batch into this many parts, computed one after the other, to save memory."""
     remat: bool = False
-    """Recompute the insides of the U-Net's blocks for the gradient instead of keeping them."""
+    """Recompute the activations of the U-Net's blocks for the gradient, to save memory."""
     fsdp: Count = 1
     """Split weights and optimizer state over this many devices, a divisor of those in use."""
     steps_per_dispatch: Count | None = None
@@ -174,11 +175,23 @@ class LayoutSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(ModelSettings, OptimizerSettings, CheckpointSettings, LayoutSettings):
-    """All settings of a training. Raises `FieldError` naming one that makes no sense."""
+    """All settings of a training: the options of `jax-ddpm train`, whose help describes each.
+
+    Raises:
+      FieldError: a value is out of range, or does not go with another setting.
+
+    Examples:
+      >>> settings = runs.Settings(steps=500, unet={"block_out_channels": (32, 64)})
+      >>> settings.batched(1797), settings.logged(500)  # images per step; steps per line of metrics
+      (64, 25)
+      >>> from dataclasses import replace
+      >>> replace(runs.RECIPES["cifar10"].settings, steps=1000).timesteps
+      1000
+    """
 
     unet: Mapping[str, Any] | None = None
-    """Fields of the U-Net, by name. Those that are not given are those of a small network: a level
-    more for every doubling of the images from 32 pixels on, attention at the lowest."""
+    """Fields of the U-Net, by name. The others are those of a small network: attention at the
+    lowest level, and one more level for each doubling of the images from 32 pixels on."""
 
     def __post_init__(self) -> None:
         values: Any = dict(vars(self))
@@ -235,7 +248,7 @@ class Settings(ModelSettings, OptimizerSettings, CheckpointSettings, LayoutSetti
                 raise FieldError(name, f"expected {expected}", limit, f", got {values[name]}")
 
     def record(self) -> dict[str, Any]:
-        """As JSON holds them."""
+        """The settings as JSON holds them."""
         return json.loads(json.dumps(asdict(self), default=str))  # a path as its name
 
 

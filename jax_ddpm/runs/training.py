@@ -60,13 +60,19 @@ from jax_ddpm.training.sharding import device_mesh
 
 
 class Fit(NamedTuple):
-    """Where a training ended; `run` has the average of the weights."""
+    """The end of a training.
+
+    Attributes:
+      run: the model, with the averaged weights, for `draw`.
+      state: the last state; its `params` are the last weights.
+      step: the number of steps taken.
+      stopped: whether `stop` ended the training before its last step.
+    """
 
     run: DiffusionModel
     state: TrainState
     step: int
     stopped: bool
-    """Whether it was asked to stop before its last step."""
 
 
 def fit(
@@ -79,26 +85,40 @@ def fit(
     progress: Callable[[Progress], None] | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> Fit:
-    """Train a model on images, in a folder that can be resumed: `jax-ddpm train` without pictures.
+    """Train a model on images, or resume its training, as `jax-ddpm train` does, without pictures.
 
-    Called again with the same arguments, after it was stopped or killed at any moment, it resumes
-    and ends with the same weights to the bit (on the same devices); with more `steps`, it trains
-    longer. It warns of damaged checkpoints, which are set aside, of accepted changes and of other
-    devices.
+    After a stop or a kill at any moment, the same call resumes, and ends with the same weights to
+    the bit on the same devices. More `steps` continue a finished training. Warns of damaged
+    checkpoints, which are set aside, of accepted changes and of other devices.
 
     Args:
-      folder: of the run; made if need be.
-      data: the images, as `load_dataset` reads them.
-      settings: everything else. Default: `Settings()`.
-      accept_changes: resume although settings or images are no longer those it began with.
-      overwrite: instead, begin anew in its place where those, or the steps, are others.
-      progress: called before compiling, about every second and at the end; `print` will do.
-      stop: asked after every dispatch; once it is true in any process, the training saves and
-        ends there (several processes: at the next line of metrics or checkpoint).
+      folder: the run, made if need be.
+      data: the images, from `load_dataset`.
+      settings: all options of the training. Default: `Settings()`.
+      accept_changes: resume although settings or images have changed.
+      overwrite: begin anew, in place of the run, if settings, steps or images have changed.
+      progress: a callback, given a `Progress` before compiling, about every second, and at the
+        end; `print` will do. It may read the newest checkpoint, once there is one, with
+        `load_run(folder)`.
+      stop: a callback without arguments, called after every dispatch. Once it returns True in any
+        process, the training saves and ends (several processes: with the next line of metrics or
+        checkpoint).
 
     Raises:
       FieldError: a setting or file is wrong, or a loss is not finite (unless `on_nan="skip"`).
-      OSError: something cannot be written. What was saved before is still there.
+      OSError: a file cannot be written. Earlier checkpoints are still there.
+
+    Examples:
+      >>> digits, losses = data.load_dataset("digits")[:4], {}
+      >>> def log(now):
+      ...     if now.line:
+      ...         losses[now.line["step"]] = now.line["loss"]
+      >>> settings = runs.Settings(model="simple", steps=2, batch_size=2, timesteps=10)
+      >>> end = runs.fit("runs/mine", digits, settings, progress=log)
+      >>> end.step, [*losses]
+      (2, [2])
+      >>> end = runs.fit("runs/mine", digits, settings)  # resumes: here there is nothing left to do
+      >>> model = runs.load_run("runs/mine", checkpoint=2)
     """
     check_kind("data", data, Dataset, "load_dataset(path)")
     ways = {"accept_changes": accept_changes, "overwrite": overwrite}

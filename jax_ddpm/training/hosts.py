@@ -31,9 +31,15 @@ def connect(
 ) -> None:
     """Join the other processes, if there are any. Call it before JAX's first use.
 
-    SLURM (`srun`), Open MPI (`mpirun`) and TPU pods supply the arguments. Elsewhere `coordinator`
-    is the host and port of process 0. JAX ends the process if the others do not join within five
-    minutes. Raises `FieldError` if JAX refuses the arguments.
+    SLURM (`srun`), Open MPI (`mpirun`) and TPU pods supply the arguments. JAX ends the process if
+    the others do not join within five minutes.
+
+    Args:
+      coordinator: HOST:PORT of process 0.
+      num_processes, process_id: the number of processes, and that of this one, from 0.
+
+    Raises:
+      FieldError: JAX refuses the arguments.
     """
     given = (coordinator, num_processes, process_id)
     if given == (None, None, None) and not _is_launched():
@@ -73,8 +79,10 @@ def any_process(flag: bool) -> bool:
 
 
 def run_on_all(action: Callable[[], T]) -> T:
-    """Call `action` in every process and return its own result to each. If it fails in one, it
-    raises there, and `PartnerFailed` is raised in the others."""
+    """Call `action` in every process and return its own result to each.
+
+    If it fails in one, its error is raised there, and `PartnerFailed` in the others.
+    """
     try:
         result = action()
     except BaseException:

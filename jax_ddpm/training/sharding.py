@@ -21,9 +21,20 @@ from jax_ddpm._errors import FieldError
 
 
 def device_mesh(batch_size: int, *, fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh of as many devices as divide `batch_size`; each `fsdp` of them share a state.
+    """A mesh, `data` × `fsdp`, of as many devices as divide `batch_size`.
 
-    Raises `FieldError` if `fsdp` does not divide them, or if a process would have no device.
+    Args:
+      batch_size: images per step; with several processes a multiple of all devices.
+      fsdp: the number of devices that one state is split over, a divisor of those in use.
+      devices: of all processes. Default: `jax.devices()`.
+
+    Raises:
+      FieldError: `fsdp` does not divide the devices, or a process would have none.
+
+    Examples:
+      >>> from jax_ddpm.training import sharding
+      >>> dict(sharding.device_mesh(batch_size=4, devices=jax.devices()[:1]).shape)
+      {'data': 1, 'fsdp': 1}
     """
     devices = jax.devices() if devices is None else devices
     count = math.gcd(batch_size, len(devices))
@@ -37,17 +48,23 @@ def device_mesh(batch_size: int, *, fsdp: int = 1, devices: Sequence[Any] | None
 
 
 def data_sharding(mesh: Mesh) -> NamedSharding:
-    """The leading axis, the batch, is split over all devices."""
+    """The sharding of a batch, or of samples: the leading axis is split over all devices."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Every device has a copy."""
+    """The sharding of an array that every device has a copy of."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def state_sharding(mesh: Mesh, tree: Any) -> Any:
-    """The `NamedSharding` of each array of a state, which depends on its shape only."""
+    """The `NamedSharding` of each array of a state, for `jax.device_put(state, …)`.
+
+    Args:
+      mesh: from `device_mesh`.
+      tree: the state, or its shapes. An array is split over `fsdp` along the longest axis that
+        `fsdp` divides; without one it is replicated.
+    """
     parts = mesh.shape["fsdp"]
 
     def split(array) -> NamedSharding:

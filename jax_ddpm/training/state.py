@@ -35,7 +35,14 @@ _BELOW_1 = float(np.nextafter(1, 0))
 
 
 class TrainState(NamedTuple):
-    """The input of the next step. `key` never changes: each step folds its number into it."""
+    """All that a training step reads and returns.
+
+    Attributes:
+      step: the number of steps taken, int32 [].
+      params, ema_params: the weights, a tree of arrays, and their exponential moving average.
+      opt_state: the optimizer's state.
+      key: typed key; it never changes, as each step folds its number into it.
+    """
 
     step: Int[Array, ""]
     params: Params
@@ -53,6 +60,14 @@ def ema_warmup(decay: float = 0.9999) -> optax.Schedule:
 
     The average forgets the initial weights within a tenth of the steps taken; with a constant
     0.9999, they make up 94 % of it after 600. Source: TensorFlow's `ExponentialMovingAverage`.
+
+    Args:
+      decay: the highest decay, 0 or more and below 1; otherwise a `FieldError` is raised.
+
+    Examples:
+      >>> decay = ddpm.ema_warmup(0.9999)
+      >>> [round(float(decay(step)), 4) for step in (0, 90, 10**6)]
+      [0.1, 0.91, 0.9999]
     """
     check_between("decay", decay, 0, _BELOW_1)
     return lambda step: jnp.minimum(decay, (1 + step) / (10 + step))
@@ -61,8 +76,16 @@ def ema_warmup(decay: float = 0.9999) -> optax.Schedule:
 def init_train_state(
     key: PRNGKey, params: Params, optimizer: optax.GradientTransformation
 ) -> TrainState:
-    """The state before the first step; its average of the weights starts as `params`. All arrays
-    are copies, so it can be donated. An example is in `make_train_step`."""
+    """The state before the first step; the average starts as the weights themselves.
+
+    Args:
+      key: typed key, for t, noise and dropout of all steps.
+      params: the weights, a tree of arrays; they are copied, so the state can be donated.
+      optimizer: an Optax optimizer.
+
+    Raises:
+      FieldError: `key` is no typed key, or a leaf of `params` is no array.
+    """
     check_key("key", key)
     for leaf in [params] if params is None else jax.tree.leaves(params):
         if not isinstance(leaf, jax.Array | np.ndarray | np.generic | float | int):
@@ -92,22 +115,18 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
     """A training step, `(state, batch) -> (state, metrics)`: Ho et al. 2020, Algorithm 1.
 
-    >>> schedule = ddpm.make_schedule(ddpm.linear_beta_schedule(1000))
-    >>> apply_fn, optimizer = lambda params, x_t, t: params * x_t, optax.sgd(0.1)
-    >>> state = init_train_state(jax.random.key(0), jnp.ones(()), optimizer)
-    >>> train_step = jax.jit(make_train_step(schedule, apply_fn, optimizer), donate_argnums=0)
-    >>> state, metrics = train_step(state, np.zeros((4, 8, 8, 3)))
-    >>> int(state.step), sorted(metrics)
-    (1, ['grad_norm', 'loss'])
-
-    Images and conditions of uint8 are scaled to [-1, 1]; floats must be in [-1, 1]. The metrics
-    are the mean `loss` and the global norm of its gradient, before the update. Clip gradients in
-    the optimizer. `lax.scan(train_step, state, batches)` takes many steps in one dispatch. The loss
-    is that of `training_losses`. Warns if samples of `schedule` will not start from noise.
+    A batch is images [batch, …], or `(images, conditions)` where `apply_fn` takes conditions: uint8
+    is scaled to [-1, 1], floats must be in [-1, 1]. The loss is the mean of `training_losses`. Clip
+    gradients in the optimizer. `lax.scan(train_step, state, batches)` takes many steps in one
+    dispatch; `runs.save_state` saves the state. Warns if the last x_t of `schedule` is not noise.
 
     Args:
+      schedule: the chain's tables.
+      apply_fn: `(params, x_t, t[, conditions]) -> output`, such as a Flax module's `apply`.
+      optimizer: an Optax optimizer.
       ema_decay: d in `ema = d * ema + (1 - d) * params` (§4), a number or a function of the step
         number, from 0. Default: `ema_warmup(0.9999)`.
+      prediction_type, variance_type, loss_type, weighting, min_snr_gamma: as in `training_losses`.
       null_label: the condition that stands for none, a number or an array like one sample's
         condition, for classifier-free guidance (Ho & Salimans 2022, Algorithm 1). For labels
         0 … K - 1 it is K, and an embedding needs K + 1 rows.
@@ -118,6 +137,22 @@ def make_train_step(
       skip_nonfinite: a step whose loss, gradient or update is not finite changes nothing but the
         step number, and its `grad_norm` is not finite.
       per_sample: also return the `losses` [batch] and `t` [batch].
+
+    Returns:
+      A pure function. Its metrics are the `loss` [] and `grad_norm` [], the global norm of the
+        gradient before the update.
+
+    Raises:
+      FieldError: an option does not fit the others, or the batch does not fit the options.
+
+    Examples:
+      >>> schedule = ddpm.make_schedule(ddpm.linear_beta_schedule(1000))
+      >>> apply_fn, optimizer = lambda params, x_t, t: params * x_t, optax.sgd(0.1)
+      >>> state = ddpm.init_train_state(jax.random.key(0), jnp.ones(()), optimizer)
+      >>> step = jax.jit(ddpm.make_train_step(schedule, apply_fn, optimizer), donate_argnums=0)
+      >>> state, metrics = step(state, np.zeros((4, 8, 8, 3)))
+      >>> int(state.step), sorted(metrics)
+      (1, ['grad_norm', 'loss'])
     """
     check_prediction(schedule, prediction_type)
     check_function("apply_fn", apply_fn)
@@ -224,7 +259,12 @@ def _mean_over_parts(function: Callable, batch: Any, key: PRNGKey, parts: int) -
 
 
 def draw_step(state: TrainState, schedule: NoiseSchedule, batch: Sample) -> tuple[Array, Array]:
-    """The draws of the step at `state`: t [batch], uniform in 0 … T - 1, and the noise."""
+    """The t [batch], uniform in 0 … T - 1, and the noise that a training step draws at `state`.
+
+    Args:
+      state, schedule: those of the step from `make_train_step`.
+      batch: images [batch, …], floats; the noise has their shape and dtype.
+    """
     t_key, noise_key, _, _ = _keys(state)
     t = jax.random.randint(t_key, batch.shape[:1], 0, schedule.num_timesteps)
     return t, jax.random.normal(noise_key, batch.shape, batch.dtype)
