@@ -1,8 +1,5 @@
 """Features that images are compared by: FID's Inception or a small classifier, and what is gathered
 of them in one pass: mean and covariance, and some of the rows. Memory grows by the logits alone.
-
-Inception knows photographs. The classifier is trained on the real images in seconds; figures of its
-features are no FID, and compare only with those of the same images, seed and version.
 """
 
 import hashlib
@@ -47,15 +44,25 @@ _BATCH = 64
 
 
 class FeatureNetwork(NamedTuple):
-    """From images to features: `network(images)`."""
+    """From images to features: `network(images)`.
+
+    Attributes:
+      apply_fn: `(variables, images) -> features` by name, float [batch, n] each, of uint8 images.
+      variables: the weights.
+      main: name of the features that distances are taken of.
+      description: what it is, and a digest of its weights, for the recipe of a measurement.
+
+    Examples:
+      >>> colour = lambda variables, images: {"mean": images.mean((1, 2)) / 255}
+      >>> network = evaluation.FeatureNetwork(colour, {}, "mean", "mean colour")
+      >>> network(np.full((2, 8, 8, 3), 255, np.uint8))["mean"].shape
+      (2, 3)
+    """
 
     apply_fn: Callable[[Any, Array], dict[str, Array]]
-    """`(variables, images) -> features` by name, float [batch, n] each, of uint8 images."""
     variables: Any
     main: str
-    """The features that distances are taken of."""
     description: str
-    """What it is, and a digest of its weights, for the recipe of a measurement."""
 
     def __call__(self, images: Pixels) -> dict[str, Array]:
         """Features of uint8 images [batch, height, width, channel], by name, float [batch, n]."""
@@ -84,15 +91,19 @@ def over_devices(
 
 
 def load_inception(path: PathLike | None = None, *, dtype: Any = jnp.float32) -> FeatureNetwork:
-    """Read FID's InceptionV3 (Heusel et al. 2017): the 2015 release of TensorFlow, as PyTorch.
-
-    `load_inception(path)(images)` takes uint8 images [batch, height, width, 3] of any size and
-    gives a dict of "64", "192", "768", "2048" and "logits_unbiased", float32 [batch, n].
+    """Read FID's InceptionV3 (Heusel et al. 2017): TensorFlow's release of 2015, as PyTorch has it.
 
     Args:
       path: the `.pth` that torch-fidelity or pytorch-fid download (torch reads it), or a
-        `.safetensors` of the same names. Default: that of the environment's JAX_DDPM_INCEPTION.
+        `.safetensors` of the same names. Default: the environment variable JAX_DDPM_INCEPTION.
       dtype: what it computes in, float32 or float64.
+
+    Returns:
+      A `FeatureNetwork` of uint8 images [batch, height, width, 3] of any size. Its features are
+        "64", "192", "768", "2048" and "logits_unbiased", [batch, n] of `dtype`.
+
+    Raises:
+      ValueError: there is no such file, or it is not FID's Inception.
     """
     check_choice("dtype", jnp.dtype(dtype).name, ("float32", "float64"))
     given = path or os.environ.get(VARIABLE)
@@ -121,11 +132,16 @@ def load_inception(path: PathLike | None = None, *, dtype: Any = jnp.float32) ->
 def train_classifier(
     images: Pixels, labels: Label | None = None, *, seed: int = 0
 ) -> FeatureNetwork:
-    """Train a classifier on real images, always the same one for the same images and seed.
+    """Train a small classifier on real images; the same images and seed give the same network.
 
-    It learns the labels, or without two classes of them, by how many quarters an image was turned
-    (Gidaris et al. 2018; of images that are no squares, whether it was turned by half). Its output
-    is "features", 64 of each uint8 image [image, height, width, channel].
+    It learns the labels or, without two classes of them, the angle by which an image was turned
+    (Gidaris et al. 2018). Its output is "features", [batch, 64]. Distances of these are no FID, and
+    compare only with those of the same images, seed and version.
+
+    Args:
+      images: uint8, [image, height, width, channel]; `ValueError` for others.
+      labels: [image], or None.
+      seed: of the initial weights and the order.
     """
     key, images = seed_key(seed), np.asarray(images)
     if images.dtype != np.uint8 or images.ndim != 4:
@@ -188,18 +204,25 @@ def _floats(images: Any) -> Any:
 
 
 class Statistics(NamedTuple):
-    """Of the features of some images."""
+    """Mean and covariance of features, as `statistics` computes them.
+
+    Attributes:
+      num: number of images; 0 where a file does not say.
+      mu: mean, float64 [feature].
+      sigma: covariance, float64 [feature, feature], over num - 1.
+
+    Examples:
+      >>> features = np.array([[0.0, 0], [2, 4], [4, 2]])
+      >>> evaluation.statistics(features[:1]).joined(evaluation.statistics(features[1:])).mu
+      array([2., 2.])
+    """
 
     num: int
-    """How many images; 0 where a file does not say."""
     mu: np.ndarray
-    """Mean, float64 [feature]."""
     sigma: np.ndarray
-    """Covariance, float64 [feature, feature], over num - 1."""
 
     def joined(self, other: "Statistics") -> "Statistics":
-        """Those of both sets together (Chan, Golub & LeVeque 1983, eq. 2.1): nothing large cancels,
-        as it would in sums of squares about 0."""
+        """Those of both sets together: Chan, Golub & LeVeque 1983, eq. 2.1. `num` may not be 0."""
         if not (self.num and other.num):
             raise FieldError("num", "expected the number of images of both, got 0")
         count = self.num + other.num
@@ -247,7 +270,12 @@ def extract(network: FeatureNetwork, batches: Iterable[np.ndarray], most: int) -
 
 
 def statistics(features: Rows) -> Statistics:
-    """Mean and covariance of features [sample, feature]; one sample has a covariance of 0."""
+    """Mean and covariance of features [sample, feature]; one sample has a covariance of 0.
+
+    Examples:
+      >>> evaluation.statistics(np.array([[0.0, 0], [2, 4]])).sigma.tolist()
+      [[2.0, 4.0], [4.0, 8.0]]
+    """
     rows = np.asarray(features, np.float64)
     if rows.ndim != 2 or not len(rows):
         raise FieldError("features", f"expected one row or more [sample, n], got {rows.shape}")
@@ -257,14 +285,20 @@ def statistics(features: Rows) -> Statistics:
 
 
 def save_statistics(path: PathLike, found: Statistics) -> None:
-    """Write `mu` and `sigma` as pytorch-fid does, a .npz, and `num`. Raises `OSError`."""
+    """Write `mu` and `sigma` as pytorch-fid does, a .npz, and `num`, whole or not at all.
+
+    Examples:
+      >>> evaluation.save_statistics("real.npz", evaluation.statistics(np.array([[1.0, 2]])))
+      >>> evaluation.load_statistics("real.npz").mu
+      array([1., 2.])
+    """
     with replacing(Path(path)) as file:
         np.savez_compressed(file, mu=found.mu, sigma=found.sigma, num=found.num)
 
 
 def load_statistics(path: PathLike) -> Statistics:
     """Read `mu` and `sigma` from a .npz of `save_statistics`, pytorch-fid or guided-diffusion.
-    Raises `ValueError` naming the file."""
+    Raises `ValueError` naming a file that is missing, damaged or another."""
     try:
         with open(path, "rb") as file, np.load(file) as content:
             mu, sigma = (np.asarray(content[name], np.float64) for name in ("mu", "sigma"))

@@ -55,20 +55,26 @@ _UNET_IGNORED += ("power", "update_after_step", "use_ema_warmup")
 def load_diffusers(
     folder: str | os.PathLike[str], *, revision: str | None = None, variant: str | None = None
 ) -> DiffusionModel:
-    """Open a folder that `DDPMPipeline.save_pretrained` wrote, or one with the U-Net at its root.
+    """Read a folder that `DDPMPipeline.save_pretrained` wrote, or one with the U-Net at its root.
 
-    Weights keep their dtype, and are read-only views of the mapped file: leave it as it is while
-    they are in use, or copy them, `jax.tree.map(np.array, variables)`. A U-Net without a scheduler
-    is assumed to be one of Ho et al.'s (ε, T = 1,000, linear β), with a warning.
+    Weights keep their dtype, and are read-only views of the mapped file: leave it unchanged while
+    they are in use, or copy them, `jax.tree.map(np.array, model.variables)`. Without a scheduler,
+    Ho et al.'s settings (ε, T = 1,000, linear β) are assumed, with a warning.
 
     Args:
       folder: a path, or a name on Hugging Face's hub ("google/ddpm-cat-256"), whose files come from
         huggingface_hub's cache or, if it can be reached, from the hub.
       revision: a branch, tag or commit on the hub.
-      variant: the weights' variant ("fp16", "non_ema"), as in their file names.
+      variant: of the weights, as in their file names ("fp16", "non_ema").
 
-    Raises `ValueError` naming a file, setting or tensor that is missing, unknown or damaged, and
-    `ImportError` for a pickle (.bin) without torch or a name on the hub without huggingface_hub.
+    Raises:
+      ValueError: a file, setting or tensor is missing, unknown or damaged; the message names it.
+      ImportError: a pickle (.bin) without torch, or a name on the hub without huggingface_hub.
+
+    Examples:
+      >>> interop.save_diffusers("pipeline", runs.load_run("runs/digits"))
+      >>> interop.load_diffusers("pipeline").image_shape
+      (8, 8, 1)
     """
     name, folder = folder, Path(folder)
     if is_hub_name(name):
@@ -120,10 +126,22 @@ def load_diffusers(
 def save_diffusers(folder: str | os.PathLike[str], model: DiffusionModel) -> None:
     """Write a folder that `DDPMPipeline.from_pretrained` opens, whole or not at all.
 
-    β are written by name where they have one, else one by one; null label and guidance stand
-    beside diffusers' own settings. The scheduler is a `DDPMScheduler`, or a `DDIMScheduler` for a
-    chain that leaves noise in its pictures. Raises `ValueError` if the folder is not empty, the
-    variables are not the model's, or diffusers has no word for a setting.
+    The scheduler is a `DDPMScheduler`, or a `DDIMScheduler` if `set_alpha_to_one` is False. The
+    folder lacks `class_names`, `learned` and `preparation`, which `runs.save_run` keeps.
+
+    Args:
+      folder: a new or empty folder.
+      model: a `DiffusionModel` of a `UNet`, whose schedule is not respaced.
+
+    Raises:
+      ValueError: `folder` is not empty, the variables do not fit, or diffusers lacks a setting.
+
+    Examples:
+      >>> model = runs.load_run("runs/digits")
+      >>> interop.save_diffusers("exported", model)
+      >>> again = interop.load_diffusers("exported")
+      >>> jax.tree.all(jax.tree.map(np.array_equal, model.variables, again.variables))
+      True
     """
     check_kind("model", model, DiffusionModel, "load_run(folder)")
     network: Any = model.model

@@ -28,42 +28,58 @@ SOLVER_CHOICES: Mapping[str, tuple[Any, ...]] = {
 
 
 class DiffusionModel(NamedTuple):
-    """A diffusion model, from a run, from diffusers or from OpenAI.
+    """A network, its weights, and what its output means. `_replace` changes a field.
 
-    Change a field with `_replace`: `model._replace(variables=state.ema_params)`.
+    Attributes:
+      model: the network, with `apply(variables, x_t, t[, labels])`; t as in training.
+      variables: for `model.apply`; of a run, the averaged weights unless others were asked for.
+      schedule: the chain of training, T entries.
+      image_shape: height, width and channels; None for a diffusers config without `sample_size`.
+      prediction_type: what the network predicts: "epsilon", "sample" or "v_prediction".
+      variance_type: of the reverse steps, as in `p_mean_variance`.
+      clip_denoised: whether a predicted x_0 is clipped to [-1, 1], or a function that does so.
+      timestep_spacing: of `chain(steps)`, as in `spaced_timesteps`.
+      steps_offset: added to every step of `"leading"` spacing, as in diffusers.
+      set_alpha_to_one: whether a chain ends at the clean image, ᾱ = 1, or at ᾱ of t = 0.
+      scheduler: diffusers' scheduler class, whose update rule is `sampler()`.
+      solver: settings of a `DPMSolverMultistepScheduler`; None for other schedulers.
+      timestep_respacing: OpenAI's words for the default chain, such as "ddim25"; "" for all steps.
+      num_classes: number of class labels, 0 … num_classes - 1; None for a model without classes.
+      null_label: label of the unconditional model; None without one. Where a diffusers folder does
+        not say whether it has one, the last of the `num_classes` labels.
+      guidance: default scale of classifier-free guidance; 1 is the conditional model.
+      class_names: the name of each label; None if unknown.
+      learned: labels that occurred in training; None means all.
+      preparation: of the training images, as arguments of `data.Preparation`.
+
+    Examples:
+      >>> model = runs.load_run("runs/digits")
+      >>> x_t, labels = jnp.zeros(model.shape(2)), jnp.array([3, 7])
+      >>> jax.jit(model.model.apply)(model.variables, x_t, 19, labels).shape
+      (2, 8, 8, 1)
+      >>> model.sampler().name, model.policy["prediction_type"]
+      ('ancestral', 'epsilon')
     """
 
     model: UNet | SimpleUNet
     variables: Mapping[str, Any]
-    """Variables for `model.apply`; for a run, the averaged weights unless others were asked for."""
     schedule: NoiseSchedule
     image_shape: tuple[int, int, int] | None
-    """Height, width and channels; None for a diffusers config without `sample_size`."""
     prediction_type: PredictionType = "epsilon"
     variance_type: VarianceType = "fixed_small"
     clip_denoised: Clipping = True
     timestep_spacing: Spacing = "leading"
-    """Spacing of `chain(steps)`, with `steps_offset` and `set_alpha_to_one` as in diffusers."""
     steps_offset: int = 0
     set_alpha_to_one: bool = True
     scheduler: str = "DDPMScheduler"
-    """The scheduler class of the diffusers folder."""
     solver: Mapping[str, Any] | None = None
-    """Sampling settings of a `DPMSolverMultistepScheduler` config."""
     timestep_respacing: str = ""
-    """OpenAI's words for the default chain; `""` is the whole one."""
     num_classes: int | None = None
-    """Number of class labels, 0 … num_classes - 1; None for a model without classes."""
     null_label: int | None = None
-    """The label of the unconditional model; None without one. It is the last of the `num_classes`
-    labels where a diffusers folder does not say whether it has one."""
     guidance: float = 1.0
-    """Default scale of classifier-free guidance."""
     class_names: tuple[str, ...] | None = None
     learned: tuple[int, ...] | None = None
-    """Labels that occurred in training; None means all."""
     preparation: Mapping[str, Any] = {}
-    """How the training images were prepared: arguments of `data.Preparation`."""
 
     def __repr__(self) -> str:
         sizes = [np.size(leaf) for leaf in jax.tree.leaves(self.variables)]
@@ -74,27 +90,25 @@ class DiffusionModel(NamedTuple):
         )
 
     def shape(self, batch: Any) -> tuple[Any, int, int, int]:
-        """Shape of `batch` images, a number or a symbol. Raises `FieldError` without a shape."""
+        """Shape of `batch` images, a number or a symbol; `ValueError` without `image_shape`."""
         if self.image_shape is None:
             raise FieldError("image_shape", "expected height, width and channels, got None")
         return (batch, *self.image_shape)
 
     @property
     def policy(self) -> dict[str, Any]:
-        """What the output means: keywords of `p_sample_loop` and `bits_per_dim`."""
+        """What the output means, as keywords of `p_sample_loop` and `bits_per_dim`."""
         names = ("prediction_type", "variance_type", "clip_denoised")
         return {name: getattr(self, name) for name in names}
 
     @property
     def drawn(self) -> tuple[int, ...]:
-        """Labels drawn in turn by default. If there are none, the null label is drawn."""
+        """Labels that `runs.draw` draws in turn by default; if empty, it draws the null label."""
         return tuple(range(self.num_classes or 0)) if self.learned is None else self.learned
 
     def sampler(self) -> Sampler:
-        """The update rule of `scheduler`, as diffusers' own pipelines run it.
-
-        Raises `ValueError` naming a scheduler, or a setting of it, that is not implemented here.
-        """
+        """The update rule of `scheduler`, as diffusers' own pipelines run it over `chain(steps)`.
+        Raises `ValueError` naming a scheduler, or a setting of it, that is not implemented here."""
         if self.solver is not None:
             for name, choices in SOLVER_CHOICES.items():
                 check_choice(name, self.solver[name], choices)
@@ -107,15 +121,17 @@ class DiffusionModel(NamedTuple):
     def chain(self, steps: int | str | None = None) -> NoiseSchedule:
         """The chain of `steps` that diffusers would run: its spacing, its offset, its end.
 
-        The offset is left out where it would lead out of the chain (there diffusers fails). A
-        string is OpenAI's chain, as in `spaced_timesteps`, which ends at the image. None is
-        `timestep_respacing`, or all steps.
+        The offset is left out where it would lead out of the chain (there diffusers fails).
 
-        >>> import jax_ddpm as ddpm
-        >>> schedule = ddpm.make_schedule(ddpm.linear_beta_schedule(1000))
-        >>> model = DiffusionModel(SimpleUNet(), {}, schedule, (64, 64, 3))
-        >>> model.chain(4).timesteps.tolist(), model.chain("ddim2").timesteps.tolist()
-        ([0, 250, 500, 750], [0, 500])
+        Args:
+          steps: 1 … T, or OpenAI's words, as in `spaced_timesteps`, for a chain that ends at the
+            image; `ValueError` for others. None is `timestep_respacing`, or all steps.
+
+        Examples:
+          >>> schedule = ddpm.make_schedule(ddpm.linear_beta_schedule(1000))
+          >>> model = interop.DiffusionModel(ddpm.SimpleUNet(), {}, schedule, (64, 64, 3))
+          >>> model.chain(4).timesteps.tolist(), model.chain("ddim2").timesteps.tolist()
+          ([0, 250, 500, 750], [0, 500])
         """
         timesteps = self.schedule.num_timesteps
         steps = (self.timestep_respacing or timesteps) if steps is None else steps

@@ -1,12 +1,6 @@
 """The networks of OpenAI's guided-diffusion and improved-diffusion (Dhariwal & Nichol 2021; Nichol
 & Dhariwal 2021), from their state dicts and the flags in their READMEs.
 
-| PyTorch                                   | Flax                                          |
-|-------------------------------------------|-----------------------------------------------|
-| `input_blocks.4.0`, `input_blocks.4.1`    | `down_blocks_1/resnets_0`, `…/attentions_0`   |
-| … `.in_layers.2`, `.emb_layers.1`         | … `/conv1`, `/time_emb_proj`                  |
-| … `.qkv` [3 × channels, channels, 1]      | … `/to_q`, `/to_k`, `/to_v`                   |
-
 `qkv` holds query, key and value of the first head, then of the next, or, with
 `use_new_attention_order`, all queries, then all keys, then all values.
 """
@@ -83,12 +77,11 @@ _IN_BLOCK = {
 
 
 def load_openai(weights: Weights, flags: Flags) -> DiffusionModel:
-    """Open a diffusion model of guided-diffusion or improved-diffusion.
+    """Read a diffusion model of OpenAI's guided-diffusion or improved-diffusion.
 
-    Its network, `model.apply(variables, x, t[, y])`, takes the original training timestep, and
-    computes in the dtype of the images, whatever `use_fp16` says (`clone(dtype=…)` changes that).
-    The variables are read-only views of the file; see `load_diffusers`. Fixed variances are
-    `"fixed_large"`, as in OpenAI's code; `chain()` is the chain of `timestep_respacing`.
+    Its network computes in the dtype of the images, whatever `use_fp16` says (`clone(dtype=…)`
+    changes that). The variables are read-only views of the file, as in `load_diffusers`. Fixed
+    variances are `"fixed_large"`, as in OpenAI's code; `chain()` is that of `timestep_respacing`.
 
     Args:
       weights: a state dict: a `.safetensors`, a `.pt` (read by torch), or tensors by name.
@@ -99,8 +92,9 @@ def load_openai(weights: Weights, flags: Flags) -> DiffusionModel:
         leave no trace in the file, so a wrong value gives wrong images and no error: `num_heads`,
         `num_head_channels`, `use_new_attention_order`, `predict_xstart`, those of the diffusion.
 
-    Raises `ValueError` naming a flag or a tensor that is missing, unknown or wrong, and
-    `ImportError` for a `.pt` without torch.
+    Raises:
+      ValueError: a flag or a tensor is missing, unknown or wrong; the message names it.
+      ImportError: a `.pt` without torch.
     """
     given = _read_flags(flags)
     tensors = read_state_dict(weights)
@@ -133,11 +127,14 @@ def load_openai(weights: Weights, flags: Flags) -> DiffusionModel:
 
 
 def load_openai_classifier(weights: Weights, flags: Flags) -> tuple[NoisyClassifier, Variables]:
-    """Open a classifier of guided-diffusion: the module, and its variables.
+    """Read a noisy classifier of OpenAI's guided-diffusion, for `classifier_guidance`.
 
-    `model.apply(variables, x, t)` gives logits, for `classifier_guidance`. `weights` and the errors
-    are those of `load_openai`; `flags` are the CLASSIFIER_FLAGS, and may include those of the
-    diffusion. `classifier_scale` is left to the caller, who passes it as `scale`.
+    Args:
+      weights: a state dict, as in `load_openai`, with the same errors.
+      flags: CLASSIFIER_FLAGS, and perhaps others. Pass `classifier_scale` on, as `scale`.
+
+    Returns:
+      The module and its variables: `module.apply(variables, x_t, t)` is the logits.
     """
     given = _read_flags(flags)
     down = (given.classifier_attention_resolutions, given.classifier_resblock_updown)

@@ -1,20 +1,4 @@
-"""PyTorch's state dicts, and the layers in them as Flax has them.
-
-| PyTorch layer, and its weight             | kind             | Flax                          |
-|-------------------------------------------|------------------|-------------------------------|
-| `Conv2d` [out, in, row, column]           | `conv`           | kernel [row, column, in, out] |
-| `ConvTranspose2d` [in, out, row, column]  | `conv_transpose` | the same, flipped in both     |
-| `Linear` [out, in]                        | `linear`         | kernel [in, out]              |
-| `Embedding` [entries, features]           | `embedding`      | embedding, unchanged          |
-| `GroupNorm`, `LayerNorm` [features]       | `norm`           | scale, unchanged              |
-
-Convolutions over one and three axes are converted alike. Conversion only transposes and flips, so a
-round trip is exact to the bit, and a gradient is converted as its weight is.
-
-Not in the weights: Flax's norms add 1e-6 to the variance where PyTorch's add 1e-5; a
-`ConvTranspose2d` of kernel k and padding p is `nn.ConvTranspose` with padding k - 1 - p, and at
-stride 1 it is a `nn.Conv` with that padding.
-"""
+"""PyTorch's state dicts, and the layers in them as Flax has them."""
 
 import os
 import re
@@ -100,7 +84,7 @@ def to_arrays(state_dict: Mapping[str, Any], *, copy: bool = True) -> dict[str, 
 
 
 def torch_axes(kind: LayerKind, ndim: int) -> tuple[int, ...]:
-    """Flax's axis for each axis of PyTorch's weight."""
+    """Flax's axis for each axis of PyTorch's weight: [out, in, …], or transposed, [in, out, …]."""
     if kind in ("embedding", "norm"):
         return tuple(range(ndim))
     first = (ndim - 2, ndim - 1)
@@ -132,15 +116,26 @@ def layer_kinds(module: Any) -> dict[str, LayerKind]:
 
 
 def layers_from_torch(state_dict: Mapping[str, Any], kinds: Mapping[str, LayerKind]) -> Variables:
-    """Flax's variables, `{"params": …}`, of PyTorch's layers.
+    """Flax's variables, `{"params": …}`, of PyTorch's layers, for networks of one's own.
 
-    `state_dict` holds tensors (on the CPU) or arrays, whose dtype is kept; `kinds` the kind of each
-    layer by its PyTorch name. `blocks.0.conv` becomes `blocks_0/conv`, as Flax names the modules of
-    a list. Raises `KeyError` for a missing weight, and `ValueError` for a tensor of no layer.
+    Conversion only transposes and flips, so it suits gradients too. Not in the weights: Flax's
+    norms add 1e-6 to the variance, PyTorch's 1e-5; a `ConvTranspose2d` of kernel k and padding p is
+    `nn.ConvTranspose` with padding k - 1 - p (at stride 1, `nn.Conv` with that padding).
 
-    >>> state_dict = {"layers.0.weight": np.ones((2, 3)), "layers.0.bias": np.zeros(2)}
-    >>> layers_from_torch(state_dict, {"layers.0": "linear"})["params"]["layers_0"]["kernel"].shape
-    (3, 2)
+    Args:
+      state_dict: tensors (on the CPU) or arrays by name, whose dtype is kept.
+      kinds: "conv", "conv_transpose", "linear", "embedding" or "norm", by each layer's PyTorch
+        name, as `layer_kinds` returns them.
+
+    Raises:
+      KeyError: a layer has no weight in `state_dict`.
+      ValueError: a tensor belongs to no layer, or a kind is unknown.
+
+    Examples:
+      >>> state_dict = {"layers.0.weight": np.ones((2, 3)), "layers.0.bias": np.zeros(2)}
+      >>> variables = interop.layers_from_torch(state_dict, {"layers.0": "linear"})
+      >>> variables["params"]["layers_0"]["kernel"].shape
+      (3, 2)
     """
     tensors = to_arrays(state_dict)
     leaves = {"embedding": "embedding", "norm": "scale"}
@@ -158,10 +153,18 @@ def layers_from_torch(state_dict: Mapping[str, Any], kinds: Mapping[str, LayerKi
 
 
 def simple_unet_from_torch(state_dict: Mapping[str, Any]) -> Variables:
-    """Variables of `SimpleUNet` from the tutorial's `state_dict`.
+    """Variables of `SimpleUNet` from the PyTorch tutorial's state dict: tensors (on the CPU) or
+    arrays by name, whose dtype is kept.
 
-    Accepts tensors (on the CPU) or arrays and keeps their dtype. Raises `ValueError` naming any
-    tensor that is missing, unknown or misshapen.
+    Raises:
+      ValueError: a tensor is missing, unknown or misshapen; the message names it.
+
+    Examples:
+      >>> model, x = ddpm.SimpleUNet(), jnp.zeros((1, 8, 8, 3))
+      >>> variables = jax.jit(model.init)(jax.random.key(0), x, 0)
+      >>> again = interop.simple_unet_from_torch(interop.simple_unet_to_torch(variables))
+      >>> jax.tree.all(jax.tree.map(np.array_equal, variables, again))
+      True
     """
     tensors = to_arrays(state_dict)
     first = tensors.get("down1.weight", np.empty(0))
@@ -169,9 +172,18 @@ def simple_unet_from_torch(state_dict: Mapping[str, Any]) -> Variables:
 
 
 def unet_from_torch(state_dict: Mapping[str, Any], model: UNet, *, copy: bool = True) -> Variables:
-    """Variables of `model` from a `UNet2DModel`'s `state_dict`.
+    """Variables of `UNet` from the state dict of diffusers' `UNet2DModel`.
 
-    As `simple_unet_from_torch`; without `copy` the variables are views of the tensors.
+    Args:
+      state_dict: as in `simple_unet_from_torch`, with the same errors.
+      model: the network, with the fields of the `UNet2DModel`.
+      copy: False makes the variables views of the tensors.
+
+    Examples:
+      >>> model = runs.load_run("runs/digits")
+      >>> variables = interop.unet_from_torch(interop.unet_to_torch(model.variables), model.model)
+      >>> jax.tree.all(jax.tree.map(np.array_equal, model.variables, variables))
+      True
     """
     tensors = to_arrays(state_dict, copy=copy)
     for old, new in _OLD_ATTENTION.items():
@@ -180,7 +192,12 @@ def unet_from_torch(state_dict: Mapping[str, Any], model: UNet, *, copy: bool = 
 
 
 def unet_to_torch(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """A `UNet2DModel`'s state dict, as C-contiguous NumPy arrays, from variables of `UNet`."""
+    """State dict of variables of `UNet` (for `UNet2DModel`) or `SimpleUNet`: C-contiguous arrays.
+
+    Examples:
+      >>> interop.unet_to_torch(runs.load_run("runs/digits").variables)["conv_in.weight"].shape
+      (8, 1, 3, 3)
+    """
     return {
         torch_name(path): weight_to_torch(leaf_kind(path, np.ndim(value)), np.asarray(value))
         for path, value in flatten(variables["params"]).items()
@@ -188,7 +205,7 @@ def unet_to_torch(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 simple_unet_to_torch = unet_to_torch
-"""The tutorial's state dict from variables of `SimpleUNet`."""
+"""The PyTorch tutorial's state dict, as C-contiguous arrays, from variables of `SimpleUNet`."""
 
 
 def torch_name(path: str) -> str:

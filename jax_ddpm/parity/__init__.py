@@ -11,4 +11,5 @@ from jax_ddpm.parity.maths import LOSS_CASES, MATHS_CASES
 from jax_ddpm.parity.networks import NETWORK_CASES
 
 CASES: tuple[Case, ...] = (*MATHS_CASES, *LOSS_CASES, *NETWORK_CASES)
+"""Every certified comparison of this library with PyTorch, for `run_case`."""
 __all__ = ["CASES", "Case", "Report", "compare", "run_case"]

@@ -1,13 +1,4 @@
-"""Is my JAX network the PyTorch one? Output, gradients, optimizer steps and a whole chain.
-
-    report = compare(module, model.apply, from_torch, (x, t))
-    print(report)
-    report.assert_passed()
-
-Both sides start from the same weights and see the same inputs and noise, once in float64, where
-only a wrong formula is far off, and once in float32, where users compute. Errors are relative. If
-the outputs differ, the report names the first module that does: `report.first_difference`.
-"""
+"""Is my JAX network the PyTorch one? Output, gradients, optimizer steps and a whole chain."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
@@ -50,6 +41,9 @@ def compare(
 ) -> Report:
     """Compare a PyTorch network with a JAX one that should be the same function.
 
+    Both start from the same weights and see the same inputs and noise, once in float64, where only
+    a wrong formula is far off, and once in float32, where users compute.
+
     Args:
       module: the PyTorch network, on the CPU. A copy of it is used, in evaluation mode.
       apply_fn: a Linen module, its `apply`, or any function `(variables, *inputs) -> output`.
@@ -62,19 +56,32 @@ def compare(
       adam_steps: steps of Adam on a mean squared error; 0 leaves them out.
       chain: also run the tutorial's reverse chain, 200 steps; for networks `(x, t, …)` that predict
         ε, in the shape of `x`.
-      tolerances: of "forward", "gradients", "training" and "chain", where they are not to be those
-        of `parity.tolerances`, which the networks of this library meet.
+      tolerances: `parity.tolerances.Tolerance(float64, float32)` of "forward", "gradients",
+        "training" and "chain"; by default those that the networks of this library meet.
       dtypes: the precisions, float64 whatever `jax_enable_x64` says.
       keep_going: compare the rest also where the outputs differ.
 
     Returns:
-      A `Report`; `report.passed` is the answer, and `report.first_difference` the first module that
-      differs. Where the outputs differ, nothing else is compared, unless `keep_going`.
+      A `Report`: `report.passed` is the answer, `report.first_difference` the first module that
+        differs. Where the outputs differ, nothing else is compared, unless `keep_going`.
 
     Raises:
       ValueError: the variables are empty, are not of the dtype under test, the two outputs differ
         in shape, or `tolerances` or `dtypes` have another name.
       TypeError: `module` is no instance of a PyTorch module, or `inputs` is one array.
+
+    Examples:
+      >>> from torch import nn
+      >>> from jax_ddpm import parity
+      >>> module = nn.Sequential(nn.Linear(3, 4), nn.SiLU(), nn.Linear(4, 2))
+      >>> def port(weights, x, activation=jax.nn.silu):  # weights by torch's names
+      ...     h = activation(x @ weights["0.weight"].T + weights["0.bias"])
+      ...     return h @ weights["2.weight"].T + weights["2.bias"]
+      >>> parity.compare(module, port, dict, [np.eye(3)], chain=False, adam_steps=0).passed
+      True
+      >>> wrong = lambda weights, x: port(weights, x, jax.nn.relu)
+      >>> parity.compare(module, wrong, dict, [np.eye(3)], chain=False).first_difference
+      '1'
     """
     check_kind("module", module, torch.nn.Module, "Net()")
     check_kind("inputs", inputs, Sequence, "(x, t)")

@@ -60,11 +60,7 @@ _EDITS: tuple[tuple[str, str, Callable[[Any], Any]], ...] = (
         for value in values
     ),
     ("its weight were transposed", "weight", lambda weight: weight.transpose(0, 1)),
-    (
-        "its kernel were transposed",
-        "weight",
-        lambda weight: weight.transpose(2, 3),
-    ),
+    ("its kernel were transposed", "weight", lambda weight: weight.transpose(2, 3)),
     ("its kernel were flipped", "weight", lambda weight: weight.flip(2, 3)),
     ("its weight were left out", "weight", torch.ones_like),
     ("its bias were left out", "bias", torch.zeros_like),

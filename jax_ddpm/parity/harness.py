@@ -25,7 +25,13 @@ _REFERENCE = ("schedule", "forward", "reverse", "likelihood", "losses", "models.
 
 
 class Case(NamedTuple):
-    """A labelled comparison; `compare(dtype)` returns what JAX and what torch computed."""
+    """A labelled comparison, which `run_case` runs.
+
+    Attributes:
+      kind: which tolerance applies: "maths", "forward", "gradients", …
+      name: what is compared.
+      compare: `dtype -> (what JAX computed, what torch computed)`, pytrees of one structure.
+    """
 
     kind: str
     name: str
@@ -52,17 +58,19 @@ class Result(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What comparisons found. Printed, it is a table, and what is known of the first difference."""
+    """What comparisons found. Printed, it is a table, and what is known of the first difference.
+
+    Attributes:
+      rows: for each comparison and precision, what `run_case` returns.
+      first_difference: PyTorch's dotted name of the first module whose output differs though its
+        inputs agree. If the fault lies between modules, the module that gets the wrong input; `""`
+        if it lies after the last one. None if no output of a module differs: see `passed`.
+      explanation: of this difference: errors, the line of code, a likely cause.
+    """
 
     rows: tuple[Result, ...]
     first_difference: str | None = None
-    """PyTorch's dotted name of the first module whose output differs though its inputs agree.
-
-    If the fault lies between modules, the module that gets the wrong input; `""` if it lies after
-    the last one. None if no output of a module differs: see `passed`.
-    """
     explanation: str = ""
-    """What was found of this difference: errors, the line of code, a likely cause."""
 
     @property
     def passed(self) -> bool:
@@ -73,7 +81,7 @@ class Report(NamedTuple):
         return self.passed
 
     def assert_passed(self) -> None:
-        """Raises `AssertionError` with the report if an error is above its tolerance."""
+        """Raises `AssertionError` with the report unless `passed`."""
         if not self.passed:
             raise AssertionError(f"the networks differ\n{self!r}")
 
@@ -100,7 +108,17 @@ def _cells(result: Result | None) -> tuple[str, str]:
 
 
 def run_case(case: Case, dtype: DType) -> Result:
-    """Run both sides in `dtype`. Needs `jax_enable_x64`; products run at highest precision."""
+    """Run both sides of a case in `dtype`, "float64" or "float32"; needs `jax_enable_x64`.
+
+    Returns:
+      `kind`, `name`, `dtype`, `error`, `tolerance`, `worst` (array's path), `seconds`, `passed`.
+
+    Examples:
+      >>> from jax_ddpm import parity
+      >>> with jax.enable_x64(True):
+      ...     parity.run_case(parity.CASES[0], "float64").passed
+      True
+    """
     start = time.perf_counter()
     with jax.default_matmul_precision("highest"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "schedule: ")  # the tutorial's, at T = 200
@@ -169,10 +187,8 @@ def schedule(total: int = T) -> jax_ddpm.NoiseSchedule:
 
 
 def to_torch(array: Any, dtype: DType | None = None) -> torch.Tensor:
-    """NHWC to NCHW, a copy; anything that is not an image keeps its axes.
-
-    Floating numbers are cast to `dtype`, if it is given; integers become torch's usual ones.
-    """
+    """NHWC to NCHW, a copy; anything that is not an image keeps its axes. Floating numbers are cast
+    to `dtype`, if it is given; integers become torch's usual ones."""
     array = np.asarray(array)
     if array.ndim == 4:
         array = array.transpose(0, 3, 1, 2)

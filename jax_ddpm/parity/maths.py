@@ -162,10 +162,7 @@ LOSS_CASES = (
     *(_loss_case("mse", prediction_type=name, weighting="min_snr") for name in _PREDICTIONS),
     *(_loss_case("vb", prediction_type=name) for name in _PREDICTIONS),
     *(_loss_case("vb", variance_type=name) for name in _VARIANCES[1:]),
-    *(
-        _loss_case("hybrid", prediction_type=name, variance_type="learned_range")
-        for name in _PREDICTIONS
-    ),
+    *(_loss_case("hybrid", prediction_type=n, variance_type="learned_range") for n in _PREDICTIONS),
     _loss_case("hybrid", variance_type="learned", weighting="min_snr"),
     *(_gradient_case("hybrid", name) for name in ("learned", "learned_range")),
     _gradient_case("vb", "learned_range"),

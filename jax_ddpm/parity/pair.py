@@ -152,10 +152,7 @@ class Pair:
 
     @cached_property
     def _loss_and_gradients(self) -> Callable[..., Any]:
-        """`(variables, inputs, target) -> (loss, gradients)`, compiled once.
-
-        The gradients of torch's buffers are 0.
-        """
+        """`(variables, inputs, target) -> (loss, gradients)`, compiled once; 0 for buffers."""
         names = dict(self.module.named_parameters(remove_duplicate=False))
         tensors = self.module.state_dict().items()
         is_parameter = self.converted({n: torch.full_like(x, n in names) for n, x in tensors})
