@@ -31,7 +31,9 @@ from jax_ddpm.models import (
     ddpm_digits,
 )
 from jax_ddpm.noise import sample_noise
-from jax_ddpm.reverse import PMeanVariance, dynamic_threshold, p_mean_variance, static_threshold
+from jax_ddpm.reverse import DynamicThreshold as dynamic_threshold  # used as functions
+from jax_ddpm.reverse import PMeanVariance, p_mean_variance
+from jax_ddpm.reverse import StaticThreshold as static_threshold
 from jax_ddpm.samplers import Sampler, ancestral, ddim, dpm_solver_pp, heun
 from jax_ddpm.sampling import SampleState, p_sample_init, p_sample_loop, p_sample_steps
 from jax_ddpm.schedule import (

@@ -129,7 +129,7 @@ def cosine_beta_schedule(timesteps: int, s: float = 0.008, max_beta: float = 0.9
     Args:
       timesteps: T; the defaults suit any.
       s: offset that keeps β from vanishing near t = 0.
-      max_beta: upper limit of β, which the last entries reach.
+      max_beta: upper limit of β, which the last entry reaches.
 
     Examples:
       >>> schedule = ddpm.make_schedule(ddpm.cosine_beta_schedule(1000))
@@ -315,8 +315,7 @@ def extract(
       x: a floating array [batch, …].
 
     Raises:
-      ValueError: `x` is not floating, the shape of `t` does not fit, or a concrete `t` is out of
-        range.
+      ValueError: `x` is not floating, or `t` has another shape or a concrete entry out of range.
 
     Examples:
       >>> schedule, x = ddpm.make_schedule([0.5, 0.5]), jnp.ones((2, 8, 8, 3))
