@@ -1,6 +1,9 @@
-"""DDPM as pure functions in JAX, proven equal to PyTorch.
+"""DDPM (Ho et al. 2020) as pure functions in JAX, proven equal to PyTorch.
 
-import jax_ddpm as ddpm
+    import jax_ddpm as ddpm
+
+A chain is a `NoiseSchedule`, a network is a function `(x_t, t) -> output`, and randomness comes
+from explicit keys. Images are NHWC in [-1, 1]. t runs 0 … T - 1; entry 0 has one step of noise.
 """
 
 from jax_ddpm import interop

@@ -38,7 +38,7 @@ Time: TypeAlias = Real[_Array, "batch"] | Real[_Array, ""] | float | int | np.nu
 Weight: TypeAlias = Real[_Array, "*batch"] | float | int
 """One number for each sample, [batch] or [batch, 1, …], or one for all."""
 
-DenoiseFn: TypeAlias = Callable[[Array, Array], Any]
+DenoiseFn: TypeAlias = Callable[[Array, Array], Any]  # Flax's `apply` says no more than Any
 """`(x_t, t) -> output`: the one type in which the network and the maths meet.
 
 x_t is [batch, …], and t the training timestep, int32 [batch]. The output has the shape of x_t, or

@@ -65,10 +65,12 @@ def image_to_image(
     """SDEdit (Meng et al. 2022): noise `x_start` up to entry `steps` - 1, and run the chain down.
 
     Args:
-      key, schedule, denoise_fn, sampler, prediction_type, variance_type, clip_denoised, noise_fn,
-        first_sample, sharding: as in `p_sample_loop`. x_T takes the noise of entry `i = steps`.
+      key, schedule, denoise_fn, sampler: as in `p_sample_loop`.
       x_start: images in [-1, 1], [batch, …].
-      steps: from 1, which keeps the picture, to T, which forgets it.
+      steps: number of steps, from 1, which keeps the picture, to T, which forgets it. x_T takes the
+        noise of entry `i = steps`.
+      prediction_type, variance_type, clip_denoised: as in `p_sample_loop`.
+      noise_fn, first_sample, sharding: as in `p_sample_loop`.
 
     Raises:
       ValueError: `steps` lies outside 1 … T, or as in `p_sample_loop`.
@@ -134,7 +136,7 @@ def ddim_invert(
 
 @in_float32
 def slerp(a: Sample, b: Sample, weight: Weight) -> Array:
-    """From `a` to `b` along the sphere (Shoemake 1985), sample by sample.
+    """Interpolate from `a` to `b` along the sphere (Shoemake 1985), sample by sample.
 
     A straight line would pass through points with less noise than either end. Two samples on one
     line through 0 have no such arc, and are joined by the line.
@@ -184,7 +186,7 @@ def interpolate(
     Args:
       schedule, denoise_fn: the chain and the network.
       x_a, x_b: images in [-1, 1], [batch, …], of one shape.
-      weights: numbers from 0 to 1.
+      weights: numbers from 0 to 1, [weights].
       prediction_type, variance_type, clip_denoised, sharding: as in `p_sample_loop`.
 
     Examples:
@@ -247,9 +249,9 @@ def inpaint(
 ) -> Array:
     """RePaint, Lugmayr et al. 2022 Algorithm 1: `x_start` where `mask` is 1, samples where it is 0.
 
-    The N visits of the walk are numbered downwards to 0. Visit n takes the draw of entry n in
-    `p_sample_loop`, and the start takes draw N. So with `resamples=1` the missing part gets the
-    noise that `p_sample_loop` would give it.
+    It walks down the chain with detours. The N visits of the walk are numbered downwards to 0.
+    Visit n takes the draw of entry n in `p_sample_loop`, and the start takes draw N. So with
+    `resamples=1` the missing part gets the noise that `p_sample_loop` would give it.
 
     Args:
       key: typed key; may be None with `noise_fn`.
@@ -266,7 +268,7 @@ def inpaint(
       x_0, equal to `x_start` to the bit where `mask` is 1.
 
     Raises:
-      ValueError: a concrete `mask` lies outside [0, 1], a jump is longer than the chain,
+      ValueError: a concrete `mask` lies outside [0, 1], a jump leaves the chain,
         `jump_length` or `resamples` is below 1, or as in `p_sample_loop`.
 
     Examples:

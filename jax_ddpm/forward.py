@@ -1,9 +1,11 @@
 """The forward process q, its posterior, and conversions between ε, x_0 and v.
 
-q(x_t | x_0) = N(√ᾱ_t x_0, (1 - ᾱ_t) I)                          Ho et al. 2020, eq. 4
-q(x_{t-1} | x_t, x_0) = N(μ̃_t(x_t, x_0), β̃_t I)                 eq. 6, 7
-x_t = √ᾱ_t x_0 + √(1 - ᾱ_t) ε                                    reparametrised eq. 4
-v = √ᾱ_t ε - √(1 - ᾱ_t) x_0                                      Salimans & Ho 2022, App. D
+    q(x_t | x_0) = N(√ᾱ_t x_0, (1 - ᾱ_t) I)                          Ho et al. 2020, eq. 4
+    q(x_{t-1} | x_t, x_0) = N(μ̃_t(x_t, x_0), β̃_t I)                 eq. 6, 7
+    x_t = √ᾱ_t x_0 + √(1 - ᾱ_t) ε                                    reparametrised eq. 4
+    v = √ᾱ_t ε - √(1 - ᾱ_t) x_0                                      Salimans & Ho 2022, App. D
+
+All raise `ValueError` when a shape does not fit or a concrete t lies outside the chain.
 """
 
 import jax.numpy as jnp

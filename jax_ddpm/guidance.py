@@ -51,8 +51,8 @@ def classifier_free_guidance(
       conditional, unconditional: `(x_t, t) -> output`, of one type of output. Usually one network,
         with the labels and with its null label.
       scale: one number, or one per sample; may be traced.
-      rescale: φ of Lin et al. 2024, eq. 15 and 16: how far each sample's standard deviation is
-        brought back to that of the conditional output, from 0 to 1.
+      rescale: φ of Lin et al. 2024, eq. 15 and 16, in [0, 1]: how far each sample's standard
+        deviation is brought back to that of the conditional output.
       interval: the first and the last training timestep with guidance (Kynkäänniemi et al. 2024).
         Where no timestep of the batch is inside, only the conditional network runs; devices agree
         on this by reducing one boolean per step.

@@ -63,7 +63,7 @@ def training_losses(
       denoise_fn: `(x_t, t) -> output`.
       x_start: images in [-1, 1], [batch, …].
       t: entries of the chain, 0 … T - 1, [batch] or []; drawn uniformly in training.
-      noise: standard normal, in the shape of `x_start`: it makes x_t, and is what ε must be.
+      noise: standard normal, in the shape of `x_start`: it makes x_t and is the target for ε.
       prediction_type, variance_type: as in `p_mean_variance`.
       loss_type: `"mse"` (Ho et al. 2020, eq. 14); `"vb"`, the term of the variational bound in bits
         per dimension, with x̂_0 unclipped; or `"hybrid"`, both, for a learned variance (Nichol &

@@ -27,7 +27,7 @@ def sample_noise(
     sharding: Place = None,
     dtype: Any = float,
 ) -> Array:
-    """Standard normal noise, [batch, …], that is the same for a sample in any batch.
+    """Standard normal noise, [batch, …]; a sample's noise is the same in any batch.
 
     Args:
       key: typed key, `jax.random.key(seed)`.

@@ -1,7 +1,9 @@
 """One reverse step: what the network's output says about p_θ(x_{t-1} | x_t).
 
-x̂_0 from the output                                  ε, x_0 or v, see `forward`
-p_θ(x_{t-1} | x_t) = N(μ̃_t(x_t, x̂_0), Σ_θ)           Ho et al. 2020, eq. 1, 7, 11
+    x̂_0 from the output                                  ε, x_0 or v, see `forward`
+    p_θ(x_{t-1} | x_t) = N(μ̃_t(x_t, x̂_0), Σ_θ)           Ho et al. 2020, eq. 1, 7, 11
+
+Σ_θ is fixed or learned, and x̂_0 may be clipped: see `p_mean_variance`.
 """
 
 import math
@@ -233,7 +235,7 @@ class StaticThreshold:
     """Clip x_0 to ±`limit` (diffusers' `clip_sample_range`); a value of `clip_denoised`.
 
     Attributes:
-      limit: a positive number, or `ValueError`.
+      limit: a positive number.
 
     Examples:
       >>> ddpm.static_threshold(2.0)(jnp.array([[-3.0, 0.5]])).tolist()
@@ -257,12 +259,12 @@ class DynamicThreshold:
     `max_value`, which is diffusers', s is 1 and this clips to [-1, 1].
 
     Attributes:
-      quantile: in [0, 1], or `ValueError` (diffusers' `dynamic_thresholding_ratio`).
-      max_value: a positive number, or `ValueError` (diffusers' `sample_max_value`).
+      quantile: in [0, 1]; diffusers' `dynamic_thresholding_ratio`.
+      max_value: a positive number; diffusers' `sample_max_value`.
 
     Examples:
-      >>> ddpm.dynamic_threshold(1.0, max_value=8.0)(jnp.array([[-4.0, 2.0], [0.5, 0.1]])).tolist()
-      [[-1.0, 0.5], [0.5, 0.10000000149011612]]
+      >>> ddpm.dynamic_threshold(1.0, max_value=8.0)(jnp.array([[-4.0, 2.0], [0.5, 0.25]])).tolist()
+      [[-1.0, 0.5], [0.5, 0.25]]
     """
 
     quantile: float = 0.995

@@ -95,11 +95,10 @@ def ancestral() -> Sampler:
 
 
 def ddim(eta: float = 0.0, *, use_clipped_model_output: bool = True) -> Sampler:
-    """Song et al. 2021a, eq. 12 and 16: deterministic at `eta` 0, Ho et al.'s chain at 1.
+    """DDIM, Song et al. 2021a, eq. 12 and 16: deterministic at `eta` 0, Ho et al.'s chain at 1.
 
     Args:
-      eta: share of the posterior's standard deviation that is drawn as noise, from 0 to 1, or
-        `ValueError`.
+      eta: share of the posterior's standard deviation that is drawn as noise, in [0, 1].
       use_clipped_model_output: whether ε is recomputed from a clipped x̂_0, so that x_t still mixes
         the two. False, diffusers' default, leaves ε the network's own.
 
@@ -148,7 +147,7 @@ def dpm_solver_pp(order: Literal[1, 2, 3] = 2, *, stochastic: bool = False) -> S
     one before, and order 2 is better there.
 
     Args:
-      order: 1 (the ODE's is `ddim()`), 2 or 3, or `ValueError`.
+      order: 1, 2 or 3. Order 1 of the ODE is `ddim()`.
       stochastic: whether the rule solves the SDE.
 
     Examples:
@@ -195,7 +194,7 @@ def heun(*, max_slope: float = 10.0) -> Sampler:
     end of the chain, which has no next entry, and where σ̂ falls too steeply.
 
     Args:
-      max_slope: corrections are skipped where √ᾱ' σ̂ is above it; positive, or `ValueError`.
+      max_slope: corrections are skipped where √ᾱ' σ̂ is above this positive number.
         A correction multiplies an error of ε by half of √ᾱ' σ̂, which is large in the last entries
         of a cosine schedule. Short steps stay below 1, so all are corrected and the order is 2.
     """

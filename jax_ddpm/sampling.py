@@ -121,7 +121,8 @@ def p_sample_init(
 ) -> SampleState:
     """The state before the first step: x_T, drawn from N(0, I) unless given.
 
-    Warns if the chain does not start in noise, but with an image's share √ᾱ_T above 0.05.
+    Warns if it is drawn where √ᾱ_T is above 0.05: in training x_T then shows the image, so samples
+    get a wrong brightness.
 
     Args:
       key, schedule, shape, x_T, first_sample, sharding: as in `p_sample_loop`.
@@ -169,10 +170,11 @@ def p_sample_steps(
     fuse each piece differently. A state of sixteen bits is rounded at the end of a piece.
 
     Args:
-      key, schedule, denoise_fn, sampler, prediction_type, variance_type, clip_denoised, noise_fn,
-        first_sample, sharding: as in `p_sample_loop`; the same in every piece.
+      key, schedule, denoise_fn: as in `p_sample_loop`, and the same for every piece.
       state: from `p_sample_init` or the piece before.
-      steps: number of steps, static, at most those that are left.
+      steps: number of steps, a Python integer, at most those that are left.
+      sampler, prediction_type, variance_type, clip_denoised: likewise as in `p_sample_loop`.
+      noise_fn, first_sample, sharding: likewise.
 
     Returns:
       The state `steps` entries further down; after the last, its `x_t` is x_0.

@@ -46,18 +46,18 @@ Betas = Float[np.ndarray, "timesteps"]
 class NoiseSchedule(NamedTuple):
     """The tables of a chain of T entries, as `make_schedule` and `respace` make them.
 
-    Each is [T], float64 on the host. The names are OpenAI's (guided-diffusion). `num_timesteps` is
-    T; `len` counts the tables.
+    Each is [T], float64 on the host but for `timesteps`. The names are OpenAI's (guided-diffusion).
+    The property `num_timesteps` is T; `len` counts the tables.
 
     Attributes:
       betas, log_betas: β_t, the variance added at entry t, and its logarithm, finite everywhere.
-      alphas_cumprod, alphas_cumprod_prev: ᾱ_t, and ᾱ_{t-1}, which is 1 at t = 0.
+      alphas_cumprod, alphas_cumprod_prev: ᾱ_t, and ᾱ_{t-1}: 1, or `final_alpha_cumprod`, at t = 0.
       sqrt_alphas_cumprod: √ᾱ_t, the share of x_0 in x_t.
       sqrt_one_minus_alphas_cumprod: √(1 - ᾱ_t), the standard deviation of the noise in x_t.
       log_one_minus_alphas_cumprod: log(1 - ᾱ_t).
       sqrt_recip_alphas_cumprod, sqrt_recipm1_alphas_cumprod: √(1 / ᾱ_t) and √(1 / ᾱ_t - 1).
-      posterior_variance: β̃_t, the variance of q(x_{t-1} | x_t, x_0); 0 at t = 0.
-      posterior_log_variance_clipped: log β̃_t, where entry 0 takes the value of entry 1.
+      posterior_variance: β̃_t, the variance of q(x_{t-1} | x_t, x_0); 0 where ᾱ_{t-1} = 1.
+      posterior_log_variance_clipped: log β̃_t; where β̃_0 = 0, entry 0 takes the value of entry 1.
       posterior_mean_coef1, posterior_mean_coef2: factors of x_0 and x_t in the posterior's mean.
       half_log_snr, half_log_snr_prev: λ = log(√ᾱ / √(1 - ᾱ)) (Lu et al. 2022) at t and t - 1.
       timesteps: the step number that the network is given, int [T]: 0 … T - 1, or the kept ones
@@ -124,7 +124,7 @@ def scaled_linear_beta_schedule(
 
 
 def cosine_beta_schedule(timesteps: int, s: float = 0.008, max_beta: float = 0.999) -> Betas:
-    """ᾱ a squared cosine, as β, float64 [T] (Nichol & Dhariwal 2021, eq. 17).
+    """β for which ᾱ is a squared cosine, float64 [T] (Nichol & Dhariwal 2021, eq. 17).
 
     Args:
       timesteps: T; the defaults suit any.
@@ -143,7 +143,7 @@ def cosine_beta_schedule(timesteps: int, s: float = 0.008, max_beta: float = 0.9
 def sigmoid_beta_schedule(
     timesteps: int, start: float = -3.0, end: float = 3.0, tau: float = 1.0
 ) -> Betas:
-    """ᾱ a sigmoid scaled to run from 1 to 0, as β, float64 [T] (Jabri et al. 2022, Algorithm 4).
+    """β for which ᾱ is a sigmoid from 1 to 0, float64 [T] (Jabri et al. 2022, Algorithm 4).
 
     Args:
       timesteps: T; the defaults suit any. β is at most 0.999.
@@ -216,8 +216,8 @@ def spaced_timesteps(
         `"250"` keeps both ends, `"10,15,20"` so many entries of each equal part of the chain with
         both ends of each, `"ddim25"` every n-th entry, 25 in all, and `""` all.
       spacing: `"leading"` counts up from 0, `"trailing"` down from T - 1, and `"linspace"` keeps
-        both ends (Lin et al. 2024, Table 2); rounded as diffusers does. Few steps want
-        `"trailing"`: the first entry of a `"leading"` chain is not yet pure noise.
+        both ends (Lin et al. 2024, Table 2); rounded as diffusers does. For few steps use
+        `"trailing"`: a `"leading"` chain starts below T - 1, where the image still shows.
 
     Raises:
       ValueError: `steps` lies outside 1 … T, or there are no such entries.
@@ -267,11 +267,11 @@ def _respacing(timesteps: int, words: str) -> np.ndarray:
 def respace(
     schedule: NoiseSchedule, timesteps: Any, *, final_alpha_cumprod: float = 1.0
 ) -> NoiseSchedule:
-    """The schedule of the chain that visits only some entries: sampling in fewer steps.
+    """The schedule of a shorter chain, which visits only some entries: sampling in fewer steps.
 
     A strided chain is a shorter chain with β_i = 1 - ᾱ_i / ᾱ_{i-1} over the kept entries (Nichol &
     Dhariwal 2021, §4). Every sampler runs on it unchanged, and the network still gets the timesteps
-    of its training. Only `classifier_guidance` and `reconstruction_guidance` take the full one.
+    of its training. `classifier_guidance` and `reconstruction_guidance` take the full schedule.
 
     Args:
       schedule: the schedule of training.
