@@ -214,8 +214,7 @@ def repaint_walk(
     """The entry of each of RePaint's steps, and whether it leads up (Lugmayr et al. 2022, App. B).
 
     A step of entry i leads down from level i to i - 1, or up from i - 1 to i. Jumps start from the
-    levels 0, `jump_length`, 2 `jump_length`, … unless they would leave the chain. Raises
-    `ValueError` for an argument below 1 or a jump longer than the chain.
+    levels 0, `jump_length`, 2 `jump_length`, … unless they would leave the chain.
     """
     check_whole("resamples", resamples, 1)
     check_whole("jump_length", jump_length, 1, timesteps - 1 if resamples > 1 else np.inf)

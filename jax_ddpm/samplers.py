@@ -1,12 +1,7 @@
 """Update rules: how one entry of the chain becomes the one before it.
 
 A `Sampler` is two pure functions, like an Optax transformation. All but the multistep rule take
-x_{t-1} from x_t alone:
-
-    ancestral()                    Ho et al. 2020, Algorithm 2: a draw from p_θ
-    ddim(eta)                      Song et al. 2021a, eq. 12
-    dpm_solver_pp(order)           Lu et al. 2022b, multistep; `stochastic=True` is its SDE form
-    heun()                         Karras et al. 2022, Algorithm 1: two networks a step
+x_{t-1} from x_t alone.
 """
 
 from collections.abc import Callable

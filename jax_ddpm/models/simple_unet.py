@@ -29,8 +29,8 @@ class SimpleUNet(nn.Module):
 
     Examples:
       >>> model, x, t = ddpm.SimpleUNet(), jnp.zeros((2, 8, 8, 3)), jnp.array([0, 199])
-      >>> variables = jax.jit(model.init)(jax.random.key(0), x, t)
-      >>> model.apply(variables, x, t).shape
+      >>> variables = jax.eval_shape(model.init, jax.random.key(0), x, t)  # shapes alone
+      >>> jax.eval_shape(model.apply, variables, x, t).shape
       (2, 8, 8, 3)
     """
 
