@@ -1,6 +1,9 @@
-"""DDPM as pure functions in JAX, proven equal to PyTorch.
+"""DDPM (Ho et al. 2020) as pure functions in JAX, proven equal to PyTorch.
 
-import jax_ddpm as ddpm
+    import jax_ddpm as ddpm
+
+A chain is a `NoiseSchedule`, a network is a function `(x_t, t) -> output`, and randomness comes
+from explicit keys. Images are NHWC in [-1, 1]. t runs 0 … T - 1; entry 0 has one step of noise.
 """
 
 from jax_ddpm import interop
@@ -31,7 +34,9 @@ from jax_ddpm.models import (
     ddpm_digits,
 )
 from jax_ddpm.noise import sample_noise
-from jax_ddpm.reverse import PMeanVariance, dynamic_threshold, p_mean_variance, static_threshold
+from jax_ddpm.reverse import DynamicThreshold as dynamic_threshold  # used as functions
+from jax_ddpm.reverse import PMeanVariance, p_mean_variance
+from jax_ddpm.reverse import StaticThreshold as static_threshold
 from jax_ddpm.samplers import Sampler, ancestral, ddim, dpm_solver_pp, heun
 from jax_ddpm.sampling import SampleState, p_sample_init, p_sample_loop, p_sample_steps
 from jax_ddpm.schedule import (

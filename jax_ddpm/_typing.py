@@ -38,11 +38,12 @@ Time: TypeAlias = Real[_Array, "batch"] | Real[_Array, ""] | float | int | np.nu
 Weight: TypeAlias = Real[_Array, "*batch"] | float | int
 """One number for each sample, [batch] or [batch, 1, …], or one for all."""
 
-DenoiseFn: TypeAlias = Callable[[Array, Array], Any]
+DenoiseFn: TypeAlias = Callable[[Array, Array], Any]  # Flax's `apply` says no more than Any
 """`(x_t, t) -> output`: the one type in which the network and the maths meet.
 
-`t` is int32 [batch], the training timestep; the output has the shape of `x_t`, or twice its
-channels (last axis) for a learned variance. `Any`, since Flax's `apply` says no more.
+x_t is [batch, …], and t the training timestep, int32 [batch]. The output has the shape of x_t, or
+twice its channels (last axis) for a learned variance. Weights and labels are closed over:
+`lambda x_t, t: model.apply(variables, x_t, t, labels)`.
 """
 
 NoiseFn: TypeAlias = Callable[[Array], Array]

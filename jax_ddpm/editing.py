@@ -64,14 +64,22 @@ def image_to_image(
 ) -> Array:
     """SDEdit (Meng et al. 2022): noise `x_start` up to entry `steps` - 1, and run the chain down.
 
-    This is `p_sample_loop` on the chain's first `steps` entries, with x_T from q(x_T | x_start) and
-    the noise of entry `i = steps`. The arguments are those of `p_sample_loop`. Few steps keep the
-    picture; all T forget it. Raises `ValueError` for `steps` outside 1 … T, and as `p_sample_loop`.
+    Args:
+      key, schedule, denoise_fn, sampler: as in `p_sample_loop`.
+      x_start: images in [-1, 1], [batch, …].
+      steps: number of steps, from 1, which keeps the picture, to T, which forgets it. x_T takes the
+        noise of entry `i = steps`.
+      prediction_type, variance_type, clip_denoised: as in `p_sample_loop`.
+      noise_fn, first_sample, sharding: as in `p_sample_loop`.
 
-    >>> chain = ddpm.make_schedule(ddpm.cosine_beta_schedule(10))
-    >>> images, denoise_fn = jnp.zeros((2, 8, 8, 1)), lambda x_t, t: 0.1 * x_t
-    >>> ddpm.image_to_image(jax.random.key(0), chain, denoise_fn, images, 4).shape
-    (2, 8, 8, 1)
+    Raises:
+      ValueError: `steps` lies outside 1 … T, or as in `p_sample_loop`.
+
+    Examples:
+      >>> chain = ddpm.make_schedule(ddpm.cosine_beta_schedule(10))
+      >>> images, denoise_fn = jnp.zeros((2, 8, 8, 1)), lambda x_t, t: 0.1 * x_t
+      >>> ddpm.image_to_image(jax.random.key(0), chain, denoise_fn, images, 4).shape
+      (2, 8, 8, 1)
     """
     check_samples(schedule, x_start=x_start)
     check_whole("steps", steps, 1, schedule.num_timesteps)
@@ -98,8 +106,18 @@ def ddim_invert(
 ) -> Array:
     """The x_T from which `ddim()` returns to `x_start` (Dhariwal & Nichol 2021, App. F).
 
-    One scan from entry 0 to T - 1. If the chain leaves noise (`final_alpha_cumprod` below 1),
-    `x_start` should hold it. Arguments and errors are those of `p_mean_variance`.
+    Args:
+      schedule: the chain. If it leaves noise (`final_alpha_cumprod` below 1), `x_start` should too.
+      denoise_fn: the network, which runs T times.
+      x_start: images in [-1, 1], [batch, …].
+      prediction_type, variance_type, clip_denoised, sharding: as in `p_sample_loop`.
+
+    Examples:
+      >>> chain = ddpm.make_schedule(ddpm.cosine_beta_schedule(10))
+      >>> x_start, zeros = jnp.ones((1, 8, 8, 1)), lambda x_t, t: 0 * x_t
+      >>> x_T = ddpm.ddim_invert(chain, zeros, x_start)
+      >>> bool(jnp.allclose(x_T, chain.sqrt_alphas_cumprod[-1] * x_start))
+      True
     """
     check_samples(schedule, x_start=x_start)
     policy = (prediction_type, variance_type, clip_denoised)
@@ -118,10 +136,19 @@ def ddim_invert(
 
 @in_float32
 def slerp(a: Sample, b: Sample, weight: Weight) -> Array:
-    """From `a` (`weight` 0) to `b` (1) along the sphere (Shoemake 1985), sample by sample.
+    """Interpolate from `a` to `b` along the sphere (Shoemake 1985), sample by sample.
 
     A straight line would pass through points with less noise than either end. Two samples on one
     line through 0 have no such arc, and are joined by the line.
+
+    Args:
+      a, b: samples, [batch, …], of one shape.
+      weight: 0 for `a` to 1 for `b`, one number or [batch].
+
+    Examples:
+      >>> halfway = ddpm.slerp(jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 1.0]]), 0.5)
+      >>> print(halfway.round(3))
+      [[0.707 0.707]]
     """
     check_floats("a", a, jnp.shape(a))
     check_floats("b", b, jnp.shape(a))
@@ -154,12 +181,19 @@ def interpolate(
 
     As in Song et al. 2021a, App. D.5. x_T comes from `ddim_invert`, so weights 0 and 1 return `x_a`
     and `x_b` up to DDIM's error, which halves as the steps double: with an exact network, at most
-    0.08 of a pixel in 20 steps, 0.009 in 200. Arguments and errors are those of `p_mean_variance`.
+    0.08 of a pixel in 20 steps, 0.009 in 200.
 
-    >>> chain = ddpm.make_schedule(ddpm.cosine_beta_schedule(10))
-    >>> x, denoise_fn = jnp.full((2, 8, 8, 1), 0.5), lambda x_t, t: 0.1 * x_t
-    >>> ddpm.interpolate(chain, denoise_fn, x, -x, [0, 0.5, 1]).shape
-    (3, 2, 8, 8, 1)
+    Args:
+      schedule, denoise_fn: the chain and the network.
+      x_a, x_b: images in [-1, 1], [batch, …], of one shape.
+      weights: numbers from 0 to 1, [weights].
+      prediction_type, variance_type, clip_denoised, sharding: as in `p_sample_loop`.
+
+    Examples:
+      >>> chain = ddpm.make_schedule(ddpm.cosine_beta_schedule(10))
+      >>> x, denoise_fn = jnp.full((2, 8, 8, 1), 0.5), lambda x_t, t: 0.1 * x_t
+      >>> ddpm.interpolate(chain, denoise_fn, x, -x, [0, 0.5, 1]).shape
+      (3, 2, 8, 8, 1)
     """
     check_floats("x_b", x_b, jnp.shape(x_a))
     policy: Any = {"prediction_type": prediction_type, "variance_type": variance_type}
@@ -180,8 +214,7 @@ def repaint_walk(
     """The entry of each of RePaint's steps, and whether it leads up (Lugmayr et al. 2022, App. B).
 
     A step of entry i leads down from level i to i - 1, or up from i - 1 to i. Jumps start from the
-    levels 0, `jump_length`, 2 `jump_length`, … unless they would leave the chain. Raises
-    `ValueError` for an argument below 1 or a jump longer than the chain.
+    levels 0, `jump_length`, 2 `jump_length`, … unless they would leave the chain.
     """
     check_whole("resamples", resamples, 1)
     check_whole("jump_length", jump_length, 1, timesteps - 1 if resamples > 1 else np.inf)
@@ -215,29 +248,35 @@ def inpaint(
 ) -> Array:
     """RePaint, Lugmayr et al. 2022 Algorithm 1: `x_start` where `mask` is 1, samples where it is 0.
 
-    The N visits of the walk are numbered downwards to 0. Visit n takes the draw of entry n in
-    `p_sample_loop`, and the start takes draw N. So with `resamples=1` the missing part gets the
-    noise that `p_sample_loop` would give it. Raises `ValueError` for a concrete `mask` outside
-    [0, 1], and as `repaint_walk` and `p_sample_loop` do.
+    It walks down the chain with detours. The N visits of the walk are numbered downwards to 0.
+    Visit n takes the draw of entry n in `p_sample_loop`, and the start takes draw N. So with
+    `resamples=1` the missing part gets the noise that `p_sample_loop` would give it.
 
     Args:
       key: typed key; may be None with `noise_fn`.
+      schedule, denoise_fn: the chain and the network.
       x_start: [batch, …]; its values where `mask` is 0 are ignored, but must be finite.
       mask: broadcastable to `x_start` (`mask[..., None]` has a channel), booleans or numbers in
         [0, 1]. A value between 0 and 1 is the known pixel's share in a mean of both, at every step.
-      jump_length, resamples: as in `repaint_walk`; `resamples=1` never jumps.
+      jump_length, resamples: from every `jump_length`-th entry the walk climbs back `jump_length`
+        entries and descends again, `resamples` - 1 times; `resamples=1` never jumps.
+      prediction_type, variance_type, clip_denoised, first_sample, sharding: as in `p_sample_loop`.
       noise_fn: `n -> noise` of the shape of `x_start`, for visit n and for N.
-      the rest: as in `p_sample_loop`.
 
     Returns:
       x_0, equal to `x_start` to the bit where `mask` is 1.
 
-    >>> chain = ddpm.make_schedule(ddpm.cosine_beta_schedule(10))
-    >>> images, denoise_fn = jnp.ones((2, 8, 8, 1)), lambda x_t, t: 0.1 * x_t
-    >>> left = jnp.arange(8)[:, None] < 4  # [width, channel]: the left half is known
-    >>> filled = ddpm.inpaint(jax.random.key(0), chain, denoise_fn, images, left, jump_length=2)
-    >>> bool((filled == images)[:, :, :4].all())
-    True
+    Raises:
+      ValueError: a concrete `mask` lies outside [0, 1], a jump leaves the chain,
+        `jump_length` or `resamples` is below 1, or as in `p_sample_loop`.
+
+    Examples:
+      >>> chain = ddpm.make_schedule(ddpm.cosine_beta_schedule(10))
+      >>> images, denoise_fn = jnp.ones((2, 8, 8, 1)), lambda x_t, t: 0.1 * x_t
+      >>> left = jnp.arange(8)[:, None] < 4  # [width, channel]: the left half is known
+      >>> filled = ddpm.inpaint(jax.random.key(0), chain, denoise_fn, images, left, jump_length=2)
+      >>> bool((filled == images)[:, :, :4].all())
+      True
     """
     check_samples(schedule, x_start=x_start)
     entries, up = repaint_walk(schedule.num_timesteps, jump_length, resamples)

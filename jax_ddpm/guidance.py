@@ -40,25 +40,34 @@ def classifier_free_guidance(
     rescale: float = 0.0,
     interval: tuple[Real, Real] | None = None,
 ) -> DenoiseFn:
-    """Ho & Salimans 2022, eq. 6: ε̃ = ε(x_t) + scale (ε(x_t, y) - ε(x_t)), with `scale` = w + 1, as
-    in diffusers. So 1 is the conditional network, 0 the unconditional one.
+    """Guidance by the difference of two networks: ε(x_t) + `scale` (ε(x_t, y) - ε(x_t)).
 
-    The two networks run one after the other. One run on a doubled batch would move samples between
-    devices twice per step. Raises `ValueError` for a range or a shape that does not fit.
+    This is Ho & Salimans 2022, eq. 6, with `scale` = w + 1, as in diffusers: 1 is the conditional
+    network, 0 the unconditional one. The result is a `DenoiseFn`: pass it to `p_sample_loop` in the
+    network's place. The two networks run one after the other: one run on a doubled batch would move
+    samples between devices twice per step.
 
     Args:
-      conditional, unconditional: any output type, the same for both.
+      conditional, unconditional: `(x_t, t) -> output`, of one type of output. Usually one network,
+        with the labels and with its null label.
       scale: one number, or one per sample; may be traced.
-      rescale: φ of Lin et al. 2024, eq. 15 and 16: how far each sample's standard deviation is
-        brought back to that of the conditional output.
+      rescale: φ of Lin et al. 2024, eq. 15 and 16, in [0, 1]: how far each sample's standard
+        deviation is brought back to that of the conditional output.
       interval: the first and the last training timestep with guidance (Kynkäänniemi et al. 2024).
         Where no timestep of the batch is inside, only the conditional network runs; devices agree
         on this by reducing one boolean per step.
 
-    >>> labelled, unlabelled = lambda x_t, t: 0.2 * x_t, lambda x_t, t: 0.1 * x_t
-    >>> guided = ddpm.classifier_free_guidance(labelled, unlabelled, 3.0)
-    >>> guided(jnp.ones((1, 1, 1, 1)), jnp.array([5])).item()  # 0.2 + (3 - 1) (0.2 - 0.1)
-    0.4000000059604645
+    Raises:
+      ValueError: `scale` is not finite, or `rescale`, `interval` or a shape does not fit.
+
+    Examples:
+      >>> network = lambda x_t, t, labels: x_t * labels[:, None, None, None]  # yours; 0 is no label
+      >>> labels = jnp.array([2, 5])
+      >>> conditional = lambda x_t, t: network(x_t, t, labels)
+      >>> unconditional = lambda x_t, t: network(x_t, t, jnp.zeros_like(labels))
+      >>> guided = ddpm.classifier_free_guidance(conditional, unconditional, 3.0)
+      >>> guided(jnp.ones((2, 1, 1, 1)), jnp.array([9, 9])).ravel().tolist()  # 0 + 3 (label - 0)
+      [6.0, 15.0]
     """
     check_denoisers(conditional=conditional, unconditional=unconditional)
     check_finite("scale", scale)
@@ -99,17 +108,27 @@ def classifier_guidance(
     *,
     prediction_type: PredictionType = "epsilon",
 ) -> DenoiseFn:
-    """Guidance by the gradient of a classifier, Dhariwal & Nichol 2021, Algorithm 2.
+    """Guidance by the gradient of a classifier, Dhariwal & Nichol 2021, Algorithm 2: a `DenoiseFn`.
 
     A shift of ε by δ shifts x_0 by -δ √(1 - ᾱ_t) / √ᾱ_t and v by δ / √ᾱ_t. Where ᾱ_t = 0, x_t holds
-    nothing of the label, and the output is not shifted. Raises `ValueError` if a choice, a scale or
-    a shape does not fit, or if `schedule` is respaced.
+    nothing of the label, and the output is not shifted.
 
     Args:
       schedule: the training schedule, not a `respace`d one, since t is the training timestep.
-      denoise_fn: the network, of output `prediction_type`.
+      denoise_fn: `(x_t, t) -> output`, the network, of output `prediction_type`.
       log_prob_fn: `(x_t, t) -> log p(y | x_t)`, [batch], of a classifier of noisy images.
       scale: s, one number or one per sample; may be traced.
+      prediction_type: as in `p_mean_variance`.
+
+    Raises:
+      ValueError: a choice, `scale` or a shape does not fit, or `schedule` is respaced.
+
+    Examples:
+      >>> schedule, x_t = ddpm.make_schedule([0.75]), jnp.ones((1, 1, 1, 1))
+      >>> log_prob_fn = lambda x_t, t: -(x_t**2).sum((1, 2, 3)) / 2  # its gradient is -x_t
+      >>> guided = ddpm.classifier_guidance(schedule, lambda x_t, t: 0 * x_t, log_prob_fn)
+      >>> round(guided(x_t, jnp.array([0])).item(), 5)  # √0.75
+      0.86603
     """
     check_denoisers(denoise_fn=denoise_fn, log_prob_fn=log_prob_fn)
 
@@ -131,12 +150,20 @@ def reconstruction_guidance(
     """Guidance by a measurement of x̂_0: Chung et al. 2023 (DPS), Theorem 1; Ho et al. 2022b, eq. 7.
 
     The network runs once, and the gradient passes through it. DPS follows the gradient of
-    -‖y - A(x̂_0)‖ with its own step size; Ho et al. that of -‖y - A(x̂_0)‖² ᾱ_t / 2(1 - ᾱ_t). Other
-    arguments and errors are those of `classifier_guidance`.
+    -‖y - A(x̂_0)‖ with its own step size; Ho et al. that of -‖y - A(x̂_0)‖² ᾱ_t / 2(1 - ᾱ_t).
 
     Args:
+      schedule, denoise_fn, scale, prediction_type: as in `classifier_guidance`.
       log_prob_fn: `(x_start, t) -> log p(y | x_0)`, [batch], up to a constant.
       clip_denoised: as in `p_mean_variance`; clipped pixels of x̂_0 have no gradient.
+
+    Examples:
+      >>> measured = jnp.zeros((1, 4, 8, 1))  # the upper half of an image
+      >>> log_prob_fn = lambda x_start, t: -((x_start[:, :4] - measured) ** 2).sum((1, 2, 3)) / 2
+      >>> schedule = ddpm.make_schedule(ddpm.linear_beta_schedule(1000))
+      >>> guided = ddpm.reconstruction_guidance(schedule, lambda x_t, t: 0.1 * x_t, log_prob_fn)
+      >>> guided(jnp.ones((1, 8, 8, 1)), jnp.array([5])).shape
+      (1, 8, 8, 1)
     """
     check_denoisers(denoise_fn=denoise_fn, log_prob_fn=log_prob_fn)
     policy = (prediction_type, "fixed_small", clip_denoised)

@@ -41,8 +41,10 @@ _SLOPE, _CUBIC = math.sqrt(2 / math.pi), 0.044715
 class BitsPerDim(NamedTuple):
     """The bound of each sample and its parts, in bits per dimension: `total = prior + Σ vb`.
 
-    `vb[:, t]` is entry t of the chain, ascending: the decoder's term comes first. `mse[:, t]` is
-    the mean square of ε̂ - ε there, whatever the network predicts.
+    Attributes:
+      total, prior: the bound and L_T, [batch].
+      vb: the terms of the chain's entries, [batch, T], ascending: L_0, the decoder's, comes first.
+      mse: the mean square of ε̂ - ε at each entry, [batch, T], whatever the network predicts.
     """
 
     total: PerSample
@@ -64,24 +66,29 @@ def bits_per_dim(
     noise_fn: NoiseFn | None = None,
     first_sample: int | Array = 0,
 ) -> BitsPerDim:
-    """The bound on -log₂ p(x_0) per dimension, Ho et al. eq. 5, with one draw of x_t per entry.
+    """The bound on -log₂ p(x_0) per dimension, Ho et al. 2020, eq. 5.
 
-    The T entries are one `lax.scan`: beyond the results [batch, T], memory does not grow with T.
-    Raises `ValueError` if a shape or a choice does not fit, or without both `key` and `noise_fn`.
+    It takes one draw of x_t per entry, so the network runs T times, in one `lax.scan`: beyond the
+    results, memory does not grow with T.
 
     Args:
       key: typed key; may be None with `noise_fn`.
       schedule: the chain; the bound of a `respace`d one is its own, and looser.
-      x_start: images of 8 bits, scaled to [-1, 1]; the result has their dtype.
-      denoise_fn, prediction_type, variance_type, clip_denoised: as in `p_mean_variance`.
+      denoise_fn: `(x_t, t) -> output`.
+      x_start: images of 8 bits, scaled to [-1, 1], [batch, …]; the result has their dtype.
+      prediction_type, variance_type, clip_denoised: as in `p_mean_variance`.
       noise_fn: `i -> noise` in the shape of `x_start`, instead of the draws at entry i.
       first_sample: the number of the batch's first sample, which decides its randomness.
 
-    >>> chain = ddpm.make_schedule(ddpm.cosine_beta_schedule(10))
-    >>> images, denoise_fn = jnp.zeros((2, 8, 8, 1)), lambda x_t, t: 0.1 * x_t
-    >>> bound = ddpm.bits_per_dim(jax.random.key(0), chain, denoise_fn, images)
-    >>> bound.total.shape, bound.vb.shape
-    ((2,), (2, 10))
+    Raises:
+      ValueError: a shape or a choice does not fit, or there is neither `key` nor `noise_fn`.
+
+    Examples:
+      >>> chain = ddpm.make_schedule(ddpm.cosine_beta_schedule(10))
+      >>> images, denoise_fn = jnp.zeros((2, 8, 8, 1)), lambda x_t, t: 0.1 * x_t
+      >>> bound = ddpm.bits_per_dim(jax.random.key(0), chain, denoise_fn, images)
+      >>> bound.total.shape, bound.vb.shape
+      ((2,), (2, 10))
     """
     check_samples(schedule, x_start=x_start)
     x_start = jnp.asarray(x_start)

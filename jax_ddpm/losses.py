@@ -56,21 +56,32 @@ def training_losses(
     weighting: None | Weighting = None,
     min_snr_gamma: float = 5.0,
 ) -> PerSample:
-    """The loss of each sample at x_t ~ q(x_t | x_0), shape [batch]; runs the network once.
+    """The loss of each sample at x_t ~ q(x_t | x_0), [batch]; runs the network once.
 
-    `noise` is the standard normal draw that makes x_t, and the target of ε-prediction. `loss_type`
-    is `"mse"` (Ho et al. eq. 14), `"vb"`, the term of the variational bound in bits per dimension
-    with x̂_0 unclipped, or `"hybrid"`, Nichol & Dhariwal's for learned variances. The default is
-    `"hybrid"` for a learned variance, which the mse would leave untrained, else `"mse"`.
-    `weighting="min_snr"` weighs the mse, with γ = `min_snr_gamma`. Raises `ValueError` for choices
-    that do not fit together.
+    Args:
+      schedule: the chain's tables.
+      denoise_fn: `(x_t, t) -> output`.
+      x_start: images in [-1, 1], [batch, …].
+      t: entries of the chain, 0 … T - 1, [batch] or []; drawn uniformly in training.
+      noise: standard normal, in the shape of `x_start`: it makes x_t and is the target for ε.
+      prediction_type, variance_type: as in `p_mean_variance`.
+      loss_type: `"mse"` (Ho et al. 2020, eq. 14); `"vb"`, the term of the variational bound in bits
+        per dimension, with x̂_0 unclipped; or `"hybrid"`, both, for a learned variance (Nichol &
+        Dhariwal 2021, eq. 16). Default: `"hybrid"` for a learned variance, which the mse would
+        leave untrained, else `"mse"`.
+      weighting: `"min_snr"` weighs the mse by Hang et al. 2023.
+      min_snr_gamma: their γ.
 
-    >>> schedule = ddpm.make_schedule(ddpm.linear_beta_schedule(1000))
-    >>> images, t = jnp.zeros((2, 8, 8, 1)), jnp.array([0, 999])
-    >>> noise = jax.random.normal(jax.random.key(0), images.shape)
-    >>> perfect = ddpm.training_losses(schedule, lambda x_t, t: noise, images, t, noise)
-    >>> perfect.tolist()
-    [0.0, 0.0]
+    Raises:
+      ValueError: a shape or a choice does not fit, or the choices do not fit together.
+
+    Examples:
+      >>> schedule = ddpm.make_schedule(ddpm.linear_beta_schedule(1000))
+      >>> images, t = jnp.zeros((2, 8, 8, 1)), jnp.array([0, 999])
+      >>> noise = jax.random.normal(jax.random.key(0), images.shape)
+      >>> perfect = ddpm.training_losses(schedule, lambda x_t, t: noise, images, t, noise)
+      >>> perfect.tolist()
+      [0.0, 0.0]
     """
     if loss_type is None:
         loss_type = "hybrid" if variance_type in _LEARNED else "mse"

@@ -27,7 +27,25 @@ def sample_noise(
     sharding: Place = None,
     dtype: Any = float,
 ) -> Array:
-    """Standard normal noise of `shape` for entry `i`; a sample's noise is the same in any batch."""
+    """Standard normal noise, [batch, …]; a sample's noise is the same in any batch.
+
+    Args:
+      key: typed key, `jax.random.key(seed)`.
+      i: the entry of the chain; `p_sample_loop` draws x_T with `i` = T.
+      shape: [batch, …] of the noise.
+      first_sample: the number of the batch's first sample: 64 for the second batch of 64.
+      sharding: of the result.
+      dtype: of the result. Default: JAX's default float.
+
+    Raises:
+      ValueError: `key` is not a typed key, or `first_sample` is not a whole number of 0 or more.
+
+    Examples:
+      >>> key = jax.random.key(0)
+      >>> four = ddpm.sample_noise(key, 5, (4, 8, 8, 1))
+      >>> bool((four[3:] == ddpm.sample_noise(key, 5, (1, 8, 8, 1), first_sample=3)).all())
+      True
+    """
     if key is None:
         raise FieldError("key", "expected a key, or both x_T and noise_fn, got None")
     check_key("key", key)

@@ -3,9 +3,7 @@
     x̂_0 from the output                                  ε, x_0 or v, see `forward`
     p_θ(x_{t-1} | x_t) = N(μ̃_t(x_t, x̂_0), Σ_θ)           Ho et al. 2020, eq. 1, 7, 11
 
-Σ_θ is β̃_t (`fixed_small`), β_t (`fixed_large`), or the second half of the output's channels:
-log Σ itself (`learned`), or the place v of log Σ between log β̃_t and log β_t
-(`learned_range`, Nichol & Dhariwal 2021, eq. 15).
+Σ_θ is fixed or learned, and x̂_0 may be clipped: see `p_mean_variance`.
 """
 
 import math
@@ -79,7 +77,13 @@ def in_float32(function: F) -> F:
 
 
 class PMeanVariance(NamedTuple):
-    """Moments of p_θ(x_{t-1} | x_t) and their x̂_0, each in the shape of x_t."""
+    """Moments of p_θ(x_{t-1} | x_t), as `p_mean_variance` returns them, each in the shape of x_t.
+
+    Attributes:
+      mean: of x_{t-1}: the posterior's mean for x̂_0.
+      variance, log_variance: Σ_θ and its logarithm, the same for all pixels unless learned.
+      pred_xstart: x̂_0, clipped as `clip_denoised` says.
+    """
 
     mean: Array
     variance: Array
@@ -143,17 +147,33 @@ def p_mean_variance(
     variance_type: VarianceType = "fixed_small",
     clip_denoised: Clipping = True,
 ) -> PMeanVariance:
-    """Moments of p_θ(x_{t-1} | x_t), Ho et al. eq. 1 with the mean of eq. 7.
+    """Moments of p_θ(x_{t-1} | x_t), Ho et al. 2020, eq. 1 with the mean of eq. 7.
 
-    `clip_denoised=True` clips x̂_0 to [-1, 1]; a function, such as `dynamic_threshold()`, replaces
-    that clipping. At t = 0, `fixed_small` has variance 0 and the log-variance of entry 1, and
-    `fixed_large` has variance and log-variance of entry 1, as in OpenAI's code.
+    At t = 0, `"fixed_small"` has variance 0 and the log-variance of entry 1, and `"fixed_large"`
+    has variance and log-variance of entry 1, as in OpenAI's code.
 
-    >>> schedule = ddpm.make_schedule(ddpm.linear_beta_schedule(1000))
-    >>> x_t, t = jnp.ones((2, 8, 8, 1)), jnp.array([0, 999])
-    >>> p = ddpm.p_mean_variance(schedule, lambda x_t, t: 0.1 * x_t, x_t, t)
-    >>> p.mean.shape, float(p.variance[0].max())
-    ((2, 8, 8, 1), 0.0)
+    Args:
+      schedule: the chain's tables.
+      denoise_fn: `(x_t, t) -> output`, with t the training timestep, int32 [batch].
+      x_t: the state, [batch, …].
+      t: entries of the chain, 0 … T - 1, [batch] or [].
+      prediction_type: whether the output is ε, x_0 (`"sample"`) or v.
+      variance_type: β̃_t (`"fixed_small"`), β_t (`"fixed_large"`), or from the output's second half
+        of channels: log Σ (`"learned"`), or its place between the two, from -1 to 1
+        (`"learned_range"`, Nichol & Dhariwal 2021, eq. 15).
+      clip_denoised: whether x̂_0 is clipped to [-1, 1], or a function that does it instead, such as
+        `dynamic_threshold()`.
+
+    Raises:
+      ValueError: a choice, a shape or a concrete `t` does not fit, or ε is predicted where x_T is
+        pure noise (ᾱ_T = 0).
+
+    Examples:
+      >>> schedule = ddpm.make_schedule(ddpm.linear_beta_schedule(1000))
+      >>> x_t, t = jnp.ones((2, 8, 8, 1)), jnp.array([0, 999])
+      >>> p = ddpm.p_mean_variance(schedule, lambda x_t, t: 0.1 * x_t, x_t, t)
+      >>> p.mean.shape, float(p.variance[0].max())
+      ((2, 8, 8, 1), 0.0)
     """
     policy = (prediction_type, variance_type, clip_denoised)
     return PMeanVariance(*predict(schedule, denoise_fn, *policy, x_t, t)[:4])
@@ -212,7 +232,15 @@ def predict(
 
 @dataclass(frozen=True)
 class StaticThreshold:
-    """Clips x_0 to ±`limit`, a positive number (diffusers' `clip_sample_range`)."""
+    """Clip x_0 to ±`limit` (diffusers' `clip_sample_range`); a value of `clip_denoised`.
+
+    Attributes:
+      limit: a positive number.
+
+    Examples:
+      >>> ddpm.static_threshold(2.0)(jnp.array([[-3.0, 0.5]])).tolist()
+      [[-2.0, 0.5]]
+    """
 
     limit: float
 
@@ -225,12 +253,18 @@ class StaticThreshold:
 
 @dataclass(frozen=True)
 class DynamicThreshold:
-    """Clips x_0 to ±s and divides by s (Saharia et al. 2022, §2.3), with s for each sample the
-    `quantile` of |x_0|, at least 1 and at most `max_value`.
+    """Clip x_0 to ±s and divide by s (Saharia et al. 2022, §2.3); a value of `clip_denoised`.
 
-    The numbers are diffusers' `dynamic_thresholding_ratio` and `sample_max_value`: at its default
-    of 1, s is 1 and this clips to [-1, 1]. Raises `ValueError` for a quantile outside [0, 1] or a
-    `max_value` that is not positive.
+    For each sample, s is a quantile of |x_0|, at least 1 and at most `max_value`. With the default
+    `max_value`, which is diffusers', s is 1 and this clips to [-1, 1].
+
+    Attributes:
+      quantile: in [0, 1]; diffusers' `dynamic_thresholding_ratio`.
+      max_value: a positive number; diffusers' `sample_max_value`.
+
+    Examples:
+      >>> ddpm.dynamic_threshold(1.0, max_value=8.0)(jnp.array([[-4.0, 2.0], [0.5, 0.25]])).tolist()
+      [[-1.0, 0.5], [0.5, 0.25]]
     """
 
     quantile: float = 0.995
@@ -248,6 +282,3 @@ class DynamicThreshold:
         between = magnitude[:, low] + (position - low) * (magnitude[:, high] - magnitude[:, low])
         s = per_sample("s", jnp.minimum(jnp.maximum(between, 1), self.max_value), x_start)
         return jnp.clip(x_start, -s, s) / s
-
-
-static_threshold, dynamic_threshold = StaticThreshold, DynamicThreshold  # as functions are named

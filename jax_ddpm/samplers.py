@@ -1,20 +1,7 @@
 """Update rules: how one entry of the chain becomes the one before it.
 
-A `Sampler` is two pure functions, like an Optax transformation: `InitFn` and `StepFn`. All but the
-multistep rule take x_{t-1} from x_t alone:
-
-    ancestral()                    Ho et al. 2020, Algorithm 2: a draw from p_θ
-    ddim(eta)                      Song et al. 2021a, eq. 12
-    dpm_solver_pp(order)           Lu et al. 2022b, multistep; `stochastic=True` is its SDE form
-    heun()                         Karras et al. 2022, Algorithm 1: two networks a step
-
-A rule of your own:
-
-    def step(schedule, predict, noise_fn, i, x_t, memory):
-        ...
-        return x_prev, memory
-
-    mine = Sampler(init=lambda x_T: (), step=step)
+A `Sampler` is two pure functions, like an Optax transformation. All but the multistep rule take
+x_{t-1} from x_t alone.
 """
 
 from collections.abc import Callable
@@ -33,13 +20,11 @@ from jax_ddpm.schedule import NoiseSchedule, extract
 PredictFn = Callable[[Array, Array], Prediction]
 """`(x_t, i) -> Prediction`: one run of the network at entry i."""
 
-
 InitFn = Callable[[Array], Any]
-"""`x_T -> memory`, a pytree of arrays for the first step; `()` for a one-step rule."""
 
 
 class StepFn(Protocol):
-    """One step of a rule."""
+    """One step of a rule: `Sampler` describes the arguments and the result."""
 
     def __call__(
         self,
@@ -50,26 +35,34 @@ class StepFn(Protocol):
         x_t: Array,
         memory: Any,
         /,
-    ) -> tuple[Array, Any]:
-        """Move x_t, at entry `i` of the chain, to x_{t-1}.
-
-        Args:
-          schedule: the chain's tables, read by `extract(schedule.betas, i, x_t)`.
-          predict: runs the network, once or several times.
-          noise_fn: the standard normal draw of an entry, of the shape of `x_t`; a deterministic
-            rule never asks for it.
-          i: int32 scalar, T - 1 … 0.
-          x_t: the state, [batch, …].
-          memory: what `init` or the step before returned.
-
-        Returns:
-          x_{t-1}, of the shape and dtype of `x_t`, and the memory for the next step.
-        """
-        ...
+    ) -> tuple[Array, Any]: ...
 
 
 class Sampler(NamedTuple):
-    """An update rule as a pair of pure functions; `name` holds every option, for records."""
+    """An update rule as a pair of pure functions, which `p_sample_loop` calls.
+
+    Attributes:
+      init: `x_T -> memory`, a pytree of arrays for the first step; `()` for a one-step rule.
+      step: `(schedule, predict, noise_fn, i, x_t, memory) -> (x_{t-1}, memory)`. i is the entry, an
+        int32 scalar, T - 1 … 0. `predict(x_t, i)` runs the network and returns the fields of
+        `PMeanVariance` and `eps`, from x̂_0 before clipping; it may be called several times.
+        `noise_fn(i)` is the draw of an entry, in the shape of x_t; a deterministic rule never asks.
+        x_{t-1} has the shape and dtype of x_t, and memory goes from step to step.
+      name: the rule and its options, for records.
+
+    Examples:
+      >>> def step(schedule, predict, noise_fn, i, x_t, memory):  # DDIM
+      ...     x_start = predict(x_t, i).pred_xstart
+      ...     eps = ddpm.predict_eps_from_xstart(schedule, x_t, i, x_start)
+      ...     alpha_bar = ddpm.extract(schedule.alphas_cumprod_prev, i, x_t)
+      ...     return jnp.sqrt(alpha_bar) * x_start + jnp.sqrt(1 - alpha_bar) * eps, memory
+      >>> mine = ddpm.Sampler(init=lambda x_T: (), step=step)
+      >>> key, chain = jax.random.key(0), ddpm.make_schedule(ddpm.cosine_beta_schedule(10))
+      >>> network = lambda x_t, t: 0.1 * x_t
+      >>> draw = lambda rule: ddpm.p_sample_loop(key, chain, network, (2, 8, 8, 1), sampler=rule)
+      >>> bool(jnp.allclose(draw(mine), draw(ddpm.ddim()), atol=1e-5))
+      True
+    """
 
     init: InitFn
     step: StepFn
@@ -77,7 +70,15 @@ class Sampler(NamedTuple):
 
 
 def ancestral() -> Sampler:
-    """Draw x_{t-1} from p_θ(x_{t-1} | x_t): Ho et al. 2020, Algorithm 2. No noise lands on x_0."""
+    """Draw x_{t-1} from p_θ(x_{t-1} | x_t): Ho et al. 2020, Algorithm 2. No noise lands on x_0.
+
+    Examples:
+      >>> key, chain = jax.random.key(0), ddpm.make_schedule(ddpm.cosine_beta_schedule(10))
+      >>> network = lambda x_t, t: 0.1 * x_t
+      >>> draw = lambda rule: ddpm.p_sample_loop(key, chain, network, (2, 8, 8, 1), sampler=rule)
+      >>> bool(jnp.allclose(draw(ddpm.ancestral()), draw(ddpm.ddim(eta=1.0)), atol=1e-4))
+      True
+    """
 
     def step(schedule, predict, noise_fn, i, x_t, memory):
         p = predict(x_t, i)
@@ -89,10 +90,20 @@ def ancestral() -> Sampler:
 
 
 def ddim(eta: float = 0.0, *, use_clipped_model_output: bool = True) -> Sampler:
-    """Song et al. 2021a, eq. 12 and 16: deterministic at `eta` 0, Ho et al.'s chain at 1.
+    """DDIM, Song et al. 2021a, eq. 12 and 16: deterministic at `eta` 0, Ho et al.'s chain at 1.
 
-    If x̂_0 is clipped, ε is recomputed from it, so that x_t still mixes the two. With
-    `use_clipped_model_output=False`, diffusers' default, ε stays the network's own.
+    Args:
+      eta: share of the posterior's standard deviation that is drawn as noise, in [0, 1].
+      use_clipped_model_output: whether ε is recomputed from a clipped x̂_0, so that x_t still mixes
+        the two. False, diffusers' default, leaves ε the network's own.
+
+    Examples:
+      >>> chain = ddpm.make_schedule(ddpm.linear_beta_schedule(10, 0.01, 0.2))
+      >>> x_T, zeros = jnp.ones((1, 8, 8, 1)), lambda x_t, t: 0 * x_t  # without noise to remove
+      >>> options = {"sampler": ddpm.ddim(), "x_T": x_T, "clip_denoised": False}
+      >>> x_0 = ddpm.p_sample_loop(None, chain, zeros, x_T.shape, **options)
+      >>> bool(jnp.allclose(x_0, x_T / chain.sqrt_alphas_cumprod[-1]))  # x_T is scaled
+      True
     """
     check_between("eta", eta, 0, 1)
 
@@ -115,7 +126,7 @@ def ddim(eta: float = 0.0, *, use_clipped_model_output: bool = True) -> Sampler:
 
 
 def dpm_solver_pp(order: Literal[1, 2, 3] = 2, *, stochastic: bool = False) -> Sampler:
-    """Multistep DPM-Solver++ of order 1, 2 or 3 (Lu et al. 2022b, Algorithm 2), or its SDE form.
+    """Multistep DPM-Solver++ (Lu et al. 2022b, Algorithm 2), for few steps.
 
     In λ = log(α / σ), with h = λ' - λ, and k = 1 for the ODE, 2 for the SDE:
 
@@ -129,6 +140,17 @@ def dpm_solver_pp(order: Literal[1, 2, 3] = 2, *, stochastic: bool = False) -> S
     second order. It extrapolates far, and needs steps of like length in λ:
     space them `"trailing"`, since the last steps of other spacings are each several times the
     one before, and order 2 is better there.
+
+    Args:
+      order: 1, 2 or 3. Order 1 of the ODE is `ddim()`.
+      stochastic: whether the rule solves the SDE.
+
+    Examples:
+      >>> key, chain = jax.random.key(0), ddpm.make_schedule(ddpm.cosine_beta_schedule(10))
+      >>> network = lambda x_t, t: 0.1 * x_t
+      >>> draw = lambda rule: ddpm.p_sample_loop(key, chain, network, (2, 8, 8, 1), sampler=rule)
+      >>> bool(jnp.allclose(draw(ddpm.dpm_solver_pp(1)), draw(ddpm.ddim()), atol=1e-4))
+      True
     """
     check_choice("order", order, (1, 2, 3))
     k = 2 if stochastic else 1
@@ -167,9 +189,9 @@ def heun(*, max_slope: float = 10.0) -> Sampler:
     end of the chain, which has no next entry, and where σ̂ falls too steeply.
 
     Args:
-      max_slope: corrections are skipped where √ᾱ' σ̂ is above it. A correction multiplies an error
-        of ε by half of √ᾱ' σ̂, which is large in the last entries of a cosine schedule. Short steps
-        stay below 1, so all are corrected and the order is 2.
+      max_slope: corrections are skipped where √ᾱ' σ̂ is above this positive number.
+        A correction multiplies an error of ε by half of √ᾱ' σ̂, which is large in the last entries
+        of a cosine schedule. Short steps stay below 1, so all are corrected and the order is 2.
     """
     check_positive(max_slope=max_slope)
 

@@ -9,17 +9,6 @@ The loop holds one state and nothing of the trajectory, and its program does not
 Randomness belongs to the sample (see `noise`); x_T uses `i = T`. The loop is differentiable. Its
 gradient recomputes each step from its x_t, so memory holds T states, not T times the network's
 activations.
-
-`p_sample_loop` is `p_sample_init` and then `p_sample_steps` for all T. Call the two yourself to run
-a long chain in pieces, for a progress bar for example. The random bits are the same, and the result
-is the same within rounding (1e-15 of a pixel in float64, 1e-6 in float32), since the compiler may
-fuse each piece differently. A state of sixteen bits is rounded only at the end of a piece.
-
-    state = p_sample_init(key, schedule, shape)
-    run = jax.jit(lambda state: p_sample_steps(key, schedule, denoise_fn, state, 100))
-    for _ in range(T // 100):
-        state = run(state)
-    x_0 = state.x_t
 """
 
 from functools import partial
@@ -40,7 +29,13 @@ from jax_ddpm.schedule import NoiseSchedule, warn_of_signal
 
 
 class SampleState(NamedTuple):
-    """What the next step of the chain needs: its entry, T - 1 … 0, x_t, the rule's memory."""
+    """What the next step of the chain needs: from `p_sample_init`, for `p_sample_steps`.
+
+    Attributes:
+      i: the entry of the next step, int32 []: T - 1 … 0, and -1 after the last.
+      x_t: the state, [batch, …]; x_0 after the last step.
+      memory: the sampler's own.
+    """
 
     i: Int[Array, ""]
     x_t: Array
@@ -66,9 +61,6 @@ def p_sample_loop(
 ) -> Array | tuple[Array, Array]:
     """Run the whole reverse chain, Ho et al. 2020 Algorithm 2 for the default `ancestral()`.
 
-    Raises `ValueError` if a shape, a choice or `save_every` does not fit, or if noise is needed and
-    there is neither `key` nor `noise_fn`.
-
     Args:
       key: typed key; may be None with `x_T` if the rest needs no draws.
       schedule: the chain; a `respace`d one runs fewer steps.
@@ -85,14 +77,19 @@ def p_sample_loop(
 
     Returns:
       x_0 of `shape`; with `save_every`, `(x_0, states)` with states [T // save_every, *shape],
-      noisiest first.
+        noisiest first.
 
-    >>> schedule = ddpm.make_schedule(ddpm.cosine_beta_schedule(1000))
-    >>> chain = ddpm.respace(schedule, ddpm.spaced_timesteps(1000, 10, "trailing"))
-    >>> denoise_fn = lambda x_t, t: 0.1 * x_t  # your network
-    >>> draw = lambda key: ddpm.p_sample_loop(key, chain, denoise_fn, (4, 8, 8, 1))
-    >>> jax.jit(draw)(jax.random.key(0)).shape
-    (4, 8, 8, 1)
+    Raises:
+      ValueError: a shape, a choice or `save_every` does not fit, or noise is needed and there is
+        neither `key` nor `noise_fn`.
+
+    Examples:
+      >>> schedule = ddpm.make_schedule(ddpm.cosine_beta_schedule(1000))
+      >>> chain = ddpm.respace(schedule, ddpm.spaced_timesteps(1000, 10, "trailing"))
+      >>> denoise_fn = lambda x_t, t: 0.1 * x_t  # your network
+      >>> draw = lambda key: ddpm.p_sample_loop(key, chain, denoise_fn, (4, 8, 8, 1))
+      >>> jax.jit(draw)(jax.random.key(0)).shape
+      (4, 8, 8, 1)
     """
     batch: Any = {"sampler": sampler, "first_sample": first_sample, "sharding": sharding}
     policy: Any = {"prediction_type": prediction_type, "variance_type": variance_type}
@@ -124,7 +121,21 @@ def p_sample_init(
 ) -> SampleState:
     """The state before the first step: x_T, drawn from N(0, I) unless given.
 
-    Warns if the chain does not start in noise: see `warn_of_signal`.
+    Warns if it is drawn where √ᾱ_T is above 0.05: in training x_T then shows the image, so samples
+    get a wrong brightness.
+
+    Args:
+      key, schedule, shape, x_T, first_sample, sharding: as in `p_sample_loop`.
+      sampler: the update rule, the same as in `p_sample_steps`. Default: `ancestral()`.
+
+    Raises:
+      ValueError: `x_T` is not a floating array of `shape`, or there is neither `key` nor `x_T`.
+
+    Examples:
+      >>> chain = ddpm.make_schedule(ddpm.cosine_beta_schedule(20))
+      >>> state = ddpm.p_sample_init(jax.random.key(0), chain, (2, 8, 8, 1))
+      >>> int(state.i), state.x_t.shape
+      (19, (2, 8, 8, 1))
     """
     check_schedule(schedule)
     total = schedule.num_timesteps
@@ -152,7 +163,35 @@ def p_sample_steps(
     first_sample: int | Array = 0,
     sharding: Place = None,
 ) -> SampleState:
-    """Take `steps` steps down the chain from `state`; T steps from the start are all of it."""
+    """Take `steps` steps down the chain: `p_sample_loop` in pieces, for example for a progress bar.
+
+    T steps from `p_sample_init` are the whole chain. Pieces change no random bits, and change the
+    result only by rounding (1e-15 of a pixel in float64, 1e-6 in float32), since the compiler may
+    fuse each piece differently. A state of sixteen bits is rounded at the end of a piece.
+
+    Args:
+      key, schedule, denoise_fn: as in `p_sample_loop`, and the same for every piece.
+      state: from `p_sample_init` or the piece before.
+      steps: number of steps, a Python integer, at most those that are left.
+      sampler, prediction_type, variance_type, clip_denoised: likewise as in `p_sample_loop`.
+      noise_fn, first_sample, sharding: likewise.
+
+    Returns:
+      The state `steps` entries further down; after the last, its `x_t` is x_0.
+
+    Raises:
+      ValueError: `steps` is larger than what a concrete `state` has left, or as in `p_sample_loop`.
+
+    Examples:
+      >>> key, chain = jax.random.key(0), ddpm.make_schedule(ddpm.cosine_beta_schedule(20))
+      >>> denoise_fn = lambda x_t, t: 0.1 * x_t  # your network
+      >>> run = jax.jit(lambda state: ddpm.p_sample_steps(key, chain, denoise_fn, state, 5))
+      >>> state = ddpm.p_sample_init(key, chain, (2, 8, 8, 1))
+      >>> for _ in range(chain.num_timesteps // 5):  # or tqdm(range(…)), for a bar
+      ...     state = run(state)
+      >>> int(state.i), state.x_t.shape
+      (-1, (2, 8, 8, 1))
+    """
     check_schedule(schedule)
     left = schedule.num_timesteps if isinstance(state.i, Tracer) else int(state.i) + 1
     check_whole("steps", steps, 0, left)

@@ -44,11 +44,24 @@ Betas = Float[np.ndarray, "timesteps"]
 
 
 class NoiseSchedule(NamedTuple):
-    """Tables of length T over the chain's entries, under OpenAI's names (guided-diffusion).
+    """The tables of a chain of T entries, as `make_schedule` and `respace` make them.
 
-    `half_log_snr` is λ = log(√ᾱ / √(1 - ᾱ)) (Lu et al. 2022), and `_prev` that of the entry
-    before. `timesteps` is the step number that the network is shown for each entry: 0 … T - 1,
-    or the kept ones after `respace`.
+    Each is [T], float64 on the host but for `timesteps`. The names are OpenAI's (guided-diffusion).
+    The property `num_timesteps` is T; `len` counts the tables.
+
+    Attributes:
+      betas, log_betas: β_t, the variance added at entry t, and its logarithm, finite everywhere.
+      alphas_cumprod, alphas_cumprod_prev: ᾱ_t, and ᾱ_{t-1}: 1, or `final_alpha_cumprod`, at t = 0.
+      sqrt_alphas_cumprod: √ᾱ_t, the share of x_0 in x_t.
+      sqrt_one_minus_alphas_cumprod: √(1 - ᾱ_t), the standard deviation of the noise in x_t.
+      log_one_minus_alphas_cumprod: log(1 - ᾱ_t).
+      sqrt_recip_alphas_cumprod, sqrt_recipm1_alphas_cumprod: √(1 / ᾱ_t) and √(1 / ᾱ_t - 1).
+      posterior_variance: β̃_t, the variance of q(x_{t-1} | x_t, x_0); 0 where ᾱ_{t-1} = 1.
+      posterior_log_variance_clipped: log β̃_t; where β̃_0 = 0, entry 0 takes the value of entry 1.
+      posterior_mean_coef1, posterior_mean_coef2: factors of x_0 and x_t in the posterior's mean.
+      half_log_snr, half_log_snr_prev: λ = log(√ᾱ / √(1 - ᾱ)) (Lu et al. 2022) at t and t - 1.
+      timesteps: the step number that the network is given, int [T]: 0 … T - 1, or the kept ones
+        after `respace`.
     """
 
     betas: Table
@@ -78,7 +91,17 @@ class NoiseSchedule(NamedTuple):
 
 
 def linear_beta_schedule(timesteps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> Betas:
-    """β linear in t (Ho et al. 2020, §4)."""
+    """β linear in t, float64 [T] (Ho et al. 2020, §4).
+
+    Args:
+      timesteps: T. The default β fit T = 1000; for another T, multiply both by 1000 / T.
+      beta_start, beta_end: the first and the last β.
+
+    Examples:
+      >>> schedule = ddpm.make_schedule(ddpm.linear_beta_schedule(1000))
+      >>> round(float(schedule.sqrt_alphas_cumprod[-1]), 5)  # the share of the image in x_T
+      0.00635
+    """
     check_whole("timesteps", timesteps, 1)
     return np.linspace(beta_start, beta_end, timesteps, dtype=np.float64)
 
@@ -86,13 +109,33 @@ def linear_beta_schedule(timesteps: int, beta_start: float = 1e-4, beta_end: flo
 def scaled_linear_beta_schedule(
     timesteps: int, beta_start: float = 1e-4, beta_end: float = 0.02
 ) -> Betas:
-    """√β linear in t (Rombach et al. 2022)."""
+    """√β linear in t, float64 [T] (Rombach et al. 2022).
+
+    Args:
+      timesteps: T.
+      beta_start, beta_end: the first and the last β; Stable Diffusion has 0.00085 and 0.012.
+
+    Examples:
+      >>> ddpm.scaled_linear_beta_schedule(3, 0.01, 0.09).round(6)
+      array([0.01, 0.04, 0.09])
+    """
     check_whole("timesteps", timesteps, 1)
     return np.linspace(beta_start**0.5, beta_end**0.5, timesteps, dtype=np.float64) ** 2
 
 
 def cosine_beta_schedule(timesteps: int, s: float = 0.008, max_beta: float = 0.999) -> Betas:
-    """ᾱ a squared cosine (Nichol & Dhariwal 2021, eq. 17), β clipped at `max_beta`."""
+    """β for which ᾱ is a squared cosine, float64 [T] (Nichol & Dhariwal 2021, eq. 17).
+
+    Args:
+      timesteps: T; the defaults suit any.
+      s: offset that keeps β from vanishing near t = 0.
+      max_beta: upper limit of β, which the last entry reaches.
+
+    Examples:
+      >>> schedule = ddpm.make_schedule(ddpm.cosine_beta_schedule(1000))
+      >>> round(float(schedule.alphas_cumprod[499]), 2), float(schedule.betas[-1])
+      (0.49, 0.999)
+    """
     alpha_bar = np.cos((_time(timesteps) + s) / (1 + s) * np.pi / 2) ** 2
     return np.minimum(_betas(alpha_bar), max_beta)
 
@@ -100,17 +143,38 @@ def cosine_beta_schedule(timesteps: int, s: float = 0.008, max_beta: float = 0.9
 def sigmoid_beta_schedule(
     timesteps: int, start: float = -3.0, end: float = 3.0, tau: float = 1.0
 ) -> Betas:
-    """ᾱ a sigmoid scaled to run from 1 to 0 (Jabri et al. 2022, Algorithm 4), β below 0.999."""
+    """β for which ᾱ is a sigmoid from 1 to 0, float64 [T] (Jabri et al. 2022, Algorithm 4).
+
+    Args:
+      timesteps: T; the defaults suit any. β is at most 0.999.
+      start, end, tau: the part of the sigmoid that is used, and its temperature.
+
+    Examples:
+      >>> schedule = ddpm.make_schedule(ddpm.sigmoid_beta_schedule(1000))
+      >>> round(float(schedule.alphas_cumprod[499]), 6)  # a sigmoid is symmetric
+      0.5
+    """
     sigmoid = 1 / (1 + np.exp(-(start + _time(timesteps) * (end - start)) / tau))
     alpha_bar = (sigmoid[-1] - sigmoid) / (sigmoid[-1] - sigmoid[0])
     return np.minimum(_betas(alpha_bar), 0.999)
 
 
 def rescale_zero_terminal_snr(betas: Any) -> Betas:
-    """Shift and scale √ᾱ so that the last step is pure noise (Lin et al. 2024, Algorithm 1).
+    """β whose √ᾱ is shifted and scaled so that x_T is pure noise (Lin et al. 2024, Algorithm 1).
 
     The first ᾱ is kept and the last becomes 0, so the last β is 1. A network that predicts ε
     knows nothing at that step: train it with `"v_prediction"`.
+
+    Args:
+      betas: β of any schedule, [T].
+
+    Raises:
+      ValueError: `betas` does not fit, as in `make_schedule`.
+
+    Examples:
+      >>> betas = ddpm.rescale_zero_terminal_snr(ddpm.linear_beta_schedule(1000))
+      >>> ddpm.make_schedule(betas).alphas_cumprod[[0, -1]]
+      array([0.9999, 0.    ])
     """
     sqrt_alpha_bar = np.sqrt(np.cumprod(1 - _valid(betas)))
     if sqrt_alpha_bar.size == 1:
@@ -121,10 +185,19 @@ def rescale_zero_terminal_snr(betas: Any) -> Betas:
 
 
 def make_schedule(betas: Any) -> NoiseSchedule:
-    """All tables of the forward process and its posterior, from β of shape [T].
+    """All tables of the forward process and its posterior.
 
-    Raises `ValueError` unless every β (not α = 1 - β, nor ᾱ) lies in (0, 1] and is large enough to
-    change 1 - β in float64. Only the last β may be 1: then x_T is pure noise.
+    Args:
+      betas: β (not α = 1 - β, nor ᾱ), [T], for example from `linear_beta_schedule`.
+
+    Raises:
+      ValueError: a β lies outside (0, 1] or is too small to change 1 - β in float64. Only the last
+        may be 1: then x_T is pure noise.
+
+    Examples:
+      >>> schedule = ddpm.make_schedule([0.5, 0.5])
+      >>> schedule.num_timesteps, schedule.alphas_cumprod
+      (2, array([0.5 , 0.25]))
     """
     betas = _valid(betas)
     return _tables(np.cumprod(1 - betas), np.arange(betas.size), betas=betas)
@@ -133,15 +206,27 @@ def make_schedule(betas: Any) -> NoiseSchedule:
 def spaced_timesteps(
     timesteps: int, steps: int | str, spacing: Spacing = "leading"
 ) -> Int[np.ndarray, "steps"]:
-    """The entries that a chain of `steps` keeps of `timesteps`, ascending.
+    """The entries that a chain of `steps` keeps of `timesteps`, ascending, int [steps].
 
-    As in Lin et al. 2024, Table 2: `"leading"` counts up from 0, `"trailing"` down from
-    T - 1, and `"linspace"` holds both ends. Rounding is diffusers'.
+    Pass them to `respace`, which makes the short chain.
 
-    A string is OpenAI's `timestep_respacing`, spacing included: `"250"` holds both ends,
-    `"10,15,20"` has so many steps in each equal part of the chain and both ends of each part,
-    `"ddim25"` has every n-th entry, 25 in all, and `""` has all. Raises `ValueError` if there are
-    no such steps.
+    Args:
+      timesteps: T of the training schedule.
+      steps: number of entries to keep, 1 … T; or OpenAI's `timestep_respacing`, spacing included:
+        `"250"` keeps both ends, `"10,15,20"` so many entries of each equal part of the chain with
+        both ends of each, `"ddim25"` every n-th entry, 25 in all, and `""` all.
+      spacing: `"leading"` counts up from 0, `"trailing"` down from T - 1, and `"linspace"` keeps
+        both ends (Lin et al. 2024, Table 2); rounded as diffusers does. For few steps use
+        `"trailing"`: a `"leading"` chain starts below T - 1, where the image still shows.
+
+    Raises:
+      ValueError: `steps` lies outside 1 … T, or there are no such entries.
+
+    Examples:
+      >>> ddpm.spaced_timesteps(1000, 4)
+      array([  0, 250, 500, 750])
+      >>> ddpm.spaced_timesteps(1000, 4, "trailing")
+      array([249, 499, 749, 999])
     """
     check_whole("timesteps", timesteps, 1)
     if isinstance(steps, str):
@@ -182,19 +267,30 @@ def _respacing(timesteps: int, words: str) -> np.ndarray:
 def respace(
     schedule: NoiseSchedule, timesteps: Any, *, final_alpha_cumprod: float = 1.0
 ) -> NoiseSchedule:
-    """The schedule of the chain that visits only the entries `timesteps` (ascending) of this one.
+    """The schedule of a shorter chain, which visits only some entries: sampling in fewer steps.
 
-    A strided chain is a shorter chain with β_i = 1 - ᾱ_i / ᾱ_{i-1} over the kept entries
-    (Nichol & Dhariwal 2021, §4). Every sampler runs on it unchanged, since "the previous timestep"
-    is always entry i - 1.
+    A strided chain is a shorter chain with β_i = 1 - ᾱ_i / ᾱ_{i-1} over the kept entries (Nichol &
+    Dhariwal 2021, §4). Every sampler runs on it unchanged, and the network still gets the timesteps
+    of its training. `classifier_guidance` and `reconstruction_guidance` take the full schedule.
 
-    `final_alpha_cumprod` is ᾱ at the end of the chain: 1 is the image itself; a smaller value, not
-    below ᾱ of the first kept entry, leaves some noise (ᾱ_0 is diffusers' `set_alpha_to_one=False`
-    and `"sigma_min"`). Raises `ValueError` for values out of range or not ascending.
+    Args:
+      schedule: the schedule of training.
+      timesteps: the entries to keep, ascending, [steps], for example from `spaced_timesteps`.
+      final_alpha_cumprod: ᾱ at the end of the chain. 1 is the image itself; a smaller value, at
+        least ᾱ of the first kept entry, leaves some noise (ᾱ_0 is diffusers'
+        `set_alpha_to_one=False` and `"sigma_min"`).
 
-    >>> schedule = ddpm.make_schedule(ddpm.linear_beta_schedule(1000))
-    >>> ddpm.respace(schedule, ddpm.spaced_timesteps(1000, 4, "trailing")).timesteps
-    array([249, 499, 749, 999])
+    Raises:
+      ValueError: the entries are not ascending or a value is out of range.
+
+    Examples:
+      >>> schedule = ddpm.make_schedule(ddpm.linear_beta_schedule(1000))
+      >>> chain = ddpm.respace(schedule, ddpm.spaced_timesteps(1000, 4, "trailing"))
+      >>> chain.num_timesteps, chain.timesteps
+      (4, array([249, 499, 749, 999]))
+      >>> denoise_fn = lambda x_t, t: 0.1 * x_t  # your network, given t = 999, 749, 499, 249
+      >>> ddpm.p_sample_loop(jax.random.key(0), chain, denoise_fn, (2, 8, 8, 1)).shape
+      (2, 8, 8, 1)
     """
     check_schedule(schedule)
     kept = np.asarray(timesteps)
@@ -209,10 +305,22 @@ def respace(
 def extract(
     table: Real[_Array, "timesteps"] | Bool[_Array, "timesteps"], t: Timestep, x: AnyArray
 ) -> Array:
-    """`table[t]` in the dtype of `x`, shaped [batch, 1, 1, …] to meet it.
+    """`table[t]` in the dtype of `x`, shaped [batch, 1, 1, …] to multiply it.
 
-    The gather runs on the device. Concrete entries out of range, which JAX would clamp in silence,
-    raise `ValueError`.
+    The gather runs on the device. JAX alone would clamp entries out of range in silence.
+
+    Args:
+      table: a table of a schedule, [T].
+      t: entries of the chain, 0 … T - 1, [batch] or [] for all.
+      x: a floating array [batch, …].
+
+    Raises:
+      ValueError: `x` is not floating, or `t` has another shape or a concrete entry out of range.
+
+    Examples:
+      >>> schedule, x = ddpm.make_schedule([0.5, 0.5]), jnp.ones((2, 8, 8, 3))
+      >>> ddpm.extract(schedule.alphas_cumprod, jnp.array([0, 1]), x).shape
+      (2, 1, 1, 1)
     """
     dtype = jnp.result_type(x)
     if not jnp.issubdtype(dtype, jnp.floating):

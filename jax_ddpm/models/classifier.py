@@ -26,9 +26,9 @@ class NoisyClassifier(nn.Module):
     Attributes:
       sample_size: image size; only the pool `"attention"` depends on it.
       in_channels, num_classes: channels of the images, and number of classes.
-      block_out_channels, down_block_types, layers_per_block, attention_head_dim,
-        resnet_time_scale_shift, downsample_type, time_embedding_dim, time_proj_dim, dtype,
-        param_dtype, precision: as in `UNet`.
+      block_out_channels, down_block_types, layers_per_block, attention_head_dim: as in `UNet`.
+      resnet_time_scale_shift, downsample_type, time_embedding_dim, time_proj_dim: as in `UNet`.
+      dtype, param_dtype, precision: as in `UNet`.
       pool: how the last features become one vector per image. `"attention"`: a token attends to
         all pixels; `"adaptive"`: their mean; `"spatial"`, `"spatial_v2"`: the means of all blocks'
         features, then a hidden layer with ReLU, or with a norm and SiLU.

@@ -27,10 +27,11 @@ class SimpleUNet(nn.Module):
       channels: channels of the images.
       dtype, param_dtype, precision: as in `UNet`.
 
-    >>> model, x, t = ddpm.SimpleUNet(), jnp.zeros((2, 8, 8, 3)), jnp.array([0, 199])
-    >>> variables = jax.jit(model.init)(jax.random.key(0), x, t)
-    >>> model.apply(variables, x, t).shape
-    (2, 8, 8, 3)
+    Examples:
+      >>> model, x, t = ddpm.SimpleUNet(), jnp.zeros((2, 8, 8, 3)), jnp.array([0, 199])
+      >>> variables = jax.eval_shape(model.init, jax.random.key(0), x, t)  # shapes alone
+      >>> jax.eval_shape(model.apply, variables, x, t).shape
+      (2, 8, 8, 3)
     """
 
     channels: int = 3

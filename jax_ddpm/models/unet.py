@@ -77,7 +77,8 @@ class UNet(nn.Module):
       time_embedding_dim: channels of the time embedding; None means 4 × `block_out_channels[0]`.
       time_proj_dim: number of sinusoids; None means `block_out_channels[0]`.
       time_scale: factor on t before the sinusoids.
-      flip_sin_to_cos, freq_shift: see `models.layers.TimeEmbedding`.
+      flip_sin_to_cos: whether cosines come before sines.
+      freq_shift: 1 makes the sinusoids' last frequency exactly 1e-4; 0 stops just above it.
       num_class_embeds: number of labels, including the null label of guidance; None for none.
       center_input_sample: whether images in [0, 1] are mapped to [-1, 1] first.
       dtype: dtype of the computation; None means that of inputs and parameters.
@@ -85,14 +86,14 @@ class UNet(nn.Module):
       precision: of matrix products; GPUs and TPUs use TF32 or bfloat16 unless `"highest"`.
       remat: whether gradients recompute each layer's activations instead of storing them.
 
-    >>> import jax, jax.numpy as jnp
-    >>> kinds = {"down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"]}
-    >>> model = UNet(block_out_channels=[32], num_class_embeds=11, **kinds)
-    >>> x, t, labels = jnp.zeros((2, 8, 8, 3)), jnp.array([0, 999]), jnp.array([3, 10])
-    >>> init = lambda key: model.init(key, x, t, labels)  # call jax.jit(init)(key) for weights
-    >>> variables = jax.eval_shape(init, jax.random.key(0))
-    >>> jax.eval_shape(model.apply, variables, x, t, labels).shape
-    (2, 8, 8, 3)
+    Examples:
+      >>> kinds = {"down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"]}
+      >>> model = ddpm.UNet(block_out_channels=[32], num_class_embeds=11, **kinds)
+      >>> x, t, labels = jnp.zeros((2, 8, 8, 3)), jnp.array([0, 999]), jnp.array([3, 10])
+      >>> init = lambda key: model.init(key, x, t, labels)  # call jax.jit(init)(key) for weights
+      >>> variables = jax.eval_shape(init, jax.random.key(0))
+      >>> jax.eval_shape(model.apply, variables, x, t, labels).shape
+      (2, 8, 8, 3)
     """
 
     sample_size: int | Sequence[int] | None = None
