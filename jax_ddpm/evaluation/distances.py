@@ -187,8 +187,11 @@ def precision_recall(real: Rows, generated: Rows, k: int = 3) -> PrecisionRecall
 
 
 def nearest_distances(x: Rows, y: Rows | None = None) -> np.ndarray:
-    """Euclidean distance of each row of `x` to the nearest of `y`, or without `y` to the nearest
-    other row of `x`; float64 [sample].
+    """Euclidean distance of each row to its nearest neighbour, float64 [sample].
+
+    Args:
+      x: features [sample, feature].
+      y: the possible neighbours, [other, feature]. Default: the other rows of `x`.
 
     Examples:
       >>> evaluation.nearest_distances(np.array([[0.0, 0], [3, 4]]), np.array([[0.0, 1]]))

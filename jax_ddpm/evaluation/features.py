@@ -287,6 +287,10 @@ def statistics(features: Rows) -> Statistics:
 def save_statistics(path: PathLike, found: Statistics) -> None:
     """Write `mu` and `sigma` as pytorch-fid does, a .npz, and `num`, whole or not at all.
 
+    Args:
+      path: the file.
+      found: from `statistics`, or of your own arrays.
+
     Examples:
       >>> evaluation.save_statistics("real.npz", evaluation.statistics(np.array([[1.0, 2]])))
       >>> evaluation.load_statistics("real.npz").mu
@@ -298,7 +302,10 @@ def save_statistics(path: PathLike, found: Statistics) -> None:
 
 def load_statistics(path: PathLike) -> Statistics:
     """Read `mu` and `sigma` from a .npz of `save_statistics`, pytorch-fid or guided-diffusion.
-    Raises `ValueError` naming a file that is missing, damaged or another."""
+
+    Raises:
+      ValueError: the file at `path` is missing, damaged, or has no such arrays.
+    """
     try:
         with open(path, "rb") as file, np.load(file) as content:
             mu, sigma = (np.asarray(content[name], np.float64) for name in ("mu", "sigma"))

@@ -153,8 +153,9 @@ def layers_from_torch(state_dict: Mapping[str, Any], kinds: Mapping[str, LayerKi
 
 
 def simple_unet_from_torch(state_dict: Mapping[str, Any]) -> Variables:
-    """Variables of `SimpleUNet` from the PyTorch tutorial's state dict: tensors (on the CPU) or
-    arrays by name, whose dtype is kept.
+    """Variables of `SimpleUNet` from the PyTorch tutorial's `state_dict`.
+
+    Its tensors (on the CPU) or arrays keep their dtype.
 
     Raises:
       ValueError: a tensor is missing, unknown or misshapen; the message names it.

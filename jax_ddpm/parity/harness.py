@@ -108,7 +108,11 @@ def _cells(result: Result | None) -> tuple[str, str]:
 
 
 def run_case(case: Case, dtype: DType) -> Result:
-    """Run both sides of a case in `dtype`, "float64" or "float32"; needs `jax_enable_x64`.
+    """Run both sides of a certified comparison. Needs `jax_enable_x64`.
+
+    Args:
+      case: one of `CASES`.
+      dtype: "float64" or "float32".
 
     Returns:
       `kind`, `name`, `dtype`, `error`, `tolerance`, `worst` (array's path), `seconds`, `passed`.

@@ -48,7 +48,7 @@ def device_mesh(batch_size: int, *, fsdp: int = 1, devices: Sequence[Any] | None
 
 
 def data_sharding(mesh: Mesh) -> NamedSharding:
-    """The sharding of a batch, or of samples: the leading axis is split over all devices."""
+    """The sharding of a batch, or of samples: the leading axis is split over all of `mesh`."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
