@@ -1,0 +1,129 @@
+"""The pages of the site: the repository's READMEs and notebooks, and a reference from docstrings.
+
+Each page keeps its path in the repository, so the links between pages work unchanged. A notebook,
+and a source file that a page links to, becomes a page too, under its path with the suffix `.md`.
+"""
+
+import json
+import re
+from pathlib import Path
+from posixpath import dirname, join, normpath
+
+import griffe
+from mkdocs.plugins import get_plugin_logger
+from mkdocs.structure.files import File
+
+ROOT = Path(__file__).parent.parent
+PAGES = ["*.md", "jax_ddpm/**/*.md", "benchmarks/**/*.md", "benchmarks/**/*.png", "*/*.ipynb"]
+PACKAGES = ["jax_ddpm"] + [
+    f"jax_ddpm.{room}" for room in ("training", "runs", "data", "interop", "evaluation", "parity")
+]
+SOURCE_LINK = re.compile(r"(\]\()([^)#:]+)\.(py|ipynb)\)")
+JOINED = re.compile(r"(?m)(?<=^  )\w+(,\s+\w+)+:")
+NAME = re.compile(r"(?<!<b>)<code>(?:(?:jax_)?ddpm\.)?([\w.]+)(?:\([^<]*\))?</code>(?!</a)")
+
+
+def listed(package):
+    """The comments and the names in `__all__`, as pairs of which one is empty."""
+    source = (ROOT / package.replace(".", "/") / "__init__.py").read_text()
+    return re.findall(r'# (.+)|"(\w+)"', re.search(r"__all__ = \[(.*?)\]", source, re.S)[1])
+
+
+TARGETS = {f"{package}.{name}" for package in PACKAGES for _, name in listed(package) if name}
+TARGETS.difference_update(PACKAGES)
+
+
+def on_files(files, config):
+    def add(path, content):
+        files.append(File.generated(config, path, content=content))
+
+    def add_text(path, text):
+        add(path, SOURCE_LINK.sub(r"\1\2.md)", text))
+        for _, target, suffix in SOURCE_LINK.findall(text):
+            target = normpath(join(dirname(path), target))
+            source = ROOT / f"{target}.{suffix}"
+            if suffix == "py" and source.exists() and f"{target}.md" not in files.src_uris:
+                add(f"{target}.md", f"# {source.name}\n\n```python\n{source.read_text()}```\n")
+
+    for path in sorted(path for pattern in PAGES for path in ROOT.glob(pattern)):
+        name = path.relative_to(ROOT).as_posix()
+        if path.suffix == ".md":
+            text = path.read_text()
+            add_text(name, linked(text) if name == "jax_ddpm/README.md" else text)
+        elif path.suffix == ".ipynb":
+            add_text(name.replace(".ipynb", ".md"), notebook(path.read_text()))
+        else:
+            add(name, path.read_bytes())
+    for package in PACKAGES:
+        add(f"reference/{package.removeprefix('jax_ddpm.')}.md", reference(package))
+    return files
+
+
+def notebook(text):
+    """A notebook in Markdown, its pictures inside."""
+    parts = []
+    for cell in json.loads(text)["cells"]:
+        source = "".join(cell["source"])
+        parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+        for output in cell.get("outputs", []):
+            data = output.get("data", {"text/plain": output.get("text", "")})
+            if "image/png" in data:
+                base64 = "".join(data["image/png"]).replace("\n", "")
+                parts.append(f"![](data:image/png;base64,{base64})")
+            else:
+                parts.append(f"``` {{.text .output}}\n{''.join(data['text/plain']).rstrip()}\n```")
+    return "\n\n".join(parts)
+
+
+def reference(package):
+    """An entry for each name in `__all__`, in its order, under the comments there as headings."""
+    options = "{heading_level: 1, show_root_full_path: true, members: []}"
+    parts = [f"::: {package}\n    options: {options}"]
+    for comment, name in listed(package):
+        if comment:
+            parts.append(f"## {comment[0].upper()}{comment[1:]}")
+        elif f"{package}.{name}" in TARGETS:
+            parts.append(f"::: {package}.{name}")
+    return "\n\n".join(parts)
+
+
+def linked(text):
+    """The index: a name that opens a row or an item links to its entry, or the build fails."""
+    package, lines = "jax_ddpm", []
+    for line in text.splitlines():
+        if heading := re.match(r"#.*?\b(jax_ddpm[\w.]*)", line):
+            package = heading[1]
+        lines.append(re.sub(r"^(\| |[-*] )(`(\w+).*?`)", rf"\1[\2][{package}.\3]", line))
+    return "\n".join(lines)
+
+
+def on_page_content(html, page, config, files):
+    """Other mentions link too: `ddim`, `runs.fit`, and `fit` alone on the page of its package."""
+    here = page.file.src_uri.removeprefix("reference/").removesuffix(".md")
+
+    def link(code):
+        for path in (f"jax_ddpm.{here}.{code[1]}", f"jax_ddpm.{code[1]}"):
+            if path in TARGETS:
+                return f'<autoref identifier="{path}">{code[0]}</autoref>'
+        return code[0]
+
+    return html if here.startswith("torch_reference/") else NAME.sub(link, html)
+
+
+class Names(griffe.Extension):
+    """Reads `a, b: …` as a description of both, and warns of names that the code lacks."""
+
+    def on_object(self, *, obj, **others):
+        if obj.is_attribute and len(str(obj.value)) > 100:
+            obj.value = None  # a table such as RECIPES, too long for a signature
+        if obj.docstring is None:
+            return
+        obj.docstring.value = JOINED.sub(lambda a: "".join(a[0].split()), obj.docstring.value)
+        known = {*obj.members, *(parameter.name for parameter in getattr(obj, "parameters", ()))}
+        for section in obj.docstring.parsed:
+            if section.kind.value in ("parameters", "attributes"):
+                for entry in section.value:
+                    names = entry.name.split(",")
+                    entry.name = ", ".join(names)
+                    if unknown := {name.lstrip("*") for name in names} - known:
+                        get_plugin_logger("docstrings").warning(f"{obj.path} has no {unknown}")
