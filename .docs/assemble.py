@@ -82,7 +82,9 @@ def reference(package):
     for comment, name in listed(package):
         if comment:
             parts.append(f"## {comment[0].upper()}{comment[1:]}")
-        elif f"{package}.{name}" in TARGETS:
+        elif f"{package}.{name}" in PACKAGES:
+            parts.append(f"[`{name}`][{package}.{name}]")
+        else:
             parts.append(f"::: {package}.{name}")
     return "\n\n".join(parts)
 
