@@ -15,9 +15,8 @@ from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["*.md", "jax_ddpm/**/*.md", "benchmarks/**/*.md", "benchmarks/**/*.png", "*/*.ipynb"]
-PACKAGES = ["jax_ddpm"] + [
-    f"jax_ddpm.{room}" for room in ("training", "runs", "data", "interop", "evaluation", "parity")
-]
+ROOMS = ["training", "runs", "data", "interop", "evaluation", "parity", "models", "cpu"]
+PACKAGES = ["jax_ddpm", *(f"jax_ddpm.{room}" for room in ROOMS)]
 SOURCE_LINK = re.compile(r"(\]\()([^)#:]+)\.(py|ipynb)\)")
 JOINED = re.compile(r"(?m)(?<=^  )\w+(,\s+\w+)+:")
 NAME = re.compile(r"(?<!<b>)<code>(?:(?:jax_)?ddpm\.)?([\w.]+)(?:\([^<]*\))?</code>(?!</a)")
@@ -29,8 +28,7 @@ def listed(package):
     return re.findall(r'# (.+)|"(\w+)"', re.search(r"__all__ = \[(.*?)\]", source, re.S)[1])
 
 
-TARGETS = {f"{package}.{name}" for package in PACKAGES for _, name in listed(package) if name}
-TARGETS.difference_update(PACKAGES)
+PUBLIC = {f"{package}.{name}" for package in PACKAGES for _, name in listed(package)}
 
 
 def on_files(files, config):
@@ -48,14 +46,13 @@ def on_files(files, config):
     for path in sorted(path for pattern in PAGES for path in ROOT.glob(pattern)):
         name = path.relative_to(ROOT).as_posix()
         if path.suffix == ".md":
-            text = path.read_text()
-            add_text(name, linked(text) if name == "jax_ddpm/README.md" else text)
+            add_text(name, path.read_text())
         elif path.suffix == ".ipynb":
             add_text(name.replace(".ipynb", ".md"), notebook(path.read_text()))
         else:
             add(name, path.read_bytes())
     for package in PACKAGES:
-        add(f"reference/{package.removeprefix('jax_ddpm.')}.md", reference(package))
+        add(f"reference/{package}.md", reference(package))
     return files
 
 
@@ -80,32 +77,30 @@ def reference(package):
     options = "{heading_level: 1, show_root_full_path: true, members: []}"
     parts = [f"::: {package}\n    options: {options}"]
     for comment, name in listed(package):
+        above = f"jax_ddpm.{name}"
         if comment:
             parts.append(f"## {comment[0].upper()}{comment[1:]}")
-        elif f"{package}.{name}" in PACKAGES:
-            parts.append(f"[`{name}`][{package}.{name}]")
+        elif above in PACKAGES or (above in PUBLIC and package != "jax_ddpm"):
+            link = f"[`{name}`][{above}]"
+            parts[-1:] = [f"{parts[-1]}, {link}"] if parts[-1][0] == "[" else [parts[-1], link]
         else:
             parts.append(f"::: {package}.{name}")
     return "\n\n".join(parts)
 
 
-def linked(text):
-    """The index: a name that opens a row or an item links to its entry, or the build fails."""
-    package, lines = "jax_ddpm", []
-    for line in text.splitlines():
-        if heading := re.match(r"#.*?\b(jax_ddpm[\w.]*)", line):
-            package = heading[1]
-        lines.append(re.sub(r"^(\| |[-*] )(`(\w+).*?`)", rf"\1[\2][{package}.\3]", line))
-    return "\n".join(lines)
+def on_page_markdown(text, page, config, files):
+    """A name that opens a row of the index links to its entry, or the build fails."""
+    if page.file.src_uri == "jax_ddpm/README.md":
+        return re.sub(r"(?m)^\| (`([\w.]+)`)", r"| [\1][jax_ddpm.\2]", text)
 
 
 def on_page_content(html, page, config, files):
-    """Other mentions link too: `ddim`, `runs.fit`, and `fit` alone on the page of its package."""
+    """Other mentions link too: `ddim`, `runs.fit`, and `fit` alone on the page of `runs`."""
     here = page.file.src_uri.removeprefix("reference/").removesuffix(".md")
 
     def link(code):
-        for path in (f"jax_ddpm.{here}.{code[1]}", f"jax_ddpm.{code[1]}"):
-            if path in TARGETS:
+        for path in (f"{here}.{code[1]}", f"jax_ddpm.{code[1]}"):
+            if path in PUBLIC:
                 return f'<autoref identifier="{path}">{code[0]}</autoref>'
         return code[0]
 
