@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = ["*.md", "jax_ddpm/**/*.md", "benchmarks/**/*.md", "benchmarks/**/*.png", "*/*.ipynb"]
 ROOMS = ["training", "runs", "data", "interop", "evaluation", "parity", "models", "cpu"]
 PACKAGES = ["jax_ddpm", *(f"jax_ddpm.{room}" for room in ROOMS)]
-SOURCE_LINK = re.compile(r"(\]\()([^)#:]+)\.(py|ipynb)\)")
+SOURCE_LINK = re.compile(r"(\]\()([^)#:]+)\.(py|ipynb)(?=[)#])")
 JOINED = re.compile(r"(?m)(?<=^  )\w+(,\s+\w+)+:")
 NAME = re.compile(r"(?<!<b>)<code>(?:(?:jax_)?ddpm\.)?([\w.]+)(?:\([^<]*\))?</code>(?!</a)")
 
@@ -36,7 +36,7 @@ def on_files(files, config):
         files.append(File.generated(config, path, content=content))
 
     def add_text(path, text):
-        add(path, SOURCE_LINK.sub(r"\1\2.md)", text))
+        add(path, SOURCE_LINK.sub(r"\1\2.md", text))
         for _, target, suffix in SOURCE_LINK.findall(text):
             target = normpath(join(dirname(path), target))
             source = ROOT / f"{target}.{suffix}"
