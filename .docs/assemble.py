@@ -13,6 +13,7 @@ import griffe
 from mkdocs.plugins import get_plugin_logger
 from mkdocs.structure.files import File
 
+LOG = get_plugin_logger("docstrings")
 ROOT = Path(__file__).parent.parent
 PAGES = ["*.md", "jax_ddpm/**/*.md", "benchmarks/**/*.md", "benchmarks/**/*.png", "*/*.ipynb"]
 ROOMS = ["training", "runs", "data", "interop", "evaluation", "parity", "models", "cpu"]
@@ -97,6 +98,10 @@ def on_page_markdown(text, page, config, files):
 def on_page_content(html, page, config, files):
     """Other mentions link too: `ddim`, `runs.fit`, and `fit` alone on the page of `runs`."""
     here = page.file.src_uri.removeprefix("reference/").removesuffix(".md")
+    if here in PACKAGES:
+        html = re.sub("</?em>", "_", html)  # of x̂_0 and β̃_t: docstrings have no emphasis
+        if "<blockquote>" in html:
+            LOG.warning(f"{here}: an example stands outside the section Examples")
 
     def link(code):
         for path in (f"{here}.{code[1]}", f"jax_ddpm.{code[1]}"):
@@ -123,4 +128,4 @@ class Names(griffe.Extension):
                     names = entry.name.split(",")
                     entry.name = ", ".join(names)
                     if unknown := {name.lstrip("*") for name in names} - known:
-                        get_plugin_logger("docstrings").warning(f"{obj.path} has no {unknown}")
+                        LOG.warning(f"{obj.path} has no {unknown}")
