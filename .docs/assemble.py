@@ -29,6 +29,12 @@ def listed(package):
     return re.findall(r'# (.+)|"(\w+)"', re.search(r"__all__ = \[(.*?)\]", source, re.S)[1])
 
 
+def entry(path):
+    """The name under which Griffe has a public one: `parity.compare` is also a module's."""
+    module = ROOT / f"{path.replace('.', '/')}.py"
+    return f"{path}.{module.stem}" if module.exists() else path
+
+
 PUBLIC = {f"{package}.{name}" for package in PACKAGES for _, name in listed(package)}
 
 
@@ -85,18 +91,20 @@ def reference(package):
             link = f"[`{name}`][{above}]"
             parts[-1:] = [f"{parts[-1]}, {link}"] if parts[-1][0] == "[" else [parts[-1], link]
         else:
-            parts.append(f"::: {package}.{name}")
+            parts.append(f"::: {entry(f'{package}.{name}')}")
     return "\n\n".join(parts)
 
 
 def on_page_markdown(text, page, config, files):
-    """A name that opens a row of the index links to its entry, or the build fails."""
+    """Warns of a row of the index that opens with a name that is not public."""
     if page.file.src_uri == "jax_ddpm/README.md":
-        return re.sub(r"(?m)^\| (`([\w.]+)`)", r"| [\1][jax_ddpm.\2]", text)
+        for name in re.findall(r"(?m)^\| `([\w.]+)", text):
+            if f"jax_ddpm.{name}" not in PUBLIC:
+                LOG.warning(f"jax_ddpm/README.md: {name} is not public")
 
 
 def on_page_content(html, page, config, files):
-    """Other mentions link too: `ddim`, `runs.fit`, and `fit` alone on the page of `runs`."""
+    """A public name links to its entry: `ddim`, `runs.fit`, and `fit` alone on the page of `runs`."""
     here = page.file.src_uri.removeprefix("reference/").removesuffix(".md")
     if here in PACKAGES:
         html = re.sub("</?em>", "_", html)  # of x̂_0 and β̃_t: docstrings have no emphasis
@@ -106,7 +114,7 @@ def on_page_content(html, page, config, files):
     def link(code):
         for path in (f"{here}.{code[1]}", f"jax_ddpm.{code[1]}"):
             if path in PUBLIC:
-                return f'<autoref identifier="{path}">{code[0]}</autoref>'
+                return f'<autoref identifier="{entry(path)}">{code[0]}</autoref>'
         return code[0]
 
     return html if here.startswith("torch_reference/") else NAME.sub(link, html)
