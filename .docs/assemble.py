@@ -104,7 +104,7 @@ def on_page_markdown(text, page, config, files):
 
 
 def on_page_content(html, page, config, files):
-    """A public name links to its entry: `ddim`, `runs.fit`, and `fit` alone on the page of `runs`."""
+    """A public name links to its entry: `ddim`, `runs.fit`, or `fit` on the page of `runs`."""
     here = page.file.src_uri.removeprefix("reference/").removesuffix(".md")
     if here in PACKAGES:
         html = re.sub("</?em>", "_", html)  # of x̂_0 and β̃_t: docstrings have no emphasis
